@@ -1,0 +1,210 @@
+"""Load once, ask many times."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.checkpoint import LoadReport, load_checkpoint
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings, Prediction, predict
+from bertqa.features import WindowSettings, make_windows
+from bertqa.hub import find_checkpoint
+from bertqa.model import BertForQuestionAnswering
+from bertqa.runtime import Runtime, start_runtime
+from bertqa.squad import Example
+from bertqa.tokenization import BertTokenizer
+
+_AT_ONCE = 1024  # questions that are cut into windows together
+
+
+def weights_dir() -> Path:
+    """The folder weights/ of the source tree; of the current folder, if there is no such tree."""
+    tree = Path(__file__).resolve().parent.parent
+    return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
+
+
+def find_folder(name: str, *, allow_bin: bool = False) -> Path:
+    """The checkpoint folder of a path, a name under weights/, or a name on the hub.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
+
+
+def load_for_training(
+    name: str, *, seed: int = 42, allow_bin: bool = False
+) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
+    """The model and tokenizer of a name; S and E are drawn afresh, by ``seed``, if it has none.
+
+    Raises:
+        UserError: it is not to be had, corrupt, or no BERT.
+    """
+    torch.manual_seed(seed)
+    return _load(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
+
+
+def _load(
+    folder: Path, allow_bin: bool, require_head: bool
+) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
+    model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
+    tokenizer = BertTokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but the model in {folder} has "
+            f"{model.config.vocab_size}: the two do not belong together"
+        )
+    return model, tokenizer, report
+
+
+def check_window_fits(model: BertForQuestionAnswering, settings: WindowSettings) -> None:
+    """Refuse windows longer than the positions that the model has learned.
+
+    Raises:
+        UserError: --max_seq_length is too large.
+    """
+    limit = model.config.max_position_embeddings
+    if settings.max_seq_length > limit:
+        raise UserError(
+            f"--max_seq_length {settings.max_seq_length} is more than the {limit} positions that "
+            f"this model knows: pass {limit} or less"
+        )
+
+
+class QuestionAnswerer:
+    """A model that answers questions about texts.
+
+    ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads it and
+    ``qa(question=..., context=...)`` asks it; the result is what transformers' question-answering
+    pipeline returned until it was removed.
+
+    Attributes:
+        model, tokenizer: what was loaded.
+        windows, decoding: how contexts are cut and spans become answers.
+        runtime: device and precision.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
+        windows: WindowSettings | None = None,
+        decoding: DecodingSettings | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.windows = windows or WindowSettings(
+            max_seq_length=min(384, model.config.max_position_embeddings)
+        )
+        self.decoding = decoding or DecodingSettings()
+        self.runtime = runtime or start_runtime()
+        check_window_fits(model, self.windows)
+        # Converted once here; autocast would convert all weights again for every batch.
+        self.model = model.to(self.runtime.device, self.runtime.dtype).eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        windows: WindowSettings | None = None,
+        decoding: DecodingSettings | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        allow_bin: bool = False,
+    ) -> "QuestionAnswerer":
+        """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
+
+        Raises:
+            UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
+        """
+        runtime = start_runtime(device, precision)
+        folder = find_folder(str(name), allow_bin=allow_bin)
+        model, tokenizer, _ = _load(folder, allow_bin, require_head=True)
+        return cls(model, tokenizer, windows, decoding, runtime)
+
+    def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
+        """Answer examples in order; a stream of any length in constant memory.
+
+        Raises:
+            UserError: a question is longer than a window allows.
+        """
+        stream = iter(examples)
+        while block := list(islice(stream, _AT_ONCE)):
+            windows = make_windows(block, self.tokenizer, self.windows)
+            yield from predict(self.model, block, windows, self.decoding, self.runtime)
+
+    def __call__(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        *,
+        top_k: int = 1,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> Any:
+        """Ask one question, or several: of one context, or each of its own.
+
+        Args:
+            question: one, or several.
+            context: one, or as many as there are questions.
+            top_k: answers wanted for each question.
+            max_answer_len: most tokens of an answer; None keeps ``decoding``'s.
+            handle_impossible_answer: "" is an answer too; None keeps ``decoding``'s.
+
+        Returns:
+            For one question ``{"score", "start", "end", "answer"}``, with ``top_k`` above 1 a list
+            of them, best first; for several questions a list of that. ``score`` is the answer's
+            probability, ``start`` and ``end`` are code points of the context:
+            ``answer == context[start:end]``.
+
+        Raises:
+            UserError: an empty question or context, numbers that do not match, ``top_k`` below 1.
+        """
+        examples = _examples(question, context)
+        if top_k < 1:
+            raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
+        decoding = replace(
+            self.decoding,
+            n_best_size=max(top_k, self.decoding.n_best_size),
+            max_answer_length=max_answer_len or self.decoding.max_answer_length,
+            version_2_with_negative=self.decoding.version_2_with_negative
+            if handle_impossible_answer is None
+            else handle_impossible_answer,
+        )
+        windows = make_windows(examples, self.tokenizer, self.windows)
+        predictions = predict(self.model, examples, windows, decoding, self.runtime)
+        results = [_as_pipeline(prediction, top_k) for prediction in predictions]
+        return results[0] if isinstance(question, str) else results
+
+
+def _examples(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
+    """The questions, each with its context."""
+    questions = [question] if isinstance(question, str) else list(question)
+    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    if len(questions) != len(contexts):
+        raise UserError(
+            f"{len(questions)} questions and {len(contexts)} contexts do not match: give one "
+            "context, or as many as there are questions"
+        )
+    for name, texts in (("question", questions), ("context", contexts)):
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"the {name} is {text!r}: give a text that is not empty")
+    pairs = zip(questions, contexts, strict=True)
+    return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
+
+
+def _as_pipeline(prediction: Prediction, top_k: int) -> Any:
+    """The answer that counts first, then the runners-up, in the removed pipeline's form."""
+    chosen = next(a for a in prediction.answers if a.text == prediction.text)
+    others = [answer for answer in prediction.answers if answer is not chosen]
+    entries = [
+        {"score": a.probability, "start": a.start, "end": a.end, "answer": a.text}
+        for a in [chosen, *others][:top_k]
+    ]
+    return entries if top_k > 1 else entries[0]

@@ -1,0 +1,161 @@
+"""What train.py and infer.py share at their edge: flags, and errors as one sentence."""
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bertqa.decoding import DECODERS
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings
+from bertqa.features import WindowSettings
+from bertqa.runtime import PRECISIONS
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags may be written with - or _; a mistake is one sentence and exit code 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The flags of a command line."""
+        return self.parse_args([_with_underscores(argument) for argument in arguments])
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong without the page of usage."""
+        self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+def _with_underscores(argument: str) -> str:
+    """--top-k=3 and --top-k as --top_k=3 and --top_k."""
+    match = re.match(r"--[A-Za-z][\w-]*", argument)
+    if not match:
+        return argument
+    return "--" + match.group()[2:].replace("-", "_") + argument[match.end() :]
+
+
+def add_model_flags(parser: Parser, default: str) -> None:
+    """Which model, and where it computes."""
+    parser.add_argument(
+        "--model", default=default, metavar="NAME",
+        help="checkpoint folder, name under weights/, or name on the hub, from which it is "
+        "downloaded into weights/ (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow_bin", action="store_true",
+        help="read pytorch_model.bin, a pickle, where there is no safetensors file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", *PRECISIONS],
+        help="of the matrix products; auto takes bf16 where the processor has it (default: auto)",
+    )  # fmt: skip
+
+
+def add_window_flags(parser: Parser) -> None:
+    """How contexts are cut into windows."""
+    parser.add_argument(
+        "--max_seq_length", type=int, default=384, metavar="TOKENS",
+        help="longest window: question, context and special tokens (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--doc_stride", type=int, default=128, metavar="TOKENS",
+        help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
+        "means the step from window to window (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_query_length", type=int, metavar="TOKENS",
+        help="cut longer questions, as Google's script does with 64 (default: refuse those that "
+        "do not fit)",
+    )  # fmt: skip
+
+
+def add_decoding_flags(parser: Parser) -> None:
+    """How scores become answers."""
+    parser.add_argument(
+        "--n_best_size", type=int, default=20, metavar="N",
+        help="answers kept for each question (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_answer_length", type=int, default=30, metavar="TOKENS",
+        help="longest answer (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder", default="exact", choices=list(DECODERS),
+        help="exact: all spans; top20: run_qa's 20 best starts with 20 best ends (default: exact)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--version_2_with_negative",
+        action="store_true",
+        help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
+    )
+    parser.add_argument(
+        "--null_score_diff_threshold", type=float, metavar="X",
+        help='with --version_2_with_negative: answer "" if the null score passes the best span\'s '
+        "by more than this (default: 0)",
+    )  # fmt: skip
+
+
+def window_settings(flags: argparse.Namespace) -> WindowSettings:
+    """The window flags as settings.
+
+    Raises:
+        UserError: windows that cannot be.
+    """
+    return WindowSettings(flags.max_seq_length, flags.doc_stride, flags.max_query_length)
+
+
+def decoding_settings(flags: argparse.Namespace) -> DecodingSettings:
+    """The decoding flags as settings.
+
+    Raises:
+        UserError: values that cannot be, or that contradict each other.
+    """
+    threshold = flags.null_score_diff_threshold
+    if threshold is not None and not flags.version_2_with_negative:
+        raise UserError(
+            f"--null_score_diff_threshold {threshold} decides nothing without "
+            "--version_2_with_negative: pass both or neither"
+        )
+    return DecodingSettings(
+        flags.n_best_size,
+        flags.max_answer_length,
+        flags.decoder,
+        flags.version_2_with_negative,
+        threshold or 0.0,
+    )
+
+
+def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> int:
+    """Run a script's ``main``; its exit code.
+
+    What the user can mend becomes one sentence on stderr and exit code 2. Of several processes,
+    the first one speaks.
+    """
+    try:
+        main(flags)
+    except UserError as error:
+        if flags.debug:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") == "0":
+            # One line, whatever a file name or a library's message brought in.
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

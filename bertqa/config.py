@@ -1,0 +1,151 @@
+"""The size and the constants of one BERT, under the names that checkpoint files use.
+
+A checkpoint's ``config.json`` says what the encoder looks like. This BERT is the published one
+(Devlin et al. 2019): absolute positions, exact GELU, post-norm, bidirectional. A file that asks
+for anything else is refused by name, because loading its weights into another function would
+give wrong numbers without a word.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bertqa.errors import UserError
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """What a checkpoint's config.json says about the encoder; the defaults are BERT-base's."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_number(field.name, getattr(self, field.name), whole=field.type is int)
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}: no head size fits"
+            )
+        if self.type_vocab_size < 2:
+            raise UserError(
+                f"type_vocab_size is {self.type_vocab_size}, but question and context need two "
+                "token types: take a BERT checkpoint with 2"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """K, the width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+# Values that another BERT-like model may have and this one does not compute.
+_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+
+# Keys that say nothing about the numbers that the encoder computes.
+_HARMLESS_KEYS = set(
+    """
+    _name_or_path architectures attn_implementation _attn_implementation_autoset
+    bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    directionality dtype eos_token_id finetuning_task gradient_checkpointing id2label label2id
+    language model_id name num_labels output_attentions output_hidden_states output_past
+    pad_token_id pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
+    pooler_size_per_head pooler_type prefix problem_type return_dict sep_token_id
+    task_specific_params tie_word_embeddings tokenizer_class torch_dtype torchscript
+    transformers_version use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 - a column of 39 quoted words would hide what the list says
+)
+
+
+def _check_number(name: str, value: Any, whole: bool) -> None:
+    """Refuse what no BERT can have: no number, not positive, or a rate outside [0, 1)."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{name} is {value!r}, but must be {kind}")
+    if name.endswith("_prob"):
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value!r}, but a dropout rate lies in [0, 1)")
+    elif not 0 < value < float("inf"):
+        raise UserError(f"{name} is {value!r}, but must be a positive number")
+
+
+def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list[str]]:
+    """The config that ``entries`` describe, and the keys that nobody here understands.
+
+    Raises:
+        UserError: a value that this BERT cannot honour; the sentence names ``source`` and the key.
+    """
+    for key, allowed in _REQUIRED_VALUES.items():
+        if key in entries and entries[key] not in allowed:
+            raise UserError(
+                f"{source}: {key} is {entries[key]!r}, but this BERT computes only "
+                f"{allowed[0]!r}: take a checkpoint of the published BERT"
+            )
+    names = {field.name for field in fields(BertConfig)}
+    unknown = sorted(set(entries) - names - set(_REQUIRED_VALUES) - _HARMLESS_KEYS)
+    try:
+        return BertConfig(**{k: v for k, v in entries.items() if k in names}), unknown
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: no such file, not JSON, or no object at its top.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: a checkpoint folder needs it") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy it again") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} holds no JSON object but a {type(entries).__name__}")
+    return entries
+
+
+def load_config(folder: Path) -> tuple[BertConfig, list[str]]:
+    """Read ``config.json`` of a checkpoint folder: the config and its unknown keys.
+
+    Raises:
+        UserError: the file is missing or malformed, or asks for what this BERT is not.
+    """
+    path = folder / "config.json"
+    return parse_config(read_json_object(path), str(path))
+
+
+def config_entries(config: BertConfig) -> dict[str, Any]:
+    """The contents of a ``config.json`` from which transformers builds the same model."""
+    return {
+        "architectures": ["BertForQuestionAnswering"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "pad_token_id": 0,
+        **asdict(config),
+    }

@@ -1,0 +1,403 @@
+"""A model over a data set: answers, figures, files.
+
+Questions go through in blocks, and what is kept of a block is its answers, so the memory does not
+grow with the logits of the data set. Within a block windows are taken by length, and the answers
+come out in the order of the questions.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bertqa.batching import collate, token_budget_batches
+from bertqa.decoding import DECODERS, WindowSpans
+from bertqa.errors import UserError
+from bertqa.features import WindowSet
+from bertqa.files import write_json
+from bertqa.graphemes import snap_to_graphemes
+from bertqa.metrics import evaluate_v1, evaluate_v2
+from bertqa.model import BertForQuestionAnswering, window_losses
+from bertqa.runtime import Runtime
+from bertqa.squad import Example
+
+_BLOCK = 2048  # windows whose answers are made together
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How spans become answers; the names are run_qa's.
+
+    Attributes:
+        n_best_size: answers kept for each question.
+        max_answer_length: most tokens of an answer.
+        decoder: "exact", or "top20" for run_qa's search.
+        version_2_with_negative: "" is an answer too, where the scores of [CLS] say so.
+        null_score_diff_threshold: the answer is "" if the null score passes the best span's by
+            more than this.
+    """
+
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    decoder: str = "exact"
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_best_size", "max_answer_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} leaves no answer: give 1 or more")
+        if self.decoder not in DECODERS:
+            raise UserError(f"--decoder {self.decoder} is unknown: pass exact or top20")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to a question: ``text == context[start:end]``.
+
+    Attributes:
+        start, end: code points of the context; both 0 for "no answer", whose text is "".
+        start_logit, end_logit: S.T_start and E.T_end; their sum is the score.
+        probability: of this answer among all spans of the question (and "no answer", where that
+            is one). With the top20 decoder among the n best only, as run_qa has it.
+    """
+
+    text: str
+    start: int
+    end: int
+    start_logit: float
+    end_logit: float
+    probability: float
+
+    @property
+    def score(self) -> float:
+        """S.T_start + E.T_end."""
+        return self.start_logit + self.end_logit
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says to one question.
+
+    Attributes:
+        text: the answer; "" for no answer.
+        answers: the n best, best first; with version_2_with_negative "" is among them.
+        best_span: text of the best answer that is not "".
+        null_odds: null score minus the score of the best span; None without
+            version_2_with_negative.
+    """
+
+    id: str
+    text: str
+    answers: tuple[Answer, ...]
+    best_span: str
+    null_odds: float | None
+
+
+def predict(
+    model: BertForQuestionAnswering,
+    examples: Sequence[Example],
+    windows: WindowSet,
+    settings: DecodingSettings,
+    runtime: Runtime,
+) -> Iterator[Prediction]:
+    """Answer each example, in order; ``windows`` are those of ``examples``."""
+    for block in _blocks(windows, len(examples)):
+        results, _ = _run_block(model, windows, block, settings, runtime, with_loss=False)
+        yield from _predictions(examples, windows, block, results, settings)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for a labelled data set, and how good they are.
+
+    Attributes:
+        predictions: one for each example, in order.
+        loss: mean of the training objective over the windows.
+        metrics: the official figures (see metrics.py), in per cent.
+    """
+
+    predictions: list[Prediction]
+    loss: float
+    metrics: dict[str, float]
+
+    @property
+    def exact_match(self) -> float:
+        """EM in per cent."""
+        return self.metrics.get("exact_match", self.metrics.get("exact", math.nan))
+
+    @property
+    def f1(self) -> float:
+        """F1 in per cent."""
+        return self.metrics["f1"]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A labelled data set to measure models on.
+
+    Calling it with a model gives an ``Evaluation``. Several processes share the questions and all
+    get the whole result.
+    """
+
+    examples: Sequence[Example]
+    windows: WindowSet
+    settings: DecodingSettings
+    runtime: Runtime
+
+    def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
+        """Answer all questions and score the answers."""
+        was_training = model.training
+        model.eval()
+        predictions: list[Prediction] = []
+        loss_sum = 0.0
+        blocks = list(_blocks(self.windows, len(self.examples)))
+        for block in blocks[self.runtime.rank :: self.runtime.world_size]:
+            results, losses = _run_block(
+                model, self.windows, block, self.settings, self.runtime, with_loss=True
+            )
+            loss_sum += losses
+            predictions += _predictions(self.examples, self.windows, block, results, self.settings)
+        model.train(was_training)
+        return self._gathered(predictions, loss_sum)
+
+    def _gathered(self, predictions: list[Prediction], loss_sum: float) -> Evaluation:
+        parts = self.runtime.gather((predictions, loss_sum))
+        by_id = {prediction.id: prediction for part, _ in parts for prediction in part}
+        ordered = [by_id[example.id] for example in self.examples]
+        loss = sum(part for _, part in parts) / max(1, len(self.windows))
+        return Evaluation(ordered, loss, score(self.examples, ordered, self.settings))
+
+
+def score(
+    examples: Sequence[Example], predictions: Sequence[Prediction], settings: DecodingSettings
+) -> dict[str, float]:
+    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer."""
+    references = {example.id: example.answers or () for example in examples}
+    texts = {prediction.id: prediction.text for prediction in predictions}
+    if not settings.version_2_with_negative:
+        return evaluate_v1(texts, references)
+    odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
+    return evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+
+
+def write_predictions(
+    folder: Path,
+    predictions: Sequence[Prediction],
+    metrics: Mapping[str, float] | None,
+    settings: DecodingSettings,
+) -> list[Path]:
+    """Write run_qa's files: predictions.json, nbest_predictions.json, null_odds.json, metrics.json.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    files: dict[str, object] = {
+        "predictions.json": {p.id: p.text for p in predictions},
+        "nbest_predictions.json": {p.id: [_entry(a) for a in p.answers] for p in predictions},
+    }
+    if settings.version_2_with_negative:
+        files["null_odds.json"] = {p.id: p.null_odds for p in predictions}
+    if metrics is not None:
+        files["metrics.json"] = dict(metrics)
+    for name, content in files.items():
+        write_json(folder / name, content)
+    return [folder / name for name in files]
+
+
+def _entry(answer: Answer) -> dict[str, object]:
+    return {
+        "text": answer.text,
+        "probability": answer.probability,
+        "start_logit": answer.start_logit,
+        "end_logit": answer.end_logit,
+        "start": answer.start,
+        "end": answer.end,
+    }
+
+
+# --- windows through the model -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Examples and their windows, as two ranges."""
+
+    examples: range
+    windows: range
+
+
+@dataclass
+class _WindowResult:
+    """The spans of one window, best first, as rows of ``(score, start, end, S.T_i, E.T_j)``.
+
+    ``start`` and ``end`` are code points of the context; ``null`` is the two scores of [CLS].
+    """
+
+    spans: list[tuple[float, int, int, float, float]]
+    null: tuple[float, float]
+    log_total: float
+
+
+def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
+    """Examples in order, as many at a time as have about ``_BLOCK`` windows."""
+    owner = windows.example
+    first_example, first_window = 0, 0
+    while first_example < num_examples:
+        last_window = min(first_window + _BLOCK, len(windows))
+        last_example = int(owner[last_window - 1]) + 1
+        last_window = int(torch.searchsorted(owner, last_example))
+        yield _Block(range(first_example, last_example), range(first_window, last_window))
+        first_example, first_window = last_example, last_window
+
+
+@torch.inference_mode()
+def _run_block(
+    model: BertForQuestionAnswering,
+    windows: WindowSet,
+    block: _Block,
+    settings: DecodingSettings,
+    runtime: Runtime,
+    with_loss: bool,
+) -> tuple[list[_WindowResult], float]:
+    """The results of the block's windows, in their order, and the sum of their losses."""
+    results: dict[int, _WindowResult] = {}
+    loss_sum = 0.0
+    first = block.windows.start
+    lengths = windows.lengths[first : block.windows.stop]
+    for batch in token_budget_batches(lengths, runtime.tokens_per_batch):
+        chosen = batch + first
+        tokens = collate(windows, chosen)
+        with runtime.autocast():
+            output = model(tokens.to(runtime.device))
+        spans = DECODERS[settings.decoder](
+            output.start_logits,
+            output.end_logits,
+            tokens.lengths,
+            windows.context_places[chosen].tolist(),
+            settings.n_best_size,
+            settings.max_answer_length,
+        )
+        if with_loss:
+            labels = (windows.start_position[chosen], windows.end_position[chosen])
+            on_device = (label.long().to(runtime.device) for label in labels)
+            loss_sum += float(window_losses(output, tokens.lengths, *on_device).sum())
+        found = _window_results(windows, chosen, spans)
+        results.update(zip(chosen.tolist(), found, strict=True))
+    return [results[window] for window in block.windows], loss_sum
+
+
+def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> list[_WindowResult]:
+    """Spans of tokens to spans of characters, window by window."""
+    owner = chosen[spans.window.cpu()]
+    row = windows.contexts.bounds[windows.context_of[windows.example[owner]]] + windows.first[owner]
+    start = windows.contexts.starts[row + spans.start.cpu()].tolist()
+    end = windows.contexts.ends[row + spans.end.cpu()].tolist()
+    start_logit, end_logit = spans.start_logit.tolist(), spans.end_logit.tolist()
+    scores = (spans.start_logit + spans.end_logit).tolist()
+    rows = list(zip(scores, start, end, start_logit, end_logit, strict=True))
+    bounds = torch.searchsorted(spans.window.cpu(), torch.arange(len(chosen) + 1)).tolist()
+    nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
+    totals = spans.log_total.tolist()
+    return [
+        _WindowResult(rows[bounds[i] : bounds[i + 1]], null, total)
+        for i, (null, total) in enumerate(zip(nulls, totals, strict=True))
+    ]
+
+
+# --- windows to answers --------------------------------------------------------------------------
+
+
+def _predictions(
+    examples: Sequence[Example],
+    windows: WindowSet,
+    block: _Block,
+    results: Sequence[_WindowResult],
+    settings: DecodingSettings,
+) -> Iterator[Prediction]:
+    """One prediction for each example of the block."""
+    owners = windows.example[block.windows.start : block.windows.stop]
+    bounds = torch.searchsorted(
+        owners, torch.arange(block.examples.start, block.examples.stop + 1, dtype=torch.int32)
+    ).tolist()
+    for i, number in enumerate(block.examples):
+        yield _prediction(examples[number], results[bounds[i] : bounds[i + 1]], settings)
+
+
+def _prediction(
+    example: Example, results: Sequence[_WindowResult], settings: DecodingSettings
+) -> Prediction:
+    """Join the windows of one question."""
+    null = min((result.null for result in results), key=sum)
+    spans = _merged([span for result in results for span in result.spans], settings)
+    with_null = settings.version_2_with_negative or not spans
+    if with_null:
+        spans = _with_null(spans, null)
+    weights = _probabilities(spans, results, null, settings, with_null)
+    answers = tuple(
+        _answer(example.context, span, weight) for span, weight in zip(spans, weights, strict=True)
+    )
+    best = next((answer for answer in answers if answer.text), None)
+    best_span = best.text if best else ""
+    if not settings.version_2_with_negative:
+        return Prediction(example.id, best_span, answers, best_span, None)
+    odds = sum(null) - best.score if best else math.inf
+    text = "" if odds > settings.null_score_diff_threshold else best_span
+    return Prediction(example.id, text, answers, best_span, odds)
+
+
+_Span = tuple[float, int, int, float, float]
+_NULL_PLACE = (0, 0)
+
+
+def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
+    """The n best of all windows of a question.
+
+    The exact decoder counts a span that two windows share once, at its better score; equal scores
+    stand earliest start first, then shortest. run_qa keeps both, in the order they were found.
+    """
+    if settings.decoder == "top20":
+        return sorted(spans, key=lambda span: -span[0])[: settings.n_best_size]
+    spans = sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
+    distinct: dict[tuple[int, int], _Span] = {}
+    for span in spans:
+        distinct.setdefault(span[1:3], span)
+        if len(distinct) == settings.n_best_size:
+            break
+    return list(distinct.values())
+
+
+def _with_null(spans: list[_Span], null: tuple[float, float]) -> list[_Span]:
+    """Put "no answer" in its place among the spans; after a span of the same score."""
+    entry = (sum(null), *_NULL_PLACE, *null)
+    return sorted([*spans, entry], key=lambda span: -span[0])
+
+
+def _probabilities(
+    spans: Sequence[_Span],
+    results: Sequence[_WindowResult],
+    null: tuple[float, float],
+    settings: DecodingSettings,
+    with_null: bool,
+) -> list[float]:
+    """Of each answer, among all spans of all windows; with top20 among the answers alone."""
+    if settings.decoder == "top20":
+        totals = [span[0] for span in spans]
+    else:
+        totals = [result.log_total for result in results] + [sum(null)] * with_null
+    highest = max(totals)
+    log_total = highest + math.log(sum(math.exp(total - highest) for total in totals))
+    return [math.exp(span[0] - log_total) for span in spans]
+
+
+def _answer(context: str, span: _Span, probability: float) -> Answer:
+    _, start, end, start_logit, end_logit = span
+    if not context.isascii():
+        start, end = snap_to_graphemes(context, start, end)
+    return Answer(context[start:end], start, end, start_logit, end_logit, probability)

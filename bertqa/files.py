@@ -1,0 +1,90 @@
+"""Writing that happens whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bertqa.errors import UserError
+
+
+@contextmanager
+def said_plainly(path: Path, act: str) -> Iterator[None]:
+    """Turn the operating system's refusal (disk full, no permission) into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be {act}: {reason}; free or choose another place"
+        ) from error
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in the place of ``path`` at once.
+
+    A reader, or a run resumed after a crash, sees the old file or the new one, never half of one.
+
+    Raises:
+        UserError: it cannot be written; what was at ``path`` stands.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with said_plainly(path, "written"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            partial.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all; text stays readable text, not escapes."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    # A lone surrogate, which UTF-8 cannot hold, goes out as its escape.
+    write_file(path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace")))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it stands at ``path`` once the block has ended without an exception.
+
+    Raises:
+        UserError: it cannot be written; nothing is left at ``path``.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with said_plainly(path, "written"):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            partial.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    """Which rights new files do not get; asking means setting it for a moment."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has it: a rename may otherwise outlive the bytes it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""Exact match and F1 by the official SQuAD rules, and the exact no-answer threshold of v2.0.
+
+Follows Rajpurkar et al. 2016 (SQuAD 1.1, `evaluate-v1.1.py`) and Rajpurkar et al. 2018
+(SQuAD 2.0, `evaluate-v2.0.py`). Both compare normalised strings and take the best gold answer
+of each question. They differ in this:
+
+                                          v1.1                  v2.0
+    F1 where a side normalises to ""      0                     1 if both do, else 0
+    gold answers that normalise to ""     kept                  dropped; none left means [""]
+    a question without gold answers       an error              unanswerable: gold is [""]
+    figures                               exact_match, f1       exact, f1, per kind, best_*
+
+Where `evaluate-v2.0.py` is at fault or gives no figure, this module says what it does instead:
+`evaluate_v2` on missing predictions and on empty gold answers, `threshold_curve` on equal null
+scores.
+"""
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import groupby
+from typing import NamedTuple
+
+from bertqa.errors import UserError
+
+Metric = Callable[[str, str], float]
+
+# ASCII only: the scripts leave “ ” — ¿ in place, and so must every figure compared with theirs.
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(?:an?|the)\b")
+
+
+class ThresholdPoint(NamedTuple):
+    """Figures in percent when a question is answered "" iff its null score > threshold."""
+
+    threshold: float
+    exact: float
+    f1: float
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, drop ASCII punctuation, then the words a, an, the; squeeze whitespace.
+
+    The order matters: "a.n" becomes "an" and vanishes; "Pan-Am" becomes one word, "panam".
+    """
+    text = text.lower().translate(_WITHOUT_PUNCTUATION)
+    # A blank in the article's place: "the" may touch its neighbours, as in "off—the—record".
+    return " ".join(_ARTICLE.sub(" ", text).split())
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """1.0 if both texts are equal once normalised, else 0.0 (v1.1 and v2.0 alike)."""
+    return float(normalize_answer(prediction) == normalize_answer(gold))
+
+
+def f1(prediction: str, gold: str) -> float:
+    """F1 of the two bags of normalised words by v1.1: 0.0 if they share none, even if both empty.
+
+    So "The" against "The" has exact match 1 and F1 0.
+    """
+    predicted, wanted = (normalize_answer(text).split() for text in (prediction, gold))
+    shared = (Counter(predicted) & Counter(wanted)).total()
+    # 2PR / (P + R) with P = shared / len(predicted) and R = shared / len(wanted)
+    return 2 * shared / (len(predicted) + len(wanted)) if shared else 0.0
+
+
+def f1_v2(prediction: str, gold: str) -> float:
+    """F1 by v2.0: as `f1`, but 1.0 if both texts normalise to nothing."""
+    if not normalize_answer(prediction) and not normalize_answer(gold):
+        return 1.0
+    return f1(prediction, gold)
+
+
+def evaluate_v1(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """The figures of `evaluate-v1.1.py`: exact_match and f1 in percent, total.
+
+    predictions: question id -> answer text; ids that are not in `references` are ignored.
+    references: question id -> gold answers. One without a prediction counts as wrong.
+    Raises UserError if there are no references, or if one has no gold answer.
+    """
+    _require_references(references)
+    for qid, golds in references.items():
+        if not golds:
+            raise UserError(
+                f"question {qid!r} has no gold answer, which SQuAD v1.1 does not allow: "
+                "evaluate this data by the v2.0 rules"
+            )
+    return {
+        "exact_match": _percent(_scores(exact_match, predictions, references).values()),
+        "f1": _percent(_scores(f1, predictions, references).values()),
+        "total": float(len(references)),
+    }
+
+
+def evaluate_v2(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    null_scores: Mapping[str, float] | None = None,
+    best_non_null: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """The figures of `evaluate-v2.0.py`, in percent, with the script's keys.
+
+    exact, f1, total; the same with HasAns_ and NoAns_ for answerable and unanswerable questions,
+    where there are any. With `null_scores` and `best_non_null` (see `threshold_curve`) also
+    best_exact, best_exact_thresh, best_f1, best_f1_thresh: the highest figure over all
+    thresholds, and of the thresholds that reach it the lowest. `predictions` plays no part there.
+
+    predictions: question id -> answer text, "" for no answer. A question without a prediction
+    counts as wrong, also if it is unanswerable; the script leaves it out of the total and then
+    fails. A question whose gold answers all normalise to nothing is unanswerable; the script
+    gives it the gold answer "" too, but counts it under HasAns.
+    Raises UserError if there are no references, if only one of `null_scores` and
+    `best_non_null` is given, and as `threshold_curve` does.
+    """
+    _require_references(references)
+    golds = _gold_answers_v2(references)
+    exact = _scores(exact_match, predictions, golds)
+    overlap = _scores(f1_v2, predictions, golds)
+    kinds = {
+        "": list(golds),
+        "HasAns_": [qid for qid in golds if golds[qid] != [""]],
+        "NoAns_": [qid for qid in golds if golds[qid] == [""]],
+    }
+    figures: dict[str, float] = {}
+    for prefix, qids in kinds.items():
+        if qids:
+            figures[f"{prefix}exact"] = _percent([exact[qid] for qid in qids])
+            figures[f"{prefix}f1"] = _percent([overlap[qid] for qid in qids])
+            figures[f"{prefix}total"] = float(len(qids))
+    return figures | _best_figures(references, null_scores, best_non_null)
+
+
+def threshold_curve(
+    references: Mapping[str, Sequence[str]],
+    null_scores: Mapping[str, float],
+    best_non_null: Mapping[str, str],
+) -> list[ThresholdPoint]:
+    """The v2.0 figures at every threshold that makes a difference, in ascending order.
+
+    null_scores: question id -> score of no answer minus score of the best answer (any finite
+    scale; the script's null_odds.json). best_non_null: question id -> the best answer that is
+    not "". The first point lies below all scores, where every question is answered ""; then
+    comes one point per distinct score, the last of which answers them all.
+
+    No threshold separates equal scores, so their questions turn together. The script turns them
+    one by one and can report a best figure which its threshold does not give. Here each point
+    is, to the last bit, what `evaluate_v2` says of the predictions made with its threshold.
+    Takes O(n log n). Raises UserError if there are no references, or if one has no null score
+    or one that is not finite.
+    """
+    _require_references(references)
+    golds = _gold_answers_v2(references)
+    scores = {qid: _null_score(null_scores, qid) for qid in golds}
+    ascending = sorted(golds, key=scores.__getitem__)
+    groups = [list(group) for _, group in groupby(ascending, key=scores.__getitem__)]
+    thresholds = [_below(scores[ascending[0]]), *(scores[group[0]] for group in groups)]
+    exact = _sweep(exact_match, golds, best_non_null, groups)
+    overlap = _sweep(f1_v2, golds, best_non_null, groups)
+    return [ThresholdPoint(*point) for point in zip(thresholds, exact, overlap, strict=True)]
+
+
+def _require_references(references: Mapping[str, Sequence[str]]) -> None:
+    if not references:
+        raise UserError("there are no questions to evaluate: the references are empty")
+
+
+def _gold_answers_v2(references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Gold answers that say something; [""] for an unanswerable question."""
+    return {
+        qid: [answer for answer in answers if normalize_answer(answer)] or [""]
+        for qid, answers in references.items()
+    }
+
+
+def _scores(
+    metric: Metric, predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Score of each question against its best gold answer; 0.0 without a prediction."""
+    return {
+        qid: max(metric(predictions[qid], gold) for gold in golds) if qid in predictions else 0.0
+        for qid, golds in references.items()
+    }
+
+
+def _percent(scores: Collection[float]) -> float:
+    # fsum rounds once, so the figure depends neither on the order of the questions nor on how
+    # the sum was built up: _sweep arrives at the very same bits.
+    return 100 * math.fsum(scores) / len(scores)
+
+
+def _best_figures(
+    references: Mapping[str, Sequence[str]],
+    null_scores: Mapping[str, float] | None,
+    best_non_null: Mapping[str, str] | None,
+) -> dict[str, float]:
+    """The four best_* figures; none if there are no null scores."""
+    if null_scores is None and best_non_null is None:
+        return {}
+    if null_scores is None or best_non_null is None:
+        raise UserError("the best threshold needs both null_scores and best_non_null: give both")
+    curve = threshold_curve(references, null_scores, best_non_null)
+    # max keeps the first of equals: the lowest threshold, as in the script.
+    top_exact = max(curve, key=lambda point: point.exact)
+    top_f1 = max(curve, key=lambda point: point.f1)
+    return {
+        "best_exact": top_exact.exact,
+        "best_exact_thresh": top_exact.threshold,
+        "best_f1": top_f1.f1,
+        "best_f1_thresh": top_f1.threshold,
+    }
+
+
+def _null_score(null_scores: Mapping[str, float], qid: str) -> float:
+    if qid not in null_scores:
+        raise UserError(f"question {qid!r} has no null score: give one for every question")
+    score = float(null_scores[qid])
+    if not math.isfinite(score):
+        raise UserError(f"the null score of question {qid!r} is {score}: it must be finite")
+    return score
+
+
+def _below(score: float) -> float:
+    # One less, so that a threshold written with few digits still lies below; among scores so
+    # large that one less changes nothing, the next smaller float.
+    return min(score - 1.0, math.nextafter(score, -math.inf))
+
+
+def _sweep(
+    metric: Metric,
+    golds: Mapping[str, Sequence[str]],
+    best_non_null: Mapping[str, str],
+    groups: Iterable[Sequence[str]],
+) -> list[float]:
+    """Percentages with every question answered "", then as one group after another is answered.
+
+    The running sum is kept in fractions: exact, so that no rounding gathers over the groups.
+    """
+    silent = _scores(metric, dict.fromkeys(golds, ""), golds)
+    spoken = _scores(metric, best_non_null, golds)
+    total = Fraction(math.fsum(silent.values()))
+    percentages = [100 * float(total) / len(golds)]
+    for group in groups:
+        total += sum(Fraction(spoken[qid]) - Fraction(silent[qid]) for qid in group)
+        percentages.append(100 * float(total) / len(golds))
+    return percentages

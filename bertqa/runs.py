@@ -1,0 +1,204 @@
+"""The folder of a training run: what stands in it, and how a stopped run goes on.
+
+    config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
+    predictions.json, nbest_predictions.json ...         its answers to the validation questions
+    run.json                                             settings, data, versions: what was run
+    log.jsonl                                            one line for each logged step
+    checkpoints/step-00000500/                           all that is needed to go on from there
+
+Everything is written whole or not at all, and nothing is pickled.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
+from bertqa.config import read_json_object
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings, Evaluation, write_predictions
+from bertqa.files import new_folder, said_plainly, write_json, write_text
+from bertqa.model import BertForQuestionAnswering
+from bertqa.tokenization import BertTokenizer
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+# A run may go on with others of these: they change no number, but for windows_per_step, which has
+# a line of its own in run.json and must stay.
+_FREE_SETTINGS = (
+    "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself besides weights and optimiser; kept in each checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        recent_losses: of the steps since the last log line.
+        loss_sum, loss_count: of the logged steps since the last evaluation.
+        evaluations: a row for each evaluation, see ``evaluation_table``.
+        best_f1: of the model kept at the folder's top; None before the first evaluation.
+        scaler: state of the fp16 loss scaler; empty for other precisions.
+    """
+
+    step: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_f1: float | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: it is made by ``start``.
+        description: goes into run.json; its parts "settings" and "data" decide whether a run that
+            is resumed is the same run.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path, self.description = path, description
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def check_free(self, resume: bool) -> None:
+        """See that a run can begin here, or with ``resume`` that one is here to go on with.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        if resume and (self.path / "run.json").exists():
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(
+                f"--output_dir {self.path} is not empty: pass --resume to go on with the run in "
+                "it, or name another folder"
+            )
+
+    def check_same_run(self) -> None:
+        """See that the run in the folder, if there is one, is the one described.
+
+        Raises:
+            UserError: it had other settings or data.
+        """
+        if not (self.path / "run.json").exists():
+            return
+        before = read_json_object(self.path / "run.json")
+        for part in ("settings", "data"):
+            then, now = before.get(part, {}), self.description[part]
+            for key in now:
+                if key not in _FREE_SETTINGS and then.get(key) != now[key]:
+                    raise UserError(
+                        f"--resume: the run in {self.path} has {key} {then.get(key)!r}, not "
+                        f"{now[key]!r}: give the same settings and data, or another --output_dir"
+                    )
+
+    def open(self, progress: Progress) -> None:
+        """Make the folder, or drop the log lines of steps that will be done again."""
+        with said_plainly(self._checkpoints, "made"):
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+            for partial in self._checkpoints.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(partial)
+        if not (self.path / "run.json").exists():
+            write_json(self.path / "run.json", self.description)
+        log = self.path / "log.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            kept = [line + "\n" for line in lines if _step_of(line) <= progress.step]
+            write_text(log, "".join(kept))
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        """Add one line to log.jsonl."""
+        log = self.path / "log.jsonl"
+        with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
+        """Put a model at the folder's top, in place of the one before."""
+        tokenizer.save(self.path)
+        save_model(self.path, model)
+
+    def keep_predictions(self, evaluation: Evaluation, settings: DecodingSettings) -> None:
+        """Put the best model's answers to the validation questions beside it."""
+        write_predictions(self.path, evaluation.predictions, evaluation.metrics, settings)
+
+    def save(
+        self,
+        model: BertForQuestionAnswering,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        keep: int,
+    ) -> None:
+        """Write a checkpoint and drop all but the newest ``keep``."""
+        path = self._checkpoints / f"step-{progress.step:08d}"
+        if path.exists():
+            return
+        moments = {
+            f"{name}.{key}": optimizer.state[parameter][key].cpu()
+            for name, parameter in model.named_parameters()
+            for key in _MOMENTS
+        }
+        with new_folder(path) as folder:
+            save_model(folder, model)
+            write_tensors(folder / "optimizer.safetensors", moments)
+            write_json(folder / "progress.json", asdict(progress))
+        for old in sorted(self._checkpoints.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+
+    def load_last(
+        self, model: BertForQuestionAnswering, optimizer: torch.optim.Optimizer
+    ) -> Progress:
+        """Put the newest checkpoint into model and optimiser; where there is none, change nothing.
+
+        Raises:
+            UserError: the checkpoint is corrupt or of another model.
+        """
+        checkpoints = sorted(self._checkpoints.glob("step-*"))
+        if not checkpoints:
+            return Progress()
+        newest = checkpoints[-1]
+        saved, _ = load_checkpoint(newest)
+        model.load_state_dict(saved.state_dict())
+        moments = read_tensors(newest / "optimizer.safetensors")
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = optimizer.state_dict()
+        state["state"] = {
+            i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
+            for i, parameter in enumerate(parameters)
+        }
+        optimizer.load_state_dict(state)
+        return Progress(**read_json_object(newest / "progress.json"))
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; infinite for the half line of a run that was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def evaluation_table(rows: list[dict[str, float]]) -> str:
+    """The evaluations of a run as a table, a line each."""
+    titles = {
+        "epoch": "{:.2f}", "step": "{:.0f}", "training_loss": "{:.4f}",
+        "validation_loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}",
+    }  # fmt: skip
+    lines = ["".join(f"{title.replace('_', ' '):>17}" for title in titles)]
+    for row in rows:
+        cells = (form.format(row[title]) if title in row else "-" for title, form in titles.items())
+        lines.append("".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Where a run computes: device, precision, and the processes that share the work."""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bertqa.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run.
+
+    Attributes:
+        device: where it computes.
+        dtype: of the matrix products; weights and optimiser are float32 in training whatever it is.
+        rank, world_size: which of how many processes this is.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and prints."""
+        return self.rank == 0
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens that one forward pass takes at once in inference."""
+        return 4096 if self.device.type == "cpu" else 32768
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in ``dtype``; sums, norms and the loss stay in float32."""
+        enabled = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    def sum_over_ranks(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one message."""
+        if self.world_size == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait_for_all(self) -> None:
+        """Go on when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Settle device and precision, and join the other processes if torchrun started several.
+
+    Raises:
+        UserError: a device or precision that this machine does not have.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = select_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    dtype = select_precision(precision, chosen)
+    if world_size == 1:
+        return Runtime(chosen, dtype)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        # Rank 0 may read and tokenise a large data set while the others wait for it.
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
+    return Runtime(chosen, dtype, dist.get_rank(), world_size)
+
+
+def stop_runtime() -> None:
+    """Leave the group of processes, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def select_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: torch does not know the device, or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {name} is not to be had on this machine: pass auto, cpu, cuda or mps"
+        ) from error
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local_rank)
+    return device
+
+
+def select_precision(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` takes bf16 where the processor multiplies it natively, else fp32.
+
+    Raises:
+        UserError: fp16 on a processor that is slower with it than without.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _has_native_bf16(device) else torch.float32
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU: pass bf16, fp32 or auto on the CPU")
+    return PRECISIONS[name]
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
+    if device.type == "cpu":
+        # These questions have no public name in torch yet.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

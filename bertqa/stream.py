@@ -1,0 +1,78 @@
+"""The stream: the windows of a batch laid end to end, without padding.
+
+T  tokens in the batch      N  windows in the batch      S  tokens of the longest window
+
+A padded batch of question-answering windows is more than half padding. Here a batch is one row
+of tokens, and the lengths of its windows say where one ends and the next begins:
+
+    input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]
+    token_type_ids    0    0  0   0    1  1   1       0    0  0   0      1    1   1
+    position_ids      0    1  2   3    4  5   6       0    1  2   3      4    5   6
+    lengths           7                               7
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """One batch of windows as a stream of tokens.
+
+    Attributes:
+        input_ids: ``(T,)`` int64, rows of the word embedding.
+        token_type_ids: ``(T,)`` int64, 0 up to the question's [SEP], 1 from the context on.
+        position_ids: ``(T,)`` int64, place of each token in its own window.
+        lengths: tokens of each of the N windows; their sum is T. Plain numbers, so that no
+            computation waits for a device to tell them.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sum(self.lengths) != len(self.input_ids) or min(self.lengths, default=1) < 1:
+            raise ValueError(f"lengths {self.lengths} do not cut {len(self.input_ids)} tokens")
+
+    @classmethod
+    def from_windows(
+        cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]]
+    ) -> "TokenBatch":
+        """The stream of N windows given as N sequences of ids and N of token types."""
+        lengths = tuple(len(window) for window in input_ids)
+        return cls(
+            torch.tensor([token for window in input_ids for token in window]),
+            torch.tensor([kind for window in token_type_ids for kind in window]),
+            torch.tensor([place for length in lengths for place in range(length)]),
+            lengths,
+        )
+
+    @cached_property
+    def cumulative_lengths(self) -> Tensor:
+        """``(N + 1,)`` int32 on the tokens' device: where windows begin; the last is T."""
+        bounds = list(accumulate(self.lengths, initial=0))
+        return torch.tensor(bounds, dtype=torch.int32).to(self.input_ids.device, non_blocking=True)
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The same batch on another device."""
+        if self.input_ids.device == device:
+            return self
+        return TokenBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.token_type_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.lengths,
+        )
+
+
+def pad_windows(values: Tensor, lengths: Sequence[int], fill: float) -> Tensor:
+    """Values of tokens ``(T,)`` as a rectangle ``(N, S)``, filled up with ``fill``."""
+    windows = values.split(list(lengths))
+    return torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True, padding_value=fill)

@@ -1,0 +1,292 @@
+"""The training loop.
+
+Everything random in step k is a function of the seed and k: the windows of its batch, what dropout
+zeroes. So a run that is resumed is the same run, bit for bit, and no state of a random number
+generator need be kept.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bertqa.batching import TrainingBatch, mix_seed, step_windows, steps_per_epoch, training_batch
+from bertqa.errors import UserError
+from bertqa.evaluation import Evaluation, Evaluator
+from bertqa.features import WindowSet
+from bertqa.model import BertForQuestionAnswering, window_losses
+from bertqa.optim import learning_rate, make_optimizer, set_learning_rate
+from bertqa.runs import Progress, RunFolder, evaluation_table
+from bertqa.runtime import Runtime
+from bertqa.tokenization import BertTokenizer
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the names are run_qa's, the defaults the blog post's.
+
+    Attributes:
+        num_train_epochs: passes over the windows; may be a fraction.
+        max_steps: optimiser steps; if not None it overrides the epochs.
+        learning_rate: its peak.
+        warmup_ratio: share of the steps in which the rate rises to its peak.
+        weight_decay: AdamW's, on weights; biases and LayerNorm have none.
+        adam_epsilon: AdamW's.
+        max_grad_norm: gradients are scaled down to this norm. The loss is the sum of the start's
+            and the end's, twice that of run_qa: its 1.0 is 2.0 here. 0 switches clipping off.
+        per_device_train_batch_size: windows that one process takes at once.
+        gradient_accumulation_steps: times that it does so for one optimiser step.
+        seed: of the order of windows and of dropout.
+        logging_steps, eval_steps, save_steps: log, evaluate, save every so many steps;
+            eval_steps None evaluates after each epoch.
+        save_total_limit: checkpoints kept to resume from.
+    """
+
+    num_train_epochs: float = 3.0
+    max_steps: int | None = None
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.01
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 2.0
+    per_device_train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    seed: int = 42
+    logging_steps: int = 10
+    eval_steps: int | None = None
+    save_steps: int = 500
+    save_total_limit: int = 1
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_train_epochs", "max_steps", "learning_rate", "adam_epsilon",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
+            "eval_steps", "save_steps", "save_total_limit",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name} {value} is not possible: give a number above 0")
+        for name in ("weight_decay", "max_grad_norm", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"--warmup_ratio {self.warmup_ratio} is not a share of the steps")
+
+    def windows_per_step(self, world_size: int) -> int:
+        """Windows that one optimiser step sees, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
+
+    def total_steps(self, num_windows: int, world_size: int) -> int:
+        """Optimiser steps of the whole run."""
+        if self.max_steps is not None:
+            return self.max_steps
+        epoch = steps_per_epoch(num_windows, self.windows_per_step(world_size))
+        return math.ceil(self.num_train_epochs * epoch)
+
+
+class Run:
+    """One training run.
+
+    Args:
+        model: in float32; it is moved to the runtime's device and trained in place.
+        tokenizer: saved beside the model.
+        windows: the training set.
+        evaluator: measures the model on the validation set; None trains without.
+        settings, runtime: how and where.
+        folder: where the run leaves what it makes.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
+        windows: WindowSet,
+        evaluator: Evaluator | None,
+        settings: TrainingSettings,
+        runtime: Runtime,
+        folder: RunFolder,
+    ) -> None:
+        self.model = model.to(runtime.device)
+        self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
+        self.settings, self.runtime, self.folder = settings, runtime, folder
+        self.optimizer = make_optimizer(model, settings.weight_decay, settings.adam_epsilon)
+        self.scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.dtype is torch.float16
+        )
+        self.windows_per_step = settings.windows_per_step(runtime.world_size)
+        self.steps_per_epoch = steps_per_epoch(len(windows), self.windows_per_step)
+        self.total_steps = settings.total_steps(len(windows), runtime.world_size)
+        self.progress = Progress()
+
+    def start(self, resume: bool) -> None:
+        """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
+
+        Raises:
+            UserError: the folder holds something and ``resume`` is not asked for, or another run.
+        """
+        self.folder.check_free(resume)
+        if resume:
+            self.folder.check_same_run()
+            self.progress = self.folder.load_last(self.model, self.optimizer)
+            if self.progress.scaler:
+                self.scaler.load_state_dict(self.progress.scaler)
+        self.runtime.wait_for_all()  # all have looked before one writes
+        if self.runtime.is_main:
+            self.folder.open(self.progress)
+
+    # --- the loop ---
+
+    def train(self) -> Progress:
+        """Train to the last step; log, evaluate and save on the way.
+
+        Raises:
+            UserError: the loss is no longer a finite number, or the disk refuses a file.
+        """
+        self.model.train()
+        bar = tqdm(
+            total=self.total_steps, initial=self.progress.step, unit="step",
+            disable=not self.runtime.is_main, dynamic_ncols=True,
+        )  # fmt: skip
+        started, tokens = time.perf_counter(), 0
+        for step in range(self.progress.step, self.total_steps):
+            torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
+            set_learning_rate(self.optimizer, self._learning_rate(step))
+
+            loss = torch.zeros((), device=self.runtime.device)
+            for batch, share in self._micro_batches(step):
+                with self.runtime.autocast():
+                    output = self.model(batch.tokens)
+                losses = window_losses(
+                    output, batch.tokens.lengths, batch.start_positions, batch.end_positions
+                )
+                part = losses.sum() * share  # shares of all batches of the step: their mean
+                self.scaler.scale(part).backward()
+                loss += part.detach()
+                tokens += len(batch.tokens.input_ids)
+
+            self.runtime.sum_over_ranks([loss, *self._gradients()])
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = self._clip()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+
+            self.progress.step = step + 1
+            self.progress.recent_losses.append(loss)  # type: ignore[arg-type]
+            bar.update()
+            if self._due(self.settings.logging_steps):
+                rate = tokens * self.runtime.world_size / (time.perf_counter() - started)
+                self._log(bar, grad_norm, rate)
+                started, tokens = time.perf_counter(), 0
+            if self._evaluation_due():
+                self._evaluate(bar)
+            if self._due(self.settings.save_steps) or self._evaluation_due():
+                self._save()
+        bar.close()
+        return self.progress
+
+    def _learning_rate(self, step: int) -> float:
+        warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)
+        return learning_rate(step, self.settings.learning_rate, self.total_steps, warmup_steps)
+
+    def _micro_batches(self, step: int) -> Iterator[tuple[TrainingBatch, float]]:
+        """This process's part of a step, as batches on the device, and one window's share."""
+        chosen = step_windows(len(self.windows), self.windows_per_step, self.settings.seed, step)
+        mine = chosen[self.runtime.rank :: self.runtime.world_size]
+        for part in mine.split(self.settings.per_device_train_batch_size):
+            if len(part):  # the last step of an epoch may have no window for this process
+                batch = training_batch(self.windows, part).to(self.runtime.device)
+                yield batch, 1 / len(chosen)
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradient of every parameter; zero where this process had no window."""
+        for parameter in self.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to ``max_grad_norm``; their norm before that."""
+        limit = self.settings.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    def _evaluation_due(self) -> bool:
+        return self._due(self.settings.eval_steps or self.steps_per_epoch)
+
+    # --- logging, evaluation ---
+
+    def _log(self, bar: Any, grad_norm: Tensor, tokens_per_second: float) -> None:
+        """One line in log.jsonl and beside the progress bar, for the steps since the last one."""
+        losses = [float(loss) for loss in self.progress.recent_losses]
+        loss = sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.progress.step}: lower --learning_rate; the last "
+                f"checkpoint in {self.folder.path} is from before"
+            )
+        self.progress.loss_sum += sum(losses)
+        self.progress.loss_count += len(losses)
+        self.progress.recent_losses = []
+        rate = self._learning_rate(self.progress.step - 1)
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {tokens_per_second:,.0f} tokens/s")
+        line = {
+            "step": self.progress.step,
+            "epoch": round(self.progress.step / self.steps_per_epoch, 4),
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": float(grad_norm),
+            "tokens_per_second": round(tokens_per_second),
+        }
+        if self.runtime.is_main:
+            self.folder.append_log(line)
+
+    def _evaluate(self, bar: Any) -> None:
+        """Measure the model; keep it at the folder's top if it is the best so far."""
+        row: dict[str, float] = {
+            "epoch": round(self.progress.step / self.steps_per_epoch, 2),
+            "step": self.progress.step,
+            "training_loss": self.progress.loss_sum / max(1, self.progress.loss_count),
+        }
+        self.progress.loss_sum, self.progress.loss_count = 0.0, 0
+        evaluation = self.evaluator(self.model) if self.evaluator else None
+        if evaluation:
+            row |= {
+                "validation_loss": evaluation.loss,
+                "exact_match": evaluation.exact_match,
+                "f1": evaluation.f1,
+            }
+        self.progress.evaluations.append(row)
+        self._keep_if_best(evaluation)
+        if self.runtime.is_main:
+            self.folder.append_log(row)
+            bar.write(evaluation_table(self.progress.evaluations))
+
+    def _keep_if_best(self, evaluation: Evaluation | None) -> None:
+        """Keep the model with the best F1 so far; without a validation set, the last one."""
+        best = self.progress.best_f1
+        if evaluation:
+            if best is not None and evaluation.f1 <= best:
+                return
+            self.progress.best_f1 = evaluation.f1
+        if not self.runtime.is_main:
+            return
+        self.folder.keep_best(self.model, self.tokenizer)
+        if evaluation and self.evaluator:
+            self.folder.keep_predictions(evaluation, self.evaluator.settings)
+
+    def _save(self) -> None:
+        self.progress.recent_losses = [float(loss) for loss in self.progress.recent_losses]
+        self.progress.scaler = self.scaler.state_dict()
+        if self.runtime.is_main:
+            self.folder.save(
+                self.model, self.optimizer, self.progress, self.settings.save_total_limit
+            )

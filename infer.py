@@ -1,0 +1,236 @@
+"""Answer questions about texts with a fine-tuned BERT.
+
+python infer.py --question "Who?" --context "Ada did."           one question
+python infer.py --question "Who?" --context_file text.txt --top_k 5
+python infer.py --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
+python infer.py                                                  ask in the terminal
+python infer.py --demo                                           four questions, answered
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bertqa.answering import QuestionAnswerer
+from bertqa.cli import (
+    Parser,
+    add_decoding_flags,
+    add_model_flags,
+    add_window_flags,
+    decoding_settings,
+    run_script,
+    window_settings,
+)
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
+from bertqa.squad import Example, check_examples, read_examples
+
+DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
+
+DEMO_CONTEXT = (
+    "🤗 Transformers, once known as pytorch-transformers, is a library of general-purpose "
+    "architectures (BERT, GPT-2, RoBERTa, XLM and others) for understanding and generating "
+    "natural language. It offers over 32+ pretrained models that speak more than 100 languages, "
+    "and its models move freely between TensorFlow 2.0 and PyTorch."
+)
+DEMO_QUESTIONS = (
+    "How many pretrained models are available in 🤗 Transformers?",
+    "What does 🤗 Transformers provide?",
+    "🤗 Transformers provides interoperability between which frameworks?",
+)
+DEMO_HISTORY = (
+    "The United States had no president before 1789. In that year George Washington, who had led "
+    "the army in the war of independence, was sworn in as the first, with John Adams as his vice "
+    "president. Adams followed him in 1797, and Thomas Jefferson in 1801."
+)
+DEMO_HISTORY_QUESTION = "Who was the first president of the United States?"
+
+
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags; their names are run_qa's where it has them."""
+    # fmt: off
+    parser = Parser(__doc__ or "")
+    add_model_flags(parser, default=DEFAULT_MODEL)
+    add = parser.add_argument
+    add("--question", metavar="TEXT", help="what to ask")
+    add("--context", metavar="TEXT", help="where the answer stands")
+    add("--context_file", type=Path, metavar="FILE", help="the same, from a UTF-8 text file")
+    add("--top_k", type=int, default=1, metavar="N", help="answers to show (default: %(default)s)")
+    add("--json", action="store_true", help="print JSON")
+    add("--input", type=Path, metavar="FILE",
+        help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
+    add("--output_dir", type=Path, metavar="DIR",
+        help="with --input: where predictions.json, nbest_predictions.json, with "
+        "--version_2_with_negative null_odds.json, and with gold answers metrics.json go")
+    add("--overwrite_output_dir", action="store_true",
+        help="replace predictions that are in --output_dir already")
+    add("--demo", action="store_true", help="answer four questions about two short texts")
+    add_window_flags(parser)
+    add_decoding_flags(parser)
+    # fmt: on
+    return parser.parse(arguments)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Choose among the ways to ask."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    check_flags(flags)
+    decoding = decoding_settings(flags)
+    if flags.input:
+        answer_file(flags, decoding)
+    elif flags.question is not None:
+        context = read_context(flags)
+        answer_one(load(flags, decoding), flags.question, context, flags.top_k, flags.json)
+    elif flags.demo or not sys.stdin.isatty():
+        demonstrate(load(flags, decoding), flags.top_k, flags.json)
+    else:
+        converse(load(flags, decoding), flags)
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or ask for nothing."""
+    ways = {"--input": flags.input, "--question": flags.question, "--demo": flags.demo or None}
+    given = [flag for flag, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} exclude each other: pass one")
+    if flags.context is not None and flags.context_file:
+        raise UserError("--context and --context_file exclude each other: pass one")
+    has_context = flags.context is not None or flags.context_file
+    if flags.question is not None and not has_context:
+        raise UserError("--question needs a text to look in: add --context or --context_file")
+    if has_context and given and given[0] != "--question":
+        raise UserError(f"--context goes with --question, not with {given[0]}: drop one")
+    if bool(flags.input) != bool(flags.output_dir):
+        raise UserError("--input and --output_dir go together: pass both or neither")
+    if flags.top_k < 1:
+        raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
+
+
+def load(flags: argparse.Namespace, decoding: DecodingSettings) -> QuestionAnswerer:
+    """The model that the flags name."""
+    return QuestionAnswerer.from_pretrained(
+        flags.model,
+        windows=window_settings(flags),
+        decoding=decoding,
+        device=flags.device,
+        precision=flags.precision,
+        allow_bin=flags.allow_bin,
+    )
+
+
+def read_context(flags: argparse.Namespace) -> str:
+    """The text of --context or --context_file."""
+    if flags.context_file is None:
+        return str(flags.context)
+    try:
+        # Line ends stay as they are: offsets count them.
+        return flags.context_file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--context_file {flags.context_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--context_file {flags.context_file} is not UTF-8: convert it") from error
+
+
+def answer_one(
+    qa: QuestionAnswerer, question: str, context: str, top_k: int, as_json: bool
+) -> None:
+    """Ask one question and print its answers."""
+    answers = qa(question, context, top_k=top_k)
+    if as_json:
+        print(json.dumps(answers, ensure_ascii=False))
+    else:
+        print_answers(answers if top_k > 1 else [answers])
+
+
+def print_answers(answers: Sequence[dict[str, Any]]) -> None:
+    """A line for each answer: probability, place, text."""
+    for answer in answers:
+        place = f"{answer['start']}-{answer['end']}"
+        text = " ".join(answer["answer"].split()) or "(no answer)"
+        print(f"{answer['score']:8.4f}  {place:>11}  {text}")
+
+
+def demonstrate(qa: QuestionAnswerer, top_k: int, as_json: bool) -> None:
+    """Four questions, the last with its n-best list."""
+    if not as_json:
+        print(f"{DEMO_CONTEXT}\n")
+    for question in DEMO_QUESTIONS:
+        print(question)
+        answer_one(qa, question, DEMO_CONTEXT, top_k, as_json)
+    if not as_json:
+        print(f"\n{DEMO_HISTORY}\n")
+    print(DEMO_HISTORY_QUESTION)
+    answer_one(qa, DEMO_HISTORY_QUESTION, DEMO_HISTORY, max(top_k, 5), as_json)
+
+
+def converse(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
+    """Ask for a text, then answer questions about it until the end of input."""
+    has_context = flags.context is not None or flags.context_file
+    context = read_context(flags) if has_context else ask_context()
+    while question := ask("question> "):
+        if question.strip():
+            answer_one(qa, question, context, flags.top_k, flags.json)
+
+
+def ask_context() -> str:
+    """Lines up to an empty one."""
+    print("Paste a text and end it with an empty line.")
+    lines: list[str] = []
+    while line := ask("text> "):
+        if not line.strip() and lines:
+            break
+        lines.append(line)
+    return "".join(lines).strip("\n")
+
+
+def ask(prompt: str) -> str:
+    """One line with its end, so that "" is the end of input."""
+    try:
+        return input(prompt) + "\n"
+    except EOFError:
+        print()
+        return ""
+
+
+def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
+    """Answer all questions of --input and write the files into --output_dir."""
+    existing = flags.output_dir / "predictions.json"
+    if existing.exists() and not flags.overwrite_output_dir:
+        raise UserError(
+            f"{existing} is there already: name another --output_dir, or pass "
+            "--overwrite_output_dir"
+        )
+    examples = read_examples(flags.input)
+    check_examples(examples, str(flags.input))
+    has_gold = all(example.answers is not None for example in examples)
+    if has_gold:
+        check_version(examples, flags.input, decoding)
+    predictions = predict_all(load(flags, decoding), examples)
+    metrics = score(examples, predictions, decoding) if has_gold else None
+    files = write_predictions(flags.output_dir, predictions, metrics, decoding)
+    if metrics:
+        print(json.dumps(metrics, indent=None if flags.json else 2))
+    print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
+
+
+def check_version(examples: Sequence[Example], source: Path, decoding: DecodingSettings) -> None:
+    """Questions without an answer cannot be scored by the rules of v1.1."""
+    impossible = sum(example.is_impossible for example in examples)
+    if impossible and not decoding.version_2_with_negative:
+        raise UserError(
+            f"{source} has {impossible} questions without an answer: pass --version_2_with_negative"
+        )
+
+
+def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> list[Prediction]:
+    """The answers to all examples, with a progress bar."""
+    return list(tqdm(qa.answer(examples), total=len(examples), unit="question"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

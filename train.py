@@ -1,0 +1,286 @@
+"""Fine-tune BERT for extractive question answering.
+
+python train.py                                  bert-base-uncased on SQuAD, 3 epochs
+python train.py --train_file my.json --validation_file dev.json --output_dir runs/mine
+python train.py --resume ...                     go on where a run was stopped
+torchrun --nproc_per_node=2 train.py ...         the same on several processes
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bertqa.answering import check_window_fits, find_folder, load_for_training
+from bertqa.cli import (
+    Parser,
+    add_decoding_flags,
+    add_model_flags,
+    add_window_flags,
+    decoding_settings,
+    run_script,
+    window_settings,
+)
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings, Evaluator
+from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
+from bertqa.features import WindowSet, WindowSettings, label_text
+from bertqa.labels import Outcome, label_report
+from bertqa.runs import RunFolder, evaluation_table
+from bertqa.runtime import Runtime, start_runtime, stop_runtime
+from bertqa.squad import Example, check_answers, check_examples, load_hub_dataset, read_examples
+from bertqa.tokenization import BertTokenizer
+from bertqa.training import Run, TrainingSettings
+
+DEFAULTS = TrainingSettings()
+
+
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags; their names are run_qa's."""
+    # fmt: off
+    parser = Parser(__doc__ or "")
+    add_model_flags(parser, default="bert-base-uncased")
+    add = parser.add_argument
+    add(
+        "--dataset",
+        metavar="NAME",
+        help="data set of the hub, name or name:config (default: squad)",
+    )
+    add("--train_file", type=Path, metavar="FILE", help="SQuAD JSON, JSON lines, CSV, parquet")
+    add("--validation_file", type=Path, metavar="FILE", help="the same forms")
+    add("--max_train_samples", type=int, metavar="N", help="train on the first N examples")
+    add("--max_eval_samples", type=int, metavar="N", help="evaluate on the first N examples")
+    add("--show", type=int, metavar="N", help="print N random training examples and stop")
+    add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
+        help="new folder for the model, the log and the checkpoints (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the run in --output_dir")
+    add("--num_train_epochs", type=float, default=DEFAULTS.num_train_epochs, metavar="N",
+        help="passes over the training windows (default: %(default)s)")
+    add("--max_steps", type=int, metavar="N", help="optimiser steps, in place of the epochs")
+    add("--learning_rate", type=float, default=DEFAULTS.learning_rate, metavar="X",
+        help="its peak; it falls to 0 in a line (default: %(default)s)")
+    add("--warmup_ratio", type=float, default=DEFAULTS.warmup_ratio, metavar="X",
+        help="share of the steps in which the rate rises to its peak (default: %(default)s)")
+    add("--weight_decay", type=float, default=DEFAULTS.weight_decay, metavar="X",
+        help="on weights, not on biases and LayerNorm (default: %(default)s)")
+    add("--adam_epsilon", type=float, default=DEFAULTS.adam_epsilon, metavar="X",
+        help="AdamW's (default: %(default)s)")
+    add("--max_grad_norm", type=float, default=DEFAULTS.max_grad_norm, metavar="X",
+        help="clip gradients to this norm, 0 for never; the loss is start plus end as in the "
+        "paper, run_qa takes the mean of the two: its 1.0 is 2.0 here (default: %(default)s)")
+    add("--per_device_train_batch_size", type=int, default=DEFAULTS.per_device_train_batch_size,
+        metavar="N", help="windows that one process takes at once (default: %(default)s)")
+    add("--gradient_accumulation_steps", type=int, default=DEFAULTS.gradient_accumulation_steps,
+        metavar="N", help="batches for one optimiser step (default: %(default)s)")
+    add("--seed", type=int, default=DEFAULTS.seed, metavar="N",
+        help="of the order of windows, dropout and fresh S and E (default: %(default)s)")
+    add("--logging_steps", type=int, default=DEFAULTS.logging_steps, metavar="N",
+        help="a line in log.jsonl every N steps (default: %(default)s)")
+    add("--eval_steps", type=int, metavar="N", help="evaluate every N steps (default: each epoch)")
+    add("--save_steps", type=int, default=DEFAULTS.save_steps, metavar="N",
+        help="a checkpoint to resume from every N steps (default: %(default)s)")
+    add("--save_total_limit", type=int, default=DEFAULTS.save_total_limit, metavar="N",
+        help="checkpoints to keep (default: %(default)s)")
+    add_window_flags(parser)
+    add_decoding_flags(parser)
+    # fmt: on
+    return parser.parse(arguments)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Data, model, run."""
+    settings = TrainingSettings(**{name: getattr(flags, name) for name in asdict(DEFAULTS)})
+    windows, decoding = window_settings(flags), decoding_settings(flags)
+    check_flags(flags)
+    runtime = start_runtime(flags.device, flags.precision)
+    try:
+        if not flags.show:
+            RunFolder(flags.output_dir, {}).check_free(flags.resume)
+        train_examples, validation_examples = main_first(runtime, lambda: load_data(flags))
+        if flags.show:
+            tokenizer = BertTokenizer.load(find_folder(flags.model, allow_bin=flags.allow_bin))
+            show(train_examples, tokenizer, windows, flags.show, flags.seed)
+        else:
+            train(flags, settings, windows, decoding, runtime, train_examples, validation_examples)
+    finally:
+        stop_runtime()
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or ask for nothing."""
+    if flags.dataset and (flags.train_file or flags.validation_file):
+        raise UserError("--dataset and --train_file/--validation_file exclude each other: pass one")
+    if flags.validation_file and not flags.train_file:
+        raise UserError(f"--validation_file {flags.validation_file} needs a --train_file beside it")
+    for name in ("max_train_samples", "max_eval_samples", "show"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} asks for no example: give 1 or more")
+
+
+def train(
+    flags: argparse.Namespace,
+    settings: TrainingSettings,
+    window_settings: WindowSettings,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    train_examples: list[Example],
+    validation_examples: list[Example],
+) -> None:
+    """Make the windows, train, and say where the result is."""
+
+    def say(what: object) -> None:
+        if runtime.is_main:
+            print(what)
+
+    model, tokenizer, report = main_first(
+        runtime, lambda: load_for_training(flags.model, seed=flags.seed, allow_bin=flags.allow_bin)
+    )
+    check_window_fits(model, window_settings)
+    say(report)
+
+    def windows_of(examples: list[Example], name: str) -> WindowSet:
+        cache = default_cache_dir()
+        windows = main_first(
+            runtime, lambda: cached_windows(examples, tokenizer, window_settings, cache)
+        )
+        labels = label_report(examples, windows.outcome, windows.cut_questions)
+        say(f"{name}: {len(windows)} windows of {labels}")
+        return windows
+
+    evaluator = None
+    train_windows = windows_of(train_examples, "training")
+    if validation_examples:
+        validation_windows = windows_of(validation_examples, "validation")
+        evaluator = Evaluator(validation_examples, validation_windows, decoding, runtime)
+    description = {
+        "settings": asdict(settings)
+        | {"windows_per_step": settings.windows_per_step(runtime.world_size)}
+        | {"precision": str(runtime.dtype), "model": flags.model},
+        "data": {
+            "train": data_fingerprint(train_examples),
+            "validation": data_fingerprint(validation_examples),
+            "windows": asdict(window_settings),
+            "decoding": asdict(decoding),
+        },
+        **surroundings(runtime),
+    }
+    folder = RunFolder(flags.output_dir, description)
+    run = Run(model, tokenizer, train_windows, evaluator, settings, runtime, folder)
+    run.start(flags.resume)
+    say(
+        f"{run.total_steps} steps of {run.windows_per_step} windows on {runtime.device} in "
+        f"{runtime.dtype}, from step {run.progress.step}"
+    )
+    progress = run.train()
+    say(evaluation_table(progress.evaluations))
+    say(f"saved in {flags.output_dir}; ask it: python infer.py --model {flags.output_dir}")
+
+
+T = TypeVar("T")
+
+
+def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
+    """Let the main process download or tokenise; the others find it done."""
+    value = make() if runtime.is_main else None
+    runtime.wait_for_all()
+    return value if value is not None else make()
+
+
+def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, checked; the second is empty where there are none."""
+    if flags.train_file:
+        parts = [
+            (str(path), read_examples(path)) if path else ("", [])
+            for path in (flags.train_file, flags.validation_file)
+        ]
+    else:
+        name = flags.dataset or "squad"
+        parts = [(f"{name}, {s}", load_hub_dataset(name, s)) for s in ("train", "validation")]
+    limits = (flags.max_train_samples, flags.max_eval_samples)
+    for source, examples in parts:
+        if source:
+            check_examples(examples, source)
+            check_answers(examples, source)
+            check_version(examples, source, flags.version_2_with_negative)
+    train, validation = (part[1][:limit] for part, limit in zip(parts, limits, strict=True))
+    return train, validation
+
+
+def check_version(examples: Sequence[Example], source: str, with_negative: bool) -> None:
+    """Questions without an answer are an error unless they are said to be there."""
+    impossible = sum(example.is_impossible for example in examples)
+    if impossible and not with_negative:
+        raise UserError(
+            f"{source} has {impossible} questions without an answer: pass "
+            "--version_2_with_negative to train on them"
+        )
+
+
+def show(
+    examples: Sequence[Example],
+    tokenizer: BertTokenizer,
+    settings: WindowSettings,
+    number: int,
+    seed: int,
+) -> None:
+    """Print random examples with their windows and labels."""
+    chosen = random.Random(seed).sample(list(examples), min(number, len(examples)))
+    windows = cached_windows(chosen, tokenizer, settings, default_cache_dir())
+    for i, example in enumerate(chosen):
+        print(f"id        {example.id}\nquestion  {example.question}\ncontext   {example.context}")
+        for text, start in zip(example.answers or (), example.answer_starts, strict=True):
+            print(f"answer    {text!r} at {start}")
+        outcome = Outcome(int(windows.outcome[i]))
+        print(f"label     {outcome.name.lower().replace('_', ' ')}")
+        first, last = windows.of_examples(i, i + 1)
+        for number_of, window in enumerate(range(first, last), start=1):
+            shown = windows[window]
+            text = label_text(windows, window, example.context)
+            print(
+                f"window    {number_of} of {last - first}: {len(shown.input_ids)} tokens, label "
+                f"{shown.start_position}..{shown.end_position} = {text!r}"
+            )
+            print(f"          {' '.join(tokenizer.tokens(shown.input_ids))}")
+        print()
+
+
+def surroundings(runtime: Runtime) -> dict[str, Any]:
+    """What else a run depends on: versions, commit, command line, device."""
+    packages = ("torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm")
+    return {
+        "versions": {"python": sys.version.split()[0]} | {p: version_of(p) for p in packages},
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "device": str(runtime.device),
+        "processes": runtime.world_size,
+    }
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, marked if files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, parse_flags(sys.argv[1:])))
