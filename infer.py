@@ -28,6 +28,7 @@ from bertqa.cli import (
 )
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
+from bertqa.files import said_plainly
 from bertqa.squad import Example, check_examples, read_examples
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
@@ -79,20 +80,21 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 def main(flags: argparse.Namespace) -> None:
     """Choose among the ways to ask."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    check_flags(flags)
+    has_terminal = sys.stdin.isatty()
+    check_flags(flags, has_terminal)
     decoding = decoding_settings(flags)
     if flags.input:
         answer_file(flags, decoding)
     elif flags.question is not None:
         context = read_context(flags)
         answer_one(load(flags, decoding), flags.question, context, flags.top_k, flags.json)
-    elif flags.demo or not sys.stdin.isatty():
+    elif flags.demo or not has_terminal:
         demonstrate(load(flags, decoding), flags.top_k, flags.json)
     else:
         converse(load(flags, decoding), flags)
 
 
-def check_flags(flags: argparse.Namespace) -> None:
+def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     """Refuse flags that contradict each other or ask for nothing."""
     ways = {"--input": flags.input, "--question": flags.question, "--demo": flags.demo or None}
     given = [flag for flag, value in ways.items() if value is not None]
@@ -105,6 +107,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--question needs a text to look in: add --context or --context_file")
     if has_context and given and given[0] != "--question":
         raise UserError(f"--context goes with --question, not with {given[0]}: drop one")
+    if has_context and not given and not has_terminal:
+        raise UserError("--context goes with --question, or with a terminal to ask in: add one")
     if bool(flags.input) != bool(flags.output_dir):
         raise UserError("--input and --output_dir go together: pass both or neither")
     if flags.top_k < 1:
@@ -131,7 +135,9 @@ def read_context(flags: argparse.Namespace) -> str:
         # Line ends stay as they are: offsets count them.
         return flags.context_file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--context_file {flags.context_file}: {error.strerror}") from error
+        raise UserError(
+            f"--context_file {flags.context_file} cannot be read: {error.strerror}; check the path"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"--context_file {flags.context_file} is not UTF-8: convert it") from error
 
@@ -210,7 +216,10 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     has_gold = all(example.answers is not None for example in examples)
     if has_gold:
         check_version(examples, flags.input, decoding)
-    predictions = predict_all(load(flags, decoding), examples)
+    qa = load(flags, decoding)
+    with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
+        flags.output_dir.mkdir(parents=True, exist_ok=True)
+    predictions = predict_all(qa, examples)
     metrics = score(examples, predictions, decoding) if has_gold else None
     files = write_predictions(flags.output_dir, predictions, metrics, decoding)
     if metrics:
@@ -228,8 +237,8 @@ def check_version(examples: Sequence[Example], source: Path, decoding: DecodingS
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> list[Prediction]:
-    """The answers to all examples, with a progress bar."""
-    return list(tqdm(qa.answer(examples), total=len(examples), unit="question"))
+    """The answers to all examples; where stderr is a terminal, with a progress bar."""
+    return list(tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None))
 
 
 if __name__ == "__main__":

@@ -186,9 +186,17 @@ T = TypeVar("T")
 
 
 def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
-    """Let the main process download or tokenise; the others find it done."""
-    value = make() if runtime.is_main else None
-    runtime.wait_for_all()
+    """Let the main process download or tokenise; the others find it done, or fail as it did."""
+    value: T | None = None
+    failure: UserError | None = None
+    if runtime.is_main:
+        try:
+            value = make()
+        except UserError as error:
+            failure = error
+    failure = runtime.gather(failure)[0]  # the others wait here
+    if failure:
+        raise failure
     return value if value is not None else make()
 
 

@@ -85,7 +85,7 @@ class QuestionAnswerer:
     Attributes:
         model, tokenizer: what was loaded.
         windows, decoding: how contexts are cut and spans become answers.
-        runtime: device and precision.
+        runtime: device and precision; a model given to the constructor is converted to them.
     """
 
     def __init__(
@@ -96,9 +96,8 @@ class QuestionAnswerer:
         decoding: DecodingSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        self.windows = windows or WindowSettings(
-            max_seq_length=min(384, model.config.max_position_embeddings)
-        )
+        longest = min(384, model.config.max_position_embeddings)
+        self.windows = windows or WindowSettings(longest, doc_stride=min(128, longest // 3))
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or start_runtime()
         check_window_fits(model, self.windows)
@@ -163,7 +162,8 @@ class QuestionAnswerer:
             ``answer == context[start:end]``.
 
         Raises:
-            UserError: an empty question or context, numbers that do not match, ``top_k`` below 1.
+            UserError: an empty question or context, numbers that do not match, ``top_k`` or
+                ``max_answer_len`` below 1.
         """
         examples = _examples(question, context)
         if top_k < 1:
@@ -171,7 +171,9 @@ class QuestionAnswerer:
         decoding = replace(
             self.decoding,
             n_best_size=max(top_k, self.decoding.n_best_size),
-            max_answer_length=max_answer_len or self.decoding.max_answer_length,
+            max_answer_length=self.decoding.max_answer_length
+            if max_answer_len is None
+            else max_answer_len,
             version_2_with_negative=self.decoding.version_2_with_negative
             if handle_impossible_answer is None
             else handle_impossible_answer,

@@ -6,6 +6,7 @@ error that names it, and the report says what became of every tensor in the file
 """
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -209,23 +210,26 @@ def _open_shards(index: Path) -> _Tensors:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise UserError(f"{index} has no weight_map from tensors to files: copy it again")
-    tensors: _Tensors = {}
+    tensors: dict[tuple[str, str], Callable[[], Tensor]] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or "\\" in shard:
+        plain = Path(shard).name == shard and shard.isprintable() and "\\" not in shard
+        if not plain or not shard.endswith(".safetensors"):
             raise UserError(f"{index} names the shard {shard!r}, which is no plain file name")
-        tensors.update(_open_safetensors(index.parent / shard))
-    for name in sorted(set(weight_map) ^ set(tensors)):
-        where = "no shard holds" if name in weight_map else "it does not name"
-        raise UserError(f"{index} and its shards disagree: {where} {name}: copy them again")
-    return tensors
+        held = _open_safetensors(index.parent / shard)
+        tensors.update({(name, shard): load for name, load in held.items()})
+    for name, shard in sorted(set(weight_map.items()) ^ set(tensors)):
+        verb = "lacks" if weight_map.get(name) == shard else "holds"
+        raise UserError(f"{index} does not fit: {shard} {verb} {name!r}: copy the folder again")
+    return {name: load for (name, _), load in tensors.items()}
 
 
 def _open_bin(path: Path) -> _Tensors:
     """The tensors of a pytorch_model.bin; the unpickler builds tensors and nothing else."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(path)  # torch's older format, of many BERT files, is no zip
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for a corrupt or unsafe pickle
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
         raise UserError(f"{path} cannot be read as tensors alone ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds something else than a dictionary of tensors")
@@ -248,7 +252,7 @@ def _rename(tensors: _Tensors, source: Path) -> dict[str, str]:
     renamed = {name: _today(name) for name in tensors if _today(name) != name}
     for old, new in renamed.items():
         if new in tensors:
-            raise UserError(f"{source} holds {new} twice, also as {old}: remove one of them")
+            raise UserError(f"{source} holds {new!r} twice, also as {old!r}: remove one of them")
         tensors[new] = tensors.pop(old)
     return renamed
 
@@ -260,7 +264,7 @@ def _check_names(
     for name in sorted(set(tensors) - set(wanted)):
         if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
             raise UserError(
-                f"{source} holds {name}, which is no part of this BERT: the config and the "
+                f"{source} holds {name!r}, which is no part of this BERT: the config and the "
                 "weights do not belong together, or it is another kind of model"
             )
     missing = sorted(set(wanted) - set(tensors))

@@ -1,6 +1,7 @@
 """What train.py and infer.py share at their edge: flags, and errors as one sentence."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -13,6 +14,8 @@ from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
 from bertqa.runtime import PRECISIONS
+
+_TOO_LARGE = 2**63  # whole numbers end here for torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,11 +31,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The flags of a command line."""
-        return self.parse_args([_with_underscores(argument) for argument in arguments])
+        flags = self.parse_args([_with_underscores(argument) for argument in arguments])
+        for name, value in vars(flags).items():
+            if isinstance(value, int) and value >= _TOO_LARGE:
+                self.error(f"argument --{name}: {value} is too large: give less than {_TOO_LARGE}")
+        return flags
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong without the page of usage."""
-        self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)}; --help lists the flags\n")
 
 
 def _with_underscores(argument: str) -> str:
@@ -41,6 +48,11 @@ def _with_underscores(argument: str) -> str:
     if not match:
         return argument
     return "--" + match.group()[2:].replace("-", "_") + argument[match.end() :]
+
+
+def _one_line(message: str) -> str:
+    """The message whatever a file name or a library brought into it."""
+    return " ".join(message.split())
 
 
 def add_model_flags(parser: Parser, default: str) -> None:
@@ -123,6 +135,8 @@ def decoding_settings(flags: argparse.Namespace) -> DecodingSettings:
         UserError: values that cannot be, or that contradict each other.
     """
     threshold = flags.null_score_diff_threshold
+    if threshold is not None and math.isnan(threshold):
+        raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
     if threshold is not None and not flags.version_2_with_negative:
         raise UserError(
             f"--null_score_diff_threshold {threshold} decides nothing without "
@@ -145,12 +159,12 @@ def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Names
     """
     try:
         main(flags)
+        sys.stdout.flush()
     except UserError as error:
         if flags.debug:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":
-            # One line, whatever a file name or a library's message brought in.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

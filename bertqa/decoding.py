@@ -157,8 +157,9 @@ def _context_table(
         pieces += [place, length - place - 1, 1]
     start = _pad(start_logits.float().split(pieces)[1::3])  # (N, C)
     end = _pad(end_logits.float().split(pieces)[1::3])
-    beyond = end.new_full((len(end), max_answer_length - 1), -math.inf)
-    return _Table(start, torch.cat([end, beyond], dim=1).unfold(1, max_answer_length, 1))
+    longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
+    beyond = end.new_full((len(end), longest - 1), -math.inf)
+    return _Table(start, torch.cat([end, beyond], dim=1).unfold(1, longest, 1))
 
 
 def _pad(rows: Sequence[Tensor]) -> Tensor:

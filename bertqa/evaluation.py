@@ -26,6 +26,10 @@ from bertqa.squad import Example
 
 _BLOCK = 2048  # windows whose answers are made together
 
+# The null odds of a question whose context has no tokens, and so no span: beyond every threshold,
+# and still a number, which JSON and the search for the best threshold need.
+_NO_SPAN_ODDS = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class DecodingSettings:
@@ -86,8 +90,8 @@ class Prediction:
         text: the answer; "" for no answer.
         answers: the n best, best first; with version_2_with_negative "" is among them.
         best_span: text of the best answer that is not "".
-        null_odds: null score minus the score of the best span; None without
-            version_2_with_negative.
+        null_odds: null score minus the score of the best span, the largest float32 where there
+            is no span; None without version_2_with_negative.
     """
 
     id: str
@@ -335,10 +339,11 @@ def _prediction(
 ) -> Prediction:
     """Join the windows of one question."""
     null = min((result.null for result in results), key=sum)
-    spans = _merged([span for result in results for span in result.spans], settings)
+    found = [_whole(example.context, span) for result in results for span in result.spans]
+    spans = _merged(found, settings)
     with_null = settings.version_2_with_negative or not spans
     if with_null:
-        spans = _with_null(spans, null)
+        spans = _with_null(spans, null, settings)
     weights = _probabilities(spans, results, null, settings, with_null)
     answers = tuple(
         _answer(example.context, span, weight) for span, weight in zip(spans, weights, strict=True)
@@ -347,7 +352,7 @@ def _prediction(
     best_span = best.text if best else ""
     if not settings.version_2_with_negative:
         return Prediction(example.id, best_span, answers, best_span, None)
-    odds = sum(null) - best.score if best else math.inf
+    odds = sum(null) - best.score if best else _NO_SPAN_ODDS
     text = "" if odds > settings.null_score_diff_threshold else best_span
     return Prediction(example.id, text, answers, best_span, odds)
 
@@ -356,11 +361,20 @@ _Span = tuple[float, int, int, float, float]
 _NULL_PLACE = (0, 0)
 
 
+def _whole(context: str, span: _Span) -> _Span:
+    """The span without half a written character at its ends."""
+    if context.isascii():
+        return span
+    score, start, end, start_logit, end_logit = span
+    return (score, *snap_to_graphemes(context, start, end), start_logit, end_logit)
+
+
 def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
     """The n best of all windows of a question.
 
-    The exact decoder counts a span that two windows share once, at its better score; equal scores
-    stand earliest start first, then shortest. run_qa keeps both, in the order they were found.
+    The exact decoder counts the same characters once, at their best score: two windows share a
+    span, or the tokens are parts of one written character. Equal scores stand earliest start
+    first, then shortest. run_qa keeps all, in the order they were found.
     """
     if settings.decoder == "top20":
         return sorted(spans, key=lambda span: -span[0])[: settings.n_best_size]
@@ -373,10 +387,16 @@ def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
     return list(distinct.values())
 
 
-def _with_null(spans: list[_Span], null: tuple[float, float]) -> list[_Span]:
+def _with_null(
+    spans: list[_Span], null: tuple[float, float], settings: DecodingSettings
+) -> list[_Span]:
     """Put "no answer" in its place among the spans; after a span of the same score."""
     entry = (sum(null), *_NULL_PLACE, *null)
-    return sorted([*spans, entry], key=lambda span: -span[0])
+    answers = sorted([*spans, entry], key=lambda span: -span[0])
+    # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
+    if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
+        return answers if answers[-1] is entry else answers[:-1]
+    return answers
 
 
 def _probabilities(
@@ -398,6 +418,4 @@ def _probabilities(
 
 def _answer(context: str, span: _Span, probability: float) -> Answer:
     _, start, end, start_logit, end_logit = span
-    if not context.isascii():
-        start, end = snap_to_graphemes(context, start, end)
     return Answer(context[start:end], start, end, start_logit, end_logit, probability)

@@ -6,6 +6,7 @@ file name is found, and a changed comma is not. The files are mapped into memory
 
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ _FORMAT = 1  # to be raised when the same input gives other windows, or they are
 _TABLES = ("questions", "contexts")
 _PER_EXAMPLE = ("context_of", "outcome", "cut_questions")
 _PER_WINDOW = ("example", "first", "count", "start_position", "end_position")
+
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # the last bytes of every Arrow stream
 
 
 def default_cache_dir() -> Path:
@@ -100,7 +103,12 @@ def _write(folder: Path, name: str, columns: dict[str, Tensor]) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     """The columns of one Arrow file, mapped."""
-    table = datasets.Dataset.from_file(str(folder / f"{name}.arrow")).data.table
+    path = folder / f"{name}.arrow"
+    with path.open("rb") as file:
+        file.seek(-len(_END), os.SEEK_END)
+        if file.read() != _END:  # Arrow takes some files that were cut short for empty tables
+            raise ValueError(f"{path} was cut short")
+    table = datasets.Dataset.from_file(str(path)).data.table
     with warnings.catch_warnings():
         # torch warns that the mapped file cannot be written to; nobody writes to windows.
         warnings.simplefilter("ignore", UserWarning)

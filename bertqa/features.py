@@ -163,7 +163,8 @@ def make_windows(
         UserError: a question is longer than the window allows.
     """
     places: dict[str, int] = {}
-    context_of = torch.tensor([places.setdefault(e.context, len(places)) for e in examples])
+    rows = [places.setdefault(e.context, len(places)) for e in examples]
+    context_of = torch.tensor(rows, dtype=torch.int64)
     contexts = tokenizer.encode(list(places))
     questions = tokenizer.encode([e.question for e in examples])
     questions, cut_questions = _fit_questions(questions, examples, settings)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +62,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; nothing is left at ``path``.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with said_plainly(path, "written"):
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: a process number comes again, in containers at each start.
+        name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        partial = Path(name)
         try:
+            partial.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
             yield partial
             for file in partial.iterdir():
                 _sync(file)

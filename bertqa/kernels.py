@@ -29,7 +29,7 @@ def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(torch.ones_like(x), rate)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    dropped = round(rate * _STEPS)
+    dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps something
     kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _STEPS // 2
     return kept.to(x.dtype).mul_(_STEPS / (_STEPS - dropped))
 

@@ -54,7 +54,8 @@ def answer_tokens(
     Returns:
         Two tensors ``(E,)`` int64, counted in the context; where no token does, last < first.
     """
-    start, end = torch.tensor([_trimmed(e) for e in examples]).view(-1, 2).unbind(dim=1)
+    ends = torch.tensor([_trimmed(e) for e in examples], dtype=torch.int64)
+    start, end = ends.view(-1, 2).unbind(dim=1)
     # All contexts are searched at once: in a key, the context weighs more than the character.
     scale = 1 << 32
     row = torch.arange(len(contexts.lengths)).repeat_interleave(contexts.lengths)

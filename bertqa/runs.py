@@ -79,12 +79,20 @@ class RunFolder:
         Raises:
             UserError: the folder holds something else.
         """
-        if resume and (self.path / "run.json").exists():
+        is_run = (self.path / "run.json").exists()
+        if resume and is_run:
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if is_run:
             raise UserError(
-                f"--output_dir {self.path} is not empty: pass --resume to go on with the run in "
-                "it, or name another folder"
+                f"--output_dir {self.path} holds a run: pass --resume to go on with it, or name "
+                "another folder"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir {self.path} is a file: name a folder")
+        if self.path.exists() and any(self.path.iterdir()):
+            raise UserError(
+                f"--output_dir {self.path} is not empty and holds no run (there is no run.json): "
+                "name another folder"
             )
 
     def check_same_run(self) -> None:
@@ -107,12 +115,12 @@ class RunFolder:
 
     def open(self, progress: Progress) -> None:
         """Make the folder, or drop the log lines of steps that will be done again."""
+        if not (self.path / "run.json").exists():  # first: it marks the folder as a run's
+            write_json(self.path / "run.json", self.description)
         with said_plainly(self._checkpoints, "made"):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             for partial in self._checkpoints.glob(".*.partial"):  # of a run that was killed
                 shutil.rmtree(partial)
-        if not (self.path / "run.json").exists():
-            write_json(self.path / "run.json", self.description)
         log = self.path / "log.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
@@ -170,17 +178,24 @@ class RunFolder:
             return Progress()
         newest = checkpoints[-1]
         saved, _ = load_checkpoint(newest)
-        model.load_state_dict(saved.state_dict())
         moments = read_tensors(newest / "optimizer.safetensors")
+        progress = read_json_object(newest / "progress.json")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = optimizer.state_dict()
-        state["state"] = {
-            i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
-            for i, parameter in enumerate(parameters)
-        }
-        optimizer.load_state_dict(state)
-        return Progress(**read_json_object(newest / "progress.json"))
+        try:
+            state["state"] = {
+                i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
+                for i, parameter in enumerate(parameters)
+            }
+            model.load_state_dict(saved.state_dict())
+            optimizer.load_state_dict(state)
+            return Progress(**progress)
+        except (KeyError, RuntimeError, TypeError) as error:  # a name, a shape, a key
+            raise UserError(
+                f"{newest} is not whole, or of another model: remove it to go on from the "
+                "checkpoint before it, or from the start"
+            ) from error
 
 
 def _step_of(line: str) -> float:

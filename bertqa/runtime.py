@@ -108,7 +108,7 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # it is there and can hold a number
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name} is not to be had on this machine: pass auto, cpu, cuda or mps"

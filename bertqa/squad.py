@@ -450,7 +450,7 @@ def _tsv(stream: BufferedReader, source: str) -> Iterator[Example]:
 
 def _reason(error: Exception) -> str:
     """Another library's message as a part of one sentence."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
     return (words if len(words) <= 200 else words[:200] + "...").rstrip(".")
 
 

@@ -122,7 +122,7 @@ class BertTokenizer:
         """
         text = self._backend.to_str(pretty=False)
         write_text(folder / "tokenizer.json", text)
-        settings = {"do_lower_case": _lowercases(text), "model_max_length": 512, **self.settings}
+        settings = {"model_max_length": 512, **self.settings, **_normalization(text)}
         settings["tokenizer_class"] = "BertTokenizer"
         write_json(folder / "tokenizer_config.json", settings)
 
@@ -143,8 +143,14 @@ def _special_id(backend: Tokenizer, token: Any, source: Path) -> int:
     return int(number)
 
 
-def _lowercases(serialised: str) -> bool:
-    return bool((json.loads(serialised).get("normalizer") or {}).get("lowercase", False))
+def _normalization(serialised: str) -> dict[str, Any]:
+    """What transformers sets its normalizer up by; that of tokenizer.json it passes over."""
+    normalizer = json.loads(serialised).get("normalizer") or {}
+    return {
+        "do_lower_case": normalizer.get("lowercase", False),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+    }
 
 
 def _from_json(path: Path) -> Tokenizer:
@@ -170,15 +176,24 @@ def _from_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
         tokens.pop()
     vocabulary = {token: number for number, token in enumerate(tokens)}
     unknown = settings.get("unk_token", "[UNK]")
-    if unknown not in vocabulary:
+    if not isinstance(unknown, str) or unknown not in vocabulary:
         raise UserError(f"{path} has no token {unknown!r}: it is no BERT vocabulary")
     backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=unknown))
+    settings_file = path.with_name("tokenizer_config.json")
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=_flag(settings, "tokenize_chinese_chars", True, settings_file),
+        strip_accents=_flag(settings, "strip_accents", None, settings_file),
+        lowercase=_flag(settings, "do_lower_case", True, settings_file),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([token for token in _SPECIAL if token in vocabulary])
     return backend
+
+
+def _flag(settings: dict[str, Any], key: str, default: bool | None, source: Path) -> Any:
+    """One setting that is true or false, or null where that is the default."""
+    value = settings.get(key, default)
+    if not isinstance(value, bool) and value is not default:
+        raise UserError(f"{source}: {key} is {value!r}, but must be true or false")
+    return value

@@ -123,6 +123,9 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(len(windows), self.windows_per_step)
         self.total_steps = settings.total_steps(len(windows), runtime.world_size)
         self.progress = Progress()
+        # Of the steps since the last log line. They stay on the device until they are needed:
+        # asking a GPU for a number at every step would make it wait.
+        self._losses: list[Tensor] = []
 
     def start(self, resume: bool) -> None:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
@@ -134,6 +137,7 @@ class Run:
         if resume:
             self.folder.check_same_run()
             self.progress = self.folder.load_last(self.model, self.optimizer)
+            self._losses = [torch.tensor(loss) for loss in self.progress.recent_losses]
             if self.progress.scaler:
                 self.scaler.load_state_dict(self.progress.scaler)
         self.runtime.wait_for_all()  # all have looked before one writes
@@ -153,6 +157,12 @@ class Run:
             total=self.total_steps, initial=self.progress.step, unit="step",
             disable=not self.runtime.is_main, dynamic_ncols=True,
         )  # fmt: skip
+        with bar:  # an error comes after its end, on a line of its own
+            self._steps(bar)
+        return self.progress
+
+    def _steps(self, bar: Any) -> None:
+        """The steps that are still to be done."""
         started, tokens = time.perf_counter(), 0
         for step in range(self.progress.step, self.total_steps):
             torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
@@ -178,7 +188,7 @@ class Run:
             self.optimizer.zero_grad()
 
             self.progress.step = step + 1
-            self.progress.recent_losses.append(loss)  # type: ignore[arg-type]
+            self._losses.append(loss)
             bar.update()
             if self._due(self.settings.logging_steps):
                 rate = tokens * self.runtime.world_size / (time.perf_counter() - started)
@@ -188,8 +198,6 @@ class Run:
                 self._evaluate(bar)
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
-        bar.close()
-        return self.progress
 
     def _learning_rate(self, step: int) -> float:
         warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)
@@ -226,16 +234,11 @@ class Run:
 
     def _log(self, bar: Any, grad_norm: Tensor, tokens_per_second: float) -> None:
         """One line in log.jsonl and beside the progress bar, for the steps since the last one."""
-        losses = [float(loss) for loss in self.progress.recent_losses]
+        losses = self._finite_losses()
         loss = sum(losses) / len(losses)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.progress.step}: lower --learning_rate; the last "
-                f"checkpoint in {self.folder.path} is from before"
-            )
         self.progress.loss_sum += sum(losses)
         self.progress.loss_count += len(losses)
-        self.progress.recent_losses = []
+        self._losses = []
         rate = self._learning_rate(self.progress.step - 1)
         bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {tokens_per_second:,.0f} tokens/s")
         line = {
@@ -249,8 +252,25 @@ class Run:
         if self.runtime.is_main:
             self.folder.append_log(line)
 
+    def _finite_losses(self) -> list[float]:
+        """The losses since the last log line.
+
+        Raises:
+            UserError: one is not finite; nothing that came of it has been saved.
+        """
+        losses = [float(loss) for loss in self._losses]
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.progress.step - len(losses) + i + 1
+                raise UserError(
+                    f"the loss of step {step} is {loss}: lower --learning_rate; the newest "
+                    f"checkpoint in {self.folder.path} is from before"
+                )
+        return losses
+
     def _evaluate(self, bar: Any) -> None:
         """Measure the model; keep it at the folder's top if it is the best so far."""
+        self._finite_losses()
         row: dict[str, float] = {
             "epoch": round(self.progress.step / self.steps_per_epoch, 2),
             "step": self.progress.step,
@@ -284,7 +304,7 @@ class Run:
             self.folder.keep_predictions(evaluation, self.evaluator.settings)
 
     def _save(self) -> None:
-        self.progress.recent_losses = [float(loss) for loss in self.progress.recent_losses]
+        self.progress.recent_losses = self._finite_losses()
         self.progress.scaler = self.scaler.state_dict()
         if self.runtime.is_main:
             self.folder.save(

@@ -126,7 +126,8 @@ def _single(examples: list[Example]) -> list[dict]:
 def _numpy_literal(answers: dict) -> str:
     """As pandas writes a cell that came from Arrow."""
     starts = ", ".join(f"np.int64({start})" for start in answers["answer_start"])
-    return f"{{'text': array({answers['text']!r},\n dtype=object), 'answer_start': [{starts}]}}"
+    texts = f"array({answers['text']!r},\n dtype=object)"
+    return f"{{'text': {texts}, 'answer_start': array([{starts}], dtype=object)}}"
 
 
 FORMS = {
@@ -174,6 +175,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path, form):
     name, text, expected = FORMS[form]
     (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     assert read_examples(tmp_path / name) == expected
+
+
+def test_a_byte_order_mark_on_a_later_line_is_text(tmp_path):
+    (tmp_path / "x.csv").write_text('question,context\n?,"A\n\ufeffB"\n', encoding="utf-8")
+    assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "A\n\ufeffB")]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -457,6 +463,10 @@ FAULTY_FILES = {
         "correct it or fetch the file again",
     ),
     "deep.json": (b"[" * 200_000, "FILE, line 1: the JSON is nested too deeply; give a data set"),
+    "deep-lines.json": (
+        b"[" * 200_000 + b"\n[]",
+        "FILE, line 1: the JSON is nested too deeply; give a data set",
+    ),
     "deep.jsonl": (
         b'{%s}\n{"question":' % ROW.encode() + b'{"a":' * 200_000,
         "FILE, line 2: the JSON is nested too deeply; give a data set",

@@ -1,0 +1,105 @@
+"""What several tests share: a tiny odd BERT, theirs and ours, and a small vocabulary."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import BertConfig as TheirConfig
+from transformers import BertForQuestionAnswering as TheirModel
+
+from bertqa.checkpoint import load_checkpoint
+from bertqa.model import BertForQuestionAnswering
+from bertqa.stream import TokenBatch
+from bertqa.tokenization import BertTokenizer
+from tests.corpus import TEXTS
+
+DATA = Path(__file__).parent / "data"
+STORIES = DATA / "stories.json"
+STORIES_V2 = DATA / "stories_v2.json"
+
+# Odd sizes, all different, so that a transposed axis or a wrong width cannot pass.
+TINY = {
+    "vocab_size": 101,
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+}
+LENGTHS = (5, 33, 1, 18, 64)
+
+
+def their_model(attention: str = "eager", seed: int = 0, **changes: object) -> TheirModel:
+    """transformers' model with random weights, large enough to make every part matter."""
+    torch.manual_seed(seed)
+    config = TheirConfig(**(TINY | {"attn_implementation": attention} | changes))
+    model = TheirModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(mean=1.0 if "LayerNorm.weight" in name else 0.0, std=0.2)
+    return model
+
+
+def our_model(theirs: TheirModel, folder: Path) -> BertForQuestionAnswering:
+    """The same weights through our own loader."""
+    theirs.save_pretrained(folder)
+    model, _ = load_checkpoint(folder)
+    return model
+
+
+def random_windows(
+    lengths: tuple[int, ...] = LENGTHS, vocab_size: int = 101, seed: int = 1
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids and token types of windows of the given lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
+    return ids, [[0] * (n // 3) + [1] * (n - n // 3) for n in lengths]
+
+
+def our_batch(ids: list[list[int]], types: list[list[int]]) -> TokenBatch:
+    """Windows as a stream."""
+    return TokenBatch.from_windows(ids, types)
+
+
+def their_batch(ids: list[list[int]], types: list[list[int]]) -> dict[str, torch.Tensor]:
+    """The same windows padded and masked."""
+    longest = max(map(len, ids))
+    return {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ids]),
+        "token_type_ids": torch.tensor([row + [0] * (longest - len(row)) for row in types]),
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in ids]),
+    }
+
+
+def unpadded(values: torch.Tensor, lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
+    """The stream ``(T, ...)`` of a padded result ``(N, S, ...)``."""
+    return torch.cat([row[:length] for row, length in zip(values, lengths, strict=True)])
+
+
+def vocabulary(lowercase: bool = True) -> list[str]:
+    """A small WordPiece vocabulary: special tokens, common pieces, the letters of the corpus."""
+    words = "the of and in was is to a who when where how many what did river ship town".split()
+    pieces = ["##ing", "##ed", "##er", "##s", "##ly", "##tion", "in", "un", "re", "port", "man"]
+    text = "".join(TEXTS) + STORIES.read_text(encoding="utf-8")
+    letters = sorted({c for c in (text.lower() if lowercase else text) if c.isprintable()} - {" "})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *pieces]
+    tokens += [*letters, *(f"##{letter}" for letter in letters)]
+    return list(dict.fromkeys(tokens))
+
+
+def write_tokenizer(folder: Path, lowercase: bool = True) -> BertTokenizer:
+    """A tokenizer of that vocabulary in the oldest form: vocab.txt and tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary(lowercase)) + "\n", encoding="utf-8")
+    settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return BertTokenizer.load(folder)
+
+
+def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """A whole tiny checkpoint folder, model and tokenizer, with 384 positions."""
+    tokenizer = write_tokenizer(folder)
+    sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
+    their_model(seed=seed, **(sizes | changes)).save_pretrained(folder)
+    return folder

@@ -1,0 +1,246 @@
+"""Files and folders appear whole or not at all, and refusals are one sentence."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from bertqa.errors import UserError
+from bertqa.files import new_folder, said_plainly, write_file, write_json, write_text
+
+
+class Fault(Exception):
+    """What goes wrong in the middle of a write."""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    """Sets the process's umask for one test."""
+    before = os.umask(0)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+def refusal(act):
+    with pytest.raises(UserError) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_at_once(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    seen = []
+
+    def write(partial):
+        partial.write_text("ne")
+        seen.append((partial.parent, path.read_text()))
+        partial.write_text("new")
+
+    write_file(path, write)
+    assert seen == [(tmp_path, "old")]  # beside it, as only that can be moved in one go
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_file_half_written_is_no_file(tmp_path, fault, old):
+    path = tmp_path / "x.txt"
+    if old is not None:
+        path.write_text(old)
+
+    def write(partial):
+        partial.write_text("ne")
+        raise fault
+
+    with pytest.raises(type(fault)):
+        write_file(path, write)
+    assert names(tmp_path) == ([] if old is None else ["x.txt"])
+    assert old is None or path.read_text() == old
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def write(partial):
+        partial.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    message = refusal(lambda: write_file(path, write))
+    assert message == (
+        f"{path} cannot be written: No space left on device; free or choose another place"
+    )
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["x.txt"]
+
+
+def test_an_error_without_a_number_is_said_too(tmp_path):
+    def act():
+        with said_plainly(tmp_path, "read"):
+            raise OSError("the tape is torn")
+
+    assert refusal(act).startswith(f"{tmp_path} cannot be read: the tape is torn;")
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("stays")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x.txt", tmp_path / "folder", tmp_path / ("x" * 300)):
+        assert str(path) in refusal(lambda path=path: write_text(path, "x"))
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "stays"
+    assert names(tmp_path / "folder") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "x.txt", "x")
+    assert (tmp_path / "a" / "b" / "x.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_rights_of_files_follow_the_umask(tmp_path, umask, mask, expected):
+    umask(mask)
+
+    def write(partial):
+        partial.write_text("x")
+        partial.chmod(0o600)  # as safetensors leaves them
+
+    write_file(tmp_path / "x.txt", write)
+    assert mode(tmp_path / "x.txt") == expected
+    assert umask(mask) == mask  # asking for it has not changed it
+
+
+@pytest.mark.parametrize("text", ["", "plain\n", "Zoë, 老钟表匠, 🐟\r\n\x00\u2028", "\ufeffmark"])
+def test_text_is_utf8_byte_for_byte(tmp_path, text):
+    write_text(tmp_path / "x.txt", text)
+    assert (tmp_path / "x.txt").read_bytes() == text.encode("utf-8")
+
+
+def test_lone_surrogates_go_out_as_escapes(tmp_path):
+    write_text(tmp_path / "x.txt", "a\ud83db")
+    assert (tmp_path / "x.txt").read_bytes() == rb"a\ud83db"
+    value = {"the \udfff key": ["a\ud83db", 'quote " and \\ slash']}
+    write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
+
+
+def test_json_stays_readable(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "Zoë", "numbers": [1, 2.5, None, True]})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert '"name": "Zoë"' in text
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"name": "Zoë", "numbers": [1, 2.5, None, True]}
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": {1, 2}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert names(tmp_path) == ["x.json"]
+
+
+# --- a folder ------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_when_it_is_full(tmp_path):
+    path = tmp_path / "made" / "too" / "folder"
+    with new_folder(path) as partial:
+        (partial / "a").write_text("1")
+        (partial / "b").write_text("2")
+        assert not path.exists()
+        assert partial.parent == path.parent
+    assert {name: (path / name).read_text() for name in names(path)} == {"a": "1", "b": "2"}
+    assert names(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
+def test_a_folder_half_filled_is_no_folder(tmp_path, fault):
+    with pytest.raises(type(fault)), new_folder(tmp_path / "folder") as partial:
+        (partial / "a").write_text("1")
+        raise fault
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_while_filling_a_folder(tmp_path):
+    def fill():
+        with new_folder(tmp_path / "folder") as partial:
+            (partial / "a").write_text("1")
+            raise OSError(28, "No space left on device")
+
+    message = refusal(fill)
+    assert message.startswith(f"{tmp_path / 'folder'} cannot be written: No space left on device;")
+    assert names(tmp_path) == []
+
+
+def fill(path, text):
+    with new_folder(path) as partial:
+        (partial / "a").write_text(text)
+
+
+def test_a_folder_that_stands_is_not_overwritten(tmp_path):
+    fill(tmp_path / "folder", "first")
+    assert str(tmp_path / "folder") in refusal(lambda: fill(tmp_path / "folder", "second"))
+    assert (tmp_path / "folder" / "a").read_text() == "first"
+    (tmp_path / "file").write_text("stays")
+    for path in (tmp_path / "file", tmp_path / "file" / "folder"):
+        assert str(path) in refusal(lambda path=path: fill(path, "second"))
+    assert (tmp_path / "file").read_text() == "stays"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_two_writers_of_one_folder_do_not_mix(tmp_path):
+    def race():
+        with new_folder(tmp_path / "folder") as slow:
+            (slow / "a").write_text("slow")
+            fill(tmp_path / "folder", "fast")
+            assert (slow / "a").read_text() == "slow"
+
+    assert str(tmp_path / "folder") in refusal(race)
+    assert (tmp_path / "folder" / "a").read_text() == "fast"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path):
+    stopped = new_folder(tmp_path / "folder")
+    partial = stopped.__enter__()  # and it never ends
+    fill(tmp_path / "folder", "1")
+    assert (tmp_path / "folder" / "a").read_text() == "1"
+    assert partial.name.startswith(".folder.")  # by which a run finds and removes what is left
+    assert partial.name.endswith(".partial")
+    partial.rmdir()
+    with pytest.raises(UserError):
+        stopped.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_rights_of_folders_follow_the_umask(tmp_path, umask, mask, expected):
+    umask(mask)
+    fill(tmp_path / "folder", "1")
+    assert mode(tmp_path / "folder") == expected
+    assert umask(mask) == mask

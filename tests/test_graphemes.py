@@ -1,0 +1,109 @@
+"""Slices are widened to whole written characters, and never further."""
+
+import unicodedata
+from itertools import accumulate
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertqa.graphemes import snap_to_graphemes
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
+# Each is one written character, however many code points it has.
+CHARACTERS = (
+    *("a", "Z", "1", " ", "\n", "-", "[", "\u00a0", "é", "ß", "中", "か", "각", "н", "\U00020000"),
+    *("e\u0301", "e\u0302\u0323", "E\u0301\u0302\u0303\u0304", "x\u20d7", "l\u0336", "n\u0303"),
+    *("か\u3099", "и\u0306", "ש\u05c1\u05b8", "ك\u064e", "ก\u0e34\u0e48", "क\u093e"),
+    *("क\u094d", "\u1100\u1161", "\u1112\u1161\u11ab", "\u1100\u119e\u11bc"),
+    *("\u1100\ud7b0\ud7cb", "👍", "👍\U0001f3fd", FAMILY, COOK, ENGLAND, "\u2764\ufe0f"),
+    *("1\ufe0f\u20e3", "\U0001f3f3\ufe0f\u200d\U0001f308", "\u200b", "\u00ad", "\ufeff", "\x00"),
+)
+
+
+def plain_snap(characters, start, end):
+    """The same by looking at where the characters were joined."""
+    bounds = list(accumulate(map(len, characters), initial=0))
+    return max(b for b in bounds if b <= start), min(b for b in bounds if b >= end)
+
+
+@st.composite
+def texts_and_slices(draw, characters):
+    parts = draw(st.lists(st.sampled_from(characters), min_size=1, max_size=8))
+    length = len("".join(parts))
+    start = draw(st.integers(0, length - 1))
+    return parts, start, draw(st.integers(start + 1, length))
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(texts_and_slices(CHARACTERS))
+def test_slices_end_where_written_characters_do(case):
+    characters, start, end = case
+    ours = snap_to_graphemes("".join(characters), start, end)
+    assert ours == plain_snap(characters, start, end)
+
+
+COMPOSED = "àéîõüçñøžůṩệặửẫỹǖΐϋήйёўがぱゔヷ가각힣뷁\ufb1d\ufb2c\u0929"
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(texts_and_slices([unicodedata.normalize("NFD", character) for character in COMPOSED]))
+def test_decomposed_text_is_cut_where_composed_text_is(case):
+    characters, start, end = case
+    text = "".join(characters)
+    first, last = snap_to_graphemes(text, start, end)
+    assert (first, last) == plain_snap(characters, start, end)
+    # Nothing that composes was cut.
+    parts = text[:first], text[first:last], text[last:]
+    composed = [unicodedata.normalize("NFC", part) for part in parts]
+    assert "".join(composed) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_every_cut_into_a_character_takes_it_whole(character):
+    text = f"b{character}b"
+    for start in range(1, len(character) + 1):
+        for end in range(start + 1, len(character) + 2):
+            assert snap_to_graphemes(text, start, end) == (1, 1 + len(character))
+    assert snap_to_graphemes(text, 0, 1) == (0, 1)
+    assert snap_to_graphemes(text, len(text) - 1, len(text)) == (len(text) - 1, len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "expected"),
+    [
+        # A dropped accent: the offsets of "cafe" end before it.
+        ("un cafe\u0301 noir", 3, 7, "cafe\u0301"),
+        ("un cafe\u0301 noir", 3, 8, "cafe\u0301"),
+        ("un cafe\u0301", 3, 7, "cafe\u0301"),
+        # A mark at the very start has nothing to belong to.
+        ("\u0301a", 0, 1, "\u0301"),
+        ("\u0301a", 1, 2, "a"),
+        # Digits, signs and ASCII never go on.
+        ("a1+`^", 1, 3, "1+"),
+        # A joiner ties an emoji to an emoji, but no letter to the one before.
+        ("a\u200db", 0, 1, "a\u200d"),
+        ("a\u200db", 2, 3, "b"),
+        ("", 0, 0, ""),
+    ],
+)
+def test_written_cases(text, start, end, expected):
+    first, last = snap_to_graphemes(text, start, end)
+    assert text[first:last] == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(min_size=1, max_size=12), st.data())
+def test_any_text_at_all(text, data):
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    first, last = snap_to_graphemes(text, start, end)
+    assert 0 <= first <= start < end <= last <= len(text)
+    assert snap_to_graphemes(text, first, last) == (first, last)
+    # What was taken in addition is no character of its own.
+    for place in (*range(first + 1, start + 1), *range(end, last)):
+        one = unicodedata.category(text[place])
+        assert one in ("Mn", "Mc", "Me", "Cf", "So", "Sk", "Lo")

@@ -1,0 +1,168 @@
+"""Device, precision, and what the processes of a run say to each other."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bertqa import runtime as runtime_module
+from bertqa.errors import UserError
+from bertqa.runtime import Runtime, select_device, select_precision, start_runtime, stop_runtime
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
+
+
+def has(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+def computes_bf16(monkeypatch: pytest.MonkeyPatch, *, avx512: bool, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+# --- device --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [
+        (True, True, "cuda:3"),
+        (True, False, "cuda:3"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+) -> None:
+    has(monkeypatch, cuda=cuda, mps=mps)
+    assert select_device("auto", local_rank=3) == torch.device(expected)
+
+
+def test_the_cpu_is_there_whatever_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, cuda=True, mps=True)
+    assert select_device("cpu", local_rank=1) == CPU
+
+
+def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = torch.zeros(1)
+    monkeypatch.setattr(torch, "zeros", lambda *args, device: number)  # as if the cards were there
+    assert select_device("cuda", local_rank=2) == torch.device("cuda:2")
+    assert select_device("cuda:1", local_rank=2) == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu cpu", "-1", "meta", "cuda:4711"])
+def test_a_device_that_is_not_to_be_had_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name} is not to be had"):
+        select_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_on_a_machine_without_it_is_an_error() -> None:
+    with pytest.raises(UserError, match="--device cuda is not to be had on this machine"):
+        start_runtime("cuda", "fp32")
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (True, True, torch.bfloat16),
+    ],
+)
+def test_auto_on_the_cpu_is_bf16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: torch.dtype
+) -> None:
+    computes_bf16(monkeypatch, avx512=avx512, amx=amx)
+    assert select_precision("auto", CPU) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_auto_on_cuda_is_bf16_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert select_precision("auto", CUDA) is expected
+
+
+def test_auto_on_mps_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    computes_bf16(monkeypatch, avx512=True, amx=True)  # of the processor beside it
+    assert select_precision("auto", MPS) is torch.float32
+
+
+def test_a_precision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    computes_bf16(monkeypatch, avx512=False, amx=False)  # slow, but what the user asked for
+    assert select_precision("bf16", CPU) is torch.bfloat16
+    assert select_precision("fp32", CPU) is torch.float32
+    assert select_precision("fp16", CUDA) is torch.float16
+    assert select_precision("bf16", CUDA) is torch.bfloat16
+
+
+def test_fp16_on_the_cpu_is_an_error() -> None:
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        select_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_multiplies_in_the_precision_chosen(dtype: torch.dtype) -> None:
+    a = torch.ones(3, 3)
+    with Runtime(CPU, dtype).autocast():
+        assert (a @ a).dtype is dtype
+        assert torch.nn.functional.cross_entropy(a @ a, a).dtype is torch.float32
+    assert (a @ a).dtype is torch.float32
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As started without torchrun."""
+    for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_process_talks_to_itself() -> None:
+    runtime = start_runtime("cpu", "fp32")
+    assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
+    assert not dist.is_initialized()
+    tensors = [torch.tensor([[1.0, 2.0]]), torch.tensor(3.0)]
+    kept = [tensor.clone() for tensor in tensors]
+    runtime.sum_over_ranks(tensors)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, kept, strict=True))
+    value = object()
+    assert runtime.gather(value) == [value]
+    runtime.wait_for_all()
+    stop_runtime()
+
+
+def test_the_sum_over_ranks_goes_back_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = []
+
+    def all_reduce(flat: torch.Tensor) -> None:
+        messages.append(len(flat))
+        flat += 10 * torch.arange(len(flat))  # what the other process sent
+
+    monkeypatch.setattr(runtime_module.dist, "all_reduce", all_reduce)
+    matrix, scalar, vector = torch.ones(2, 3), torch.tensor(5.0), torch.zeros(2)
+    transposed = matrix.T  # not contiguous
+    Runtime(CPU, world_size=2).sum_over_ranks(t for t in (scalar, transposed, vector))
+    assert messages == [9]
+    assert scalar == 5
+    assert transposed.tolist() == [[11, 21], [31, 41], [51, 61]]
+    assert matrix.tolist() == [[11, 31, 51], [21, 41, 61]]
+    assert vector.tolist() == [70, 80]
+
+
+def test_only_the_first_process_is_main() -> None:
+    assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
