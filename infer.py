@@ -29,7 +29,8 @@ from bertqa.cli import (
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
 from bertqa.files import said_plainly
-from bertqa.squad import Example, check_examples, read_examples
+from bertqa.readers import read_examples
+from bertqa.squad import Example, check_examples, check_version
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 
@@ -111,6 +112,8 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError("--context goes with --question, or with a terminal to ask in: add one")
     if bool(flags.input) != bool(flags.output_dir):
         raise UserError("--input and --output_dir go together: pass both or neither")
+    if flags.input and flags.top_k != 1:
+        raise UserError(f"--top_k {flags.top_k} is for one question: use --n_best_size")
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
 
@@ -166,11 +169,11 @@ def demonstrate(qa: QuestionAnswerer, top_k: int, as_json: bool) -> None:
     if not as_json:
         print(f"{DEMO_CONTEXT}\n")
     for question in DEMO_QUESTIONS:
-        print(question)
+        if not as_json:
+            print(question)
         answer_one(qa, question, DEMO_CONTEXT, top_k, as_json)
     if not as_json:
-        print(f"\n{DEMO_HISTORY}\n")
-    print(DEMO_HISTORY_QUESTION)
+        print(f"\n{DEMO_HISTORY}\n\n{DEMO_HISTORY_QUESTION}")
     answer_one(qa, DEMO_HISTORY_QUESTION, DEMO_HISTORY, max(top_k, 5), as_json)
 
 
@@ -179,8 +182,11 @@ def converse(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
     has_context = flags.context is not None or flags.context_file
     context = read_context(flags) if has_context else ask_context()
     while question := ask("question> "):
-        if question.strip():
-            answer_one(qa, question, context, flags.top_k, flags.json)
+        try:
+            if question.strip():
+                answer_one(qa, question.strip(), context, flags.top_k, flags.json)
+        except UserError as error:  # a question too long: the next may do
+            print(f"error: {error}", file=sys.stderr)
 
 
 def ask_context() -> str:
@@ -188,9 +194,10 @@ def ask_context() -> str:
     print("Paste a text and end it with an empty line.")
     lines: list[str] = []
     while line := ask("text> "):
-        if not line.strip() and lines:
+        if line.strip():
+            lines.append(line)
+        elif lines:
             break
-        lines.append(line)
     return "".join(lines).strip("\n")
 
 
@@ -215,7 +222,7 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     check_examples(examples, str(flags.input))
     has_gold = all(example.answers is not None for example in examples)
     if has_gold:
-        check_version(examples, flags.input, decoding)
+        check_version(examples, str(flags.input), decoding.version_2_with_negative)
     qa = load(flags, decoding)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
@@ -225,15 +232,6 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     if metrics:
         print(json.dumps(metrics, indent=None if flags.json else 2))
     print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
-
-
-def check_version(examples: Sequence[Example], source: Path, decoding: DecodingSettings) -> None:
-    """Questions without an answer cannot be scored by the rules of v1.1."""
-    impossible = sum(example.is_impossible for example in examples)
-    if impossible and not decoding.version_2_with_negative:
-        raise UserError(
-            f"{source} has {impossible} questions without an answer: pass --version_2_with_negative"
-        )
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> list[Prediction]:

@@ -29,11 +29,12 @@ from bertqa.cli import (
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluator
 from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.features import WindowSet, WindowSettings, label_text
+from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
 from bertqa.labels import Outcome, label_report
-from bertqa.runs import RunFolder, evaluation_table
+from bertqa.readers import load_hub_dataset, read_examples
+from bertqa.runs import RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
-from bertqa.squad import Example, check_answers, check_examples, load_hub_dataset, read_examples
+from bertqa.squad import Example, check_answers, check_examples, check_version
 from bertqa.tokenization import BertTokenizer
 from bertqa.training import Run, TrainingSettings
 
@@ -95,18 +96,15 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 def main(flags: argparse.Namespace) -> None:
     """Data, model, run."""
     settings = TrainingSettings(**{name: getattr(flags, name) for name in asdict(DEFAULTS)})
-    windows, decoding = window_settings(flags), decoding_settings(flags)
+    cutting, decoding = window_settings(flags), decoding_settings(flags)
     check_flags(flags)
+    if flags.show:
+        show(flags, cutting)
+        return
     runtime = start_runtime(flags.device, flags.precision)
     try:
-        if not flags.show:
-            RunFolder(flags.output_dir, {}).check_free(flags.resume)
-        train_examples, validation_examples = main_first(runtime, lambda: load_data(flags))
-        if flags.show:
-            tokenizer = BertTokenizer.load(find_folder(flags.model, allow_bin=flags.allow_bin))
-            show(train_examples, tokenizer, windows, flags.show, flags.seed)
-        else:
-            train(flags, settings, windows, decoding, runtime, train_examples, validation_examples)
+        check_free(flags.output_dir, flags.resume)
+        train(flags, settings, cutting, decoding, runtime)
     finally:
         stop_runtime()
 
@@ -126,60 +124,78 @@ def check_flags(flags: argparse.Namespace) -> None:
 def train(
     flags: argparse.Namespace,
     settings: TrainingSettings,
-    window_settings: WindowSettings,
+    cutting: WindowSettings,
     decoding: DecodingSettings,
     runtime: Runtime,
-    train_examples: list[Example],
-    validation_examples: list[Example],
 ) -> None:
     """Make the windows, train, and say where the result is."""
-
-    def say(what: object) -> None:
-        if runtime.is_main:
-            print(what)
-
+    train_examples, validation_examples = main_first(runtime, lambda: load_data(flags))
     model, tokenizer, report = main_first(
         runtime, lambda: load_for_training(flags.model, seed=flags.seed, allow_bin=flags.allow_bin)
     )
-    check_window_fits(model, window_settings)
-    say(report)
+    check_window_fits(model, cutting)
+    say(runtime, report)
 
-    def windows_of(examples: list[Example], name: str) -> WindowSet:
-        cache = default_cache_dir()
-        windows = main_first(
-            runtime, lambda: cached_windows(examples, tokenizer, window_settings, cache)
+    def cut(examples: list[Example]) -> WindowSet:
+        return main_first(
+            runtime, lambda: cached_windows(examples, tokenizer, cutting, default_cache_dir())
         )
-        labels = label_report(examples, windows.outcome, windows.cut_questions)
-        say(f"{name}: {len(windows)} windows of {labels}")
-        return windows
 
-    evaluator = None
-    train_windows = windows_of(train_examples, "training")
-    if validation_examples:
-        validation_windows = windows_of(validation_examples, "validation")
-        evaluator = Evaluator(validation_examples, validation_windows, decoding, runtime)
-    description = {
-        "settings": asdict(settings)
-        | {"windows_per_step": settings.windows_per_step(runtime.world_size)}
-        | {"precision": str(runtime.dtype), "model": flags.model},
-        "data": {
-            "train": data_fingerprint(train_examples),
-            "validation": data_fingerprint(validation_examples),
-            "windows": asdict(window_settings),
-            "decoding": asdict(decoding),
-        },
-        **surroundings(runtime),
+    windows, validation_windows = cut(train_examples), cut(validation_examples)
+    labels = {
+        "training": label_report(train_examples, windows.outcome, windows.cut_questions),
+        "validation": label_report(
+            validation_examples, validation_windows.outcome, validation_windows.cut_questions
+        ),
     }
+    say(runtime, f"training: {len(windows)} windows of {labels['training']}")
+    evaluator = None
+    if validation_examples:
+        say(runtime, f"validation: {len(validation_windows)} windows of {labels['validation']}")
+        evaluator = Evaluator(validation_examples, validation_windows, decoding, runtime)
+
+    fingerprints = {
+        "train": data_fingerprint(train_examples),
+        "validation": data_fingerprint(validation_examples),
+    }
+    description = describe(flags, settings, cutting, decoding, runtime, fingerprints)
     folder = RunFolder(flags.output_dir, description)
-    run = Run(model, tokenizer, train_windows, evaluator, settings, runtime, folder)
+    run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder)
     run.start(flags.resume)
+    if runtime.is_main:
+        folder.keep_labels(labels)
     say(
+        runtime,
         f"{run.total_steps} steps of {run.windows_per_step} windows on {runtime.device} in "
-        f"{runtime.dtype}, from step {run.progress.step}"
+        f"{runtime.dtype}, from step {run.progress.step}",
     )
     progress = run.train()
-    say(evaluation_table(progress.evaluations))
-    say(f"saved in {flags.output_dir}; ask it: python infer.py --model {flags.output_dir}")
+    say(runtime, evaluation_table(progress.evaluations))
+    say(runtime, f"saved in {flags.output_dir}; python infer.py --model {flags.output_dir} asks it")
+
+
+def say(runtime: Runtime, what: object) -> None:
+    """Print, if this is the process that prints."""
+    if runtime.is_main:
+        print(what, flush=True)
+
+
+def describe(
+    flags: argparse.Namespace,
+    settings: TrainingSettings,
+    cutting: WindowSettings,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    fingerprints: dict[str, str],
+) -> dict[str, Any]:
+    """What goes into run.json: all that decides the numbers, and what else they depend on."""
+    decisive = {
+        "windows_per_step": settings.windows_per_step(runtime.world_size),
+        "precision": str(runtime.dtype),
+        "model": flags.model,
+    }
+    data = {**fingerprints, "windows": asdict(cutting), "decoding": asdict(decoding)}
+    return {"settings": asdict(settings) | decisive, "data": data, **surroundings(runtime)}
 
 
 T = TypeVar("T")
@@ -196,6 +212,7 @@ def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
             failure = error
     failure = runtime.gather(failure)[0]  # the others wait here
     if failure:
+        failure.is_said = not runtime.is_main
         raise failure
     return value if value is not None else make()
 
@@ -220,26 +237,12 @@ def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
     return train, validation
 
 
-def check_version(examples: Sequence[Example], source: str, with_negative: bool) -> None:
-    """Questions without an answer are an error unless they are said to be there."""
-    impossible = sum(example.is_impossible for example in examples)
-    if impossible and not with_negative:
-        raise UserError(
-            f"{source} has {impossible} questions without an answer: pass "
-            "--version_2_with_negative to train on them"
-        )
-
-
-def show(
-    examples: Sequence[Example],
-    tokenizer: BertTokenizer,
-    settings: WindowSettings,
-    number: int,
-    seed: int,
-) -> None:
+def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:
     """Print random examples with their windows and labels."""
-    chosen = random.Random(seed).sample(list(examples), min(number, len(examples)))
-    windows = cached_windows(chosen, tokenizer, settings, default_cache_dir())
+    tokenizer = BertTokenizer.load(find_folder(flags.model, allow_bin=flags.allow_bin))
+    examples, _ = load_data(flags)
+    chosen = random.Random(flags.seed).sample(examples, min(flags.show, len(examples)))
+    windows = make_windows(chosen, tokenizer, cutting)
     for i, example in enumerate(chosen):
         print(f"id        {example.id}\nquestion  {example.question}\ncontext   {example.context}")
         for text, start in zip(example.answers or (), example.answer_starts, strict=True):

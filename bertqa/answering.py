@@ -14,7 +14,7 @@ from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
 from bertqa.hub import find_checkpoint
 from bertqa.model import BertForQuestionAnswering
-from bertqa.runtime import Runtime, start_runtime
+from bertqa.runtime import Runtime, local_runtime
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
 
@@ -99,10 +99,13 @@ class QuestionAnswerer:
         longest = min(384, model.config.max_position_embeddings)
         self.windows = windows or WindowSettings(longest, doc_stride=min(128, longest // 3))
         self.decoding = decoding or DecodingSettings()
-        self.runtime = runtime or start_runtime()
+        self.runtime = runtime or local_runtime()
         check_window_fits(model, self.windows)
-        # Converted once here; autocast would convert all weights again for every batch.
-        self.model = model.to(self.runtime.device, self.runtime.dtype).eval()
+        self.model = model.to(self.runtime.device).eval()
+        # Converted once here; autocast would convert all weights again for every batch. S and E
+        # stay as they are: the last step is not rounded.
+        self.model.embeddings.to(self.runtime.dtype)
+        self.model.layers.to(self.runtime.dtype)
         self.tokenizer = tokenizer
 
     @classmethod
@@ -121,7 +124,7 @@ class QuestionAnswerer:
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
         """
-        runtime = start_runtime(device, precision)
+        runtime = local_runtime(device, precision)
         folder = find_folder(str(name), allow_bin=allow_bin)
         model, tokenizer, _ = _load(folder, allow_bin, require_head=True)
         return cls(model, tokenizer, windows, decoding, runtime)

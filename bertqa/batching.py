@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -80,17 +81,11 @@ def step_windows(num_windows: int, batch_size: int, seed: int, step: int) -> Ten
     return _epoch_order(num_windows, seed, epoch)[number * batch_size : (number + 1) * batch_size]
 
 
-_last_order: dict[tuple[int, int, int], Tensor] = {}
-
-
+@lru_cache(maxsize=1)
 def _epoch_order(num_windows: int, seed: int, epoch: int) -> Tensor:
     """A random order of all windows; the last one asked for is remembered."""
-    key = (num_windows, seed, epoch)
-    if key not in _last_order:
-        _last_order.clear()
-        generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
-        _last_order[key] = torch.randperm(num_windows, generator=generator)
-    return _last_order[key]
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    return torch.randperm(num_windows, generator=generator)
 
 
 def mix_seed(*numbers: int) -> int:

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bertqa.config import config_entries, load_config, read_json_object
+from bertqa.config import config_entries, load_config
 from bertqa.errors import UserError
-from bertqa.files import write_file, write_json
+from bertqa.files import read_json_object, write_file, write_json
 from bertqa.model import BertForQuestionAnswering
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
@@ -57,9 +57,9 @@ class LoadReport:
 
     Attributes:
         source: the file that was read.
-        loaded: tensors that went into the model, by their names in the file.
+        loaded: tensors that went into the model, by today's names in checkpoints.
         renamed: old spelling in the file -> today's spelling.
-        left_over: tensors of the file that this model has no place for.
+        left_over: those that this model has no place for, by today's names.
         initialised: parameters of the model that the file lacks, drawn afresh.
         unknown_config_keys: keys of config.json that nobody here understands.
     """

@@ -15,6 +15,7 @@ from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
 from bertqa.runtime import PRECISIONS
 
+_WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
 _TOO_LARGE = 2**63  # whole numbers end here for torch
 
 
@@ -78,11 +79,11 @@ def add_model_flags(parser: Parser, default: str) -> None:
 def add_window_flags(parser: Parser) -> None:
     """How contexts are cut into windows."""
     parser.add_argument(
-        "--max_seq_length", type=int, default=384, metavar="TOKENS",
+        "--max_seq_length", type=int, default=_WINDOWS.max_seq_length, metavar="TOKENS",
         help="longest window: question, context and special tokens (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--doc_stride", type=int, default=128, metavar="TOKENS",
+        "--doc_stride", type=int, default=_WINDOWS.doc_stride, metavar="TOKENS",
         help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
         "means the step from window to window (default: %(default)s)",
     )  # fmt: skip
@@ -96,16 +97,17 @@ def add_window_flags(parser: Parser) -> None:
 def add_decoding_flags(parser: Parser) -> None:
     """How scores become answers."""
     parser.add_argument(
-        "--n_best_size", type=int, default=20, metavar="N",
+        "--n_best_size", type=int, default=_DECODING.n_best_size, metavar="N",
         help="answers kept for each question (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max_answer_length", type=int, default=30, metavar="TOKENS",
+        "--max_answer_length", type=int, default=_DECODING.max_answer_length, metavar="TOKENS",
         help="longest answer (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--decoder", default="exact", choices=list(DECODERS),
-        help="exact: all spans; top20: run_qa's 20 best starts with 20 best ends (default: exact)",
+        help="exact: all spans; top20: run_qa's search, the n_best_size (20) best "
+        "starts with as many best ends (default: exact)",
     )  # fmt: skip
     parser.add_argument(
         "--version_2_with_negative",
@@ -154,8 +156,7 @@ def decoding_settings(flags: argparse.Namespace) -> DecodingSettings:
 def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> int:
     """Run a script's ``main``; its exit code.
 
-    What the user can mend becomes one sentence on stderr and exit code 2. Of several processes,
-    the first one speaks.
+    What the user can mend becomes one sentence on stderr and exit code 2.
     """
     try:
         main(flags)
@@ -163,7 +164,7 @@ def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Names
     except UserError as error:
         if flags.debug:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
+        if not error.is_said:
             print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

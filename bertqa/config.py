@@ -6,12 +6,12 @@ for anything else is refused by name, because loading its weights into another f
 give wrong numbers without a word.
 """
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError
+from bertqa.files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -110,25 +110,6 @@ def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list
         return BertConfig(**{k: v for k, v in entries.items() if k in names}), unknown
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: no such file, not JSON, or no object at its top.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: a checkpoint folder needs it") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): copy it again") from error
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} holds no JSON object but a {type(entries).__name__}")
-    return entries
 
 
 def load_config(folder: Path) -> tuple[BertConfig, list[str]]:

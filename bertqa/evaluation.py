@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -237,14 +238,21 @@ class _Block:
     windows: range
 
 
+class _Span(NamedTuple):
+    """A span of a context, ``start`` and ``end`` in code points, with its scores."""
+
+    score: float
+    start: int
+    end: int
+    start_logit: float
+    end_logit: float
+
+
 @dataclass
 class _WindowResult:
-    """The spans of one window, best first, as rows of ``(score, start, end, S.T_i, E.T_j)``.
+    """The spans of one window, best first; ``null`` is the two scores of [CLS]."""
 
-    ``start`` and ``end`` are code points of the context; ``null`` is the two scores of [CLS].
-    """
-
-    spans: list[tuple[float, int, int, float, float]]
+    spans: list[_Span]
     null: tuple[float, float]
     log_total: float
 
@@ -305,7 +313,7 @@ def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> l
     end = windows.contexts.ends[row + spans.end.cpu()].tolist()
     start_logit, end_logit = spans.start_logit.tolist(), spans.end_logit.tolist()
     scores = (spans.start_logit + spans.end_logit).tolist()
-    rows = list(zip(scores, start, end, start_logit, end_logit, strict=True))
+    rows = list(map(_Span, scores, start, end, start_logit, end_logit))
     bounds = torch.searchsorted(spans.window.cpu(), torch.arange(len(chosen) + 1)).tolist()
     nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
     totals = spans.log_total.tolist()
@@ -357,7 +365,6 @@ def _prediction(
     return Prediction(example.id, text, answers, best_span, odds)
 
 
-_Span = tuple[float, int, int, float, float]
 _NULL_PLACE = (0, 0)
 
 
@@ -365,8 +372,8 @@ def _whole(context: str, span: _Span) -> _Span:
     """The span without half a written character at its ends."""
     if context.isascii():
         return span
-    score, start, end, start_logit, end_logit = span
-    return (score, *snap_to_graphemes(context, start, end), start_logit, end_logit)
+    start, end = snap_to_graphemes(context, span.start, span.end)
+    return span._replace(start=start, end=end)
 
 
 def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
@@ -377,11 +384,11 @@ def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
     first, then shortest. run_qa keeps all, in the order they were found.
     """
     if settings.decoder == "top20":
-        return sorted(spans, key=lambda span: -span[0])[: settings.n_best_size]
-    spans = sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
+        return sorted(spans, key=lambda span: -span.score)[: settings.n_best_size]
+    spans = sorted(spans, key=lambda span: (-span.score, span.start, span.end))
     distinct: dict[tuple[int, int], _Span] = {}
     for span in spans:
-        distinct.setdefault(span[1:3], span)
+        distinct.setdefault((span.start, span.end), span)
         if len(distinct) == settings.n_best_size:
             break
     return list(distinct.values())
@@ -391,8 +398,8 @@ def _with_null(
     spans: list[_Span], null: tuple[float, float], settings: DecodingSettings
 ) -> list[_Span]:
     """Put "no answer" in its place among the spans; after a span of the same score."""
-    entry = (sum(null), *_NULL_PLACE, *null)
-    answers = sorted([*spans, entry], key=lambda span: -span[0])
+    entry = _Span(sum(null), *_NULL_PLACE, *null)
+    answers = sorted([*spans, entry], key=lambda span: -span.score)
     # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
     if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
         return answers if answers[-1] is entry else answers[:-1]
@@ -408,14 +415,13 @@ def _probabilities(
 ) -> list[float]:
     """Of each answer, among all spans of all windows; with top20 among the answers alone."""
     if settings.decoder == "top20":
-        totals = [span[0] for span in spans]
+        totals = [span.score for span in spans]
     else:
         totals = [result.log_total for result in results] + [sum(null)] * with_null
     highest = max(totals)
     log_total = highest + math.log(sum(math.exp(total - highest) for total in totals))
-    return [math.exp(span[0] - log_total) for span in spans]
+    return [math.exp(span.score - log_total) for span in spans]
 
 
 def _answer(context: str, span: _Span, probability: float) -> Answer:
-    _, start, end, start_logit, end_logit = span
-    return Answer(context[start:end], start, end, start_logit, end_logit, probability)
+    return Answer(context[span.start : span.end], *span[1:], probability)

@@ -1,7 +1,8 @@
 """Windows kept on disk as Arrow files, found again by what they were made from.
 
-The key is a digest of the examples, the tokenizer and the settings: the same data under another
-file name is found, and a changed comma is not. The files are mapped into memory, not read.
+The key is a digest of the examples, the tokenizer, the settings and the code that makes windows:
+the same data under another file name is found, and a changed comma is not. The files are mapped
+into memory, not read.
 """
 
 import hashlib
@@ -11,10 +12,12 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
+import tokenizers
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
@@ -25,7 +28,8 @@ from bertqa.files import new_folder
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer, TokenTable
 
-_FORMAT = 1  # to be raised when the same input gives other windows, or they are kept otherwise
+# Whose code decides what the windows are: whoever edits it gets new ones.
+_MAKERS = ("feature_cache.py", "features.py", "labels.py", "graphemes.py", "tokenization.py")
 
 # The columns of each file; all columns of a file have the same number of rows.
 _TABLES = ("questions", "contexts")
@@ -51,16 +55,16 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
 
 
 def cached_windows(
-    examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings, cache: Path
+    examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings, cache_dir: Path
 ) -> WindowSet:
     """``make_windows``, or what it made of the same input before.
 
     Raises:
         UserError: a question is too long, or the cache cannot be written.
     """
-    parts = (_FORMAT, data_fingerprint(examples), tokenizer.fingerprint(), asdict(settings))
+    parts = (_code(), data_fingerprint(examples), tokenizer.fingerprint(), asdict(settings))
     key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-    folder = cache / key
+    folder = cache_dir / key
     if folder.exists():
         try:
             return _load(folder, tokenizer)
@@ -74,6 +78,15 @@ def cached_windows(
         if not folder.exists():  # else another process was faster with the same windows
             raise
     return windows
+
+
+@cache
+def _code() -> str:
+    """A digest of all code that windows come from, the tokenizers library's version included."""
+    digest = hashlib.blake2b(tokenizers.__version__.encode(), digest_size=16)
+    for name in _MAKERS:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
 
 
 def _save(folder: Path, windows: WindowSet) -> None:

@@ -66,7 +66,7 @@ class Window:
 
     Attributes:
         example: index of its example.
-        input_ids, token_type_ids: ``S`` numbers each.
+        input_ids, token_type_ids: ``L`` numbers each.
         offsets: for each token the slice of the context it covers, None outside the context.
         start_position, end_position: the label, places in the window; (0, 0) is [CLS].
     """

@@ -1,4 +1,4 @@
-"""Writing that happens whole or not at all."""
+"""Reading JSON, and writing that happens whole or not at all."""
 
 import json
 import os
@@ -22,6 +22,25 @@ def said_plainly(path: Path, act: str) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be {act}: {reason}; free or choose another place"
         ) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: no such file, not JSON, or no object at its top.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: the folder is not whole, copy it again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy it again") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} holds no JSON object but a {type(entries).__name__}")
+    return entries
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -22,12 +22,10 @@ _STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part i
 def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
     """What inverted dropout multiplies ``x`` by: 0 with probability ``rate``, else 1 / (1 - rate).
 
-    Same shape and dtype as ``x``. On the CPU torch draws its Bernoulli numbers one by one, which
-    costs as much as the matrix products around them; here raw 64-bit words are drawn and each is
-    read as four 16-bit numbers.
+    For tensors on the CPU; same shape and dtype as ``x``. There torch draws its Bernoulli numbers
+    one by one, which costs as much as the matrix products around them; here raw 64-bit words are
+    drawn and each is read as four 16-bit numbers.
     """
-    if x.device.type != "cpu":
-        return F.dropout(torch.ones_like(x), rate)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps something
     kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _STEPS // 2
@@ -55,7 +53,10 @@ def choose_attention(query: Tensor) -> AttentionForm | None:
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
         head_size = query.shape[-1]
         capable = torch.cuda.get_device_capability(query.device) >= (8, 0)  # Ampere and later
-        if capable and head_size % 8 == 0 and head_size <= 256:
+        built = torch.backends.cuda.is_flash_attention_available() and hasattr(
+            torch.ops.aten, "_flash_attention_forward"
+        )
+        if capable and built and head_size % 8 == 0 and head_size <= 256:
             return flash_attention
     return None
 
@@ -79,15 +80,17 @@ class _WindowAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, lengths, rate):  # type: ignore[no-untyped-def]
         scale = 1 / math.sqrt(query.shape[-1])
         gathered = torch.empty_like(value, memory_format=torch.contiguous_format)
-        saved = []
+        saved = [] if any(ctx.needs_input_grad) else None
         for q, k, v, out in _windows(lengths, query, key, value, gathered):
             scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
             probability = scores.softmax(dim=-1)  # (H, L, L)
             multiplier = dropout_multiplier(probability, rate) if rate else None
             dropped = probability if multiplier is None else probability * multiplier
             out.copy_(dropped @ v)
-            saved.append((probability, multiplier))
-        ctx.save_for_backward(query, key, value, gathered)
+            if saved is not None:
+                saved.append((probability, multiplier))
+        if saved is not None:
+            ctx.save_for_backward(query, key, value, gathered)
         ctx.lengths, ctx.scale, ctx.saved = lengths, scale, saved
         return gathered
 

@@ -232,15 +232,14 @@ class BertForQuestionAnswering(nn.Module):
     ) -> BertOutput:
         """Scores of every token of the stream; the intermediate results on request."""
         hidden = self.embeddings(batch)
-        hidden_states = [hidden]
+        hidden_states = [hidden] if output_hidden_states else []
         attentions: list[list[Tensor]] = []
         for layer in self.layers:
             hidden = layer(hidden, batch, attentions if output_attentions else None)
-            hidden_states.append(hidden)
+            if output_hidden_states:
+                hidden_states.append(hidden)
         start_logits, end_logits = self.head(hidden)
-        return BertOutput(
-            start_logits, end_logits, hidden_states if output_hidden_states else [], attentions
-        )
+        return BertOutput(start_logits, end_logits, hidden_states, attentions)
 
 
 def window_losses(

@@ -3,10 +3,11 @@
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
+    labels.json                                          labels that do not give back their answer
     log.jsonl                                            one line for each logged step
     checkpoints/step-00000500/                           all that is needed to go on from there
 
-Everything is written whole or not at all, and nothing is pickled.
+All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
 """
 
 import json
@@ -19,16 +20,16 @@ from typing import Any
 import torch
 
 from bertqa.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
-from bertqa.config import read_json_object
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluation, write_predictions
-from bertqa.files import new_folder, said_plainly, write_json, write_text
+from bertqa.files import new_folder, read_json_object, said_plainly, write_json, write_text
+from bertqa.labels import LabelReport
 from bertqa.model import BertForQuestionAnswering
 from bertqa.tokenization import BertTokenizer
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-# A run may go on with others of these: they change no number, but for windows_per_step, which has
-# a line of its own in run.json and must stay.
+# A run may go on with others of these: batches and recipe stay the same, because windows_per_step
+# must stay. Another split of a step draws other dropout, though.
 _FREE_SETTINGS = (
     "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -41,27 +42,50 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
-        recent_losses: of the steps since the last log line.
-        loss_sum, loss_count: of the logged steps since the last evaluation.
+        losses_since_log, losses_since_evaluation: of each step since then.
+        grad_norm: of the last step.
         evaluations: a row for each evaluation, see ``evaluation_table``.
         best_f1: of the model kept at the folder's top; None before the first evaluation.
         scaler: state of the fp16 loss scaler; empty for other precisions.
     """
 
     step: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-    loss_sum: float = 0.0
-    loss_count: int = 0
+    losses_since_log: list[float] = field(default_factory=list)
+    losses_since_evaluation: list[float] = field(default_factory=list)
+    grad_norm: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best_f1: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def check_free(path: Path, resume: bool) -> None:
+    """See that a run can begin in a folder, or with ``resume`` go on there.
+
+    Raises:
+        UserError: the folder holds something else, or a run that is not to be resumed.
+    """
+    is_run = (path / "run.json").exists()
+    if is_run and resume:
+        return
+    if is_run:
+        raise UserError(
+            f"--output_dir {path} holds a run: pass --resume to go on with it, or name another "
+            "folder"
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path} is a file: name a folder")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(
+            f"--output_dir {path} is not empty and holds no run (there is no run.json): name "
+            "another folder"
+        )
 
 
 class RunFolder:
     """One run's folder.
 
     Args:
-        path: it is made by ``start``.
+        path: it is made by ``open``.
         description: goes into run.json; its parts "settings" and "data" decide whether a run that
             is resumed is the same run.
     """
@@ -72,28 +96,6 @@ class RunFolder:
     @property
     def _checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    def check_free(self, resume: bool) -> None:
-        """See that a run can begin here, or with ``resume`` that one is here to go on with.
-
-        Raises:
-            UserError: the folder holds something else.
-        """
-        is_run = (self.path / "run.json").exists()
-        if resume and is_run:
-            return
-        if is_run:
-            raise UserError(
-                f"--output_dir {self.path} holds a run: pass --resume to go on with it, or name "
-                "another folder"
-            )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output_dir {self.path} is a file: name a folder")
-        if self.path.exists() and any(self.path.iterdir()):
-            raise UserError(
-                f"--output_dir {self.path} is not empty and holds no run (there is no run.json): "
-                "name another folder"
-            )
 
     def check_same_run(self) -> None:
         """See that the run in the folder, if there is one, is the one described.
@@ -132,6 +134,15 @@ class RunFolder:
         log = self.path / "log.jsonl"
         with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def keep_labels(self, reports: dict[str, LabelReport]) -> None:
+        """List in labels.json every label that does not give back its answer, by cause."""
+        listed = {
+            name: {outcome.name.lower(): ids for outcome, ids in report.listed.items()}
+            | {"cut_questions": report.cut_questions}
+            for name, report in reports.items()
+        }
+        write_json(self.path / "labels.json", listed)
 
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
         """Put a model at the folder's top, in place of the one before."""

@@ -42,7 +42,7 @@ class Runtime:
         return 4096 if self.device.type == "cpu" else 32768
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in ``dtype``; sums, norms and the loss stay in float32."""
+        """Matrix products in ``dtype``; of a float32 model the sums and norms stay in float32."""
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
@@ -70,24 +70,33 @@ class Runtime:
             dist.barrier()
 
 
+def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int = 0) -> Runtime:
+    """Settle device and precision for this process by itself.
+
+    Raises:
+        UserError: a device or precision that this machine does not have.
+    """
+    chosen = select_device(device, local_rank)
+    return Runtime(chosen, select_precision(precision, chosen))
+
+
 def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Settle device and precision, and join the other processes if torchrun started several.
 
     Raises:
         UserError: a device or precision that this machine does not have.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = select_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    dtype = select_precision(precision, chosen)
-    if world_size == 1:
-        return Runtime(chosen, dtype)
+    alone = local_runtime(device, precision, int(os.environ.get("LOCAL_RANK", "0")))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return alone
+    chosen, dtype = alone.device, alone.dtype
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         # Rank 0 may read and tokenise a large data set while the others wait for it.
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))
-    return Runtime(chosen, dtype, dist.get_rank(), world_size)
+    return Runtime(chosen, dtype, dist.get_rank(), dist.get_world_size())
 
 
 def stop_runtime() -> None:
@@ -102,9 +111,14 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: torch does not know the device, or this machine does not have it.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc_per_node starts more processes than the {torch.cuda.device_count()} "
+                "GPUs here: start one for each, or pass --device cpu"
+            )
+        return torch.device("cuda", local_rank)
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -113,8 +127,6 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(
             f"--device {name} is not to be had on this machine: pass auto, cpu, cuda or mps"
         ) from error
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", local_rank)
     return device
 
 

@@ -17,9 +17,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from bertqa.config import read_json_object
 from bertqa.errors import UserError
-from bertqa.files import write_json, write_text
+from bertqa.files import read_json_object, write_json, write_text
 
 _AT_ONCE = 4096  # texts that are encoded together: bounds the memory, keeps the threads busy
 _SURROGATES = re.compile("[\ud800-\udfff]")

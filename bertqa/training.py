@@ -21,7 +21,7 @@ from bertqa.evaluation import Evaluation, Evaluator
 from bertqa.features import WindowSet
 from bertqa.model import BertForQuestionAnswering, window_losses
 from bertqa.optim import learning_rate, make_optimizer, set_learning_rate
-from bertqa.runs import Progress, RunFolder, evaluation_table
+from bertqa.runs import Progress, RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime
 from bertqa.tokenization import BertTokenizer
 
@@ -123,9 +123,10 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(len(windows), self.windows_per_step)
         self.total_steps = settings.total_steps(len(windows), runtime.world_size)
         self.progress = Progress()
-        # Of the steps since the last log line. They stay on the device until they are needed:
+        # Loss and gradient norm of the last steps. They stay on the device until they are needed:
         # asking a GPU for a number at every step would make it wait.
-        self._losses: list[Tensor] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._started, self._tokens = time.perf_counter(), 0  # since the last log line
 
     def start(self, resume: bool) -> None:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
@@ -133,11 +134,10 @@ class Run:
         Raises:
             UserError: the folder holds something and ``resume`` is not asked for, or another run.
         """
-        self.folder.check_free(resume)
+        check_free(self.folder.path, resume)
         if resume:
             self.folder.check_same_run()
             self.progress = self.folder.load_last(self.model, self.optimizer)
-            self._losses = [torch.tensor(loss) for loss in self.progress.recent_losses]
             if self.progress.scaler:
                 self.scaler.load_state_dict(self.progress.scaler)
         self.runtime.wait_for_all()  # all have looked before one writes
@@ -163,7 +163,7 @@ class Run:
 
     def _steps(self, bar: Any) -> None:
         """The steps that are still to be done."""
-        started, tokens = time.perf_counter(), 0
+        self._started, self._tokens = time.perf_counter(), 0
         for step in range(self.progress.step, self.total_steps):
             torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
             set_learning_rate(self.optimizer, self._learning_rate(step))
@@ -178,7 +178,7 @@ class Run:
                 part = losses.sum() * share  # shares of all batches of the step: their mean
                 self.scaler.scale(part).backward()
                 loss += part.detach()
-                tokens += len(batch.tokens.input_ids)
+                self._tokens += len(batch.tokens.input_ids)
 
             self.runtime.sum_over_ranks([loss, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
@@ -188,16 +188,16 @@ class Run:
             self.optimizer.zero_grad()
 
             self.progress.step = step + 1
-            self._losses.append(loss)
+            self._pending.append((loss, grad_norm))
             bar.update()
             if self._due(self.settings.logging_steps):
-                rate = tokens * self.runtime.world_size / (time.perf_counter() - started)
-                self._log(bar, grad_norm, rate)
-                started, tokens = time.perf_counter(), 0
+                self._log(bar)
+            aside = time.perf_counter()
             if self._evaluation_due():
                 self._evaluate(bar)
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
+            self._started += time.perf_counter() - aside  # tokens/s is of the training alone
 
     def _learning_rate(self, step: int) -> float:
         warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)
@@ -232,51 +232,58 @@ class Run:
 
     # --- logging, evaluation ---
 
-    def _log(self, bar: Any, grad_norm: Tensor, tokens_per_second: float) -> None:
+    def _settle(self) -> None:
+        """Turn the pending losses into numbers.
+
+        Raises:
+            UserError: a loss or a gradient is not finite; nothing that came of it has been saved.
+        """
+        progress, first = self.progress, self.progress.step - len(self._pending) + 1
+        for step, (loss, grad_norm) in enumerate(self._pending, start=first):
+            progress.grad_norm = float(grad_norm)
+            # With fp16 an infinite gradient is expected now and then: the scaler skips the step.
+            finite = self.scaler.is_enabled() or math.isfinite(progress.grad_norm)
+            if not (finite and math.isfinite(loss)):
+                raise UserError(
+                    f"step {step} has loss {float(loss)} and gradient norm {progress.grad_norm}: "
+                    f"lower --learning_rate; the newest checkpoint in {self.folder.path} is from "
+                    "before"
+                )
+            progress.losses_since_log.append(float(loss))
+            progress.losses_since_evaluation.append(float(loss))
+        self._pending = []
+
+    def _log(self, bar: Any) -> None:
         """One line in log.jsonl and beside the progress bar, for the steps since the last one."""
-        losses = self._finite_losses()
-        loss = sum(losses) / len(losses)
-        self.progress.loss_sum += sum(losses)
-        self.progress.loss_count += len(losses)
-        self._losses = []
+        self._settle()
+        loss = _mean(self.progress.losses_since_log)
+        self.progress.losses_since_log = []
         rate = self._learning_rate(self.progress.step - 1)
+        seconds = time.perf_counter() - self._started
+        tokens_per_second = self._tokens * self.runtime.world_size / seconds
+        self._started, self._tokens = time.perf_counter(), 0
         bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {tokens_per_second:,.0f} tokens/s")
+        norm = self.progress.grad_norm
         line = {
             "step": self.progress.step,
             "epoch": round(self.progress.step / self.steps_per_epoch, 4),
             "loss": loss,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm),
+            "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": round(tokens_per_second),
         }
         if self.runtime.is_main:
             self.folder.append_log(line)
 
-    def _finite_losses(self) -> list[float]:
-        """The losses since the last log line.
-
-        Raises:
-            UserError: one is not finite; nothing that came of it has been saved.
-        """
-        losses = [float(loss) for loss in self._losses]
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                step = self.progress.step - len(losses) + i + 1
-                raise UserError(
-                    f"the loss of step {step} is {loss}: lower --learning_rate; the newest "
-                    f"checkpoint in {self.folder.path} is from before"
-                )
-        return losses
-
     def _evaluate(self, bar: Any) -> None:
         """Measure the model; keep it at the folder's top if it is the best so far."""
-        self._finite_losses()
+        self._settle()
         row: dict[str, float] = {
             "epoch": round(self.progress.step / self.steps_per_epoch, 2),
             "step": self.progress.step,
-            "training_loss": self.progress.loss_sum / max(1, self.progress.loss_count),
+            "training_loss": _mean(self.progress.losses_since_evaluation),
         }
-        self.progress.loss_sum, self.progress.loss_count = 0.0, 0
+        self.progress.losses_since_evaluation = []
         evaluation = self.evaluator(self.model) if self.evaluator else None
         if evaluation:
             row |= {
@@ -304,9 +311,13 @@ class Run:
             self.folder.keep_predictions(evaluation, self.evaluator.settings)
 
     def _save(self) -> None:
-        self.progress.recent_losses = self._finite_losses()
+        self._settle()
         self.progress.scaler = self.scaler.state_dict()
         if self.runtime.is_main:
             self.folder.save(
                 self.model, self.optimizer, self.progress, self.settings.save_total_limit
             )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -26,8 +26,9 @@ from bertqa.features import WindowSettings, make_windows
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertOutput
+from bertqa.readers import read_examples
 from bertqa.runtime import Runtime
-from bertqa.squad import Example, read_examples
+from bertqa.squad import Example
 from bertqa.stream import TokenBatch
 from tests.corpus import PAIRS
 from tests.helpers import (

@@ -1,6 +1,7 @@
 """Windows from the cache equal windows made afresh, and what is broken there is made again."""
 
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from bertqa.batching import collate
 from bertqa.errors import UserError
 from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
 from bertqa.features import WindowSettings, make_windows
-from bertqa.squad import Example, read_examples
+from bertqa.readers import read_examples
+from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer, TokenTable
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
@@ -202,10 +204,17 @@ def test_whatever_changes_is_made_again(tmp_path, tokenizer, counted):
     assert len(names(cache)) == len(cases)
 
 
-def test_another_format_is_another_key(tmp_path, tokenizer, counted, monkeypatch):
-    cached_windows([PLAIN], tokenizer, SIZES, tmp_path)
-    monkeypatch.setattr(feature_cache, "_FORMAT", feature_cache._FORMAT + 1)
-    cached_windows([PLAIN], tokenizer, SIZES, tmp_path)
+@pytest.mark.parametrize("maker", ["features.py", "labels.py", "tokenization.py"])
+def test_edited_code_is_another_key(tmp_path, tokenizer, counted, monkeypatch, maker):
+    package = shutil.copytree(Path(feature_cache.__file__).parent, tmp_path / "package")
+    monkeypatch.setattr(feature_cache, "__file__", str(package / "feature_cache.py"))
+    feature_cache._code.cache_clear()
+    cached_windows([PLAIN], tokenizer, SIZES, tmp_path / "cache")
+    with (package / maker).open("a") as file:
+        file.write("# another rule\n")
+    feature_cache._code.cache_clear()
+    cached_windows([PLAIN], tokenizer, SIZES, tmp_path / "cache")
+    feature_cache._code.cache_clear()
     assert len(counted) == 2
 
 

@@ -17,7 +17,8 @@ from bertqa.errors import UserError
 from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.labels import CAUSES, Outcome, label_report
-from bertqa.squad import Example, read_examples
+from bertqa.readers import read_examples
+from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer, TokenTable
 from tests.corpus import PAIRS
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer

@@ -51,7 +51,9 @@ def test_a_file_is_replaced_at_once(tmp_path):
         seen.append((partial.parent, path.read_text()))
         partial.write_text("new")
 
-    write_file(path, write)
+    with path.open() as opened:
+        write_file(path, write)
+        assert opened.read() == "old"  # a reader keeps what it has opened
     assert seen == [(tmp_path, "old")]  # beside it, as only that can be moved in one go
     assert path.read_text() == "new"
     assert names(tmp_path) == ["x.txt"]

@@ -19,7 +19,17 @@ CHARACTERS = (
     *("e\u0301", "e\u0302\u0323", "E\u0301\u0302\u0303\u0304", "x\u20d7", "l\u0336", "n\u0303"),
     *("か\u3099", "и\u0306", "ש\u05c1\u05b8", "ك\u064e", "ก\u0e34\u0e48", "क\u093e"),
     *("क\u094d", "\u1100\u1161", "\u1112\u1161\u11ab", "\u1100\u119e\u11bc"),
-    *("\u1100\ud7b0\ud7cb", "👍", "👍\U0001f3fd", FAMILY, COOK, ENGLAND, "\u2764\ufe0f"),
+    *(
+        "\u1100\ud7b0\ud7fb",
+        "\u1100\u1160\u11ff",
+        "👍",
+        "👍\U0001f3fb",
+        "👍\U0001f3ff",
+        FAMILY,
+        COOK,
+        ENGLAND,
+        "\u2764\ufe0f",
+    ),
     *("1\ufe0f\u20e3", "\U0001f3f3\ufe0f\u200d\U0001f308", "\u200b", "\u00ad", "\ufeff", "\x00"),
 )
 
@@ -87,6 +97,8 @@ def test_every_cut_into_a_character_takes_it_whole(character):
         # A joiner ties an emoji to an emoji, but no letter to the one before.
         ("a\u200db", 0, 1, "a\u200d"),
         ("a\u200db", 2, 3, "b"),
+        ("а\u200dб", 0, 1, "а\u200d"),
+        ("а\u200dб", 2, 3, "б"),
         ("", 0, 0, ""),
     ],
 )

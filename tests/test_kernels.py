@@ -381,9 +381,13 @@ def test_other_devices_take_the_readable_form():
 )
 def test_cuda_tensors(monkeypatch, dtype, head_size, capability, form):
     """What is asked of a tensor, asked of a stand-in, for there need be no such device here."""
+    built = torch.backends.cuda
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(built, "is_flash_attention_available", lambda: True)
     query = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(3, 2, head_size))
     assert choose_attention(query) is form
+    monkeypatch.setattr(built, "is_flash_attention_available", lambda: False)
+    assert choose_attention(query) is None
 
 
 # --- on a GPU ------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ SCRIPTS = ("train", "infer")
 MODEL_ROOM = {"config", "stream", "kernels", "model", "checkpoint", "hub", "files", "errors"}
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
-    "graphemes", "tokenization", "squad", "labels", "features", "batching", "decoding", "metrics",
-    "feature_cache",
+    "graphemes", "tokenization", "squad", "rows", "readers", "labels", "features", "batching",
+    "decoding", "metrics", "feature_cache",
 }  # fmt: skip
 # The loop room: brings the two together.
 LOOP_ROOM = {
@@ -27,12 +27,12 @@ LOOP_ROOM = {
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.
-SHARED = {"stream", "config", "files", "errors"}
+SHARED = {"stream", "files", "errors"}
 
 # Imports that stand inside a function, each with its reason.
 LATE = {
     # It takes seconds; only parquet and data sets of the hub need it.
-    ("squad", "datasets"),
+    ("readers", "datasets"),
 }
 
 

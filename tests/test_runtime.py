@@ -37,6 +37,7 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
 ) -> None:
     has(monkeypatch, cuda=cuda, mps=mps)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert select_device("auto", local_rank=3) == torch.device(expected)
 
 
@@ -48,7 +49,11 @@ def test_the_cpu_is_there_whatever_else_is(monkeypatch: pytest.MonkeyPatch) -> N
 def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     number = torch.zeros(1)
     monkeypatch.setattr(torch, "zeros", lambda *args, device: number)  # as if the cards were there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert select_device("cuda", local_rank=2) == torch.device("cuda:2")
+    with pytest.raises(UserError, match="more processes than the 3 GPUs"):
+        select_device("cuda", local_rank=3)
     assert select_device("cuda:1", local_rank=2) == torch.device("cuda:1")
 
 

@@ -25,8 +25,8 @@ import train
 from bertqa import feature_cache
 from bertqa.cli import Parser, run_script
 from bertqa.errors import UserError
+from bertqa.readers import read_examples
 from bertqa.runs import RunFolder
-from bertqa.squad import read_examples
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 ROOT = Path(__file__).parent.parent

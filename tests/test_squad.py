@@ -16,14 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertqa.errors import UserError
-from bertqa.squad import (
-    Example,
-    check_answers,
-    check_examples,
-    iter_json_lines,
-    load_hub_dataset,
-    read_examples,
-)
+from bertqa.readers import iter_json_lines, load_hub_dataset, read_examples
+from bertqa.squad import Example, check_answers, check_examples
 
 # A character beyond 16 bits stands before the answers, and line ends of every kind between them.
 MILL = (
@@ -366,7 +360,7 @@ def test_iter_json_lines_shares_the_texts_of_neighbours(tmp_path):
 
 
 def test_importing_stays_fast():
-    script = "import sys, bertqa.squad; print({'datasets', 'pyarrow'} & set(sys.modules))"
+    script = "import sys, bertqa.readers; print({'datasets', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stdout.strip() == b"set()"
 
@@ -852,7 +846,7 @@ def test_hub_columns(tmp_path, datasets):
 
 def test_hub_offline(tmp_path):
     # In a process of its own: the libraries look at the variable when they are imported.
-    script = "from bertqa.squad import load_hub_dataset as load; load('squad', 'train')"
+    script = "from bertqa.readers import load_hub_dataset as load; load('squad', 'train')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True

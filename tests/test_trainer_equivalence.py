@@ -21,9 +21,9 @@ from bertqa.batching import step_windows
 from bertqa.checkpoint import checkpoint_name, load_checkpoint
 from bertqa.features import WindowSet, WindowSettings, make_windows
 from bertqa.optim import learning_rate
+from bertqa.readers import read_examples
 from bertqa.runs import RunFolder
 from bertqa.runtime import Runtime
-from bertqa.squad import read_examples
 from bertqa.tokenization import BertTokenizer
 from bertqa.training import Run, TrainingSettings
 from tests.helpers import STORIES, TheirModel, write_checkpoint

@@ -28,9 +28,9 @@ from bertqa.evaluation import Answer, DecodingSettings, Evaluation, Evaluator, P
 from bertqa.feature_cache import data_fingerprint
 from bertqa.features import WindowSettings, make_windows
 from bertqa.model import BertForQuestionAnswering
+from bertqa.readers import read_examples
 from bertqa.runs import Progress, RunFolder, evaluation_table
 from bertqa.runtime import Runtime
-from bertqa.squad import read_examples
 from bertqa.training import Run, TrainingSettings
 from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
 
@@ -193,10 +193,10 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
     assert len(each) == 12
     means = [sum(each[i : i + 3]) / 3 for i in (0, 3, 6, 9)]
     assert losses_of(whole_run.folder.path) == pytest.approx(means, rel=1e-12)
-    # An evaluation's training loss: of all steps logged since the one before.
+    # An evaluation's training loss: of all steps since the one before.
     rows = whole_run.progress.evaluations
-    assert rows[0]["training_loss"] == pytest.approx(sum(each[:6]) / 6)
-    assert rows[1]["training_loss"] == pytest.approx(sum(each[6:]) / 6)
+    assert rows[0]["training_loss"] == pytest.approx(sum(each[:7]) / 7)
+    assert rows[1]["training_loss"] == pytest.approx(sum(each[7:]) / 5)
 
 
 def test_the_first_loss_is_that_of_the_model_before_training(
@@ -401,6 +401,43 @@ def test_the_gradient_is_clipped_to_its_norm(
         logged[limit] = log_of(folder)[0]["grad_norm"]
     assert logged[0.5] == logged[0.0] == logged[1e6] > 0.5  # what is logged is from before
     assert norms == pytest.approx([0.5, logged[0.0], logged[0.0]], rel=1e-4)
+
+
+# --- what is random ------------------------------------------------------------------------------
+
+
+def test_every_step_and_process_draws_its_own_dropout(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask that comes again in each step, or in each process, would leave out the same units."""
+    batches = Run._micro_batches
+    seeds: list[int] = []
+
+    def note(run: Run, step: int) -> Iterator[Any]:
+        seeds.append(torch.initial_seed())
+        return batches(run, step)
+
+    monkeypatch.setattr(Run, "_micro_batches", note)
+    monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
+    for seed in (42, 43):
+        for rank in (0, 1):
+            settings = replace(SETTINGS, seed=seed, max_steps=3, gradient_accumulation_steps=1)
+            runtime = Runtime(CPU, rank=rank, world_size=2)
+            folder = tmp_path / f"{seed}-{rank}"
+            trained(make_run(folder, checkpoint, settings, runtime, evaluator=False))
+            assert folder.exists() == (rank == 0)  # only the first process writes
+    assert len(seeds) == len(set(seeds)) == 12
+
+
+def test_another_seed_is_another_run(tmp_path: Path, still_checkpoint: Path) -> None:
+    """Without dropout too: the windows come in another order."""
+    losses = []
+    for seed in (42, 43):
+        settings = replace(SETTINGS, seed=seed, max_steps=2, logging_steps=1)
+        trained(make_run(tmp_path / str(seed), still_checkpoint, settings, evaluator=False))
+        losses.append(losses_of(tmp_path / str(seed)))
+    assert losses[0][0] != losses[1][0] and losses[0][1] != losses[1][1]
 
 
 # --- resumed -------------------------------------------------------------------------------------
@@ -612,7 +649,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
         return losses(*args) * factor
 
     monkeypatch.setattr("bertqa.training.window_losses", spoiled)
-    with pytest.raises(UserError, match=f"the loss of step 5 is {value}") as caught:
+    with pytest.raises(UserError, match=f"step 5 has loss {value}") as caught:
         trained(run)
     assert str(folder) in str(caught.value)
     assert checkpoints_of(folder) == ["step-00000002", "step-00000004"]
@@ -856,3 +893,29 @@ def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.Monkey
 def test_settings_that_cannot_be_are_named(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"--{name} {value}"):
         replace(SETTINGS, **{name: value})
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_as_well(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint, replace(SETTINGS, save_steps=1))
+    clip = run._clip
+
+    def spoiled() -> Tensor:
+        return clip() * (math.inf if run.progress.step == 2 else 1.0)  # the third step
+
+    monkeypatch.setattr(run, "_clip", spoiled)
+    with pytest.raises(UserError, match=r"step 3 has loss .* and gradient norm inf"):
+        trained(run)
+    assert checkpoints_of(tmp_path / "run")[-1] == "step-00000002"
+
+
+def test_an_evaluation_between_log_lines_has_its_own_mean(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    every = trained(make_run(tmp_path / "every", checkpoint, replace(SETTINGS, logging_steps=1)))
+    each = losses_of(every.folder.path)
+    settings = replace(SETTINGS, eval_steps=2, logging_steps=5)
+    run = trained(make_run(tmp_path / "run", checkpoint, settings))
+    means = [row["training_loss"] for row in run.progress.evaluations]
+    assert means == pytest.approx([sum(each[i : i + 2]) / 2 for i in range(0, 12, 2)])
