@@ -35,10 +35,10 @@ from bertqa.squad import Example, check_examples, check_version
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 
 DEMO_CONTEXT = (
-    "🤗 Transformers, once known as pytorch-transformers, is a library of general-purpose "
-    "architectures (BERT, GPT-2, RoBERTa, XLM and others) for understanding and generating "
-    "natural language. It offers over 32+ pretrained models that speak more than 100 languages, "
-    "and its models move freely between TensorFlow 2.0 and PyTorch."
+    "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures for "
+    "understanding and generating language, among them BERT, GPT-2 and RoBERTa. It comes with "
+    "32+ pretrained models in many languages and offers close interoperability between TensorFlow "
+    "2.0 and PyTorch."
 )
 DEMO_QUESTIONS = (
     "How many pretrained models are available in 🤗 Transformers?",
@@ -46,9 +46,9 @@ DEMO_QUESTIONS = (
     "🤗 Transformers provides interoperability between which frameworks?",
 )
 DEMO_HISTORY = (
-    "The United States had no president before 1789. In that year George Washington, who had led "
-    "the army in the war of independence, was sworn in as the first, with John Adams as his vice "
-    "president. Adams followed him in 1797, and Thomas Jefferson in 1801."
+    "George Washington, who had led the army in the war of independence, was the first president "
+    "of the United States, from 1789 to 1797. His vice president was John Adams, who became "
+    "president after him. Thomas Jefferson followed in 1801."
 )
 DEMO_HISTORY_QUESTION = "Who was the first president of the United States?"
 

@@ -171,7 +171,7 @@ def train(
     )
     progress = run.train()
     say(runtime, evaluation_table(progress.evaluations))
-    say(runtime, f"saved in {flags.output_dir}; python infer.py --model {flags.output_dir} asks it")
+    say(runtime, f"saved in {flags.output_dir}; ask it: python infer.py --model {flags.output_dir}")
 
 
 def say(runtime: Runtime, what: object) -> None:

@@ -165,7 +165,9 @@ def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Names
         if flags.debug:
             traceback.print_exc()
         if not error.is_said:
-            print(f"error: {_one_line(str(error))}", file=sys.stderr)
+            rank = os.environ.get("RANK", "0")  # set by torchrun
+            where = "" if rank == "0" else f" in process {rank}"
+            print(f"error{where}: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

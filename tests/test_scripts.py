@@ -143,9 +143,9 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path, home: Path) -> 
     assert [line.split()[1] for line in lines[-3:-1]] == ["4", "8"]  # the table of evaluations
     assert lines[-1] == f"saved in {folder}; ask it: python infer.py --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints", "config.json", "log.jsonl", "metrics.json", "model.safetensors",
-        "nbest_predictions.json", "predictions.json", "run.json", "tokenizer.json",
-        "tokenizer_config.json",
+        "checkpoints", "config.json", "labels.json", "log.jsonl", "metrics.json",
+        "model.safetensors", "nbest_predictions.json", "predictions.json", "run.json",
+        "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert len(list((home / "datasets" / "bertqa-features").iterdir())) == 2
 
@@ -1148,13 +1148,20 @@ def test_a_defect_of_ours_is_not_hidden() -> None:
         run_script(broken, flags_of())
 
 
-def test_only_the_first_process_speaks(
+def test_each_mistake_of_several_processes_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def mistaken(flags: Any) -> None:
-        raise UserError("a.json is\nempty")
+    failure = UserError("a.json is\nempty")
 
-    for rank, said in (("0", "error: a.json is empty\n"), ("1", "")):
+    def mistaken(flags: Any) -> None:
+        raise failure
+
+    for rank, is_said, said in (
+        ("0", False, "error: a.json is empty\n"),
+        ("1", False, "error in process 1: a.json is empty\n"),
+        ("1", True, ""),
+    ):
+        failure.is_said = is_said
         monkeypatch.setenv("RANK", rank)
         assert run_script(mistaken, flags_of()) == 2
         assert capsys.readouterr().err == said

@@ -565,6 +565,21 @@ def test_a_checkpoint_that_was_never_finished_is_swept_away(
     assert checkpoints_of(folder) == ["step-00000012"]
 
 
+def test_of_several_checkpoints_the_newest_is_gone_on_from(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
+    with stopped_at(7):
+        trained(make_run(tmp_path / "run", checkpoint, settings))
+    names = ["step-00000004", "step-00000006", "step-00000007"]
+    assert checkpoints_of(tmp_path / "run") == names
+    run = make_run(tmp_path / "run", checkpoint, settings)
+    run.start(resume=True)
+    assert run.progress.step == 7
+    run.train()
+    assert same(weights_of(run), weights_of(whole_run))
+
+
 def test_a_run_that_is_done_is_done(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole_run.folder.path, folder)
