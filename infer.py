@@ -57,7 +57,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags; their names are run_qa's where it has them."""
     # fmt: off
     parser = Parser(__doc__ or "")
-    add_model_flags(parser, default=DEFAULT_MODEL)
+    add_model_flags(parser, default=DEFAULT_MODEL, answers_only=True)
     add = parser.add_argument
     add("--question", metavar="TEXT", help="what to ask")
     add("--context", metavar="TEXT", help="where the answer stands")

@@ -14,6 +14,7 @@ from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
 from bertqa.hub import find_checkpoint
 from bertqa.model import BertForQuestionAnswering
+from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
@@ -85,7 +86,8 @@ class QuestionAnswerer:
     Attributes:
         model, tokenizer: what was loaded.
         windows, decoding: how contexts are cut and spans become answers.
-        runtime: device and precision; a model given to the constructor is converted to them.
+        runtime: device and precision; a model given to the constructor is converted to them and
+            packed (see packed.py), and gives no gradients any more.
     """
 
     def __init__(
@@ -101,11 +103,9 @@ class QuestionAnswerer:
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
         check_window_fits(model, self.windows)
-        self.model = model.to(self.runtime.device).eval()
-        # Converted once here; autocast would convert all weights again for every batch. S and E
-        # stay as they are: the last step is not rounded.
-        self.model.embeddings.to(self.runtime.dtype)
-        self.model.layers.to(self.runtime.dtype)
+        self.model = make_ready(
+            model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
+        )
         self.tokenizer = tokenizer
 
     @classmethod

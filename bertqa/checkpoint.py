@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bertqa.config import config_entries, load_config
 from bertqa.errors import UserError
@@ -113,7 +114,7 @@ def load_checkpoint(
     config, unknown_keys = load_config(folder)
     source, tensors = _read_tensors(folder, allow_bin)
     renamed = _rename(tensors, source)
-    with torch.device("meta"):  # shapes only: no weights are drawn just to be replaced
+    with torch.device("meta"), _NothingDrawn():  # shapes only: the numbers come from the file
         model = BertForQuestionAnswering(config)
     wanted = {checkpoint_name(name): p for name, p in model.named_parameters()}
     initialised = _check_names(tensors, wanted, source, require_head)
@@ -245,6 +246,21 @@ def _today(name: str) -> str:
         name = f"bert.{name}"
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Lets ``normal_`` and its like leave a tensor as it is.
+
+    Drawing on the meta device gives no number and costs seconds: torch imports its compiler to
+    work out the shape.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _rename(tensors: _Tensors, source: Path) -> dict[str, str]:

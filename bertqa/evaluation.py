@@ -5,6 +5,7 @@ grow with the logits of the data set. Within a block windows are taken by length
 come out in the order of the questions.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from bertqa.files import write_json
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertForQuestionAnswering, window_losses
+from bertqa.packed import make_ready
 from bertqa.runtime import Runtime
 from bertqa.squad import Example
 
@@ -155,18 +157,18 @@ class Evaluator:
 
     def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
         """Answer all questions and score the answers."""
-        was_training = model.training
-        model.eval()
+        runtime = self.runtime
+        # What is measured is what will answer: a copy, made ready as infer.py makes it.
+        ready = make_ready(copy.deepcopy(model), runtime.device, runtime.dtype)
         predictions: list[Prediction] = []
         loss_sum = 0.0
         blocks = list(_blocks(self.windows, len(self.examples)))
-        for block in blocks[self.runtime.rank :: self.runtime.world_size]:
+        for block in blocks[runtime.rank :: runtime.world_size]:
             results, losses = _run_block(
-                model, self.windows, block, self.settings, self.runtime, with_loss=True
+                ready, self.windows, block, self.settings, runtime, with_loss=True
             )
             loss_sum += losses
             predictions += _predictions(self.examples, self.windows, block, results, self.settings)
-        model.train(was_training)
         return self._gathered(predictions, loss_sum)
 
     def _gathered(self, predictions: list[Prediction], loss_sum: float) -> Evaluation:

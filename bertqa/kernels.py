@@ -6,10 +6,12 @@ T, H, K, L as in model.py.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bertqa.stream import TokenBatch
 
@@ -17,33 +19,84 @@ from bertqa.stream import TokenBatch
 AttentionForm = Callable[[Tensor, Tensor, Tensor, TokenBatch, float], Tensor]
 
 _STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part in 100,000 at most
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
-def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
-    """What inverted dropout multiplies ``x`` by: 0 with probability ``rate``, else 1 / (1 - rate).
+def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
+    """Which numbers of a tensor on the CPU dropout keeps, and what it multiplies those by.
 
-    For tensors on the CPU; same shape and dtype as ``x``. There torch draws its Bernoulli numbers
-    one by one, which costs as much as the matrix products around them; here raw 64-bit words are
-    drawn and each is read as four 16-bit numbers.
+    torch draws its Bernoulli numbers one by one, which costs as much as the matrix products around
+    them; here raw 64-bit words are drawn and each is read as four 16-bit numbers.
+
+    Returns:
+        ``shape`` int16: 0, with probability ``rate``, or -1, all of whose bits are 1; and the
+        reciprocal of the share that is kept.
     """
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    numbers = words.view(torch.int16)[:count].view(shape)
     dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps something
-    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _STEPS // 2
-    return kept.to(x.dtype).mul_(_STEPS / (_STEPS - dropped))
+    if dropped == 0:
+        return numbers.fill_(-1), 1.0
+    first_dropped = _STEPS // 2 - dropped  # the largest numbers are dropped
+    mask = numbers.clamp_(first_dropped - 1, first_dropped).sub_(first_dropped)
+    return mask, _STEPS / (_STEPS - dropped)
+
+
+def keep(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` where the mask of ``keep_mask`` is -1, else 0: a bitwise "and" of the two."""
+    bits = _INTEGERS[x.element_size()]
+    kept: Tensor = (x.view(bits) & mask.to(bits)).view(x.dtype)
+    return kept
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
     """Inverted dropout: each number is zeroed with probability ``rate``, the others scaled up."""
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    return x * dropout_multiplier(x, rate)
+    output: Tensor = _Dropout.apply(x, rate)
+    return output
 
 
-def linears(x: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
+class _Dropout(torch.autograd.Function):
+    """Dropout on the CPU; what was dropped gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, rate):  # type: ignore[no-untyped-def]
+        mask, ctx.scale = keep_mask(x.shape, rate)
+        ctx.save_for_backward(mask)
+        return keep(x, mask).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (mask,) = ctx.saved_tensors
+        return keep(grad, mask).mul_(ctx.scale), None
+
+
+class JointPart(nn.Module):
+    """One of several layers of the same input that ``joint`` computes in a single product."""
+
+    def __init__(self, joint: nn.Module, part: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.joint, self.part, self.sizes = joint, part, list(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(T, D)`` to this part's ``(T, out)``."""
+        output: Tensor = self.joint(x).split(self.sizes, dim=-1)[self.part]
+        return output
+
+
+def linears(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """Several linear layers of one input as a single matrix product: ``(T, D)`` to each output."""
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = torch.cat([layer.bias for layer in layers])
-    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+    first = layers[0]
+    if isinstance(first, JointPart):
+        parts: Sequence[Tensor] = first.joint(x).split(first.sizes, dim=-1)
+        return parts
+    linear_layers = cast(Sequence[nn.Linear], layers)
+    weight = torch.cat([layer.weight for layer in linear_layers])
+    bias = torch.cat([layer.bias for layer in linear_layers])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in linear_layers], dim=-1)
 
 
 def choose_attention(query: Tensor) -> AttentionForm | None:
@@ -78,47 +131,60 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, rate):  # type: ignore[no-untyped-def]
-        scale = 1 / math.sqrt(query.shape[-1])
-        gathered = torch.empty_like(value, memory_format=torch.contiguous_format)
+        # (T, H, K) -> (H, T, K) once, so that each window's part is a matrix for each head.
+        query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))
+        softmax_scale = 1 / math.sqrt(query.shape[-1])
+        gathered = torch.empty_like(query)
         saved = [] if any(ctx.needs_input_grad) else None
         for q, k, v, out in _windows(lengths, query, key, value, gathered):
-            scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
+            scores = torch.baddbmm(
+                q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=softmax_scale
+            )
             probability = scores.softmax(dim=-1)  # (H, L, L)
-            multiplier = dropout_multiplier(probability, rate) if rate else None
-            dropped = probability if multiplier is None else probability * multiplier
-            out.copy_(dropped @ v)
+            mask, dropped = None, probability
+            if rate:
+                mask, ctx.scale = keep_mask(probability.shape, rate)
+                dropped = keep(probability, mask)
+            torch.bmm(dropped, v, out=out)
             if saved is not None:
-                saved.append((probability, multiplier))
+                saved.append((probability, mask))
+        if rate:
+            gathered.mul_(ctx.scale)
         if saved is not None:
             ctx.save_for_backward(query, key, value, gathered)
-        ctx.lengths, ctx.scale, ctx.saved = lengths, scale, saved
-        return gathered
+        ctx.lengths, ctx.softmax_scale, ctx.saved = lengths, softmax_scale, saved
+        return gathered.transpose(0, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        tensors = ctx.saved_tensors
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[:3]]
-        windows = _windows(ctx.lengths, *tensors, grad, *grads)
-        for (q, k, v, out, d_out, d_q, d_k, d_v), kept in zip(windows, ctx.saved, strict=True):
-            probability, multiplier = kept
-            dropped = probability if multiplier is None else probability * multiplier
-            d_v.copy_(dropped.transpose(1, 2) @ d_out)
-            d_probability = d_out @ v.transpose(1, 2)  # (H, L, L)
-            if multiplier is not None:
-                d_probability.mul_(multiplier)
-            # The softmax's gradient is P * (dP - sum of dP * P over the row), and that sum is
-            # the inner product of a token's output with its output's gradient.
-            row = (d_out * out).sum(dim=-1, keepdim=True)
-            d_scores = d_probability.sub_(row).mul_(probability).mul_(ctx.scale)
-            d_q.copy_(d_scores @ k)
-            d_k.copy_(d_scores.transpose(1, 2) @ q)
-        return *grads, None, None
+        query, key, value, gathered = ctx.saved_tensors
+        grad = grad.transpose(0, 1).contiguous()  # (T, H, K) -> (H, T, K)
+        # The softmax's gradient is P * (dP - sum of dP * P over the row), and that sum is the
+        # inner product of a token's output with its output's gradient.
+        rows = (grad * gathered).sum(dim=-1, keepdim=True)  # (H, T, 1)
+        d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
+        # What the probabilities would be multiplied by, their far smaller neighbour is.
+        scaled = grad * ctx.scale if ctx.saved[0][1] is not None else grad
+        windows = _windows(ctx.lengths, query, key, value, scaled, rows, d_query, d_key, d_value)
+        for (q, k, v, d_out, row, d_q, d_k, d_v), kept in zip(windows, ctx.saved, strict=True):
+            probability, mask = kept
+            dropped = probability if mask is None else keep(probability, mask)
+            torch.bmm(dropped.transpose(1, 2), d_out, out=d_v)
+            d_probability = torch.bmm(d_out, v.transpose(1, 2))  # (H, L, L)
+            if mask is not None:
+                d_probability = keep(d_probability, mask)
+            d_scores = d_probability.sub_(row).mul_(probability)
+            torch.bmm(d_scores, k, out=d_q)
+            torch.bmm(d_scores.transpose(1, 2), q, out=d_k)
+        d_query.mul_(ctx.softmax_scale)
+        d_key.mul_(ctx.softmax_scale)
+        return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), None, None
 
 
 def _windows(lengths, *tensors):  # type: ignore[no-untyped-def]
-    """For each window its part of every tensor: views ``(T, H, K)`` -> ``(H, L, K)``."""
-    split = (x.transpose(0, 1).split(list(lengths), dim=1) for x in tensors)
-    return zip(*split, strict=True)
+    """For each window its part of every tensor: views ``(H, T, K)`` -> ``(H, L, K)``."""
+    return zip(*(x.split(list(lengths), dim=1) for x in tensors), strict=True)
 
 
 def flash_attention(

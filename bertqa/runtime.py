@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bertqa.errors import UserError
+from bertqa.packed import can_pack
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"  # for answering on the CPU: the large matrix products alone are in integers
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Runtime:
         device: where it computes.
         dtype: of the matrix products; weights and optimiser are float32 in training whatever it is.
         rank, world_size: which of how many processes this is.
+        int8: the large matrix products of an answering model are in integers.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world_size: int = 1
+    int8: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -39,7 +43,8 @@ class Runtime:
     @property
     def tokens_per_batch(self) -> int:
         """Tokens that one forward pass takes at once in inference."""
-        return 4096 if self.device.type == "cpu" else 32768
+        # On a CPU: so many that the products are efficient, so few that the cache holds them.
+        return 2048 if self.device.type == "cpu" else 32768
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in ``dtype``; of a float32 model the sums and norms stay in float32."""
@@ -77,7 +82,14 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
         UserError: a device or precision that this machine does not have.
     """
     chosen = select_device(device, local_rank)
-    return Runtime(chosen, select_precision(precision, chosen))
+    if precision != INT8:
+        return Runtime(chosen, select_precision(precision, chosen))
+    if not can_pack(chosen):
+        raise UserError(
+            f"--precision int8 runs on the CPU, with oneDNN in torch, not on {chosen}: pass "
+            "--device cpu, or another precision"
+        )
+    return Runtime(chosen, select_precision("auto", chosen), int8=True)
 
 
 def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:

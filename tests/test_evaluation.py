@@ -89,6 +89,10 @@ class Scripted(nn.Module):
         super().__init__()
         self.script = script
         self.calls = []
+        self.embeddings, self.layers = nn.Identity(), nn.ModuleList()  # nothing to make ready
+
+    def __deepcopy__(self, memo):
+        return self  # the copy that answers tells its calls here
 
     def forward(self, batch):
         self.calls.append(batch.lengths)

@@ -244,7 +244,11 @@ def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, fast):
     in_eval = ours.eval()(batch).start_logits
     ours.train()
     monkeypatch.setattr(nn.functional, "dropout", their_dropout)
-    monkeypatch.setattr(kernels, "dropout_multiplier", lambda x, rate: torch.full_like(x, 1 - rate))
+
+    def keep_all(shape, rate):
+        return torch.full(shape, -1, dtype=torch.int16), 1 - rate
+
+    monkeypatch.setattr(kernels, "keep_mask", keep_all)
     assert (ours(batch).start_logits - in_eval).abs().max() > 0.1
     expected = theirs(**their_batch(*random_windows()))
     assert_close(ours(batch).start_logits, unpadded(expected.start_logits))

@@ -15,7 +15,17 @@ PACKAGE = ROOT / "bertqa"
 SCRIPTS = ("train", "infer")
 
 # The model room: from ids to scores, and the files that hold weights. It knows nothing of text.
-MODEL_ROOM = {"config", "stream", "kernels", "model", "checkpoint", "hub", "files", "errors"}
+MODEL_ROOM = {
+    "config",
+    "stream",
+    "kernels",
+    "model",
+    "packed",
+    "checkpoint",
+    "hub",
+    "files",
+    "errors",
+}
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
     "graphemes", "tokenization", "squad", "rows", "readers", "labels", "features", "batching",

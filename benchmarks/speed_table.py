@@ -1,0 +1,147 @@
+"""The check and the table that the benchmarks of the model alone have in common."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.harness import Contender, Measured, ratio_text, table
+
+
+@dataclass
+class Row:
+    """One row to be.
+
+    Attributes:
+        precision: of its matrix products, which says which roof is its own.
+        is_roof: it computes no scores; its FLOPs are ``roof_flops`` in each round.
+    """
+
+    contender: Contender
+    precision: str
+    is_roof: bool = False
+
+
+@dataclass
+class Amount:
+    """What one round takes on.
+
+    Attributes:
+        windows, tokens: real ones, without padding.
+        flops: real ones.
+    """
+
+    windows: int
+    tokens: int
+    flops: float
+
+
+class Agreement:
+    """Holds each row's scores against the reference's, and remembers how far off they were.
+
+    The figure is the root mean square of the differences over all tokens, in units of the
+    spread (the standard deviation) of the reference's scores: the usual error beside what tells
+    tokens apart. Scores of another function would have about 1.4.
+    """
+
+    def __init__(self, rows: Sequence[Row], tolerance: dict[str, float]) -> None:
+        self.rows = {row.contender.name: row for row in rows}
+        self.tolerance = tolerance
+        self.off: dict[str, float] = {}
+
+    def __call__(
+        self, name: str, result: dict[str, list[Any]], reference: dict[str, list[Any]]
+    ) -> str:
+        """Why a row is refused; "" if it is not."""
+        row = self.rows[name]
+        if row.is_roof:
+            return ""
+        squares: list[float] = []
+        for key, expected in reference.items():
+            if len(result[key]) != len(expected):
+                return f"{len(result[key])} {key} scores instead of {len(expected)}"
+            spread = statistics.pstdev(expected)
+            pairs = zip(result[key], expected, strict=True)
+            squares += [((a - b) / spread) ** 2 for a, b in pairs]
+        self.off[name] = math.sqrt(statistics.fmean(squares))
+        if self.off[name] <= self.tolerance[row.precision]:  # not so for NaN
+            return ""
+        return f"refused: scores are off by {self.off[name]:.2g} of their spread"
+
+    def text(self) -> str:
+        """The tolerances, in words."""
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in self.tolerance.items())
+        return (
+            "A row counts only if the scores of all real tokens are those of the first row: the "
+            'root mean square of their differences ("off by"), in units of the scores\' standard '
+            f"deviation, is at most {limits}."
+        )
+
+
+def speed_table(
+    rows: Sequence[Row],
+    measured: Sequence[Measured],
+    amounts: Sequence[Amount],
+    agreement: Agreement,
+    ours: Sequence[str],
+    roof_flops: float,
+    peak: float | None = None,
+) -> str:
+    """The table of throughputs.
+
+    Args:
+        amounts: of each round.
+        ours: the rows that all others are compared with.
+        roof_flops: of a round of a roof.
+        peak: TFLOP/s of the device on paper, for a column of its own.
+    """
+    roofs = {
+        row.precision: [roof_flops / seconds for seconds in found.seconds]
+        for row, found in zip(rows, measured, strict=True)
+        if row.is_roof
+    }
+    by_name = {found.contender.name: found for found in measured}
+    header = ["contender", "windows/s", "tokens/s", "GFLOP/s", "% of roof"]
+    if peak is not None:
+        header.append(f"% of {peak:g} TFLOP/s")
+    header += [*(f"{name} / it" for name in ours), "off by", "peak MiB"]
+    lines = []
+    for row, found in zip(rows, measured, strict=True):
+        name = row.contender.name
+        if found.failure:
+            lines.append([name, found.failure, *[""] * (len(header) - 2)])
+            continue
+        flops = [roof_flops if row.is_roof else amount.flops for amount in amounts]
+        rates = [f / seconds for f, seconds in zip(flops, found.seconds, strict=True)]
+        line = [name, "", ""] if row.is_roof else [name, *_throughputs(found, amounts)]
+        line.append(f"{statistics.median(rates) / 1e9:,.0f}")
+        line.append(_share(rates, roofs.get(row.precision, [])))
+        if peak is not None:
+            line.append(f"{statistics.median(rates) / (peak * 1e10):.1f}")
+        line += ["" if row.is_roof else _ratio(by_name.get(o), found) for o in ours]
+        line.append(f"{agreement.off[name]:.1g}" if name in agreement.off else "")
+        lines.append([*line, f"{found.peak_mib:,.0f}"])
+    return table(header, lines)
+
+
+def _throughputs(found: Measured, amounts: Sequence[Amount]) -> list[str]:
+    """Windows and tokens a second, of the median round each."""
+    rounds = list(zip(amounts, found.seconds, strict=True))
+    windows = statistics.median(amount.windows / seconds for amount, seconds in rounds)
+    tokens = statistics.median(amount.tokens / seconds for amount, seconds in rounds)
+    return [f"{windows:,.1f}", f"{tokens:,.0f}"]
+
+
+def _share(rates: Sequence[float], roof: Sequence[float]) -> str:
+    """Per cent of the roof in the same round, the median; "" without a roof."""
+    if not roof:
+        return ""
+    return f"{100 * statistics.median(a / b for a, b in zip(rates, roof, strict=True)):.0f}"
+
+
+def _ratio(ours: Measured | None, found: Measured) -> str:
+    """How many times as fast ours was; "" for ours itself, or where ours has no rounds."""
+    if ours is None or ours.failure or ours is found:
+        return ""
+    return ratio_text(ours.ratios(found))

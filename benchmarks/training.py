@@ -1,0 +1,294 @@
+"""Optimiser steps: forward, loss, backward, clipping, AdamW, with every dropout at 0.1.
+
+bertqa's step is that of its own training loop, with the making of the batch and the schedule; the
+peers' batches are made beforehand. All take the same windows in the same order. The peers have the
+fused AdamW, which transformers' Trainer takes by default, and weights in float32 (bf16 is autocast,
+as there); "padded" is to 384 tokens, as in run_qa, "longest" to the longest of the batch.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.forward import ForwardTask, compiled, load_transformers, padded
+from benchmarks.harness import Contender, command_line, measure, publish
+from benchmarks.inference import has_native_bf16, model_parser, roof_rows
+from benchmarks.models import (
+    DTYPES,
+    LONGEST,
+    SIZES,
+    checkpoint,
+    device,
+    forward_flops,
+    peak_memory,
+    roof_flops,
+    synchronize,
+    window_source,
+    windows_of,
+)
+from benchmarks.speed_table import Agreement, Amount, Row, speed_table
+from bertqa.answering import load_for_training
+from bertqa.batching import collate, step_windows
+from bertqa.features import WindowSet
+from bertqa.runs import RunFolder
+from bertqa.runtime import local_runtime
+from bertqa.training import Run, TrainingSettings
+
+LEARNING_RATE = 2e-5
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+class _Bar:
+    """Stands where the loop has its progress bar."""
+
+    def update(self) -> None:
+        """Show nothing."""
+
+
+class _StepsOnly(Run):
+    """A run that neither logs nor evaluates nor saves."""
+
+    def _due(self, every: int) -> bool:
+        return False
+
+    def go_on(self, steps: int) -> None:
+        """Do so many steps more and wait for them."""
+        self.total_steps = self.progress.step + steps
+        self._steps(_Bar())
+        self._settle()  # turns the losses into numbers, and so waits for a GPU
+
+
+class OurSteps:
+    """Steps of bertqa's training loop."""
+
+    def __init__(
+        self, model: str, source: dict[str, Any], precision: str, batch_size: int, steps: int
+    ) -> None:
+        loaded, tokenizer, _ = load_for_training(model)
+        settings = TrainingSettings(
+            learning_rate=LEARNING_RATE, per_device_train_batch_size=batch_size
+        )
+        runtime = local_runtime(precision=precision)
+        folder = RunFolder(Path(model) / "run", {})  # never opened: nothing is written
+        windows = windows_of(model, **source)
+        self.run = _StepsOnly(loaded, tokenizer, windows, None, settings, runtime, folder)
+        self.batch_size, self.steps = batch_size, steps
+
+    def work(self) -> None:
+        """The next steps."""
+        self.run.model.train()
+        self.run.go_on(self.steps)
+
+    def result(self) -> dict[str, list[float]]:
+        """The scores of the first batch without dropout."""
+        run = self.run
+        run.model.eval()
+        chosen = batch_of_step(run.windows, self.batch_size, 0)
+
+        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+            with run.runtime.autocast():
+                outputs = [run.model(batch) for batch in batches]
+            return [(output.start_logits, output.end_logits) for output in outputs]
+
+        def stream(chosen: Tensor) -> Any:
+            return collate(run.windows, chosen).to(run.runtime.device)
+
+        return _scores(forward, stream, chosen, run.windows)
+
+    def peak_mib(self) -> float:
+        """Of the process, or of the GPU."""
+        return peak_memory()
+
+
+def ours(**arguments: Any) -> OurSteps:
+    """bertqa's contender."""
+    return OurSteps(**arguments)
+
+
+# --- peers ---------------------------------------------------------------------------------------
+
+
+class PeerSteps:
+    """Steps with transformers' model and torch's AdamW."""
+
+    def __init__(
+        self, model: str, source: dict[str, Any], attention: str, precision: str, width: int,
+        compile: bool, batch_size: int, steps: int, rounds: int,
+    ) -> None:  # fmt: skip
+        self.loaded = load_transformers(model, attention, "fp32")
+        self.model = compiled(self.loaded) if compile else self.loaded
+        self.optimizer = torch.optim.AdamW(
+            self.loaded.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True
+        )
+        self.dtype, self.width, self.steps = DTYPES[precision], width, steps
+        self.windows = windows_of(model, **source)
+        self.first = batch_of_step(self.windows, batch_size, 0)
+        all_steps = range(steps * (rounds + 1))  # one round more than count
+        chosen = [batch_of_step(self.windows, batch_size, step) for step in all_steps]
+        self.batches = iter([self._labelled(windows) for windows in chosen])
+
+    def _batch(self, chosen: Tensor) -> dict[str, Tensor]:
+        rectangle = padded(self.windows, chosen, self.width)
+        return {name: values.to(device()) for name, values in rectangle.items()}
+
+    def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {
+            **self._batch(chosen),
+            "start_positions": self.windows.start_position[chosen].long().to(device()),
+            "end_positions": self.windows.end_position[chosen].long().to(device()),
+        }
+
+    def _autocast(self) -> Any:
+        return torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def work(self) -> None:
+        """The next steps."""
+        self.model.train()
+        for _ in range(self.steps):
+            with self._autocast():
+                loss = self.model(**next(self.batches)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.loaded.parameters(), 1.0, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        synchronize()
+
+    def result(self) -> dict[str, list[float]]:
+        """The scores of the first batch without dropout."""
+        self.model.eval()
+
+        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+            with self._autocast():
+                outputs = [self.model(**batch) for batch in batches]
+            return [(output.start_logits, output.end_logits) for output in outputs]
+
+        return _scores(forward, self._batch, self.first, self.windows)
+
+    def peak_mib(self) -> float:
+        """Of the process, or of the GPU."""
+        return peak_memory()
+
+
+def transformers(**arguments: Any) -> PeerSteps:
+    """transformers' contender."""
+    return PeerSteps(**arguments)
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def batch_of_step(windows: WindowSet, batch_size: int, step: int) -> Tensor:
+    """The windows of an optimiser step, as bertqa's loop draws them."""
+    return step_windows(len(windows), batch_size, TrainingSettings().seed, step)
+
+
+def _scores(forward: Any, batch_of: Any, chosen: Tensor, windows: WindowSet) -> dict[str, Any]:
+    """The scores of one batch, in its own order of windows."""
+    place = torch.arange(len(chosen))
+    task = ForwardTask(
+        forward, lambda part: batch_of(chosen[part]), [[place]], windows.lengths[chosen]
+    )
+    return task.result()
+
+
+def rows_of(
+    model: Path, source: dict[str, Any], flags: argparse.Namespace, native_bf16: bool
+) -> list[Row]:
+    """The reference first, then the peers, then ours; bf16 only where it is native."""
+    shared = {
+        "model": str(model), "source": source, "batch_size": flags.batch_size,
+        "steps": flags.steps,
+    }  # fmt: skip
+    precisions = ("fp32", "bf16") if native_bf16 else ("fp32",)
+    rows = [
+        _peer(shared, flags.rounds, attention, precision, width)
+        for width in (LONGEST, 0)
+        for precision in precisions
+        for attention in ("eager", "sdpa")
+    ]
+    if torch.cuda.is_available():
+        rows.append(_peer(shared, flags.rounds, "sdpa", precisions[-1], 0, compile=True))
+    for precision in precisions:
+        given = {**shared, "precision": precision}
+        rows.append(
+            Row(Contender(f"bertqa {precision}", "benchmarks.training:ours", given), precision)
+        )
+    return rows
+
+
+def _peer(
+    shared: dict[str, Any], rounds: int, attention: str, precision: str, width: int,
+    compile: bool = False,
+) -> Row:  # fmt: skip
+    words = ["transformers", attention, precision, "padded" if width else "longest"]
+    words += ["compiled"] * compile
+    given = {
+        **shared, "attention": attention, "precision": precision, "width": width,
+        "compile": compile, "rounds": rounds,
+    }  # fmt: skip
+    contender = Contender(" ".join(words), "benchmarks.training:transformers", given)
+    return Row(contender, precision)
+
+
+def amounts_of(windows: WindowSet, flags: argparse.Namespace) -> list[Amount]:
+    """What each round that counts takes on; the steps of the round before them do not count."""
+    amounts = []
+    for number in range(1, flags.rounds + 1):
+        steps = range(number * flags.steps, (number + 1) * flags.steps)
+        chosen = torch.cat([batch_of_step(windows, flags.batch_size, step) for step in steps])
+        lengths = windows.lengths[chosen]
+        flops = 3 * forward_flops(SIZES[flags.size], lengths)
+        amounts.append(Amount(len(chosen), int(lengths.sum()), flops))
+    return amounts
+
+
+def training_table(flags: argparse.Namespace, folder: Path, native: bool) -> str:
+    """The table and what it was measured on."""
+    model = checkpoint(flags.size, folder)
+    count = flags.batch_size * flags.steps * (flags.rounds + 1)
+    source = window_source("train", count, flags.data, folder)
+    amounts = amounts_of(windows_of(str(model), **source), flags)
+    rows = rows_of(model, source, flags, native)
+    tokens = round(sum(amount.tokens for amount in amounts) / (flags.steps * len(amounts)))
+    rows += roof_rows(flags.size, tokens, ("fp32", "bf16") if native else ("fp32",))
+    agreement = Agreement(rows, TOLERANCE)
+    contenders = [row.contender for row in rows]
+    measured = measure(contenders, rounds=flags.rounds, threads=flags.threads, compare=agreement)
+    text = speed_table(
+        rows, measured, amounts, agreement, ["bertqa bf16" if native else "bertqa fp32"],
+        roof_flops(flags.size, tokens), flags.peak,
+    )  # fmt: skip
+    return (
+        f"{text}\n\nBatches of {flags.batch_size} windows of SQuAD v1.1's training set, {tokens} "
+        f"tokens on average; {flags.steps} steps in a round, {flags.threads} threads, "
+        f"{flags.rounds} rounds. {agreement.text()}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    flags_parser = model_parser(__doc__)
+    flags_parser.add_argument("--batch_size", type=int, default=16, help="windows of a step (16)")
+    flags_parser.add_argument("--steps", type=int, default=2, help="of a round (2)")
+    flags = flags_parser.parse_args()
+    native = has_native_bf16()
+    with tempfile.TemporaryDirectory() as temporary:
+        text = training_table(flags, flags.folder or Path(temporary), native)
+    if not native:
+        text += " Rows in bf16 are left out: this processor has no instructions for it."
+    name = f"training {flags.size}"
+    if flags.batch_size != flags_parser.get_default("batch_size"):
+        name += f" batch {flags.batch_size}"
+    publish(name, command_line("benchmarks.training", flags_parser, flags), text, flags.page)
+
+
+if __name__ == "__main__":
+    main()
