@@ -12,7 +12,7 @@ from bertqa.checkpoint import LoadReport, load_checkpoint
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.hub import find_checkpoint
+from bertqa.folders import find_local
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
@@ -34,6 +34,11 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     Raises:
         UserError: it is not to be had.
     """
+    local = find_local(name, weights_dir())
+    if local is not None:
+        return local
+    from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
+
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
 
 

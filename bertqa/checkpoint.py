@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from bertqa.config import config_entries, load_config
 from bertqa.errors import UserError
 from bertqa.files import read_json_object, write_file, write_json
+from bertqa.folders import BIN_FILE, INDEX_FILE, WEIGHTS_FILE
 from bertqa.model import BertForQuestionAnswering
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
@@ -44,12 +45,6 @@ NAMES = {
 # Parts of other BERT models: this one has no use for them, and the report names them.
 _LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
 _POSITION_IDS = "bert.embeddings.position_ids"
-
-_SAFETENSORS, _INDEX, _BIN = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-)
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def save_model(
         for name, parameter in model.named_parameters()
     }
     write_json(folder / "config.json", config_entries(model.config))
-    write_tensors(folder / _SAFETENSORS, tensors)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -181,18 +176,18 @@ _Tensors = dict[str, Callable[[], Tensor]]  # name -> how to get it
 
 def _read_tensors(folder: Path, allow_bin: bool) -> tuple[Path, _Tensors]:
     """The file with the weights of a folder, and its tensors."""
-    if (folder / _SAFETENSORS).exists():
-        return folder / _SAFETENSORS, _open_safetensors(folder / _SAFETENSORS)
-    if (folder / _INDEX).exists():
-        return folder / _INDEX, _open_shards(folder / _INDEX)
-    if (folder / _BIN).exists():
+    if (folder / WEIGHTS_FILE).exists():
+        return folder / WEIGHTS_FILE, _open_safetensors(folder / WEIGHTS_FILE)
+    if (folder / INDEX_FILE).exists():
+        return folder / INDEX_FILE, _open_shards(folder / INDEX_FILE)
+    if (folder / BIN_FILE).exists():
         if allow_bin:
-            return folder / _BIN, _open_bin(folder / _BIN)
+            return folder / BIN_FILE, _open_bin(folder / BIN_FILE)
         raise UserError(
-            f"{folder / _BIN} is a pickle, which may hold more than weights: pass --allow_bin if "
-            "you trust where it comes from"
+            f"{folder / BIN_FILE} is a pickle, which may hold more than weights: pass "
+            "--allow_bin if you trust where it comes from"
         )
-    raise UserError(f"{folder} holds no weights: put {_SAFETENSORS} there")
+    raise UserError(f"{folder} holds no weights: put {WEIGHTS_FILE} there")
 
 
 def _open_safetensors(path: Path) -> _Tensors:

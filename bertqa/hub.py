@@ -29,13 +29,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import WeakFileLock, validate_repo_id
 
 from bertqa.errors import UserError
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-BIN_FILE = "pytorch_model.bin"
+from bertqa.folders import (
+    BIN_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    OPTIONAL_FILES,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    find_local,
+    is_checkpoint,
+)
 
 # Both come from elsewhere and become parts of a path here: neither may hold "/" or "..".
 _SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors", re.ASCII)
@@ -55,33 +58,17 @@ def find_checkpoint(name: str, weights_dir: Path, *, allow_bin: bool = False) ->
         UserError: ``name`` is neither a folder nor a name that the hub could have; the hub does
             not give the model, lacks a file of it, or cannot be reached; the disk refuses.
     """
-    target = weights_dir / name
-    if name and _is_folder(Path(name)):
-        return Path(name)
-    if _stays_inside(name) and _is_checkpoint(target):
-        return target
+    local = find_local(name, weights_dir)
+    if local is not None:
+        return local
     _check_name(name)
+    target = weights_dir / name
     with _said_plainly(name, target):
         _check_free(name, target)
         return _download(name, target, weights_dir, allow_bin)
 
 
 # --- names and folders ---------------------------------------------------------------------------
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # longer than the file system's names, or in a folder closed to us
-        return False
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return _is_folder(folder) and (folder / CONFIG_FILE).is_file()
-
-
-def _stays_inside(name: str) -> bool:
-    return "\\" not in name and {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def _check_name(name: str) -> None:
@@ -121,7 +108,7 @@ def _download(name: str, target: Path, weights_dir: Path, allow_bin: bool) -> Pa
     partial = work / commit  # by commit, so that nothing which an older one left is mixed in
     partial.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        if not _is_checkpoint(target):  # while we waited, another process may have brought it
+        if not is_checkpoint(target):  # while we waited, another process may have brought it
             _fill(partial, name, commit, listing, weights)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(target)

@@ -5,7 +5,10 @@ import os
 import pickle
 import shutil
 import stat
+import subprocess
+import sys
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +97,21 @@ def refusal(folder, *words, **options):
     for word in (str(folder), *words):
         assert word in message
     return message
+
+
+def test_loading_does_not_wait_for_torchs_compiler(saved):
+    """Drawing weights on the meta device would import it, for seconds."""
+    code = (
+        "import sys; from pathlib import Path; from bertqa.checkpoint import load_checkpoint\n"
+        f"load_checkpoint(Path({str(saved)!r})); print('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def their_logits(model):

@@ -16,16 +16,9 @@ SCRIPTS = ("train", "infer")
 
 # The model room: from ids to scores, and the files that hold weights. It knows nothing of text.
 MODEL_ROOM = {
-    "config",
-    "stream",
-    "kernels",
-    "model",
-    "packed",
-    "checkpoint",
-    "hub",
-    "files",
+    "config", "stream", "kernels", "model", "packed", "checkpoint", "folders", "hub", "files",
     "errors",
-}
+}  # fmt: skip
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
     "graphemes", "tokenization", "squad", "rows", "readers", "labels", "features", "batching",
@@ -43,6 +36,8 @@ SHARED = {"stream", "files", "errors"}
 LATE = {
     # It takes seconds; only parquet and data sets of the hub need it.
     ("readers", "datasets"),
+    # Its client takes a quarter of a second; only a download needs it.
+    ("answering", "bertqa.hub"),
 }
 
 
@@ -146,7 +141,7 @@ def test_third_parties_are_those_that_pyproject_names() -> None:
 
 def test_importing_the_library_is_cheap() -> None:
     """Those who only ask questions do not wait for the libraries of data sets."""
-    heavy = ("datasets", "pandas", "pyarrow", "transformers")
+    heavy = ("datasets", "pandas", "pyarrow", "transformers", "huggingface_hub")
     code = f"import sys, bertqa, infer; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code],
