@@ -188,6 +188,13 @@ def _null_logits(
 
 
 def _log_totals(table: _Table) -> Tensor:
-    """log of the sum of exp(S.T_i + E.T_j) over all spans: it factorises into starts and ends."""
-    totals: Tensor = (table.start + table.ends.logsumexp(dim=2)).logsumexp(dim=1)
-    return totals
+    """log of the sum of exp(S.T_i + E.T_j) over all spans: it factorises into starts and ends.
+
+    In float64, whose exponents reach from the best end of a window down to every other.
+    """
+    end = table.ends[:, :, 0].double()  # (N, C)
+    highest = end.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    weight = F.pad((end - highest).exp(), (0, table.ends.shape[2] - 1))
+    reachable = weight.unfold(1, table.ends.shape[2], 1).sum(dim=2)  # (N, C), over ends from i on
+    totals = (table.start + reachable.log() + highest).logsumexp(dim=1)
+    return totals.float()

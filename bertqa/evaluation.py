@@ -22,12 +22,13 @@ from bertqa.features import WindowSet
 from bertqa.files import write_json
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
-from bertqa.model import BertForQuestionAnswering, window_losses
+from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime
 from bertqa.squad import Example
 
 _BLOCK = 2048  # windows whose answers are made together
+_DECODED_TOGETHER = 32768  # tokens: one batch of the model is too little work for one search
 
 # The null odds of a question whose context has no tokens, and so no span: beyond every threshold,
 # and still a number, which JSON and the search for the best threshold need.
@@ -61,8 +62,7 @@ class DecodingSettings:
             raise UserError(f"--decoder {self.decoder} is unknown: pass exact or top20")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One answer to a question: ``text == context[start:end]``.
 
     Attributes:
@@ -240,14 +240,9 @@ class _Block:
     windows: range
 
 
-class _Span(NamedTuple):
-    """A span of a context, ``start`` and ``end`` in code points, with its scores."""
-
-    score: float
-    start: int
-    end: int
-    start_logit: float
-    end_logit: float
+# A span of a context: score, start and end in code points, start logit, end logit. There are
+# twenty to a question: plain tuples of numbers cost Python's garbage collector nothing.
+_Span = tuple[float, int, int, float, float]
 
 
 @dataclass
@@ -282,6 +277,8 @@ def _run_block(
 ) -> tuple[list[_WindowResult], float]:
     """The results of the block's windows, in their order, and the sum of their losses."""
     results: dict[int, _WindowResult] = {}
+    undecoded: list[tuple[Tensor, BertOutput]] = []
+    tokens_undecoded = 0
     loss_sum = 0.0
     first = block.windows.start
     lengths = windows.lengths[first : block.windows.stop]
@@ -290,21 +287,34 @@ def _run_block(
         tokens = collate(windows, chosen)
         with runtime.autocast():
             output = model(tokens.to(runtime.device))
-        spans = DECODERS[settings.decoder](
-            output.start_logits,
-            output.end_logits,
-            tokens.lengths,
-            windows.context_places[chosen].tolist(),
-            settings.n_best_size,
-            settings.max_answer_length,
-        )
         if with_loss:
             labels = (windows.start_position[chosen], windows.end_position[chosen])
             on_device = (label.long().to(runtime.device) for label in labels)
             loss_sum += float(window_losses(output, tokens.lengths, *on_device).sum())
-        found = _window_results(windows, chosen, spans)
-        results.update(zip(chosen.tolist(), found, strict=True))
+        undecoded.append((chosen, output))
+        tokens_undecoded += len(tokens.input_ids)
+        if tokens_undecoded >= _DECODED_TOGETHER:
+            results |= _decode(windows, undecoded, settings)
+            undecoded, tokens_undecoded = [], 0
+    if undecoded:
+        results |= _decode(windows, undecoded, settings)
     return [results[window] for window in block.windows], loss_sum
+
+
+def _decode(
+    windows: WindowSet, outputs: Sequence[tuple[Tensor, BertOutput]], settings: DecodingSettings
+) -> dict[int, _WindowResult]:
+    """The results of some windows, given the indices and the scores of each batch of them."""
+    chosen = torch.cat([indices for indices, _ in outputs])
+    spans = DECODERS[settings.decoder](
+        torch.cat([output.start_logits for _, output in outputs]),
+        torch.cat([output.end_logits for _, output in outputs]),
+        windows.lengths[chosen].tolist(),
+        windows.context_places[chosen].tolist(),
+        settings.n_best_size,
+        settings.max_answer_length,
+    )
+    return dict(zip(chosen.tolist(), _window_results(windows, chosen, spans), strict=True))
 
 
 def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> list[_WindowResult]:
@@ -315,7 +325,7 @@ def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> l
     end = windows.contexts.ends[row + spans.end.cpu()].tolist()
     start_logit, end_logit = spans.start_logit.tolist(), spans.end_logit.tolist()
     scores = (spans.start_logit + spans.end_logit).tolist()
-    rows = list(map(_Span, scores, start, end, start_logit, end_logit))
+    rows = list(zip(scores, start, end, start_logit, end_logit, strict=True))
     bounds = torch.searchsorted(spans.window.cpu(), torch.arange(len(chosen) + 1)).tolist()
     nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
     totals = spans.log_total.tolist()
@@ -349,14 +359,21 @@ def _prediction(
 ) -> Prediction:
     """Join the windows of one question."""
     null = min((result.null for result in results), key=sum)
-    found = [_whole(example.context, span) for result in results for span in result.spans]
-    spans = _merged(found, settings)
+    context = example.context
+    if len(results) == 1 and context.isascii():
+        spans = results[0].spans  # in order already, and no two alike
+    else:
+        found = [span for result in results for span in result.spans]
+        if not context.isascii():
+            found = [_whole(context, span) for span in found]
+        spans = _merged(found, settings)
     with_null = settings.version_2_with_negative or not spans
     if with_null:
         spans = _with_null(spans, null, settings)
     weights = _probabilities(spans, results, null, settings, with_null)
     answers = tuple(
-        _answer(example.context, span, weight) for span, weight in zip(spans, weights, strict=True)
+        Answer(context[start:end], start, end, start_logit, end_logit, weight)
+        for (_, start, end, start_logit, end_logit), weight in zip(spans, weights, strict=True)
     )
     best = next((answer for answer in answers if answer.text), None)
     best_span = best.text if best else ""
@@ -372,10 +389,9 @@ _NULL_PLACE = (0, 0)
 
 def _whole(context: str, span: _Span) -> _Span:
     """The span without half a written character at its ends."""
-    if context.isascii():
-        return span
-    start, end = snap_to_graphemes(context, span.start, span.end)
-    return span._replace(start=start, end=end)
+    score, start, end, *logits = span
+    start, end = snap_to_graphemes(context, start, end)
+    return (score, start, end, logits[0], logits[1])
 
 
 def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
@@ -386,22 +402,26 @@ def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
     first, then shortest. run_qa keeps all, in the order they were found.
     """
     if settings.decoder == "top20":
-        return sorted(spans, key=lambda span: -span.score)[: settings.n_best_size]
-    spans = sorted(spans, key=lambda span: (-span.score, span.start, span.end))
+        return sorted(spans, key=_worst_last)[: settings.n_best_size]
+    spans = sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
     distinct: dict[tuple[int, int], _Span] = {}
     for span in spans:
-        distinct.setdefault((span.start, span.end), span)
+        distinct.setdefault((span[1], span[2]), span)
         if len(distinct) == settings.n_best_size:
             break
     return list(distinct.values())
+
+
+def _worst_last(span: _Span) -> float:
+    return -span[0]
 
 
 def _with_null(
     spans: list[_Span], null: tuple[float, float], settings: DecodingSettings
 ) -> list[_Span]:
     """Put "no answer" in its place among the spans; after a span of the same score."""
-    entry = _Span(sum(null), *_NULL_PLACE, *null)
-    answers = sorted([*spans, entry], key=lambda span: -span.score)
+    entry = (sum(null), *_NULL_PLACE, *null)
+    answers = sorted([*spans, entry], key=_worst_last)
     # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
     if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
         return answers if answers[-1] is entry else answers[:-1]
@@ -417,13 +437,9 @@ def _probabilities(
 ) -> list[float]:
     """Of each answer, among all spans of all windows; with top20 among the answers alone."""
     if settings.decoder == "top20":
-        totals = [span.score for span in spans]
+        totals = [score for score, *_ in spans]
     else:
         totals = [result.log_total for result in results] + [sum(null)] * with_null
     highest = max(totals)
     log_total = highest + math.log(sum(math.exp(total - highest) for total in totals))
-    return [math.exp(span.score - log_total) for span in spans]
-
-
-def _answer(context: str, span: _Span, probability: float) -> Answer:
-    return Answer(context[span.start : span.end], *span[1:], probability)
+    return [math.exp(span[0] - log_total) for span in spans]
