@@ -140,10 +140,16 @@ def ours(model: str, source: dict[str, Any], precision: str, one: bool) -> Forwa
     lengths = windows.lengths
     budget = 1 if one else qa.runtime.tokens_per_batch
 
-    def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    @torch.inference_mode()
+    def run(batch: Any) -> tuple[Tensor, Tensor]:
         with qa.runtime.autocast():
-            outputs = [qa.model(batch) for batch in batches]
-        return [(output.start_logits, output.end_logits) for output in outputs]
+            output = qa.model(batch)
+        return output.start_logits, output.end_logits
+
+    def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+        # With --one a question comes when the one before is answered.
+        each = map if one else qa.runtime.map_batches
+        return list(each(run, batches))
 
     return ForwardTask(
         forward,

@@ -266,7 +266,6 @@ def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
         first_example, first_window = last_example, last_window
 
 
-@torch.inference_mode()
 def _run_block(
     model: BertForQuestionAnswering,
     windows: WindowSet,
@@ -276,23 +275,26 @@ def _run_block(
     with_loss: bool,
 ) -> tuple[list[_WindowResult], float]:
     """The results of the block's windows, in their order, and the sum of their losses."""
+
+    @torch.inference_mode()
+    def run(chosen: Tensor) -> tuple[Tensor, BertOutput, float]:
+        tokens = collate(windows, chosen)
+        with runtime.autocast():
+            output = model(tokens.to(runtime.device))
+        loss = _loss_sum(windows, chosen, output, tokens.lengths) if with_loss else 0.0
+        return chosen, output, loss
+
     results: dict[int, _WindowResult] = {}
     undecoded: list[tuple[Tensor, BertOutput]] = []
     tokens_undecoded = 0
     loss_sum = 0.0
     first = block.windows.start
     lengths = windows.lengths[first : block.windows.stop]
-    for batch in token_budget_batches(lengths, runtime.tokens_per_batch):
-        chosen = batch + first
-        tokens = collate(windows, chosen)
-        with runtime.autocast():
-            output = model(tokens.to(runtime.device))
-        if with_loss:
-            labels = (windows.start_position[chosen], windows.end_position[chosen])
-            on_device = (label.long().to(runtime.device) for label in labels)
-            loss_sum += float(window_losses(output, tokens.lengths, *on_device).sum())
+    batches = (batch + first for batch in token_budget_batches(lengths, runtime.tokens_per_batch))
+    for chosen, output, loss in runtime.map_batches(run, batches):
+        loss_sum += loss
         undecoded.append((chosen, output))
-        tokens_undecoded += len(tokens.input_ids)
+        tokens_undecoded += len(output.start_logits)
         if tokens_undecoded >= _DECODED_TOGETHER:
             results |= _decode(windows, undecoded, settings)
             undecoded, tokens_undecoded = [], 0
@@ -301,6 +303,17 @@ def _run_block(
     return [results[window] for window in block.windows], loss_sum
 
 
+def _loss_sum(
+    windows: WindowSet, chosen: Tensor, output: BertOutput, lengths: Sequence[int]
+) -> float:
+    """The training objective's sum over the chosen windows."""
+    device = output.start_logits.device
+    labels = (windows.start_position[chosen], windows.end_position[chosen])
+    on_device = (label.long().to(device) for label in labels)
+    return float(window_losses(output, lengths, *on_device).sum())
+
+
+@torch.inference_mode()
 def _decode(
     windows: WindowSet, outputs: Sequence[tuple[Tensor, BertOutput]], settings: DecodingSettings
 ) -> dict[int, _WindowResult]:

@@ -19,6 +19,9 @@ from bertqa.stream import TokenBatch
 AttentionForm = Callable[[Tensor, Tensor, Tensor, TokenBatch, float], Tensor]
 
 _STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part in 100,000 at most
+# Between these a sum of exponentials has lost nothing: the largest is far from overflow, and what
+# is too small for the range is too small to count beside it.
+_SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
@@ -127,64 +130,92 @@ def cpu_attention(
 
 
 class _WindowAttention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(K)) V for each window, as in ``model.attention``."""
+    """softmax(Q K^T / sqrt(K)) V for each window, as in ``model.attention``.
+
+    A softmax is exponentials over their sum, and the sum is one number for a whole row: it is
+    divided by where rows are K numbers long, not L. Below, ``weights`` are exponentials that have
+    not been divided, and ``scale`` holds for each row what they would be multiplied by: one over
+    their sum, and with dropout one over the share that is kept.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, rate):  # type: ignore[no-untyped-def]
-        # (T, H, K) -> (H, T, K) once, so that each window's part is a matrix for each head.
-        query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))
-        softmax_scale = 1 / math.sqrt(query.shape[-1])
-        gathered = torch.empty_like(query)
+        gathered = torch.empty(query.shape, dtype=query.dtype)  # (T, H, K)
         saved = [] if any(ctx.needs_input_grad) else None
         for q, k, v, out in _windows(lengths, query, key, value, gathered):
-            scores = torch.baddbmm(
-                q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=softmax_scale
-            )
-            probability = scores.softmax(dim=-1)  # (H, L, L)
-            mask, dropped = None, probability
+            q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))  # (H, L, K)
+            weights, scale = _exponentials(q, k)  # (H, L, L), (H, L, 1)
+            mask, kept = None, weights
             if rate:
-                mask, ctx.scale = keep_mask(probability.shape, rate)
-                dropped = keep(probability, mask)
-            torch.bmm(dropped, v, out=out)
+                mask, dropout_scale = keep_mask(weights.shape, rate)
+                kept, scale = keep(weights, mask), scale * dropout_scale
+            # (L, H, K) of the stream as (H, L, K): the product goes where it belongs.
+            torch.mul(torch.bmm(kept, v), scale, out=out.transpose(0, 1))
             if saved is not None:
-                saved.append((probability, mask))
-        if rate:
-            gathered.mul_(ctx.scale)
+                saved.append((q, k, v, weights, scale, mask))
         if saved is not None:
-            ctx.save_for_backward(query, key, value, gathered)
-        ctx.lengths, ctx.softmax_scale, ctx.saved = lengths, softmax_scale, saved
-        return gathered.transpose(0, 1)
+            ctx.save_for_backward(gathered)
+        ctx.lengths, ctx.saved, ctx.dropout_scale = lengths, saved, dropout_scale if rate else 1.0
+        return gathered
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        query, key, value, gathered = ctx.saved_tensors
-        grad = grad.transpose(0, 1).contiguous()  # (T, H, K) -> (H, T, K)
+        (gathered,) = ctx.saved_tensors
+        d_query, d_key, d_value = (torch.empty_like(gathered) for _ in range(3))
         # The softmax's gradient is P * (dP - sum of dP * P over the row), and that sum is the
         # inner product of a token's output with its output's gradient.
-        rows = (grad * gathered).sum(dim=-1, keepdim=True)  # (H, T, 1)
-        d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
-        # What the probabilities would be multiplied by, their far smaller neighbour is.
-        scaled = grad * ctx.scale if ctx.saved[0][1] is not None else grad
-        windows = _windows(ctx.lengths, query, key, value, scaled, rows, d_query, d_key, d_value)
-        for (q, k, v, d_out, row, d_q, d_k, d_v), kept in zip(windows, ctx.saved, strict=True):
-            probability, mask = kept
-            dropped = probability if mask is None else keep(probability, mask)
-            torch.bmm(dropped.transpose(1, 2), d_out, out=d_v)
-            d_probability = torch.bmm(d_out, v.transpose(1, 2))  # (H, L, L)
+        rows = (grad * gathered).sum(dim=-1, keepdim=True) / ctx.dropout_scale  # (T, H, 1)
+        windows = _windows(ctx.lengths, grad, rows, d_query, d_key, d_value)
+        for views, kept_back in zip(windows, ctx.saved, strict=True):
+            d_out, row, *gradients = (x.transpose(0, 1) for x in views)  # (H, L, K)
+            q, k, v, weights, scale, mask = kept_back
+            # What the weights would be multiplied by, their far smaller neighbours are.
+            d_out, row = d_out * scale, row * scale
+            kept = weights if mask is None else keep(weights, mask)
+            d_v = torch.bmm(kept.transpose(1, 2), d_out)
+            d_weights = torch.bmm(d_out, v.transpose(1, 2))  # (H, L, L)
             if mask is not None:
-                d_probability = keep(d_probability, mask)
-            d_scores = d_probability.sub_(row).mul_(probability)
-            torch.bmm(d_scores, k, out=d_q)
-            torch.bmm(d_scores.transpose(1, 2), q, out=d_k)
-        d_query.mul_(ctx.softmax_scale)
-        d_key.mul_(ctx.softmax_scale)
-        return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), None, None
+                d_weights = keep(d_weights, mask)
+            d_scores = d_weights.sub_(row).mul_(weights)
+            d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q)
+            for into, found in zip(gradients, (d_q, d_k, d_v), strict=True):
+                into.copy_(found)
+        softmax_scale = 1 / math.sqrt(gathered.shape[-1])
+        return d_query.mul_(softmax_scale), d_key.mul_(softmax_scale), d_value, None, None
 
 
 def _windows(lengths, *tensors):  # type: ignore[no-untyped-def]
-    """For each window its part of every tensor: views ``(H, T, K)`` -> ``(H, L, K)``."""
-    return zip(*(x.split(list(lengths), dim=1) for x in tensors), strict=True)
+    """For each window its part of every tensor: views ``(T, ...)`` -> ``(L, ...)``."""
+    return zip(*(x.split(list(lengths)) for x in tensors), strict=True)
+
+
+def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(Q K^T / sqrt(K)), and one over the sum of each row: their product is the softmax.
+
+    A softmax usually subtracts the largest score of a row first, so that no exponential is beyond
+    the floating-point range. Scores of a trained BERT stay far inside it, and the sums show
+    whether these did; where they did not, the usual softmax is taken.
+
+    Args:
+        query, key: ``(H, L, K)``.
+
+    Returns:
+        ``(H, L, L)`` and ``(H, L, 1)``.
+    """
+
+    def scores() -> Tensor:
+        unused = query.new_empty(1)
+        return torch.baddbmm(
+            unused, query, key.transpose(1, 2), beta=0, alpha=1 / math.sqrt(query.shape[-1])
+        )
+
+    weights = scores().exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    smallest, largest = total.aminmax()
+    if float(smallest) > _SMALLEST_SUM and float(largest) < _LARGEST_SUM:
+        return weights, total.reciprocal_()
+    return scores().softmax(dim=-1), torch.ones_like(total)
 
 
 def flash_attention(

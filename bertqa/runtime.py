@@ -1,11 +1,12 @@
 """Where a run computes: device, precision, and the processes that share the work."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from bertqa.errors import UserError
 from bertqa.packed import can_pack
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 INT8 = "int8"  # for answering on the CPU: the large matrix products alone are in integers
 
 
@@ -50,6 +54,30 @@ class Runtime:
         """Matrix products in ``dtype``; of a float32 model the sums and norms stay in float32."""
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    def map_batches(
+        self, work: Callable[[Item], Result], batches: Iterable[Item]
+    ) -> Iterator[Result]:
+        """``work`` of each batch, in their order; on a CPU of several cores, several at once.
+
+        A core with a batch of its own never waits for another one, as cores do that share every
+        product of one batch. Where there are too few batches for that, they share.
+
+        Args:
+            work: settles by itself what torch settles for each thread: autocast, gradients.
+        """
+        batches = list(batches)
+        cores = torch.get_num_threads()
+        if self.device.type != "cpu" or cores == 1 or len(batches) < 2 * cores:
+            yield from map(work, batches)
+            return
+        # torch keeps the number for each thread, and hands the last one set to threads to come.
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                yield from pool.map(work, batches)
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(cores)
 
     def sum_over_ranks(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""

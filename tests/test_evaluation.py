@@ -482,6 +482,23 @@ def test_neither_blocks_nor_batches_change_an_answer(
     assert all(sum(call) <= budget or len(call) == 1 for call in in_parts.calls)
 
 
+def test_cores_with_batches_of_their_own_change_no_answer(tokenizer, model, monkeypatch):
+    """A real model, whose batches take different times."""
+    examples = [*stories[:20], *stories_v2[:4]]
+    windows = make_windows(examples, tokenizer, NARROW)
+    settings = DecodingSettings(version_2_with_negative=True)
+    evaluator = Evaluator(examples, windows, settings, RUNTIME)
+    monkeypatch.setattr(Runtime, "tokens_per_batch", 300)
+    before = torch.get_num_threads()
+    found = []
+    for cores in (1, 3):
+        torch.set_num_threads(cores)
+        result = evaluator(model)
+        found.append((list(map(same, result.predictions)), result.loss))
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
 def test_a_block_has_about_as_many_windows_as_it_should(tokenizer, monkeypatch):
     windows = make_windows(stories, tokenizer, NARROW)
     monkeypatch.setattr(evaluation, "_BLOCK", 10)

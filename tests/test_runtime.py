@@ -1,5 +1,9 @@
 """Device, precision, and what the processes of a run say to each other."""
 
+import threading
+import time
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -171,3 +175,62 @@ def test_the_sum_over_ranks_goes_back_where_it_came_from(monkeypatch: pytest.Mon
 
 def test_only_the_first_process_is_main() -> None:
     assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
+
+
+# --- batches on several cores --------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def who_and_how_many(number: int) -> tuple[int, int, int]:
+    time.sleep(0.002 * (number % 3))  # the later may be done before the earlier
+    return number, threading.get_ident(), torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_many_batches_go_side_by_side_and_come_back_in_order() -> None:
+    numbers, threads, cores = zip(
+        *Runtime(CPU).map_batches(who_and_how_many, range(20)), strict=True
+    )
+    assert numbers == tuple(range(20))
+    assert len(set(threads)) == 3 and threading.get_ident() not in threads
+    assert set(cores) == {1}
+    assert torch.get_num_threads() == 3
+    seen_by_new_threads: list[int] = []
+    thread = threading.Thread(target=lambda: seen_by_new_threads.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen_by_new_threads == [3]
+
+
+@pytest.mark.usefixtures("three_cores")
+@pytest.mark.parametrize(("device", "count"), [(CPU, 5), (CPU, 1), (CPU, 0), (CUDA, 20)])
+def test_few_batches_and_those_of_a_gpu_stay_where_they_are(
+    device: torch.device, count: int
+) -> None:
+    here = {(threading.get_ident(), 3)}
+    found = {
+        (who, cores)
+        for _, who, cores in Runtime(device).map_batches(who_and_how_many, range(count))
+    }
+    assert found == (here if count else set())
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_an_error_in_one_batch_ends_the_work() -> None:
+    def work(number: int) -> int:
+        if number == 4:
+            raise ValueError("batch 4")
+        return number
+
+    done = []
+    with pytest.raises(ValueError, match="batch 4"):
+        done.extend(Runtime(CPU).map_batches(work, range(50)))
+    assert done == [0, 1, 2, 3]
+    assert torch.get_num_threads() == 3

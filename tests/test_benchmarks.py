@@ -1,0 +1,85 @@
+"""The harness of the benchmarks: turns, refusals, ratios, the page. No time is asserted."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Contender, Measured, measure, publish, ratio_text, table
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    return tmp_path / "diary"
+
+
+def contender(name: str, diary: Path, value: float = 1.0, make: str = "task") -> Contender:
+    arguments = {"name": name, "diary": str(diary), "value": value}
+    return Contender(name, f"tests.tasks:{make}", arguments)
+
+
+def run(contenders, **options):
+    return measure(contenders, threads=1, **({"rounds": 2, "tolerance": {"": 0.1}} | options))
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count(diary):
+    rows = run([contender("a", diary), contender("b", diary)])
+    assert diary.read_text().split() == ["a", "b", "a", "b", "a", "b"]
+    assert [len(row.seconds) for row in rows] == [2, 2]
+    assert all(row.peak_mib > 1 and not row.failure for row in rows)
+
+
+def test_a_result_that_differs_is_not_timed(diary):
+    right, wrong, close = run(
+        [contender("right", diary), contender("wrong", diary, 1.2), contender("close", diary, 1.05)]
+    )
+    assert "wrong" not in diary.read_text().split()
+    assert wrong.failure == "value differs by 0.2, more than 0.1" and not wrong.seconds
+    assert len(right.seconds) == len(close.seconds) == 2
+
+
+def test_a_result_that_is_no_number_is_not_timed(diary):
+    _, wrong = run([contender("right", diary), contender("wrong", diary, float("nan"))])
+    assert "differs by nan" in wrong.failure and not wrong.seconds
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [("failing", "ValueError: no such model"), ("doomed", "stopped with code 3")],
+)
+def test_a_contender_that_fails_says_why_and_stops_no_other(diary, make, reason):
+    fine, lost = run([contender("fine", diary), contender("lost", diary, make=make)])
+    assert reason in lost.failure and not lost.seconds
+    assert len(fine.seconds) == 2
+
+
+def test_ratios_are_taken_within_a_round():
+    ours, theirs = (Measured(Contender(name, "")) for name in ("ours", "theirs"))
+    ours.seconds, theirs.seconds = [1.0, 10.0, 2.0], [2.0, 30.0, 2.0]
+    assert ours.ratios(theirs) == [2.0, 3.0, 1.0]
+    assert ratio_text(ours.ratios(theirs)) == "2.00 (1.00–3.00)"
+    assert ours.median == 2.0
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x -->\nold\n<!-- end of x -->\n<!-- xy -->\n<!-- end of xy -->\n")
+    text = table(["name", "s"], [["a", "1"]])
+    publish("x", "python -m it", text, page)
+    publish("x", "python -m it", text, page)
+    content = page.read_text()
+    assert content.count("| a | 1 |") == 1 and "old" not in content
+    assert content.startswith("before\n<!-- x -->\n```bash\npython -m it\n```\n\n| name | s |")
+    assert content.endswith("<!-- end of x -->\n<!-- xy -->\n<!-- end of xy -->\n")
+    assert capsys.readouterr().out.count("| a | 1 |") == 2
+    with pytest.raises(SystemExit, match="no place for z"):
+        publish("z", "python -m it", text, page)
+
+
+def test_every_table_of_the_page_has_a_place():
+    page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    names = [
+        "inference minilm", "inference minilm one", "inference base", "training minilm",
+        "whole job", "features", "decoding", "startup", "memory",
+    ]  # fmt: skip
+    for name in names:
+        assert page.count(f"<!-- {name} -->") == page.count(f"<!-- end of {name} -->") == 1
