@@ -86,10 +86,21 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
         ``(T, D)`` uint8 and ``(T, 1)`` in x's dtype: ``(integers - 128) * scale`` is x again,
         but for rounding.
     """
-    scale = x.abs().amax(dim=1, keepdim=True) / _LARGEST + _SMALLEST_SCALE
+    scale = _largest_magnitude(x) / _LARGEST + _SMALLEST_SCALE
     integers = (x / scale).round_().to(torch.int8)
     # The same bits read as unsigned, with the highest flipped, are the integers plus 128.
     return integers.view(torch.uint8).bitwise_xor_(_ZERO_POINT), scale
+
+
+def _largest_magnitude(x: Tensor) -> Tensor:
+    """``x.abs().amax(dim=1, keepdim=True)``, ``(T, D)`` to ``(T, 1)``, in half the time.
+
+    Without their sign bit, the bits of floating-point numbers, read as integers, have the order of
+    the numbers, and torch finds the largest of a row of integers faster.
+    """
+    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    without_sign = x.view(integer) & torch.iinfo(integer).max
+    return without_sign.amax(dim=1, keepdim=True).view(x.dtype)
 
 
 def can_pack(device: torch.device) -> bool:
@@ -136,6 +147,6 @@ def pack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
         attention.query, attention.key, attention.value = (
             JointPart(joint, number, sizes) for number in range(len(together))
         )
-        attention.output = PackedLinear(attention.output.weight, attention.output.bias)
+        attention.output = large(attention.output.weight, attention.output.bias)
         feed_forward.up = large(feed_forward.up.weight, feed_forward.up.bias)
         feed_forward.down = large(feed_forward.down.weight, feed_forward.down.bias)

@@ -47,8 +47,9 @@ class Runtime:
     @property
     def tokens_per_batch(self) -> int:
         """Tokens that one forward pass takes at once in inference."""
-        # On a CPU: so many that the products are efficient, so few that the cache holds them.
-        return 2048 if self.device.type == "cpu" else 32768
+        # On a CPU: so many that the products are efficient, so few that the cache holds them and
+        # that no core gives its memory back to the system after each batch.
+        return 1024 if self.device.type == "cpu" else 32768
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in ``dtype``; of a float32 model the sums and norms stay in float32."""
@@ -110,6 +111,8 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
         UserError: a device or precision that this machine does not have.
     """
     chosen = select_device(device, local_rank)
+    if chosen.type == "cpu":
+        _keep_freed_memory()
     if precision != INT8:
         return Runtime(chosen, select_precision(precision, chosen))
     if not can_pack(chosen):
@@ -118,6 +121,16 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
             "--device cpu, or another precision"
         )
     return Runtime(chosen, select_precision("auto", chosen), int8=True)
+
+
+def _keep_freed_memory() -> None:
+    """Let the memory of one batch serve the next, where Linux would take it back in between.
+
+    glibc gives the system what is freed above a limit, and gets it again page by page, which costs
+    a fifth of the time of a forward pass. It raises the limit, up to 32 MiB, to the largest piece
+    that it has seen freed: here it sees one.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
