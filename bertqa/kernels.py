@@ -141,9 +141,12 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, lengths, rate):  # type: ignore[no-untyped-def]
         gathered = torch.empty(query.shape, dtype=query.dtype)  # (T, H, K)
+        softmax_scale = 1 / math.sqrt(query.shape[-1])
         saved = [] if any(ctx.needs_input_grad) else None
         for q, k, v, out in _windows(lengths, query, key, value, gathered):
-            q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))  # (H, L, K)
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, L, K)
+            q = torch.mul(q, softmax_scale, out=q.new_empty(q.shape))  # a copy, as for k and v
+            k, v = k.contiguous(), v.contiguous()
             weights, scale = _exponentials(q, k)  # (H, L, L), (H, L, 1)
             mask, kept = None, weights
             if rate:
@@ -155,7 +158,8 @@ class _WindowAttention(torch.autograd.Function):
                 saved.append((q, k, v, weights, scale, mask))
         if saved is not None:
             ctx.save_for_backward(gathered)
-        ctx.lengths, ctx.saved, ctx.dropout_scale = lengths, saved, dropout_scale if rate else 1.0
+        ctx.lengths, ctx.saved, ctx.softmax_scale = lengths, saved, softmax_scale
+        ctx.dropout_scale = dropout_scale if rate else 1.0
         return gathered
 
     @staticmethod
@@ -181,8 +185,8 @@ class _WindowAttention(torch.autograd.Function):
             d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q)
             for into, found in zip(gradients, (d_q, d_k, d_v), strict=True):
                 into.copy_(found)
-        softmax_scale = 1 / math.sqrt(gathered.shape[-1])
-        return d_query.mul_(softmax_scale), d_key.mul_(softmax_scale), d_value, None, None
+        # d_key has its factor from the queries, which were scaled before they were saved.
+        return d_query.mul_(ctx.softmax_scale), d_key, d_value, None, None
 
 
 def _windows(lengths, *tensors):  # type: ignore[no-untyped-def]
@@ -191,31 +195,25 @@ def _windows(lengths, *tensors):  # type: ignore[no-untyped-def]
 
 
 def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(Q K^T / sqrt(K)), and one over the sum of each row: their product is the softmax.
+    """exp(Q K^T), and one over the sum of each row: their product is the softmax.
 
     A softmax usually subtracts the largest score of a row first, so that no exponential is beyond
     the floating-point range. Scores of a trained BERT stay far inside it, and the sums show
     whether these did; where they did not, the usual softmax is taken.
 
     Args:
-        query, key: ``(H, L, K)``.
+        query, key: ``(H, L, K)``; one of them scaled by 1 / sqrt(K).
 
     Returns:
         ``(H, L, L)`` and ``(H, L, 1)``.
     """
-
-    def scores() -> Tensor:
-        unused = query.new_empty(1)
-        return torch.baddbmm(
-            unused, query, key.transpose(1, 2), beta=0, alpha=1 / math.sqrt(query.shape[-1])
-        )
-
-    weights = scores().exp_()
+    weights = torch.bmm(query, key.transpose(1, 2)).exp_()
     total = weights.sum(dim=-1, keepdim=True)
     smallest, largest = total.aminmax()
     if float(smallest) > _SMALLEST_SUM and float(largest) < _LARGEST_SUM:
         return weights, total.reciprocal_()
-    return scores().softmax(dim=-1), torch.ones_like(total)
+    scores = torch.bmm(query, key.transpose(1, 2))
+    return scores.softmax(dim=-1), torch.ones_like(total)
 
 
 def flash_attention(
