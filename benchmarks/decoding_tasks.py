@@ -163,6 +163,7 @@ class OurDecoding:
         from bertqa import evaluation
         from bertqa.batching import token_budget_batches
         from bertqa.features import WindowSettings, make_windows
+        from bertqa.model import BertOutput
         from bertqa.readers import read_examples
         from bertqa.tokenization import BertTokenizer
 
@@ -176,29 +177,24 @@ class OurDecoding:
         start, end = torch.from_numpy(scores["start"]), torch.from_numpy(scores["end"])
         lengths = self.windows.lengths
         bounds = lengths.cumsum(0)
-        # As evaluation has them: block by block, in batches of windows of like length.
+        # As evaluation has them: block by block, windows of like length together.
         self.blocks = []
         for block in evaluation._blocks(self.windows, len(self.examples)):
             of_block = lengths[block.windows.start : block.windows.stop]
-            batches = []
-            for batch in token_budget_batches(of_block, 4096):
+            outputs = []
+            for batch in token_budget_batches(of_block, evaluation._DECODED_TOGETHER):
                 chosen = batch + block.windows.start
                 where = _stream_places(bounds, lengths, chosen)
-                batches.append((chosen, start[where], end[where], lengths[chosen].tolist()))
-            self.blocks.append((block, batches))
+                outputs.append((chosen, BertOutput(start[where], end[where])))
+            self.blocks.append((block, outputs))
 
     def _predictions(self) -> Iterator[Any]:
         from bertqa import evaluation
-        from bertqa.decoding import DECODERS
 
-        decode = DECODERS[self.settings.decoder]
-        for block, batches in self.blocks:
+        for block, outputs in self.blocks:
             results = {}
-            for chosen, start, end, lengths in batches:
-                places = self.windows.context_places[chosen].tolist()
-                spans = decode(start, end, lengths, places, N_BEST, LONGEST)
-                found = evaluation._window_results(self.windows, chosen, spans)
-                results.update(zip(chosen.tolist(), found, strict=True))
+            for output in outputs:
+                results |= evaluation._decode(self.windows, [output], self.settings)
             ordered = [results[window] for window in block.windows]
             yield from evaluation._predictions(
                 self.examples, self.windows, block, ordered, self.settings

@@ -6,18 +6,17 @@ The score of the span from token i to token j >= i is S.T_i + E.T_j (Devlin et a
 ``exact_spans`` looks at every such span. ``top20_spans`` looks at the 20 best starts and the 20
 best ends of a window only, as run_qa does. Both work on all windows of a batch at once.
 
-N  windows      C  context tokens of the longest      M  max_answer_length      n  n_best
+N  windows      C  context tokens of the longest, and one      S  the same with the question
+M  max_answer_length                                           n  n_best
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from bertqa.stream import pad_windows
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,6 @@ class WindowSpans:
     log_total: Tensor
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The scores of a batch as rectangles: -inf where there is no token.
-
-    Attributes:
-        start: ``(N, C)``, S.T_i of the context tokens.
-        ends: ``(N, C, M)``, E.T_j of the token itself and the M - 1 after it.
-    """
-
-    start: Tensor
-    ends: Tensor
-
-    @property
-    def scores(self) -> Tensor:
-        """``(N, C, M)``, S.T_i + E.T_j of the span from i to j = i + m."""
-        return self.start[:, :, None] + self.ends
-
-
 def exact_spans(
     start_logits: Tensor,
     end_logits: Tensor,
@@ -79,24 +60,30 @@ def exact_spans(
         lengths: tokens of each window.
         context_places: place in each window of its first context token.
     """
-    table = _context_table(start_logits, end_logits, lengths, context_places, max_answer_length)
-    scores = table.scores
+    start, end = _context_scores(start_logits, end_logits, lengths, context_places)
+    longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
     # A start whose best span is not among the n best of its window's starts heads no span that
     # is, so the n-th best of these bounds the n-th best span from below.
-    best_of_start = scores.amax(dim=2)  # (N, C)
+    best_of_start = start + _sliding(end, longest, torch.maximum, -math.inf)  # (N, C)
     bound = best_of_start.topk(min(n_best, best_of_start.shape[1]), dim=1).values[:, -1]
-    candidates = (scores >= bound[:, None, None]) & (scores > -math.inf)
-    window, start, length = candidates.nonzero().unbind(dim=1)  # ascending: the order of ties
-    rows = _best_rows(window, scores[window, start, length], n_best)
-    window, start, end = window[rows], start[rows], (start + length)[rows]
+    window, first = (best_of_start >= bound[:, None]).nonzero().unbind(dim=1)  # (R,)
+    beyond = end.new_full((len(end), longest - 1), -math.inf)
+    ends = torch.cat([end, beyond], dim=1).unfold(1, longest, 1)  # (N, C, M), a view
+    scores = start[window, first, None] + ends[window, first]  # (R, M)
+    candidates = (scores >= bound[window, None]) & (scores > -math.inf)
+    row, length = candidates.nonzero().unbind(dim=1)  # ascending: the order of ties
+    best = _best_rows(window[row], scores[row, length], n_best)
+    row, length = row[best], length[best]
+    window, first = window[row], first[row]
+    last = first + length
     return WindowSpans(
         window,
-        start,
-        end,
-        table.start[window, start],
-        table.ends[window, end, 0],
+        first,
+        last,
+        start[window, first],
+        end[window, last],
         *_null_logits(start_logits, end_logits, lengths),
-        _log_totals(table),
+        _log_totals(start, end, longest),
     )
 
 
@@ -115,57 +102,98 @@ def top20_spans(
     be missed. Same arguments as ``exact_spans``. Equal scores stand in the order of the search:
     by rank of the start, then by rank of the end.
     """
-    table = _context_table(start_logits, end_logits, lengths, context_places, max_answer_length)
-    device = start_logits.device
-    place = torch.tensor(context_places, device=device)[:, None, None]
-    last = torch.tensor(lengths, device=device)[:, None, None] - 2  # before the final [SEP]
-    padded_start = pad_windows(start_logits, lengths, -math.inf)  # (N, S)
-    padded_end = pad_windows(end_logits, lengths, -math.inf)
-    start = padded_start.sort(dim=1, descending=True, stable=True).indices[:, :n_best, None]
-    end = padded_end.sort(dim=1, descending=True, stable=True).indices[:, None, :n_best]
+    first, count = _bounds(start_logits, lengths)
+    all_starts = _rectangle(start_logits, first, count)  # (N, S)
+    all_ends = _rectangle(end_logits, first, count)
+    place = torch.tensor(context_places, device=start_logits.device)[:, None, None]
+    last = count[:, None, None] - 2  # before the final [SEP]
+    start = _highest(all_starts, n_best)[:, :, None]
+    end = _highest(all_ends, n_best)[:, None, :]
     valid = (start >= place) & (end <= last) & (end >= start) & (end < start + max_answer_length)
     window, start_rank, end_rank = valid.nonzero().unbind(dim=1)
     start, end = start[window, start_rank, 0], end[window, 0, end_rank]
-    scores = padded_start[window, start] + padded_end[window, end]
+    scores = all_starts[window, start] + all_ends[window, end]
     rows = _best_rows(window, scores, n_best)
     window, start, end = window[rows], start[rows], end[rows]
+    context_scores = _context_scores(start_logits, end_logits, lengths, context_places)
     place = place[window, 0, 0]
     return WindowSpans(
         window,
         start - place,
         end - place,
-        padded_start[window, start],
-        padded_end[window, end],
+        all_starts[window, start],
+        all_ends[window, end],
         *_null_logits(start_logits, end_logits, lengths),
-        _log_totals(table),
+        _log_totals(*context_scores, max_answer_length),
     )
 
 
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
-def _context_table(
+def _bounds(stream: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where in the stream each window begins, and how many tokens it has: ``(N,)`` each."""
+    count = torch.tensor(lengths, device=stream.device)
+    return count.cumsum(0) - count, count
+
+
+def _context_scores(
     start_logits: Tensor,
     end_logits: Tensor,
     lengths: Sequence[int],
     context_places: Sequence[int],
-    max_answer_length: int,
-) -> _Table:
-    """Only the context's tokens, each beside the ends that a span from it may have."""
-    pieces: list[int] = []  # of the stream: question side, context, final [SEP], and so on
-    for length, place in zip(lengths, context_places, strict=True):
-        pieces += [place, length - place - 1, 1]
-    start = _pad(start_logits.float().split(pieces)[1::3])  # (N, C)
-    end = _pad(end_logits.float().split(pieces)[1::3])
-    longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
-    beyond = end.new_full((len(end), longest - 1), -math.inf)
-    return _Table(start, torch.cat([end, beyond], dim=1).unfold(1, longest, 1))
+) -> tuple[Tensor, Tensor]:
+    """S.T_i and E.T_i of the context's tokens alone, ``(N, C)`` each."""
+    first, count = _bounds(start_logits, lengths)
+    place = torch.tensor(context_places, device=start_logits.device)
+    first, count = first + place, count - place - 1  # without the final [SEP]
+    return _rectangle(start_logits, first, count), _rectangle(end_logits, first, count)
 
 
-def _pad(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of different lengths as a rectangle with a column to spare, so that a maximum exists."""
-    rectangle = nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-math.inf)
-    return F.pad(rectangle, (0, 1), value=-math.inf)
+def _rectangle(stream: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """``count`` values of the stream from ``first`` on, one row for each window, -inf beyond them.
+
+    There is a column to spare, so that a row without values has a maximum.
+    """
+    column = torch.arange(int(count.max()) + 1, device=stream.device)
+    places = (first[:, None] + column).clamp_(max=len(stream) - 1)
+    return stream[places].float().masked_fill_(column >= count[:, None], -math.inf)
+
+
+def _sliding(
+    values: Tensor, width: int, combine: Callable[[Tensor, Tensor], Tensor], neutral: float
+) -> Tensor:
+    """``combine`` over ``values[:, i : i + width]`` for each i: ``(N, C)`` to ``(N, C)``.
+
+    A width is a sum of powers of two (30 = 2 + 4 + 8 + 16), and what covers twice as many values
+    is combined from two that stand side by side.
+    """
+
+    def shifted(x: Tensor, by: int) -> Tensor:
+        return F.pad(x[:, by:], (0, min(by, x.shape[1])), value=neutral)
+
+    covered, result = 0, torch.full_like(values, neutral)
+    power, reach = values, 1
+    while True:
+        if width & reach:
+            result = combine(result, shifted(power, covered))
+            covered += reach
+        if 2 * reach > width:
+            return result
+        power, reach = combine(power, shifted(power, reach)), 2 * reach
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` highest of each row, ``(N, S)``, highest first; of equals the first.
+
+    The bits of a float, read as an integer, have the order of the number once those of the
+    negative ones are turned round. Below them goes the place, so that no two keys are equal.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
+    ordered = bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)
+    size = scores.shape[1]
+    keys = (ordered.long() << 32) + torch.arange(size - 1, -1, -1, device=scores.device)
+    return keys.topk(min(count, size), dim=1).indices
 
 
 def _best_rows(window: Tensor, scores: Tensor, n_best: int) -> Tensor:
@@ -182,19 +210,21 @@ def _null_logits(
     start_logits: Tensor, end_logits: Tensor, lengths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The scores of each window's [CLS], its first token."""
-    bounds = torch.tensor(lengths, device=start_logits.device).cumsum(0)
-    first = bounds - bounds.new_tensor(lengths)
+    first, _ = _bounds(start_logits, lengths)
     return start_logits[first].float(), end_logits[first].float()
 
 
-def _log_totals(table: _Table) -> Tensor:
+def _log_totals(start: Tensor, end: Tensor, longest: int) -> Tensor:
     """log of the sum of exp(S.T_i + E.T_j) over all spans: it factorises into starts and ends.
 
     In float64, whose exponents reach from the best end of a window down to every other.
+
+    Args:
+        start, end: ``(N, C)``.
+        longest: tokens of a span.
     """
-    end = table.ends[:, :, 0].double()  # (N, C)
+    end = end.double()
     highest = end.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    weight = F.pad((end - highest).exp(), (0, table.ends.shape[2] - 1))
-    reachable = weight.unfold(1, table.ends.shape[2], 1).sum(dim=2)  # (N, C), over ends from i on
-    totals = (table.start + reachable.log() + highest).logsumexp(dim=1)
+    reachable = _sliding((end - highest).exp(), longest, torch.add, 0.0)  # over ends from i on
+    totals = (start + reachable.log() + highest).logsumexp(dim=1)
     return totals.float()

@@ -7,8 +7,9 @@ come out in the order of the questions.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from bertqa.decoding import DECODERS, WindowSpans
 from bertqa.errors import UserError
 from bertqa.features import WindowSet
 from bertqa.files import write_json
-from bertqa.graphemes import snap_to_graphemes
+from bertqa.graphemes import has_joins, snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.packed import make_ready
@@ -240,14 +241,24 @@ class _Block:
     windows: range
 
 
-# A span of a context: score, start and end in code points, start logit, end logit. There are
-# twenty to a question: plain tuples of numbers cost Python's garbage collector nothing.
-_Span = tuple[float, int, int, float, float]
+# A span of a context: score, start and end in code points, start logit, end logit, probability
+# among all spans of its window, and later of its question. There are twenty to a question: plain
+# tuples of numbers cost Python's garbage collector nothing.
+_Span = tuple[float, int, int, float, float, float]
+
+# An Answer out of its six fields in order, without the detour that a named tuple's own call takes.
+_answer: Callable[[tuple[str, int, int, float, float, float]], Answer]
+_answer = partial(tuple.__new__, Answer)
 
 
 @dataclass
 class _WindowResult:
-    """The spans of one window, best first; ``null`` is the two scores of [CLS]."""
+    """The spans of one window, best first.
+
+    Attributes:
+        null: the two scores of [CLS].
+        log_total: what the probabilities are normalised by, see ``WindowSpans``.
+    """
 
     spans: list[_Span]
     null: tuple[float, float]
@@ -337,8 +348,9 @@ def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> l
     start = windows.contexts.starts[row + spans.start.cpu()].tolist()
     end = windows.contexts.ends[row + spans.end.cpu()].tolist()
     start_logit, end_logit = spans.start_logit.tolist(), spans.end_logit.tolist()
-    scores = (spans.start_logit + spans.end_logit).tolist()
-    rows = list(zip(scores, start, end, start_logit, end_logit, strict=True))
+    scores = spans.start_logit + spans.end_logit
+    weights = (scores - spans.log_total[spans.window]).double().exp().tolist()
+    rows = list(zip(scores.tolist(), start, end, start_logit, end_logit, weights, strict=True))
     bounds = torch.searchsorted(spans.window.cpu(), torch.arange(len(chosen) + 1)).tolist()
     nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
     totals = spans.log_total.tolist()
@@ -373,20 +385,22 @@ def _prediction(
     """Join the windows of one question."""
     null = min((result.null for result in results), key=sum)
     context = example.context
-    if len(results) == 1 and context.isascii():
-        spans = results[0].spans  # in order already, and no two alike
-    else:
-        found = [span for result in results for span in result.spans]
-        if not context.isascii():
-            found = [_whole(context, span) for span in found]
-        spans = _merged(found, settings)
-    with_null = settings.version_2_with_negative or not spans
-    if with_null:
-        spans = _with_null(spans, null, settings)
-    weights = _probabilities(spans, results, null, settings, with_null)
+    spans = results[0].spans
+    if len(results) > 1:
+        spans = _of_question(results)
+    if has_joins(context):
+        spans = [_whole(context, span) for span in spans]
+    if len(results) > 1 or has_joins(context):  # else they are in order, and no two alike
+        spans = _merged(spans, settings)
+    if settings.version_2_with_negative or not spans:
+        spans = _with_null(spans, results, null, settings)
+    if settings.decoder == "top20":
+        spans = _among_themselves(spans)
     answers = tuple(
-        Answer(context[start:end], start, end, start_logit, end_logit, weight)
-        for (_, start, end, start_logit, end_logit), weight in zip(spans, weights, strict=True)
+        [
+            _answer((context[start:end], start, end, start_logit, end_logit, weight))
+            for _, start, end, start_logit, end_logit, weight in spans
+        ]
     )
     best = next((answer for answer in answers if answer.text), None)
     best_span = best.text if best else ""
@@ -397,14 +411,30 @@ def _prediction(
     return Prediction(example.id, text, answers, best_span, odds)
 
 
-_NULL_PLACE = (0, 0)
+def _of_question(results: Sequence[_WindowResult]) -> list[_Span]:
+    """The spans of all windows, with probabilities among all spans of the question."""
+    total = _log_sum([result.log_total for result in results])
+    return [
+        (*span[:5], span[5] * share)
+        for result in results
+        for share in [math.exp(result.log_total - total)]
+        for span in result.spans
+    ]
+
+
+def _log_sum(totals: Sequence[float]) -> float:
+    """log of the sum of the exponentials; -inf if all are."""
+    highest = max(totals)
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(sum(math.exp(total - highest) for total in totals))
 
 
 def _whole(context: str, span: _Span) -> _Span:
     """The span without half a written character at its ends."""
-    score, start, end, *logits = span
+    score, start, end, start_logit, end_logit, weight = span
     start, end = snap_to_graphemes(context, start, end)
-    return (score, start, end, logits[0], logits[1])
+    return (score, start, end, start_logit, end_logit, weight)
 
 
 def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
@@ -430,29 +460,25 @@ def _worst_last(span: _Span) -> float:
 
 
 def _with_null(
-    spans: list[_Span], null: tuple[float, float], settings: DecodingSettings
+    spans: list[_Span],
+    results: Sequence[_WindowResult],
+    null: tuple[float, float],
+    settings: DecodingSettings,
 ) -> list[_Span]:
     """Put "no answer" in its place among the spans; after a span of the same score."""
-    entry = (sum(null), *_NULL_PLACE, *null)
-    answers = sorted([*spans, entry], key=_worst_last)
+    of_spans, of_null = _log_sum([result.log_total for result in results]), sum(null)
+    total = _log_sum([of_spans, of_null])
+    share = math.exp(of_spans - total)
+    entry = (of_null, 0, 0, *null, math.exp(of_null - total))
+    answers = [(*span[:5], span[5] * share) for span in spans]
+    answers = sorted([*answers, entry], key=_worst_last)
     # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
     if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
         return answers if answers[-1] is entry else answers[:-1]
     return answers
 
 
-def _probabilities(
-    spans: Sequence[_Span],
-    results: Sequence[_WindowResult],
-    null: tuple[float, float],
-    settings: DecodingSettings,
-    with_null: bool,
-) -> list[float]:
-    """Of each answer, among all spans of all windows; with top20 among the answers alone."""
-    if settings.decoder == "top20":
-        totals = [score for score, *_ in spans]
-    else:
-        totals = [result.log_total for result in results] + [sum(null)] * with_null
-    highest = max(totals)
-    log_total = highest + math.log(sum(math.exp(total - highest) for total in totals))
-    return [math.exp(span[0] - log_total) for span in spans]
+def _among_themselves(spans: list[_Span]) -> list[_Span]:
+    """The spans with probabilities among these alone, as run_qa has them."""
+    total = sum([span[5] for span in spans])
+    return [(*span[:5], span[5] / total) for span in spans]

@@ -45,10 +45,18 @@ def default_cache_dir() -> Path:
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
-    """A digest of all that is in the examples; 32 hexadecimal digits."""
+    """A digest of all that is in the examples; 32 hexadecimal digits.
+
+    A context that several questions share is read once: at first sight it goes in with its
+    number, afterwards the number stands for it.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    numbers: dict[str, int] = {}
     for example in examples:
-        fields = (example.id, example.question, example.context, example.answers)
+        known = len(numbers)
+        number = numbers.setdefault(example.context, known)
+        context = example.context if number == known else None
+        fields = (example.id, example.question, number, context, example.answers)
         text = repr((fields, example.answer_starts))  # quotes and commas keep the fields apart
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Where a written character ends: what a reader sees as one may be several code points."""
 
 import unicodedata
+from functools import lru_cache
 
 _ZERO_WIDTH_JOINER = "\u200d"
 
@@ -19,13 +20,24 @@ def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
+@lru_cache(maxsize=64)  # neighbouring questions ask about the same text
+def has_joins(text: str) -> bool:
+    """Whether any two code points of a text may be one written character."""
+    return not text.isascii() and any(map(_attaches, set(text)))
+
+
 def _continues(text: str, place: int) -> bool:
     """Whether the code point at ``place`` belongs to the written character before it."""
     character, before = text[place], text[place - 1]
-    if character < "\u0300":  # the common case: nothing below continues anything
-        return False
     if before == _ZERO_WIDTH_JOINER and unicodedata.category(character) == "So":
         return True  # the next emoji of a joined one
+    return _attaches(character)
+
+
+def _attaches(character: str) -> bool:
+    """Whether a code point belongs to the written character before it, whatever that is."""
+    if character < "\u0300":  # the common case: nothing below attaches to anything
+        return False
     return (
         unicodedata.category(character) in ("Mn", "Me", "Mc")
         or character in "\u200c\u200d"

@@ -7,14 +7,16 @@ results as flat arrays.
 
 import json
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from bertqa.errors import UserError
@@ -89,21 +91,22 @@ class BertTokenizer:
 
     def encode(self, texts: Sequence[str]) -> TokenTable:
         """The tokens of each text, without special tokens, and where they stand in it."""
-        ids: list[Tensor] = []
-        spans: list[Tensor] = []
-        lengths: list[int] = []
-        for first in range(0, len(texts), _AT_ONCE):
-            part = [_SURROGATES.sub("\ufffd", text) for text in texts[first : first + _AT_ONCE]]
-            encodings = self._backend.encode_batch(part, add_special_tokens=False)
-            ids.append(_int32(list(chain.from_iterable(e.ids for e in encodings))))
-            offsets = chain.from_iterable(e.offsets for e in encodings)
-            spans.append(_int32(list(chain.from_iterable(offsets))))
-            lengths.extend(len(e) for e in encodings)
-        starts, ends = torch.cat(spans or [_int32([])]).view(-1, 2).unbind(dim=1)
-        bounds = torch.tensor(list(accumulate(lengths, initial=0)))
-        return TokenTable(
-            torch.cat(ids or [_int32([])]), starts.contiguous(), ends.contiguous(), bounds
-        )
+        ids, spans, lengths = array("i"), array("i"), array("q")
+        parts = [texts[first : first + _AT_ONCE] for first in range(0, len(texts), _AT_ONCE)]
+        for encodings in _one_ahead(self._encode_part, parts):
+            for encoding in encodings:
+                ids.fromlist(encoding.ids)
+                spans.extend(chain.from_iterable(encoding.offsets))
+                lengths.append(len(encoding))
+        starts, ends = _tensor(spans, torch.int32).view(-1, 2).unbind(dim=1)
+        bounds = torch.zeros(len(texts) + 1, dtype=torch.int64)
+        torch.cumsum(_tensor(lengths, torch.int64), 0, out=bounds[1:])
+        return TokenTable(_tensor(ids, torch.int32), starts.contiguous(), ends.contiguous(), bounds)
+
+    def _encode_part(self, texts: Sequence[str]) -> list[Encoding]:
+        whole = [_SURROGATES.sub("\ufffd", text) for text in texts]
+        encodings: list[Encoding] = self._backend.encode_batch(whole, add_special_tokens=False)
+        return encodings
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The pieces that ids stand for, such as ``play`` and ``##ing``."""
@@ -126,8 +129,25 @@ class BertTokenizer:
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def _one_ahead(
+    encode: Callable[[Sequence[str]], list[Encoding]], parts: Sequence[Sequence[str]]
+) -> Iterator[list[Encoding]]:
+    """What ``encode`` makes of each part; it works on the next while Python reads out the last."""
+    if len(parts) < 2:
+        yield from map(encode, parts)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        begun = thread.submit(encode, parts[0])
+        for part in parts[1:]:
+            following = thread.submit(encode, part)
+            yield begun.result()
+            begun = following
+        yield begun.result()
+
+
+def _tensor(values: "array[int]", dtype: torch.dtype) -> Tensor:
+    """The numbers of an array as a tensor that shares their memory."""
+    return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
 def _content(value: Any) -> Any:
