@@ -10,7 +10,7 @@ python infer.py --demo                                           four questions,
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bertqa.cli import (
 )
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
-from bertqa.files import said_plainly
+from bertqa.files import said_plainly, write_json
 from bertqa.readers import read_examples
 from bertqa.squad import Example, check_examples, check_version
 
@@ -226,17 +226,18 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     qa = load(flags, decoding)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions = predict_all(qa, examples)
-    metrics = score(examples, predictions, decoding) if has_gold else None
-    files = write_predictions(flags.output_dir, predictions, metrics, decoding)
-    if metrics:
+    predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), decoding)
+    if has_gold:
+        metrics = score(examples, predictions, decoding)
+        files.append(flags.output_dir / "metrics.json")
+        write_json(files[-1], metrics)
         print(json.dumps(metrics, indent=None if flags.json else 2))
     print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
 
 
-def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> list[Prediction]:
+def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:
     """The answers to all examples; where stderr is a terminal, with a progress bar."""
-    return list(tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None))
+    return tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def main() -> None:
         )  # fmt: skip
     if not native:
         text += " Rows in bf16 are left out: this processor has no instructions for it."
-    name = f"inference {flags.size}" + " one" * flags.one
+    name = f"inference {flags.size}" + " one" * flags.one + " gpu" * torch.cuda.is_available()
     command = command_line("benchmarks.inference", flags_parser, flags)
     publish(name, command, text, flags.page)
 

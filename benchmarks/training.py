@@ -287,6 +287,7 @@ def main() -> None:
     name = f"training {flags.size}"
     if flags.batch_size != flags_parser.get_default("batch_size"):
         name += f" batch {flags.batch_size}"
+    name += " gpu" * torch.cuda.is_available()
     publish(name, command_line("benchmarks.training", flags_parser, flags), text, flags.page)
 
 

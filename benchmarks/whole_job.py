@@ -40,7 +40,7 @@ from bertqa.features import WindowSettings, make_windows
 from bertqa.readers import read_examples
 from bertqa.tokenization import BertTokenizer
 
-EXACT, DEFAULT = "bertqa, fp32", "bertqa, default precision"
+EXACT, DEFAULT, INTEGERS = "bertqa, fp32", "bertqa, default precision", "bertqa, int8"
 _ENOUGH = 98.0  # per cent of equal answers, in fp32, that a row of the peer must have
 
 
@@ -62,7 +62,7 @@ class Agreement:
         self.answers[name] = result["answers"]
         ours = list(compress(reference["answers"], self.single))
         share = share_equal(ours, list(compress(result["answers"], self.single)))
-        if name == DEFAULT or share >= _ENOUGH:
+        if name in (DEFAULT, INTEGERS) or share >= _ENOUGH:
             return ""
         return f"only {share:.1f} % of the answers from one window are those of {EXACT}"
 
@@ -80,10 +80,10 @@ def one_window(asked: Path, model: Path) -> list[bool]:
 
 
 def contenders(flags: argparse.Namespace, model: str, asked: str, folder: Path) -> list[Contender]:
-    """Ours in both precisions, then the peer at each batch size."""
+    """Ours in three precisions, then the peer at each batch size."""
     rows = [
         _ours(name, ["--precision", precision], model, asked, folder / f"ours-{precision}")
-        for name, precision in ((EXACT, "fp32"), (DEFAULT, "auto"))
+        for name, precision in ((EXACT, "fp32"), (DEFAULT, "auto"), (INTEGERS, "int8"))
     ]
     if flags.peer_python is None:
         print(PEER_HINT, file=sys.stderr)
@@ -114,16 +114,16 @@ def _peer(python: Path, batch_size: int, model: str, asked: str, answers: Path) 
 
 def rows_of(measured: Sequence[Measured], agreement: Agreement, questions: int) -> list[list[str]]:
     """The table's rows; a row that was refused says why."""
-    ours = next(row for row in measured if row.contender.name == DEFAULT)
+    ours = [row for row in measured if row.contender.name in (DEFAULT, INTEGERS)]
     rows = []
     for row in measured:
         name = row.contender.name
         if row.failure:
-            rows.append([name, row.failure, *[""] * 5])
+            rows.append([name, row.failure, *[""] * 6])
             continue
+        ratios = ["" if row is o or o.failure else ratio_text(o.ratios(row)) for o in ours]
         rows.append([
-            name, f"{row.median:.1f}", f"{questions / row.median:.1f}",
-            "" if row is ours else ratio_text(ours.ratios(row)),
+            name, f"{row.median:.1f}", f"{questions / row.median:.1f}", *ratios,
             agreement.text(name, EXACT), agreement.text(name, DEFAULT), f"{row.peak_mib:.0f}",
         ])  # fmt: skip
     return rows
@@ -151,7 +151,7 @@ def main() -> None:
         )
     questions = len(agreement.single)
     header = [
-        "whole process", "seconds", "questions/s", "bertqa (default) is faster",
+        "whole process", "seconds", "questions/s", "bertqa (default) / it", "bertqa int8 / it",
         "% answers as bertqa fp32", "% as bertqa default", "peak MiB",
     ]  # fmt: skip
     text = table(header, rows_of(measured, agreement, questions))

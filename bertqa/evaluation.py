@@ -7,11 +7,11 @@ come out in the order of the questions.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from bertqa.batching import collate, token_budget_batches
 from bertqa.decoding import DECODERS, WindowSpans
 from bertqa.errors import UserError
 from bertqa.features import WindowSet
-from bertqa.files import write_json
+from bertqa.files import write_json_map
 from bertqa.graphemes import has_joins, snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
@@ -193,30 +193,35 @@ def score(
 
 
 def write_predictions(
-    folder: Path,
-    predictions: Sequence[Prediction],
-    metrics: Mapping[str, float] | None,
-    settings: DecodingSettings,
-) -> list[Path]:
-    """Write run_qa's files: predictions.json, nbest_predictions.json, null_odds.json, metrics.json.
+    folder: Path, predictions: Iterable[Prediction], settings: DecodingSettings
+) -> tuple[list[Prediction], list[Path]]:
+    """Write run_qa's files: predictions.json, nbest_predictions.json, for v2.0 null_odds.json.
+
+    The n best of all questions are many times the rest, so they go into their file as they come,
+    and are let go.
 
     Returns:
-        The files written.
+        The predictions without their n best, and the files written.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    files: dict[str, object] = {
-        "predictions.json": {p.id: p.text for p in predictions},
-        "nbest_predictions.json": {p.id: [_entry(a) for a in p.answers] for p in predictions},
+    kept: list[Prediction] = []
+
+    def n_best() -> Iterator[tuple[str, Any]]:
+        for prediction in predictions:
+            kept.append(replace(prediction, answers=()))
+            yield prediction.id, [_entry(answer) for answer in prediction.answers]
+
+    contents: dict[str, Iterable[tuple[str, Any]]] = {
+        "nbest_predictions.json": n_best(),  # first: it fills the list that the others read
+        "predictions.json": ((p.id, p.text) for p in kept),
     }
     if settings.version_2_with_negative:
-        files["null_odds.json"] = {p.id: p.null_odds for p in predictions}
-    if metrics is not None:
-        files["metrics.json"] = dict(metrics)
-    for name, content in files.items():
-        write_json(folder / name, content)
-    return [folder / name for name in files]
+        contents["null_odds.json"] = ((p.id, p.null_odds) for p in kept)
+    for name, entries in contents.items():
+        write_json_map(folder / name, entries)
+    return kept, [folder / name for name in contents]
 
 
 def _entry(answer: Answer) -> dict[str, object]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,34 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all; text stays readable text, not escapes."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_map(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
+    """Write a JSON object entry by entry, whole or not at all.
+
+    Of a value that is a list each element has a line of its own. ``entries`` may be a generator:
+    what was written is let go.
+    """
+
+    def lines() -> Iterator[str]:
+        separator = "{\n  "
+        for key, value in entries:
+            shown = _dumps(value)
+            if isinstance(value, list) and value:
+                shown = "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
+            yield f"{separator}{_dumps(key)}: {shown}"
+            separator = ",\n  "
+        yield "{}\n" if separator.startswith("{") else "\n}\n"
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.writelines(line.encode("utf-8", "backslashreplace") for line in lines())
+
+    write_file(path, write)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def write_text(path: Path, text: str) -> None:

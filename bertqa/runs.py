@@ -151,7 +151,8 @@ class RunFolder:
 
     def keep_predictions(self, evaluation: Evaluation, settings: DecodingSettings) -> None:
         """Put the best model's answers to the validation questions beside it."""
-        write_predictions(self.path, evaluation.predictions, evaluation.metrics, settings)
+        write_predictions(self.path, evaluation.predictions, settings)
+        write_json(self.path / "metrics.json", evaluation.metrics)
 
     def save(
         self,

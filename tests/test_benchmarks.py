@@ -1,9 +1,14 @@
 """The harness of the benchmarks: turns, refusals, ratios, the page. No time is asserted."""
 
+import importlib
+import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import all as every
 from benchmarks.harness import Contender, Measured, measure, publish, ratio_text, table
 
 
@@ -79,7 +84,35 @@ def test_every_table_of_the_page_has_a_place():
     page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     names = [
         "inference minilm", "inference minilm one", "inference base", "training minilm",
-        "whole job", "features", "decoding", "startup", "memory",
+        "whole job", "features", "decoding", "startup", "memory", "inference base gpu",
+        "inference large gpu", "training base batch 32 gpu", "training large batch 32 gpu",
+        "training large batch 64 gpu",
     ]  # fmt: skip
     for name in names:
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- end of {name} -->") == 1
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    given = Namespace(
+        data=tmp_path, model=tmp_path / "m", peer_python=tmp_path / "p", page=tmp_path / "page.md",
+        peak=790.0,
+    )  # fmt: skip
+    found = list(every.commands(given, tmp_path / "f"))
+    if on_gpu:
+        assert found.pop()[1:] == ["-m", "pytest", "-m", "gpu"]
+    assert len(found) == (5 if on_gpu else 9)
+    for command in found:
+        benchmark = importlib.import_module(command[2])
+        taken: list[list[str]] = []
+
+        def refuse(self, arguments=None, namespace=None, taken=taken):
+            taken.append(self.parse_known_args(sys.argv[1:])[1])
+            raise SystemExit
+
+        monkeypatch.setattr(ArgumentParser, "parse_args", refuse)
+        monkeypatch.setattr(sys, "argv", command[2:])
+        with pytest.raises(SystemExit):
+            benchmark.main()
+        assert taken == [[]], command

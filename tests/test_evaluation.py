@@ -3,6 +3,7 @@
 import json
 import math
 import unicodedata
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -410,8 +411,8 @@ def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, 
     figures = score(examples, predictions, settings)
     assert figures["total"] == 5
     assert figures["best_exact"] >= figures["exact"] >= 20  # "none" is right
-    write_predictions(tmp_path, predictions, figures, settings)
-    for file in ("predictions", "nbest_predictions", "null_odds", "metrics"):
+    write_predictions(tmp_path, predictions, settings)
+    for file in ("predictions", "nbest_predictions", "null_odds"):
         read_strictly(tmp_path / f"{file}.json")
 
 
@@ -759,13 +760,14 @@ def test_the_files_are_run_qas(tmp_path):
     ]
     folder = tmp_path / "new" / "folder"
     settings = DecodingSettings(version_2_with_negative=True)
-    files = write_predictions(folder, predictions, {"exact": 50.0}, settings)
-    names = ["predictions.json", "nbest_predictions.json", "null_odds.json", "metrics.json"]
+    kept, files = write_predictions(folder, iter(predictions), settings)
+    assert kept == [replace(prediction, answers=()) for prediction in predictions]
+    names = ["nbest_predictions.json", "predictions.json", "null_odds.json"]
     assert files == [folder / name for name in names]
     assert {path.name for path in folder.iterdir()} == set(names)
-    assert read_strictly(files[0]) == {"1": "ja", "café \u2028": ""}
+    assert read_strictly(files[1]) == {"1": "ja", "café \u2028": ""}
     keys = ("text", "probability", "start_logit", "end_logit", "start", "end")
-    assert read_strictly(files[1]) == {
+    assert read_strictly(files[0]) == {
         "1": [
             dict(zip(keys, ("ja", 0.75, 1.5, 0.25, 3, 5), strict=True)),
             dict(zip(keys, ("", 0.25, 1.0, 1.0, 0, 0), strict=True)),
@@ -773,14 +775,50 @@ def test_the_files_are_run_qas(tmp_path):
         "café \u2028": [dict(zip(keys, ('"né"\n', 0.5, -1.5, 0.5, 1, 6), strict=True))],
     }
     assert read_strictly(files[2]) == {"1": 0.25, "café \u2028": 0.25}
-    assert read_strictly(files[3]) == {"exact": 50.0}
 
 
 def test_files_that_say_nothing_are_not_written(tmp_path):
     prediction = Prediction("1", "ja", (Answer("ja", 3, 5, 1.5, 0.25, 1.0),), "ja", None)
-    files = write_predictions(tmp_path, [prediction], None, DecodingSettings())
-    assert [file.name for file in files] == ["predictions.json", "nbest_predictions.json"]
+    _, files = write_predictions(tmp_path, [prediction], DecodingSettings())
+    assert [file.name for file in files] == ["nbest_predictions.json", "predictions.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f.name for f in files)
+
+
+def test_predictions_are_written_as_they_come(tmp_path):
+    """No prediction waits in memory with its n best for the last one."""
+
+    class Watched(Prediction):
+        __slots__ = ("__weakref__",)
+
+    alive: list[weakref.ref[Watched]] = []
+
+    def coming():
+        for number in range(20):
+            answers = (Answer("ja", 3, 5, 1.5, 0.25, 1.0),)
+            prediction = Watched(str(number), "ja", answers, "ja", None)
+            alive.append(weakref.ref(prediction))
+            yield prediction
+            del prediction
+            assert sum(ref() is not None for ref in alive) <= 1
+
+    kept, _ = write_predictions(tmp_path, coming(), DecodingSettings())
+    assert [prediction.id for prediction in kept] == [str(number) for number in range(20)]
+
+
+def test_predictions_that_fail_leave_the_last_files_as_they_were(tmp_path):
+    """A question that is too long is found when its turn comes."""
+
+    def failing():
+        yield made_up("1", "new", Answer("new", 0, 3, 1.0, 1.0, 1.0))
+        raise UserError("question 2 is too long")
+
+    write_predictions(
+        tmp_path, [made_up("1", "old", Answer("old", 0, 3, 1.0, 1.0, 1.0))], DecodingSettings()
+    )
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="question 2"):
+        write_predictions(tmp_path, failing(), DecodingSettings())
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path, ask):
@@ -788,7 +826,7 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path, ask):
     texts = {answer.text for answer in prediction.answers}
     assert "a \ud83d b" in texts
     prediction = replace(prediction, id="\udc00", text="a \ud83d b")
-    predictions, n_best = write_predictions(tmp_path, [prediction], None, DecodingSettings())
+    _, (n_best, predictions) = write_predictions(tmp_path, [prediction], DecodingSettings())
     assert read_strictly(predictions) == {"\udc00": "a \ud83d b"}
     assert {answer["text"] for answer in read_strictly(n_best)["\udc00"]} == texts
 
@@ -796,7 +834,7 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path, ask):
 def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
-        write_predictions(tmp_path / "file", [], None, DecodingSettings())
+        write_predictions(tmp_path / "file", [], DecodingSettings())
 
 
 # --- score and settings --------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_infer_gives_the_answers_that_training_kept(
         *STORY_WINDOWS, *HERE,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    files = ["predictions.json", "nbest_predictions.json", "metrics.json"]
+    files = ["nbest_predictions.json", "predictions.json", "metrics.json"]
     assert result.stderr == f"wrote {', '.join(str(out / name) for name in files)}\n"
     assert json.loads(result.stdout) == read_json(out / "metrics.json")
     assert sorted(path.name for path in out.iterdir()) == sorted(files)

@@ -1,0 +1,92 @@
+"""All benchmarks of this machine, one after the other, each table put into its place on a page.
+
+On a GPU: training and answering in the sizes of bert-base and bert-large, and the tests that need
+one. Elsewhere: everything that docs/speed.md has for the CPU, in about three quarters of an hour on
+two cores. Nothing else should run meanwhile.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import ROOT, say
+
+# What follows "python -m benchmarks." without the paths; see ``commands``.
+_ON_CPU = (
+    "inference --windows 96 --rounds 5",
+    "inference --one --rounds 9",
+    "inference --size base --windows 16 --rounds 3",
+    "training --rounds 3 --steps 1",
+    "whole_job --questions 500 --batch_sizes 1 8",
+    "features",
+    "decoding --rounds 5",
+    "startup --rounds 9",
+    "memory",
+)
+_ON_GPU = (
+    "inference --size base --windows 2048",
+    "inference --size large --windows 2048",
+    "training --size base --batch_size 32 --steps 8",
+    "training --size large --batch_size 32 --steps 4",
+    "training --size large --batch_size 64 --steps 4",
+)
+_MODEL_ALONE = ("inference", "training")  # these make their checkpoints, and keep them
+_WITH_PEER = ("whole_job", "decoding", "startup")
+
+
+def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
+    """The commands of this machine, with the paths that each of them takes."""
+    on_gpu = torch.cuda.is_available()
+    for line in _ON_GPU if on_gpu else _ON_CPU:
+        name, *rest = line.split()
+        command = [sys.executable, "-m", f"benchmarks.{name}", *rest]
+        if flags.data:
+            command += ["--data", str(flags.data.resolve())]
+        if flags.page:
+            command += ["--page", str(flags.page.resolve())]
+        if name in _MODEL_ALONE:
+            command += ["--folder", str(folder)]
+            if on_gpu and flags.peak:
+                command += ["--peak", str(flags.peak)]
+        elif flags.model:
+            command += ["--model", str(flags.model.resolve())]
+        if name in _WITH_PEER and flags.peer_python:
+            command += ["--peer_python", str(flags.peer_python.absolute())]
+        yield command
+    if on_gpu:
+        yield [sys.executable, "-m", "pytest", "-m", "gpu"]
+
+
+def main() -> None:
+    """Run them; one that fails stops no other.
+
+    Raises:
+        SystemExit: with code 1, if any failed.
+    """
+    flags_parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = flags_parser.add_argument
+    add("--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz")
+    add("--model", type=Path, help="fine-tuned checkpoint folder for the whole jobs")
+    add("--peer_python", type=Path, help="the python that has transformers 4.57")
+    add("--page", type=Path, help="a page whose tables are replaced")
+    add("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")
+    flags = flags_parser.parse_args()
+    failed = []
+    with tempfile.TemporaryDirectory() as name:
+        for command in commands(flags, Path(name)):
+            say(" ".join(command[1:]))
+            if subprocess.run(command, cwd=ROOT).returncode:
+                failed.append(command[2])
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
