@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import ROOT, say
+from benchmarks.harness import ROOT, page, say
 
 # What follows "python -m benchmarks." without the paths; see ``commands``.
 _ON_CPU = (
     "inference --windows 96 --rounds 5",
     "inference --one --rounds 9",
-    "inference --size base --windows 16 --rounds 3",
+    "inference --size base --windows 32 --rounds 3",
     "training --rounds 3 --steps 1",
     "whole_job --questions 500 --batch_sizes 1 8",
     "features",
@@ -75,7 +75,7 @@ def main() -> None:
     add("--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz")
     add("--model", type=Path, help="fine-tuned checkpoint folder for the whole jobs")
     add("--peer_python", type=Path, help="the python that has transformers 4.57")
-    add("--page", type=Path, help="a page whose tables are replaced")
+    add("--page", type=page, help="a page whose tables are replaced")
     add("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")
     flags = flags_parser.parse_args()
     failed = []

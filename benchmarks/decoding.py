@@ -27,6 +27,7 @@ from benchmarks.harness import (
     command_line,
     measure,
     parser,
+    positive,
     publish,
     ratio_text,
     say,
@@ -121,8 +122,8 @@ def main() -> None:
     add_model_flag(flags_parser)
     add_peer_flag(flags_parser)
     add = flags_parser.add_argument
-    add("--questions", type=int, help="of the dev set (all)")
-    add("--step", type=int, default=10, help="the peer takes one question of so many (10)")
+    add("--questions", type=positive, help="of the dev set (all)")
+    add("--step", type=positive, default=10, help="the peer takes one question of so many (10)")
     flags = flags_parser.parse_args()
     agreement = Agreement()
     with tempfile.TemporaryDirectory() as name:

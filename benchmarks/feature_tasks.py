@@ -148,20 +148,24 @@ class MappedWindows:
     Args:
         table: the folder from ``save_table``, where the library puts its cache too.
         model: a checkpoint folder, for its tokenizer.
+        processes: that share the work; 1 is none beside this one.
     """
 
-    def __init__(self, table: str, model: str) -> None:
+    def __init__(self, table: str, model: str, processes: int = 1) -> None:
         from datasets import disable_progress_bars, load_from_disk
         from transformers import AutoTokenizer
 
         disable_progress_bars()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.table = load_from_disk(table)
+        self.processes = processes if processes > 1 else None
 
     def made(self) -> Any:
         """The table of windows."""
         columns = self.table.column_names
-        return self.table.map(Prepare(self.tokenizer), batched=True, remove_columns=columns)
+        return self.table.map(
+            Prepare(self.tokenizer), batched=True, remove_columns=columns, num_proc=self.processes
+        )
 
     def work(self) -> float:
         """Seconds from rows to windows; emptying the cache does not count."""

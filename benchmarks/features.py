@@ -1,7 +1,7 @@
 """Windows of the train set: made for the first time, and found again by a second start.
 
-The peer is datasets.map with the tokenizer of transformers, as run_qa and the blog post use it, in
-one process (a process more is a core more, and here each contender has the same threads).
+The peer is datasets.map with the tokenizer of transformers, as run_qa and the blog post use it: in
+one process, whose tokenizer has all threads, and in as many processes as there are threads.
 """
 
 import sys
@@ -22,6 +22,7 @@ from benchmarks.harness import (
     command_line,
     measure,
     parser,
+    positive,
     publish,
     ratio_text,
     table,
@@ -31,13 +32,19 @@ from benchmarks.processes import run
 _TASKS = "benchmarks.feature_tasks"
 
 
-def cold(source: str, rows: str, model: str, cache: str) -> list[Contender]:
+def cold(source: str, rows: str, model: str, cache: str, threads: int) -> list[Contender]:
     """Nothing is there yet: ours with the cache written and without, and the peer."""
     ours = {"source": source, "model": model, "cache": cache}
     return [
         Contender("bertqa, made and kept", f"{_TASKS}:OurWindows", ours),
         Contender("bertqa, made", f"{_TASKS}:OurWindows", {**ours, "cache": None}),
         Contender("datasets.map", f"{_TASKS}:MappedWindows", {"table": rows, "model": model}),
+        Contender(
+            f"datasets.map, {threads} processes",
+            f"{_TASKS}:MappedWindows",
+            {"table": rows, "model": model, "processes": threads},
+            environment={"RAYON_NUM_THREADS": "1"},
+        ),
     ]
 
 
@@ -94,7 +101,7 @@ def main() -> None:
     flags_parser = parser(__doc__)
     flags_parser.set_defaults(rounds=3)
     add_model_flag(flags_parser)
-    flags_parser.add_argument("--questions", type=int, help="of the train set (all)")
+    flags_parser.add_argument("--questions", type=positive, help="of the train set (all)")
     flags = flags_parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -107,7 +114,7 @@ def main() -> None:
         code = f"import {_TASKS} as tasks, sys; print(tasks.save_table(*sys.argv[1:]))"
         run([sys.executable, "-c", code, str(source), rows])
         settings = {"rounds": flags.rounds, "threads": flags.threads}
-        first = measure(cold(str(source), rows, model, cache), **settings)
+        first = measure(cold(str(source), rows, model, cache, flags.threads), **settings)
         second = measure(warm(str(source), rows, model, cache), **settings)
     header = ["first time", "seconds", "questions/s", "bertqa is faster", "peak MiB"]
     text = table(header, cold_rows(first, questions))

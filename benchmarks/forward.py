@@ -127,7 +127,7 @@ def padded(windows: WindowSet, chosen: Tensor, width: int = 0) -> dict[str, Tens
 
 def batch_sizes() -> tuple[int, ...]:
     """Windows of a padded batch that are tried."""
-    return (32, 64, 128) if torch.cuda.is_available() else (8, 16)
+    return (32, 64, 128) if torch.cuda.is_available() else (4, 8, 16)
 
 
 # --- ours ----------------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ def onnxruntime(model: str, source: dict[str, Any], precision: str, one: bool) -
 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Contenders take turns: threads that wait in a loop for work would disturb the others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Contenders take turns: threads that went on waiting in a loop would disturb the others.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     path = str(onnx_file(Path(model), precision))
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     windows = windows_of(model, **source)

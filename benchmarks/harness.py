@@ -159,11 +159,17 @@ def measure(
             except (RuntimeError, BrokenPipeError) as error:
                 row.failure = str(error).strip().splitlines()[-1]
             say(f"{name}: {row.failure or 'ready'}")
+            if row is measured[0] and row.failure:
+                raise SystemExit(f"{name}, which all others are held against: {row.failure}")
         for number in range(rounds):
             for row in measured:
                 if row.failure:
                     continue
-                answer = workers[row.contender.name].ask("work")
+                try:
+                    answer = workers[row.contender.name].ask("work")
+                except (RuntimeError, BrokenPipeError) as error:
+                    row.seconds, row.failure = [], str(error).strip().splitlines()[-1]
+                    continue
                 row.seconds.append(answer["seconds"])
                 row.peak_mib = answer["peak_mib"]
             say(f"round {number + 1} of {rounds}")
@@ -192,8 +198,9 @@ def _difference(
         got = result.get(name, [])
         if len(got) != len(expected):
             return f"{name}: {len(got)} numbers instead of {len(expected)}"
-        worst = max((abs(a - b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        if not worst <= tolerance:
+        pairs = list(zip(got, expected, strict=True))
+        worst = max((abs(a - b) for a, b in pairs), default=0.0)
+        if not all(abs(a - b) <= tolerance for a, b in pairs):  # not so for NaN
             return f"{name} differs by {worst:.3g}, more than {tolerance:g}"
     return ""
 
@@ -285,15 +292,29 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--rounds", type=int, default=7, help="rounds that count (7)")
+    flags.add_argument("--rounds", type=positive, default=7, help="rounds that count (7)")
     flags.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="of each contender (all)"
+        "--threads", type=positive, default=os.cpu_count(), help="of each contender (all)"
     )
     flags.add_argument(
         "--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz"
     )
-    flags.add_argument("--page", type=Path, help="a page whose table of this name is replaced")
+    flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
     return flags
+
+
+def positive(text: str) -> int:
+    """A flag's number that must be 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give 1 or more")
+    return int(text)
+
+
+def page(text: str) -> Path:
+    """A flag's page: it is looked for before the work, not after it."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file: give a page with places for tables")
+    return Path(text)
 
 
 def command_line(
@@ -304,7 +325,7 @@ def command_line(
     for name, value in vars(flags).items():
         if name == "page" or value == flags_parser.get_default(name):
             continue
-        shown = value if isinstance(value, list) else [value]
+        shown = [] if value is True else value if isinstance(value, list) else [value]
         texts = ["PATH" if isinstance(each, Path) else str(each) for each in shown]
         words += [f"--{name}", *texts]
     return " ".join(words)

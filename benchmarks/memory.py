@@ -16,6 +16,7 @@ from benchmarks.harness import (
     command_line,
     measure,
     parser,
+    positive,
     publish,
     table,
 )
@@ -50,7 +51,9 @@ def main() -> None:
     flags_parser = parser(__doc__)
     flags_parser.set_defaults(rounds=1)
     add_model_flag(flags_parser)
-    flags_parser.add_argument("--questions", type=int, default=1000, help="of the first (1000)")
+    flags_parser.add_argument(
+        "--questions", type=positive, default=1000, help="of the first (1000)"
+    )
     flags = flags_parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

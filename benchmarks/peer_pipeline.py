@@ -1,7 +1,7 @@
 """The question-answering pipeline of transformers 4.57, as a script in an environment of its own.
 
-python benchmarks/peer_pipeline.py MODEL FILE ANSWERS BATCH_SIZE     a SQuAD file
-python benchmarks/peer_pipeline.py MODEL --ask QUESTION CONTEXT      one question
+python benchmarks/peer_pipeline.py MODEL FILE ANSWERS BATCH_SIZE PRECISION     a SQuAD file
+python benchmarks/peer_pipeline.py MODEL --ask QUESTION CONTEXT                one question
 """
 
 import json
@@ -10,30 +10,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 # Off, since it widens an answer to the words around it, which infer.py does not do.
 _OPTIONS = {"align_to_words": False}
 
 
-def load(model: str, batch_size: int) -> Any:
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(model: str, batch_size: int, precision: str) -> Any:
     """The pipeline; batches are computed on the CPU or the first GPU, as it chooses."""
     return pipeline(
         "question-answering",
-        model=AutoModelForQuestionAnswering.from_pretrained(model),
+        model=AutoModelForQuestionAnswering.from_pretrained(model, dtype=_DTYPES[precision]),
         tokenizer=AutoTokenizer.from_pretrained(model),
         batch_size=batch_size,
     )
 
 
-def answer_file(model: str, source: Path, target: Path, batch_size: int) -> None:
+def answer_file(model: str, source: Path, target: Path, batch_size: int, precision: str) -> None:
     """Answer every question of a SQuAD file and write a map from id to answer."""
     articles = json.loads(source.read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
     asked = [
         (entry, paragraph["context"]) for paragraph in paragraphs for entry in paragraph["qas"]
     ]
-    found = load(model, batch_size)(
+    found = load(model, batch_size, precision)(
         question=[entry["question"] for entry, _ in asked],
         context=[context for _, context in asked],
         **_OPTIONS,
@@ -46,10 +50,10 @@ def main(arguments: Sequence[str]) -> None:
     """One of the two ways."""
     if arguments[1] == "--ask":
         model, _, question, context = arguments
-        print(json.dumps(load(model, 1)(question=question, context=context, **_OPTIONS)))
+        print(json.dumps(load(model, 1, "fp32")(question=question, context=context, **_OPTIONS)))
     else:
-        model, source, target, batch_size = arguments
-        answer_file(model, Path(source), Path(target), int(batch_size))
+        model, source, target, batch_size, precision = arguments
+        answer_file(model, Path(source), Path(target), int(batch_size), precision)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.forward import ForwardTask, compiled, load_transformers, padded
-from benchmarks.harness import Contender, command_line, measure, publish
+from benchmarks.harness import Contender, command_line, measure, positive, publish
 from benchmarks.inference import has_native_bf16, model_parser, roof_rows
 from benchmarks.models import (
     DTYPES,
@@ -276,8 +276,10 @@ def training_table(flags: argparse.Namespace, folder: Path, native: bool) -> str
 def main() -> None:
     """Measure and print."""
     flags_parser = model_parser(__doc__)
-    flags_parser.add_argument("--batch_size", type=int, default=16, help="windows of a step (16)")
-    flags_parser.add_argument("--steps", type=int, default=2, help="of a round (2)")
+    flags_parser.add_argument(
+        "--batch_size", type=positive, default=16, help="windows of a step (16)"
+    )
+    flags_parser.add_argument("--steps", type=positive, default=2, help="of a round (2)")
     flags = flags_parser.parse_args()
     native = has_native_bf16()
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from benchmarks import all as every
-from benchmarks.harness import Contender, Measured, measure, publish, ratio_text, table
+from benchmarks.harness import (
+    Contender,
+    Measured,
+    command_line,
+    measure,
+    parser,
+    publish,
+    ratio_text,
+    table,
+)
 
 
 @pytest.fixture
@@ -44,7 +53,31 @@ def test_a_result_that_differs_is_not_timed(diary):
 
 def test_a_result_that_is_no_number_is_not_timed(diary):
     _, wrong = run([contender("right", diary), contender("wrong", diary, float("nan"))])
-    assert "differs by nan" in wrong.failure and not wrong.seconds
+    assert "differs by" in wrong.failure and not wrong.seconds
+
+
+def test_nothing_is_timed_without_a_reference(diary):
+    with pytest.raises(SystemExit, match="no such model"):
+        run([contender("lost", diary, make="failing"), contender("fine", diary)])
+    assert not diary.exists()
+
+
+def test_the_command_on_a_page_can_be_given_again(tmp_path):
+    flags_parser = parser("")
+    flags_parser.add_argument("--one", action="store_true")
+    given = ["--one", "--rounds", "3", "--data", str(tmp_path)]
+    flags = flags_parser.parse_args(given)
+    shown = command_line("benchmarks.it", flags_parser, flags)
+    assert shown == "python -m benchmarks.it --rounds 3 --data PATH --one"
+    again = flags_parser.parse_args(shown.replace("PATH", str(tmp_path)).split()[3:])
+    assert vars(again) == vars(flags)
+
+
+@pytest.mark.parametrize("given", [["--rounds", "0"], ["--threads", "x"], ["--page", "none.md"]])
+def test_a_flag_that_cannot_be_is_refused_before_the_work(given, capsys):
+    with pytest.raises(SystemExit):
+        parser("").parse_args(given)
+    assert given[1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,6 +128,7 @@ def test_every_table_of_the_page_has_a_place():
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    (tmp_path / "page.md").touch()
     given = Namespace(
         data=tmp_path, model=tmp_path / "m", peer_python=tmp_path / "p", page=tmp_path / "page.md",
         peak=790.0,
