@@ -24,6 +24,7 @@ from bertqa.errors import UserError
 from bertqa.files import read_json_object, write_file, write_json
 from bertqa.folders import BIN_FILE, INDEX_FILE, WEIGHTS_FILE
 from bertqa.model import BertForQuestionAnswering
+from bertqa.packed import is_packed
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
 NAMES = {
@@ -139,7 +140,10 @@ def save_model(
 
     Raises:
         UserError: the folder cannot be written.
+        ValueError: the model is packed: its weights are no longer there as such.
     """
+    if is_packed(model):
+        raise ValueError("a packed model cannot be saved: load it without packing")
     tensors = {
         checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()

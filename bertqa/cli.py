@@ -59,7 +59,7 @@ def _one_line(message: str) -> str:
 def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False) -> None:
     """Which model, and where it computes; ``answers_only`` offers what cannot be trained in."""
     precisions = ["auto", *PRECISIONS, *[INT8] * answers_only]
-    int8 = "; int8 is fastest on a CPU, and off by a little" if answers_only else ""
+    int8 = "; int8 is for CPUs, faster and off by a little" if answers_only else ""
     parser.add_argument(
         "--model", default=default, metavar="NAME",
         help="checkpoint folder, name under weights/, or name on the hub, from which it is "

@@ -109,6 +109,7 @@ def top20_spans(
     last = count[:, None, None] - 2  # before the final [SEP]
     start = _highest(all_starts, n_best)[:, :, None]
     end = _highest(all_ends, n_best)[:, None, :]
+    max_answer_length = min(max_answer_length, all_starts.shape[1])  # it may be any number
     valid = (start >= place) & (end <= last) & (end >= start) & (end < start + max_answer_length)
     window, start_rank, end_rank = valid.nonzero().unbind(dim=1)
     start, end = start[window, start_rank, 0], end[window, 0, end_rank]
@@ -153,7 +154,8 @@ def _context_scores(
 def _rectangle(stream: Tensor, first: Tensor, count: Tensor) -> Tensor:
     """``count`` values of the stream from ``first`` on, one row for each window, -inf beyond them.
 
-    There is a column to spare, so that a row without values has a maximum.
+    There is a column to spare, so that a row without values has a maximum. Columns that are beyond
+    the values of a row read the stream where they may, and what they read is masked.
     """
     column = torch.arange(int(count.max()) + 1, device=stream.device)
     places = (first[:, None] + column).clamp_(max=len(stream) - 1)

@@ -24,7 +24,7 @@ from bertqa.files import write_json_map
 from bertqa.graphemes import has_joins, snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
-from bertqa.packed import make_ready
+from bertqa.packed import is_packed, make_ready
 from bertqa.runtime import Runtime
 from bertqa.squad import Example
 
@@ -160,7 +160,8 @@ class Evaluator:
         """Answer all questions and score the answers."""
         runtime = self.runtime
         # What is measured is what will answer: a copy, made ready as infer.py makes it.
-        ready = make_ready(copy.deepcopy(model), runtime.device, runtime.dtype)
+        own = model if is_packed(model) else copy.deepcopy(model)
+        ready = make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8)
         predictions: list[Prediction] = []
         loss_sum = 0.0
         blocks = list(_blocks(self.windows, len(self.examples)))
@@ -252,8 +253,8 @@ class _Block:
 _Span = tuple[float, int, int, float, float, float]
 
 # An Answer out of its six fields in order, without the detour that a named tuple's own call takes.
-_answer: Callable[[tuple[str, int, int, float, float, float]], Answer]
-_answer = partial(tuple.__new__, Answer)
+_AnswerFields = tuple[str, int, int, float, float, float]
+_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
 
 
 @dataclass
@@ -335,9 +336,13 @@ def _decode(
 ) -> dict[int, _WindowResult]:
     """The results of some windows, given the indices and the scores of each batch of them."""
     chosen = torch.cat([indices for indices, _ in outputs])
+    start_logits = torch.cat([output.start_logits for _, output in outputs])
+    end_logits = torch.cat([output.end_logits for _, output in outputs])
+    if start_logits.device.type == "mps":  # it has no float64, which the sums need
+        start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
     spans = DECODERS[settings.decoder](
-        torch.cat([output.start_logits for _, output in outputs]),
-        torch.cat([output.end_logits for _, output in outputs]),
+        start_logits,
+        end_logits,
         windows.lengths[chosen].tolist(),
         windows.context_places[chosen].tolist(),
         settings.n_best_size,
@@ -390,12 +395,11 @@ def _prediction(
     """Join the windows of one question."""
     null = min((result.null for result in results), key=sum)
     context = example.context
-    spans = results[0].spans
-    if len(results) > 1:
-        spans = _of_question(results)
+    spans = results[0].spans if len(results) == 1 else _of_question(results)
     if has_joins(context):
         spans = [_whole(context, span) for span in spans]
-    if len(results) > 1 or has_joins(context):  # else they are in order, and no two alike
+    # The spans of one window are in order. Two are alike where several tokens are one character.
+    if len(results) > 1 or len({span[1:3] for span in spans}) < len(spans):
         spans = _merged(spans, settings)
     if settings.version_2_with_negative or not spans:
         spans = _with_null(spans, results, null, settings)
@@ -419,12 +423,11 @@ def _prediction(
 def _of_question(results: Sequence[_WindowResult]) -> list[_Span]:
     """The spans of all windows, with probabilities among all spans of the question."""
     total = _log_sum([result.log_total for result in results])
-    return [
-        (*span[:5], span[5] * share)
-        for result in results
-        for share in [math.exp(result.log_total - total)]
-        for span in result.spans
-    ]
+    spans: list[_Span] = []
+    for result in results:
+        share = math.exp(result.log_total - total)
+        spans += [(*span[:5], span[5] * share) for span in result.spans]
+    return spans
 
 
 def _log_sum(totals: Sequence[float]) -> float:
@@ -484,6 +487,8 @@ def _with_null(
 
 
 def _among_themselves(spans: list[_Span]) -> list[_Span]:
-    """The spans with probabilities among these alone, as run_qa has them."""
-    total = sum([span[5] for span in spans])
-    return [(*span[:5], span[5] / total) for span in spans]
+    """The spans, best first, with probabilities among these alone, as run_qa has them."""
+    best = spans[0][0]
+    weights = [math.exp(score - best) for score, *_ in spans]
+    total = sum(weights)
+    return [(*span[:5], weight / total) for span, weight in zip(spans, weights, strict=True)]

@@ -174,7 +174,8 @@ class _WindowAttention(torch.autograd.Function):
         for views, kept_back in zip(windows, ctx.saved, strict=True):
             d_out, row, *gradients = (x.transpose(0, 1) for x in views)  # (H, L, K)
             q, k, v, weights, scale, mask = kept_back
-            # What the weights would be multiplied by, their far smaller neighbours are.
+            # P is weights * scale. To scale the rows of d_out, K numbers long, does the same as
+            # to scale those of the weights, which are L long.
             d_out, row = d_out * scale, row * scale
             kept = weights if mask is None else keep(weights, mask)
             d_v = torch.bmm(kept.transpose(1, 2), d_out)

@@ -38,14 +38,13 @@ class PackedLinear(nn.Module):
         Raises:
             RuntimeError: a gradient is wanted; there is none here, and silence would be wrong.
         """
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError("packed layers give no gradients: load the model without packing")
+        _refuse_gradients(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
 
 
 class Int8Linear(nn.Module):
-    """``x W^T + b`` in 8-bit integers, about twice as fast as bfloat16 and about 1 % off.
+    """``x W^T + b`` in 8-bit integers, about 1 % off.
 
     Each output's weights share one scale, as does each token's input. A token's scale comes from
     its own numbers, so no calibration is needed, and an answer does not depend on what else is in
@@ -67,13 +66,23 @@ class Int8Linear(nn.Module):
         self.bias = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(T, in)`` to ``(T, out)``."""
+        """``(T, in)`` to ``(T, out)``.
+
+        Raises:
+            RuntimeError: as with ``PackedLinear``.
+        """
+        _refuse_gradients(x)
         integers, scale = quantize_tokens(x)
         product = torch.ops.onednn.qlinear_pointwise(
             integers, 1.0, _ZERO_POINT, self.weight, self.scale, self.zero_points,
             None, 1.0, 0, x.dtype, "none", [], "",
         )  # fmt: skip
         return torch.addcmul(self.bias, product, scale)
+
+
+def _refuse_gradients(x: Tensor) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError("packed layers give no gradients: load the model without packing")
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,13 +112,26 @@ def _largest_magnitude(x: Tensor) -> Tensor:
     return without_sign.amax(dim=1, keepdim=True).view(x.dtype)
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether this torch has the operators for that device."""
-    return (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+def can_pack(device: torch.device, dtype: torch.dtype = torch.float32, int8: bool = False) -> bool:
+    """Whether this torch and this processor have the operators for that device and precision.
+
+    Without the instructions for it (VNNI), oneDNN adds 8-bit products up in 16 bits, which these
+    numbers overflow.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    built = hasattr(torch.ops.onednn, "qlinear_prepack")
+    # This question has no public name in torch yet.
+    return not int8 or (built and torch.cpu._is_vnni_supported())
+
+
+def is_packed(model: BertForQuestionAnswering) -> bool:
+    """Whether ``pack`` was here: such a model answers, but cannot be trained, copied or saved."""
+    return any(isinstance(module, (PackedLinear, Int8Linear)) for module in model.modules())
 
 
 def make_ready(
@@ -118,12 +140,22 @@ def make_ready(
     """Move and convert a model that from now on only answers, in place; pack it where possible.
 
     The encoder is converted once here, where autocast would convert all weights again for every
-    batch. S and E stay as they are: the last step is not rounded.
+    batch. S and E stay as they are: the last step is not rounded. A model that is ready already
+    stays as it is.
+
+    Raises:
+        ValueError: it was made ready in another precision, from which there is no way back.
     """
+    if is_packed(model):
+        first: Any = model.layers[0]
+        up = first.feed_forward.up
+        if (up.bias.dtype, isinstance(up, Int8Linear)) != (dtype, int8):
+            raise ValueError("the model is packed in another precision: load it again")
+        return model
     model.to(device).eval()
     model.embeddings.to(dtype)
     model.layers.to(dtype)
-    if can_pack(device):
+    if can_pack(device, dtype, int8):
         pack(model, int8=int8)
     return model
 
@@ -131,15 +163,14 @@ def make_ready(
 def pack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
     """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
 
-    With ``int8`` the layers whose product is large enough to pay for turning its input into
-    integers become ``Int8Linear``; the rest, attention and the norms stay in the model's dtype.
+    With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
     """
-    large = Int8Linear if int8 else PackedLinear
+    kind = Int8Linear if int8 else PackedLinear
     for layer in model.layers:
         attention: Any = layer.attention  # whose layers are no longer nn.Linear from here on
         feed_forward: Any = layer.feed_forward
         together = (attention.query, attention.key, attention.value)
-        joint = large(
+        joint = kind(
             torch.cat([part.weight for part in together]),
             torch.cat([part.bias for part in together]),
         )
@@ -147,6 +178,6 @@ def pack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
         attention.query, attention.key, attention.value = (
             JointPart(joint, number, sizes) for number in range(len(together))
         )
-        attention.output = large(attention.output.weight, attention.output.bias)
-        feed_forward.up = large(feed_forward.up.weight, feed_forward.up.bias)
-        feed_forward.down = large(feed_forward.down.weight, feed_forward.down.bias)
+        attention.output = kind(attention.output.weight, attention.output.bias)
+        feed_forward.up = kind(feed_forward.up.weight, feed_forward.up.bias)
+        feed_forward.down = kind(feed_forward.down.weight, feed_forward.down.bias)

@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-INT8 = "int8"  # for answering on the CPU: the large matrix products alone are in integers
+INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Runtime:
         device: where it computes.
         dtype: of the matrix products; weights and optimiser are float32 in training whatever it is.
         rank, world_size: which of how many processes this is.
-        int8: the large matrix products of an answering model are in integers.
+        int8: the linear layers of an answering model are in integers.
     """
 
     device: torch.device
@@ -63,6 +63,7 @@ class Runtime:
 
         A core with a batch of its own never waits for another one, as cores do that share every
         product of one batch. Where there are too few batches for that, they share.
+        A thread of the caller's own that first uses torch meanwhile gets one core for good.
 
         Args:
             work: settles by itself what torch settles for each thread: autocast, gradients.
@@ -115,10 +116,10 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
         _keep_freed_memory()
     if precision != INT8:
         return Runtime(chosen, select_precision(precision, chosen))
-    if not can_pack(chosen):
+    if not can_pack(chosen, int8=True):
         raise UserError(
-            f"--precision int8 runs on the CPU, with oneDNN in torch, not on {chosen}: pass "
-            "--device cpu, or another precision"
+            f"--precision int8 runs on CPUs with instructions for it (VNNI), not on this {chosen}: "
+            "pass another precision, or --device cpu where the CPU has them"
         )
     return Runtime(chosen, select_precision("auto", chosen), int8=True)
 

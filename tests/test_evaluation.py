@@ -1,5 +1,6 @@
 """Answers, figures and files, against the rules told anew over plain lists of logits."""
 
+import copy
 import json
 import math
 import unicodedata
@@ -27,6 +28,7 @@ from bertqa.features import WindowSettings, make_windows
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertOutput
+from bertqa.packed import is_packed, make_ready
 from bertqa.readers import read_examples
 from bertqa.runtime import Runtime
 from bertqa.squad import Example
@@ -414,6 +416,49 @@ def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, 
     write_predictions(tmp_path, predictions, settings)
     for file in ("predictions", "nbest_predictions", "null_odds"):
         read_strictly(tmp_path / f"{file}.json")
+
+
+@pytest.mark.parametrize("windows", [ONE_WINDOW, NARROW])
+def test_a_character_of_several_tokens_is_one_answer(tokenizer, windows):
+    """An uncased BERT takes a Korean syllable apart, and its parts cover the same characters."""
+    example = Example("x", "q", "각 나라 " * 3)
+    cut = make_windows([example], tokenizer, windows)
+    [prediction] = predict(Scripted(jagged), [example], cut, DecodingSettings(), RUNTIME)
+    places = [(answer.start, answer.end) for answer in prediction.answers]
+    assert len(cut) == 1 and cut.contexts.lengths.tolist() != [6]  # there are such tokens
+    assert len(places) > 5 and len(set(places)) == len(places)
+
+
+def test_a_packed_model_is_measured_as_it_is(model, labelled):
+    evaluator = Evaluator(*labelled, RUNTIME)
+    wanted = evaluator(model)
+    ready = make_ready(copy.deepcopy(model), RUNTIME.device, RUNTIME.dtype)
+    assert is_packed(ready)
+    assert evaluator(ready).predictions == wanted.predictions
+
+
+def test_logits_on_a_device_without_float64_are_decoded_elsewhere(tokenizer, monkeypatch):
+    """Apple's GPUs have none; the sums that probabilities are normalised by need it."""
+    moved = []
+
+    class OnMps(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("mps")
+
+        def cpu(self):
+            moved.append(1)
+            return self.as_subclass(torch.Tensor)
+
+    example = Example("x", "q", "one two three")
+    windows = make_windows([example], tokenizer, ONE_WINDOW)
+    logits = torch.arange(float(windows.lengths[0]))
+    output = BertOutput(logits.as_subclass(OnMps), logits.as_subclass(OnMps))
+    found = evaluation._decode(windows, [(torch.tensor([0]), output)], DecodingSettings())
+    plain = evaluation._decode(
+        windows, [(torch.tensor([0]), BertOutput(logits, logits))], DecodingSettings()
+    )
+    assert found == plain and len(moved) == 2
 
 
 def test_figures_where_no_question_has_a_span(ask):

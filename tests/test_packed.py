@@ -6,10 +6,21 @@ from functools import partial
 import pytest
 import torch
 
+from bertqa.checkpoint import save_model
 from bertqa.config import BertConfig
+from bertqa.errors import UserError
 from bertqa.kernels import JointPart, linears
 from bertqa.model import BertForQuestionAnswering
-from bertqa.packed import Int8Linear, PackedLinear, can_pack, make_ready, pack, quantize_tokens
+from bertqa.packed import (
+    Int8Linear,
+    PackedLinear,
+    can_pack,
+    is_packed,
+    make_ready,
+    pack,
+    quantize_tokens,
+)
+from bertqa.runtime import local_runtime
 from tests.helpers import LENGTHS, TINY, our_batch, random_windows
 
 CPU = torch.device("cpu")
@@ -76,8 +87,9 @@ def test_a_packed_layer_is_the_linear_layer(dtype):
     torch.testing.assert_close(layer(x.to(dtype)).float(), exact, rtol=bound, atol=10 * bound)
 
 
-def test_packed_layers_refuse_to_give_no_gradient(model, batch):
-    pack(model)
+@pytest.mark.parametrize("int8", [False, True])
+def test_packed_layers_refuse_to_give_no_gradient(model, batch, int8):
+    pack(model, int8=int8)
     with pytest.raises(RuntimeError, match="no gradients"):
         model(batch)
 
@@ -97,6 +109,30 @@ def test_query_key_and_value_are_one_product_and_still_three_layers(model):
 
 def test_packing_is_for_the_cpu():
     assert not can_pack(torch.device("cuda"))
+
+
+def test_a_processor_without_the_instructions_is_not_given_them(model, batch, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert can_pack(CPU) and not can_pack(CPU, torch.bfloat16) and not can_pack(CPU, int8=True)
+    ready = make_ready(model, CPU, torch.bfloat16)
+    assert not is_packed(ready) and scores(ready, batch).isfinite().all()
+    with pytest.raises(UserError, match="VNNI"):
+        local_runtime("cpu", "int8")
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_packed_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
+    ready = make_ready(model, CPU, torch.float32, int8=int8)
+    before = scores(ready, batch)
+    with pytest.raises(ValueError, match="packed model cannot be saved"):
+        save_model(tmp_path / "folder", ready)
+    assert not (tmp_path / "folder").exists()
+    assert make_ready(ready, CPU, torch.float32, int8=int8) is ready
+    exactly(scores(ready, batch), before)
+    for other in ({"dtype": torch.float32, "int8": not int8}, {"dtype": torch.bfloat16}):
+        with pytest.raises(ValueError, match="another precision"):
+            make_ready(ready, CPU, **other)
 
 
 # --- integers ------------------------------------------------------------------------------------
@@ -159,7 +195,7 @@ def test_a_model_in_integers_is_close(model, batch):
     expected = scores(model, batch)
     ready = make_ready(model, CPU, torch.float32, int8=True)
     assert isinstance(ready.layers[0].feed_forward.up, Int8Linear)
-    assert isinstance(ready.layers[0].attention.output, PackedLinear)
+    assert isinstance(ready.layers[0].attention.output, Int8Linear)
     result = scores(ready, batch)
     assert (result - expected).norm() / expected.norm() < 0.1
     assert not torch.equal(result, expected)
