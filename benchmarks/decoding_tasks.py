@@ -140,6 +140,16 @@ def _stream_places(bounds: "Tensor", lengths: "Tensor", chosen: "Tensor") -> "Te
     return first[window] + torch.arange(len(window)) - (count.cumsum(0) - count)[window]
 
 
+def _widened(context: str, answer: Any) -> str:
+    """The answer with the rest of its first and of its last word."""
+    start, end = answer.start, answer.end
+    while start > 0 and not context[start - 1].isspace():
+        start -= 1
+    while end < len(context) and not context[end].isspace():
+        end += 1
+    return context[start:end]
+
+
 def answers_of(texts: Sequence[str], step: int) -> dict[str, list[Any]]:
     """The answers to the questions that the peer takes as well."""
     return {"answers": list(texts[::step])}
@@ -206,8 +216,14 @@ class OurDecoding:
             pass
 
     def result(self) -> dict[str, list[Any]]:
-        """The best answers."""
-        return answers_of([prediction.text for prediction in self._predictions()], self.step)
+        """The best answers, and the same widened to the words between blanks that they are of."""
+        predictions = list(self._predictions())
+        widened = [
+            _widened(example.context, prediction.answers[0])
+            for example, prediction in zip(self.examples, predictions, strict=True)
+        ]
+        answers = answers_of([prediction.text for prediction in predictions], self.step)
+        return answers | {"widened": widened[:: self.step]}
 
 
 # --- the peer ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import all as every
+from benchmarks.decoding import share_agreed
 from benchmarks.harness import (
     Contender,
     Measured,
@@ -113,13 +114,20 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, capsys):
         publish("z", "python -m it", text, page)
 
 
+def test_an_answer_with_the_rest_of_its_words_agrees_and_no_other():
+    ours, words = ["1974", "new  york", "Ada"], ["1974–75,", "new  york", "Ada"]
+    assert share_agreed(ours, words, ["1974", "new york", "Ada"]) == 100
+    assert share_agreed(ours, words, ["1974–75,", "new york", "Ada"]) == 100
+    assert share_agreed(ours, words, ["1974–75", "york", "Ada"]) == pytest.approx(100 / 3)
+
+
 def test_every_table_of_the_page_has_a_place():
     page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     names = [
         "inference minilm", "inference minilm one", "inference base", "training minilm",
         "whole job", "features", "decoding", "startup", "memory", "inference base gpu",
         "inference large gpu", "training base batch 32 gpu", "training large batch 32 gpu",
-        "training large batch 64 gpu",
+        "training large batch 64 gpu", "profile bf16", "profile int8", "profile training",
     ]  # fmt: skip
     for name in names:
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- end of {name} -->") == 1
@@ -136,7 +144,7 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
     found = list(every.commands(given, tmp_path / "f"))
     if on_gpu:
         assert found.pop()[1:] == ["-m", "pytest", "-m", "gpu"]
-    assert len(found) == (5 if on_gpu else 9)
+    assert len(found) == (5 if on_gpu else 12)
     for command in found:
         benchmark = importlib.import_module(command[2])
         taken: list[list[str]] = []
