@@ -2,9 +2,9 @@
 
 The peer is compute_predictions_logits of transformers 4.57, on every tenth question, say; rates
 are compared. It looks at the 20 best starts and ends, as top20 does, and makes answers of the
-words that stand between blanks, which it then tries to cut down to the tokens. Where that fails, its
-answer is top20's with the rest of the words; that counts as equal for the check, and the table has
-the share that is equal to the letter.
+words that stand between blanks, which it then tries to cut down to the tokens. Where that fails,
+its answer is top20's with the rest of the words; that counts as equal for the check, and the table
+has the share that is equal to the letter.
 """
 
 import argparse
