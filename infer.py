@@ -30,6 +30,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
 from bertqa.files import said_plainly, write_json
 from bertqa.readers import read_examples
+from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
@@ -223,6 +224,7 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     has_gold = all(example.answers is not None for example in examples)
     if has_gold:
         check_version(examples, str(flags.input), decoding.version_2_with_negative)
+    forget_kernels()
     qa = load(flags, decoding)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)

@@ -134,6 +134,19 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+def forget_kernels() -> None:
+    """Let oneDNN keep only what the next few batches need; for files of questions, before loading.
+
+    It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of
+    1,024 shapes in each thread and as many for all, up to half a GiB. Texts of a file have ever new
+    shapes, so little of it is used again; in training and for single questions much is. Limits
+    that the user has set stay.
+    """
+    # The shapes of a batch of 1,024 tokens; the second limit is that of all threads together.
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(32 * torch.get_num_threads()))
+
+
 def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Settle device and precision, and join the other processes if torchrun started several.
 

@@ -1,5 +1,6 @@
 """Device, precision, and what the processes of a run say to each other."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,14 @@ import torch.distributed as dist
 
 from bertqa import runtime as runtime_module
 from bertqa.errors import UserError
-from bertqa.runtime import Runtime, select_device, select_precision, start_runtime, stop_runtime
+from bertqa.runtime import (
+    Runtime,
+    forget_kernels,
+    select_device,
+    select_precision,
+    start_runtime,
+    stop_runtime,
+)
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 
@@ -234,3 +242,26 @@ def test_an_error_in_one_batch_ends_the_work() -> None:
         done.extend(Runtime(CPU).map_batches(work, range(50)))
     assert done == [0, 1, 2, 3]
     assert torch.get_num_threads() == 3
+
+
+# --- what oneDNN keeps ---------------------------------------------------------------------------
+
+LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+
+def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for name in LIMITS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    forget_kernels()
+    assert [os.environ[name] for name in LIMITS] == ["32", "96"]
+
+
+def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LIMITS:
+        monkeypatch.setenv(name, "7")
+    forget_kernels()
+    assert [os.environ[name] for name in LIMITS] == ["7", "7"]
