@@ -34,7 +34,13 @@ from bertqa.labels import Outcome, label_report
 from bertqa.readers import load_hub_dataset, read_examples
 from bertqa.runs import RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
-from bertqa.squad import Example, check_answers, check_examples, check_version
+from bertqa.squad import (
+    Example,
+    check_answers,
+    check_examples,
+    check_version,
+    split_by_article,
+)
 from bertqa.tokenization import BertTokenizer
 from bertqa.training import Run, TrainingSettings
 
@@ -54,6 +60,8 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--train_file", type=Path, metavar="FILE", help="SQuAD JSON, JSON lines, CSV, parquet")
     add("--validation_file", type=Path, metavar="FILE", help="the same forms")
+    add("--validation_split_percentage", type=int, metavar="N",
+        help="hold out N per cent of the training articles and evaluate on their questions")
     add("--max_train_samples", type=int, metavar="N", help="train on the first N examples")
     add("--max_eval_samples", type=int, metavar="N", help="evaluate on the first N examples")
     add("--show", type=int, metavar="N", help="print N random training examples and stop")
@@ -74,6 +82,8 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--max_grad_norm", type=float, default=DEFAULTS.max_grad_norm, metavar="X",
         help="clip gradients to this norm, 0 for never; the loss is start plus end as in the "
         "paper, run_qa takes the mean of the two: its 1.0 is 2.0 here (default: %(default)s)")
+    add("--dropout", type=float, metavar="X",
+        help="rate of all dropout (default: the checkpoint's own, in BERT 0.1)")
     add("--per_device_train_batch_size", type=int, default=DEFAULTS.per_device_train_batch_size,
         metavar="N", help="windows that one process takes at once (default: %(default)s)")
     add("--gradient_accumulation_steps", type=int, default=DEFAULTS.gradient_accumulation_steps,
@@ -115,6 +125,15 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--dataset and --train_file/--validation_file exclude each other: pass one")
     if flags.validation_file and not flags.train_file:
         raise UserError(f"--validation_file {flags.validation_file} needs a --train_file beside it")
+    percentage = flags.validation_split_percentage
+    if percentage is not None and flags.validation_file:
+        raise UserError(
+            "--validation_file and --validation_split_percentage exclude each other: pass one"
+        )
+    if percentage is not None and not 1 <= percentage <= 50:
+        raise UserError(
+            f"--validation_split_percentage {percentage} is not possible: give 1 to 50 per cent"
+        )
     for name in ("max_train_samples", "max_eval_samples", "show"):
         value = getattr(flags, name)
         if value is not None and value < 1:
@@ -219,6 +238,7 @@ def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
 
 def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
     """Training and validation examples, checked; the second is empty where there are none."""
+    percentage = flags.validation_split_percentage
     if flags.train_file:
         parts = [
             (str(path), read_examples(path)) if path else ("", [])
@@ -226,15 +246,18 @@ def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
         ]
     else:
         name = flags.dataset or "squad"
-        parts = [(f"{name}, {s}", load_hub_dataset(name, s)) for s in ("train", "validation")]
+        splits = ("train",) if percentage else ("train", "validation")
+        parts = [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
     limits = (flags.max_train_samples, flags.max_eval_samples)
     for source, examples in parts:
         if source:
             check_examples(examples, source)
             check_answers(examples, source)
             check_version(examples, source, flags.version_2_with_negative)
-    train, validation = (part[1][:limit] for part, limit in zip(parts, limits, strict=True))
-    return train, validation
+    train, validation = (
+        split_by_article(parts[0][1], percentage) if percentage else (part[1] for part in parts)
+    )
+    return train[: limits[0]], validation[: limits[1]]
 
 
 def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:

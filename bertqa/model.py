@@ -15,7 +15,7 @@ You Need", 2017, with the norm after the residual sum.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -222,6 +222,15 @@ class BertForQuestionAnswering(nn.Module):
         for module in self.modules():
             if isinstance(module, SelfAttention):
                 module.fast = fast
+
+    def set_dropout(self, rate: float) -> None:
+        """Take one rate for all dropout in place of the checkpoint's two; what is saved has it."""
+        self.config = replace(
+            self.config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
+        )
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.rate = rate
 
     def forward(
         self,

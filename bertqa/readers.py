@@ -38,6 +38,7 @@ from bertqa.rows import (
     require_keys,
     row_example,
     shared_texts,
+    title_of,
     wrong_type,
 )
 from bertqa.squad import Example
@@ -170,18 +171,19 @@ def _nested_examples(articles: list[Any], source: str) -> Iterator[Example]:
         place = f"{source}, data[{a}]"
         require_keys(article, ["paragraphs"], place)
         for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", place)):
-            for example in _paragraph_examples(paragraph, number, f"{place}.paragraphs[{p}]"):
+            where = f"{place}.paragraphs[{p}]"
+            for example in _paragraph_examples(paragraph, number, where, title_of(article)):
                 yield example
                 number += 1
 
 
-def _paragraph_examples(paragraph: Any, number: int, place: str) -> Iterator[Example]:
+def _paragraph_examples(paragraph: Any, number: int, place: str, title: str) -> Iterator[Example]:
     """The examples of one paragraph; the first is the file's question ``number``."""
     require_keys(paragraph, ["context", "qas"], place)
     context = checked_text(paragraph["context"], "context", place)
     for q, qa in enumerate(checked_list(paragraph["qas"], "qas", place)):
         require_keys(qa, ["question"], f"{place}.qas[{q}]")
-        yield example_of(qa, number + q, context, f"{place}.qas[{q}]")
+        yield example_of(qa, number + q, context, f"{place}.qas[{q}]", title)
 
 
 # --- CSV -> Examples -----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """One row of a file or data set -> one ``Example``: checked, never converted by guess.
 
 A row has ``question`` and ``context``, and may have ``id`` (else the row's number, from 0),
-``answers`` and ``is_impossible``. ``answers`` is {"text": [...], "answer_start": [...]}, a list of
-{"text", "answer_start"}, a list of strings, or null. Other keys (title, plausible_answers) are
+``title``, ``answers`` and ``is_impossible``. ``answers`` is {"text": [...], "answer_start": [...]},
+a list of {"text", "answer_start"}, a list of strings, or null. Other keys (plausible_answers) are
 ignored. Texts are kept as they are, but for the blanks at the start of a question.
 """
 
@@ -128,7 +128,15 @@ def _identifier(value: Any, number: int, place: str) -> str:
     return checked_text(value, "id", place)
 
 
-def example_of(row: dict[str, Any], number: int, context: str, place: str) -> Example:
+def title_of(row: dict[str, Any]) -> str:
+    """The title in a row; "" where there is none. It only groups, so anything may stand there."""
+    title = row.get("title")
+    return title if isinstance(title, str) else ""
+
+
+def example_of(
+    row: dict[str, Any], number: int, context: str, place: str, title: str = ""
+) -> Example:
     """The example of a row whose context is known already; ``number`` serves where it has no id."""
     answers, starts = _gold(row, place)
     return Example(
@@ -138,13 +146,15 @@ def example_of(row: dict[str, Any], number: int, context: str, place: str) -> Ex
         context=context,
         answers=answers,
         answer_starts=starts,
+        title=title,
     )
 
 
 def row_example(row: Any, number: int, place: str) -> Example:
     """The example of a row that brings its own context."""
     require_keys(row, ["question", "context"], place)
-    return example_of(row, number, checked_text(row["context"], "context", place), place)
+    context = checked_text(row["context"], "context", place)
+    return example_of(row, number, context, place, title_of(row))
 
 
 def shared_texts(examples: Iterable[Example], remembered: int | None) -> Iterator[Example]:
@@ -156,4 +166,5 @@ def shared_texts(examples: Iterable[Example], remembered: int | None) -> Iterato
     first_copy = lru_cache(remembered)(lambda text: text)
     for example in examples:
         question, context = first_copy(example.question), first_copy(example.context)
-        yield Example(example.id, question, context, example.answers, example.answer_starts)
+        title = first_copy(example.title)
+        yield Example(example.id, question, context, example.answers, example.answer_starts, title)

@@ -13,7 +13,7 @@ class Example:
 
     ``answers`` is None where no gold was given, and () where the question is known to have no
     answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``;
-    () where the file gives none.
+    () where the file gives none. ``title`` is that of the article, "" where there is none.
     """
 
     id: str
@@ -21,11 +21,47 @@ class Example:
     context: str
     answers: tuple[str, ...] | None = None
     answer_starts: tuple[int, ...] = ()
+    title: str = ""
 
     @property
     def is_impossible(self) -> bool:
         """Whether the gold says that the context holds no answer."""
         return self.answers == ()
+
+
+def split_by_article(
+    examples: Sequence[Example], percentage: int
+) -> tuple[list[Example], list[Example]]:
+    """Hold out a part of a data set to measure on what was not trained on.
+
+    Questions about one article stay together, since they ask for the same facts; where no titles
+    are given, those about one context. Every n-th article is held out, so that the part is spread
+    over the data set and is the same each time.
+
+    Args:
+        percentage: of the articles, 1 to 50.
+
+    Returns:
+        The examples to train on, and those held out, each in their order.
+
+    Raises:
+        UserError: there is only one article.
+    """
+    numbers: dict[str, int] = {}
+    articles = [numbers.setdefault(e.title or e.context, len(numbers)) for e in examples]
+    # Article i is held out where the count of those to be held out by then rises.
+    held = [i * percentage // 100 < (i + 1) * percentage // 100 for i in range(len(numbers))]
+    if not any(held):
+        held[-1:] = [True]
+    if all(held):
+        raise UserError(
+            f"--validation_split_percentage {percentage} has nothing to divide: all questions are "
+            "about one article; give a --validation_file"
+        )
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example, article in zip(examples, articles, strict=True):
+        parts[held[article]].append(example)
+    return parts
 
 
 def check_examples(examples: Sequence[Example], source: str) -> None:

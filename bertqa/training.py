@@ -39,6 +39,8 @@ class TrainingSettings:
         adam_epsilon: AdamW's.
         max_grad_norm: gradients are scaled down to this norm. The loss is the sum of the start's
             and the end's, twice that of run_qa: its 1.0 is 2.0 here. 0 switches clipping off.
+        dropout: rate of all dropout, of hidden numbers and of attention's probabilities; None
+            keeps the checkpoint's two, in BERT 0.1.
         per_device_train_batch_size: windows that one process takes at once.
         gradient_accumulation_steps: times that it does so for one optimiser step.
         seed: of the order of windows and of dropout.
@@ -54,6 +56,7 @@ class TrainingSettings:
     weight_decay: float = 0.01
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 2.0
+    dropout: float | None = None
     per_device_train_batch_size: int = 16
     gradient_accumulation_steps: int = 1
     seed: int = 42
@@ -77,6 +80,8 @@ class TrainingSettings:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio} is not a share of the steps")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout} is no rate: give 0 or more, below 1")
 
     def windows_per_step(self, world_size: int) -> int:
         """Windows that one optimiser step sees, over all processes."""
@@ -112,6 +117,8 @@ class Run:
         runtime: Runtime,
         folder: RunFolder,
     ) -> None:
+        if settings.dropout is not None:
+            model.set_dropout(settings.dropout)
         self.model = model.to(runtime.device)
         self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
         self.settings, self.runtime, self.folder = settings, runtime, folder

@@ -27,6 +27,7 @@ from bertqa.cli import Parser, run_script
 from bertqa.errors import UserError
 from bertqa.readers import read_examples
 from bertqa.runs import RunFolder
+from bertqa.squad import split_by_article
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -424,6 +425,20 @@ def heard(terminal: int, until: str | None = None) -> str:
 # --- train.py: show, cache, resume ---------------------------------------------------------------
 
 
+def test_a_part_of_the_training_articles_is_held_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", checkpoint, "--train_file", STORIES, "--output_dir", tmp_path / "o"]
+    few = ["--max_steps", 1, "--max_train_samples", 3, "--max_eval_samples", 2]
+    split = ["--validation_split_percentage", 20]
+    assert call("train", *flags, *split, *few, *STORY_WINDOWS, *HERE) == 0
+    train, held = split_by_article(read_examples(STORIES), 20)
+    answered = json.loads((tmp_path / "o" / "predictions.json").read_text())
+    assert list(answered) == [example.id for example in held[:2]]
+    said = capsys.readouterr().out
+    assert f"windows of {len(train[:3])} " in said and f"windows of {len(held[:2])} " in said
+
+
 def test_show_prints_examples_with_windows_and_labels(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -765,6 +780,15 @@ TRAIN_FLAGS: list[tuple[list[object], list[str]]] = [
     (["--show", "many"], ["--show", "'many'"]),
     (["--show", 1, "--max_seq_length", HUGE], ["--max_seq_length", str(HUGE)]),
     (["--dataset", "squad"], ["--dataset", "--train_file"]),
+    (["--dropout", 1], ["--dropout 1.0"]),
+    (["--dropout", -0.1], ["--dropout -0.1"]),
+    (["--validation_split_percentage", 0], ["--validation_split_percentage 0"]),
+    (["--validation_split_percentage", 51], ["--validation_split_percentage 51"]),
+    (["--validation_split_percentage", 10], ["--validation_split_percentage 10", "one article"]),
+    (
+        ["--validation_split_percentage", 10, "--validation_file", STORIES],
+        ["--validation_file", "--validation_split_percentage"],
+    ),
 ]
 
 INFER_FLAGS: list[tuple[list[object], list[str]]] = [

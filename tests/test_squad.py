@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bertqa.errors import UserError
 from bertqa.readers import iter_json_lines, load_hub_dataset, read_examples
-from bertqa.squad import Example, check_answers, check_examples
+from bertqa.squad import Example, check_answers, check_examples, split_by_article
 
 # A character beyond 16 bits stands before the answers, and line ends of every kind between them.
 MILL = (
@@ -66,7 +66,7 @@ def _row(example: Example, **more) -> dict:
 
 def _rows(examples: list[Example], answers=_lists) -> list[dict]:
     return [
-        _row(e) if e.answers is None else _row(e, title="ignored", answers=answers(e))
+        _row(e) if e.answers is None else _row(e, topic="ignored", answers=answers(e))
         for e in examples
     ]
 
@@ -83,7 +83,7 @@ def _nested(examples: list[Example], v2: bool) -> str:
             answer["start_guessed"] = True
         paragraphs.setdefault(e.context, []).append(qa)
     articles = [
-        {"title": "x", "paragraphs": [{"context": context, "qas": qas, "source": "y"}]}
+        {"topic": "x", "paragraphs": [{"context": context, "qas": qas, "source": "y"}]}
         for context, qas in paragraphs.items()
     ]
     return json.dumps({"version": "v2.0" if v2 else "1.1", "data": articles})
@@ -934,3 +934,56 @@ def test_check_examples(examples, sentence):
 )
 def test_check_answers(faulty, sentence):
     assert _refusal(check_answers, [*GOLD, *faulty]) == f"x.json: {sentence}"
+
+
+# --- holding out ---------------------------------------------------------------------------------
+
+
+def _about(*titles: str) -> list[Example]:
+    """A question about each title, each with a context of its own."""
+    return [
+        Example(str(i), "Who?", f"{title} {i}", ("x",), (0,), title)
+        for i, title in enumerate(titles)
+    ]
+
+
+def test_whole_articles_are_held_out_evenly_and_nothing_is_lost():
+    examples = _about(*"aabbccddeeffgghhiijja")  # ten articles, the first is taken up again
+    train, held = split_by_article(examples, 20)
+    assert {e.title for e in held} == {"e", "j"}
+    assert {e.title for e in train} == set("abcdfghi")
+    assert sorted(train + held, key=lambda e: int(e.id)) == examples
+    assert train == [e for e in examples if e in train]  # in order
+
+
+@pytest.mark.parametrize(("percentage", "number"), [(1, 2), (10, 20), (33, 66), (50, 100)])
+def test_as_many_articles_are_held_out_as_asked_for(percentage, number):
+    train, held = split_by_article(_about(*map(str, range(200))), percentage)
+    assert (len(held), len(train)) == (number, 200 - number)
+
+
+def test_at_least_one_article_is_held_out():
+    train, held = split_by_article(_about("a", "b", "c"), 10)
+    assert ([e.title for e in train], [e.title for e in held]) == (["a", "b"], ["c"])
+
+
+def test_without_titles_contexts_are_kept_together():
+    examples = [Example(str(i), "Who?", f"text {i // 3}", ("x",), (0,)) for i in range(30)]
+    train, held = split_by_article(examples, 10)
+    assert {e.context for e in held} == {"text 9"}
+    assert len(train) == 27
+
+
+def test_one_article_cannot_be_divided():
+    with pytest.raises(UserError, match=r"--validation_split_percentage 10 .* about one article"):
+        split_by_article(_about("a", "a"), 10)
+
+
+def test_titles_are_read_from_both_forms_and_anything_may_stand_there(tmp_path):
+    qas = [{"question": "Who?", "id": "1"}]
+    nested = {"data": [{"title": "River", "paragraphs": [{"context": "Ada.", "qas": qas}]}]}
+    flat = {"data": [{"question": "Who?", "context": "Ada.", "title": t} for t in ("River", 7)]}
+    for document, titles in ((nested, ["River"]), (flat, ["River", ""])):
+        path = tmp_path / "titled.json"
+        path.write_text(json.dumps(document))
+        assert [e.title for e in read_examples(path)] == titles

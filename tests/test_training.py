@@ -406,6 +406,20 @@ def test_the_gradient_is_clipped_to_its_norm(
 # --- what is random ------------------------------------------------------------------------------
 
 
+def test_dropout_takes_the_place_of_the_checkpoints(
+    tmp_path: Path, checkpoint: Path, still_checkpoint: Path
+) -> None:
+    still = trained(make_run(tmp_path / "still", still_checkpoint))
+    off = trained(make_run(tmp_path / "off", checkpoint, replace(SETTINGS, dropout=0.0)))
+    on = trained(make_run(tmp_path / "on", still_checkpoint, replace(SETTINGS, dropout=0.1)))
+    usual = trained(make_run(tmp_path / "usual", checkpoint))
+    assert losses_of(off.folder.path) == losses_of(still.folder.path)
+    assert losses_of(on.folder.path) == losses_of(usual.folder.path)
+    assert losses_of(on.folder.path) != losses_of(off.folder.path)
+    saved = json.loads((tmp_path / "off" / "config.json").read_text())
+    assert saved["hidden_dropout_prob"] == saved["attention_probs_dropout_prob"] == 0.0
+
+
 def test_every_step_and_process_draws_its_own_dropout(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
