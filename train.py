@@ -31,6 +31,7 @@ from bertqa.evaluation import DecodingSettings, Evaluator
 from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
 from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
 from bertqa.labels import Outcome, label_report
+from bertqa.optim import SCHEDULES
 from bertqa.readers import load_hub_dataset, read_examples
 from bertqa.runs import RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
@@ -72,7 +73,9 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="passes over the training windows (default: %(default)s)")
     add("--max_steps", type=int, metavar="N", help="optimiser steps, in place of the epochs")
     add("--learning_rate", type=float, default=DEFAULTS.learning_rate, metavar="X",
-        help="its peak; it falls to 0 in a line (default: %(default)s)")
+        help="its peak (default: %(default)s)")
+    add("--lr_scheduler_type", default=DEFAULTS.lr_scheduler_type, choices=SCHEDULES,
+        help="after the peak it falls to 0 in a line, or stays (default: %(default)s)")
     add("--warmup_ratio", type=float, default=DEFAULTS.warmup_ratio, metavar="X",
         help="share of the steps in which the rate rises to its peak (default: %(default)s)")
     add("--weight_decay", type=float, default=DEFAULTS.weight_decay, metavar="X",

@@ -3,15 +3,22 @@
 import torch
 from torch import nn
 
+SCHEDULES = ("linear", "constant_with_warmup")
 
-def learning_rate(step: int, peak: float, total_steps: int, warmup_steps: int) -> float:
+
+def learning_rate(
+    step: int, peak: float, total_steps: int, warmup_steps: int, schedule: str = "linear"
+) -> float:
     """The rate of optimiser step ``step``, from 0: a line up to ``peak``, a line down to 0.
 
     Warm-up starts at 0; without it the first step has the peak. The step after the last would
-    have 0. This is the schedule of run_qa and of Google's run_squad.
+    have 0. This is the schedule of run_qa and of Google's run_squad. "constant_with_warmup", which
+    run_qa has as well, stays at the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
+    if schedule == "constant_with_warmup":
+        return peak
     return peak * max(0, total_steps - step) / max(1, total_steps - warmup_steps)
 
 

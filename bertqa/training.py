@@ -20,7 +20,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import Evaluation, Evaluator
 from bertqa.features import WindowSet
 from bertqa.model import BertForQuestionAnswering, window_losses
-from bertqa.optim import learning_rate, make_optimizer, set_learning_rate
+from bertqa.optim import SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from bertqa.runs import Progress, RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime
 from bertqa.tokenization import BertTokenizer
@@ -35,6 +35,7 @@ class TrainingSettings:
         max_steps: optimiser steps; if not None it overrides the epochs.
         learning_rate: its peak.
         warmup_ratio: share of the steps in which the rate rises to its peak.
+        lr_scheduler_type: what it does then, "linear" or "constant_with_warmup".
         weight_decay: AdamW's, on weights; biases and LayerNorm have none.
         adam_epsilon: AdamW's.
         max_grad_norm: gradients are scaled down to this norm. The loss is the sum of the start's
@@ -53,6 +54,7 @@ class TrainingSettings:
     max_steps: int | None = None
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.0
+    lr_scheduler_type: str = "linear"
     weight_decay: float = 0.01
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 2.0
@@ -80,6 +82,11 @@ class TrainingSettings:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio} is not a share of the steps")
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise UserError(
+                f"--lr_scheduler_type {self.lr_scheduler_type} is unknown: pass "
+                f"{' or '.join(SCHEDULES)}"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout} is no rate: give 0 or more, below 1")
 
@@ -208,7 +215,8 @@ class Run:
 
     def _learning_rate(self, step: int) -> float:
         warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)
-        return learning_rate(step, self.settings.learning_rate, self.total_steps, warmup_steps)
+        peak, schedule = self.settings.learning_rate, self.settings.lr_scheduler_type
+        return learning_rate(step, peak, self.total_steps, warmup_steps, schedule)
 
     def _micro_batches(self, step: int) -> Iterator[tuple[TrainingBatch, float]]:
         """This process's part of a step, as batches on the device, and one window's share."""

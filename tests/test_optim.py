@@ -6,18 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
 from bertqa.checkpoint import checkpoint_name
-from bertqa.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from bertqa.optim import (
+    SCHEDULES,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from tests.helpers import our_model, their_model
 
 PEAK = 3e-5
 
 
-def their_rates(total_steps: int, warmup_steps: int, steps: int) -> list[float]:
+def their_rates(total_steps: int, warmup_steps: int, steps: int, name: str) -> list[float]:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=PEAK)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+    schedule = get_scheduler(name, optimizer, warmup_steps, total_steps)
     rates = []
     for _ in range(steps):
         rates.append(schedule.get_last_lr()[0])
@@ -30,16 +36,22 @@ def their_rates(total_steps: int, warmup_steps: int, steps: int) -> list[float]:
     ("total_steps", "warmup_steps"),
     [(1, 0), (7, 0), (100, 0), (100, 1), (100, 10), (97, 13), (5, 4), (6, 6)],
 )
-def test_learning_rate_is_theirs_at_every_step(total_steps: int, warmup_steps: int) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rate_is_theirs_at_every_step(
+    total_steps: int, warmup_steps: int, schedule: str
+) -> None:
     steps = total_steps + 3  # beyond the end as well
-    ours = [learning_rate(step, PEAK, total_steps, warmup_steps) for step in range(steps)]
-    assert ours == pytest.approx(their_rates(total_steps, warmup_steps, steps), rel=1e-12, abs=0)
+    ours = [learning_rate(step, PEAK, total_steps, warmup_steps, schedule) for step in range(steps)]
+    theirs = their_rates(total_steps, warmup_steps, steps, schedule)
+    assert ours == pytest.approx(theirs, rel=1e-12, abs=0)
 
 
 def test_learning_rate_in_numbers() -> None:
     assert [learning_rate(step, 1.0, 4, 0) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
     warmed_up = [learning_rate(step, 1.0, 6, 2) for step in range(7)]
     assert warmed_up == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    stays = [learning_rate(step, 1.0, 4, 2, "constant_with_warmup") for step in range(6)]
+    assert stays == [0, 0.5, 1, 1, 1, 1]
 
 
 def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:

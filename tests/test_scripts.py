@@ -780,6 +780,7 @@ TRAIN_FLAGS: list[tuple[list[object], list[str]]] = [
     (["--show", "many"], ["--show", "'many'"]),
     (["--show", 1, "--max_seq_length", HUGE], ["--max_seq_length", str(HUGE)]),
     (["--dataset", "squad"], ["--dataset", "--train_file"]),
+    (["--lr_scheduler_type", "cosine"], ["--lr_scheduler_type", "'cosine'"]),
     (["--dropout", 1], ["--dropout 1.0"]),
     (["--dropout", -0.1], ["--dropout -0.1"]),
     (["--validation_split_percentage", 0], ["--validation_split_percentage 0"]),

@@ -406,6 +406,16 @@ def test_the_gradient_is_clipped_to_its_norm(
 # --- what is random ------------------------------------------------------------------------------
 
 
+def test_a_rate_that_stays(tmp_path: Path, checkpoint: Path) -> None:
+    settings = replace(SETTINGS, lr_scheduler_type="constant_with_warmup", logging_steps=1)
+    trained(make_run(tmp_path / "run", checkpoint, settings))
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "run") if "loss" in line]
+    warmup = math.ceil(len(rates) * settings.warmup_ratio)
+    assert rates[warmup:] == [settings.learning_rate] * (len(rates) - warmup)
+    with pytest.raises(UserError, match="--lr_scheduler_type cosine"):
+        replace(SETTINGS, lr_scheduler_type="cosine")
+
+
 def test_dropout_takes_the_place_of_the_checkpoints(
     tmp_path: Path, checkpoint: Path, still_checkpoint: Path
 ) -> None:
