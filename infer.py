@@ -84,16 +84,15 @@ def main(flags: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     has_terminal = sys.stdin.isatty()
     check_flags(flags, has_terminal)
-    decoding = decoding_settings(flags)
     if flags.input:
-        answer_file(flags, decoding)
+        answer_file(flags)
     elif flags.question is not None:
         context = read_context(flags)
-        answer_one(load(flags, decoding), flags.question, context, flags.top_k, flags.json)
+        answer_one(load(flags), flags.question, context, flags.top_k, flags.json)
     elif flags.demo or not has_terminal:
-        demonstrate(load(flags, decoding), flags.top_k, flags.json)
+        demonstrate(load(flags), flags.top_k, flags.json)
     else:
-        converse(load(flags, decoding), flags)
+        converse(load(flags), flags)
 
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
@@ -117,18 +116,21 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError(f"--top_k {flags.top_k} is for one question: use --n_best_size")
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
+    # Before a model is fetched, of which nobody knows yet whether it says "no answer".
+    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
 
 
-def load(flags: argparse.Namespace, decoding: DecodingSettings) -> QuestionAnswerer:
+def load(flags: argparse.Namespace) -> QuestionAnswerer:
     """The model that the flags name."""
-    return QuestionAnswerer.from_pretrained(
+    qa = QuestionAnswerer.from_pretrained(
         flags.model,
         windows=window_settings(flags),
-        decoding=decoding,
         device=flags.device,
         precision=flags.precision,
         allow_bin=flags.allow_bin,
     )
+    qa.decoding = decoding_settings(flags, stored=qa.decoding)
+    return qa
 
 
 def read_context(flags: argparse.Namespace) -> str:
@@ -211,7 +213,7 @@ def ask(prompt: str) -> str:
         return ""
 
 
-def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
+def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
     existing = flags.output_dir / "predictions.json"
     if existing.exists() and not flags.overwrite_output_dir:
@@ -222,15 +224,15 @@ def answer_file(flags: argparse.Namespace, decoding: DecodingSettings) -> None:
     examples = read_examples(flags.input)
     check_examples(examples, str(flags.input))
     has_gold = all(example.answers is not None for example in examples)
-    if has_gold:
-        check_version(examples, str(flags.input), decoding.version_2_with_negative)
     forget_kernels()
-    qa = load(flags, decoding)
+    qa = load(flags)
+    if has_gold:
+        check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), decoding)
+    predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
     if has_gold:
-        metrics = score(examples, predictions, decoding)
+        metrics = score(examples, predictions, qa.decoding)
         files.append(flags.output_dir / "metrics.json")
         write_json(files[-1], metrics)
         print(json.dumps(metrics, indent=None if flags.json else 2))

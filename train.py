@@ -174,7 +174,15 @@ def train(
     evaluator = None
     if validation_examples:
         say(runtime, f"validation: {len(validation_windows)} windows of {labels['validation']}")
-        evaluator = Evaluator(validation_examples, validation_windows, decoding, runtime)
+        # Of questions that training never saw, the threshold of "no answer" may be learned.
+        chooses = bool(
+            flags.validation_split_percentage
+            and decoding.version_2_with_negative
+            and flags.null_score_diff_threshold is None
+        )
+        evaluator = Evaluator(
+            validation_examples, validation_windows, decoding, runtime, chooses_threshold=chooses
+        )
 
     fingerprints = {
         "train": data_fingerprint(train_examples),
@@ -186,6 +194,7 @@ def train(
     run.start(flags.resume)
     if runtime.is_main:
         folder.keep_labels(labels)
+        folder.keep_decoding(decoding)
     say(
         runtime,
         f"{run.total_steps} steps of {run.windows_per_step} windows on {runtime.device} in "

@@ -27,9 +27,9 @@ _ON_CPU = (
     "decoding --rounds 5",
     "startup --rounds 9",
     "memory",
-    "profile",
-    "profile --precision int8",
-    "profile --training",
+    "operators",
+    "operators --precision int8",
+    "operators --training",
 )
 _ON_GPU = (
     "inference --size base --windows 2048",
@@ -38,7 +38,7 @@ _ON_GPU = (
     "training --size large --batch_size 32 --steps 4",
     "training --size large --batch_size 64 --steps 4",
 )
-_MODEL_ALONE = ("inference", "training", "profile")  # these make their checkpoints, and keep them
+_MODEL_ALONE = ("inference", "training", "operators")  # these make their checkpoints, and keep them
 _WITH_PEER = ("whole_job", "decoding", "startup")
 
 

@@ -12,7 +12,8 @@ from bertqa.checkpoint import LoadReport, load_checkpoint
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.folders import find_local
+from bertqa.files import read_json_object
+from bertqa.folders import DECODING_FILE, find_local
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
@@ -40,6 +41,29 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
+
+
+def stored_decoding(folder: Path) -> DecodingSettings:
+    """What the model in a folder says of "no answer" in its decoding.json, if it has one.
+
+    Raises:
+        UserError: the file is there and holds something else.
+    """
+    path = folder / DECODING_FILE
+    if not path.exists():
+        return DecodingSettings()
+    entries = read_json_object(path)
+    negative: Any = entries.get("version_2_with_negative")
+    threshold: Any = entries.get("null_score_diff_threshold")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if isinstance(negative, bool) and is_number:
+        return DecodingSettings(
+            version_2_with_negative=negative, null_score_diff_threshold=float(threshold)
+        )
+    raise UserError(
+        f"{path} has version_2_with_negative {negative!r} and null_score_diff_threshold "
+        f"{threshold!r}, but must have true or false and a number: correct or remove it"
+    )
 
 
 def load_for_training(
@@ -126,13 +150,15 @@ class QuestionAnswerer:
     ) -> "QuestionAnswerer":
         """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
 
+        Without ``decoding`` it says "no answer" if, and when, its decoding.json says so.
+
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
         """
         runtime = local_runtime(device, precision)
         folder = find_folder(str(name), allow_bin=allow_bin)
         model, tokenizer, _ = _load(folder, allow_bin, require_head=True)
-        return cls(model, tokenizer, windows, decoding, runtime)
+        return cls(model, tokenizer, windows, decoding or stored_decoding(folder), runtime)
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Answer examples in order; a stream of any length in constant memory.

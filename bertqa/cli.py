@@ -58,8 +58,6 @@ def _one_line(message: str) -> str:
 
 def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False) -> None:
     """Which model, and where it computes; ``answers_only`` offers what cannot be trained in."""
-    precisions = ["auto", *PRECISIONS, *[INT8] * answers_only]
-    int8 = "; int8 is for CPUs, faster and off by a little" if answers_only else ""
     parser.add_argument(
         "--model", default=default, metavar="NAME",
         help="checkpoint folder, name under weights/, or name on the hub, from which it is "
@@ -69,6 +67,13 @@ def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False)
         "--allow_bin", action="store_true",
         help="read pytorch_model.bin, a pickle, where there is no safetensors file",
     )  # fmt: skip
+    add_place_flags(parser, answers_only=answers_only)
+
+
+def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
+    """Where a model computes, and how precisely."""
+    precisions = ["auto", *PRECISIONS, *[INT8] * answers_only]
+    int8 = "; int8 is for CPUs, faster and off by a little" if answers_only else ""
     parser.add_argument(
         "--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"
     )
@@ -113,14 +118,17 @@ def add_decoding_flags(parser: Parser) -> None:
         "starts with as many best ends (default: exact)",
     )  # fmt: skip
     parser.add_argument(
-        "--version_2_with_negative",
-        action="store_true",
+        "--version_2_with_negative", action="store_true", default=None,
         help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
-    )
+    )  # fmt: skip
+    parser.add_argument(
+        "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
+        help="every question has one (default: what the model's decoding.json says)",
+    )  # fmt: skip
     parser.add_argument(
         "--null_score_diff_threshold", type=float, metavar="X",
         help='with --version_2_with_negative: answer "" if the null score passes the best span\'s '
-        "by more than this (default: 0)",
+        "by more than this (default: the model's own, else 0)",
     )  # fmt: skip
 
 
@@ -133,16 +141,24 @@ def window_settings(flags: argparse.Namespace) -> WindowSettings:
     return WindowSettings(flags.max_seq_length, flags.doc_stride, flags.max_query_length)
 
 
-def decoding_settings(flags: argparse.Namespace) -> DecodingSettings:
+def decoding_settings(
+    flags: argparse.Namespace, stored: DecodingSettings | None = None
+) -> DecodingSettings:
     """The decoding flags as settings.
+
+    Args:
+        stored: what the model was made with, where it says so; flags that are given go before.
 
     Raises:
         UserError: values that cannot be, or that contradict each other.
     """
-    threshold = flags.null_score_diff_threshold
+    stored = stored or DecodingSettings()
+    threshold, negative = flags.null_score_diff_threshold, flags.version_2_with_negative
+    if negative is None:
+        negative = stored.version_2_with_negative
     if threshold is not None and math.isnan(threshold):
         raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
-    if threshold is not None and not flags.version_2_with_negative:
+    if threshold is not None and not negative:
         raise UserError(
             f"--null_score_diff_threshold {threshold} decides nothing without "
             "--version_2_with_negative: pass both or neither"
@@ -151,8 +167,8 @@ def decoding_settings(flags: argparse.Namespace) -> DecodingSettings:
         flags.n_best_size,
         flags.max_answer_length,
         flags.decoder,
-        flags.version_2_with_negative,
-        threshold or 0.0,
+        negative,
+        stored.null_score_diff_threshold if threshold is None else threshold,
     )
 
 

@@ -22,7 +22,7 @@ from bertqa.errors import UserError
 from bertqa.features import WindowSet
 from bertqa.files import write_json_map
 from bertqa.graphemes import has_joins, snap_to_graphemes
-from bertqa.metrics import evaluate_v1, evaluate_v2
+from bertqa.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.packed import is_packed, make_ready
 from bertqa.runtime import Runtime
@@ -126,11 +126,14 @@ class Evaluation:
         predictions: one for each example, in order.
         loss: mean of the training objective over the windows.
         metrics: the official figures (see metrics.py), in per cent.
+        curve: with ``Evaluator.chooses_threshold``, EM and F1 over the threshold; the predictions
+            are those of its best point.
     """
 
     predictions: list[Prediction]
     loss: float
     metrics: dict[str, float]
+    curve: Sequence[ThresholdPoint] = ()
 
     @property
     def exact_match(self) -> float:
@@ -149,12 +152,18 @@ class Evaluator:
 
     Calling it with a model gives an ``Evaluation``. Several processes share the questions and all
     get the whole result.
+
+    Attributes:
+        chooses_threshold: take the threshold of "no answer" with the best F1, in place of the
+            settings'. That is fair with questions held out from training, not with those that the
+            model is to be judged by.
     """
 
     examples: Sequence[Example]
     windows: WindowSet
     settings: DecodingSettings
     runtime: Runtime
+    chooses_threshold: bool = False
 
     def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
         """Answer all questions and score the answers."""
@@ -178,7 +187,11 @@ class Evaluator:
         by_id = {prediction.id: prediction for part, _ in parts for prediction in part}
         ordered = [by_id[example.id] for example in self.examples]
         loss = sum(part for _, part in parts) / max(1, len(self.windows))
-        return Evaluation(ordered, loss, score(self.examples, ordered, self.settings))
+        curve: Sequence[ThresholdPoint] = ()
+        if self.chooses_threshold:
+            curve = curve_of(self.examples, ordered)
+            ordered = _at_threshold(ordered, best_point(curve).threshold)
+        return Evaluation(ordered, loss, score(self.examples, ordered, self.settings), curve)
 
 
 def score(
@@ -191,6 +204,28 @@ def score(
         return evaluate_v1(texts, references)
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
     return evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+
+
+def curve_of(
+    examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> list[ThresholdPoint]:
+    """EM and F1 at every threshold that makes a difference, in ascending order."""
+    references = {example.id: example.answers or () for example in examples}
+    odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
+    return threshold_curve(references, odds, {p.id: p.best_span for p in predictions})
+
+
+def best_point(curve: Sequence[ThresholdPoint]) -> ThresholdPoint:
+    """The point with the highest F1; of several the lowest threshold."""
+    return max(curve, key=lambda point: point.f1)
+
+
+def _at_threshold(predictions: Sequence[Prediction], threshold: float) -> list[Prediction]:
+    """The predictions, "" where the null odds pass the threshold."""
+    return [
+        replace(p, text="" if p.null_odds is not None and p.null_odds > threshold else p.best_span)
+        for p in predictions
+    ]
 
 
 def write_predictions(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+DECODING_FILE = "decoding.json"  # ours: whether "no answer" is one, and from which score on
+OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", DECODING_FILE)
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"

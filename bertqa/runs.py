@@ -1,6 +1,7 @@
 """The folder of a training run: what stands in it, and how a stopped run goes on.
 
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
+    decoding.json, threshold.json, threshold.svg         when it says "no answer", see threshold.py
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
@@ -21,10 +22,12 @@ import torch
 
 from bertqa.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
 from bertqa.errors import UserError
-from bertqa.evaluation import DecodingSettings, Evaluation, write_predictions
+from bertqa.evaluation import DecodingSettings, Evaluation, best_point, write_predictions
 from bertqa.files import new_folder, read_json_object, said_plainly, write_json, write_text
+from bertqa.folders import DECODING_FILE
 from bertqa.labels import LabelReport
 from bertqa.model import BertForQuestionAnswering
+from bertqa.threshold import keep_curve, keep_threshold
 from bertqa.tokenization import BertTokenizer
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
@@ -144,6 +147,11 @@ class RunFolder:
         }
         write_json(self.path / "labels.json", listed)
 
+    def keep_decoding(self, settings: DecodingSettings) -> None:
+        """Let the model say "no answer" as the flags say, until a threshold is chosen."""
+        if settings.version_2_with_negative and not (self.path / DECODING_FILE).exists():
+            keep_threshold(self.path, settings.null_score_diff_threshold)
+
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
         """Put a model at the folder's top, in place of the one before."""
         tokenizer.save(self.path)
@@ -153,6 +161,9 @@ class RunFolder:
         """Put the best model's answers to the validation questions beside it."""
         write_predictions(self.path, evaluation.predictions, settings)
         write_json(self.path / "metrics.json", evaluation.metrics)
+        if evaluation.curve:
+            keep_threshold(self.path, best_point(evaluation.curve).threshold)
+            keep_curve(self.path, evaluation.curve)
 
     def save(
         self,

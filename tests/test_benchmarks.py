@@ -158,3 +158,9 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
         with pytest.raises(SystemExit):
             benchmark.main()
         assert taken == [[]], command
+
+
+def test_no_file_takes_the_name_of_a_standard_module():
+    """The peer's script runs in this folder: its imports, and its libraries', must not end here."""
+    names = {path.stem for path in (every.ROOT / "benchmarks").glob("*.py")}
+    assert not names & sys.stdlib_module_names

@@ -63,7 +63,7 @@ def main() -> None:
     rows = [[name, f"{share:.1f}"] for name, share in shares[:ROWS]]
     rows.append(["all others", f"{sum(share for _, share in shares[ROWS:]):.1f}"])
     name = f"profile {'training' if flags.training else flags.precision}"
-    command = command_line("benchmarks.profile", flags_parser, flags)
+    command = command_line("benchmarks.operators", flags_parser, flags)
     publish(name, command, table(["operator", "% of the time"], rows), flags.page)
 
 

@@ -1,0 +1,117 @@
+"""Line charts as SVG text: no library, readable in light and dark, and by a screen reader."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.sax.saxutils import escape
+
+_WIDTH, _HEIGHT = 680, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 40, 48  # margins; lines are named on the right
+_LINE_HEIGHT = 15
+_DOTTED = 30  # up to so many points of a line are marked
+
+# Blue, orange, green: told apart by those who see few colours as well, on white and on black.
+_STYLE = """
+  text { font: 12px system-ui, sans-serif; fill: #333 }
+  .title { font-size: 14px; font-weight: 600 }
+  .grid { stroke: #ddd } .axis { stroke: #888 }
+  polyline { fill: none; stroke-width: 2; stroke-linejoin: round }
+  .s0 { stroke: #0060b0 } .s1 { stroke: #c04800 } .s2 { stroke: #00785a }
+  circle { fill: #fff; stroke-width: 2 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #ddd } .grid { stroke: #444 }
+    .s0 { stroke: #62b0f4 } .s1 { stroke: #f59150 } .s2 { stroke: #4cc9a4 }
+    circle { fill: #111 }
+  }
+""".strip("\n")
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        name: stands at its right end.
+        points: ``(x, y)``, x ascending.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
+    """A chart of up to three lines as an SVG document.
+
+    Raises:
+        ValueError: more lines than colours, no point, or a number that is not finite.
+    """
+    points = [point for line in lines for point in line.points]
+    if not points or len(lines) > _COLOURS:
+        raise ValueError(f"{len(lines)} lines of {len(points)} points make no chart")
+    if not all(math.isfinite(number) for point in points for number in point):
+        raise ValueError("a chart has no place for numbers that are not finite")
+    x_ticks, y_ticks = (ticks(min(v), max(v)) for v in zip(*points, strict=True))
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
+
+    said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in lines)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(f"{title}: {said}", {chr(34): "&quot;"})}">',
+        f"<style>\n{_STYLE}\n</style>",
+        _text(_LEFT, 22, title, "start", "title"),
+        _text((_LEFT + right) / 2, _HEIGHT - 10, x_label, "middle"),
+    ]
+    for y in y_ticks:
+        across = place(x_ticks[0], y)[1]
+        parts.append(f'<path class="grid" d="M{_LEFT} {across:.1f}H{right}"/>')
+        parts.append(_text(_LEFT - 8, across + 4, _shown(y), "end"))
+    parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
+    parts += [_text(place(x, y_ticks[0])[0], bottom + 18, _shown(x), "middle") for x in x_ticks]
+    heights = _apart([place(*line.points[-1])[1] for line in lines])
+    for number, (line, height) in enumerate(zip(lines, heights, strict=True)):
+        places = [place(*point) for point in line.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="s{number}" points="{path}"/>')
+        if len(places) <= _DOTTED:
+            parts += [
+                f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places
+            ]
+        parts.append(_text(places[-1][0] + 8, height + 4, line.name, "start"))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers, about so many, the first at most ``low`` and the last at least ``high``."""
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _shown(number: float) -> str:
+    """Up to four digits, without the dust of floating point."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """The heights, moved so that names of lines that end close together do not overlap."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = list(heights)
+    for above, below in pairwise(order):
+        moved[below] = max(moved[below], moved[above] + _LINE_HEIGHT)
+    return moved
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'

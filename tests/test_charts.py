@@ -1,0 +1,86 @@
+"""Charts: where the points lie, what is said of them, what is refused."""
+
+import math
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertqa.charts import Line, line_chart, ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(root: ET.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+def places(root: ET.Element, number: int = 0) -> list[tuple[float, float]]:
+    """The points of a line, in pixels."""
+    line = list(root.iter(f"{SVG}polyline"))[number]
+    return [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+
+
+def test_points_lie_where_the_ticks_say() -> None:
+    root = ET.fromstring(line_chart("Loss", "step", [Line("loss", [(0, 4), (50, 1), (100, 2)])]))
+    marks = {
+        float(text.text): (float(text.attrib["x"]), float(text.attrib["y"]) - 4)
+        for text in root.iter(f"{SVG}text")
+        if text.attrib["text-anchor"] == "end"
+    }
+    assert list(marks) == [1, 2, 3, 4]
+    (_, first), (_, second), (_, third) = points = places(root)
+    assert (first, second, third) == pytest.approx((marks[4][1], marks[1][1], marks[2][1]), abs=0.1)
+    assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2, abs=0.1)
+    assert len(list(root.iter(f"{SVG}circle"))) == 3
+
+
+def test_everything_is_named_and_escaped() -> None:
+    lines = [Line("F1 <all>", [(0, 10), (1, 80)]), Line('"EM"', [(0, 5), (1, 79)])]
+    root = ET.fromstring(line_chart("A & B", "x", lines))
+    assert {"A & B", "x", "F1 <all>", '"EM"'} <= set(texts(root))
+    assert root.attrib["aria-label"] == 'A & B: F1 <all> ends at 80; "EM" ends at 79'
+    assert root.attrib["role"] == "img"
+
+
+def test_names_of_lines_that_end_together_do_not_overlap() -> None:
+    lines = [Line(name, [(0, 0), (1, end)]) for name, end in (("a", 50), ("b", 50.1), ("c", 49.9))]
+    root = ET.fromstring(line_chart("t", "x", lines))
+    heights = sorted(
+        float(e.attrib["y"]) for e in root.iter(f"{SVG}text") if e.text in {"a", "b", "c"}
+    )
+    assert all(below - above >= 14.9 for above, below in pairwise(heights))
+
+
+def test_a_single_point_has_a_chart() -> None:
+    root = ET.fromstring(line_chart("t", "x", [Line("a", [(3, 7)])]))
+    ((x, y),) = places(root)
+    assert 0 < x < 680 and 0 < y < 300
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [Line("a", [])],
+        [Line(name, [(0, 0)]) for name in "abcd"],
+        [Line("a", [(0, math.nan)])],
+        [Line("a", [(math.inf, 0)])],
+    ],
+)
+def test_what_makes_no_chart_is_refused(lines: list[Line]) -> None:
+    with pytest.raises(ValueError, match="chart"):
+        line_chart("t", "x", lines)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_even_and_hold_the_range(low: float, width: float) -> None:
+    high = low + width
+    found = ticks(low, high)
+    steps = [b - a for a, b in pairwise(found)]
+    slack = (high - low) * 1e-6 + 1e-9 * max(abs(low), abs(high))
+    assert found[0] <= low + slack and found[-1] >= high - slack
+    assert 3 <= len(found) <= 8
+    assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-3)

@@ -1,0 +1,189 @@
+"""The threshold of "no answer": chosen on held-out questions, kept with the model, obeyed."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+import infer
+import train
+from bertqa import threshold
+from bertqa.answering import QuestionAnswerer, stored_decoding
+from bertqa.cli import run_script
+from bertqa.errors import UserError
+from bertqa.evaluation import DecodingSettings, Prediction, best_point, curve_of
+from bertqa.metrics import evaluate_v2
+from bertqa.readers import read_examples
+from bertqa.squad import Example, split_by_article
+from tests.helpers import STORIES, STORIES_V2, write_checkpoint
+
+HERE = ["--device", "cpu", "--precision", "fp32"]
+WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
+
+
+def call(script: Any, *arguments: object) -> int:
+    return run_script(script.main, script.parse_flags(list(map(str, arguments))))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint, to write into."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """A run that holds out three of ten articles."""
+    folder = tmp_path_factory.mktemp("runs") / "v2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
+        assert not call(
+            train, "--model", checkpoint, "--train_file", STORIES_V2, "--max_steps", 6,
+            "--validation_split_percentage", 30, "--version_2_with_negative", "--learning_rate",
+            1e-3, "--eval_steps", 3, "--output_dir", folder, *WINDOWS, *HERE,
+        )  # fmt: skip
+    return folder
+
+
+def held_out() -> list[Example]:
+    return split_by_article(read_examples(STORIES_V2), 30)[1]
+
+
+def test_the_best_point_is_the_highest_of_the_curve() -> None:
+    examples = [
+        Example(str(number), "q", "c", answers)
+        for number, answers in enumerate([("oak",), (), ("elm",)], start=1)
+    ]
+    predictions = [
+        Prediction("1", "", (), "oak", 1.5), Prediction("2", "", (), "x", 2.5),
+        Prediction("3", "", (), "elm", -1.0),
+    ]  # fmt: skip
+    curve = curve_of(examples, predictions)
+    assert [point.threshold for point in curve[1:]] == [-1.0, 1.5, 2.5]
+    assert best_point(curve) == (1.5, 100.0, 100.0)
+
+
+def test_training_keeps_the_threshold_of_the_best_model(trained: Path) -> None:
+    examples = held_out()
+    settings = stored_decoding(trained)
+    assert settings.version_2_with_negative
+    odds = json.loads((trained / "null_odds.json").read_text())
+    texts = json.loads((trained / "predictions.json").read_text())
+    assert list(odds) == [example.id for example in examples]
+    limit = settings.null_score_diff_threshold
+    assert {name for name, value in odds.items() if value > limit} == {
+        name for name, text in texts.items() if text == ""
+    }
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["f1"] == metrics["best_f1"]
+    assert metrics["best_f1_thresh"] == limit
+    references = {e.id: e.answers or () for e in examples}
+    assert evaluate_v2(texts, references)["f1"] == metrics["f1"]
+
+
+def test_the_curve_is_kept_as_data_and_as_a_picture(trained: Path) -> None:
+    curve = json.loads((trained / "threshold.json").read_text())
+    assert curve["columns"] == ["threshold", "exact", "f1"]
+    best = max(row[2] for row in curve["rows"])
+    assert best == json.loads((trained / "metrics.json").read_text())["best_f1"]
+    root = ET.fromstring((trained / "threshold.svg").read_text())
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+
+
+def test_infer_obeys_what_was_kept(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["--model", trained, "--input", STORIES_V2, *WINDOWS, *HERE]
+
+    def unanswered(*more: object) -> int:
+        flags = ["--output_dir", tmp_path / "o", "--overwrite_output_dir", *more]
+        assert call(infer, *ask, *flags) == 0
+        texts = json.loads((tmp_path / "o" / "predictions.json").read_text())
+        return sum(text == "" for text in texts.values())
+
+    kept = stored_decoding(trained).null_score_diff_threshold
+    assert unanswered() == unanswered("--null_score_diff_threshold", kept)
+    assert unanswered("--null_score_diff_threshold", -1e6) == len(read_examples(STORIES_V2))
+    assert unanswered("--null_score_diff_threshold", 1e6) == 0
+    assert call(infer, *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
+    assert "questions without an answer" in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_given_is_the_one_that_is_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    run = [
+        "--model", checkpoint, "--train_file", STORIES_V2, "--validation_split_percentage", 30,
+        "--max_steps", 1, "--version_2_with_negative", *WINDOWS, *HERE,
+    ]  # fmt: skip
+    given = ["--null_score_diff_threshold", 2.5, "--output_dir", tmp_path / "given"]
+    assert call(train, *run, *given) == 0
+    assert stored_decoding(tmp_path / "given").null_score_diff_threshold == 2.5
+    assert not (tmp_path / "given" / "threshold.json").exists()
+
+
+def test_questions_of_a_validation_file_choose_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = [
+        "--model", checkpoint, "--train_file", STORIES_V2, "--validation_file", STORIES_V2,
+        "--max_steps", 1, "--version_2_with_negative", "--output_dir", tmp_path / "o",
+    ]  # fmt: skip
+    assert call(train, *flags, *WINDOWS, *HERE) == 0
+    assert stored_decoding(tmp_path / "o") == DecodingSettings(version_2_with_negative=True)
+    assert "best_f1" in json.loads((tmp_path / "o" / "metrics.json").read_text())
+
+
+def test_a_model_that_is_there_gets_its_threshold(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stored_decoding(copied) == DecodingSettings()
+    assert call(threshold, copied, STORIES_V2, *HERE) == 0
+    kept = stored_decoding(copied)
+    assert kept.version_2_with_negative
+    said = capsys.readouterr().out
+    assert f"threshold {kept.null_score_diff_threshold:.4f}: EM" in said
+    examples = read_examples(STORIES_V2)
+    qa = QuestionAnswerer.from_pretrained(copied, device="cpu", precision="fp32")
+    assert qa.decoding == kept
+    texts = {p.id: p.text for p in qa.answer(examples)}
+    f1 = evaluate_v2(texts, {e.id: e.answers or () for e in examples})["f1"]
+    assert f"F1 {f1:.2f}" in said
+
+
+def test_a_file_without_unanswerable_questions_is_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(threshold, copied, STORIES, *HERE) == 2
+    assert "no question without an answer" in capsys.readouterr().err
+    assert not (copied / "decoding.json").exists()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {},
+        {"version_2_with_negative": 1, "null_score_diff_threshold": 0.0},
+        {"version_2_with_negative": True, "null_score_diff_threshold": "low"},
+        {"version_2_with_negative": True, "null_score_diff_threshold": None},
+        {"version_2_with_negative": True, "null_score_diff_threshold": True},
+    ],
+)
+def test_a_faulty_decoding_file_is_refused(copied: Path, entries: dict[str, Any]) -> None:
+    (copied / "decoding.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=r"decoding\.json has version_2_with_negative"):
+        QuestionAnswerer.from_pretrained(copied)
