@@ -1,0 +1,164 @@
+"""Training is training: train.py beside transformers' Trainer, from the same encoder and examples.
+
+Both fine-tune on the first examples of SQuAD's training set, with dropout on, once for each seed,
+and answer the same questions of the dev set. A run differs from the next by its seed: by the order
+of the windows and by what dropout zeroes. What is to be shown is that ours and
+theirs differ no more than that.
+
+Theirs is the blog post's code: datasets.map with its labelling (an answer that ends a window, or
+has blanks at its ends, may be labelled beside the mark), every window padded to 384, softmax of
+the loss over the padding as well, its loss halved; their numbers are doubled here. Both models are
+asked by infer.py's own decoder, so that only the training differs.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.data import first_questions, squad_file
+from benchmarks.feature_tasks import Prepare, save_table
+from benchmarks.harness import ROOT, command_line, page, positive, publish, say, table
+from benchmarks.models import checkpoint
+
+BATCH = 16
+LAST = 20  # steps at the end that the final loss is the mean of
+
+Result = tuple[float, float, float]  # final loss, EM, F1
+
+
+def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
+    """train.py in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        command = [
+            sys.executable, str(ROOT / "train.py"), "--model", str(model), "--train_file",
+            str(train), "--num_train_epochs", str(flags.epochs), "--learning_rate",
+            str(flags.learning_rate), "--seed", str(seed), "--precision", flags.precision,
+            "--logging_steps", "1", "--per_device_train_batch_size", str(BATCH),
+            "--output_dir", str(folder),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in log if "loss" in line]
+        return (statistics.fmean(losses[-LAST:]), *answered(folder, dev))
+
+
+def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
+    """transformers' Trainer, fed as the blog post feeds it."""
+    from datasets import load_from_disk
+    from transformers import (
+        AutoModelForQuestionAnswering,
+        AutoTokenizer,
+        Trainer,
+        TrainingArguments,
+        default_data_collator,
+        set_seed,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as name:
+        rows = load_from_disk(save_table(str(train), f"{name}/table"))
+        windows = rows.map(Prepare(tokenizer), batched=True, remove_columns=rows.column_names)
+        set_seed(seed)
+        network = AutoModelForQuestionAnswering.from_pretrained(model)
+        arguments = TrainingArguments(
+            output_dir=f"{name}/out", num_train_epochs=flags.epochs, seed=seed,
+            learning_rate=flags.learning_rate, per_device_train_batch_size=BATCH,
+            weight_decay=0.01, max_grad_norm=1.0, bf16=flags.precision == "bf16", use_cpu=True,
+            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = Trainer(network, arguments, default_data_collator, windows)
+        trainer.train()
+        losses = [2 * entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        folder = Path(name) / "model"
+        trainer.save_model(str(folder))
+        tokenizer.save_pretrained(folder)
+        return (statistics.fmean(losses[-LAST:]), *answered(folder, dev))
+
+
+def answered(folder: Path, dev: Path) -> tuple[float, float]:
+    """EM and F1 of a model, by our own decoder."""
+    from bertqa.answering import QuestionAnswerer
+    from bertqa.evaluation import score
+    from bertqa.readers import read_examples
+
+    examples = read_examples(dev)
+    qa = QuestionAnswerer.from_pretrained(folder)
+    figures = score(examples, list(qa.answer(examples)), qa.decoding)
+    return figures["exact_match"], figures["f1"]
+
+
+def rows_of(name: str, results: Sequence[Result], seeds: Sequence[int]) -> list[list[str]]:
+    """A row for each seed, and one of the mean with the standard deviation."""
+    rows = [
+        [name, str(seed), *(f"{number:.3f}" for number in result)]
+        for seed, result in zip(seeds, results, strict=True)
+    ]
+    columns = list(zip(*results, strict=True))
+    means = [f"{statistics.fmean(c):.3f} ± {statistics.stdev(c):.3f}" for c in columns]
+    return [*rows, [name, "mean", *means]]
+
+
+def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
+    """Whether the means differ by no more than seeds explain: Welch's t of each figure."""
+    lines = []
+    for name, ours_column, theirs_column in zip(
+        ("final loss", "EM", "F1"),
+        zip(*of_ours, strict=True),
+        zip(*of_theirs, strict=True),
+        strict=True,
+    ):
+        apart = statistics.fmean(ours_column) - statistics.fmean(theirs_column)
+        errors = [statistics.variance(c) / len(c) for c in (ours_column, theirs_column)]
+        t = apart / max(sum(errors), 1e-12) ** 0.5
+        lines.append(f"{name}: ours minus theirs {apart:+.3f}, t = {t:+.1f}")
+    return "; ".join(lines) + " (beyond 2.8 would be more than three seeds each explain)."
+
+
+def main() -> None:
+    """Train all, print the table."""
+    flags_parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = flags_parser.add_argument
+    add("--data", type=Path, help="folder with train-v1.1.json and dev-v1.1.json")
+    add("--folder", type=Path, help="where the encoder is made, and found the next time")
+    add("--examples", type=positive, default=2000, help="to train on (2000)")
+    add("--questions", type=positive, default=1000, help="to ask (1000)")
+    add("--seeds", type=positive, default=3, help="runs of each (3)")
+    add("--epochs", type=float, default=1.0, help="of each run (1)")
+    add("--learning_rate", type=float, default=3e-4, help="its peak (3e-4)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (fp32)")
+    add("--page", type=page, help="a page whose table is replaced")
+    flags = flags_parser.parse_args()
+    if flags.seeds < 2:
+        flags_parser.error(f"--seeds {flags.seeds} has no spread: give 2 or more")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = checkpoint("minilm", flags.folder or folder)
+        source = squad_file("train", flags.data, folder)
+        train = first_questions(source, folder / "train.json", flags.examples)
+        dev = first_questions(
+            squad_file("dev", flags.data, folder), folder / "dev.json", flags.questions
+        )
+        seeds = range(1, flags.seeds + 1)
+        results: dict[str, list[Result]] = {"bertqa": [], "Trainer": []}
+        for seed in seeds:
+            for kind, run in (("bertqa", ours), ("Trainer", theirs)):
+                results[kind].append(run(model, train, dev, seed, flags))
+                say(f"{kind}, seed {seed}: " + ", ".join(f"{x:.3f}" for x in results[kind][-1]))
+    rows = [row for kind, found in results.items() for row in rows_of(kind, found, seeds)]
+    text = table(["trained by", "seed", f"loss of the last {LAST} steps", "EM", "F1"], rows)
+    text += f"\n\n{verdict(results['bertqa'], results['Trainer'])}"
+    command = command_line("benchmarks.equal_training", flags_parser, flags)
+    publish("equal training", command, text, flags.page)
+
+
+if __name__ == "__main__":
+    main()
