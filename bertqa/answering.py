@@ -32,12 +32,15 @@ def weights_dir() -> Path:
 def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     """The checkpoint folder of a path, a name under weights/, or a name on the hub.
 
+    What ships with the source tree under weights/ lies inside the package once that is installed.
+
     Raises:
         UserError: it is not to be had.
     """
-    local = find_local(name, weights_dir())
-    if local is not None:
-        return local
+    for place in (weights_dir(), Path(__file__).parent / "weights"):
+        local = find_local(name, place)
+        if local is not None:
+            return local
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
