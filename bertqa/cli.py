@@ -13,6 +13,7 @@ from bertqa.decoding import DECODERS
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
+from bertqa.interrupts import Stopped
 from bertqa.runtime import INT8, PRECISIONS
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
@@ -188,6 +189,10 @@ def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Names
             where = "" if rank == "0" else f" in process {rank}"
             print(f"error{where}: {_one_line(str(error))}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

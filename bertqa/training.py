@@ -6,6 +6,7 @@ generator need be kept.
 """
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bertqa.batching import TrainingBatch, mix_seed, step_windows, steps_per_epo
 from bertqa.errors import UserError
 from bertqa.evaluation import Evaluation, Evaluator
 from bertqa.features import WindowSet
+from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model import BertForQuestionAnswering, window_losses
 from bertqa.optim import SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from bertqa.runs import Progress, RunFolder, check_free, evaluation_table
@@ -165,17 +167,18 @@ class Run:
 
         Raises:
             UserError: the loss is no longer a finite number, or the disk refuses a file.
+            Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
         """
         self.model.train()
         bar = tqdm(
             total=self.total_steps, initial=self.progress.step, unit="step",
             disable=not self.runtime.is_main, dynamic_ncols=True,
         )  # fmt: skip
-        with bar:  # an error comes after its end, on a line of its own
-            self._steps(bar)
+        with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
+            self._steps(bar, interrupts)
         return self.progress
 
-    def _steps(self, bar: Any) -> None:
+    def _steps(self, bar: Any, interrupts: Interrupts) -> None:
         """The steps that are still to be done."""
         self._started, self._tokens = time.perf_counter(), 0
         for step in range(self.progress.step, self.total_steps):
@@ -194,7 +197,9 @@ class Run:
                 loss += part.detach()
                 self._tokens += len(batch.tokens.input_ids)
 
-            self.runtime.sum_over_ranks([loss, *self._gradients()])
+            # Processes get a signal at different steps, and must end after the same one.
+            to_stop = torch.tensor(float(interrupts.number > 0), device=self.runtime.device)
+            self.runtime.sum_over_ranks([loss, to_stop, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
             grad_norm = self._clip()
             self.scaler.step(self.optimizer)
@@ -212,6 +217,23 @@ class Run:
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
             self._started += time.perf_counter() - aside  # tokens/s is of the training alone
+            if to_stop > 0 if self.runtime.world_size > 1 else interrupts.number:
+                self._stop(interrupts.number or signal.SIGTERM)
+
+    def _stop(self, number: int) -> None:
+        """Save, and end the run.
+
+        Raises:
+            Stopped: always, but after the last step, where there is nothing left to stop.
+        """
+        if self.progress.step == self.total_steps:
+            return
+        self._save()
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {self.progress.step} of "
+            f"{self.total_steps}, which is saved: the same command with --resume goes on",
+            number,
+        )
 
     def _learning_rate(self, step: int) -> float:
         warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -506,36 +507,69 @@ def test_a_second_start_takes_the_windows_from_the_cache(
     assert contents(tmp_path / "cache") == before
 
 
-def test_an_interrupted_run_goes_on_in_another_process(
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
     checkpoint: Path,
     tmp_path: Path,
     trained: Any,
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
 ) -> None:
     append = RunFolder.append_log
 
-    def press_keys(folder: RunFolder, line: dict[str, Any]) -> None:
+    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
         append(folder, line)
         if line["step"] == 6:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_log", press_keys)
-        assert call("train", *flags) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+        patch.setattr(RunFolder, "append_log", interrupt)
+        assert call("train", *flags) == code
+    assert signal.getsignal(number) is before
+    said = capsys.readouterr().err.splitlines()[-1]
+    name = signal.Signals(number).name
+    assert said == (
+        f"stopped by {name} after step 6 of 8, which is saved: the same command with --resume "
+        "goes on"
+    )
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000006"]
 
     result = run("train", home, *flags, "--resume")
     assert result.returncode == 0, result.stderr
-    assert "from step 4" in result.stdout
+    assert "from step 6" in result.stdout
     whole, _ = trained
     assert without_speed(tmp_path / "run" / "log.jsonl") == without_speed(whole / "log.jsonl")
     ours = load_file(tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors")
     theirs = load_file(whole / "checkpoints" / "step-00000008" / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_whoever_interrupts_twice_does_not_wait(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    append = RunFolder.append_log
+
+    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
+        append(folder, line)
+        if line["step"] == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "append_log", interrupt)
+    flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
+    assert call("train", *flags) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_a_headless_checkpoint_can_be_trained(

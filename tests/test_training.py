@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import Answer, DecodingSettings, Evaluation, Evaluator, Prediction
 from bertqa.feature_cache import data_fingerprint
 from bertqa.features import WindowSettings, make_windows
+from bertqa.interrupts import Stopped
 from bertqa.model import BertForQuestionAnswering
 from bertqa.readers import read_examples
 from bertqa.runs import Progress, RunFolder, evaluation_table
@@ -507,6 +509,62 @@ def test_a_resumed_run_is_the_same_run(
     ours, theirs = contents(folder), contents(whole_run.folder.path)
     assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")
     assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
+
+
+def test_a_signal_in_the_middle_of_a_step_lets_it_end(
+    tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, batches = tmp_path / "run", Run._micro_batches
+
+    def interrupt(run: Run, step: int) -> Iterator[Any]:
+        for number, batch in enumerate(batches(run, step)):
+            if (step, number) == (4, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM after step 5 of 12"):
+        patch.setattr(Run, "_micro_batches", interrupt)
+        trained(make_run(folder, checkpoint))
+    assert checkpoints_of(folder)[-1] == "step-00000005"
+    resumed = trained(make_run(folder, checkpoint), resume=True)
+    assert same(weights_of(resumed), weights_of(whole_run))
+    assert log_of(folder) == log_of(whole_run.folder.path)
+
+
+def test_a_signal_in_the_last_step_stops_nothing(
+    tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Run._micro_batches
+
+    def interrupt(run: Run, step: int) -> Iterator[Any]:
+        if step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(run, step)
+
+    monkeypatch.setattr(Run, "_micro_batches", interrupt)
+    run = trained(make_run(tmp_path / "run", checkpoint))
+    assert (
+        contents(run.folder.path)["model.safetensors"]
+        == (contents(whole_run.folder.path)["model.safetensors"])
+    )
+
+
+def test_all_processes_end_after_the_same_step(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process got the signal, in step 3: its word comes with the sum."""
+
+    def sum_with_another(runtime: Runtime, tensors: Any) -> None:
+        tensors[1] += float(run.progress.step == 2)
+
+    monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
+    monkeypatch.setattr(Runtime, "sum_over_ranks", sum_with_another)
+    run = make_run(
+        tmp_path / "run", checkpoint, runtime=Runtime(CPU, world_size=2), evaluator=False
+    )
+    with pytest.raises(Stopped, match="after step 3 of 12"):
+        trained(run)
+    assert checkpoints_of(tmp_path / "run")[-1] == "step-00000003"
 
 
 @pytest.mark.parametrize("stop", [2, 6])

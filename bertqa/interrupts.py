@@ -1,0 +1,57 @@
+"""SIGINT and SIGTERM, noted until a run has come to a place where it can stop and go on later."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """A run has ended because it was asked to; what it had done is saved.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells have it: 130 or 143.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Interrupts:
+    """While it is entered, the first SIGINT or SIGTERM is noted; a second one acts at once.
+
+    Outside the main thread, where Python gives nobody signals, it notes nothing.
+
+    Attributes:
+        number: of the signal that came; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._note) for each in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for each, handler in self._before.items():
+            # None: a handler that was not set by Python, and that Python cannot set again.
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
