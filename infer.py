@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering import QuestionAnswerer
+from bertqa.answering import QuestionAnswerer, find_folder
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
@@ -26,6 +26,7 @@ from bertqa.cli import (
     run_script,
     window_settings,
 )
+from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
 from bertqa.files import said_plainly, write_json
@@ -74,7 +75,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="replace predictions that are in --output_dir already")
     add("--demo", action="store_true", help="answer four questions about two short texts")
     add_window_flags(parser)
-    add_decoding_flags(parser)
+    add_decoding_flags(parser, answers_only=True)
     # fmt: on
     return parser.parse(arguments)
 
@@ -117,20 +118,22 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
     # Before a model is fetched, of which nobody knows yet whether it says "no answer".
+    window_settings(flags)
     decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
 
 
 def load(flags: argparse.Namespace) -> QuestionAnswerer:
     """The model that the flags name."""
-    qa = QuestionAnswerer.from_pretrained(
-        flags.model,
-        windows=window_settings(flags),
+    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    windows, decoding = read_decoding_file(folder)
+    return QuestionAnswerer.from_pretrained(
+        folder,
+        windows=window_settings(flags, stored=windows),
+        decoding=decoding_settings(flags, stored=decoding),
         device=flags.device,
         precision=flags.precision,
         allow_bin=flags.allow_bin,
     )
-    qa.decoding = decoding_settings(flags, stored=qa.decoding)
-    return qa
 
 
 def read_context(flags: argparse.Namespace) -> str:

@@ -42,6 +42,7 @@ from bertqa.squad import (
     check_version,
     split_by_article,
 )
+from bertqa.threshold import has_both_kinds
 from bertqa.tokenization import BertTokenizer
 from bertqa.training import Run, TrainingSettings
 
@@ -172,14 +173,17 @@ def train(
     }
     say(runtime, f"training: {len(windows)} windows of {labels['training']}")
     evaluator = None
+    # Of questions that training never saw, the threshold of "no answer" may be learned.
+    chooses = bool(
+        flags.validation_split_percentage
+        and decoding.version_2_with_negative
+        and flags.null_score_diff_threshold is None
+    )
+    if chooses and not has_both_kinds(validation_examples):
+        chooses = False
+        say(runtime, "the held-out part cannot choose a threshold: it lacks one kind of question")
     if validation_examples:
         say(runtime, f"validation: {len(validation_windows)} windows of {labels['validation']}")
-        # Of questions that training never saw, the threshold of "no answer" may be learned.
-        chooses = bool(
-            flags.validation_split_percentage
-            and decoding.version_2_with_negative
-            and flags.null_score_diff_threshold is None
-        )
         evaluator = Evaluator(
             validation_examples, validation_windows, decoding, runtime, chooses_threshold=chooses
         )
@@ -189,12 +193,13 @@ def train(
         "validation": data_fingerprint(validation_examples),
     }
     description = describe(flags, settings, cutting, decoding, runtime, fingerprints)
+    description["data"]["chooses_threshold"] = chooses
     folder = RunFolder(flags.output_dir, description)
     run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder)
     run.start(flags.resume)
     if runtime.is_main:
         folder.keep_labels(labels)
-        folder.keep_decoding(decoding)
+        folder.keep_decoding(decoding, cutting)
     say(
         runtime,
         f"{run.total_steps} steps of {run.windows_per_step} windows on {runtime.device} in "

@@ -22,7 +22,7 @@ _ON_CPU = (
     "inference --one --rounds 9",
     "inference --size base --windows 32 --rounds 3",
     "training --rounds 3 --steps 1",
-    "whole_job --questions 500 --batch_sizes 1 8",
+    "whole_job --questions 1000 --batch_sizes 1 8 --rounds 1",
     "features",
     "decoding --rounds 5",
     "startup --rounds 9",

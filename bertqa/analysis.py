@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bertqa.metrics import exact_match, f1, f1_v2
+from bertqa.metrics import question_scores
 from bertqa.squad import Example
 
 _WORD = re.compile(r"\w+")
@@ -84,8 +84,9 @@ def breakdown(
         predictions: id to answer; a question without one counts as wrong.
         v2: score by the rules of SQuAD v2.0, where "" is an answer.
     """
-    overlap = f1_v2 if v2 else f1
-    figures = [_best(example, predictions.get(example.id), overlap) for example in examples]
+    references = {example.id: example.answers or () for example in examples}
+    scores = question_scores(predictions, references, v2=v2)
+    figures = [scores[example.id] for example in examples]
     groups = []
     for by, (name_of, order) in _GROUPINGS.items():
         members: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
@@ -99,16 +100,3 @@ def breakdown(
             if found
         ]
     return groups
-
-
-def _best(
-    example: Example, prediction: str | None, overlap: Callable[[str, str], float]
-) -> tuple[float, float]:
-    """EM and F1 of one question, each 0 to 1."""
-    if prediction is None:
-        return 0.0, 0.0
-    golds = example.answers or ("",)
-    return (
-        max(exact_match(prediction, gold) for gold in golds),
-        max(overlap(prediction, gold) for gold in golds),
-    )

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from bertqa.checkpoint import LoadReport, load_checkpoint
+from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.files import read_json_object
-from bertqa.folders import DECODING_FILE, find_local
+from bertqa.folders import find_local
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
@@ -32,41 +32,15 @@ def weights_dir() -> Path:
 def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     """The checkpoint folder of a path, a name under weights/, or a name on the hub.
 
-    What ships with the source tree under weights/ lies inside the package once that is installed.
-
     Raises:
         UserError: it is not to be had.
     """
-    for place in (weights_dir(), Path(__file__).parent / "weights"):
-        local = find_local(name, place)
-        if local is not None:
-            return local
+    local = find_local(name, weights_dir())
+    if local is not None:
+        return local
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
-
-
-def stored_decoding(folder: Path) -> DecodingSettings:
-    """What the model in a folder says of "no answer" in its decoding.json, if it has one.
-
-    Raises:
-        UserError: the file is there and holds something else.
-    """
-    path = folder / DECODING_FILE
-    if not path.exists():
-        return DecodingSettings()
-    entries = read_json_object(path)
-    negative: Any = entries.get("version_2_with_negative")
-    threshold: Any = entries.get("null_score_diff_threshold")
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if isinstance(negative, bool) and is_number:
-        return DecodingSettings(
-            version_2_with_negative=negative, null_score_diff_threshold=float(threshold)
-        )
-    raise UserError(
-        f"{path} has version_2_with_negative {negative!r} and null_score_diff_threshold "
-        f"{threshold!r}, but must have true or false and a number: correct or remove it"
-    )
 
 
 def load_for_training(
@@ -153,7 +127,7 @@ class QuestionAnswerer:
     ) -> "QuestionAnswerer":
         """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
 
-        Without ``decoding`` it says "no answer" if, and when, its decoding.json says so.
+        Without ``windows`` and ``decoding`` it is asked as its decoding.json says, if it has one.
 
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
@@ -161,7 +135,8 @@ class QuestionAnswerer:
         runtime = local_runtime(device, precision)
         folder = find_folder(str(name), allow_bin=allow_bin)
         model, tokenizer, _ = _load(folder, allow_bin, require_head=True)
-        return cls(model, tokenizer, windows, decoding or stored_decoding(folder), runtime)
+        own_windows, own_decoding = read_decoding_file(folder)
+        return cls(model, tokenizer, windows or own_windows, decoding or own_decoding, runtime)
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Answer examples in order; a stream of any length in constant memory.

@@ -71,9 +71,12 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
     for y in y_ticks:
         across = place(x_ticks[0], y)[1]
         parts.append(f'<path class="grid" d="M{_LEFT} {across:.1f}H{right}"/>')
-        parts.append(_text(_LEFT - 8, across + 4, _shown(y), "end"))
+        parts.append(_text(_LEFT - 8, across + 4, _shown(y, y_ticks[1] - y_ticks[0]), "end"))
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
-    parts += [_text(place(x, y_ticks[0])[0], bottom + 18, _shown(x), "middle") for x in x_ticks]
+    step = x_ticks[1] - x_ticks[0]
+    parts += [
+        _text(place(x, y_ticks[0])[0], bottom + 18, _shown(x, step), "middle") for x in x_ticks
+    ]
     heights = _apart([place(*line.points[-1])[1] for line in lines])
     for number, (line, height) in enumerate(zip(lines, heights, strict=True)):
         places = [place(*point) for point in line.points]
@@ -98,9 +101,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _shown(number: float) -> str:
-    """Up to four digits, without the dust of floating point."""
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+def _shown(number: float, step: float = 0.01) -> str:
+    """The number with as many decimals as tell it from its neighbours, ``step`` away."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{number:,.{decimals}f}"
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 from bertqa.decoding import DECODERS
@@ -88,13 +89,14 @@ def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
 def add_window_flags(parser: Parser) -> None:
     """How contexts are cut into windows."""
     parser.add_argument(
-        "--max_seq_length", type=int, default=_WINDOWS.max_seq_length, metavar="TOKENS",
-        help="longest window: question, context and special tokens (default: %(default)s)",
+        "--max_seq_length", type=int, metavar="TOKENS",
+        help="longest window: question, context and special tokens (default: "
+        f"{_WINDOWS.max_seq_length})",
     )  # fmt: skip
     parser.add_argument(
-        "--doc_stride", type=int, default=_WINDOWS.doc_stride, metavar="TOKENS",
+        "--doc_stride", type=int, metavar="TOKENS",
         help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
-        "means the step from window to window (default: %(default)s)",
+        f"means the step from window to window (default: {_WINDOWS.doc_stride})",
     )  # fmt: skip
     parser.add_argument(
         "--max_query_length", type=int, metavar="TOKENS",
@@ -103,8 +105,8 @@ def add_window_flags(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def add_decoding_flags(parser: Parser) -> None:
-    """How scores become answers."""
+def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
+    """How scores become answers; ``answers_only`` knows what the model says of itself."""
     parser.add_argument(
         "--n_best_size", type=int, default=_DECODING.n_best_size, metavar="N",
         help="answers kept for each question (default: %(default)s)",
@@ -122,24 +124,29 @@ def add_decoding_flags(parser: Parser) -> None:
         "--version_2_with_negative", action="store_true", default=None,
         help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
     )  # fmt: skip
-    parser.add_argument(
-        "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
-        help="every question has one (default: what the model's decoding.json says)",
-    )  # fmt: skip
+    if answers_only:
+        parser.add_argument(
+            "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
+            help="every question has one (default: what the model's decoding.json says)",
+        )  # fmt: skip
+    default = "the model's own, else 0" if answers_only else "0, or chosen on a held-out part"
     parser.add_argument(
         "--null_score_diff_threshold", type=float, metavar="X",
         help='with --version_2_with_negative: answer "" if the null score passes the best span\'s '
-        "by more than this (default: the model's own, else 0)",
+        f"by more than this (default: {default})",
     )  # fmt: skip
 
 
-def window_settings(flags: argparse.Namespace) -> WindowSettings:
-    """The window flags as settings.
+def window_settings(
+    flags: argparse.Namespace, stored: WindowSettings | None = None
+) -> WindowSettings:
+    """The window flags as settings; where one is not given, what is ``stored`` with the model.
 
     Raises:
         UserError: windows that cannot be.
     """
-    return WindowSettings(flags.max_seq_length, flags.doc_stride, flags.max_query_length)
+    given = {name: getattr(flags, name) for name in asdict(_WINDOWS)}
+    return replace(stored or _WINDOWS, **{k: v for k, v in given.items() if v is not None})
 
 
 def decoding_settings(

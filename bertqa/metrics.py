@@ -135,6 +135,19 @@ def evaluate_v2(
     return figures | _best_figures(references, null_scores, best_non_null)
 
 
+def question_scores(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], *, v2: bool = False
+) -> dict[str, tuple[float, float]]:
+    """EM and F1 of each question, 0 to 1, by the rules of v1.1 or v2.0; figures are their means.
+
+    predictions, references: as in `evaluate_v1` and `evaluate_v2`.
+    """
+    golds = _gold_answers_v2(references) if v2 else references
+    exact = _scores(exact_match, predictions, golds)
+    overlap = _scores(f1_v2 if v2 else f1, predictions, golds)
+    return {qid: (exact[qid], overlap[qid]) for qid in golds}
+
+
 def threshold_curve(
     references: Mapping[str, Sequence[str]],
     null_scores: Mapping[str, float],

@@ -230,6 +230,7 @@ def _csv_row(cells: dict[str, str], place: str) -> dict[str, Any]:
     """The cells as the values a JSON row would have."""
     row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
     row["id"] = cells.get("id") or None
+    row["title"] = cells.get("title")
     impossible = cells.get("is_impossible", "")
     row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
     if "answers" in cells:

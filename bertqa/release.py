@@ -12,9 +12,9 @@ import hashlib
 import json
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +25,17 @@ from bertqa.answering import QuestionAnswerer
 from bertqa.charts import Line, line_chart
 from bertqa.checkpoint import load_checkpoint, save_model
 from bertqa.cli import Parser, run_script
+from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import score
+from bertqa.feature_cache import data_fingerprint
+from bertqa.features import WindowSettings
 from bertqa.files import new_folder, read_json_object, said_plainly, write_text
-from bertqa.folders import WEIGHTS_FILE
+from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_answers, check_examples, check_version
 from bertqa.tokenization import BertTokenizer
-from bertqa.training import TrainingSettings
 
 _SMOOTHED = 10  # log lines that one point of the loss curve is the mean of
 
@@ -59,24 +61,39 @@ def main(flags: argparse.Namespace) -> None:
     if flags.output_dir.exists():
         raise UserError(f"--output_dir {flags.output_dir} is there already: name a new folder")
     stages = [read_stage(run) for run in flags.runs]
+    for before, run, stage in zip(flags.runs, flags.runs[1:], stages[1:], strict=False):
+        start = stage.description["settings"]["model"]
+        if Path(start).name != before.name:
+            raise UserError(
+                f"{run} started from {start}, not from {before}: name the runs in order"
+            )
+    _, decoding = read_decoding_file(flags.runs[-1])
     examples = read_examples(flags.eval_file)
     check_examples(examples, str(flags.eval_file))
     check_answers(examples, str(flags.eval_file))
-    check_version(examples, str(flags.eval_file), with_negative=False)
+    check_version(examples, str(flags.eval_file), decoding.version_2_with_negative)
+    seen = data_fingerprint(examples)
+    if any(stage.description["data"]["train"] == seen for stage in stages):
+        raise UserError(f"--eval_file {flags.eval_file} is what the model was trained on: another")
     forget_kernels()
     with new_folder(flags.output_dir) as folder:
         model, _ = load_checkpoint(flags.runs[-1])
         save_model(folder, model, torch.float16)
         BertTokenizer.load(flags.runs[-1]).save(folder)
         curves = write_curves(folder, stages)
-        measured = measure(folder, examples)
+        for name in (DECODING_FILE, "threshold.json", "threshold.svg"):
+            if (flags.runs[-1] / name).exists():
+                shutil.copyfile(flags.runs[-1] / name, folder / name)
+        curves += ["threshold.svg"] * (folder / "threshold.svg").exists()
+        windows = WindowSettings(**stages[-1].description["data"]["windows"])
+        measured = measure(folder, examples, windows)
+        selected = any(stage.description["data"]["validation"] == seen for stage in stages)
         card = model_card(
             flags.output_dir.name, flags.encoder, flags.data, stages, curves, measured,
-            file_digest(folder / WEIGHTS_FILE), flags.eval_file.name,
+            file_digest(folder / WEIGHTS_FILE), flags.eval_file.name, selected=selected,
         )  # fmt: skip
         write_text(folder / "README.md", card)
-    figures = measured[0]
-    print(f"EM {figures['exact_match']:.2f}, F1 {figures['f1']:.2f}: wrote {flags.output_dir}")
+    print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
 
 
 class Stage(NamedTuple):
@@ -84,6 +101,19 @@ class Stage(NamedTuple):
 
     description: dict[str, Any]
     log: list[dict[str, Any]]
+
+    @property
+    def kept(self) -> int:
+        """The step whose model was kept: the first with the best F1; without any, the last."""
+        rows = [line for line in self.log if "f1" in line]
+        last = max((line["step"] for line in self.log), default=0)
+        return int(max(rows, key=lambda row: row["f1"])["step"] if rows else last)
+
+
+_NEEDED = {
+    "settings": ("model", "windows_per_step", "precision"),
+    "data": ("train", "validation", "windows"),
+}
 
 
 def read_stage(run: Path) -> Stage:
@@ -93,14 +123,26 @@ def read_stage(run: Path) -> Stage:
         UserError: it is no run's folder.
     """
     description = read_json_object(run / "run.json")
+    whole = all(
+        isinstance(description.get(part), dict) and set(keys) <= description[part].keys()
+        for part, keys in _NEEDED.items()
+    )
+    if (
+        not whole
+        or not {"versions", "git_commit", "command", "device", "processes"} <= description.keys()
+    ):
+        raise UserError(f"{run / 'run.json'} is not one that train.py writes: copy the run again")
     with said_plainly(run / "log.jsonl", "read"):
         lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    try:
-        return Stage(description, [json.loads(line) for line in lines])
-    except ValueError as error:
-        raise UserError(
-            f"{run / 'log.jsonl'} is not JSON lines ({error}): copy it again"
-        ) from error
+    log = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            log.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):  # the last may be half a line, if the run was killed
+                place = f"{run / 'log.jsonl'}, line {number}"
+                raise UserError(f"{place} is not JSON ({error}): copy it again") from error
+    return Stage(description, log)
 
 
 def file_digest(path: Path) -> str:
@@ -114,16 +156,32 @@ def file_digest(path: Path) -> str:
 
 # --- figures -------------------------------------------------------------------------------------
 
-Measured = tuple[dict[str, float], list[Group], str]
+
+class Measured(NamedTuple):
+    """What the model in the folder is worth: EM and F1 in per cent, also by group."""
+
+    exact_match: float
+    f1: float
+    total: int
+    groups: list[Group]
+    precision: str
+    says_no_answer: bool
 
 
-def measure(folder: Path, examples: Sequence[Example]) -> Measured:
-    """EM and F1 of the model in a folder, the same by group, and the precision."""
-    qa = QuestionAnswerer.from_pretrained(folder)
+def measure(folder: Path, examples: Sequence[Example], windows: WindowSettings) -> Measured:
+    """Ask the model in a folder as infer.py asks it."""
+    qa = QuestionAnswerer.from_pretrained(folder, windows=windows)
     predictions = list(qa.answer(examples))
-    groups = breakdown(examples, {p.id: p.text for p in predictions})
-    precision = str(qa.runtime.dtype).removeprefix("torch.")
-    return score(examples, predictions, qa.decoding), groups, precision
+    v2 = qa.decoding.version_2_with_negative
+    figures = score(examples, predictions, qa.decoding)
+    return Measured(
+        figures["exact" if v2 else "exact_match"],
+        figures["f1"],
+        len(examples),
+        breakdown(examples, {p.id: p.text for p in predictions}, v2=v2),
+        str(qa.runtime.dtype).removeprefix("torch."),
+        v2,
+    )
 
 
 def write_curves(folder: Path, stages: Sequence[Stage]) -> list[str]:
@@ -135,7 +193,7 @@ def write_curves(folder: Path, stages: Sequence[Stage]) -> list[str]:
         losses += [(step, line["loss"]) for step, line in steps if "loss" in line]
         exact += [(step, line["exact_match"]) for step, line in steps if "exact_match" in line]
         f1 += [(step, line["f1"]) for step, line in steps if "f1" in line]
-        before = max((step for step, _ in steps), default=before)
+        before += stage.kept  # from there the next run went on
     charts = {}
     if losses:
         charts["loss.svg"] = line_chart(
@@ -170,45 +228,64 @@ def model_card(
     measured: Measured,
     digest: str,
     eval_name: str,
+    *,
+    selected: bool = False,
 ) -> str:
-    """The text of the card, in Markdown."""
-    figures, groups, precision = measured
+    """The text of the card, in Markdown; ``selected``: the questions chose the step as well."""
     last = stages[-1].description
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     parts = [
         f"# {name}",
         f"BERT for extractive question answering, made by bertqa's `train.py`.\n\n"
         f"- encoder: {encoder}\n- trained on: {data}\n"
-        f"- {eval_name}: **EM {figures['exact_match']:.2f}, F1 {figures['f1']:.2f}** on "
-        f"{figures['total']:,.0f} questions, in {precision}\n"
-        f"- file: `{WEIGHTS_FILE}`, float16, SHA-256 `{digest}`",
-        "It finds answers that stand in the text word for word, in English, and answers every "
-        "question, also one that the text does not answer. Its tokenizer is the encoder's.",
+        f"- {eval_name}: **EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}** on "
+        f"{measured.total:,} questions, in {measured.precision}"
+        + (", which also chose the best step of the run" if selected else "")
+        + f"\n- file: `{WEIGHTS_FILE}`, float16, SHA-256 `{digest}`",
+        "It finds answers that stand in the text word for word, in the language of its data. "
+        + (
+            'It says "no answer" from the null score in decoding.json on.'
+            if measured.says_no_answer
+            else "It answers every question, also one that the text does not answer."
+        ),
         f'```bash\npython infer.py --model {name} --question "..." --context "..."\n```',
         "## Training",
         "```bash\n"
         + "\n".join(_command(number, stage) for number, stage in enumerate(stages))
         + "\n```",
         "\n".join(_stage_line(number, stage) for number, stage in enumerate(stages, start=1)),
-        f"Commit `{last['git_commit']}`; {versions}; on {last['device']}, "
-        f"{last['processes']} process.",
+        f"{versions}; on {last['device']}, {last['processes']} process.",
         *(f"![{curve.removesuffix('.svg')}]({curve})" for curve in curves),
         f"## Where it fails\n\nBy kind, on {eval_name}:",
-        _group_table(groups),
+        _group_table(measured.groups),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+_PATHS = {"--train_file", "--validation_file"}
+
+
 def _command(number: int, stage: Stage) -> str:
-    """The command of a run: its settings, where they are not the defaults."""
-    settings = stage.description["settings"]
-    flags = ["python", "train.py", "--model", f"runs/{number}" if number else "ENCODER"]
-    flags += ["--train_file", "TRAIN", "--output_dir", f"runs/{number + 1}"]
-    for field in fields(TrainingSettings):
-        value = settings.get(field.name, field.default)
-        if value != field.default:
-            flags += [f"--{field.name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return shlex.join(flags)
+    """The command of a run as it was given, but for the folders of the machine."""
+    words = [str(word) for word in stage.description["command"][1:]]
+    processes = stage.description["processes"]
+    shown = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+    shown.append("train.py")
+    replaced = {"--output_dir": f"runs/{number + 1}"}
+    replaced["--model"] = f"runs/{number}" if number else "ENCODER"
+    flag = ""
+    for word in words:
+        given, equals, value = word.partition("=")
+        if given.startswith("--"):
+            flag = "--" + given[2:].replace("-", "_")
+        else:
+            value = word
+        if value and flag in replaced:
+            value = replaced[flag]
+        elif value and flag in _PATHS:
+            value = Path(value).name
+        shown.append(given + equals + value if given.startswith("--") else value)
+    return shlex.join(word for word in shown if word != "--resume")
 
 
 def _stage_line(number: int, stage: Stage) -> str:
@@ -218,12 +295,13 @@ def _stage_line(number: int, stage: Stage) -> str:
     losses = [line["loss"] for line in log if "loss" in line]
     rates = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
     ended = f", the last logged loss {losses[-1]:.3f}" if losses else ""
+    kept = f", kept: step {stage.kept:,}" if stage.kept != done else ""
     speed = f", {sorted(rates)[len(rates) // 2]:,} tokens/s" if rates else ""
     windows = description["settings"]["windows_per_step"]
     precision = description["settings"]["precision"].removeprefix("torch.")
     return (
         f"- run {number}: {done:,} steps of {windows} windows ({epochs:.2f} epochs) in "
-        f"{precision}{speed}{ended}"
+        f"{precision}{speed}{ended}{kept}; commit `{description['git_commit']}`"
     )
 
 

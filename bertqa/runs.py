@@ -21,13 +21,15 @@ from typing import Any
 import torch
 
 from bertqa.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
+from bertqa.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluation, best_point, write_predictions
+from bertqa.features import WindowSettings
 from bertqa.files import new_folder, read_json_object, said_plainly, write_json, write_text
 from bertqa.folders import DECODING_FILE
 from bertqa.labels import LabelReport
 from bertqa.model import BertForQuestionAnswering
-from bertqa.threshold import keep_curve, keep_threshold
+from bertqa.threshold import keep_curve
 from bertqa.tokenization import BertTokenizer
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
@@ -37,6 +39,9 @@ _FREE_SETTINGS = (
     "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )  # fmt: skip
+
+# What a run did that is older than the setting.
+_BEFORE_THE_FLAG = {"lr_scheduler_type": "linear", "dropout": None, "chooses_threshold": False}
 
 
 @dataclass
@@ -112,7 +117,8 @@ class RunFolder:
         for part in ("settings", "data"):
             then, now = before.get(part, {}), self.description[part]
             for key in now:
-                if key not in _FREE_SETTINGS and then.get(key) != now[key]:
+                then.setdefault(key, _BEFORE_THE_FLAG.get(key))
+                if key not in _FREE_SETTINGS and then[key] != now[key]:
                     raise UserError(
                         f"--resume: the run in {self.path} has {key} {then.get(key)!r}, not "
                         f"{now[key]!r}: give the same settings and data, or another --output_dir"
@@ -147,10 +153,10 @@ class RunFolder:
         }
         write_json(self.path / "labels.json", listed)
 
-    def keep_decoding(self, settings: DecodingSettings) -> None:
+    def keep_decoding(self, settings: DecodingSettings, windows: WindowSettings) -> None:
         """Let the model say "no answer" as the flags say, until a threshold is chosen."""
         if settings.version_2_with_negative and not (self.path / DECODING_FILE).exists():
-            keep_threshold(self.path, settings.null_score_diff_threshold)
+            write_decoding_file(self.path, settings.null_score_diff_threshold, windows)
 
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
         """Put a model at the folder's top, in place of the one before."""
@@ -162,7 +168,9 @@ class RunFolder:
         write_predictions(self.path, evaluation.predictions, settings)
         write_json(self.path / "metrics.json", evaluation.metrics)
         if evaluation.curve:
-            keep_threshold(self.path, best_point(evaluation.curve).threshold)
+            windows, _ = read_decoding_file(self.path)
+            threshold = best_point(evaluation.curve).threshold
+            write_decoding_file(self.path, threshold, windows or WindowSettings())
             keep_curve(self.path, evaluation.curve)
 
     def save(

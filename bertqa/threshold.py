@@ -5,7 +5,8 @@ python -m bertqa.threshold MODEL FILE
 asks the questions of FILE, which the model was not trained on, takes the threshold with the best
 F1 (Devlin et al. 2019, section 4.3, choose tau so) and keeps it beside the model:
 
-    decoding.json        that there is "no answer", and the threshold; infer.py obeys it
+    decoding.json        that there is "no answer", the threshold and the windows that it is for;
+                         infer.py obeys it
     threshold.json       the curve: a row of threshold, EM and F1 for each that makes a difference
     threshold.svg        its picture
 
@@ -22,7 +23,14 @@ import torch
 
 from bertqa.answering import QuestionAnswerer, find_folder
 from bertqa.charts import Line, line_chart
-from bertqa.cli import Parser, add_place_flags, run_script
+from bertqa.cli import (
+    Parser,
+    add_place_flags,
+    add_window_flags,
+    run_script,
+    window_settings,
+)
+from bertqa.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, best_point, curve_of
 from bertqa.files import write_json, write_text
@@ -30,7 +38,7 @@ from bertqa.folders import DECODING_FILE
 from bertqa.metrics import ThresholdPoint
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
-from bertqa.squad import check_answers, check_examples
+from bertqa.squad import Example, check_answers, check_examples
 
 _DRAWN = 400  # points of the curve in the picture
 
@@ -41,6 +49,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder or name under weights/")
     parser.add_argument("file", type=Path, metavar="FILE", help="questions with gold, as in v2.0")
     add_place_flags(parser)
+    add_window_flags(parser)
     return parser.parse(arguments)
 
 
@@ -49,31 +58,32 @@ def main(flags: argparse.Namespace) -> None:
     examples = read_examples(flags.file)
     check_examples(examples, str(flags.file))
     check_answers(examples, str(flags.file))
-    if not any(example.is_impossible for example in examples):
+    if not has_both_kinds(examples):
         raise UserError(
-            f"{flags.file} has no question without an answer, so any low threshold would do: give "
-            "a file in the form of SQuAD v2.0"
+            f"{flags.file} has not both questions with an answer and questions without, so one "
+            "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
+    window_settings(flags)  # before a model is looked for
     folder = find_folder(flags.model)
+    windows = window_settings(flags, stored=read_decoding_file(folder)[0])
     forget_kernels()
     qa = QuestionAnswerer.from_pretrained(
-        folder, decoding=DecodingSettings(version_2_with_negative=True),
+        folder, windows=windows, decoding=DecodingSettings(version_2_with_negative=True),
         device=flags.device, precision=flags.precision,
     )  # fmt: skip
     curve = curve_of(examples, list(qa.answer(examples)))
     best = best_point(curve)
-    keep_threshold(folder, best.threshold)
     keep_curve(folder, curve)
+    write_decoding_file(folder, best.threshold, windows)
     print(
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}; "
         f"kept in {folder / DECODING_FILE}"
     )
 
 
-def keep_threshold(folder: Path, threshold: float) -> None:
-    """Let the model in a folder say "no answer" from a threshold on."""
-    entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
-    write_json(folder / DECODING_FILE, entries)
+def has_both_kinds(examples: Sequence[Example]) -> bool:
+    """Whether a threshold can be chosen on them: some have an answer, some have none."""
+    return len({example.is_impossible for example in examples}) == 2
 
 
 def keep_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
@@ -81,13 +91,20 @@ def keep_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
     columns = list(ThresholdPoint._fields)
     write_json(folder / "threshold.json", {"columns": columns, "rows": [list(p) for p in curve]})
     # A question without any span has the largest float32 for its odds; the picture ends before.
-    shown = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
-    shown = shown[:: max(1, len(shown) // _DRAWN)]
+    drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
+    if not drawable:
+        return
+    best = drawable.index(best_point(drawable))
+    count = min(_DRAWN, len(drawable))
+    even = {number * (len(drawable) - 1) // max(1, count - 1) for number in range(count)}
+    shown = [drawable[number] for number in sorted(even | {best})]
     lines = [
         Line("F1", [(p.threshold, p.f1) for p in shown]),
         Line("exact match", [(p.threshold, p.exact) for p in shown]),
     ]
-    title = "EM and F1 over the threshold of the null score, %"
+    title = (
+        f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
+    )
     write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
 
 

@@ -75,3 +75,9 @@ def test_groups_of_one_kind_add_up_to_the_official_figures(v2: bool) -> None:
         for mean, figure in (("exact_match", exact), ("f1", official["f1"])):
             total = sum(group.count * getattr(group, mean) for group in members)
             assert total / len(examples) == pytest.approx(figure)
+
+
+def test_gold_that_says_nothing_counts_as_in_the_script() -> None:
+    examples = [Example("1", "Who?", "the oak", ("the", "oak"), (0, 4))]
+    (group, *_) = breakdown(examples, {"1": ""}, v2=True)
+    assert (group.exact_match, group.f1) == (0.0, 0.0)

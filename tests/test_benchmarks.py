@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import all as every
 from benchmarks.decoding import share_agreed
+from benchmarks.equal_training import verdict
 from benchmarks.harness import (
     Contender,
     Measured,
@@ -20,6 +21,7 @@ from benchmarks.harness import (
     ratio_text,
     table,
 )
+from benchmarks.same_answers import NOTHING, Found, cause
 
 
 @pytest.fixture
@@ -158,6 +160,25 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
         with pytest.raises(SystemExit):
             benchmark.main()
         assert taken == [[]], command
+
+
+def test_why_an_answer_differs():
+    context = "an e\u0301lan (oak)"
+    elan, cut = Found("e\u0301lan", 3, 8, 9.0), Found("e", 3, 4, 9.0)
+    assert cause(context, Found("e\u0301", 3, 5, 9.0), cut) == "characters"
+    assert cause(context, elan, Found("oak", 10, 13, 9.0004)) == "tie"
+    assert cause(context, Found("(oak)", 9, 14, 9.0), Found("oak", 10, 13, 9.0004)) == "tie"
+    assert cause(context, elan, Found("oak", 10, 13, 8.8)) == "search"
+    assert cause(context, elan, NOTHING) == "search"
+    assert cause(context, elan, Found("oak", 10, 13, 9.2)) == "other"
+
+
+def test_the_verdict_is_in_units_of_the_error_of_the_seeds():
+    ours = [(1.0, 50.0, 60.0), (2.0, 50.0, 61.0), (3.0, 50.0, 62.0)]
+    theirs = [(loss + 2, em, f1) for loss, em, f1 in ours]
+    said = verdict(ours, theirs)
+    assert said.startswith("final loss: ours minus theirs -2.000, t = -2.4;")
+    assert said.endswith("F1: ours minus theirs +0.000, t = +0.0.")
 
 
 def test_no_file_takes_the_name_of_a_standard_module():

@@ -41,7 +41,7 @@ def test_everything_is_named_and_escaped() -> None:
     lines = [Line("F1 <all>", [(0, 10), (1, 80)]), Line('"EM"', [(0, 5), (1, 79)])]
     root = ET.fromstring(line_chart("A & B", "x", lines))
     assert {"A & B", "x", "F1 <all>", '"EM"'} <= set(texts(root))
-    assert root.attrib["aria-label"] == 'A & B: F1 <all> ends at 80; "EM" ends at 79'
+    assert root.attrib["aria-label"] == 'A & B: F1 <all> ends at 80.00; "EM" ends at 79.00'
     assert root.attrib["role"] == "img"
 
 
@@ -84,3 +84,10 @@ def test_ticks_are_few_even_and_hold_the_range(low: float, width: float) -> None
     assert found[0] <= low + slack and found[-1] >= high - slack
     assert 3 <= len(found) <= 8
     assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-3)
+
+
+def test_neighbouring_ticks_have_different_labels() -> None:
+    root = ET.fromstring(line_chart("t", "x", [Line("a", [(0, 72.501), (4000, 72.509)])]))
+    heights = [t.text for t in root.iter(f"{SVG}text") if t.attrib["text-anchor"] == "end"]
+    assert len(heights) == len(set(heights)) > 3
+    assert "4,000" in texts(root)

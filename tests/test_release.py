@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -15,23 +16,31 @@ import train
 from bertqa import release
 from bertqa.answering import QuestionAnswerer
 from bertqa.cli import run_script
+from bertqa.decoding_file import read_decoding_file
+from bertqa.errors import UserError
 from bertqa.evaluation import score
+from bertqa.features import WindowSettings
 from bertqa.readers import read_examples
-from bertqa.release import smoothed
+from bertqa.release import read_stage, smoothed
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]
 
 
-def trained(folder: Path, model: Path, *more: object) -> Path:
+def trained(
+    folder: Path, model: Path, *more: object, split: bool = True, source: Path = STORIES
+) -> Path:
     """A short run of train.py."""
     flags = [
-        "--model", model, "--train_file", STORIES, "--validation_split_percentage", 30,
+        "--model", model, "--train_file", source, *["--validation_split_percentage", 30] * split,
         "--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24, "--max_steps", 6,
         "--eval_steps", 3, "--logging_steps", 2, "--device", "cpu", "--precision", "fp32",
         "--output_dir", folder, *more,
     ]  # fmt: skip
-    assert run_script(train.main, train.parse_flags(list(map(str, flags)))) == 0
+    arguments = list(map(str, flags))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *arguments])  # what run.json tells
+        assert run_script(train.main, train.parse_flags(arguments)) == 0
     return folder
 
 
@@ -71,7 +80,7 @@ def test_the_folder_holds_the_last_run_in_half_precision(runs: list[Path], folde
 def test_the_card_tells_the_figures_of_the_file(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     examples = read_examples(STORIES)
-    qa = QuestionAnswerer.from_pretrained(folder)
+    qa = QuestionAnswerer.from_pretrained(folder, windows=WindowSettings(96, 16, 24))
     metrics = score(examples, list(qa.answer(examples)), qa.decoding)
     assert f"**EM {metrics['exact_match']:.2f}, F1 {metrics['f1']:.2f}** on 174 questions" in card
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -86,19 +95,22 @@ def test_the_card_tells_how_it_was_trained(runs: list[Path], folder: Path) -> No
     assert card.startswith("# tiny-stories\n")
     assert "Tiny <BERT> (Apache-2.0)" in card and "stories (CC0)" in card
     commands = re.findall(r"^python train.py .*$", card, re.MULTILINE)
-    assert [re.sub(r"--(?:eval|logging|max)_steps \d ?", "", c).strip() for c in commands] == [
-        "python train.py --model ENCODER --train_file TRAIN --output_dir runs/1 "
-        "--learning_rate 0.001",
-        "python train.py --model runs/1 --train_file TRAIN --output_dir runs/2 --dropout 0 "
-        "--seed 7",
+    same = (
+        "--train_file stories.json --validation_split_percentage 30 --max_seq_length 96 "
+        "--doc_stride 16 --max_query_length 24 --max_steps 6 --eval_steps 3 --logging_steps 2 "
+        "--device cpu --precision fp32"
+    )
+    assert commands == [
+        f"python train.py --model ENCODER {same} --output_dir runs/1 --learning_rate 0.001",
+        f"python train.py --model runs/1 {same} --output_dir runs/2 --dropout 0 --seed 7",
     ]
     assert card.count("6 steps of 16 windows") == 2
     commit = json.loads((runs[1] / "run.json").read_text())["git_commit"]
-    assert f"Commit `{commit}`" in card and f"torch {torch.__version__}" in card
+    assert f"commit `{commit}`" in card and f"torch {torch.__version__}" in card
     assert str(runs[0].parent) not in card
 
 
-def test_the_curves_go_on_from_run_to_run(folder: Path) -> None:
+def test_the_curves_go_on_from_run_to_run(runs: list[Path], folder: Path) -> None:
     card = (folder / "README.md").read_text()
     for name, points in (("loss.svg", 6), ("accuracy.svg", 4)):
         assert f"]({name})" in card
@@ -106,7 +118,13 @@ def test_the_curves_go_on_from_run_to_run(folder: Path) -> None:
         line = next(root.iter("{http://www.w3.org/2000/svg}polyline"))
         across = [float(point.split(",")[0]) for point in line.attrib["points"].split()]
         assert len(across) == points
-        assert across == sorted(set(across))
+    f1 = [
+        [line for line in map(json.loads, (run / "log.jsonl").open()) if "f1" in line]
+        for run in runs
+    ]
+    kept = max(f1[0], key=lambda line: line["f1"])["step"]
+    assert read_stage(runs[0]).kept == kept
+    assert across == sorted(across)
 
 
 def test_many_points_become_means() -> None:
@@ -130,4 +148,50 @@ def test_what_cannot_be_released(
     assert "run.json is missing" in refusal(tmp_path, "--output_dir", new, "--eval_file", STORIES)
     unanswered = refusal(runs[0], "--output_dir", new, "--eval_file", STORIES_V2)
     assert "questions without an answer" in unanswered
+    assert "name the runs in order" in refusal(
+        *runs[::-1], "--output_dir", new, "--eval_file", STORIES
+    )
     assert not new.exists()
+
+
+def test_a_run_of_another_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json is not one that train\.py writes"):
+        read_stage(tmp_path)
+
+
+def test_half_a_last_line_is_that_of_a_run_that_was_killed(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_bytes((runs[0] / "run.json").read_bytes())
+    log = (runs[0] / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(log + '{"step": 9, "lo')
+    assert read_stage(tmp_path).log == read_stage(runs[0]).log
+    (tmp_path / "log.jsonl").write_text('{"step": 9, "lo\n' + log)
+    with pytest.raises(UserError, match=r"log\.jsonl, line 1 is not JSON"):
+        read_stage(tmp_path)
+
+
+def test_what_the_model_was_trained_on_measures_nothing(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        whole = trained(tmp_path / "whole", runs[0], "--learning_rate", 1e-3, split=False)
+    flags = ["--output_dir", tmp_path / "new", *TEXTS, "--eval_file", STORIES]
+    assert released(whole, *flags) == 2
+    assert "is what the model was trained on" in capsys.readouterr().err
+
+
+def test_a_model_that_says_no_answer_is_handed_on_with_its_threshold(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        model = write_checkpoint(tmp_path / "tiny")
+        run = trained(tmp_path / "run", model, "--version_2_with_negative", source=STORIES_V2)
+    folder = tmp_path / "new"
+    assert released(run, "--output_dir", folder, *TEXTS, "--eval_file", STORIES_V2) == 0
+    assert read_decoding_file(folder) == read_decoding_file(run)
+    assert (folder / "threshold.json").exists()
+    card = (folder / "README.md").read_text()
+    assert 'says "no answer" from the null score in decoding.json on' in card
+    assert "](threshold.svg)" in card and "--version_2_with_negative" in card

@@ -27,7 +27,7 @@ TEXT_ROOM = {
 # The loop room: brings the two together.
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
-    "threshold", "interrupts", "__init__",
+    "threshold", "interrupts", "decoding_file", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.

@@ -1,9 +1,12 @@
 """Device, precision, and what the processes of a run say to each other."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,9 @@ from bertqa.runtime import (
     start_runtime,
     stop_runtime,
 )
+from tests.helpers import STORIES, write_checkpoint
 
+ROOT = Path(__file__).parent.parent
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 
 
@@ -258,6 +263,29 @@ def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
         monkeypatch.delenv(name)
     forget_kernels()
     assert [os.environ[name] for name in LIMITS] == ["32", "96"]
+
+
+def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Path) -> None:
+    """oneDNN reads them once; later they are without effect."""
+    model = write_checkpoint(tmp_path / "tiny")
+    code = (
+        "import os, sys, infer\n"
+        "from bertqa import checkpoint\n"
+        "load = infer.QuestionAnswerer.from_pretrained\n"
+        "def noted(*a, **k):\n"
+        "    print(os.environ.get('LRU_CACHE_CAPACITY'))\n"
+        "    return load(*a, **k)\n"
+        "infer.QuestionAnswerer.from_pretrained = noted\n"
+        "sys.exit(infer.run_script(infer.main, infer.parse_flags(sys.argv[1:])))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in LIMITS}
+    flags = ["--model", model, "--input", STORIES, "--output_dir", tmp_path / "o", "--json"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "32"
 
 
 def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:

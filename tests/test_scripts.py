@@ -562,8 +562,12 @@ def test_whoever_interrupts_twice_does_not_wait(
     def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
         append(folder, line)
         if line["step"] == 6:
+            before = signal.getsignal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is before:  # not yet noted
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)  # whom the second one lets wait has not noticed it
 
     monkeypatch.setattr(RunFolder, "append_log", interrupt)
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]

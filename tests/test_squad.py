@@ -987,3 +987,6 @@ def test_titles_are_read_from_both_forms_and_anything_may_stand_there(tmp_path):
         path = tmp_path / "titled.json"
         path.write_text(json.dumps(document))
         assert [e.title for e in read_examples(path)] == titles
+    table = tmp_path / "titled.csv"
+    table.write_text("question,context,title\nWho?,Ada.,River\nWho?,Bo.,\n")
+    assert [e.title for e in read_examples(table)] == ["River", ""]

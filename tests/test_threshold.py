@@ -1,23 +1,34 @@
 """The threshold of "no answer": chosen on held-out questions, kept with the model, obeyed."""
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 
 import infer
 import train
 from bertqa import threshold
-from bertqa.answering import QuestionAnswerer, stored_decoding
+from bertqa.answering import QuestionAnswerer
 from bertqa.cli import run_script
+from bertqa.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.errors import UserError
-from bertqa.evaluation import DecodingSettings, Prediction, best_point, curve_of
-from bertqa.metrics import evaluate_v2
+from bertqa.evaluation import (
+    DecodingSettings,
+    Prediction,
+    _at_threshold,
+    best_point,
+    curve_of,
+)
+from bertqa.features import WindowSettings
+from bertqa.metrics import ThresholdPoint, evaluate_v2
 from bertqa.readers import read_examples
 from bertqa.squad import Example, split_by_article
+from bertqa.threshold import keep_curve
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 HERE = ["--device", "cpu", "--precision", "fp32"]
@@ -57,6 +68,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return folder
 
 
+def stored_decoding(folder: Path) -> DecodingSettings:
+    return read_decoding_file(folder)[1]
+
+
 def held_out() -> list[Example]:
     return split_by_article(read_examples(STORIES_V2), 30)[1]
 
@@ -75,9 +90,18 @@ def test_the_best_point_is_the_highest_of_the_curve() -> None:
     assert best_point(curve) == (1.5, 100.0, 100.0)
 
 
+def test_predictions_are_those_of_the_threshold() -> None:
+    predictions = [
+        Prediction(str(odds), "?", (), "span", odds) for odds in (-1.0, 1.5, 1.5000001, 4.0)
+    ]
+    texts = [p.text for p in _at_threshold(predictions, 1.5)]
+    assert texts == ["span", "span", "", ""]
+
+
 def test_training_keeps_the_threshold_of_the_best_model(trained: Path) -> None:
     examples = held_out()
-    settings = stored_decoding(trained)
+    windows, settings = read_decoding_file(trained)
+    assert windows == WindowSettings(96, 16, 24)
     assert settings.version_2_with_negative
     odds = json.loads((trained / "null_odds.json").read_text())
     texts = json.loads((trained / "predictions.json").read_text())
@@ -105,7 +129,7 @@ def test_the_curve_is_kept_as_data_and_as_a_picture(trained: Path) -> None:
 def test_infer_obeys_what_was_kept(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["--model", trained, "--input", STORIES_V2, *WINDOWS, *HERE]
+    ask = ["--model", trained, "--input", STORIES_V2, *HERE]
 
     def unanswered(*more: object) -> int:
         flags = ["--output_dir", tmp_path / "o", "--overwrite_output_dir", *more]
@@ -114,7 +138,10 @@ def test_infer_obeys_what_was_kept(
         return sum(text == "" for text in texts.values())
 
     kept = stored_decoding(trained).null_score_diff_threshold
-    assert unanswered() == unanswered("--null_score_diff_threshold", kept)
+    assert unanswered() == unanswered("--null_score_diff_threshold", kept, *WINDOWS)
+    answered = json.loads((tmp_path / "o" / "null_odds.json").read_text())
+    chosen_on = json.loads((trained / "null_odds.json").read_text())
+    assert {name: answered[name] for name in chosen_on} == pytest.approx(chosen_on, abs=1e-3)
     assert unanswered("--null_score_diff_threshold", -1e6) == len(read_examples(STORIES_V2))
     assert unanswered("--null_score_diff_threshold", 1e6) == 0
     assert call(infer, *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
@@ -169,21 +196,79 @@ def test_a_file_without_unanswerable_questions_is_refused(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(threshold, copied, STORIES, *HERE) == 2
-    assert "no question without an answer" in capsys.readouterr().err
+    assert "not both questions with an answer" in capsys.readouterr().err
     assert not (copied / "decoding.json").exists()
+
+
+def test_a_threshold_is_refused_where_all_questions_are_alike(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "Who?", "context": f"Ada {i}.", "answers": []} for i in range(3)]
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps({"data": rows}))
+    assert call(threshold, copied, path, *HERE) == 2
+    assert "not both questions with an answer" in capsys.readouterr().err
+    run = [
+        "--model", copied, "--train_file", path, "--validation_split_percentage", 30,
+        "--version_2_with_negative", "--max_steps", 1, "--output_dir", tmp_path / "o",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        assert call(train, *run, *WINDOWS, *HERE) == 0
+    assert "cannot choose a threshold" in capsys.readouterr().out
+    assert stored_decoding(tmp_path / "o").null_score_diff_threshold == 0.0
+
+
+def test_odds_without_a_span_have_no_picture(tmp_path: Path) -> None:
+    largest = float(torch.finfo(torch.float32).max)
+    keep_curve(tmp_path, [ThresholdPoint(largest, 50.0, 50.0)])
+    assert (tmp_path / "threshold.json").exists() and not (tmp_path / "threshold.svg").exists()
+
+
+def test_the_picture_holds_the_best_point_and_the_last(tmp_path: Path) -> None:
+    points = [ThresholdPoint(float(i), 50.0, 50.0 + (i == 1197)) for i in range(1199)]
+    keep_curve(tmp_path, points)
+    svg = (tmp_path / "threshold.svg").read_text()
+    line = next(ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline"))
+    places = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert 400 <= len(places) <= 401
+    assert min(y for _, y in places) < places[0][1] - 100
+    assert "best 1197.000" in svg
+
+
+def test_no_infinite_threshold_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="threshold inf"):
+        write_decoding_file(tmp_path, math.inf, WindowSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+SOUND = {
+    "version_2_with_negative": True, "null_score_diff_threshold": 0.0, "max_seq_length": 384,
+    "doc_stride": 128, "max_query_length": None,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "entries",
     [
         {},
-        {"version_2_with_negative": 1, "null_score_diff_threshold": 0.0},
-        {"version_2_with_negative": True, "null_score_diff_threshold": "low"},
-        {"version_2_with_negative": True, "null_score_diff_threshold": None},
-        {"version_2_with_negative": True, "null_score_diff_threshold": True},
+        SOUND | {"version_2_with_negative": 1},
+        SOUND | {"null_score_diff_threshold": "low"},
+        SOUND | {"null_score_diff_threshold": None},
+        SOUND | {"null_score_diff_threshold": True},
+        SOUND | {"null_score_diff_threshold": math.nan},
+        SOUND | {"max_seq_length": None},
+        SOUND | {"doc_stride": 1.5},
+        SOUND | {"max_seq_length": "long"},
     ],
 )
 def test_a_faulty_decoding_file_is_refused(copied: Path, entries: dict[str, Any]) -> None:
     (copied / "decoding.json").write_text(json.dumps(entries))
-    with pytest.raises(UserError, match=r"decoding\.json has version_2_with_negative"):
+    with pytest.raises(UserError, match=r"decoding\.json holds .* must have version_2"):
+        QuestionAnswerer.from_pretrained(copied)
+
+
+def test_windows_that_cannot_be_are_refused_by_name(copied: Path) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 20}))
+    with pytest.raises(UserError, match=r"decoding\.json: --max_seq_length 20"):
         QuestionAnswerer.from_pretrained(copied)

@@ -708,6 +708,15 @@ def test_another_run_does_not_go_on_with_this_one(
     assert contents(folder) == before
 
 
+def test_a_run_from_before_a_flag_existed_goes_on(tmp_path: Path) -> None:
+    now = {"lr_scheduler_type": "linear", "dropout": None, "seed": 42}
+    write_json(tmp_path / "run.json", {"settings": {"seed": 42}, "data": {}})
+    RunFolder(tmp_path, {"settings": now, "data": {"chooses_threshold": False}}).check_same_run()
+    other = now | {"lr_scheduler_type": "constant_with_warmup"}
+    with pytest.raises(UserError, match="lr_scheduler_type 'linear', not 'constant_with_warmup'"):
+        RunFolder(tmp_path, {"settings": other, "data": {}}).check_same_run()
+
+
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for resume in (False, True):
