@@ -118,6 +118,8 @@ def main(flags: argparse.Namespace) -> None:
     runtime = start_runtime(flags.device, flags.precision)
     try:
         check_free(flags.output_dir, flags.resume)
+        if flags.resume and not (flags.output_dir / "run.json").exists():
+            say(runtime, f"--resume: {flags.output_dir} holds no run yet, so one begins there")
         train(flags, settings, cutting, decoding, runtime)
     finally:
         stop_runtime()

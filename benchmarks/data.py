@@ -172,10 +172,18 @@ def model_folder(model: Path | None, folder: Path) -> Path:
 # --- flags ---------------------------------------------------------------------------------------
 
 
+def _checkpoint(text: str) -> Path:
+    if not (Path(text) / "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no checkpoint folder: it has no config.json")
+    return Path(text)
+
+
 def add_model_flag(flags: argparse.ArgumentParser) -> None:
     """Which model."""
     flags.add_argument(
-        "--model", type=Path, help="fine-tuned checkpoint folder (a small one, head at random)"
+        "--model",
+        type=_checkpoint,
+        help="fine-tuned checkpoint folder (a small one, head at random)",
     )
 
 

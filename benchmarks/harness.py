@@ -294,13 +294,30 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     flags.add_argument("--rounds", type=positive, default=7, help="rounds that count (7)")
     flags.add_argument(
-        "--threads", type=positive, default=os.cpu_count(), help="of each contender (all)"
+        "--threads", type=threads, default=os.cpu_count(), help="of each contender (all)"
     )
     flags.add_argument(
-        "--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz"
+        "--data",
+        type=existing_folder,
+        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
     )
     flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
     return flags
+
+
+def existing_folder(text: str) -> Path:
+    """A folder that is there; it is looked for before the work, not after."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder: give one that is there")
+    return Path(text)
+
+
+def threads(text: str) -> int:
+    """As many threads as cores, at most: more would only wait for each other."""
+    number, cores = positive(text), os.cpu_count() or 1
+    if number > cores:
+        raise argparse.ArgumentTypeError(f"{text} is more than the {cores} cores here: give less")
+    return number
 
 
 def positive(text: str) -> int:

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The flags of a command line."""
-        flags = self.parse_args([_with_underscores(argument) for argument in arguments])
+        flags = self.parse_args(_joined([_with_underscores(argument) for argument in arguments]))
         for name, value in vars(flags).items():
             if isinstance(value, int) and value >= _TOO_LARGE:
                 self.error(f"argument --{name}: {value} is too large: give less than {_TOO_LARGE}")
@@ -51,6 +51,18 @@ def _with_underscores(argument: str) -> str:
     if not match:
         return argument
     return "--" + match.group()[2:].replace("-", "_") + argument[match.end() :]
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """--x -1e-3 as --x=-1e-3: argparse takes such a number for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        is_negative = re.fullmatch(r"-(inf|[0-9.]+e[-+]?[0-9]+)", argument, re.IGNORECASE)
+        if is_negative and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _one_line(message: str) -> str:

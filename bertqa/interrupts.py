@@ -23,7 +23,8 @@ class Stopped(Exception):
 class Interrupts:
     """While it is entered, the first SIGINT or SIGTERM is noted; a second one acts at once.
 
-    Outside the main thread, where Python gives nobody signals, it notes nothing.
+    Outside the main thread, where Python gives nobody signals, it notes nothing; and a signal that
+    the process was started to ignore, as a shell starts those in the background, stays ignored.
 
     Attributes:
         number: of the signal that came; 0 before.
@@ -35,7 +36,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._note) for each in _SIGNALS}
+            heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+            self._before = {each: signal.signal(each, self._note) for each in heeded}
         return self
 
     def __exit__(

@@ -30,7 +30,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import score
 from bertqa.feature_cache import data_fingerprint
 from bertqa.features import WindowSettings
-from bertqa.files import new_folder, read_json_object, said_plainly, write_text
+from bertqa.files import new_folder, read_json_object, write_text
 from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
@@ -122,6 +122,10 @@ def read_stage(run: Path) -> Stage:
     Raises:
         UserError: it is no run's folder.
     """
+    if not (run / "run.json").exists():
+        raise UserError(
+            f"{run} holds no run of train.py (there is no run.json): name one that does"
+        )
     description = read_json_object(run / "run.json")
     whole = all(
         isinstance(description.get(part), dict) and set(keys) <= description[part].keys()
@@ -132,8 +136,12 @@ def read_stage(run: Path) -> Stage:
         or not {"versions", "git_commit", "command", "device", "processes"} <= description.keys()
     ):
         raise UserError(f"{run / 'run.json'} is not one that train.py writes: copy the run again")
-    with said_plainly(run / "log.jsonl", "read"):
+    try:
         lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{run / 'log.jsonl'} cannot be read ({error.strerror}): name a run that has trained"
+        ) from error
     log = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -142,6 +150,8 @@ def read_stage(run: Path) -> Stage:
             if number < len(lines):  # the last may be half a line, if the run was killed
                 place = f"{run / 'log.jsonl'}, line {number}"
                 raise UserError(f"{place} is not JSON ({error}): copy it again") from error
+    if not log or not all(isinstance(line, dict) and "step" in line for line in log):
+        raise UserError(f"{run / 'log.jsonl'} tells of no step: name a run that has trained")
     return Stage(description, log)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import all as every
+from benchmarks.data import add_model_flag
 from benchmarks.decoding import share_agreed
 from benchmarks.equal_training import verdict
 from benchmarks.harness import (
@@ -160,6 +161,23 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
         with pytest.raises(SystemExit):
             benchmark.main()
         assert taken == [[]], command
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--threads", "99999"], "--threads: 99999 is more than the"),
+        (["--rounds", "0"], "--rounds: '0' is not possible"),
+        (["--data", "nowhere"], "--data: nowhere is no folder"),
+        (["--model", "nowhere"], "--model: nowhere is no checkpoint folder"),
+    ],
+)
+def test_a_flag_is_refused_before_the_work(flags, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        of_a_benchmark = parser("")
+        add_model_flag(of_a_benchmark)
+        of_a_benchmark.parse_args(flags)
+    assert said in capsys.readouterr().err
 
 
 def test_why_an_answer_differs():

@@ -145,7 +145,7 @@ def test_what_cannot_be_released(
     new = tmp_path / "new"
     there = refusal(runs[0], "--output_dir", folder, "--eval_file", STORIES)
     assert "tiny-stories is there already" in there
-    assert "run.json is missing" in refusal(tmp_path, "--output_dir", new, "--eval_file", STORIES)
+    assert "there is no run.json" in refusal(tmp_path, "--output_dir", new, "--eval_file", STORIES)
     unanswered = refusal(runs[0], "--output_dir", new, "--eval_file", STORIES_V2)
     assert "questions without an answer" in unanswered
     assert "name the runs in order" in refusal(
@@ -157,6 +157,15 @@ def test_what_cannot_be_released(
 def test_a_run_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"run\.json is not one that train\.py writes"):
+        read_stage(tmp_path)
+
+
+@pytest.mark.parametrize("log", ["", "3\n", "{}\n", None])
+def test_a_run_without_a_step_is_refused(runs: list[Path], tmp_path: Path, log: str | None) -> None:
+    (tmp_path / "run.json").write_bytes((runs[0] / "run.json").read_bytes())
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    with pytest.raises(UserError, match="name a run that has trained"):
         read_stage(tmp_path)
 
 

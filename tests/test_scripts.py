@@ -507,6 +507,17 @@ def test_a_second_start_takes_the_windows_from_the_cache(
     assert contents(tmp_path / "cache") == before
 
 
+@pytest.fixture
+def heeding_signals() -> Iterator[None]:
+    """As in a terminal, also where the suite itself runs in the background of a shell."""
+    heeded = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeding_signals")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
@@ -529,6 +540,7 @@ def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
 
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
     before = signal.getsignal(number)
+    assert before is not signal.SIG_IGN
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append_log", interrupt)
         assert call("train", *flags) == code
@@ -551,6 +563,7 @@ def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.usefixtures("heeding_signals")
 def test_whoever_interrupts_twice_does_not_wait(
     checkpoint: Path,
     tmp_path: Path,
@@ -574,6 +587,22 @@ def test_whoever_interrupts_twice_does_not_wait(
     assert call("train", *flags) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.usefixtures("heeding_signals")
+def test_a_signal_that_was_ignored_from_the_start_stays_so(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunFolder.append_log
+
+    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
+        append(folder, line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "append_log", interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
+    assert call("train", *flags) == 0
 
 
 def test_a_headless_checkpoint_can_be_trained(
@@ -1259,6 +1288,8 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
         (["--null-score-diff-threshold", "-1.5"], {"null_score_diff_threshold": -1.5}),
         (["--null_score_diff_threshold=-1e-3"], {"null_score_diff_threshold": -1e-3}),
         (["--version-2-with-negative"], {"version_2_with_negative": True}),
+        (["--null-score-diff-threshold", "-1e-3"], {"null_score_diff_threshold": -0.001}),
+        (["--null_score_diff_threshold", "-inf"], {"null_score_diff_threshold": -math.inf}),
         (["--max-seq_length", "12"], {"max_seq_length": 12}),
     ],
 )
