@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import ROOT, page, say
+from benchmarks.harness import ROOT, existing_folder, page, say
 
 # What follows "python -m benchmarks." without the paths; see ``commands``.
 _ON_CPU = (
@@ -75,8 +75,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = flags_parser.add_argument
-    add("--data", type=Path, help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz")
-    add("--model", type=Path, help="fine-tuned checkpoint folder for the whole jobs")
+    add(
+        "--data",
+        type=existing_folder,
+        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
+    )
+    add("--model", type=existing_folder, help="fine-tuned checkpoint folder for the whole jobs")
     add("--peer_python", type=Path, help="the python that has transformers 4.57")
     add("--page", type=page, help="a page whose tables are replaced")
     add("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")

@@ -23,7 +23,16 @@ from pathlib import Path
 
 from benchmarks.data import first_questions, squad_file
 from benchmarks.feature_tasks import Prepare, save_table
-from benchmarks.harness import ROOT, command_line, page, positive, publish, say, table
+from benchmarks.harness import (
+    ROOT,
+    command_line,
+    existing_folder,
+    page,
+    positive,
+    publish,
+    say,
+    table,
+)
 from benchmarks.models import checkpoint
 
 BATCH = 16
@@ -130,7 +139,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = flags_parser.add_argument
-    add("--data", type=Path, required=True, help="folder with train-v1.1.json and dev-v1.1.json")
+    add(
+        "--data",
+        type=existing_folder,
+        required=True,
+        help="folder with train-v1.1.json and dev-v1.1.json",
+    )
     add("--folder", type=Path, help="where the encoder is made, and found the next time")
     add("--examples", type=positive, default=2000, help="to train on (2000)")
     add("--questions", type=positive, default=1000, help="to ask (1000)")

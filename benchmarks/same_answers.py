@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.data import first_questions, squad_file
-from benchmarks.harness import command_line, page, positive, publish, table
+from benchmarks.harness import command_line, existing_folder, page, positive, publish, table
 from bertqa.answering import QuestionAnswerer
 from bertqa.evaluation import DecodingSettings
 from bertqa.graphemes import snap_to_graphemes
@@ -117,8 +117,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = flags_parser.add_argument
-    add("--model", type=Path, required=True, help="fine-tuned checkpoint folder")
-    add("--data", type=Path, help="folder with dev-v1.1.json")
+    add("--model", type=existing_folder, required=True, help="fine-tuned checkpoint folder")
+    add("--data", type=existing_folder, help="folder with dev-v1.1.json")
     add("--questions", type=positive, help="the first of them (all)")
     add("--page", type=page, help="a page whose table is replaced")
     flags = flags_parser.parse_args()

@@ -140,6 +140,8 @@ def test_every_table_of_the_page_has_a_place():
 def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     (tmp_path / "page.md").touch()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").touch()
     given = Namespace(
         data=tmp_path, model=tmp_path / "m", peer_python=tmp_path / "p", page=tmp_path / "page.md",
         peak=790.0,
