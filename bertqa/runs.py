@@ -40,8 +40,8 @@ _FREE_SETTINGS = (
     "gradient_accumulation_steps",
 )  # fmt: skip
 
-# What a run did that is older than the setting.
-_BEFORE_THE_FLAG = {"lr_scheduler_type": "linear", "dropout": None, "chooses_threshold": False}
+# What a run did that is older than the setting; None where it does not stand here.
+_BEFORE_THE_FLAG = {"lr_scheduler_type": "linear", "chooses_threshold": False}
 
 
 @dataclass

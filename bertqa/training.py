@@ -217,7 +217,10 @@ class Run:
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
             self._started += time.perf_counter() - aside  # tokens/s is of the training alone
-            if to_stop > 0 if self.runtime.world_size > 1 else interrupts.number:
+            is_asked = interrupts.number > 0
+            if self.runtime.world_size > 1:  # what all have heard counts, not what this one has
+                is_asked = bool(to_stop > 0)
+            if is_asked:
                 self._stop(interrupts.number or signal.SIGTERM)
 
     def _stop(self, number: int) -> None:

@@ -577,7 +577,9 @@ def test_whoever_interrupts_twice_does_not_wait(
         if line["step"] == 6:
             before = signal.getsignal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-            while signal.getsignal(signal.SIGINT) is before:  # not yet noted
+            for _ in range(500):  # until it is noted
+                if signal.getsignal(signal.SIGINT) is not before:
+                    break
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)  # whom the second one lets wait has not noticed it
@@ -847,6 +849,10 @@ TRAIN_FLAGS: list[tuple[list[object], list[str]]] = [
     (["--show", "many"], ["--show", "'many'"]),
     (["--show", 1, "--max_seq_length", HUGE], ["--max_seq_length", str(HUGE)]),
     (["--dataset", "squad"], ["--dataset", "--train_file"]),
+    (
+        ["--version_2_with_negative", "--null_score_diff_threshold", "-inf"],
+        ["--null_score_diff_threshold -inf", "finite"],
+    ),
     (["--lr_scheduler_type", "cosine"], ["--lr_scheduler_type", "'cosine'"]),
     (["--dropout", 1], ["--dropout 1.0"]),
     (["--dropout", -0.1], ["--dropout -0.1"]),
