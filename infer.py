@@ -1,22 +1,24 @@
 """Answer questions about texts with a fine-tuned BERT.
 
+python infer.py                                                  four questions, then your own
 python infer.py --question "Who?" --context "Ada did."           one question
 python infer.py --question "Who?" --context_file text.txt --top_k 5
+python infer.py --context_file text.txt                          many, asked in the terminal
 python infer.py --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
-python infer.py                                                  ask in the terminal
-python infer.py --demo                                           four questions, answered
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering import QuestionAnswerer, find_folder
+from bertqa.answer_lines import PREDICTIONS, LineOutput, answer_lines, score_lines
+from bertqa.answering import SHIPPED_MODEL, QuestionAnswerer, find_folder
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
@@ -30,11 +32,10 @@ from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
 from bertqa.files import said_plainly, write_json
-from bertqa.readers import read_examples
+from bertqa.offsets import other_offsets
+from bertqa.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
-
-DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 
 DEMO_CONTEXT = (
     "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures for "
@@ -59,7 +60,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags; their names are run_qa's where it has them."""
     # fmt: off
     parser = Parser(__doc__ or "")
-    add_model_flags(parser, default=DEFAULT_MODEL, answers_only=True)
+    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
     add = parser.add_argument
     add("--question", metavar="TEXT", help="what to ask")
     add("--context", metavar="TEXT", help="where the answer stands")
@@ -69,11 +70,20 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--input", type=Path, metavar="FILE",
         help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
     add("--output_dir", type=Path, metavar="DIR",
-        help="with --input: where predictions.json, nbest_predictions.json, with "
-        "--version_2_with_negative null_odds.json, and with gold answers metrics.json go")
+        help="with --input: where the answers go; of JSON lines predictions.jsonl, else "
+        "run_qa's predictions.json, nbest_predictions.json and, with "
+        "--version_2_with_negative, null_odds.json; with gold answers also metrics.json")
     add("--overwrite_output_dir", action="store_true",
         help="replace predictions that are in --output_dir already")
-    add("--demo", action="store_true", help="answer four questions about two short texts")
+    add("--resume", action="store_true",
+        help="with --input of JSON lines: go on after the last line that is answered")
+    add("--skip_bad", action="store_true",
+        help="with --input of JSON lines: put a line that cannot be answered into rejects.jsonl "
+        "and go on (default: stop there)")
+    add("--all_offsets", action="store_true",
+        help="in JSON: places also in UTF-16 units and in UTF-8 bytes")
+    add("--demo", action="store_true",
+        help="answer four questions about two short texts, and ask for no others")
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
     # fmt: on
@@ -89,11 +99,14 @@ def main(flags: argparse.Namespace) -> None:
         answer_file(flags)
     elif flags.question is not None:
         context = read_context(flags)
-        answer_one(load(flags), flags.question, context, flags.top_k, flags.json)
-    elif flags.demo or not has_terminal:
-        demonstrate(load(flags), flags.top_k, flags.json)
+        answer_one(load(flags), flags, flags.question, context)
     else:
-        converse(load(flags), flags)
+        qa = load(flags)
+        has_context = flags.context is not None or flags.context_file
+        if not has_context:
+            demonstrate(qa, flags)
+        if has_terminal and not flags.demo:
+            converse(qa, flags)
 
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
@@ -113,8 +126,11 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError("--context goes with --question, or with a terminal to ask in: add one")
     if bool(flags.input) != bool(flags.output_dir):
         raise UserError("--input and --output_dir go together: pass both or neither")
-    if flags.input and flags.top_k != 1:
-        raise UserError(f"--top_k {flags.top_k} is for one question: use --n_best_size")
+    for name in ("resume", "skip_bad"):
+        if getattr(flags, name) and not flags.input:
+            raise UserError(f"--{name} goes with --input and JSON lines: drop it")
+    if flags.all_offsets and not flags.input and not flags.json:
+        raise UserError("--all_offsets goes with --json, or with --input and JSON lines: add one")
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
     # Before a model is fetched, of which nobody knows yet whether it says "no answer".
@@ -152,14 +168,23 @@ def read_context(flags: argparse.Namespace) -> str:
 
 
 def answer_one(
-    qa: QuestionAnswerer, question: str, context: str, top_k: int, as_json: bool
+    qa: QuestionAnswerer,
+    flags: argparse.Namespace,
+    question: str,
+    context: str,
+    top_k: int | None = None,
 ) -> None:
     """Ask one question and print its answers."""
-    answers = qa(question, context, top_k=top_k)
-    if as_json:
-        print(json.dumps(answers, ensure_ascii=False))
+    top_k = top_k or flags.top_k
+    found = qa(question, context, top_k=top_k)
+    answers = found if top_k > 1 else [found]
+    if flags.all_offsets:
+        for answer in answers:
+            answer |= other_offsets(context, answer["start"], answer["end"])
+    if flags.json:
+        print(json.dumps(found, ensure_ascii=False))
     else:
-        print_answers(answers if top_k > 1 else [answers])
+        print_answers(answers)
 
 
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
@@ -170,17 +195,17 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
         print(f"{answer['score']:8.4f}  {place:>11}  {text}")
 
 
-def demonstrate(qa: QuestionAnswerer, top_k: int, as_json: bool) -> None:
+def demonstrate(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
     """Four questions, the last with its n-best list."""
-    if not as_json:
+    if not flags.json:
         print(f"{DEMO_CONTEXT}\n")
     for question in DEMO_QUESTIONS:
-        if not as_json:
+        if not flags.json:
             print(question)
-        answer_one(qa, question, DEMO_CONTEXT, top_k, as_json)
-    if not as_json:
+        answer_one(qa, flags, question, DEMO_CONTEXT)
+    if not flags.json:
         print(f"\n{DEMO_HISTORY}\n\n{DEMO_HISTORY_QUESTION}")
-    answer_one(qa, DEMO_HISTORY_QUESTION, DEMO_HISTORY, max(top_k, 5), as_json)
+    answer_one(qa, flags, DEMO_HISTORY_QUESTION, DEMO_HISTORY, max(flags.top_k, 5))
 
 
 def converse(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
@@ -190,7 +215,7 @@ def converse(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
     while question := ask("question> "):
         try:
             if question.strip():
-                answer_one(qa, question.strip(), context, flags.top_k, flags.json)
+                answer_one(qa, flags, question.strip(), context)
         except UserError as error:  # a question too long: the next may do
             print(f"error: {error}", file=sys.stderr)
 
@@ -218,16 +243,70 @@ def ask(prompt: str) -> str:
 
 def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
-    existing = flags.output_dir / "predictions.json"
-    if existing.exists() and not flags.overwrite_output_dir:
+    in_lines = is_json_lines(flags.input)
+    check_file_flags(flags, in_lines)
+    forget_kernels()
+    if in_lines:
+        answer_json_lines(flags)
+    else:
+        answer_whole_file(flags)
+
+
+def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
+    """Refuse what would overwrite, and flags that are for the other kind of file."""
+    existing = flags.output_dir / (PREDICTIONS if in_lines else "predictions.json")
+    if existing.exists() and not flags.overwrite_output_dir and not flags.resume:
+        going_on = ", --resume to go on" if in_lines else ""
         raise UserError(
-            f"{existing} is there already: name another --output_dir, or pass "
+            f"{existing} is there already: name another --output_dir{going_on}, or pass "
             "--overwrite_output_dir"
         )
+    if flags.resume and flags.overwrite_output_dir:
+        raise UserError("--resume and --overwrite_output_dir exclude each other: pass one")
+    if in_lines:
+        return
+    for name in ("resume", "skip_bad", "all_offsets"):
+        if getattr(flags, name):
+            raise UserError(
+                f"--{name} is for JSON lines, and --input {flags.input} is read whole: drop the "
+                "flag, or write the questions as .jsonl"
+            )
+    if flags.top_k != 1:
+        raise UserError(
+            f"--top_k {flags.top_k} is for one question and for JSON lines: use --n_best_size"
+        )
+
+
+def answer_json_lines(flags: argparse.Namespace) -> None:
+    """A line of output for a line of input, however many there are."""
+    next(iter_json_lines(flags.input), None)  # a file that cannot be read, before the model is
+    qa = load(flags)
+    qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
+    with said_plainly(flags.output_dir, "made"):
+        flags.output_dir.mkdir(parents=True, exist_ok=True)
+    output = LineOutput(flags.top_k, flags.all_offsets, flags.skip_bad)
+    with tqdm(unit="line", disable=None) as bar:
+        counts = answer_lines(
+            qa, flags.input, flags.output_dir, output, model=flags.model, resume=flags.resume,
+            progress=bar.update,
+        )  # fmt: skip
+    v2 = qa.decoding.version_2_with_negative
+    metrics = score_lines(flags.input, flags.output_dir, v2=v2)
+    if metrics:
+        write_json(flags.output_dir / "metrics.json", metrics)
+        print(json.dumps(metrics, indent=None if flags.json else 2))
+    print(
+        f"{counts.answered} lines answered in {flags.output_dir / PREDICTIONS}, "
+        f"{counts.rejected} rejected",
+        file=sys.stderr,
+    )
+
+
+def answer_whole_file(flags: argparse.Namespace) -> None:
+    """run_qa's files."""
     examples = read_examples(flags.input)
     check_examples(examples, str(flags.input))
     has_gold = all(example.answers is not None for example in examples)
-    forget_kernels()
     qa = load(flags)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)

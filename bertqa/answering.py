@@ -20,6 +20,8 @@ from bertqa.runtime import Runtime, local_runtime
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
 
+SHIPPED_MODEL = "minilm-l6-squad"  # comes with the source tree and with the package
+
 _AT_ONCE = 1024  # questions that are cut into windows together
 
 
@@ -35,9 +37,15 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     Raises:
         UserError: it is not to be had.
     """
-    local = find_local(name, weights_dir())
+    packaged = Path(__file__).parent / "weights"  # in an installed package; trees have none
+    local = find_local(name, weights_dir()) or find_local(name, packaged)
     if local is not None:
         return local
+    if name == SHIPPED_MODEL:
+        raise UserError(
+            f"the model {name}, which comes with bertqa, is not in {weights_dir()}: fetch it again "
+            f"(git checkout weights/{name}), or pass the --model that is to answer"
+        )
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
@@ -192,7 +200,7 @@ class QuestionAnswerer:
         )
         windows = make_windows(examples, self.tokenizer, self.windows)
         predictions = predict(self.model, examples, windows, decoding, self.runtime)
-        results = [_as_pipeline(prediction, top_k) for prediction in predictions]
+        results = [as_pipeline(prediction, top_k) for prediction in predictions]
         return results[0] if isinstance(question, str) else results
 
 
@@ -213,7 +221,7 @@ def _examples(question: str | Sequence[str], context: str | Sequence[str]) -> li
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
 
 
-def _as_pipeline(prediction: Prediction, top_k: int) -> Any:
+def as_pipeline(prediction: Prediction, top_k: int) -> Any:
     """The answer that counts first, then the runners-up, in the removed pipeline's form."""
     chosen = next(a for a in prediction.answers if a.text == prediction.text)
     others = [answer for answer in prediction.answers if answer is not chosen]

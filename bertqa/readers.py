@@ -24,6 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,7 @@ from bertqa.rows import (
     title_of,
     wrong_type,
 )
-from bertqa.squad import Example
+from bertqa.squad import Example, check_examples
 
 # --- bytes -> text -> JSON -----------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ def _json_lines(stream: BufferedReader, source: str) -> Iterator[Example]:
     return _line_examples(_lines(stream, source), source)
 
 
-def _is_json_lines(text: str) -> bool:
+def _has_json_lines(text: str) -> bool:
     """Whether the first of several lines is an object by itself."""
     first, _, rest = text.lstrip().partition("\n")
     try:
@@ -137,7 +138,7 @@ def _is_json_lines(text: str) -> bool:
 
 def _json(stream: BufferedReader, source: str) -> Iterator[Example]:
     text = _decoded(stream.read(), 1, source)
-    if _is_json_lines(text):
+    if _has_json_lines(text):
         return _line_examples(text.split("\n"), source)
     return _document_examples(_parsed(text, 1, source), source)
 
@@ -342,7 +343,7 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
     require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], place)
     rows = enumerate(_table_rows(table))
     examples = (row_example(row, number, f"{place}, row {number}") for number, row in rows)
-    return list(shared_texts(examples, remembered=None))
+    return list(shared_texts(examples))
 
 
 # --- reading a file ------------------------------------------------------------------------------
@@ -357,8 +358,17 @@ _READERS: dict[str, _Reader] = {
 }
 
 
+def is_json_lines(path: Path) -> bool:
+    """Whether a file is named as JSON lines, and so can be read line by line."""
+    return _READERS.get(_ending(path)) is _json_lines
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def _reader(path: Path) -> _Reader:
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    ending = _ending(path)
     if ending not in _READERS:
         raise UserError(
             f"{path} has the ending {shown(ending)}, which is not read; "
@@ -367,14 +377,46 @@ def _reader(path: Path) -> _Reader:
     return _READERS[ending]
 
 
-def iter_json_lines(path: Path) -> Iterator[Example]:
-    """The examples of a JSON lines file, one at a time and in constant memory.
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a JSON lines file that is not blank.
+
+    Attributes:
+        number: counted from 1, blank lines included.
+        raw: as it stands in the file.
+        example: what it holds; None if it is no question that can be asked.
+        fault: the sentence that says why not; "" where it is one.
+    """
+
+    number: int
+    raw: bytes
+    example: Example | None
+    fault: str = ""
+
+
+def iter_json_lines(path: Path) -> Iterator[Line]:
+    """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
 
     Raises:
-        UserError: the file cannot be opened or read, or a line, once reached, is no row.
+        UserError: the file cannot be opened or read.
     """
     with _opened(path) as stream:
-        yield from shared_texts(_json_lines(stream, str(path)), remembered=64)
+        row = 0
+        for number, raw in enumerate(stream, start=1):
+            if raw.strip():
+                yield _line(raw, number, row, str(path))
+                row += 1
+
+
+def _line(raw: bytes, number: int, row: int, source: str) -> Line:
+    place = f"{source}, line {number}"
+    try:
+        text = _decoded(raw, number, source)
+        example = row_example(_parsed(text, number, source), row, place)
+        check_examples([example], place)
+    except UserError as error:
+        return Line(number, raw, None, str(error))
+    return Line(number, raw, example)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -386,4 +428,4 @@ def read_examples(path: Path) -> list[Example]:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        return list(shared_texts(_reader(path)(stream, str(path)), remembered=None))
+        return list(shared_texts(_reader(path)(stream, str(path))))

@@ -157,13 +157,13 @@ def row_example(row: Any, number: int, place: str) -> Example:
     return example_of(row, number, context, place, title_of(row))
 
 
-def shared_texts(examples: Iterable[Example], remembered: int | None) -> Iterator[Example]:
-    """The same examples, with one copy of each text among the ``remembered`` last distinct ones.
+def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
+    """The same examples, with one copy of each text.
 
     Rows repeat their context for each of its questions: in SQuAD almost five times.
     """
     # A cached identity returns the first of equal strings, and so frees the later ones.
-    first_copy = lru_cache(remembered)(lambda text: text)
+    first_copy = lru_cache(None)(lambda text: text)
     for example in examples:
         question, context = first_copy(example.question), first_copy(example.context)
         title = first_copy(example.title)

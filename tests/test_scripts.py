@@ -339,6 +339,34 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
 
 
+def test_json_lines_are_answered_line_by_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad line, then the same with --skip_bad and --resume."""
+    lines = [json.dumps(ROW | {"id": name}) for name in ("a", "b")]
+    (tmp_path / "in.jsonl").write_text(f"{lines[0]}\n{{}}\n{lines[1]}\n")
+    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", tmp_path / "in.jsonl"]
+    flags += ["--output_dir", tmp_path / "out", "--top_k", 2, "--all_offsets"]
+    assert call("infer", *flags) == 2
+    assert "in.jsonl, line 2" in capsys.readouterr().err
+    assert call("infer", *flags, "--resume", "--skip_bad") == 0
+    printed = capsys.readouterr()
+    assert "1 lines answered" in printed.err and "1 rejected" in printed.err
+    metrics = json.loads(printed.out)
+    assert read_json(tmp_path / "out" / "metrics.json") == metrics and metrics["total"] == 2
+    text = (tmp_path / "out" / "predictions.jsonl").read_text()
+    first, second = map(json.loads, text.splitlines())
+    assert (first["id"], second["id"]) == ("a", "b")
+    assert first["answer"] == second["answer"] == CONTEXT[first["start_byte"] : first["end_byte"]]
+    assert len(first["answers"]) == 2
+    asked_alone = asked(
+        capsys, checkpoint, "--question", ROW["question"], "--context", CONTEXT, "--top_k", 2,
+        "--json", "--all_offsets",
+    )  # fmt: skip
+    expected = [{**a, "score": pytest.approx(a["score"], rel=1e-4)} for a in first["answers"]]
+    assert json.loads(asked_alone) == expected
+
+
 # --- demo, terminal ------------------------------------------------------------------------------
 
 
@@ -367,11 +395,11 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
 def test_in_a_terminal_it_asks(
     checkpoint: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A context of two lines, two questions, end of input."""
+    """After the demo: a context of two lines, two questions, end of input."""
     import pty  # there is none on Windows
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "infer.py", "--model", str(checkpoint), *WINDOWS, *HERE]
+    command = [sys.executable, "infer.py", "--model", str(checkpoint), *HERE]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(home) | {"TERM": "dumb"}, stdin=theirs, stdout=theirs,
         stderr=theirs,
@@ -396,8 +424,9 @@ def test_in_a_terminal_it_asks(
     finally:
         process.kill()
         os.close(ours)
-    assert "Paste a text" in said
-    answers = [line for line in said.splitlines() if LINE.fullmatch(line)]
+    demo, _, own = said.partition("Paste a text")
+    assert infer.DEMO_HISTORY_QUESTION in demo
+    answers = [line for line in own.splitlines() if LINE.fullmatch(line)]
     context = CONTEXT[:14] + "\n" + CONTEXT[14:]
     expected = "".join(
         asked(capsys, checkpoint, "--question", question, "--context", context)
@@ -649,6 +678,9 @@ class World:
     def row(self, **changes: object) -> Path:
         return self.rows("rows.json", ROW | changes)
 
+    def lines(self, *more: str) -> Path:
+        return self.write("rows.jsonl", "\n".join([json.dumps(ROW), *more]))
+
     def checkpoint(self, name: str | None = None, content: object = None) -> Path:
         """A copy of the good checkpoint with one file replaced, or left out if None."""
         folder = self.folder / "broken"
@@ -877,6 +909,9 @@ INFER_FLAGS: list[tuple[list[object], list[str]]] = [
     (["--context", ""], ["context is ''"]),
     (["--context", "\n"], [r"context is '\n'"]),
     (["--question", LONG], ["60 tokens", "--max_seq_length 64"]),
+    (["--resume"], ["--resume", "--input"]),
+    (["--skip_bad"], ["--skip_bad", "--input"]),
+    (["--all_offsets"], ["--all_offsets", "--json"]),
 ]
 
 INFER_ALONE: list[tuple[str, Callable[[World], list[object]], list[str]]] = [
@@ -922,6 +957,31 @@ INFER_ALONE: list[tuple[str, Callable[[World], list[object]], list[str]]] = [
         "predictions into a file",
         lambda w: w.file(w.row(), "--output_dir", w.write("a.txt", "years")),
         ["a.txt cannot be made"],
+    ),
+    (
+        "answered lines there",
+        lambda w: w.file(w.lines(), "--output_dir", w.write("o/predictions.jsonl", "").parent),
+        ["o/predictions.jsonl is there", "--resume", "--overwrite_output_dir"],
+    ),
+    (
+        "go on and overwrite",
+        lambda w: w.file(w.lines(), "--resume", "--overwrite_output_dir"),
+        ["--resume and --overwrite_output_dir"],
+    ),
+    (
+        "go on with a whole file",
+        lambda w: w.file(w.row(), "--resume"),
+        ["--resume", "rows.json", ".jsonl"],
+    ),
+    (
+        "lines missing",
+        lambda w: w.file(w.folder / "none.jsonl"),
+        ["none.jsonl does not exist"],
+    ),
+    (
+        "several answers of a whole file",
+        lambda w: w.file(w.row(), "--top_k", 2),
+        ["--top_k 2", "--n_best_size"],
     ),
     (
         "model never fine-tuned",
