@@ -204,7 +204,8 @@ def train(
     description = describe(flags, settings, cutting, decoding, runtime, fingerprints)
     description["data"]["chooses_threshold"] = chooses
     folder = RunFolder(flags.output_dir, description)
-    run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder)
+    ids = [example.id for example in train_examples]
+    run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder, ids)
     run.start(flags.resume)
     if runtime.is_main:
         folder.keep_labels(labels)

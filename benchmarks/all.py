@@ -1,8 +1,8 @@
 """All benchmarks of this machine, one after the other, each table put into its place on a page.
 
 On a GPU: training and answering in the sizes of bert-base and bert-large, and the tests that need
-one. Elsewhere: everything that docs/speed.md has for the CPU, in about three quarters of an hour on
-two cores. Nothing else should run meanwhile.
+one. Elsewhere: everything that docs/speed.md has for the CPU, in about an hour on two
+cores. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -27,6 +27,7 @@ _ON_CPU = (
     "decoding --rounds 5",
     "startup --rounds 9",
     "memory",
+    "lines",
     "operators",
     "operators --precision int8",
     "operators --training",

@@ -1,17 +1,57 @@
-"""Where a written character ends: what a reader sees as one may be several code points."""
+"""Where a written character ends: what a reader sees as one may be several code points.
 
+The rules are those of Unicode's UAX 29, "extended grapheme clusters", by their numbers there. The
+classes of code points come from Python's unicodedata, so that a few marks of Burmese, which UAX 29
+counts as characters of their own, are taken along with the one before.
+"""
+
+import re
 import unicodedata
 from functools import lru_cache
 
-_ZERO_WIDTH_JOINER = "\u200d"
+_JOINER, _NON_JOINER = "\u200d", "\u200c"
+_FLAG_LETTERS = "[\U0001f1e6-\U0001f1ff]"  # two of them are a flag
+_JAMO = "[\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb]"  # the parts of decomposed Korean syllables
+
+# GB9b: signs that belong to the character after them, most of them signs above Arabic numbers.
+_PREPENDED = (
+    "[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd\U000111c2\U000111c3"
+    "\U0001193f\U00011941\U00011a3a\U00011a84-\U00011a89\U00011d46]"
+)
+
+# Code points beyond ASCII that attach without being marks, by regular expression.
+_ATTACHED = re.compile(
+    "[\u200c\u200d\u0e33\u0eb3\uff9e\uff9f"
+    "\U0001f3fb-\U0001f3ff"  # skin tones
+    "\U000e0020-\U000e007f]"  # the letters of regional flags
+)
+
+# GB9c, for the scripts of India that join consonants by a virama: the viramas, the consonants.
+_VIRAMA = re.compile("[\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d]")
+_CONSONANT = re.compile(
+    "[\u0915-\u0939\u0958-\u095f\u0978-\u097f"
+    "\u0995-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09dc\u09dd\u09df\u09f0\u09f1"
+    "\u0a95-\u0aa8\u0aaa-\u0ab0\u0ab2\u0ab3\u0ab5-\u0ab9\u0af9"
+    "\u0b15-\u0b28\u0b2a-\u0b30\u0b32\u0b33\u0b35-\u0b39\u0b5c\u0b5d\u0b5f\u0b71"
+    "\u0c15-\u0c28\u0c2a-\u0c39\u0c58-\u0c5a"
+    "\u0d15-\u0d3a]"
+)
+
+# GB6 to GB8: what may follow a leading consonant, a vowel, a final one, a syllable without or with
+# a final consonant.
+_KOREAN = {
+    "L": ("L", "V", "LV", "LVT"), "V": ("V", "T"), "LV": ("V", "T"), "T": ("T",), "LVT": ("T",),
+}  # fmt: skip
+
+# Whatever of a text may be tied to the character beside it without attaching to any other.
+_TIES = re.compile(f"{_FLAG_LETTERS}|{_PREPENDED}|{_JAMO}|\r\n")
 
 
 def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     """Widen ``text[start:end]`` until it cuts no written character in two.
 
     Tokenizers that drop accents give offsets that end before a decomposed accent: the slice of
-    "e" + U+0301 would lose it. The rule is the part of Unicode's UAX 29 that bears on the inside
-    of words: marks, joiners, emoji modifiers, decomposed Korean syllables.
+    "e" + U+0301 would lose it.
     """
     while 0 < start < len(text) and _continues(text, start):
         start -= 1
@@ -23,26 +63,91 @@ def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
 @lru_cache(maxsize=64)  # neighbouring questions ask about the same text
 def has_joins(text: str) -> bool:
     """Whether any two code points of a text may be one written character."""
-    return not text.isascii() and any(map(_attaches, set(text)))
+    if text.isascii():
+        return "\r\n" in text
+    return bool(_TIES.search(text)) or any(map(_attaches, set(text)))
 
 
 def _continues(text: str, place: int) -> bool:
     """Whether the code point at ``place`` belongs to the written character before it."""
-    character, before = text[place], text[place - 1]
-    if before == _ZERO_WIDTH_JOINER and unicodedata.category(character) == "So":
-        return True  # the next emoji of a joined one
-    return _attaches(character)
+    before, character = text[place - 1], text[place]
+    if before < "\x7f" and character < "\x7f":  # the common case; GB3
+        return before == "\r" and character == "\n"
+    if re.match(_PREPENDED, before):
+        return not _is_control(character)
+    if _is_control(before):  # GB4
+        return False
+    return (
+        _attaches(character)  # GB9, GB9a
+        or _korean(character) in _KOREAN.get(_korean(before), ())
+        or _is_second_flag_letter(text, place)
+        or _is_joined_emoji(text, place)
+        or _is_joined_consonant(text, place)
+    )
 
 
 def _attaches(character: str) -> bool:
     """Whether a code point belongs to the written character before it, whatever that is."""
-    if character < "\u0300":  # the common case: nothing below attaches to anything
+    if character < "\u0300":  # nothing below attaches to anything
         return False
-    return (
-        unicodedata.category(character) in ("Mn", "Me", "Mc")
-        or character in "\u200c\u200d"
-        or "\U0001f3fb" <= character <= "\U0001f3ff"  # skin tones
-        or "\U000e0020" <= character <= "\U000e007f"  # the letters of regional flags
-        or "\u1160" <= character <= "\u11ff"  # vowels and finals of decomposed Korean syllables
-        or "\ud7b0" <= character <= "\ud7fb"
-    )
+    return unicodedata.category(character) in ("Mn", "Me", "Mc") or bool(_ATTACHED.match(character))
+
+
+def _is_control(character: str) -> bool:
+    """Whether nothing attaches to a code point: line ends, controls, invisible signs."""
+    category = unicodedata.category(character)
+    if category == "Cf":
+        return not _ATTACHED.match(character) and not re.match(_PREPENDED, character)
+    return category in ("Cc", "Zl", "Zp", "Cs")
+
+
+def _korean(character: str) -> str:
+    """What part of a Korean syllable a code point is; "" for all others."""
+    if "\uac00" <= character <= "\ud7a3":
+        return "LVT" if (ord(character) - 0xAC00) % 28 else "LV"
+    if not re.match(_JAMO, character):
+        return ""
+    if character < "\u1160" or "\ua960" <= character <= "\ua97c":
+        return "L"
+    return "V" if character < "\u11a8" or "\ud7b0" <= character <= "\ud7c6" else "T"
+
+
+def _is_second_flag_letter(text: str, place: int) -> bool:
+    """GB12, GB13: flag letters pair from the first of them on."""
+    if not re.match(_FLAG_LETTERS, text[place]):
+        return False
+    first = place
+    while first and re.match(_FLAG_LETTERS, text[first - 1]):
+        first -= 1
+    return (place - first) % 2 == 1
+
+
+def _is_joined_emoji(text: str, place: int) -> bool:
+    """GB11: an emoji that a joiner ties to an emoji."""
+    if text[place - 1] != _JOINER or not _is_emoji(text[place]):
+        return False
+    base = place - 2
+    while base > 0 and _extends(text[base]) and text[base] != _JOINER:
+        base -= 1
+    return base >= 0 and _is_emoji(text[base])
+
+
+def _extends(character: str) -> bool:
+    """Whether a code point attaches without taking room of its own, as spacing vowels do."""
+    spacing = unicodedata.category(character) == "Mc" or character in "\u0e33\u0eb3"
+    return _attaches(character) and not spacing
+
+
+def _is_emoji(character: str) -> bool:
+    """A symbol; which of them are emoji does not matter, since nobody joins the others."""
+    return unicodedata.category(character) == "So" and not re.match(_FLAG_LETTERS, character)
+
+
+def _is_joined_consonant(text: str, place: int) -> bool:
+    """GB9c: a consonant that a virama ties to a consonant."""
+    if not _CONSONANT.match(text[place]):
+        return False
+    base = place - 1
+    while base > 0 and _extends(text[base]) and text[base] != _NON_JOINER:
+        base -= 1
+    return bool(_CONSONANT.match(text[base]) and _VIRAMA.search(text[base + 1 : place]))

@@ -7,6 +7,7 @@
     labels.json                                          labels that do not give back their answer
     log.jsonl                                            one line for each logged step
     checkpoints/step-00000500/                           all that is needed to go on from there
+    failure.json                                         the step whose loss was no number
 
 All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
 """
@@ -132,6 +133,8 @@ class RunFolder:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             for partial in self._checkpoints.glob(".*.partial"):  # of a run that was killed
                 shutil.rmtree(partial)
+        with said_plainly(self.path, "written"):
+            (self.path / "failure.json").unlink(missing_ok=True)
         log = self.path / "log.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
@@ -194,7 +197,20 @@ class RunFolder:
             write_tensors(folder / "optimizer.safetensors", moments)
             write_json(folder / "progress.json", asdict(progress))
         for old in sorted(self._checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+            # Renamed first: killed in the middle of this, a run leaves no half checkpoint.
+            dropped = old.with_name(f".{old.name}.partial")
+            with said_plainly(old, "removed"):
+                old.rename(dropped)
+                shutil.rmtree(dropped)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint to go on from; None before there is one."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def keep_failure(self, failure: dict[str, Any]) -> Path:
+        """Write what is known of a step that failed; the file."""
+        write_json(self.path / "failure.json", failure)
+        return self.path / "failure.json"
 
     def load_last(
         self, model: BertForQuestionAnswering, optimizer: torch.optim.Optimizer
@@ -204,10 +220,9 @@ class RunFolder:
         Raises:
             UserError: the checkpoint is corrupt or of another model.
         """
-        checkpoints = sorted(self._checkpoints.glob("step-*"))
-        if not checkpoints:
+        newest = self.last_checkpoint()
+        if newest is None:
             return Progress()
-        newest = checkpoints[-1]
         saved, _ = load_checkpoint(newest)
         moments = read_tensors(newest / "optimizer.safetensors")
         progress = read_json_object(newest / "progress.json")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -87,7 +87,8 @@ class Runtime:
             return
         tensors = list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _others_alive():
+            dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
@@ -96,13 +97,28 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with _others_alive():
+            dist.all_gather_object(values, value)
         return values
 
     def wait_for_all(self) -> None:
         """Go on when every process has come here."""
         if self.world_size > 1:
-            dist.barrier()
+            with _others_alive():
+                dist.barrier()
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Say plainly that another process of the run has gone, which gloo and NCCL notice at once."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError and gloo's, which has no class of its own
+        raise UserError(
+            "another process of this run has ended or no longer answers, so it cannot go on: see "
+            "what that one said; the same command with --resume goes on from the last checkpoint, "
+            "also with another --nproc_per_node if the windows of a step stay as many"
+        ) from error
 
 
 def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int = 0) -> Runtime:

@@ -8,7 +8,7 @@ generator need be kept.
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,7 @@ class Run:
         evaluator: measures the model on the validation set; None trains without.
         settings, runtime: how and where.
         folder: where the run leaves what it makes.
+        example_ids: of the examples that the windows are of, for messages; their numbers if none.
     """
 
     def __init__(
@@ -125,12 +126,14 @@ class Run:
         settings: TrainingSettings,
         runtime: Runtime,
         folder: RunFolder,
+        example_ids: Sequence[str] = (),
     ) -> None:
         if settings.dropout is not None:
             model.set_dropout(settings.dropout)
         self.model = model.to(runtime.device)
         self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
         self.settings, self.runtime, self.folder = settings, runtime, folder
+        self.example_ids = example_ids
         self.optimizer = make_optimizer(model, settings.weight_decay, settings.adam_epsilon)
         self.scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype is torch.float16
@@ -284,14 +287,28 @@ class Run:
             # With fp16 an infinite gradient is expected now and then: the scaler skips the step.
             finite = self.scaler.is_enabled() or math.isfinite(progress.grad_norm)
             if not (finite and math.isfinite(loss)):
-                raise UserError(
-                    f"step {step} has loss {float(loss)} and gradient norm {progress.grad_norm}: "
-                    f"lower --learning_rate; the newest checkpoint in {self.folder.path} is from "
-                    "before"
-                )
+                raise self._failed(step, float(loss), progress.grad_norm)
             progress.losses_since_log.append(float(loss))
             progress.losses_since_evaluation.append(float(loss))
         self._pending = []
+
+    def _failed(self, step: int, loss: float, grad_norm: float) -> UserError:
+        """The error for a step whose numbers are none; what it saw goes into a file."""
+        chosen = step_windows(
+            len(self.windows), self.windows_per_step, self.settings.seed, step - 1
+        )
+        examples = sorted({int(self.windows.example[window]) for window in chosen.tolist()})
+        ids = [self.example_ids[i] if self.example_ids else str(i) for i in examples]
+        last = self.folder.last_checkpoint()
+        message = f"step {step} has loss {loss} and gradient norm {grad_norm}"
+        if self.runtime.is_main:
+            failure = {
+                "step": step, "loss": str(loss), "gradient_norm": str(grad_norm),
+                "example_ids": ids, "last_checkpoint": str(last) if last else None,
+            }  # fmt: skip
+            message += f" (its {len(ids)} questions are in {self.folder.keep_failure(failure)})"
+        going_on = f"the checkpoint {last} is from before" if last else "there is no checkpoint yet"
+        return UserError(f"{message}: lower --learning_rate, or look at the questions; {going_on}")
 
     def _log(self, bar: Any) -> None:
         """One line in log.jsonl and beside the progress bar, for the steps since the last one."""

@@ -4,10 +4,11 @@ import unicodedata
 from itertools import accumulate
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertqa.graphemes import snap_to_graphemes
+from bertqa.graphemes import has_joins, snap_to_graphemes
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
@@ -30,6 +31,7 @@ CHARACTERS = (
         ENGLAND,
         "\u2764\ufe0f",
     ),
+    *("🇫🇷", "ก\u0e33", "क\u094dष", "ക\u0d4d\u200dഷ", "\u0601\u0661", "\u1100각", "\r\n"),
     *("1\ufe0f\u20e3", "\U0001f3f3\ufe0f\u200d\U0001f308", "\u200b", "\u00ad", "\ufeff", "\x00"),
 )
 
@@ -107,6 +109,30 @@ def test_written_cases(text, start, end, expected):
     assert text[first:last] == expected
 
 
+# Of every rule some. A virama comes with its consonant: what one without should do, the regex
+# package sees otherwise than UAX 29.
+ANY = st.sampled_from(
+    [
+        *"a1 \r\n\x00\u0300\u0301\u00ad\u200b\u200c\u200d\u2028\ufe0f\u20e3👍👩🍳❤\U0001f3fb",
+        *"🇦🇧🇨\u0e33\u0eb3ก\uff9eｶ\u1100\ua960\u1161\ud7b0\u11ab\ud7cb가각कष\u093e\u093cக\u0bcdকച",
+        *"\u0601\u06dd\u0d4e\u0661\U000e0067\U000e007f\ufeff",
+        *("क\u094d", "ক\u09cd", "ച\u0d4d"),
+    ]
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=1000)
+@given(st.lists(ANY, min_size=1, max_size=8).map("".join))
+def test_the_characters_are_those_of_unicode(text):
+    """The regex package's \\X, its own reading of UAX 29."""
+    theirs = {match.end() for match in regex.finditer(r"\X", text)}
+    ours = {end for end in range(1, len(text)) if snap_to_graphemes(text, 0, end)[1] == end}
+    assert ours | {len(text)} == theirs
+    for start in range(1, len(text)):
+        assert (snap_to_graphemes(text, start, len(text))[0] == start) == (start in theirs)
+    assert has_joins(text) or theirs == set(range(1, len(text) + 1))
+
+
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text(min_size=1, max_size=12), st.data())
 def test_any_text_at_all(text, data):
@@ -115,7 +141,3 @@ def test_any_text_at_all(text, data):
     first, last = snap_to_graphemes(text, start, end)
     assert 0 <= first <= start < end <= last <= len(text)
     assert snap_to_graphemes(text, first, last) == (first, last)
-    # What was taken in addition is no character of its own.
-    for place in (*range(first + 1, start + 1), *range(end, last)):
-        one = unicodedata.category(text[place])
-        assert one in ("Mn", "Mc", "Me", "Cf", "So", "Sk", "Lo")

@@ -22,7 +22,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 import train
 from bertqa import QuestionAnswerer, runs
 from bertqa.answering import load_for_training
-from bertqa.batching import collate
+from bertqa.batching import collate, step_windows
 from bertqa.checkpoint import read_tensors
 from bertqa.errors import UserError
 from bertqa.evaluation import Answer, DecodingSettings, Evaluation, Evaluator, Prediction
@@ -111,7 +111,7 @@ def make_run(
         evaluator = Evaluator(VALIDATION, validation, DecodingSettings(), runtime)
     return Run(
         model, tokenizer, windows, evaluator or None, settings, runtime,
-        RunFolder(folder, DESCRIPTION),
+        RunFolder(folder, DESCRIPTION), [example.id for example in TRAINING],
     )  # fmt: skip
 
 
@@ -757,8 +757,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     monkeypatch.setattr("bertqa.training.window_losses", spoiled)
     with pytest.raises(UserError, match=f"step 5 has loss {value}") as caught:
         trained(run)
-    assert str(folder) in str(caught.value)
+    assert f"{folder / 'checkpoints' / 'step-00000004'} is from before" in str(caught.value)
     assert checkpoints_of(folder) == ["step-00000002", "step-00000004"]
+    failure = json.loads((folder / "failure.json").read_text())
+    assert (failure["step"], failure["loss"]) == (5, str(value))
+    windows = step_windows(len(run.windows), run.windows_per_step, settings.seed, 4)
+    asked = {TRAINING[int(run.windows.example[window])].id for window in windows}
+    assert set(failure["example_ids"]) == asked and len(asked) > 1
     assert not evaluator.seen
     assert not (folder / "model.safetensors").exists()
     logged = [line["step"] for line in log_of(folder)] if logging_steps == 1 else []
