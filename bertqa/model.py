@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bertqa import kernels
 from bertqa.config import BertConfig
+from bertqa.interventions import NOTHING, HeadChange, Interventions
 from bertqa.stream import TokenBatch, pad_windows
 
 
@@ -98,9 +99,16 @@ class SelfAttention(nn.Module):
         self.fast = True
 
     def forward(
-        self, hidden: Tensor, batch: TokenBatch, keep: list[list[Tensor]] | None = None
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        keep: list[list[Tensor]] | None = None,
+        change: HeadChange | None = None,
     ) -> Tensor:
-        """``(T, D)`` to ``(T, D)``; ``keep`` is appended the probabilities of every window."""
+        """``(T, D)`` to ``(T, D)``.
+
+        ``keep`` is appended the probabilities of every window; ``change`` sees what was gathered.
+        """
         # (T, D) -query, key, value-> 3 of (T, D) -split into heads-> 3 of (T, H, K)
         query, key, value = (
             x.view(-1, self.num_heads, self.head_size)
@@ -114,6 +122,8 @@ class SelfAttention(nn.Module):
                 keep.append(probabilities)
         else:
             gathered = fast_attention(query, key, value, batch, rate)
+        if change is not None:
+            gathered = change(gathered, batch.lengths)
         return self.output(gathered.flatten(1))  # (T, H, K) -> (T, D) -output-> (T, D)
 
 
@@ -142,10 +152,14 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, batch: TokenBatch, keep: list[list[Tensor]] | None = None
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        keep: list[list[Tensor]] | None = None,
+        change: HeadChange | None = None,
     ) -> Tensor:
         """``(T, D)`` to ``(T, D)``."""
-        gathered = self.attention(hidden, batch, keep)
+        gathered = self.attention(hidden, batch, keep, change)
         hidden = self.attention_norm(hidden + self.dropout(gathered))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
@@ -187,13 +201,17 @@ class BertOutput:
     Attributes:
         start_logits, end_logits: ``(T,)`` float32, S.T_i and E.T_i of each token.
         hidden_states: on request, ``(T, D)`` after the embeddings and after each layer.
-        attentions: on request, for each layer and each window ``(H, L, L)``.
+        attentions: on request, for each layer and each window ``(H, L, L)``; of a layer that was
+            skipped none.
+        layer_logits: on request, what the head says of each of ``hidden_states``: start and end
+            scores, each ``(T,)``. It has learned to read the last ones only.
     """
 
     start_logits: Tensor
     end_logits: Tensor
     hidden_states: list[Tensor] = field(default_factory=list)
     attentions: list[list[Tensor]] = field(default_factory=list)
+    layer_logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class BertForQuestionAnswering(nn.Module):
@@ -238,17 +256,42 @@ class BertForQuestionAnswering(nn.Module):
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        output_layer_logits: bool = False,
+        interventions: Interventions = NOTHING,
+        embedded: Tensor | None = None,
     ) -> BertOutput:
-        """Scores of every token of the stream; the intermediate results on request."""
-        hidden = self.embeddings(batch)
-        hidden_states = [hidden] if output_hidden_states else []
+        """Scores of every token of the stream; the intermediate results on request.
+
+        Args:
+            interventions: what to change on the way, see interventions.py.
+            embedded: vectors ``(T, D)`` to take in place of what ``embeddings`` makes of the ids.
+
+        Raises:
+            UserError: the interventions name a layer or head that is not there.
+        """
+        interventions.check(self.config)
+        hidden = self.embeddings(batch) if embedded is None else embedded
+        hidden = interventions.patched(0, hidden)
+        keep_states = output_hidden_states or output_layer_logits
+        states = [hidden] if keep_states else []
         attentions: list[list[Tensor]] = []
-        for layer in self.layers:
-            hidden = layer(hidden, batch, attentions if output_attentions else None)
-            if output_hidden_states:
-                hidden_states.append(hidden)
+        for number, layer in enumerate(self.layers):
+            if number not in interventions.skip_layers:
+                keep = attentions if output_attentions else None
+                hidden = layer(hidden, batch, keep, interventions.of_layer(number))
+            elif output_attentions:
+                attentions.append([])
+            hidden = interventions.patched(number + 1, hidden)
+            if keep_states:
+                states.append(hidden)
         start_logits, end_logits = self.head(hidden)
-        return BertOutput(start_logits, end_logits, hidden_states, attentions)
+        return BertOutput(
+            start_logits,
+            end_logits,
+            states if output_hidden_states else [],
+            attentions,
+            [self.head(state) for state in states] if output_layer_logits else [],
+        )
 
 
 def window_losses(

@@ -16,8 +16,8 @@ SCRIPTS = ("train", "infer")
 
 # The model room: from ids to scores, and the files that hold weights. It knows nothing of text.
 MODEL_ROOM = {
-    "config", "stream", "kernels", "model", "packed", "checkpoint", "folders", "hub", "files",
-    "errors",
+    "config", "stream", "kernels", "interventions", "model", "inside", "packed", "checkpoint",
+    "folders", "hub", "files", "errors",
 }  # fmt: skip
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
