@@ -52,7 +52,7 @@ def verdict(audit: Audit) -> str:
     if audit.refused:
         return f"train.py refuses it, for {audit.refused:,} of its questions"
     if audit.findings:
-        return "train.py takes it; see below for labels that are not what they might be"
+        return "train.py takes it, with what is listed below"
     return "train.py takes it; nothing was found"
 
 
