@@ -177,10 +177,17 @@ def test_figures_of_the_windows(tokenizer: BertTokenizer) -> None:
     assert windows.question_limit == 24 - 3 - 4 - 1
 
 
-def test_a_hint_of_an_overlap_holds(tokenizer: BertTokenizer) -> None:
-    example = asked("b c d e f g h", 26, "a " * 13 + "b c d e f g h")
-    assert audit([example], tokenizer, replace(SMALL, doc_stride=6)).findings == ()
-    assert audit([example], tokenizer, SMALL).counts == {Cause.CUT: 1}
+@pytest.mark.parametrize("tokens", [7, 12, 19, 20])
+def test_the_overlap_that_is_named_would_do(tokens: int, tokenizer: BertTokenizer) -> None:
+    """A window has room for 19 context tokens; at one more no overlap helps."""
+    answer = " ".join("bcdefghijklmnopqrstuvwxyz"[:tokens])
+    example = asked(answer, 26, "a " * 13 + answer + " a" * 9)
+    found = audit([example], tokenizer, SMALL)
+    assert found.counts == {Cause.CUT: 1}
+    can_be_held = f"with --doc_stride {tokens - 1} a window" in found.findings[0].detail
+    assert can_be_held == (tokens <= 19)
+    if can_be_held:
+        assert audit([example], tokenizer, replace(SMALL, doc_stride=tokens - 1)).findings == ()
 
 
 def test_no_example_is_bad_input(tokenizer: BertTokenizer) -> None:
