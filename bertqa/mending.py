@@ -236,25 +236,25 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], list[C
     taken = {example.id for example in examples}
     first_rows: dict[str, int] = {}
     kept: list[Example] = []
-    same: dict[str, list[Example]] = {}
+    seen: set[Example] = set()
+    numbers: dict[str, int] = {}  # the last that was put behind an id
     changes = []
     for row, example in enumerate(examples):
         first = first_rows.setdefault(example.id, row)
         if first == row:
             kept.append(example)
-            continue
-        others = same.setdefault(example.id, [examples[first]])
-        if example in others:
+        elif example in seen:
             changes.append(Change(row, example.id, "left out: an exact repeat of an earlier row"))
-            continue
-        others.append(example)
-        number = 2
-        while (name := f"{example.id}-{number}") in taken:
-            number += 1
-        taken.add(name)
-        kept.append(replace(example, id=name))
-        what = f"the id is now {shown(name)}: it is row {first}'s, which differs"
-        changes.append(Change(row, example.id, what))
+        else:
+            name = example.id
+            while name in taken:
+                numbers[example.id] = numbers.get(example.id, 1) + 1
+                name = f"{example.id}-{numbers[example.id]}"
+            taken.add(name)
+            kept.append(replace(example, id=name))
+            what = f"the id is now {shown(name)}: it is row {first}'s, which differs"
+            changes.append(Change(row, example.id, what))
+        seen.add(example)
     return kept, changes
 
 
