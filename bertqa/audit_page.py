@@ -32,7 +32,8 @@ th, td { text-align: start; vertical-align: top; padding: .3rem .8rem .3rem 0;
   border-bottom: 1px solid var(--line) }
 thead th { color: var(--soft); font-weight: 500; font-size: .87rem } tbody th { font-weight: 500 }
 .n { text-align: end; font-variant-numeric: tabular-nums; width: 4rem }
-.id { width: 11rem } .wide { width: 50% } td.id { overflow-wrap: anywhere; font-size: .87rem }
+.id { width: 11rem } table:has(.wide) { table-layout: fixed; min-width: 44rem }
+td.id { overflow-wrap: anywhere; font-size: .87rem }
 td p { margin: 0 } td p + p { margin-top: .15rem; color: var(--soft); font-size: .9rem }
 td.wide { overflow-wrap: anywhere }
 mark { background: var(--mark); color: inherit; padding: 0 .1em; border-radius: .15em }
