@@ -4,10 +4,12 @@ python train.py                                  bert-base-uncased on SQuAD, 3 e
 python train.py --train_file my.json --validation_file dev.json --output_dir runs/mine
 python train.py --resume ...                     go on where a run was stopped
 torchrun --nproc_per_node=2 train.py ...         the same on several processes
+python train.py --check ...                      what is wrong with the data, without training
 """
 
 import argparse
 import math
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertqa.answering import check_window_fits, find_folder, load_for_training
+from bertqa.audit import Audit, audit
+from bertqa.audit_page import save_page
+from bertqa.audit_text import audit_text, changes_text, save_json
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
@@ -27,11 +32,15 @@ from bertqa.cli import (
     run_script,
     window_settings,
 )
+from bertqa.config import load_config
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluator
 from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
 from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.files import check_new_file
+from bertqa.folders import is_checkpoint
 from bertqa.labels import Outcome, label_report
+from bertqa.mending import COPY_ENDINGS, mend, save_examples
 from bertqa.optim import SCHEDULES
 from bertqa.readers import load_hub_dataset, read_examples
 from bertqa.runs import RunFolder, check_free, evaluation_table
@@ -68,6 +77,14 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--max_train_samples", type=int, metavar="N", help="train on the first N examples")
     add("--max_eval_samples", type=int, metavar="N", help="evaluate on the first N examples")
     add("--show", type=int, metavar="N", help="print N random training examples and stop")
+    add("--check", action="store_true",
+        help="find every fault of the data, and stop; the other flags may stay; exit code 0: "
+        "train.py takes the data, 1: it refuses them, 2: they cannot be read")
+    add("--repair", type=Path, metavar="FILE",
+        help="with --check: write the training data, mended where that needs no guess, as .json "
+        "(run_qa's flat form) or .jsonl; the exit code is then that of the copy")
+    add("--report", type=Path, metavar="FILE",
+        help="with --check: write all that was found, as .html or .json")
     add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
         help="new folder for the model, the log and the checkpoints (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --output_dir")
@@ -108,14 +125,16 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse(arguments)
 
 
-def main(flags: argparse.Namespace) -> None:
-    """Data, model, run."""
+def main(flags: argparse.Namespace) -> int:
+    """Data, model, run; the exit code."""
     settings = TrainingSettings(**{name: getattr(flags, name) for name in asdict(DEFAULTS)})
     cutting, decoding = window_settings(flags), decoding_settings(flags)
     check_flags(flags)
+    if flags.check:
+        return check(flags, cutting)
     if flags.show:
         show(flags, cutting)
-        return
+        return 0
     runtime = start_runtime(flags.device, flags.precision)
     try:
         check_free(flags.output_dir, flags.resume)
@@ -124,6 +143,7 @@ def main(flags: argparse.Namespace) -> None:
         train(flags, settings, cutting, decoding, runtime)
     finally:
         stop_runtime()
+    return 0
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -151,6 +171,17 @@ def check_flags(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} asks for no example: give 1 or more")
+    if flags.check and flags.show:
+        raise UserError("--check and --show exclude each other: pass one")
+    for name in ("repair", "report"):
+        if getattr(flags, name) and not flags.check:
+            raise UserError(f"--{name} {getattr(flags, name)} needs --check beside it")
+    if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
+        raise UserError(f"--repair and --report both name {flags.repair}: name two files")
+    if flags.repair:
+        check_new_file(flags.repair, "--repair", COPY_ENDINGS)
+    if flags.report:
+        check_new_file(flags.report, "--report", (".html", ".json"))
 
 
 def train(
@@ -165,7 +196,7 @@ def train(
     model, tokenizer, report = main_first(
         runtime, lambda: load_for_training(flags.model, seed=flags.seed, allow_bin=flags.allow_bin)
     )
-    check_window_fits(model, cutting)
+    check_window_fits(model.config, cutting)
     say(runtime, report)
 
     def cut(examples: list[Example]) -> WindowSet:
@@ -266,25 +297,67 @@ def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
 def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
     """Training and validation examples, checked; the second is empty where there are none."""
     percentage = flags.validation_split_percentage
-    if flags.train_file:
-        parts = [
-            (str(path), read_examples(path)) if path else ("", [])
-            for path in (flags.train_file, flags.validation_file)
-        ]
-    else:
-        name = flags.dataset or "squad"
-        splits = ("train",) if percentage else ("train", "validation")
-        parts = [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
+    parts = read_data(flags)
     limits = (flags.max_train_samples, flags.max_eval_samples)
     for source, examples in parts:
-        if source:
+        try:
             check_examples(examples, source)
             check_answers(examples, source)
-            check_version(examples, source, flags.version_2_with_negative)
-    train, validation = (
-        split_by_article(parts[0][1], percentage) if percentage else (part[1] for part in parts)
-    )
+        except UserError as error:
+            hint = "; --check finds all faults" if examples else ""
+            raise UserError(f"{error}{hint}") from error
+        check_version(examples, source, flags.version_2_with_negative)
+    train = parts[0][1]
+    validation = parts[1][1] if len(parts) > 1 else []
+    if percentage:
+        train, validation = split_by_article(train, percentage)
     return train[: limits[0]], validation[: limits[1]]
+
+
+def read_data(flags: argparse.Namespace) -> list[tuple[str, list[Example]]]:
+    """The training data, then those to evaluate on, if any, each with its name; not yet checked."""
+    if flags.train_file:
+        paths = [path for path in (flags.train_file, flags.validation_file) if path]
+        return [(str(path), read_examples(path)) for path in paths]
+    name = flags.dataset or "squad"
+    splits = ("train",) if flags.validation_split_percentage else ("train", "validation")
+    return [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
+
+
+def check(flags: argparse.Namespace, cutting: WindowSettings) -> int:
+    """Say what is wrong with the data, write what was asked for, and give the exit code."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
+        return 0
+    parts = read_data(flags)
+    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    if is_checkpoint(folder):  # a tokenizer alone would do
+        check_window_fits(load_config(folder)[0], cutting)
+    tokenizer = BertTokenizer.load(folder)
+    negative = bool(flags.version_2_with_negative)
+
+    def audited(source: str, examples: list[Example]) -> Audit:
+        return audit(examples, tokenizer, cutting, source=source, version_2_with_negative=negative)
+
+    audits = [audited(*part) for part in parts]
+    judged = audits
+    for found in audits:
+        print(audit_text(found) + "\n", flush=True)
+    changes = None
+    if flags.repair:
+        mended = mend(parts[0][1], tokenizer)
+        changes = mended.changes
+        copy = audited(str(flags.repair), mended.examples)
+        save_examples(flags.repair, mended.examples)
+        print(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
+        judged = [copy, *audits[1:]]
+        audits = [audits[0], copy, *audits[1:]]
+    if flags.report:
+        save = save_page if flags.report.suffix == ".html" else save_json
+        save(flags.report, audits, changes)
+    written = [str(path) for path in (flags.repair, flags.report) if path]
+    if written:
+        print(f"wrote {', '.join(written)}")
+    return int(any(found.refused for found in judged))
 
 
 def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bertqa.checkpoint import LoadReport, load_checkpoint
+from bertqa.config import BertConfig
 from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, predict
@@ -77,13 +78,13 @@ def _load(
     return model, tokenizer, report
 
 
-def check_window_fits(model: BertForQuestionAnswering, settings: WindowSettings) -> None:
+def check_window_fits(config: BertConfig, settings: WindowSettings) -> None:
     """Refuse windows longer than the positions that the model has learned.
 
     Raises:
         UserError: --max_seq_length is too large.
     """
-    limit = model.config.max_position_embeddings
+    limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
             f"--max_seq_length {settings.max_seq_length} is more than the {limit} positions that "
@@ -117,7 +118,7 @@ class QuestionAnswerer:
         self.windows = windows or WindowSettings(longest, doc_stride=min(128, longest // 3))
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
-        check_window_fits(model, self.windows)
+        check_window_fits(model.config, self.windows)
         self.model = make_ready(
             model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
         )

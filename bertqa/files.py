@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,29 @@ def said_plainly(path: Path, act: str) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be {act}: {reason}; free or choose another place"
         ) from error
+
+
+def check_new_file(path: Path, flag: str, endings: Sequence[str]) -> None:
+    """See, before the work that is to go there, that a file can be written.
+
+    Args:
+        flag: what named it, for the message.
+        endings: those it may have.
+
+    Raises:
+        UserError: it has another ending, is there already, or its folder cannot be written to.
+    """
+    if path.suffix not in endings:
+        raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
+    if os.path.lexists(path):
+        raise UserError(f"{flag} {path} is there already: name a new file")
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path} cannot be written: {folder} is a file, name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{flag} {path} cannot be written: {folder} is closed to you, choose another place"
+        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertqa.charts import Line, line_chart, ticks
+from bertqa.charts import Bar, Line, histogram, line_chart, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -91,3 +91,35 @@ def test_neighbouring_ticks_have_different_labels() -> None:
     heights = [t.text for t in root.iter(f"{SVG}text") if t.attrib["text-anchor"] == "end"]
     assert len(heights) == len(set(heights)) > 3
     assert "4,000" in texts(root)
+
+
+# --- histograms ----------------------------------------------------------------------------------
+
+
+def test_bars_stand_on_the_axis_and_are_as_high_as_they_count() -> None:
+    bars = [Bar(0, 10, 20), Bar(10, 20, 5), Bar(20, 30, 0)]
+    root = ET.fromstring(histogram("A & B", "tokens", bars))
+    marks = {
+        float(text.text): float(text.attrib["y"]) - 4
+        for text in root.iter(f"{SVG}text")
+        if text.attrib["text-anchor"] == "end"
+    }
+    drawn = [{k: float(v) for k, v in rect.attrib.items()} for rect in root.iter(f"{SVG}rect")]
+    assert [d["y"] for d in drawn] == pytest.approx([marks[20], marks[5], marks[0]], abs=0.1)
+    assert [d["y"] + d["height"] for d in drawn] == pytest.approx([marks[0]] * 3, abs=0.2)
+    assert all(left["x"] + left["width"] < right["x"] for left, right in pairwise(drawn))
+    notes = [note.text for note in root.iter(f"{SVG}title")]
+    assert notes == ["0 to 10: 20", "10 to 20: 5", "20 to 30: 0"]
+    assert root.attrib["aria-label"] == "A & B: most, 20, from 0 to 10"
+    assert {"A & B", "tokens"} <= set(texts(root))
+
+
+def test_few_things_are_counted_in_whole_numbers() -> None:
+    root = ET.fromstring(histogram("t", "x", [Bar(0, 1, 1)]))
+    counts = [t.text for t in root.iter(f"{SVG}text") if t.attrib["text-anchor"] == "end"]
+    assert counts == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_no_bars_are_refused() -> None:
+    with pytest.raises(ValueError, match="chart"):
+        histogram("t", "x", [])

@@ -7,7 +7,14 @@ import stat
 import pytest
 
 from bertqa.errors import UserError
-from bertqa.files import new_folder, said_plainly, write_file, write_json, write_text
+from bertqa.files import (
+    check_new_file,
+    new_folder,
+    said_plainly,
+    write_file,
+    write_json,
+    write_text,
+)
 
 
 class Fault(Exception):
@@ -115,6 +122,31 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_new_file_is_looked_at_before_the_work(tmp_path):
+    (tmp_path / "note").write_text("mine")
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
+    check_new_file(tmp_path / "a" / "b" / "c.json", "--copy", [".json", ".jsonl"])
+    for path, words in (
+        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl: rename it"),
+        (tmp_path / "gone.json", "gone.json is there already: name a new file"),
+        (tmp_path / "note" / "a" / "c.json", "note is a file, name a folder"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_new_file(path, "--copy", [".json", ".jsonl"])
+        assert str(caught.value).startswith("--copy ") and words in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.json", "note"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_new_file_in_a_closed_folder_is_refused_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match="closed to you"):
+            check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
     finally:
         tmp_path.chmod(0o700)
 

@@ -22,12 +22,13 @@ MODEL_ROOM = {
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
     "graphemes", "tokenization", "squad", "rows", "readers", "labels", "features", "batching",
-    "decoding", "metrics", "analysis", "feature_cache", "offsets",
+    "decoding", "metrics", "analysis", "feature_cache", "offsets", "excerpts", "mending",
+    "audit", "audit_text",
 }  # fmt: skip
 # The loop room: brings the two together.
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
-    "threshold", "interrupts", "decoding_file", "answer_lines", "__init__",
+    "threshold", "interrupts", "decoding_file", "answer_lines", "audit_page", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.

@@ -514,6 +514,114 @@ def test_show_prints_examples_with_windows_and_labels(
     assert not (tmp_path / "o").exists()
 
 
+FAULTY = [
+    ROW,
+    ROW | {"id": "moved", "question": "When?", "answers": {"text": ["1642"], "answer_start": [3]}},
+    ROW | {"question": "Who swept it?", "answers": {"text": ["Ben "], "answer_start": [28]}},
+]
+
+
+def checked(checkpoint: Path, path: Path, *more: object) -> int:
+    flags = ["--model", checkpoint, "--train_file", path, "--output_dir", path.parent / "out"]
+    return call("train", *flags, *WINDOWS, "--check", *more)
+
+
+def test_a_check_says_what_is_wrong_and_does_nothing_else(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, checkpoint)
+    good, bad = world.rows("good.json", ROW), world.rows("bad.json", *FAULTY)
+    before = contents(tmp_path)
+    assert checked(checkpoint, good) == 0
+    said, err = capsys.readouterr()
+    assert f"{good}: 1 questions" in said and "nothing was found" in said and err == ""
+    assert checked(checkpoint, bad) == 1
+    assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
+    assert [
+        name for name in ("duplicate id: 1", "misplaced: 1", "blanks: 1") if name not in said
+    ] == []
+    assert checked(checkpoint, good, "--validation_file", bad) == 1
+    said = capsys.readouterr().out
+    assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_a_check_needs_no_weights_and_tells_v2_from_v1(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(checkpoint / name, folder)
+    world = World(tmp_path, checkpoint)
+    path = world.rows("v2.json", ROW, ROW | {"id": "none", "question": "Why?", "answers": []})
+    assert checked(folder, path) == 1
+    assert "unanswerable: 1" in capsys.readouterr().out
+    assert checked(folder, path, "--version_2_with_negative") == 0
+    assert "nothing was found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_a_mended_copy_can_be_trained_on(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    world = World(tmp_path, checkpoint)
+    bad, copy = world.rows("bad.json", *FAULTY), tmp_path / "new" / f"mended{ending}"
+    before = bad.read_bytes()
+    assert call("train", *world.train("--train_file", bad)) == 2
+    assert "--check finds all faults" in capsys.readouterr().err
+    assert checked(checkpoint, bad, "--repair", copy) == 0  # the copy's code
+    said = capsys.readouterr().out
+    assert "mended: 3\n  row 1, moved: the answer '1642' at 3 is now '1642' at 22" in said
+    assert f"{copy}: 3 questions" in said and said.endswith(f"wrote {copy}\n")
+    assert bad.read_bytes() == before
+    rows = read_examples(copy)
+    assert [(e.id, e.answers, e.answer_starts) for e in rows] == [
+        ("first", ("Ada",), (0,)), ("moved", ("1642",), (22,)), ("first-2", ("Ben",), (28,)),
+    ]  # fmt: skip
+    assert call("train", *world.train("--train_file", copy)) == 0
+    assert "3 examples, 3 answers labelled exactly" in capsys.readouterr().out
+
+
+def test_what_cannot_be_mended_is_in_the_copy_too(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = ROW | {
+        "id": "lost",
+        "question": "Where?",
+        "answers": {"text": ["Rye"], "answer_start": [0]},
+    }
+    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY, lost)
+    assert checked(checkpoint, bad, "--repair", tmp_path / "copy.json") == 1
+    assert "train.py refuses it, for 1 of its questions" in capsys.readouterr().out
+    assert read_examples(tmp_path / "copy.json")[3] == read_examples(bad)[3]
+
+
+def test_the_reports_of_a_check(checkpoint: Path, tmp_path: Path) -> None:
+    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
+    assert checked(checkpoint, bad, "--report", tmp_path / "r.html") == 1
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "What was mended" not in page
+    copy = ["--repair", tmp_path / "copy.json"]
+    assert checked(checkpoint, bad, *copy, "--report", tmp_path / "r.json") == 0
+    document = read_json(tmp_path / "r.json")
+    assert [a["source"] for a in document["audits"]] == [str(bad), str(tmp_path / "copy.json")]
+    assert [a["refused"] for a in document["audits"]] == [2, 0]
+    assert [change["row"] for change in document["changes"]] == [1, 2, 2]
+
+
+def test_of_several_processes_one_checks(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
+    assert checked(checkpoint, bad) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_a_second_start_takes_the_windows_from_the_cache(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1067,6 +1175,72 @@ CHECKPOINTS: list[tuple[str, Callable[[World], object], list[str]]] = [
 
 STEP = "checkpoints/step-00000001"
 TRAIN_ALONE: list[tuple[str, Callable[[World], list[object]], list[str]]] = [
+    (
+        "a check of no file",
+        lambda w: w.train("--check", "--train_file", w.folder / "no.json"),
+        ["no.json does not exist"],
+    ),
+    (
+        "a check of rows that are none",
+        lambda w: w.train("--check", "--train_file", w.row(answers={"text": 3})),
+        ["rows.json", "text is 3"],
+    ),
+    (
+        "a check of an empty file",
+        lambda w: w.train("--check", "--train_file", w.rows("r.json")),
+        ["r.json holds no examples"],
+    ),
+    (
+        "a check of long windows",
+        lambda w: w.train("--check", "--max_seq_length", 385),
+        ["--max_seq_length 385", "384 positions"],
+    ),
+    (
+        "a check that shows",
+        lambda w: w.train("--check", "--show", 1),
+        ["--check and --show"],
+    ),
+    *(
+        (
+            f"{flag} {name}",
+            lambda w, flag=flag, make=make, check=check: w.train(*check, flag, make(w)),
+            [flag, *words],
+        )
+        for flag, ending in (("--repair", ".json"), ("--report", ".html"))
+        for name, check, make, words in (
+            ("unchecked", [], lambda w, e=ending: w.folder / f"f{e}", ["needs --check"]),
+            (
+                "of no ending",
+                ["--check"],
+                lambda w: w.folder / "f.txt",
+                ["f.txt must end in", ending],
+            ),
+            (
+                "that exists",
+                ["--check"],
+                lambda w, e=ending: w.write(f"f{e}", "mine"),
+                [f"f{ending} is there already"],
+            ),
+            (
+                "in a file",
+                ["--check"],
+                lambda w, e=ending: w.write("note", "mine") / f"f{e}",
+                ["note is a file"],
+            ),
+        )
+    ),
+    (
+        "a copy in the place of the data",
+        lambda w: w.train("--check", "--repair", w.folder / "good.json"),
+        ["good.json is there already"],
+    ),
+    (
+        "a copy and a report in one",
+        lambda w: w.train(
+            "--check", "--repair", w.folder / "f.json", "--report", w.folder / "f.json"
+        ),
+        ["--repair and --report both name", "f.json"],
+    ),
     (
         "validation file alone",
         lambda w: ["--model", w.good, "--validation_file", w.row()],

@@ -1,0 +1,60 @@
+"""Pieces of text as a report shows them: a place with what stands around it, nothing hidden."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bertqa.graphemes import snap_to_graphemes
+
+_AROUND = 40  # characters shown on either side of a place
+_LONGEST = 160  # of a marked piece; a longer one has its middle left out
+
+# Controls, blanks that look like another, marks without width or that turn the writing around.
+# Joiners (U+200C, U+200D) stay: they are part of how many scripts and emoji are written.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
+    "\u205f-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0001]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A marked place of a text and what stands before and after it; all empty for no place."""
+
+    before: str = ""
+    marked: str = ""
+    after: str = ""
+
+
+NOWHERE = Excerpt()
+
+
+def excerpt(text: str, start: int, end: int) -> Excerpt:
+    """``text[start:end]`` with its surroundings; "..." stands where something is left out.
+
+    A place outside the text is taken for its nearest end.
+    """
+    start = min(max(start, 0), len(text))
+    end = min(max(end, start), len(text))
+    first, last = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
+    marked = text[start:end]
+    if len(marked) > _LONGEST:
+        marked = f"{marked[: _LONGEST // 2]}...{marked[-_LONGEST // 2 :]}"
+    return Excerpt(
+        before="..." * (first > 0) + text[first:start],
+        marked=marked,
+        after=text[end:last] + "..." * (last < len(text)),
+    )
+
+
+def visible(text: str, form: Callable[[str], str] = str) -> str:
+    """The text on one line: each character that hides becomes its escape, such as \\n or \\u200b.
+
+    Args:
+        form: what is made of an escape before it goes in.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        return form(match.group().encode("unicode_escape").decode("ascii"))
+
+    return _HIDDEN.sub(escape, text)
