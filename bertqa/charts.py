@@ -26,6 +26,7 @@ _STYLE = """
   }
 """.strip("\n")
 _COLOURS = 3
+_SMOOTHED = 10  # points that one of a smoothed curve is the mean of
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,13 @@ class _Frame:
             label = _shown(x, step)
             parts.append(_text(self.place(x, self.y_ticks[0])[0], bottom + 18, label, "middle"))
         return parts
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of neighbouring points, where there are many."""
+    size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

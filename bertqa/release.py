@@ -10,7 +10,6 @@ was trained in several runs, each from the result of the one before, has them na
 import argparse
 import hashlib
 import json
-import math
 import shlex
 import shutil
 import sys
@@ -22,7 +21,7 @@ import torch
 
 from bertqa.analysis import Group, breakdown
 from bertqa.answering import QuestionAnswerer
-from bertqa.charts import Line, line_chart
+from bertqa.charts import Line, line_chart, smoothed
 from bertqa.checkpoint import load_checkpoint, save_model
 from bertqa.cli import Parser, run_script
 from bertqa.decoding_file import read_decoding_file
@@ -36,8 +35,6 @@ from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_answers, check_examples
 from bertqa.tokenization import BertTokenizer
-
-_SMOOTHED = 10  # log lines that one point of the loss curve is the mean of
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -223,13 +220,6 @@ def write_curves(folder: Path, stages: Sequence[Stage]) -> list[str]:
     for name, chart in charts.items():
         write_text(folder / name, chart)
     return list(charts)
-
-
-def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of neighbouring points, where there are many."""
-    size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
 
 
 # --- the card ------------------------------------------------------------------------------------

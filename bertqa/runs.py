@@ -6,6 +6,8 @@
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
     log.jsonl                                            one line for each logged step
+    report.html                                          all of this to look at
+    evaluations/step-00000500.json                       the answers of the last two evaluations
     checkpoints/step-00000500/                           all that is needed to go on from there
     failure.json                                         the step whose loss was no number
 
@@ -15,6 +17,7 @@ All but the log, which grows line by line, is written whole or not at all; nothi
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,27 @@ import torch
 from bertqa.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
 from bertqa.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.errors import UserError
-from bertqa.evaluation import DecodingSettings, Evaluation, best_point, write_predictions
+from bertqa.evaluation import (
+    DecodingSettings,
+    Evaluation,
+    Prediction,
+    best_point,
+    write_predictions,
+)
 from bertqa.features import WindowSettings
-from bertqa.files import new_folder, read_json_object, said_plainly, write_json, write_text
+from bertqa.files import (
+    new_folder,
+    read_json_object,
+    said_plainly,
+    write_json,
+    write_json_map,
+    write_text,
+)
 from bertqa.folders import DECODING_FILE
 from bertqa.labels import LabelReport
 from bertqa.model import BertForQuestionAnswering
+from bertqa.report_page import Answered, report_page
+from bertqa.squad import Example
 from bertqa.threshold import keep_curve
 from bertqa.tokenization import BertTokenizer
 
@@ -135,6 +153,10 @@ class RunFolder:
                 shutil.rmtree(partial)
         with said_plainly(self.path, "written"):
             (self.path / "failure.json").unlink(missing_ok=True)
+        for answers in (self.path / "evaluations").glob("step-*.json"):
+            if answers > _answers_of(answers.parent, progress.step):  # they will be given again
+                with said_plainly(answers, "removed"):
+                    answers.unlink()
         log = self.path / "log.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
@@ -207,6 +229,41 @@ class RunFolder:
         """The newest checkpoint to go on from; None before there is one."""
         return max(self._checkpoints.glob("step-*"), default=None)
 
+    def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
+        """Keep the answers of an evaluation beside those of the one before."""
+        folder = self.path / "evaluations"
+        write_json_map(_answers_of(folder, step), ((p.id, p.text) for p in predictions))
+        for old in sorted(folder.glob("step-*.json"))[:-2]:
+            with said_plainly(old, "removed"):
+                old.unlink()
+
+    def write_report(self, examples: Sequence[Example], *, v2: bool) -> None:
+        """Bring report.html up to date.
+
+        Args:
+            examples: the validation questions; none if there are none.
+            v2: "" is an answer too.
+        """
+        log = [
+            json.loads(line)
+            for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        answered = self._answered(examples, v2) if examples else None
+        title = self.path.resolve().name
+        page = report_page(title, self.description, log, answered)
+        write_text(self.path / "report.html", page)
+
+    def _answered(self, examples: Sequence[Example], v2: bool) -> Answered | None:
+        """The answers of the last evaluation, and of the one before."""
+        files = sorted((self.path / "evaluations").glob("step-*.json"))
+        if not files:
+            return None
+        steps = [int(file.stem.removeprefix("step-")) for file in files[-2:]]
+        answers = [read_json_object(file) for file in files[-2:]]
+        if len(files) == 1:
+            return Answered(examples, steps[0], answers[0], v2=v2)
+        return Answered(examples, steps[1], answers[1], steps[0], answers[0], v2)
+
     def keep_failure(self, failure: dict[str, Any]) -> Path:
         """Write what is known of a step that failed; the file."""
         write_json(self.path / "failure.json", failure)
@@ -242,6 +299,10 @@ class RunFolder:
                 f"{newest} is not whole, or of another model: remove it to go on from the "
                 "checkpoint before it, or from the start"
             ) from error
+
+
+def _answers_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.json"
 
 
 def _step_of(line: str) -> float:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bertqa.batching import TrainingBatch, mix_seed, step_windows, steps_per_epoch, training_batch
 from bertqa.errors import UserError
-from bertqa.evaluation import Evaluation, Evaluator
+from bertqa.evaluation import DecodingSettings, Evaluation, Evaluator
 from bertqa.features import WindowSet
 from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model import BertForQuestionAnswering, window_losses
@@ -352,7 +352,15 @@ class Run:
         self._keep_if_best(evaluation)
         if self.runtime.is_main:
             self.folder.append_log(row)
+            self._report(evaluation)
             bar.write(evaluation_table(self.progress.evaluations))
+
+    def _report(self, evaluation: Evaluation | None) -> None:
+        if evaluation:
+            self.folder.keep_answers(self.progress.step, evaluation.predictions)
+        examples = self.evaluator.examples if self.evaluator else ()
+        settings = self.evaluator.settings if self.evaluator else DecodingSettings()
+        self.folder.write_report(examples, v2=settings.version_2_with_negative)
 
     def _keep_if_best(self, evaluation: Evaluation | None) -> None:
         """Keep the model with the best F1 so far; without a validation set, the last one."""

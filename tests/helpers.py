@@ -1,6 +1,7 @@
 """What several tests share: a tiny odd BERT, theirs and ours, and a small vocabulary."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import torch
@@ -103,3 +104,31 @@ def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
     sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
     their_model(seed=seed, **(sizes | changes)).save_pretrained(folder)
     return folder
+
+
+class Page(HTMLParser):
+    """What stands on a page; every element that is opened is closed."""
+
+    VOID = ("meta",)
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

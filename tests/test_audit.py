@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from bertqa.mending import mend
 from bertqa.readers import read_examples
 from bertqa.squad import Example, check_answers, check_examples, check_version
 from bertqa.tokenization import BertTokenizer
-from tests.helpers import STORIES, STORIES_V2, write_tokenizer
+from tests.helpers import STORIES, STORIES_V2, Page, write_tokenizer
 from tests.test_mending import data_sets
 
 QUAY = "Ada built the quay in 1642. Ben swept it, and Ben sang. "
@@ -303,34 +302,6 @@ def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: Ber
     assert lines[0] == "mended: 31" and lines[-1] == "  and 28 more"
     assert len(lines) == 1 + 2 * 3 + 1 and "»Ada«" in lines[2]
     assert changes_text([]) == "mended: 0"
-
-
-class Page(HTMLParser):
-    """What stands on a page; every element that is opened is closed."""
-
-    VOID = ("meta",)
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertqa.charts import Bar, Line, histogram, line_chart, ticks
+from bertqa.charts import Bar, Line, histogram, line_chart, smoothed, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -123,3 +123,9 @@ def test_few_things_are_counted_in_whole_numbers() -> None:
 def test_no_bars_are_refused() -> None:
     with pytest.raises(ValueError, match="chart"):
         histogram("t", "x", [])
+
+
+def test_many_points_become_means() -> None:
+    assert smoothed([(1, 4.0), (2, 2.0)]) == [(1, 4.0), (2, 2.0)]
+    many = smoothed([(step, step % 2) for step in range(95)])
+    assert many[0] == (9, 0.5) and many[-1][0] == 94 and len(many) == 10

@@ -21,7 +21,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import score
 from bertqa.features import WindowSettings
 from bertqa.readers import read_examples
-from bertqa.release import read_stage, smoothed
+from bertqa.release import read_stage
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]
@@ -125,12 +125,6 @@ def test_the_curves_go_on_from_run_to_run(runs: list[Path], folder: Path) -> Non
     kept = max(f1[0], key=lambda line: line["f1"])["step"]
     assert read_stage(runs[0]).kept == kept
     assert across == sorted(across)
-
-
-def test_many_points_become_means() -> None:
-    assert smoothed([(1, 4.0), (2, 2.0)]) == [(1, 4.0), (2, 2.0)]
-    many = smoothed([(step, step % 2) for step in range(95)])
-    assert many[0] == (9, 0.5) and many[-1][0] == 94 and len(many) == 10
 
 
 def test_what_cannot_be_released(

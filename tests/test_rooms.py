@@ -28,7 +28,8 @@ TEXT_ROOM = {
 # The loop room: brings the two together.
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
-    "threshold", "interrupts", "decoding_file", "answer_lines", "audit_page", "__init__",
+    "threshold", "interrupts", "decoding_file", "answer_lines", "pages", "audit_page",
+    "report_page", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.

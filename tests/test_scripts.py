@@ -145,9 +145,9 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path, home: Path) -> 
     assert [line.split()[1] for line in lines[-3:-1]] == ["4", "8"]  # the table of evaluations
     assert lines[-1] == f"saved in {folder}; ask it: python infer.py --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints", "config.json", "labels.json", "log.jsonl", "metrics.json",
-        "model.safetensors", "nbest_predictions.json", "predictions.json", "run.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "checkpoints", "config.json", "evaluations", "labels.json", "log.jsonl", "metrics.json",
+        "model.safetensors", "nbest_predictions.json", "predictions.json", "report.html",
+        "run.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert len(list((home / "datasets" / "bertqa-features").iterdir())) == 2
 
