@@ -291,10 +291,7 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
             progress=bar.update,
         )  # fmt: skip
     v2 = qa.decoding.version_2_with_negative
-    metrics = score_lines(flags.input, flags.output_dir, v2=v2)
-    if metrics:
-        write_json(flags.output_dir / "metrics.json", metrics)
-        print(json.dumps(metrics, indent=None if flags.json else 2))
+    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2))
     print(
         f"{counts.answered} lines answered in {flags.output_dir / PREDICTIONS}, "
         f"{counts.rejected} rejected",
@@ -313,12 +310,20 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
     predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
-    if has_gold:
-        metrics = score(examples, predictions, qa.decoding)
-        files.append(flags.output_dir / "metrics.json")
-        write_json(files[-1], metrics)
-        print(json.dumps(metrics, indent=None if flags.json else 2))
+    files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else None)
     print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
+
+
+def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float] | None) -> list[Path]:
+    """Write and print the figures, or drop those of other answers; the file, if there is one."""
+    path = flags.output_dir / "metrics.json"
+    if metrics is None:
+        with said_plainly(path, "removed"):
+            path.unlink(missing_ok=True)
+        return []
+    write_json(path, metrics)
+    print(json.dumps(metrics, indent=None if flags.json else 2))
+    return [path]
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:

@@ -359,6 +359,10 @@ def test_json_lines_are_answered_line_by_line(
     assert (first["id"], second["id"]) == ("a", "b")
     assert first["answer"] == second["answer"] == CONTEXT[first["start_byte"] : first["end_byte"]]
     assert len(first["answers"]) == 2
+    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Who?", "context": CONTEXT}))
+    assert call("infer", *flags, "--overwrite_output_dir") == 0
+    assert not (tmp_path / "out" / "metrics.json").exists()  # those of other questions
+    capsys.readouterr()
     asked_alone = asked(
         capsys, checkpoint, "--question", ROW["question"], "--context", CONTEXT, "--top_k", 2,
         "--json", "--all_offsets",
