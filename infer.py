@@ -114,7 +114,7 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     if bool(flags.input) != bool(flags.output_dir):
         raise UserError("--input and --output_dir go together: pass both or neither")
     if flags.input and flags.top_k != 1:
-        raise UserError(f"--top_k {flags.top_k} is for one question: use --n_best_size")
+        raise UserError(f"--top_k {flags.top_k} is for one question: pass --n_best_size")
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
     # Before a model is fetched, of which nobody knows yet whether it says "no answer".

@@ -131,7 +131,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.dataset and (flags.train_file or flags.validation_file):
         raise UserError("--dataset and --train_file/--validation_file exclude each other: pass one")
     if flags.validation_file and not flags.train_file:
-        raise UserError(f"--validation_file {flags.validation_file} needs a --train_file beside it")
+        raise UserError(
+            f"--validation_file {flags.validation_file} needs a --train_file beside it: pass both"
+        )
     percentage = flags.validation_split_percentage
     if percentage is not None and flags.validation_file:
         raise UserError(

@@ -152,7 +152,7 @@ def read_stage(run: Path) -> Stage:
     for number, line in enumerate(lines, start=1):
         try:
             log.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):  # the last may be half a line, if the run was killed
                 place = f"{run / 'log.jsonl'}, line {number}"
                 raise UserError(f"{place} is not JSON ({error}): copy it again") from error
