@@ -6,12 +6,13 @@ compared with its length before memory is taken. A tensor is read when it is ask
 of a wrong shape never is.
 """
 
+import pickletools
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,8 @@ FLOATS = {
 }  # fmt: skip
 
 _LARGEST_HEADER = 1 << 22  # bytes; that of BERT-large has a hundredth of it
-_LARGEST_PICKLE = 1 << 24  # bytes without the numbers; that of BERT-large has a two-hundredth
+_LARGEST_PICKLE = 1 << 20  # bytes without the numbers; that of BERT-large has a tenth of it
+_DEEPEST_PICKLE = 16  # objects inside each other; a state dictionary has five
 _ZIP = b"PK\x03\x04"  # by which torch tells its newer format from the older
 
 
@@ -158,8 +160,8 @@ def _open_bin(path: Path) -> Tensors:
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files are of the older format
-        if is_zip:
-            _check_stored(path)
+        check = _check_zip if is_zip else _check_legacy
+        check(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many kinds for a corrupt or unsafe pickle
         # What follows its first sentence is advice to programmers.
@@ -188,14 +190,58 @@ def _open_bin(path: Path) -> Tensors:
     }
 
 
-def _check_stored(path: Path) -> None:
+def _check_zip(path: Path) -> None:
     """Raise ValueError unless all parts of a zip stand in it as they are, as torch writes them."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
                 raise ValueError(f"{shown(part.filename)} in it is compressed")
-            if part.filename.endswith(".pkl") and part.file_size > _LARGEST_PICKLE:
-                raise ValueError(f"{shown(part.filename)} in it has {part.file_size} bytes")
+            if part.filename.endswith(".pkl"):
+                with archive.open(part) as file:
+                    _check_pickle(file)
+
+
+def _check_legacy(path: Path) -> None:
+    """Raise ValueError where one of the five pickles that the older format begins with is odd."""
+    with path.open("rb") as file:
+        for _ in range(5):
+            _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Raise ValueError for a pickle that would take time or memory without end; runs nothing.
+
+    A tuple of one tuple twice, of which there is one twice, and so on, is a hundred bytes and has
+    a billion parts, of which a dictionary looks at each. So the depth of what each instruction
+    makes is followed.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[object, int] = {}
+    for code, argument, place in pickletools.genops(file):
+        if (place or 0) > _LARGEST_PICKLE:
+            raise ValueError(f"a pickle in it has more than {_LARGEST_PICKLE} bytes")
+        if code.name == "MARK":
+            marks.append(len(stack))
+        elif "PUT" in code.name or code.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif "GET" in code.name:
+            stack.append(memo[argument])
+        else:
+            before = code.stack_before
+            to_mark = pickletools.markobject in before
+            first = (
+                marks.pop() - before.index(pickletools.markobject)
+                if to_mark
+                else len(stack) - len(before)
+            )
+            taken = stack[first:]
+            del stack[first:]
+            grows = code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
+            depth = 1 + max(taken[grows:], default=0)
+            if depth > _DEEPEST_PICKLE:
+                raise ValueError("nested too deeply")
+            stack += [max(depth, taken[0]) if grows else depth] * len(code.stack_after)
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:

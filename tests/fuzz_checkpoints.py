@@ -13,6 +13,7 @@ import json
 import math
 import random
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -260,6 +261,12 @@ def check_refusal(error: UserError, folder: Path) -> None:
     assert len(message) < 800, f"too long: {message}"
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """A new file in the place of one that may still back the weights of a model."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 def one_round(number: int, folders: dict[str, Folder], good: dict[str, Loaded], place: Path) -> str:
     """Damage one file and load the folder; the form, the file and what came of it."""
     numbers = random.Random(number)
@@ -269,7 +276,7 @@ def one_round(number: int, folders: dict[str, Folder], good: dict[str, Loaded], 
     name = numbers.choice(list(files))
     files[name] = damage(name, files[name], numbers)
     folder = place / form
-    (folder / name).write_bytes(files[name])
+    replace_file(folder / name, files[name])
     try:
         check_loaded(Loaded(folder), good[form], files)
         outcome = "loaded"
@@ -278,9 +285,7 @@ def one_round(number: int, folders: dict[str, Folder], good: dict[str, Loaded], 
         outcome = "refused"
     except BaseException as error:
         raise AssertionError(f"round {number}, {folder / name}: {error!r}") from error
-    # A new file each time: the old one may still back the weights of the last model.
-    (folder / name).unlink()
-    (folder / name).write_bytes(folders[form][name])
+    replace_file(folder / name, folders[form][name])
     return f"{form}/{name}: {outcome}"
 
 
@@ -303,6 +308,7 @@ def main(rounds: int, first: int = 0) -> Counter[str]:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         outcomes[one_round(number, folders, good, place)] += 1
     faulthandler.cancel_dump_traceback_later()
+    shutil.rmtree(place)
     return outcomes
 
 
