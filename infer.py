@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answer_lines import PREDICTIONS, LineOutput, answer_lines, score_lines
-from bertqa.answering import SHIPPED_MODEL, QuestionAnswerer, find_folder
+from bertqa.answering import QuestionAnswerer, find_folder
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
@@ -36,6 +36,8 @@ from bertqa.offsets import other_offsets
 from bertqa.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
+
+DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 
 DEMO_CONTEXT = (
     "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures for "
@@ -60,7 +62,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags; their names are run_qa's where it has them."""
     # fmt: off
     parser = Parser(__doc__ or "")
-    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
+    add_model_flags(parser, default=DEFAULT_MODEL, answers_only=True)
     add = parser.add_argument
     add("--question", metavar="TEXT", help="what to ask")
     add("--context", metavar="TEXT", help="where the answer stands")
@@ -273,13 +275,15 @@ def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
             )
     if flags.top_k != 1:
         raise UserError(
-            f"--top_k {flags.top_k} is for one question and for JSON lines: use --n_best_size"
+            f"--top_k {flags.top_k} is for one question and for JSON lines: pass --n_best_size"
         )
 
 
 def answer_json_lines(flags: argparse.Namespace) -> None:
     """A line of output for a line of input, however many there are."""
-    next(iter_json_lines(flags.input), None)  # a file that cannot be read, before the model is
+    first = next(iter_json_lines(flags.input), None)  # before the model is read
+    if first and first.fault and not (flags.skip_bad or flags.resume):
+        raise UserError(f"{first.fault}; or pass --skip_bad")
     qa = load(flags)
     qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
     with said_plainly(flags.output_dir, "made"):

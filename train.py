@@ -151,7 +151,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.dataset and (flags.train_file or flags.validation_file):
         raise UserError("--dataset and --train_file/--validation_file exclude each other: pass one")
     if flags.validation_file and not flags.train_file:
-        raise UserError(f"--validation_file {flags.validation_file} needs a --train_file beside it")
+        raise UserError(
+            f"--validation_file {flags.validation_file} needs a --train_file beside it: pass both"
+        )
     percentage = flags.validation_split_percentage
     if percentage is not None and flags.validation_file:
         raise UserError(
@@ -175,7 +177,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--check and --show exclude each other: pass one")
     for name in ("repair", "report"):
         if getattr(flags, name) and not flags.check:
-            raise UserError(f"--{name} {getattr(flags, name)} needs --check beside it")
+            raise UserError(f"--{name} {getattr(flags, name)} needs --check beside it: pass both")
     if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
         raise UserError(f"--repair and --report both name {flags.repair}: name two files")
     if flags.repair:

@@ -11,18 +11,16 @@ import torch
 from bertqa.checkpoint import LoadReport, load_checkpoint
 from bertqa.config import BertConfig
 from bertqa.decoding_file import read_decoding_file
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.folders import find_local
+from bertqa.folders import DECODING_FILE, find_local
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.rows import checked_text
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
-
-SHIPPED_MODEL = "minilm-l6-squad"  # comes with the source tree and with the package
 
 _AT_ONCE = 1024  # questions that are cut into windows together
 
@@ -39,15 +37,9 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     Raises:
         UserError: it is not to be had.
     """
-    packaged = Path(__file__).parent / "weights"  # in an installed package; trees have none
-    local = find_local(name, weights_dir()) or find_local(name, packaged)
+    local = find_local(name, weights_dir())
     if local is not None:
         return local
-    if name == SHIPPED_MODEL:
-        raise UserError(
-            f"the model {name}, which comes with bertqa, is not in {weights_dir()}: fetch it again "
-            f"(git checkout weights/{name}), or pass the --model that is to answer"
-        )
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
@@ -62,33 +54,43 @@ def load_for_training(
         UserError: it is not to be had, corrupt, or no BERT.
     """
     torch.manual_seed(seed)
-    return _load(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
+    return load_folder(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
 
 
-def _load(
+def load_folder(
     folder: Path, allow_bin: bool, require_head: bool
 ) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
+    """The model and tokenizer of a checkpoint folder; see ``load_checkpoint``.
+
+    Raises:
+        UserError: one of them is corrupt, or they do not belong together.
+    """
     model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
     tokenizer = BertTokenizer.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but the model in {folder} has "
-            f"{model.config.vocab_size}: the two do not belong together"
+            f"{model.config.vocab_size}: take the tokenizer that belongs to the model"
         )
     return model, tokenizer, report
 
 
-def check_window_fits(config: BertConfig, settings: WindowSettings) -> None:
+def check_window_fits(
+    config: BertConfig, settings: WindowSettings, name: str = "--max_seq_length"
+) -> None:
     """Refuse windows longer than the positions that the model has learned.
 
+    Args:
+        name: what a message calls the setting, by where it comes from.
+
     Raises:
-        UserError: --max_seq_length is too large.
+        UserError: the windows are too long.
     """
     limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
-            f"--max_seq_length {settings.max_seq_length} is more than the {limit} positions that "
-            f"this model knows: pass {limit} or less"
+            f"{name} {settings.max_seq_length} is more than the {limit} positions that this model "
+            f"knows: pass {limit} or less"
         )
 
 
@@ -144,8 +146,12 @@ class QuestionAnswerer:
         """
         runtime = local_runtime(device, precision)
         folder = find_folder(str(name), allow_bin=allow_bin)
-        model, tokenizer, _ = _load(folder, allow_bin, require_head=True)
+        model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
         own_windows, own_decoding = read_decoding_file(folder)
+        if own_windows and windows in (None, own_windows):
+            check_window_fits(
+                model.config, own_windows, f"{folder / DECODING_FILE}: max_seq_length"
+            )
         return cls(model, tokenizer, windows or own_windows, decoding or own_decoding, runtime)
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
@@ -218,7 +224,7 @@ def _examples(question: str | Sequence[str], context: str | Sequence[str]) -> li
     for name, texts in (("question", questions), ("context", contexts)):
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                raise UserError(f"the {name} is {text!r}: give a text that is not empty")
+                raise UserError(f"the {name} is {shown(text)}: give a text that is not empty")
             checked_text(text, f"the {name}", "what was asked")
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]

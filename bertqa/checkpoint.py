@@ -6,25 +6,25 @@ error that names it, and the report says what became of every tensor in the file
 """
 
 import math
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bertqa.config import config_entries, load_config
-from bertqa.errors import UserError
-from bertqa.files import read_json_object, write_file, write_json
-from bertqa.folders import BIN_FILE, INDEX_FILE, WEIGHTS_FILE
+from bertqa.errors import UserError, printable, reason, shown
+from bertqa.files import write_file, write_json
+from bertqa.folders import CONFIG_FILE, WEIGHTS_FILE
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import is_packed
+from bertqa.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
 NAMES = {
@@ -46,6 +46,11 @@ NAMES = {
 # Parts of other BERT models: this one has no use for them, and the report names them.
 _LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
 _POSITION_IDS = "bert.embeddings.position_ids"
+_INTEGERS = {"I64", "I32", "torch.int64", "torch.int32"}  # how position ids are stored
+
+# No weight of a BERT is beyond what half precision holds. A flipped bit makes one of 1e38, with
+# which the scores are no numbers any more.
+_LARGEST_WEIGHT = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,15 @@ class LoadReport:
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
         if self.renamed:
             old, new = next(iter(self.renamed.items()))
-            lines.append(f"  renamed: {len(self.renamed)}, such as {old} -> {new}")
+            such = f"{printable(old)} -> {printable(new)}"
+            lines.append(f"  renamed: {len(self.renamed)}, such as {such}")
         for title, names in (
             ("left over", self.left_over),
             ("newly initialised", self.initialised),
             ("config keys not understood", self.unknown_config_keys),
         ):
             if names:
-                lines.append(f"  {title}: {', '.join(names)}")
+                lines.append(f"  {title}: {', '.join(map(printable, names))}")
         return "\n".join(lines)
 
 
@@ -108,23 +114,25 @@ def load_checkpoint(
         UserError: a file is missing, corrupt or foreign; the sentence names the file and the key.
     """
     config, unknown_keys = load_config(folder)
-    source, tensors = _read_tensors(folder, allow_bin)
+    source, tensors = open_weights(folder, allow_bin)
     renamed = _rename(tensors, source)
+    # The config may ask for millions of layers; the model is built once the file has their names.
+    initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
     with torch.device("meta"), _NothingDrawn():  # shapes only: the numbers come from the file
         model = BertForQuestionAnswering(config)
     wanted = {checkpoint_name(name): p for name, p in model.named_parameters()}
-    initialised = _check_names(tensors, wanted, source, require_head)
+    for name, parameter in wanted.items():
+        if name not in initialised:
+            _check_form(name, tensors[name], parameter.shape)
     fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
     head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
     state = {
-        name: _take(tensors, checkpoint_name(name), parameter.shape, source)
-        if checkpoint_name(name) not in initialised
-        else head[checkpoint_name(name)]
-        for name, parameter in model.named_parameters()
+        name: _take(theirs, tensors[theirs]) if theirs not in initialised else head[theirs]
+        for name, theirs in zip(dict(model.named_parameters()), wanted, strict=True)
     }
     left_over = tuple(sorted(set(tensors) - set(wanted)))
     if _POSITION_IDS in left_over:
-        _check_position_ids(tensors[_POSITION_IDS](), source)
+        _check_position_ids(tensors[_POSITION_IDS], config.max_position_embeddings)
     model.load_state_dict(state, assign=True)
     loaded = tuple(sorted(set(wanted) - set(initialised)))
     report = LoadReport(source, loaded, renamed, left_over, initialised, tuple(unknown_keys))
@@ -170,70 +178,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it is missing or corrupt.
     """
-    return {name: load() for name, load in _open_safetensors(path).items()}
-
-
-# --- reading the files ---------------------------------------------------------------------------
-
-_Tensors = dict[str, Callable[[], Tensor]]  # name -> how to get it
-
-
-def _read_tensors(folder: Path, allow_bin: bool) -> tuple[Path, _Tensors]:
-    """The file with the weights of a folder, and its tensors."""
-    if (folder / WEIGHTS_FILE).exists():
-        return folder / WEIGHTS_FILE, _open_safetensors(folder / WEIGHTS_FILE)
-    if (folder / INDEX_FILE).exists():
-        return folder / INDEX_FILE, _open_shards(folder / INDEX_FILE)
-    if (folder / BIN_FILE).exists():
-        if allow_bin:
-            return folder / BIN_FILE, _open_bin(folder / BIN_FILE)
-        raise UserError(
-            f"{folder / BIN_FILE} is a pickle, which may hold more than weights: pass "
-            "--allow_bin if you trust where it comes from"
-        )
-    raise UserError(f"{folder} holds no weights: put {WEIGHTS_FILE} there")
-
-
-def _open_safetensors(path: Path) -> _Tensors:
-    """The tensors of one safetensors file, read when asked for."""
-    try:
-        file = safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: copy the whole checkpoint folder again") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is corrupt ({error}): copy it again") from error
-    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118
-
-
-def _open_shards(index: Path) -> _Tensors:
-    """The tensors of the shards that an index names, each from the shard that it names for it."""
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise UserError(f"{index} has no weight_map from tensors to files: copy it again")
-    tensors: dict[tuple[str, str], Callable[[], Tensor]] = {}
-    for shard in sorted(set(weight_map.values())):
-        plain = Path(shard).name == shard and shard.isprintable() and "\\" not in shard
-        if not plain or not shard.endswith(".safetensors"):
-            raise UserError(f"{index} names the shard {shard!r}, which is no plain file name")
-        held = _open_safetensors(index.parent / shard)
-        tensors.update({(name, shard): load for name, load in held.items()})
-    for name, shard in sorted(set(weight_map.items()) ^ set(tensors)):
-        verb = "lacks" if weight_map.get(name) == shard else "holds"
-        raise UserError(f"{index} does not fit: {shard} {verb} {name!r}: copy the folder again")
-    return {name: load for (name, _), load in tensors.items()}
-
-
-def _open_bin(path: Path) -> _Tensors:
-    """The tensors of a pytorch_model.bin; the unpickler builds tensors and nothing else."""
-    try:
-        mapped = zipfile.is_zipfile(path)  # torch's older format, of many BERT files, is no zip
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds for a corrupt or unsafe pickle
-        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as tensors alone ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds something else than a dictionary of tensors")
-    return {str(name): tensor.detach for name, tensor in state.items()}
+    return {name: tensor.read() for name, tensor in open_safetensors(path).items()}
 
 
 # --- names and shapes ----------------------------------------------------------------------------
@@ -262,32 +207,47 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _rename(tensors: _Tensors, source: Path) -> dict[str, str]:
+def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
     """Give every tensor today's name, in place; what was renamed."""
     renamed = {name: _today(name) for name in tensors if _today(name) != name}
     for old, new in renamed.items():
         if new in tensors:
-            raise UserError(f"{source} holds {new!r} twice, also as {old!r}: remove one of them")
+            raise UserError(
+                f"{source} holds {shown(new)} twice, also as {shown(old)}: remove one of them"
+            )
         tensors[new] = tensors.pop(old)
     return renamed
 
 
+def _names(num_layers: int) -> Iterator[str]:
+    """The names in a checkpoint file of all tensors of a model, layer by layer."""
+    single = [theirs for theirs in NAMES.values() if "{}" not in theirs]
+    repeated = [theirs for theirs in NAMES.values() if "{}" in theirs]
+    layers = (theirs.format(i) for i in range(num_layers) for theirs in repeated)
+    for module in chain(single, layers):
+        yield f"{module}.weight"
+        if not module.endswith("_embeddings"):
+            yield f"{module}.bias"
+
+
 def _check_names(
-    tensors: _Tensors, wanted: Mapping[str, Any], source: Path, require_head: bool
+    tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
     """Every name has its place and every place its tensor; the names to draw afresh."""
-    for name in sorted(set(tensors) - set(wanted)):
+    # As many as could be there, and some more: the config may ask for millions of layers.
+    wanted = set(islice(_names(num_layers), len(tensors) + 1000))
+    for name in sorted(set(tensors) - wanted):
         if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
             raise UserError(
-                f"{source} holds {name!r}, which is no part of this BERT: the config and the "
-                "weights do not belong together, or it is another kind of model"
+                f"{source} holds {shown(name)}, which is no part of this BERT: take the "
+                f"{CONFIG_FILE} that belongs to it, or another model if it is of another kind"
             )
-    missing = sorted(set(wanted) - set(tensors))
+    missing = sorted(wanted - set(tensors))
     head = [name for name in missing if name.startswith("qa_outputs.")]
     for name in sorted(set(missing) - set(head)):
         raise UserError(
-            f"{source} lacks {name}: the config and the weights do not belong together, or the "
-            "file is not whole"
+            f"{source} lacks {name}: take the {CONFIG_FILE} that belongs to it, or copy the file "
+            "again if it is not whole"
         )
     if head and (require_head or len(head) == 1):
         raise UserError(
@@ -297,30 +257,43 @@ def _check_names(
     return tuple(head)
 
 
-def _take(tensors: _Tensors, name: str, shape: torch.Size, source: Path) -> Tensor:
-    """One tensor in float32, of the right shape, with numbers in it."""
-    try:
-        tensor = tensors[name]()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{source}: {name} is corrupt ({error}): copy it again") from error
-    if not tensor.is_floating_point():
+def _check_form(name: str, stored: StoredTensor, shape: torch.Size) -> None:
+    """The file says that a tensor is weights, and of the right shape."""
+    if stored.dtype not in FLOATS:
         raise UserError(
-            f"{source}: {name} is stored as {tensor.dtype}, but weights are floating-point "
+            f"{stored.file}: {name} is stored as {stored.dtype}, but weights are floating-point "
             "numbers: take the checkpoint that was not quantised"
         )
-    if tensor.shape != shape:
+    if stored.shape != tuple(shape):
         raise UserError(
-            f"{source}: {name} has shape {tuple(tensor.shape)}, but config.json asks for "
-            f"{tuple(shape)}: the two do not belong together"
+            f"{stored.file}: {name} has shape {shown(stored.shape)}, but {CONFIG_FILE} asks for "
+            f"{tuple(shape)}: take both from one checkpoint"
         )
-    tensor = tensor.float()
-    # The sum is finite exactly where all its terms are, up to overflow, which is a fault as well.
-    if not math.isfinite(tensor.sum().item()):
-        raise UserError(f"{source}: {name} holds numbers that are not finite: it is unusable")
+
+
+def _take(name: str, stored: StoredTensor) -> Tensor:
+    """One tensor in float32, with numbers in it."""
+    try:
+        tensor = stored.read().float()
+    except (MemoryError, RuntimeError) as error:  # as torch says that there is no memory
+        raise UserError(
+            f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
+        ) from error
+    # One pass over the numbers; what is no number is the lowest and the highest of all.
+    low, high = torch.aminmax(tensor)
+    if not (low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT):
+        raise UserError(
+            f"{stored.file}: {name} holds numbers that are not finite, or beyond any weight's "
+            f"(from {low:.3g} to {high:.3g}): it is unusable, copy it again"
+        )
     return tensor
 
 
-def _check_position_ids(tensor: Tensor, source: Path) -> None:
+def _check_position_ids(stored: StoredTensor, positions: int) -> None:
     """Old checkpoints store 0, 1, 2, ...; anything else would be another model."""
-    if not torch.equal(tensor.flatten().long(), torch.arange(tensor.numel())):
-        raise UserError(f"{source}: {_POSITION_IDS} is not 0, 1, 2, ...: take another checkpoint")
+    sound = math.prod(stored.shape) == positions and stored.dtype in FLOATS | _INTEGERS
+    if not sound or not torch.equal(stored.read().flatten().long(), torch.arange(positions)):
+        raise UserError(
+            f"{stored.file}: {_POSITION_IDS} is not 0, 1, 2, ... up to the {positions} positions "
+            f"of {CONFIG_FILE}: take another checkpoint"
+        )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.files import read_json_object
 
 
@@ -36,7 +36,7 @@ class BertConfig:
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}: no head size fits"
+                f"{self.num_attention_heads}, so no head size fits: correct one of them"
             )
         if self.type_vocab_size < 2:
             raise UserError(
@@ -84,12 +84,17 @@ def _check_number(name: str, value: Any, whole: bool) -> None:
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name} is {value!r}, but must be {kind}")
+        raise UserError(f"{name} is {shown(value)}, but must be {kind}: correct it")
     if name.endswith("_prob"):
         if not 0 <= value < 1:
-            raise UserError(f"{name} is {value!r}, but a dropout rate lies in [0, 1)")
+            raise UserError(
+                f"{name} is {shown(value)}, but a dropout rate lies in [0, 1): correct it"
+            )
     elif not 0 < value < _TOO_LARGE:
-        raise UserError(f"{name} is {value!r}, but must be a positive number below {_TOO_LARGE}")
+        raise UserError(
+            f"{name} is {shown(value)}, but must be a positive number below {_TOO_LARGE}: "
+            "correct it"
+        )
 
 
 def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list[str]]:
@@ -101,7 +106,7 @@ def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list
     for key, allowed in _REQUIRED_VALUES.items():
         if key in entries and entries[key] not in allowed:
             raise UserError(
-                f"{source}: {key} is {entries[key]!r}, but this BERT computes only "
+                f"{source}: {key} is {shown(entries[key])}, but this BERT computes only "
                 f"{allowed[0]!r}: take a checkpoint of the published BERT"
             )
     names = {field.name for field in fields(BertConfig)}

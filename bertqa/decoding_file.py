@@ -5,15 +5,33 @@ lowest of its windows'. So their settings stand in the file as well.
 """
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
 from bertqa.files import read_json_object, write_json
-from bertqa.folders import DECODING_FILE
+from bertqa.folders import DECODING_FILE, is_there
+
+_KINDS = {
+    "version_2_with_negative": "true or false",
+    "null_score_diff_threshold": "a finite number",
+    "max_seq_length": "a whole number",
+    "doc_stride": "a whole number",
+    "max_query_length": "a whole number",  # or nothing
+}
+_IS_OF: dict[str, Callable[[Any], bool]] = {
+    "true or false": lambda value: isinstance(value, bool),
+    "a finite number": lambda value: (
+        type(value) in (int, float) and abs(value) <= sys.float_info.max
+    ),
+    # Whole numbers end there for torch.
+    "a whole number": lambda value: type(value) is int and abs(value) < 2**63,
+}
 
 
 def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings) -> None:
@@ -23,7 +41,7 @@ def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings)
         UserError: the threshold is infinite or no number, or the folder cannot be written.
     """
     if not math.isfinite(threshold):
-        raise UserError(f"the threshold {threshold} is no finite number: give one")
+        raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
     entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
     write_json(folder / DECODING_FILE, entries | asdict(windows))
 
@@ -35,27 +53,19 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
         UserError: the file is there and holds something else.
     """
     path = folder / DECODING_FILE
-    if not path.exists():
+    if not is_there(path):
         return None, DecodingSettings()
     entries = read_json_object(path)
-    negative: Any = entries.get("version_2_with_negative")
-    threshold: Any = entries.get("null_score_diff_threshold")
-    sizes = {field.name: entries.get(field.name) for field in fields(WindowSettings)}
-    numbers = [threshold, *(size for size in sizes.values() if size is not None)]
-    sound = isinstance(negative, bool) and all(
-        type(number) in (int, float) and math.isfinite(number) for number in numbers
-    )
-    whole = all(size is None or type(size) is int for size in sizes.values())
-    if not sound or not whole or sizes["max_seq_length"] is None or sizes["doc_stride"] is None:
-        raise UserError(
-            f"{path} holds {entries!r}, but must have version_2_with_negative true or false, a "
-            "number as null_score_diff_threshold, and the window's max_seq_length, doc_stride and "
-            "max_query_length: correct or remove it"
-        )
+    for key, kind in _KINDS.items():
+        value = entries.get(key)
+        if not _IS_OF[kind](value) and not (value is None and key == "max_query_length"):
+            raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
     try:
-        windows = WindowSettings(**sizes)  # type: ignore[arg-type]
+        sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
+        windows = WindowSettings(**sizes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return windows, DecodingSettings(
-        version_2_with_negative=negative, null_score_diff_threshold=float(threshold)
+        version_2_with_negative=entries["version_2_with_negative"],
+        null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 60
+_LONGEST = 200  # characters of a library's own message
 
 
 class UserError(ValueError):
@@ -23,3 +24,17 @@ class UserError(ValueError):
 def shown(value: Any) -> str:
     """A value as a message shows it: on one line, a long one with its middle cut out."""
     return _repr.repr(value)
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a file, on one line, printable, and no longer than a sentence.
+
+    It may repeat what stands in the file, which may be anything.
+    """
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
+def printable(text: str) -> str:
+    """The text with escapes where a terminal would obey or a pipe refuse a character."""
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -373,6 +373,11 @@ def _decode(
     chosen = torch.cat([indices for indices, _ in outputs])
     start_logits = torch.cat([output.start_logits for _, output in outputs])
     end_logits = torch.cat([output.end_logits for _, output in outputs])
+    if not (start_logits + end_logits).isfinite().all():
+        raise UserError(
+            "the model gives scores that are not finite, so its weights are unusable, or too "
+            "large for the precision: take another model, or --precision fp32"
+        )
     if start_logits.device.type == "mps":  # it has no float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
     spans = DECODERS[settings.decoder](

@@ -50,8 +50,8 @@ class WindowSettings:
         if self.longest_question < 1:
             raise UserError(
                 f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
-                "leaves no room for a question: the window must be longer than the overlap by at "
-                f"least {_SPECIAL_TOKENS + 2} tokens"
+                "leaves no room for a question: give a window longer than the overlap by at least "
+                f"{_SPECIAL_TOKENS + 2} tokens"
             )
 
     @property

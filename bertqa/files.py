@@ -3,13 +3,18 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, reason, shown
+
+LARGEST = 1 << 24  # bytes of a JSON file that is read here; the largest known have a tenth of it
+_DEEPEST = 64  # levels of JSON; what is read may be written again, by a recursive function
 
 
 @contextmanager
@@ -47,22 +52,96 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str]) -> None:
         )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def check_regular(path: Path) -> None:
+    """See that there is a file of that name, be it through links.
+
+    Opening a pipe would wait for ever, and reading a device would never end.
 
     Raises:
-        UserError: no such file, not JSON, or no object at its top.
+        UserError: there is none, or something that is no file.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: the folder is not whole, copy it again") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): copy it again") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise UserError(f"{path} cannot be read: it is {kind}, not a file; put the file there")
+
+
+def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a file that has no more than ``largest`` of them.
+
+    Raises:
+        UserError: there is no such file, it is larger, or cannot be read.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its rights") from error
+    if len(content) > largest:
+        raise UserError(
+            f"{path} has more than {largest} bytes, as no file of that name needs: copy it again"
+        )
+    return content
+
+
+def parse_json(content: bytes, *, unique: bool = True) -> Any:
+    """What UTF-8 JSON says, where it says one thing only.
+
+    Args:
+        unique: refuse a key that an object has twice, of which another reader might take the
+            other one. It makes work for Python's garbage collector, at each entry.
+
+    Raises:
+        ValueError: it is no JSON, an object has a key twice, or it is nested too deeply.
+    """
+    try:
+        hook = _without_twins if unique else None
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = _containers([value])
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _containers(outer)]
+    if level:
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twin = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {shown(twin)} stands there twice")
+    return entries
+
+
+def _containers(value: dict[str, Any] | list[Any]) -> list[Any]:
+    """The lists and objects that a list or an object holds."""
+    values = value.values() if isinstance(value, dict) else value
+    return [inner for inner in values if type(inner) in (dict, list)]
+
+
+def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The object in a JSON file of no more than ``largest`` bytes.
+
+    Raises:
+        UserError: no such file, too large, not JSON, or no object at its top.
+    """
+    content = read_whole(path, largest)
+    try:
+        entries = parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({reason(error)}): copy it again") from error
     if not isinstance(entries, dict):
-        raise UserError(f"{path} holds no JSON object but a {type(entries).__name__}")
+        kind = type(entries).__name__
+        raise UserError(f"{path} holds no JSON object but a {kind}: copy it again")
     return entries
 
 

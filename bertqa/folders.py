@@ -27,6 +27,11 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Whether its folder has such an entry, be it a link that leads nowhere."""
+    return path.is_symlink() or path.exists()
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether it is a folder with a config.json."""
     return is_folder(folder) and (folder / CONFIG_FILE).is_file()

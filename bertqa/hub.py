@@ -28,7 +28,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import WeakFileLock, validate_repo_id
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
+from bertqa.files import parse_json, read_whole
 from bertqa.folders import (
     BIN_FILE,
     CONFIG_FILE,
@@ -183,12 +184,12 @@ def _shards(name: str, index: Path, listing: set[str]) -> list[str]:
     where = f"{INDEX_FILE} of model {name!r} on the hub"
     advice = "choose another model, or pass the folder of a whole checkpoint"
     try:
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        shards = set(parse_json(read_whole(index))["weight_map"].values())
         bad = [shard for shard in shards if not _SHARD.fullmatch(shard) or shard not in listing]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} has no weight_map from tensors to files: {advice}") from error
     if bad or not shards:
-        what = f"the shard {min(bad)!r}, which is no file of that model" if bad else "no shard"
+        what = f"the shard {shown(min(bad))}, which is no file of that model" if bad else "no shard"
         raise UserError(f"{where} names {what}: {advice}")
     return sorted(shards)
 

@@ -79,8 +79,8 @@ def integrated_gradients(
     _check(batch, place)
     if baseline.lengths != batch.lengths:
         raise UserError(
-            f"the baseline has {baseline.lengths} tokens, the window {batch.lengths}: give one of "
-            "the same length"
+            f"integrated_gradients: the baseline has {baseline.lengths} tokens and the window "
+            f"{batch.lengths}: give one of the same length"
         )
     model.eval()
     with torch.no_grad():
@@ -180,6 +180,8 @@ def _effects(
 
 def _check(batch: TokenBatch, place: int) -> None:
     if len(batch.lengths) != 1:
-        raise UserError(f"there are {len(batch.lengths)} windows: give one")
+        raise UserError(f"input_ids hold {len(batch.lengths)} windows: give one")
     if not 0 <= place < batch.lengths[0]:
-        raise UserError(f"place {place} is not in the window of {batch.lengths[0]} tokens")
+        raise UserError(
+            f"place {place} is not in the window of input_ids: give 0 to {batch.lengths[0] - 1}"
+        )

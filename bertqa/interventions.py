@@ -51,7 +51,7 @@ class Interventions:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise UserError(
                     f"head {head} of layer {layer} is not there: the model has layers 0 to "
-                    f"{layers - 1} with heads 0 to {heads - 1}"
+                    f"{layers - 1} with heads 0 to {heads - 1}, name one of these"
                 )
         for layer, head in self.mask_heads & self.mean_heads:
             raise UserError(
@@ -59,12 +59,14 @@ class Interventions:
             )
         for layer in self.skip_layers:
             if not 0 <= layer < layers:
-                raise UserError(f"layer {layer} is not there: the model has 0 to {layers - 1}")
+                raise UserError(
+                    f"layer {layer} is not there: the model has 0 to {layers - 1}, name one"
+                )
         for place in self.states:
             if not 0 <= place <= layers:
                 raise UserError(
-                    f"there are no states {place}: 0 are those after the embeddings, {layers} "
-                    "those after the last layer"
+                    f"hidden_states have no place {place}: name 0, after the embeddings, to "
+                    f"{layers}, after the last layer"
                 )
 
     def of_layer(self, layer: int) -> HeadChange | None:

@@ -179,7 +179,9 @@ def threshold_curve(
 
 def _require_references(references: Mapping[str, Sequence[str]]) -> None:
     if not references:
-        raise UserError("there are no questions to evaluate: the references are empty")
+        raise UserError(
+            "there are no questions to evaluate, as the references are empty: give one or more"
+        )
 
 
 def _gold_answers_v2(references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -233,7 +235,7 @@ def _null_score(null_scores: Mapping[str, float], qid: str) -> float:
         raise UserError(f"question {qid!r} has no null score: give one for every question")
     score = float(null_scores[qid])
     if not math.isfinite(score):
-        raise UserError(f"the null score of question {qid!r} is {score}: it must be finite")
+        raise UserError(f"the null score of question {qid!r} is {score}: give a finite one")
     return score
 
 

@@ -149,7 +149,7 @@ def read_stage(run: Path) -> Stage:
     for number, line in enumerate(lines, start=1):
         try:
             log.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):  # the last may be half a line, if the run was killed
                 place = f"{run / 'log.jsonl'}, line {number}"
                 raise UserError(f"{place} is not JSON ({error}): copy it again") from error
@@ -260,7 +260,8 @@ def model_card(
         + "\n".join(_command(number, stage) for number, stage in enumerate(stages))
         + "\n```",
         "\n".join(_stage_line(number, stage) for number, stage in enumerate(stages, start=1)),
-        f"{versions}; on {last['device']}, {last['processes']} process.",
+        f"{versions}; on {last['device']}, {last['processes']} "
+        f"process{'es' * (last['processes'] > 1)}.",
         *(f"![{curve.removesuffix('.svg')}]({curve})" for curve in curves),
         f"## Where it fails\n\nBy kind, on {eval_name}:",
         _group_table(measured.groups),

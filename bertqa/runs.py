@@ -309,7 +309,7 @@ def _step_of(line: str) -> float:
     """The step of a log line; infinite for the half line of a run that was killed."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         return math.inf
 
 

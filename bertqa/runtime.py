@@ -116,8 +116,8 @@ def _others_alive() -> Iterator[None]:
     except RuntimeError as error:  # DistBackendError and gloo's, which has no class of its own
         raise UserError(
             "another process of this run has ended or no longer answers, so it cannot go on: see "
-            "what that one said; the same command with --resume goes on from the last checkpoint, "
-            "also with another --nproc_per_node if the windows of a step stay as many"
+            "what that one said, and pass --resume to go on from the last checkpoint, also with "
+            "another --nproc_per_node if the windows of a step stay as many"
         ) from error
 
 

@@ -83,7 +83,10 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
         if not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"--warmup_ratio {self.warmup_ratio} is not a share of the steps")
+            raise UserError(
+                f"--warmup_ratio {self.warmup_ratio} is not a share of the steps: give 0 or more, "
+                "below 1"
+            )
         if self.lr_scheduler_type not in SCHEDULES:
             raise UserError(
                 f"--lr_scheduler_type {self.lr_scheduler_type} is unknown: pass "

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertqa import answering
-from bertqa.answering import SHIPPED_MODEL, QuestionAnswerer, find_folder, load_for_training
+from bertqa.answering import QuestionAnswerer, find_folder, load_for_training
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
@@ -275,22 +275,6 @@ def test_the_weights_folder_is_that_of_the_source_tree(monkeypatch, tmp_path):
     monkeypatch.setattr(answering, "__file__", str(tmp_path / "site" / "bertqa" / "answering.py"))
     monkeypatch.chdir(tmp_path)
     assert answering.weights_dir().resolve() == tmp_path.resolve() / "weights"
-
-
-def test_an_installed_package_brings_its_model(monkeypatch, tmp_path):
-    package = tmp_path / "site" / "bertqa"
-    monkeypatch.setattr(answering, "__file__", str(package / "answering.py"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{SHIPPED_MODEL}.*git checkout.*--model"):
-        find_folder(SHIPPED_MODEL)
-    shipped = package / "weights" / SHIPPED_MODEL
-    shipped.mkdir(parents=True)
-    shipped.joinpath("config.json").write_text("{}")
-    assert find_folder(SHIPPED_MODEL) == shipped
-    own = tmp_path / "weights" / SHIPPED_MODEL  # a folder of one's own goes before
-    own.mkdir(parents=True)
-    own.joinpath("config.json").write_text("{}")
-    assert find_folder(SHIPPED_MODEL).resolve() == own.resolve()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from bertqa.checkpoint import (
     write_tensors,
 )
 from bertqa.config import BertConfig, config_entries, load_config, parse_config
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.features import WindowSettings, make_windows
 from bertqa.model import BertForQuestionAnswering
 from bertqa.squad import Example
@@ -597,11 +597,21 @@ def test_a_config_of_other_sizes(make, config, size):
     refusal(make(**{size: config[size] * 2}), "model.safetensors", "shape", "config.json")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
-def test_numbers_that_are_no_weights(make, tensors, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.int8, "I8"),
+        (torch.int64, "I64"),
+        (torch.uint8, "U8"),
+        (torch.bool, "BOOL"),
+        (torch.complex64, "C64"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+    ],
+)
+def test_numbers_that_are_no_weights(make, tensors, dtype, kind):
     name = "bert.encoder.layer.1.attention.self.query.weight"
     tensors[name] = torch.ones_like(tensors[name]).to(dtype)
-    refusal(make(tensors), "model.safetensors", name, str(dtype))
+    refusal(make(tensors), "model.safetensors", name, f"stored as {kind}")
 
 
 @pytest.mark.parametrize(
@@ -815,7 +825,7 @@ def test_a_config_that_cannot_be_read(make):
 )
 def test_values_that_cannot_be_honoured(make, key, value):
     message = refusal(make(**{key: value}), "config.json", key)
-    assert repr(value) in message
+    assert shown(value) in message
 
 
 @pytest.mark.parametrize("heads", [5, 7, 8, 72])

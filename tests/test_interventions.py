@@ -184,7 +184,7 @@ def test_vectors_in_place_of_ids(model, batch, other):
         (Interventions(mask_heads={(-1, 0)}), "layer -1"),
         (Interventions(mask_heads={(1, 1)}, mean_heads={(1, 1)}), "both"),
         (Interventions(skip_layers={3}), "layer 3 is not there"),
-        (Interventions(states={4: (torch.tensor([0]), torch.zeros(1, 36))}), "no states 4"),
+        (Interventions(states={4: (torch.tensor([0]), torch.zeros(1, 36))}), "no place 4"),
     ],
 )
 def test_what_is_not_there_is_refused(model, batch, changes, words):

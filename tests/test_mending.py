@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from bertqa.errors import UserError
 from bertqa.mending import loose_occurrences, mend, occurrences, save_examples, stands
@@ -77,8 +78,9 @@ def test_what_would_be_a_guess_is_left(
     assert result.changes == ()
 
 
-def tokenizer_of(backend: object, like: BertTokenizer) -> BertTokenizer:
-    return BertTokenizer(backend, like.settings, like.source)
+def tokenizer_of(backend: Tokenizer, like: BertTokenizer) -> BertTokenizer:
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    return BertTokenizer(backend, vocabulary, like.settings, like.source)
 
 
 def test_each_change_is_told(tokenizer: BertTokenizer) -> None:

@@ -422,5 +422,5 @@ def test_evaluate_v2_refuses_what_it_cannot_score():
     with pytest.raises(UserError, match="'two' has no null score"):
         evaluate_v2(best, references, {"one": 1.0}, best)
     for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(UserError, match=r"'two' is .*: it must be finite"):
+        with pytest.raises(UserError, match=r"'two' is .*: give a finite"):
             threshold_curve(references, {"one": 1.0, "two": bad}, best)

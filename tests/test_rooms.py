@@ -16,8 +16,8 @@ SCRIPTS = ("train", "infer")
 
 # The model room: from ids to scores, and the files that hold weights. It knows nothing of text.
 MODEL_ROOM = {
-    "config", "stream", "kernels", "interventions", "model", "inside", "packed", "checkpoint",
-    "folders", "hub", "files", "errors",
+    "config", "stream", "kernels", "interventions", "model", "inside", "packed", "weights",
+    "checkpoint", "folders", "hub", "files", "errors",
 }  # fmt: skip
 # The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
 TEXT_ROOM = {
@@ -33,7 +33,7 @@ LOOP_ROOM = {
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.
-SHARED = {"stream", "files", "errors"}
+SHARED = {"stream", "files", "folders", "errors"}
 
 # Imports that stand inside a function, each with its reason.
 LATE = {

@@ -1121,7 +1121,7 @@ CHECKPOINTS: list[tuple[str, Callable[[World], object], list[str]]] = [
     ("no heads", lambda w: w.config(num_attention_heads=0), ["num_attention_heads is 0"]),
     ("odd heads", lambda w: w.config(num_attention_heads=5), ["num_attention_heads 5"]),
     ("words for sizes", lambda w: w.config(hidden_size="big"), ["hidden_size is 'big'"]),
-    ("wider", lambda w: w.config(intermediate_size=38), ["model.safetensors", "(38,"]),
+    ("wider", lambda w: w.config(intermediate_size=38), ["model.safetensors", "(38"]),
     ("deeper", lambda w: w.config(num_hidden_layers=4), ["model.safetensors lacks", "layer.3."]),
     ("flatter", lambda w: w.config(num_hidden_layers=2), ["model.safetensors", "layer.2."]),
     ("no weights", lambda w: w.checkpoint("model.safetensors"), ["broken holds no weights"]),

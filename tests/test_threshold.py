@@ -16,7 +16,7 @@ from bertqa import threshold
 from bertqa.answering import QuestionAnswerer
 from bertqa.cli import run_script
 from bertqa.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.evaluation import (
     DecodingSettings,
     Prediction,
@@ -249,22 +249,33 @@ SOUND = {
 
 
 @pytest.mark.parametrize(
-    "entries",
+    ("key", "value"),
     [
-        {},
-        SOUND | {"version_2_with_negative": 1},
-        SOUND | {"null_score_diff_threshold": "low"},
-        SOUND | {"null_score_diff_threshold": None},
-        SOUND | {"null_score_diff_threshold": True},
-        SOUND | {"null_score_diff_threshold": math.nan},
-        SOUND | {"max_seq_length": None},
-        SOUND | {"doc_stride": 1.5},
-        SOUND | {"max_seq_length": "long"},
+        ("version_2_with_negative", 1),
+        ("version_2_with_negative", None),
+        *(
+            ("null_score_diff_threshold", value)
+            for value in ("low", None, True, math.nan, math.inf, 10**400, [[]])
+        ),
+        *(
+            (key, value)
+            for key in ("max_seq_length", "doc_stride", "max_query_length")
+            for value in (1.5, "long", False, 10**30, 10**400)
+        ),
+        ("max_seq_length", None),
+        ("doc_stride", None),
     ],
 )
-def test_a_faulty_decoding_file_is_refused(copied: Path, entries: dict[str, Any]) -> None:
-    (copied / "decoding.json").write_text(json.dumps(entries))
-    with pytest.raises(UserError, match=r"decoding\.json holds .* must have version_2"):
+def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {key: value}))
+    with pytest.raises(UserError, match=rf"decoding\.json: {key} is .* but must be") as caught:
+        QuestionAnswerer.from_pretrained(copied)
+    assert shown(value) in str(caught.value)
+
+
+def test_windows_longer_than_the_model_are_refused_by_file(copied: Path) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 10**18}))
+    with pytest.raises(UserError, match=r"decoding\.json: max_seq_length 10{18} is more than"):
         QuestionAnswerer.from_pretrained(copied)
 
 

@@ -334,7 +334,7 @@ def test_a_corrupt_tokenizer_json(folder, content):
 )
 def test_tokenizers_of_other_kinds(folder, model):
     Tokenizer(model).save(str(folder / "tokenizer.json"))
-    refusal(folder, "tokenizer.json", f"a {type(model).__name__} tokenizer", "WordPiece")
+    refusal(folder, "tokenizer.json", f"a {type(model).__name__!r} tokenizer", "WordPiece")
 
 
 @pytest.mark.parametrize("name", ["[UNK]", "[CLS]", "[SEP]"])
