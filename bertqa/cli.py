@@ -192,13 +192,13 @@ def decoding_settings(
     )
 
 
-def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> int:
-    """Run a script's ``main``; its exit code.
+def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:
+    """Run a script's ``main``; its exit code, which is 0 unless it gives another.
 
     What the user can mend becomes one sentence on stderr and exit code 2.
     """
     try:
-        main(flags)
+        exit_code = main(flags) or 0
         sys.stdout.flush()
     except UserError as error:
         if flags.debug:
@@ -218,4 +218,4 @@ def run_script(main: Callable[[argparse.Namespace], None], flags: argparse.Names
     except BrokenPipeError:  # the reader of our output went away, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return exit_code

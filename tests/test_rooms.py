@@ -27,7 +27,8 @@ TEXT_ROOM = {
 # The loop room: brings the two together.
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
-    "threshold", "interrupts", "decoding_file", "answer_lines", "__init__",
+    "threshold", "interrupts", "decoding_file", "answer_lines", "differences", "comparison",
+    "verify", "ablate", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.
@@ -39,7 +40,12 @@ LATE = {
     ("readers", "datasets"),
     # Its client takes a quarter of a second; only a download needs it.
     ("answering", "bertqa.hub"),
+    # What it compares with, for this one command; who does not use it need not install it.
+    ("verify", "transformers"),
 }
+
+# What only a late import names, and pyproject.toml no dependency: the command says how to get it.
+OPTIONAL = {"transformers"}
 
 
 class Import:
@@ -137,7 +143,10 @@ def test_third_parties_are_those_that_pyproject_names() -> None:
     assert declared == {
         "torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm",
     }  # fmt: skip
-    assert imported == declared
+    assert imported - OPTIONAL == declared
+    assert {m for m, name in LATE if name in OPTIONAL} == {"verify"}
+    users = {m for m in [*MODULES, *SCRIPTS] for i in imports_of(path_of(m)) if i.top in OPTIONAL}
+    assert users == {"verify"}
 
 
 def test_importing_the_library_is_cheap() -> None:
