@@ -94,6 +94,12 @@ def check_window_fits(
         )
 
 
+def usual_windows(config: BertConfig) -> WindowSettings:
+    """Windows of 384 tokens with an overlap of 128; shorter where the model has no such places."""
+    longest = min(384, config.max_position_embeddings)
+    return WindowSettings(longest, doc_stride=min(128, longest // 3))
+
+
 class QuestionAnswerer:
     """A model that answers questions about texts.
 
@@ -116,8 +122,7 @@ class QuestionAnswerer:
         decoding: DecodingSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        longest = min(384, model.config.max_position_embeddings)
-        self.windows = windows or WindowSettings(longest, doc_stride=min(128, longest // 3))
+        self.windows = windows or usual_windows(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
         check_window_fits(model.config, self.windows)

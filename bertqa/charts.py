@@ -19,14 +19,19 @@ _STYLE = """
   polyline { fill: none; stroke-width: 2; stroke-linejoin: round }
   .s0 { stroke: #0060b0 } .s1 { stroke: #c04800 } .s2 { stroke: #00785a }
   circle { fill: #fff; stroke-width: 2 } rect { fill: #0060b0 }
+  .cell { fill: none; stroke: #ccc } .less { fill: #0060b0 } .more { fill: #c04800 }
   @media (prefers-color-scheme: dark) {
     text { fill: #ddd } .grid { stroke: #444 }
     .s0 { stroke: #62b0f4 } .s1 { stroke: #f59150 } .s2 { stroke: #4cc9a4 }
     circle { fill: #111 } rect { fill: #62b0f4 }
+    .cell { fill: none; stroke: #555 } .less { fill: #62b0f4 } .more { fill: #f59150 }
   }
 """.strip("\n")
 _COLOURS = 3
 _SMOOTHED = 10  # points that one of a smoothed curve is the mean of
+
+_MAP_WIDTH, _BAR_WIDTH, _ROW_HEIGHT = 416, 120, 26  # pixels: all cells, the longest bar, a row
+_LABELLED = 16  # up to so many columns have their numbers
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,88 @@ def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
+
+
+def heat_map(
+    title: str,
+    cells: Sequence[Sequence[float]],
+    bars: Sequence[float],
+    *,
+    row: str,
+    column: str,
+    bar: str,
+) -> str:
+    """A table of numbers as colours, with a bar at the end of each row, as an SVG document.
+
+    A cell is the fuller of colour the farther its number is from 0, up to the farthest of all;
+    orange is above 0, blue below. Bars have a scale of their own. Each number stands in the
+    ``<title>`` of its cell, which browsers show where the pointer is.
+
+    Args:
+        cells: rows of one length, row 0 at the top.
+        bars: one number for each row.
+        row, column, bar: what one of them is.
+
+    Raises:
+        ValueError: no cell, rows of several lengths, or a number that is not finite.
+    """
+    if len({len(numbers) for numbers in cells}) != 1 or not cells[0] or len(bars) != len(cells):
+        raise ValueError("a heat map needs rows of one length, and a bar for each")
+    if not all(math.isfinite(number) for numbers in (*cells, bars) for number in numbers):
+        raise ValueError("a heat map has no place for numbers that are not finite")
+    width = _MAP_WIDTH / len(cells[0])
+    farthest = max(abs(number) for numbers in cells for number in numbers) or 1.0
+    farthest_bar = max(map(abs, bars)) or 1.0
+    top, right = _TOP + 24, _LEFT + _MAP_WIDTH + 24
+    bottom = top + _ROW_HEIGHT * len(cells)
+    at_cell, at_bar = _farthest_cell(cells), max(range(len(bars)), key=lambda i: abs(bars[i]))
+    said = (
+        f"{title}: farthest from 0 {row} {at_cell[0]}, {column} {at_cell[1]} with "
+        f"{cells[at_cell[0]][at_cell[1]]:.2f}; {bar} {at_bar} with {bars[at_bar]:.2f}"
+    )
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom + 40}" role="img" '
+        f'aria-label="{escape(said, {chr(34): "&quot;"})}">',
+        f"<style>\n{_STYLE}\n</style>",
+        _text(8, 22, title, "start", "title"),
+        _text(_LEFT - 8, top - 8, row, "end"),
+        _text(right, top - 8, bar, "start"),
+        _text(_LEFT, bottom + 24, f"{column}; orange above 0, blue below, full at {farthest:.2f}",
+              "start"),
+    ]  # fmt: skip
+    every = -(-len(cells[0]) // _LABELLED)
+    for number in range(0, len(cells[0]), every):
+        parts.append(_text(_LEFT + (number + 0.5) * width, top - 8, str(number), "middle"))
+    for i, numbers in enumerate(cells):
+        y = top + i * _ROW_HEIGHT
+        parts.append(_text(_LEFT - 8, y + _ROW_HEIGHT / 2 + 4, str(i), "end"))
+        for j, x in enumerate(numbers):
+            place = (_LEFT + j * width, y + 1, width - 2, _ROW_HEIGHT - 2)
+            parts.append(_rect(*place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}"))
+        length = abs(bars[i]) / farthest_bar * _BAR_WIDTH
+        parts.append(
+            _rect(right, y + 5, length, _ROW_HEIGHT - 10, bars[i], 1, f"{bar} {i}: {bars[i]:.2f}")
+        )
+        parts.append(_text(right + length + 6, y + _ROW_HEIGHT / 2 + 4, f"{bars[i]:.1f}", "start"))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _farthest_cell(cells: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """Row and column of the number farthest from 0."""
+    places = ((i, j) for i, numbers in enumerate(cells) for j in range(len(numbers)))
+    return max(places, key=lambda place: abs(cells[place[0]][place[1]]))
+
+
+def _rect(
+    x: float, y: float, width: float, height: float, number: float, fullness: float, said: str
+) -> str:
+    """A rectangle in the colour of a number, over its outline."""
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    kind = "less" if number < 0 else "more"
+    return (
+        f'<rect class="cell" {place}/><rect class="{kind}" {place} '
+        f'fill-opacity="{fullness:.3f}"><title>{escape(said)}</title></rect>'
+    )
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

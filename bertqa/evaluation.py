@@ -22,6 +22,7 @@ from bertqa.errors import UserError
 from bertqa.features import WindowSet
 from bertqa.files import write_json_map
 from bertqa.graphemes import has_joins, snap_to_graphemes
+from bertqa.interventions import NOTHING, Interventions
 from bertqa.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.model import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.packed import is_packed, make_ready
@@ -170,14 +171,25 @@ class Evaluator:
         runtime = self.runtime
         # What is measured is what will answer: a copy, made ready as infer.py makes it.
         own = model if is_packed(model) else copy.deepcopy(model)
-        ready = make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8)
+        return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
+
+    def of_ready(
+        self, ready: BertForQuestionAnswering, interventions: Interventions = NOTHING
+    ) -> Evaluation:
+        """The same of a model that was made ready, such as a ``QuestionAnswerer``'s.
+
+        Args:
+            interventions: what to change in every forward pass, see interventions.py.
+        """
+        runtime = self.runtime
         predictions: list[Prediction] = []
         loss_sum = 0.0
         blocks = list(_blocks(self.windows, len(self.examples)))
         for block in blocks[runtime.rank :: runtime.world_size]:
             results, losses = _run_block(
-                ready, self.windows, block, self.settings, runtime, with_loss=True
-            )
+                ready, self.windows, block, self.settings, runtime, with_loss=True,
+                interventions=interventions,
+            )  # fmt: skip
             loss_sum += losses
             predictions += _predictions(self.examples, self.windows, block, results, self.settings)
         return self._gathered(predictions, loss_sum)
@@ -325,6 +337,7 @@ def _run_block(
     settings: DecodingSettings,
     runtime: Runtime,
     with_loss: bool,
+    interventions: Interventions = NOTHING,
 ) -> tuple[list[_WindowResult], float]:
     """The results of the block's windows, in their order, and the sum of their losses."""
 
@@ -332,7 +345,7 @@ def _run_block(
     def run(chosen: Tensor) -> tuple[Tensor, BertOutput, float]:
         tokens = collate(windows, chosen)
         with runtime.autocast():
-            output = model(tokens.to(runtime.device))
+            output = model(tokens.to(runtime.device), interventions=interventions)
         loss = _loss_sum(windows, chosen, output, tokens.lengths) if with_loss else 0.0
         return chosen, output, loss
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertqa.charts import Bar, Line, histogram, line_chart, smoothed, ticks
+from bertqa.charts import Bar, Line, heat_map, histogram, line_chart, smoothed, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -129,3 +129,76 @@ def test_many_points_become_means() -> None:
     assert smoothed([(1, 4.0), (2, 2.0)]) == [(1, 4.0), (2, 2.0)]
     many = smoothed([(step, step % 2) for step in range(95)])
     assert many[0] == (9, 0.5) and many[-1][0] == 94 and len(many) == 10
+
+
+# --- heat maps -----------------------------------------------------------------------------------
+
+CELLS, BARS = [[0.5, -2.0, 0.0], [1.0, 0.25, 4.0]], [30.0, -10.0]
+
+
+def heat_map_of(cells: list[list[float]], bars: list[float]) -> ET.Element:
+    names = {"row": "layer", "column": "head", "bar": "whole layer"}
+    return ET.fromstring(heat_map("Lost <F1>", cells, bars, **names))
+
+
+def coloured(root: ET.Element) -> dict[str, ET.Element]:
+    """The rectangles that stand for a number, by what they say."""
+    found = {}
+    for rect in root.iter(f"{SVG}rect"):
+        title = rect.find(f"{SVG}title")
+        if title is not None:
+            found[title.text or ""] = rect
+    return found
+
+
+def test_a_heat_map_is_fuller_where_the_number_is_larger() -> None:
+    found = coloured(heat_map_of(CELLS, BARS))
+    assert list(found) == [
+        "layer 0, head 0: 0.50", "layer 0, head 1: -2.00", "layer 0, head 2: 0.00",
+        "whole layer 0: 30.00", "layer 1, head 0: 1.00", "layer 1, head 1: 0.25",
+        "layer 1, head 2: 4.00", "whole layer 1: -10.00",
+    ]  # fmt: skip
+    fullness = [float(rect.attrib["fill-opacity"]) for rect in found.values()]
+    assert fullness == pytest.approx([1 / 8, 1 / 2, 0, 1, 1 / 4, 1 / 16, 1, 1], abs=1e-3)
+    kinds = [rect.attrib["class"] for rect in found.values()]
+    assert [kind == "less" for kind in kinds] == [name.find("-") > 0 for name in found]
+    long, short = (
+        float(found[f"whole layer {n}"].attrib["width"]) for n in ("0: 30.00", "1: -10.00")
+    )
+    assert long == pytest.approx(3 * short, abs=0.1)
+
+
+def test_cells_of_a_heat_map_lie_in_their_row_and_column() -> None:
+    found = coloured(heat_map_of(CELLS, BARS))
+    at = {name: (float(r.attrib["x"]), float(r.attrib["y"])) for name, r in found.items()}
+    first, second = at["layer 0, head 1: -2.00"], at["layer 1, head 2: 4.00"]
+    assert first[0] < second[0] and first[1] < second[1]
+    assert at["layer 0, head 2: 0.00"] == (second[0], first[1])
+    farthest_right = max(x + float(found[name].attrib["width"]) for name, (x, _) in at.items())
+    assert farthest_right < 680
+
+
+def test_a_heat_map_is_told_to_a_screen_reader() -> None:
+    root = heat_map_of(CELLS, BARS)
+    assert root.attrib["aria-label"] == (
+        "Lost <F1>: farthest from 0 layer 1, head 2 with 4.00; whole layer 0 with 30.00"
+    )
+    assert {"Lost <F1>", "layer", "whole layer", "30.0", "-10.0"} <= set(texts(root))
+
+
+def test_a_heat_map_of_nothing_lost_and_of_many_columns() -> None:
+    found = coloured(heat_map_of([[0.0] * 40], [0.0]))
+    assert {rect.attrib["fill-opacity"] for rect in found.values()} == {"0.000", "1.000"}
+    root = heat_map_of([[1.0] * 40], [1.0])
+    numbers = [text for text in texts(root) if text.isdigit()]
+    assert numbers == [str(n) for n in range(0, 40, 3)] + ["0"]  # and the row's
+
+
+@pytest.mark.parametrize(
+    ("cells", "bars"),
+    [([], []), ([[]], [1.0]), ([[1.0], [1.0, 2.0]], [1.0, 1.0]), ([[1.0]], []),
+     ([[math.nan]], [1.0]), ([[1.0]], [math.inf])],
+)  # fmt: skip
+def test_what_makes_no_heat_map_is_refused(cells: list[list[float]], bars: list[float]) -> None:
+    with pytest.raises(ValueError, match="heat map"):
+        heat_map_of(cells, bars)

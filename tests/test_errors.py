@@ -27,13 +27,24 @@ from safetensors.torch import load_file, save_file
 
 import infer
 import train
-from bertqa import answer_lines, hub, inside, metrics, release, threshold
+from bertqa import (
+    ablate,
+    answer_lines,
+    comparison,
+    hub,
+    inside,
+    metrics,
+    release,
+    threshold,
+    verify,
+)
 from bertqa.answer_lines import LineOutput
 from bertqa.answering import QuestionAnswerer, load_folder
 from bertqa.checkpoint import load_checkpoint, read_tensors
 from bertqa.cli import decoding_settings, run_script
 from bertqa.config import BertConfig, parse_config
 from bertqa.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.differences import Differences
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings, make_windows
@@ -278,6 +289,30 @@ def look(room: Room, **changes: Any) -> None:
 def dead_process(room: Room) -> None:
     room.patch.setattr("torch.distributed.barrier", fail(RuntimeError("Connection closed")))
     Runtime(torch.device("cpu"), world_size=2).wait_for_all()
+
+
+def compared(*flags: object) -> None:
+    verify.check_flags(verify.parse_flags(["model", *map(str, flags)]))
+
+
+def taken_away(room: Room, *flags: object) -> None:
+    given = ["model", "rows.json", "--output_dir", str(room.path), *map(str, flags)]
+    ablate.check_flags(ablate.parse_flags(given))
+
+
+def without_transformers(room: Room) -> None:
+    room.patch.setitem(sys.modules, "transformers", None)
+    verify.their_library()
+
+
+def theirs_is_shut(room: Room) -> None:
+    shut = SimpleNamespace(from_pretrained=fail(ValueError("no")))
+    verify.load_theirs(SimpleNamespace(AutoModelForQuestionAnswering=shut), room.path)
+
+
+def other_names(room: Room) -> None:
+    model = BertForQuestionAnswering(CONFIG)
+    comparison.compare_weights(Differences(1e-5, ("readable",)), model, torch.nn.Linear(1, 1))
 
 
 def closed_folder(room: Room) -> None:
@@ -563,6 +598,15 @@ CASES: dict[str, Callable[[Room], object]] = {
     "no dictionary": lambda r: r.bin([1]),
     "no plain tensor": lambda r: r.bin({"x": torch.ones(2, device="meta")}),
     "one number many times": lambda r: r.bin({"x": torch.ones(1).expand(1 << 40)}),
+    # verify, comparison, ablate
+    "no bound": lambda r: compared("--bound", 0),
+    "nothing to compare": lambda r: compared("--max_samples", 0),
+    "a comparison is there": lambda r: compared("--markdown", r.write("x.md", "")),
+    "no transformers": without_transformers,
+    "nothing to compare with": theirs_is_shut,
+    "names of another transformers": other_names,
+    "nothing to take away": lambda r: taken_away(r, "--max_samples", 0),
+    "an ablation is there": lambda r: taken_away(r.write(ablate.FIGURES, "{}") and r),
     # train.py
     "a data set and a file": lambda r: train.check_flags(
         given("--dataset", "a", "--train_file", "b")

@@ -26,6 +26,7 @@ from bertqa.evaluation import (
 )
 from bertqa.features import WindowSettings, make_windows
 from bertqa.graphemes import snap_to_graphemes
+from bertqa.interventions import NOTHING
 from bertqa.metrics import evaluate_v1, evaluate_v2
 from bertqa.model import BertOutput
 from bertqa.packed import is_packed, make_ready
@@ -97,7 +98,7 @@ class Scripted(nn.Module):
     def __deepcopy__(self, memo):
         return self  # the copy that answers tells its calls here
 
-    def forward(self, batch):
+    def forward(self, batch, interventions=NOTHING):
         self.calls.append(batch.lengths)
         rows = [self.script(ids.tolist()) for ids in batch.input_ids.split(list(batch.lengths))]
         starts, ends = zip(*rows, strict=True)
