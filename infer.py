@@ -18,17 +18,17 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answer_lines import PREDICTIONS, LineOutput, answer_lines, score_lines
-from bertqa.answering import QuestionAnswerer, find_folder
+from bertqa.answering import QuestionAnswerer
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
     add_model_flags,
     add_window_flags,
     decoding_settings,
+    load_answerer,
     run_script,
     window_settings,
 )
-from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
 from bertqa.files import said_plainly, write_json
@@ -101,9 +101,9 @@ def main(flags: argparse.Namespace) -> None:
         answer_file(flags)
     elif flags.question is not None:
         context = read_context(flags)
-        answer_one(load(flags), flags, flags.question, context)
+        answer_one(load_answerer(flags), flags, flags.question, context)
     else:
-        qa = load(flags)
+        qa = load_answerer(flags)
         has_context = flags.context is not None or flags.context_file
         if not has_context:
             demonstrate(qa, flags)
@@ -138,20 +138,6 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     # Before a model is fetched, of which nobody knows yet whether it says "no answer".
     window_settings(flags)
     decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
-
-
-def load(flags: argparse.Namespace) -> QuestionAnswerer:
-    """The model that the flags name."""
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
-    windows, decoding = read_decoding_file(folder)
-    return QuestionAnswerer.from_pretrained(
-        folder,
-        windows=window_settings(flags, stored=windows),
-        decoding=decoding_settings(flags, stored=decoding),
-        device=flags.device,
-        precision=flags.precision,
-        allow_bin=flags.allow_bin,
-    )
 
 
 def read_context(flags: argparse.Namespace) -> str:
@@ -284,7 +270,7 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     first = next(iter_json_lines(flags.input), None)  # before the model is read
     if first and first.fault and not (flags.skip_bad or flags.resume):
         raise UserError(f"{first.fault}; or pass --skip_bad")
-    qa = load(flags)
+    qa = load_answerer(flags)
     qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
     with said_plainly(flags.output_dir, "made"):
         flags.output_dir.mkdir(parents=True, exist_ok=True)
@@ -308,7 +294,7 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     examples = read_examples(flags.input)
     check_examples(examples, str(flags.input))
     has_gold = all(example.answers is not None for example in examples)
-    qa = load(flags)
+    qa = load_answerer(flags)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there

@@ -215,15 +215,7 @@ def train(
     }
     say(runtime, f"training: {len(windows)} windows of {labels['training']}")
     evaluator = None
-    # Of questions that training never saw, the threshold of "no answer" may be learned.
-    chooses = bool(
-        flags.validation_split_percentage
-        and decoding.version_2_with_negative
-        and flags.null_score_diff_threshold is None
-    )
-    if chooses and not has_both_kinds(validation_examples):
-        chooses = False
-        say(runtime, "the held-out part cannot choose a threshold: it lacks one kind of question")
+    chooses = chooses_threshold(flags, decoding, validation_examples, runtime)
     if validation_examples:
         say(runtime, f"validation: {len(validation_windows)} windows of {labels['validation']}")
         evaluator = Evaluator(
@@ -251,6 +243,27 @@ def train(
     progress = run.train()
     say(runtime, evaluation_table(progress.evaluations))
     say(runtime, f"saved in {flags.output_dir}; ask it: python infer.py --model {flags.output_dir}")
+
+
+def chooses_threshold(
+    flags: argparse.Namespace,
+    decoding: DecodingSettings,
+    validation_examples: Sequence[Example],
+    runtime: Runtime,
+) -> bool:
+    """Whether the evaluations choose from which null score on the answer is "no answer".
+
+    Of questions that training never saw that may be learned.
+    """
+    wanted = bool(
+        flags.validation_split_percentage
+        and decoding.version_2_with_negative
+        and flags.null_score_diff_threshold is None
+    )
+    if wanted and not has_both_kinds(validation_examples):
+        say(runtime, "the held-out part cannot choose a threshold: it lacks one kind of question")
+        return False
+    return wanted
 
 
 def say(runtime: Runtime, what: object) -> None:

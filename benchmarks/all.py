@@ -40,6 +40,7 @@ _ON_GPU = (
     "training --size large --batch_size 64 --steps 4",
 )
 _MODEL_ALONE = ("inference", "training", "operators")  # these make their checkpoints, and keep them
+_MADE_UP = ("lines",)  # takes no data
 _WITH_PEER = ("whole_job", "decoding", "startup")
 
 
@@ -49,7 +50,7 @@ def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
     for line in _ON_GPU if on_gpu else _ON_CPU:
         name, *rest = line.split()
         command = [sys.executable, "-m", f"benchmarks.{name}", *rest]
-        if flags.data:
+        if flags.data and name not in _MADE_UP:
             command += ["--data", str(flags.data.resolve())]
         if flags.page:
             command += ["--page", str(flags.page.resolve())]

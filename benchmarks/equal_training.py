@@ -27,7 +27,7 @@ from benchmarks.harness import (
     ROOT,
     command_line,
     existing_folder,
-    page,
+    plain_parser,
     positive,
     publish,
     require_place,
@@ -136,9 +136,7 @@ def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
 
 def main() -> None:
     """Train all, print the table."""
-    flags_parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags_parser = plain_parser(__doc__)
     add = flags_parser.add_argument
     add(
         "--data",
@@ -153,7 +151,6 @@ def main() -> None:
     add("--epochs", type=float, default=1.0, help="of each run (1)")
     add("--learning_rate", type=float, default=3e-4, help="its peak (3e-4)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (fp32)")
-    add("--page", type=page, help="a page whose table is replaced")
     flags = flags_parser.parse_args()
     if flags.page:
         require_place("equal training", flags.page)

@@ -287,11 +287,18 @@ def machine() -> str:
     )
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that all benchmarks have."""
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """The one flag of every benchmark, --page."""
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
+    return flags
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags of the benchmarks that measure contenders in rounds."""
+    flags = plain_parser(description)
     flags.add_argument("--rounds", type=positive, default=7, help="rounds that count (7)")
     flags.add_argument(
         "--threads", type=threads, default=os.cpu_count(), help="of each contender (all)"
@@ -301,7 +308,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         type=existing_folder,
         help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
     )
-    flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
     return flags
 
 

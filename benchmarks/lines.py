@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.data import add_model_flag, model_folder
-from benchmarks.harness import ROOT, command_line, parser, positive, publish, say, table
+from benchmarks.harness import ROOT, command_line, plain_parser, positive, publish, say, table
 from benchmarks.processes import run
 
 _NAMES = "Ada Ben Cleo Dora Emil Finn Gwen Hugo Iris Jack".split()
@@ -51,7 +51,7 @@ def row(count: int, model: Path, folder: Path, base: float | None) -> tuple[list
 
 def main() -> None:
     """Measure and print."""
-    flags_parser = parser(__doc__)
+    flags_parser = plain_parser(__doc__)
     add_model_flag(flags_parser)
     flags_parser.add_argument("--lines", type=positive, default=1000, help="of the first (1000)")
     flags = flags_parser.parse_args()

@@ -13,7 +13,6 @@ differs is put down to a cause:
     other        none of these
 """
 
-import argparse
 import math
 import tempfile
 from collections import Counter
@@ -27,7 +26,7 @@ from benchmarks.data import first_questions, squad_file
 from benchmarks.harness import (
     command_line,
     existing_folder,
-    page,
+    plain_parser,
     positive,
     publish,
     require_place,
@@ -121,14 +120,11 @@ def cause(context: str, ours: Found, of_theirs: Found) -> str:
 
 def main() -> None:
     """Ask both, print the table."""
-    flags_parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags_parser = plain_parser(__doc__)
     add = flags_parser.add_argument
     add("--model", type=existing_folder, required=True, help="fine-tuned checkpoint folder")
     add("--data", type=existing_folder, help="folder with dev-v1.1.json")
     add("--questions", type=positive, help="the first of them (all)")
-    add("--page", type=page, help="a page whose table is replaced")
     flags = flags_parser.parse_args()
     if flags.page:
         require_place("same answers", flags.page)

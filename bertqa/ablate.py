@@ -24,7 +24,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering import QuestionAnswerer, find_folder
 from bertqa.charts import heat_map
 from bertqa.cli import (
     Parser,
@@ -32,11 +31,11 @@ from bertqa.cli import (
     add_place_flags,
     add_window_flags,
     decoding_settings,
+    load_answerer,
     run_script,
     window_settings,
 )
 from bertqa.config import BertConfig
-from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluation, Evaluator
 from bertqa.features import make_windows
@@ -84,7 +83,8 @@ def main(flags: argparse.Namespace) -> None:
     check_examples(examples, str(flags.data))
     examples = examples[: flags.max_samples]
     check_answers(examples, str(flags.data))
-    qa = load(flags)
+    forget_kernels()
+    qa = load_answerer(flags)
     check_version(examples, str(flags.data), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
@@ -126,21 +126,6 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     window_settings(flags)
     decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
-
-
-def load(flags: argparse.Namespace) -> QuestionAnswerer:
-    """The model, to be asked as infer.py asks it."""
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
-    windows, decoding = read_decoding_file(folder)
-    forget_kernels()
-    return QuestionAnswerer.from_pretrained(
-        folder,
-        windows=window_settings(flags, stored=windows),
-        decoding=decoding_settings(flags, stored=decoding),
-        device=flags.device,
-        precision=flags.precision,
-        allow_bin=flags.allow_bin,
-    )
 
 
 # --- what is taken away, and what that costs -----------------------------------------------------

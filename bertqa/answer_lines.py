@@ -170,10 +170,12 @@ class _Files:
             self._open.close()
 
     def write_answers(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Append lines to predictions.jsonl."""
         with said_plainly(self._folder / PREDICTIONS, "written"):
             _append(self._answers, entries)
 
     def write_rejects(self, lines: Iterable[Line]) -> None:
+        """Append to rejects.jsonl what could not be answered, and why."""
         entries = (
             {
                 "line": line.number,

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NoReturn
 
+from bertqa.answering import QuestionAnswerer, find_folder
 from bertqa.decoding import DECODERS
+from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.features import WindowSettings
@@ -189,6 +191,24 @@ def decoding_settings(
         flags.decoder,
         negative,
         stored.null_score_diff_threshold if threshold is None else threshold,
+    )
+
+
+def load_answerer(flags: argparse.Namespace) -> QuestionAnswerer:
+    """The model that the flags name, asked as its decoding.json and the flags say.
+
+    Raises:
+        UserError: it is not to be had, or cannot be asked so.
+    """
+    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    windows, decoding = read_decoding_file(folder)
+    return QuestionAnswerer.from_pretrained(
+        folder,
+        windows=window_settings(flags, stored=windows),
+        decoding=decoding_settings(flags, stored=decoding),
+        device=flags.device,
+        precision=flags.precision,
+        allow_bin=flags.allow_bin,
     )
 
 

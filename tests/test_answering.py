@@ -23,15 +23,6 @@ stories = read_examples(STORIES)
 NARROW = WindowSettings(max_seq_length=96, doc_stride=24)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than they give at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("answering") / "tiny")

@@ -44,15 +44,6 @@ from tests.helpers import (
 HEAD = ("qa_outputs.bias", "qa_outputs.weight")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def theirs():
     return their_model()

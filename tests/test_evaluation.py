@@ -59,15 +59,6 @@ stories, stories_v2 = short(STORIES)[::9], short(STORIES_V2)[::2]
 pairs = [Example(f"pair-{i}", question, text[:500]) for i, (question, text) in enumerate(PAIRS)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than they give at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))

@@ -1,7 +1,6 @@
 """The fast forms of kernels.py equal the readable lines of model.py that they stand for."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 
@@ -32,15 +31,6 @@ def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
 
 
 RATES = [0.1, 0.5, 0.9, 1 / 3, 0.001]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More would only wait for each other: the tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- dropout -------------------------------------------------------------------------------------

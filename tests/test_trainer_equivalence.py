@@ -6,7 +6,6 @@ theirs, our clipping norm is twice theirs, and so is AdamW's eps.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +32,6 @@ BATCH = 4
 PEAK = 1e-3
 DECAY = 0.01
 CLIP = 3.0  # theirs; lies among the gradient norms of the runs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More would only wait for each other: the tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
