@@ -211,6 +211,7 @@ def test_a_signal_ends_it_after_its_block(ask, finished, tmp_path, monkeypatch):
     real = module._answered
 
     def answered(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "_answered", real)  # a second signal would act at once
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
@@ -223,7 +224,6 @@ def test_a_signal_ends_it_after_its_block(ask, finished, tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, heeded)
     assert stop.value.exit_code == 143
     assert len(written(tmp_path / "out" / "predictions.jsonl")) == 2
-    monkeypatch.setattr(module, "_answered", real)
     assert ask(resume=True, skip_bad=True) == Counts(8, 1)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in finished} == finished
 
@@ -240,9 +240,10 @@ def test_going_on_with_something_else_is_refused(ask, qa, finished, tmp_path):
             answer_lines(
                 answerer, tmp_path / "in.jsonl", out, LineOutput(), model=model, resume=True
             )
-    write_lines(tmp_path / "in.jsonl", map(row, questions(20)[10:]))
-    with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not question"):
-        ask(resume=True)
+    for count in (10, 20):  # too short, and with another question at that line
+        write_lines(tmp_path / "in.jsonl", map(row, questions(30)[10 : 10 + count]))
+        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not question"):
+            ask(resume=True)
     assert {name: (out / name).read_bytes() for name in finished} == finished
     (out / "predictions.jsonl").write_text('{"line": 1, "id": "a"}\nmine\n')
     with pytest.raises(UserError, match=r"predictions.jsonl, line 2 is not one"):

@@ -66,6 +66,26 @@ def test_a_file_is_replaced_at_once(tmp_path):
     assert names(tmp_path) == ["x.txt"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a rename may outlive the bytes it names, where the power goes."""
+    synced = []
+    real = os.fsync
+
+    def sync(descriptor):
+        synced.append((tmp_path / "x").exists())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(tmp_path / "x", "new")
+    assert synced[0] is False
+    synced.clear()
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "a").write_text("a")
+        (folder / "b").write_text("b")
+        assert not synced
+    assert len(synced) == 3  # both files, and where the folder's name stands
+
+
 @pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
 @pytest.mark.parametrize("old", ["old", None])
 def test_a_file_half_written_is_no_file(tmp_path, fault, old):

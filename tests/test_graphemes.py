@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertqa.graphemes import has_joins, snap_to_graphemes
@@ -123,6 +123,7 @@ ANY = st.sampled_from(
 
 @settings(derandomize=True, deadline=None, max_examples=1000)
 @given(st.lists(ANY, min_size=1, max_size=8).map("".join))
+@example("क\u094d\u200cष")  # what keeps a virama from joining
 def test_the_characters_are_those_of_unicode(text):
     """The regex package's \\X, its own reading of UAX 29."""
     theirs = {match.end() for match in regex.finditer(r"\X", text)}

@@ -1,7 +1,5 @@
 """Whatever stands in question and context: an answer that is a piece of the text, cut whole."""
 
-import re
-
 import pytest
 import regex
 from hypothesis import example, given, settings
@@ -66,17 +64,12 @@ TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=60)
 @example("\udc80?", "Ada")
 @example("\u200b", "\u200b")
 @example("?", " \u3000\u00a0")
-def test_any_two_texts_give_an_answer_or_a_plain_refusal(qa, question, context):
-    try:
-        answers = qa(question, context, top_k=3)
-    except UserError as error:
-        told = str(error)
-        blank = not question.strip() or not context.strip()
-        surrogates = re.search("[\ud800-\udfff]", question + context)
-        assert blank or surrogates
-        assert "is not empty" in told if blank else "surrogate" in told
+def test_any_two_texts_give_an_answer_unless_one_is_blank(qa, question, context):
+    if not question.strip() or not context.strip():
+        with pytest.raises(UserError, match="is not empty"):
+            qa(question, context)
         return
-    for answer in answers:
+    for answer in qa(question, context, top_k=3):
         assert_is_cut_whole(context, answer)
 
 

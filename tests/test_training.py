@@ -1021,6 +1021,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run_as_well(
     with pytest.raises(UserError, match=r"step 3 has loss .* and gradient norm inf"):
         trained(run)
     assert checkpoints_of(tmp_path / "run")[-1] == "step-00000002"
+    assert (tmp_path / "run" / "failure.json").exists()
+    again = replace(SETTINGS, save_steps=1)
+    trained(make_run(tmp_path / "run", checkpoint, again), resume=True)
+    assert not (tmp_path / "run" / "failure.json").exists()
 
 
 def test_an_evaluation_between_log_lines_has_its_own_mean(
