@@ -4,11 +4,14 @@ python infer.py                                                  four questions,
 python infer.py --question "Who?" --context "Ada did."           one question
 python infer.py --question "Who?" --context_file text.txt --top_k 5
 python infer.py --context_file text.txt                          many, asked in the terminal
+python infer.py --question "Who?" --context "Ada did." --explain answer.html    why this answer
 python infer.py --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
 """
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answer_lines import PREDICTIONS, LineOutput, answer_lines, score_lines
-from bertqa.answering import QuestionAnswerer
+from bertqa.answering import QuestionAnswerer, as_pipeline, asked, find_folder
+from bertqa.checkpoint import load_checkpoint
 from bertqa.cli import (
     Parser,
     add_decoding_flags,
@@ -31,13 +35,17 @@ from bertqa.cli import (
 )
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
-from bertqa.files import said_plainly, write_json
+from bertqa.explain import explain, passes
+from bertqa.explain_page import page
+from bertqa.explain_text import render
+from bertqa.files import said_plainly, write_json, write_text
 from bertqa.offsets import other_offsets
 from bertqa.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
+TERMINAL = Path("-")  # where an explanation goes that is given no file
 
 DEMO_CONTEXT = (
     "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures for "
@@ -69,6 +77,9 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--context_file", type=Path, metavar="FILE", help="the same, from a UTF-8 text file")
     add("--top_k", type=int, default=1, metavar="N", help="answers to show (default: %(default)s)")
     add("--json", action="store_true", help="print JSON")
+    add("--explain", type=Path, nargs="?", const=TERMINAL, metavar="FILE",
+        help="with --question: write a page, such as answer.html, of what the answer was made of; "
+        "without a file print that in short")
     add("--input", type=Path, metavar="FILE",
         help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
     add("--output_dir", type=Path, metavar="DIR",
@@ -76,7 +87,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         "run_qa's predictions.json, nbest_predictions.json and, with "
         "--version_2_with_negative, null_odds.json; with gold answers also metrics.json")
     add("--overwrite_output_dir", action="store_true",
-        help="replace predictions that are in --output_dir already")
+        help="replace predictions that are in --output_dir already, or the page of --explain")
     add("--resume", action="store_true",
         help="with --input of JSON lines: go on after the last line that is answered")
     add("--skip_bad", action="store_true",
@@ -99,6 +110,8 @@ def main(flags: argparse.Namespace) -> None:
     check_flags(flags, has_terminal)
     if flags.input:
         answer_file(flags)
+    elif flags.explain is not None:
+        explain_one(flags)
     elif flags.question is not None:
         context = read_context(flags)
         answer_one(load_answerer(flags), flags, flags.question, context)
@@ -135,9 +148,35 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError("--all_offsets goes with --json, or with --input and JSON lines: add one")
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
+    if flags.explain is not None:
+        check_explain_flags(flags)
     # Before a model is fetched, of which nobody knows yet whether it says "no answer".
     window_settings(flags)
     decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+
+
+def check_explain_flags(flags: argparse.Namespace) -> None:
+    """Refuse what cannot be explained, and a page that has no place, before the work."""
+    if flags.question is None:
+        raise UserError("--explain explains one answer: add --question and a text, or drop it")
+    file = flags.explain
+    if file == TERMINAL:
+        if flags.json:
+            raise UserError(
+                "--explain without a file prints text, and --json prints JSON: name a file, such "
+                "as answer.html, or drop one"
+            )
+        return
+    if file.is_dir():
+        raise UserError(f"--explain {file} is a folder: name a file in it, such as answer.html")
+    if not file.parent.is_dir():
+        raise UserError(
+            f"--explain {file}: there is no folder {file.parent}: name another, or add it"
+        )
+    if file.exists() and not flags.overwrite_output_dir:
+        raise UserError(
+            f"--explain {file} is there already: name another file, or pass --overwrite_output_dir"
+        )
 
 
 def read_context(flags: argparse.Namespace) -> str:
@@ -163,9 +202,12 @@ def answer_one(
     top_k: int | None = None,
 ) -> None:
     """Ask one question and print its answers."""
-    top_k = top_k or flags.top_k
-    found = qa(question, context, top_k=top_k)
-    answers = found if top_k > 1 else [found]
+    print_found(flags, context, qa(question, context, top_k=top_k or flags.top_k))
+
+
+def print_found(flags: argparse.Namespace, context: str, found: Any) -> None:
+    """One answer, or a list of them, as lines or as JSON."""
+    answers = found if isinstance(found, list) else [found]
     if flags.all_offsets:
         for answer in answers:
             answer |= other_offsets(context, answer["start"], answer["end"])
@@ -181,6 +223,46 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
         place = f"{answer['start']}-{answer['end']}"
         text = " ".join(answer["answer"].split()) or "(no answer)"
         print(f"{answer['score']:8.4f}  {place:>11}  {text}")
+
+
+def explain_one(flags: argparse.Namespace) -> None:
+    """Ask one question, print its answers, and show what the answer was made of."""
+    context = read_context(flags)
+    qa = load_answerer(flags)
+    prediction = predict_one(qa, flags, context)
+    if flags.explain != TERMINAL:
+        found = as_pipeline(prediction, flags.top_k)
+        print_found(flags, context, found)
+    windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
+    del qa  # its layers are packed and give no gradients; there is to be room for the others
+    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    model = load_checkpoint(folder, allow_bin=flags.allow_bin)[0].to(runtime.device)
+    with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:
+        explanation = explain(
+            model, tokenizer, flags.question, context, windows=windows, decoding=decoding,
+            prediction=prediction, model_name=folder.resolve().name,
+            answered_in=runtime.precision, progress=bar.update,
+        )  # fmt: skip
+    if flags.explain == TERMINAL:
+        width = shutil.get_terminal_size().columns
+        print(render(explanation, width, flags.top_k, colour=has_colours()), end="")
+    else:
+        write_text(flags.explain, page(explanation))
+        print(f"wrote {flags.explain}", file=sys.stderr)
+
+
+def predict_one(qa: QuestionAnswerer, flags: argparse.Namespace, context: str) -> Prediction:
+    """The answer to --question with all its runners-up; as many are kept as --top_k asks for."""
+    n_best = max(flags.top_k, qa.decoding.n_best_size)
+    qa.decoding = replace(qa.decoding, n_best_size=n_best)
+    (prediction,) = qa.answer(asked(flags.question, context))
+    return prediction
+
+
+def has_colours() -> bool:
+    """Whether what is printed goes to a terminal that takes colours (see no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def demonstrate(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:

@@ -197,7 +197,7 @@ class QuestionAnswerer:
             UserError: an empty question or context, numbers that do not match, ``top_k`` or
                 ``max_answer_len`` below 1.
         """
-        examples = _examples(question, context)
+        examples = asked(question, context)
         if top_k < 1:
             raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
         decoding = replace(
@@ -216,8 +216,12 @@ class QuestionAnswerer:
         return results[0] if isinstance(question, str) else results
 
 
-def _examples(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
-    """The questions, each with its context."""
+def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
+    """The questions, each with its context: of one for all, or of its own.
+
+    Raises:
+        UserError: an empty question or context, or numbers that do not match.
+    """
     questions = [question] if isinstance(question, str) else list(question)
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):

@@ -4,7 +4,7 @@ All functions take one window. The model must not be packed (see packed.py), sin
 needed: ``bertqa.checkpoint.load_checkpoint(folder)[0]`` is one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,10 @@ from bertqa.interventions import NOTHING, Interventions
 from bertqa.model import BertForQuestionAnswering, window_losses
 from bertqa.stream import TokenBatch
 
-_AT_ONCE = 8  # copies of the window that go through the model together
+_TOKENS_AT_ONCE = 1024  # as many copies of the window as have these go through the model together
+
+# Called with the number of passes through the model that were just done.
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def integrated_gradients(
     *,
     of_end: bool = False,
     steps: int = 64,
+    progress: Progress | None = None,
 ) -> Attribution:
     """What the start score of a token, S.T_place, is made of (Sundararajan et al. 2017).
 
@@ -72,6 +76,7 @@ def integrated_gradients(
         batch: one window, and ``baseline`` another of the same length.
         place: of the token whose score it is.
         of_end: the end score, E.T_place.
+        progress: is told after each part of the steps how many it had.
 
     Raises:
         UserError: not one window, windows of two lengths, or a place outside.
@@ -88,12 +93,14 @@ def integrated_gradients(
         ends = [_score(model, batch, embedded, place, of_end).item() for embedded in (x, x0)]
     total = torch.zeros_like(x)
     middles = (torch.arange(steps).to(x) + 0.5) / steps
-    for part in middles.split(_AT_ONCE):
+    for part in middles.split(max(1, _TOKENS_AT_ONCE // batch.lengths[0])):
         points = x0 + part[:, None, None] * (x - x0)  # (n, L, D)
         points.requires_grad_()
         scores = _score(model, batch, points.flatten(0, 1), place, of_end)
         (gradient,) = torch.autograd.grad(scores.sum(), points)
         total += gradient.sum(dim=0)
+        if progress:
+            progress(len(part))
     tokens = ((x - x0) * total / steps).sum(dim=-1)
     return Attribution(tokens, score=ends[0], baseline=ends[1])
 
@@ -118,13 +125,20 @@ def _repeated(batch: TokenBatch, times: int) -> TokenBatch:
 
 
 def head_effects(
-    model: BertForQuestionAnswering, batch: TokenBatch, start: int, end: int, *, mean: bool = False
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    start: int,
+    end: int,
+    *,
+    mean: bool = False,
+    progress: Progress | None = None,
 ) -> Tensor:
     """How much log-likelihood the span from ``start`` to ``end`` loses without each head.
 
     Args:
         batch: one window.
         mean: replace what a head gathers by its mean over the window, in place of zeros.
+        progress: is told of each pass: one for a head.
 
     Returns:
         ``(layers, H)``: positive where the span needs the head.
@@ -140,11 +154,16 @@ def head_effects(
             changes.append(
                 Interventions(mean_heads=chosen) if mean else Interventions(mask_heads=chosen)
             )
-    return _effects(model, batch, start, end, changes).view(layers, heads)
+    return _effects(model, batch, start, end, changes, progress).view(layers, heads)
 
 
 def layer_effects(
-    model: BertForQuestionAnswering, batch: TokenBatch, start: int, end: int
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    start: int,
+    end: int,
+    *,
+    progress: Progress | None = None,
 ) -> Tensor:
     """How much log-likelihood the span loses when each layer is skipped, ``(layers,)``.
 
@@ -153,7 +172,7 @@ def layer_effects(
     """
     layers = range(model.config.num_hidden_layers)
     changes = [Interventions(skip_layers=frozenset({layer})) for layer in layers]
-    return _effects(model, batch, start, end, changes)
+    return _effects(model, batch, start, end, changes, progress)
 
 
 @torch.no_grad()
@@ -163,6 +182,7 @@ def _effects(
     start: int,
     end: int,
     changes: Iterable[Interventions],
+    progress: Progress | None,
 ) -> Tensor:
     """What each change adds to the loss of the span."""
     _check(batch, start)
@@ -174,8 +194,12 @@ def _effects(
         output = model(batch, interventions=change)
         return float(window_losses(output, batch.lengths, *places))
 
-    plain = loss(NOTHING)
-    return torch.tensor([loss(change) - plain for change in changes])
+    plain, effects = loss(NOTHING), []
+    for change in changes:
+        effects.append(loss(change) - plain)
+        if progress:
+            progress(1)
+    return torch.tensor(effects)
 
 
 def _check(batch: TokenBatch, place: int) -> None:

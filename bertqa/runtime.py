@@ -45,6 +45,12 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def precision(self) -> str:
+        """What --precision calls it: fp32, bf16, fp16 or int8."""
+        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        return INT8 if self.int8 else names[self.dtype]
+
+    @property
     def tokens_per_batch(self) -> int:
         """Tokens that one forward pass takes at once in inference."""
         # On a CPU: so many that the products are efficient, so few that the cache holds them and

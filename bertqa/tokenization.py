@@ -142,6 +142,16 @@ class BertTokenizer:
         """The pieces that ids stand for, such as ``play`` and ``##ing``."""
         return [self._backend.id_to_token(int(i)) or "[?]" for i in ids]
 
+    def mask_id(self) -> int:
+        """The id of [MASK]; of [UNK] where the vocabulary has none.
+
+        Raises:
+            UserError: it has neither.
+        """
+        mask = self._backend.token_to_id(str(self.settings.get("mask_token", "[MASK]")))
+        unknown = self.settings.get("unk_token", "[UNK]")
+        return mask if mask is not None else _special_id(self._backend, unknown, self.source)
+
     def fingerprint(self) -> str:
         """All that decides which ids a text gets, as text."""
         return str(self._backend.to_str())

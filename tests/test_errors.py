@@ -47,6 +47,7 @@ from bertqa.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.differences import Differences
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
+from bertqa.explain import explain
 from bertqa.features import WindowSettings, make_windows
 from bertqa.files import check_new_file, read_json_object, write_text
 from bertqa.interventions import Interventions
@@ -158,6 +159,10 @@ def given(*flags: object) -> argparse.Namespace:
 
 def asked(*flags: object, terminal: bool = False) -> None:
     infer.check_flags(infer.parse_flags([str(flag) for flag in flags]), terminal)
+
+
+def explained(*flags: object) -> None:
+    asked("--question", "who", "--context", "the quick fox", *flags)
 
 
 def fail(error: Exception) -> Callable[..., Any]:
@@ -516,6 +521,9 @@ CASES: dict[str, Callable[[Room], object]] = {
     "two windows": lambda r: inside.layer_effects(
         r.answerer().model, TokenBatch(*[torch.zeros(5, dtype=torch.int64)] * 3, (3, 2)), 0, 0
     ),
+    "a packed model to explain": lambda r: explain(
+        r.answerer().model, r.answerer().tokenizer, "who", "the quick fox"
+    ),
     "a place outside": lambda r: inside.layer_effects(r.answerer().model, THREE_TOKENS, 3, 0),
     # mending, files
     "a copy of another kind": lambda r: save_examples(r.path / "x.txt", []),
@@ -642,6 +650,11 @@ CASES: dict[str, Callable[[Room], object]] = {
     "to go on with a question": lambda r: asked("--demo", "--resume"),
     "offsets of nothing": lambda r: asked("--demo", "--all_offsets"),
     "no top_k": lambda r: asked("--demo", "--top_k", 0),
+    "nothing to explain": lambda r: asked("--demo", "--explain"),
+    "an explanation as JSON": lambda r: explained("--explain", "--json"),
+    "a page that is a folder": lambda r: explained("--explain", r.path),
+    "a page without a folder": lambda r: explained("--explain", r.path / "no" / "a.html"),
+    "a page that is there": lambda r: explained("--explain", r.write("a.html", "mine")),
     "no context file": lambda r: infer.read_context(argparse.Namespace(context_file=r.path / "x")),
     "a context file that is no text": lambda r: infer.read_context(
         argparse.Namespace(context_file=r.write("x", b"\xff"))

@@ -29,7 +29,9 @@ TEXT_ROOM = {
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
     "threshold", "interrupts", "decoding_file", "answer_lines", "pages", "audit_page",
-    "report_page", "differences", "comparison", "verify", "ablate", "__init__",
+    "report_page", "differences", "comparison", "verify", "ablate", "explain",
+    "explain_data", "explain_html", "explain_layers", "explain_page", "explain_sources",
+    "explain_spans", "explain_text", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.

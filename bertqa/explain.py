@@ -1,0 +1,472 @@
+"""All that can be seen of one answer: what stands on the page of ``infer.py --explain``.
+
+The answer is the one that infer.py gives. What is behind it (scores by layer, attention, the worth
+of each head, the part of each token) is computed in float32, for the one window in which the answer
+stands; where a text has several windows, the others have their best span in a table.
+
+L  tokens of the window      H  attention heads
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bertqa.answering import asked, check_window_fits, usual_windows
+from bertqa.batching import collate
+from bertqa.decoding import DECODERS, WindowSpans
+from bertqa.errors import UserError
+from bertqa.evaluation import Answer, DecodingSettings, Prediction, predict
+from bertqa.features import Window, WindowSet, WindowSettings, make_windows
+from bertqa.graphemes import has_joins, snap_to_graphemes
+from bertqa.inside import (
+    Attribution,
+    Progress,
+    head_effects,
+    integrated_gradients,
+    layer_effects,
+    without_words,
+)
+from bertqa.model import BertForQuestionAnswering, BertOutput
+from bertqa.packed import is_packed
+from bertqa.runtime import Runtime
+from bertqa.stream import TokenBatch
+from bertqa.tokenization import BertTokenizer
+
+STEPS = 64  # of the integral of the attributions
+_MATRIX = 30  # the span matrix has at most so many rows and columns
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A span that competed, or "no answer".
+
+    Attributes:
+        answer: its text, place in the context, two scores, and probability.
+        window: in which window it stands, from 0.
+        first, last: its tokens, as places in that window; both 0 for "no answer", which is [CLS].
+    """
+
+    answer: Answer
+    window: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """What S and E say of the tokens as they are after one layer.
+
+    Attributes:
+        best: the best span by these scores, its probability among the spans of the window; None
+            where the decoder finds none.
+        start_probability, end_probability: P_start and P_end of the answer's two tokens.
+        start_rank, end_rank: how many tokens of the window have a score at least as high; 1 is
+            the highest.
+    """
+
+    best: Candidate | None
+    start_probability: float
+    end_probability: float
+    start_rank: int
+    end_rank: int
+
+
+@dataclass(frozen=True)
+class SpanMatrix:
+    """The scores of all spans around the answer: a row for each start, a column for each end.
+
+    Attributes:
+        starts, ends: places in the window.
+        scores: ``(starts, ends)``, S.T_i + E.T_j.
+        backward: the spans that end before they start, which are none.
+        too_long: the spans of more tokens than the decoder allows.
+    """
+
+    starts: range
+    ends: range
+    scores: Tensor
+    backward: Tensor
+    too_long: Tensor
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of the context as it is shown: a word piece, or what stands between two.
+
+    Attributes:
+        text: of the context.
+        places: the tokens of the window that it is; of an accent or an emoji there may be several,
+            of a blank there are none.
+    """
+
+    text: str
+    places: range
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One answer and what it was made of; places are those of the explained window.
+
+    Attributes:
+        question, context: what was asked.
+        model_name: for the reader.
+        answered_in: the precision in which the answer was found; all else here is in float32.
+        decoding: how spans became answers.
+        max_seq_length: most tokens of a window.
+        prediction: the answer as infer.py gives it.
+        candidates: the n best, best first, "no answer" among them where that is an answer.
+        chosen: which of them is the answer.
+        window: the number of the window that is explained, from 0.
+        best_spans: of each window its best span, in float32; None where it has none.
+        null_scores: of each window S.T_CLS + E.T_CLS.
+        tokens: the L word pieces of the window.
+        offsets: for each the slice of the context it covers, None outside the context.
+        start_logits, end_logits: ``(L,)``, S.T_i and E.T_i.
+        layer_logits: ``(layers + 1, 2, L)``, the same read after the embeddings and each layer.
+        layers: what S and E say after the embeddings and after each layer.
+        attentions: ``(layers, H, L, L)``, from the token that looks to the one looked at.
+        head_effects: ``(layers, H)``, how much log-likelihood the answer loses without a head.
+        layer_effects: ``(layers,)``, the same for a layer that is skipped.
+        start_parts, end_parts: what each token adds to S.T_start and to E.T_end of the answer.
+        replacement: the word piece that stands for every word in the attributions' baseline.
+        steps: of the attributions' integral.
+    """
+
+    question: str
+    context: str
+    model_name: str
+    answered_in: str
+    decoding: DecodingSettings
+    max_seq_length: int
+    prediction: Prediction
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    window: int
+    best_spans: tuple[Candidate | None, ...]
+    null_scores: tuple[float, ...]
+    tokens: tuple[str, ...]
+    offsets: tuple[tuple[int, int] | None, ...]
+    start_logits: Tensor
+    end_logits: Tensor
+    layer_logits: Tensor
+    layers: tuple[LayerReading, ...]
+    attentions: Tensor
+    head_effects: Tensor
+    layer_effects: Tensor
+    start_parts: Attribution
+    end_parts: Attribution
+    replacement: str
+    steps: int
+
+    @property
+    def answer(self) -> Candidate:
+        """The chosen one."""
+        return self.candidates[self.chosen]
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the answer is "no answer"."""
+        return not self.answer.answer.text
+
+    @property
+    def start_probabilities(self) -> Tensor:
+        """P_start, ``(L,)``: the softmax over the tokens of the window."""
+        return self.start_logits.softmax(dim=0)
+
+    @property
+    def end_probabilities(self) -> Tensor:
+        """P_end, ``(L,)``."""
+        return self.end_logits.softmax(dim=0)
+
+    @property
+    def explained_score(self) -> float:
+        """S.T_start + E.T_end of the answer in float32."""
+        return float(self.start_logits[self.answer.first] + self.end_logits[self.answer.last])
+
+    @property
+    def context_places(self) -> range:
+        """The tokens of the context."""
+        first = self.question_places.stop + 1
+        return range(first, len(self.tokens) - 1)
+
+    @property
+    def question_places(self) -> range:
+        """The tokens of the question."""
+        first = next((i for i, o in enumerate(self.offsets) if o), len(self.tokens) - 1)
+        return range(1, first - 1)
+
+    @property
+    def strongest_head(self) -> tuple[int, int]:
+        """Layer and head, from 0, without which the answer loses most."""
+        layer, head = divmod(int(self.head_effects.argmax()), self.head_effects.shape[1])
+        return layer, head
+
+    @property
+    def parts(self) -> Tensor:
+        """``(L,)``, what each token adds to the score of the span, the sum of start and end."""
+        return self.start_parts.tokens + self.end_parts.tokens
+
+    def cells(self) -> Iterator[Cell]:
+        """The context from the window's first token to its last, piece by piece."""
+        places = self.context_places
+        at = self.offsets[places.start][0] if places else 0  # type: ignore[index]
+        for group in _together(self.offsets, places):
+            spans = [offset for i in group if (offset := self.offsets[i])]
+            first, last = max(at, spans[0][0]), max(at, *(end for _, end in spans))
+            if first > at:
+                yield Cell(self.context[at:first], range(0))
+            yield Cell(self.context[first:last], group)
+            at = last
+
+    def span_matrix(self, reach: int = 4) -> SpanMatrix | None:
+        """The spans around the answer, or around the window's best span where there is none.
+
+        Args:
+            reach: tokens before the start and after the end.
+        """
+        centre = self.answer if not self.is_null else self.best_spans[self.window]
+        if centre is None:
+            return None
+        places = self.context_places
+        around = range(
+            max(places.start, centre.first - reach), min(places.stop, centre.last + reach + 1)
+        )
+        starts, ends = around[:_MATRIX], around[-_MATRIX:]
+        i = torch.tensor(starts)[:, None]
+        j = torch.tensor(ends)[None, :]
+        scores = self.start_logits[i] + self.end_logits[j]
+        return SpanMatrix(starts, ends, scores, j < i, j - i >= self.decoding.max_answer_length)
+
+
+def explain(
+    model: BertForQuestionAnswering,
+    tokenizer: BertTokenizer,
+    question: str,
+    context: str,
+    *,
+    windows: WindowSettings | None = None,
+    decoding: DecodingSettings | None = None,
+    prediction: Prediction | None = None,
+    model_name: str = "",
+    answered_in: str = "fp32",
+    steps: int = STEPS,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Answer a question and look at what the answer is made of.
+
+    Args:
+        model: in float32 and not packed, as ``load_checkpoint(folder)[0]`` is.
+        windows, decoding: how the context is cut and spans become answers; None takes what
+            ``QuestionAnswerer`` takes.
+        prediction: the answer, if another form of the same model has found it already, with these
+            settings; ``answered_in`` is the precision of that one.
+        steps: of the integral of the attributions: more are more exact.
+        progress: is told how many of the ``passes`` were done.
+
+    Raises:
+        UserError: an empty question or context, a question or windows that are too long, or a
+            packed model, which has no gradients.
+    """
+    if is_packed(model):
+        raise UserError(
+            "explain: this model is packed for answering and gives no gradients; give the one that "
+            "bertqa.checkpoint.load_checkpoint returns"
+        )
+    examples = asked(question, context)
+    windows, decoding = windows or usual_windows(model.config), decoding or DecodingSettings()
+    check_window_fits(model.config, windows)
+    model.eval()
+    cut = make_windows(examples, tokenizer, windows)
+    device = next(model.parameters()).device
+    if prediction is None:
+        (prediction,) = predict(model, examples, cut, decoding, Runtime(device))
+    scores = [_scores(model, cut, number) for number in range(len(cut))]
+    finder = _Finder(context, [cut[number] for number in range(len(cut))], scores)
+    candidates = tuple(finder.find(answer) for answer in prediction.answers)
+    chosen = next(i for i, c in enumerate(candidates) if c.answer.text == prediction.text)
+    answer = candidates[chosen]
+    batch = _batch(model, cut, answer.window)
+    with torch.no_grad():
+        output = model(batch, output_attentions=True, output_layer_logits=True)
+    window = finder.windows[answer.window]
+    layer_logits = torch.stack([torch.stack(pair) for pair in output.layer_logits]).cpu()
+    at = answer.window
+    baseline = without_words(batch, tokenizer.mask_id(), (cut.cls_id, cut.sep_id))
+    first, last = answer.first, answer.last
+    return Explanation(
+        question=question,
+        context=context,
+        model_name=model_name,
+        answered_in=answered_in,
+        decoding=decoding,
+        max_seq_length=windows.max_seq_length,
+        prediction=prediction,
+        candidates=candidates,
+        chosen=chosen,
+        window=at,
+        best_spans=tuple(_best_spans(finder, scores, decoding)),
+        null_scores=tuple(float(start[0] + end[0]) for start, end in scores),
+        tokens=tuple(tokenizer.tokens(window.input_ids)),
+        offsets=tuple(window.offsets),
+        start_logits=output.start_logits.cpu(),
+        end_logits=output.end_logits.cpu(),
+        layer_logits=layer_logits,
+        layers=tuple(_reading(finder, answer, pair, decoding) for pair in layer_logits),
+        attentions=_attentions(output),
+        head_effects=head_effects(model, batch, first, last, progress=progress),
+        layer_effects=layer_effects(model, batch, first, last, progress=progress),
+        start_parts=_parts(model, batch, baseline, first, False, steps, progress),
+        end_parts=_parts(model, batch, baseline, last, True, steps, progress),
+        replacement=tokenizer.tokens([tokenizer.mask_id()])[0],
+        steps=steps,
+    )
+
+
+def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:
+    """Of how many passes through the model ``progress`` is told."""
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    return layers * heads + layers + 2 * steps
+
+
+def _parts(
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    baseline: TokenBatch,
+    place: int,
+    of_end: bool,
+    steps: int,
+    progress: Progress | None,
+) -> Attribution:
+    found = integrated_gradients(
+        model, batch, baseline, place, of_end=of_end, steps=steps, progress=progress
+    )
+    return Attribution(found.tokens.detach().cpu(), found.score, found.baseline)
+
+
+def _attentions(output: BertOutput) -> Tensor:
+    """Of one window, ``(layers, H, L, L)``."""
+    return torch.stack([layer[0] for layer in output.attentions]).cpu()
+
+
+def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> TokenBatch:
+    """One window, where the model is."""
+    return collate(windows, torch.tensor([number])).to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def _scores(
+    model: BertForQuestionAnswering, windows: WindowSet, number: int
+) -> tuple[Tensor, Tensor]:
+    """S.T_i and E.T_i of one window, on the CPU."""
+    output = model(_batch(model, windows, number))
+    return output.start_logits.cpu(), output.end_logits.cpu()
+
+
+class _Finder:
+    """From an answer, which is a slice of the context, to the tokens that it was made of."""
+
+    def __init__(
+        self, context: str, windows: Sequence[Window], scores: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.context, self.windows, self.scores = context, windows, scores
+        self._has_joins = has_joins(context)
+
+    def find(self, answer: Answer) -> Candidate:
+        """The tokens that cover the answer; of several (windows overlap) those with its scores.
+
+        The answer may come from a model in another precision, whose scores are a little different.
+        """
+        found = [
+            (abs(start_gap) + abs(end_gap), number, first, last)
+            for number, (start, end) in enumerate(self.scores)
+            for first, last in self._places(number, answer)
+            for start_gap in [float(start[first]) - answer.start_logit]
+            for end_gap in [float(end[last]) - answer.end_logit]
+        ]
+        _, number, first, last = min(found)
+        return Candidate(answer, number, first, last)
+
+    def _places(self, number: int, answer: Answer) -> Iterator[tuple[int, int]]:
+        if not answer.text:
+            yield 0, 0
+            return
+        offsets = list(enumerate(self.windows[number].offsets))
+        lasts = [j for j, offset in offsets if offset and self._slice(*offset)[1] == answer.end]
+        for i, offset in offsets:
+            if offset and self._slice(*offset)[0] == answer.start:
+                yield from ((i, j) for j in lasts if j >= i)
+
+    def _slice(self, start: int, end: int) -> tuple[int, int]:
+        """The characters of some tokens, none of them cut in two."""
+        return snap_to_graphemes(self.context, start, end) if self._has_joins else (start, end)
+
+    def candidate(self, number: int, spans: WindowSpans, log_total: float) -> Candidate | None:
+        """The best of the spans that were found in one window.
+
+        Args:
+            log_total: what its probability is normalised by.
+        """
+        if not len(spans.start):
+            return None
+        offsets = self.windows[number].offsets
+        place = next(i for i, offset in enumerate(offsets) if offset)
+        first, last = place + int(spans.start[0]), place + int(spans.end[0])
+        start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
+        start_logit, end_logit = float(spans.start_logit[0]), float(spans.end_logit[0])
+        probability = math.exp(start_logit + end_logit - log_total)
+        text = self.context[start:end]
+        answer = Answer(text, start, end, start_logit, end_logit, probability)
+        return Candidate(answer, number, first, last)
+
+
+def _spans(window: Window, start: Tensor, end: Tensor, decoding: DecodingSettings) -> WindowSpans:
+    """The best spans of one window."""
+    length = len(window.input_ids)
+    place = next((i for i, offset in enumerate(window.offsets) if offset), length - 1)
+    return DECODERS[decoding.decoder](
+        start, end, [length], [place], decoding.n_best_size, decoding.max_answer_length
+    )
+
+
+def _best_spans(
+    finder: _Finder, scores: Sequence[tuple[Tensor, Tensor]], decoding: DecodingSettings
+) -> list[Candidate | None]:
+    """The best span of each window, with its probability among the spans of all windows."""
+    found = [_spans(w, *pair, decoding) for w, pair in zip(finder.windows, scores, strict=True)]
+    totals = [float(spans.log_total[0]) for spans in found]
+    if decoding.version_2_with_negative:
+        totals.append(min(float(start[0] + end[0]) for start, end in scores))
+    total = float(torch.tensor(totals).logsumexp(dim=0))
+    return [finder.candidate(number, spans, total) for number, spans in enumerate(found)]
+
+
+def _reading(
+    finder: _Finder, answer: Candidate, logits: Tensor, decoding: DecodingSettings
+) -> LayerReading:
+    """What S and E say after one layer, ``logits`` of ``(2, L)``."""
+    start, end = logits
+    spans = _spans(finder.windows[answer.window], start, end, decoding)
+    return LayerReading(
+        finder.candidate(answer.window, spans, float(spans.log_total[0])),
+        float(start.softmax(dim=0)[answer.first]),
+        float(end.softmax(dim=0)[answer.last]),
+        int((start >= start[answer.first]).sum()),
+        int((end >= end[answer.last]).sum()),
+    )
+
+
+def _together(offsets: Sequence[tuple[int, int] | None], places: range) -> Iterator[range]:
+    """The tokens of the context in runs, those that share characters with the one before in one."""
+    reached = -1
+    begins: list[int] = []
+    for place in places:
+        start, end = offsets[place] or (0, 0)
+        if start >= reached or not begins:
+            begins.append(place)
+        reached = max(reached, end)
+    for first, beyond in pairwise([*begins, places.stop]):
+        yield range(first, beyond)

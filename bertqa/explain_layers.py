@@ -1,0 +1,377 @@
+"""The page of an answer, its second half: layers, heads, attention, and the part of each word."""
+
+from collections.abc import Sequence
+from html import escape
+
+from torch import Tensor
+
+from bertqa.explain import Explanation
+from bertqa.explain_data import PackedAttention
+from bertqa.explain_html import (
+    answer_text,
+    code_links,
+    direction_of,
+    foreign,
+    percent,
+    section_of,
+    shown_percent,
+    signed,
+    strength,
+    style_of,
+    table_of,
+    text_of,
+)
+from bertqa.explain_sources import Source
+
+_LIST = 8  # rows of a list of tokens
+
+
+def lens_section(e: Explanation, found: Sequence[Source]) -> str:
+    """What S and E read after each layer: a chart, a table, the tokens."""
+    rows = (
+        f'<tr id="layer-{number}"><th scope="row">{_layer_name(number)}</th>'
+        f"<td>{foreign(answer_text(reading.best))}</td>"
+        f'<td class="bar start"{style_of(p=f"{reading.start_probability:.2f}")}>'
+        f"{shown_percent(reading.start_probability)}</td><td>{reading.start_rank}</td>"
+        f'<td class="bar end"{style_of(p=f"{reading.end_probability:.2f}")}>'
+        f"{shown_percent(reading.end_probability)}</td><td>{reading.end_rank}</td></tr>"
+        for number, reading in enumerate(e.layers)
+    )
+    last = len(e.layers) - 1
+    controls = (
+        '<div class="controls" id="lens-controls" hidden><label for="lens-layer">Layer</label>'
+        f'<input type="range" id="lens-layer" min="0" max="{last}" value="{last}" '
+        'aria-describedby="lens-says"><output id="lens-says" for="lens-layer" aria-live="polite">'
+        "</output></div>"
+    )
+    probabilities = e.layer_logits[-1].softmax(dim=-1)
+    strip = _strip(
+        e,
+        "lens",
+        [
+            style_of(s=strength(float(s)), e=strength(float(t)))
+            for s, t in zip(*probabilities, strict=True)
+        ],
+        [
+            f"start {percent(float(s))}, end {percent(float(t))}"
+            for s, t in zip(*probabilities, strict=True)
+        ],
+    )
+    table = table_of(
+        "numbers readings",
+        "What S and E read after each layer",
+        ["After", "Best span there", "P<sub>start</sub>", "Rank", "P<sub>end</sub>", "Rank"],
+        rows,
+    )
+    lead = (
+        "S and E have learned to read the last layer. Held against the earlier ones, they show "
+        "when the answer's start and end begin to stand out from the other tokens."
+    )
+    notes = (
+        "<p>P and rank are those of the answer's own start and end among all tokens of the "
+        "window.</p>" + code_links(found)
+    )
+    return section_of("lens", lead, _lens_chart(e) + table + controls + strip, ["lens"], notes)
+
+
+def _layer_name(number: int) -> str:
+    return f"layer {number}" if number else "embeddings"
+
+
+def _lens_chart(e: Explanation) -> str:
+    """P_start and P_end of the answer over the layers, as a picture; the table has the numbers."""
+    width, height, left, top, bottom = 640, 200, 44, 14, 30
+    step = (width - left - 60) / max(1, len(e.layers) - 1)
+
+    def y(p: float) -> float:
+        return top + (1 - p) * (height - top - bottom)
+
+    parts = [
+        f'<path class="grid" d="M{left} {y(p):.1f}H{width - 60}"/>'
+        f'<text x="{left - 8}" y="{y(p) + 4:.1f}" text-anchor="end">{p:.0%}</text>'
+        for p in (0, 0.5, 1)
+    ]
+    every = 1 if len(e.layers) < 16 else 4
+    parts += [
+        f'<text x="{left + i * step:.1f}" y="{height - 8}" text-anchor="middle">{i}</text>'
+        for i in range(0, len(e.layers), every)
+    ]
+    ends = []
+    for name, values in (
+        ("start", [r.start_probability for r in e.layers]),
+        ("end", [r.end_probability for r in e.layers]),
+    ):
+        points = [(left + i * step, y(p)) for i, p in enumerate(values)]
+        line = " ".join(f"{x:.1f},{at:.1f}" for x, at in points)
+        parts.append(f'<polyline class="{name}" points="{line}"/>')
+        dot = "circle" if name == "start" else "rect"
+        parts += [_dot(dot, name, x, at) for x, at in points]
+        ends.append((points[-1], name))
+    (first, _), (second, _) = ends
+    shift = 8 if abs(first[1] - second[1]) < 16 else 0
+    for ((x, at), name), by in zip(ends, (-shift, shift), strict=True):
+        parts.append(f'<text class="{name}" x="{x + 10:.1f}" y="{at + 4 + by:.1f}">{name}</text>')
+    label = (
+        "Probability of the answer's start and end after each layer; at the end "
+        f"{percent(e.layers[-1].start_probability)} and {percent(e.layers[-1].end_probability)}"
+    )
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _dot(shape: str, name: str, x: float, y: float) -> str:
+    if shape == "circle":
+        return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
+    return f'<rect class="{name}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>'
+
+
+def _strip(
+    e: Explanation,
+    key: str,
+    styles: Sequence[str],
+    titles: Sequence[str],
+    minus: Sequence[bool] = (),
+) -> str:
+    """All tokens of the window as the model reads them, one after the other.
+
+    Args:
+        styles, titles: of each token.
+        minus: which stand for a number below 0.
+    """
+    places = {"q": e.question_places, "c": e.context_places}
+    parts = []
+    for i, token in enumerate(e.tokens):
+        kinds = "t " + next((name for name, group in places.items() if i in group), "x")
+        is_part = token.startswith("##") and len(token) > 2
+        shown = token[2:] if is_part else token
+        kinds += " part" * is_part + " minus" * (bool(minus) and minus[i])
+        title = text_of(f"{token}: {titles[i]}")
+        parts.append(f'<span class="{kinds}"{styles[i]} title="{title}">{text_of(shown)}</span>')
+    direction = direction_of(e.context)
+    return (
+        f'<div class="strip {key}" id="{key}-tokens" dir="{direction}" lang="">'
+        f"{''.join(parts)}</div>"
+    )
+
+
+def heads_section(e: Explanation, found: Sequence[Source]) -> str:
+    """The worth of every head and layer."""
+    heads = e.head_effects.shape[1]
+    most = float(e.head_effects.abs().max()) or 1.0
+    deepest = float(e.layer_effects.abs().max()) or 1.0
+
+    def cell(value: float, scale: float, title: str, kind: str) -> str:
+        sign = "minus" if value < 0 else ""
+        return (
+            f'<td class="{f"{kind} {sign}".strip()}"{style_of(v=strength(abs(value) / scale))} '
+            f'title="{title}: {signed(value, 4)}">{signed(value, 2)}</td>'
+        )
+
+    rows = [
+        f'<tr><th scope="row">{layer + 1}</th>'
+        + "".join(
+            cell(float(value), most, f"layer {layer + 1}, head {head + 1}", "effect")
+            for head, value in enumerate(e.head_effects[layer])
+        )
+        + cell(float(e.layer_effects[layer]), deepest, f"layer {layer + 1} skipped", "effect whole")
+        + "</tr>"
+        for layer in range(len(e.layer_effects))
+    ]
+    head = ["Layer", *map(str, range(1, heads + 1)), "Layer skipped"]
+    caption = "What the loss rises by without each head, and without each layer"
+    strongest = e.head_effects.flatten().argsort(descending=True)[:5].tolist()
+    links = "".join(
+        f'<li><a href="#attention" data-head="{flat // heads},{flat % heads}">layer '
+        f"{flat // heads + 1}, head {flat % heads + 1}</a> "
+        f"{signed(float(e.head_effects.flatten()[flat]))}</li>"
+        for flat in strongest
+    )
+    content = (
+        '<p class="legend"><span class="swatch plus">+</span> the answer needs it '
+        '<span class="swatch less">−</span> the answer is likelier without it</p>'
+        f"{table_of('effects', caption, head, rows)}"
+        "<p>The answer depends most on these heads; each leads to what it looks at:</p>"
+        f"<ol>{links}</ol>"
+    )
+    lead = (
+        "One head at a time gathers nothing, and the model answers again. What the answer's "
+        "log-likelihood loses by that is what this head was worth."
+    )
+    notes = (
+        "<p>i and j are the answer's start and end; the loss is the one the model was trained "
+        "with. The last column skips the layer as a whole, and has colours of its own.</p>"
+        + code_links(found)
+    )
+    return section_of("heads", lead, content, ["heads", "loss"], notes)
+
+
+def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[Source]) -> str:
+    """Attention over the tokens: of any head with scripts, without them of the strongest."""
+    layer, head = e.strongest_head
+    square = e.attentions[layer, head]
+    question = list(e.question_places) or [0]  # of control characters there is nothing left
+    looks, seen = square[question].mean(dim=0), square[:, question].sum(dim=1)
+    words = [*e.question_places, *e.context_places]
+    most = max((float(looks[i]) for i in words), default=1.0) or 1.0
+    shares, word_set = (looks / most).tolist(), set(words)
+    strip = _strip(
+        e,
+        "attention",
+        [style_of(v=strength(share if i in word_set else 0)) for i, share in enumerate(shares)],
+        [percent(float(p)) for p in looks],
+    )
+    tables = (
+        '<div class="two">'
+        + _weights(e, "attention-from", "Looks at", looks, words)
+        + _weights(e, "attention-to", "Is looked at by", seen, words)
+        + "</div>"
+    )
+    said = (
+        f"Layer {layer + 1}, head {head + 1}, on which the answer depends most: where the question "
+        "looks, on average over its tokens."
+    )
+    content = (
+        f'{_attention_controls(e)}<p class="says" id="attention-says" aria-live="polite">{said}</p>'
+        f"{strip}{tables}"
+    )
+    lead = (
+        "In each head a token spreads its look over all tokens of the window, and gathers from "
+        "them in these shares. Choose a layer and a head, then a token."
+    )
+    each = (
+        f"the {packed.kept} strongest targets of each token"
+        if packed.kept < len(e.tokens)
+        else "all targets of each token"
+    )
+    notes = (
+        "<p>Q and K are a head's queries and keys; K under the root is the size of a head. The "
+        f"page holds {each}, {100 * packed.share:.1f}% of all attention, in steps of a byte. "
+        "“Is looked at by” adds up what a token gives to all the chosen ones.</p>"
+        + code_links(found)
+    )
+    return section_of("attention", lead, content, ["attention"], notes)
+
+
+def _attention_controls(e: Explanation) -> str:
+    layers, heads = e.attentions.shape[:2]
+
+    def choice(name: str, count: int) -> str:
+        options = "".join(f'<option value="{i}">{i + 1}</option>' for i in range(count))
+        return (
+            f'<label for="attention-{name}">{name.capitalize()}</label>'
+            f'<select id="attention-{name}">{options}</select>'
+        )
+
+    ways = "".join(
+        f'<input type="radio" name="attention-way" id="way-{way}" value="{way}"{checked}>'
+        f'<label for="way-{way}">{name}</label>'
+        for way, name, checked in (
+            ("from", "where it looks", " checked"),
+            ("to", "who looks at it", ""),
+        )
+    )
+    presets = [("question", "the question", "Question")]
+    presets.append(("cls", "[CLS]", "[CLS]") if e.is_null else ("answer", "the answer", "Answer"))
+    buttons = "".join(
+        f'<button type="button" data-preset="{key}" data-name="{said}">{name}</button>'
+        for key, said, name in presets
+    )
+    return (
+        '<noscript><p class="aside">Without scripts the page shows one head.</p></noscript>'
+        '<p class="aside" id="attention-old" hidden>This browser is too old to open the other '
+        'heads; here is one of them.</p><div class="controls" id="attention-controls" hidden>'
+        f'<span class="group">{choice("layer", layers)}{choice("head", heads)}</span>'
+        f"<fieldset><legend>Show</legend>{ways}</fieldset>"
+        f'<span class="group" role="group" aria-label="Tokens">{buttons}</span>'
+        '<span class="group"><input type="checkbox" id="attention-words" checked>'
+        '<label for="attention-words">words only, without [CLS] and [SEP]</label></span></div>'
+    )
+
+
+def _weights(e: Explanation, key: str, caption: str, values: Tensor, words: Sequence[int]) -> str:
+    order = sorted(words, key=lambda i: -float(values[i]))[:_LIST]
+    most = float(values[order[0]]) if order else 1.0
+    rows = "".join(
+        f'<tr><th scope="row">{foreign(e.tokens[i])}</th>'
+        f'<td class="bar"{style_of(p=f"{float(values[i]) / (most or 1):.2f}")}>'
+        f"{shown_percent(float(values[i]))}</td></tr>"
+        for i in order
+    )
+    return (
+        f'<table class="numbers"><caption>{caption}</caption><thead><tr><th scope="col">Word piece'
+        f'</th><th scope="col">Attention</th></tr></thead><tbody id="{key}">{rows}</tbody></table>'
+    )
+
+
+def parts_section(e: Explanation, found: Sequence[Source]) -> str:
+    """What each token adds to the score."""
+    total = e.parts
+    most = float(total.abs().max()) or 1.0
+    strip = _strip(
+        e,
+        "parts",
+        [style_of(v=strength(abs(float(v)) / most)) for v in total],
+        [signed(float(v)) for v in total],
+        minus=(total < 0).tolist(),
+    )
+    rows = (
+        f'<tr><th scope="row">{foreign(e.tokens[i])}</th><td>{_kind(e, i)}</td>'
+        f"<td>{signed(float(e.start_parts.tokens[i]))}</td>"
+        f"<td>{signed(float(e.end_parts.tokens[i]))}</td><td>{signed(float(total[i]))}</td></tr>"
+        for i in total.abs().argsort(descending=True)[:12].tolist()
+    )
+    choices = "".join(
+        f'<input type="radio" name="parts-of" id="parts-{key}" value="{key}"{checked}>'
+        f'<label for="parts-{key}">{name}</label>'
+        for key, name, checked in (
+            ("span", "both", " checked"),
+            ("start", "start score", ""),
+            ("end", "end score", ""),
+        )
+    )
+    controls = (
+        '<div class="controls" id="parts-controls" hidden><fieldset><legend>Of the</legend>'
+        f"{choices}</fieldset></div>"
+    )
+    legend = (
+        '<p class="legend"><span class="swatch plus">+</span> raises the score '
+        '<span class="swatch less">−</span> lowers it</p>'
+    )
+    table = table_of(
+        "numbers",
+        "The tokens that matter most",
+        ["Word piece", "Part of", "S·T<sub>i</sub>", "E·T<sub>j</sub>", "Sum"],
+        rows,
+    )
+    lead = (
+        "How much each token adds to the answer's score, against a window in which every word is "
+        f"{text_of(e.replacement)}. The parts of all tokens add up to the difference of the scores."
+    )
+    notes = f"{_completeness(e)}{code_links(found)}"
+    return section_of("parts", lead, controls + legend + strip + table, ["parts"], notes)
+
+
+def _kind(e: Explanation, place: int) -> str:
+    if place in e.question_places:
+        return "question"
+    return "text" if place in e.context_places else "frame"
+
+
+def _completeness(e: Explanation) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th><td>{signed(part.score)}</td>'
+        f"<td>{signed(part.baseline)}</td><td>{signed(float(part.tokens.sum()))}</td>"
+        f"<td>{signed(part.gap)}</td></tr>"
+        for name, part in (("start", e.start_parts), ("end", e.end_parts))
+    )
+    return (
+        "<p>x are the embedded tokens, x′ those of the window without words; the gradient is "
+        "taken at x′ + a (x − x′). The integral over a is a sum of "
+        f"{e.steps} steps; the gap is what that misses.</p>"
+        '<table class="small"><caption class="vh">Scores and the sum of the parts</caption><thead>'
+        '<tr><td></td><th scope="col">score</th><th scope="col">without</th>'
+        '<th scope="col">sum</th><th scope="col">gap</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )

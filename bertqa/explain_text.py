@@ -1,0 +1,185 @@
+"""What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+from bertqa.excerpts import visible
+from bertqa.explain import Candidate, Cell, Explanation
+
+_RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+_ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
+_BLUES = (0, 153, 75, 33, 27)  # of the 256 colours: the more likely a start, the stronger
+_SHOWN = 5  # rows of each list
+_NEIGHBOURHOOD = 400  # characters of the context on either side of the answer
+
+
+def on_one_line(text: str) -> str:
+    """The text without what would move a cursor or turn the writing round; blanks are one space."""
+    return visible(" ".join(text.split()))
+
+
+def render(
+    explanation: Explanation, width: int = 80, top_k: int = 1, *, colour: bool = False
+) -> str:
+    """The explanation as lines of text.
+
+    Args:
+        width: columns of the terminal.
+        top_k: answers that are wanted; some are shown in any case.
+        colour: with escape sequences.
+    """
+    paint = _Paint(colour)
+    parts = [
+        _answer(explanation, paint),
+        _context(explanation, paint, width),
+        _candidates(explanation, paint, max(top_k, _SHOWN)),
+        _layers(explanation, paint),
+        _heads(explanation, paint),
+        _parts(explanation, paint),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+class _Paint:
+    """Colours, where they are wanted."""
+
+    def __init__(self, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, style: str, text: str) -> str:
+        return f"{style}{text}{_RESET}" if self._colour else text
+
+    def heat(self, probability: float, text: str) -> str:
+        """A piece of text, the stronger the more likely it is."""
+        step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
+        return self(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
+
+
+def shown(candidate: Candidate | None) -> str:
+    """An answer's text on one line."""
+    if candidate is None:
+        return "(none)"
+    return on_one_line(candidate.answer.text) if candidate.answer.text else "(no answer)"
+
+
+def _answer(e: Explanation, paint: _Paint) -> list[str]:
+    answer = e.answer.answer
+    lines = [
+        paint(_BOLD, on_one_line(e.question)),
+        f"{paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
+        f"characters {answer.start}-{answer.end}",
+        f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
+        f"{_in_fp32(e)}",
+    ]
+    if e.prediction.null_odds is not None:
+        lines.append(
+            f"null score minus best span's: {e.prediction.null_odds:+.3f}; no answer above "
+            f"{e.decoding.null_score_diff_threshold:g}"
+        )
+    return lines
+
+
+def _in_fp32(e: Explanation) -> str:
+    """What the score is in the numbers below, if the answer comes from others."""
+    if e.answered_in == "fp32":
+        return ""
+    return f"  in {e.answered_in}; below, in fp32: sum {e.explained_score:+.3f}"
+
+
+def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
+    """The text around the answer, its words by P_start and P_end, the answer in brackets."""
+    where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
+    title = paint(_HEADING, f"Text (heat: P_start + P_end{where})")
+    heat = (e.start_probabilities + e.end_probabilities) / 2
+    span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
+    words: list[tuple[str, str]] = []  # plain, for its width, and painted
+    plain = painted = ""
+    for cell in _around(e):
+        if not cell.text.strip() and not cell.places:
+            words.append((plain, painted))
+            plain = painted = ""
+            continue
+        text = on_one_line(cell.text)
+        inside = any(place in span for place in cell.places)
+        opening = "[" if inside and span[0] in cell.places else ""
+        closing = "]" if inside and span[-1] in cell.places else ""
+        probability = float(heat[list(cell.places)].sum()) if cell.places else 0.0
+        plain += opening + text + closing
+        text = paint(_ANSWER, text) if inside else paint.heat(probability, text)
+        painted += opening + text + closing
+    return [title, *_wrapped([*words, (plain, painted)], width)]
+
+
+def _around(e: Explanation) -> list[Cell]:
+    """The cells that are not too far from the answer."""
+    cells = list(e.cells())
+    inside = [i for i, cell in enumerate(cells) if e.answer.first in cell.places] or [0]
+    lengths = [len(cell.text) for cell in cells]
+    first = last = inside[0]
+    before = after = 0
+    while first > 0 and before + lengths[first - 1] <= _NEIGHBOURHOOD:
+        first -= 1
+        before += lengths[first]
+    while last < len(cells) and after < _NEIGHBOURHOOD:
+        after += lengths[last]
+        last += 1
+    return cells[first:last]
+
+
+def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Words in lines; of each its width is that of its first form, and the second is printed."""
+    lines, used = [""], 0
+    for plain, painted in words:
+        if not plain:
+            continue
+        if used and used + 1 + len(plain) > width:
+            lines.append("")
+            used = 0
+        lines[-1] += (" " if used else "") + painted
+        used += bool(used) + len(plain)
+    return lines
+
+
+def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
+    lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer")]
+    for number, candidate in enumerate(e.candidates[: max(most, e.chosen + 1)]):
+        answer = candidate.answer
+        row = (
+            f"{answer.start_logit:+9.3f}{answer.end_logit:+9.3f}{answer.score:+9.3f}"
+            f"{answer.probability:13.4f}  {shown(candidate)}"
+        )
+        lines.append(paint(_BOLD, f"{row}  <-") if number == e.chosen else row)
+    return lines
+
+
+def _layers(e: Explanation, paint: _Paint) -> list[str]:
+    lines = [paint(_HEADING, "layer  P_start  P_end  best span that S and E read there")]
+    for number, layer in enumerate(e.layers):
+        text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
+        lines.append(
+            f"{number:5}  {layer.start_probability:7.4f}{layer.end_probability:7.4f}  "
+            f"{text[0] if text else ''}"
+        )
+    return lines
+
+
+def _heads(e: Explanation, paint: _Paint) -> list[str]:
+    """The heads whose loss matters most."""
+    heads = e.head_effects.shape[1]
+    lines = [paint(_HEADING, "loss without a head, minus loss (the largest)")]
+    for flat in e.head_effects.flatten().abs().argsort(descending=True)[:_SHOWN].tolist():
+        layer, head = divmod(flat, heads)
+        lines.append(
+            f"{float(e.head_effects[layer, head]):+9.4f}  layer {layer + 1}, head {head + 1}"
+        )
+    return lines
+
+
+def _parts(e: Explanation, paint: _Paint) -> list[str]:
+    """The tokens that add most to the answer's score."""
+    gap = e.start_parts.gap + e.end_parts.gap
+    lines = [paint(_HEADING, f"part of the score (integrated gradients; gap {gap:+.4f})")]
+    for place in e.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
+        part = "question" if place in e.question_places else "text"
+        lines.append(f"{float(e.parts[place]):+9.3f}  {on_one_line(e.tokens[place])}  ({part})")
+    return lines
