@@ -34,7 +34,7 @@ def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None)
     if changes is not None:
         parts += _change_parts(changes)
     parts += _rule_parts()
-    return document(f"Data audit: {audits[0].source}", parts)
+    return document(f"Data audit: {audits[0].source}", ["<main>", *parts, "</main>"])
 
 
 def _excerpt(around: Excerpt) -> str:

@@ -9,11 +9,15 @@ from bertqa.graphemes import snap_to_graphemes
 _AROUND = 40  # characters shown on either side of a place
 _LONGEST = 160  # of a marked piece; a longer one has its middle left out
 
-# Controls, blanks that look like another, marks without width or that turn the writing around.
-# Joiners (U+200C, U+200D) stay: they are part of how many scripts and emoji are written.
+# Controls, blanks that look like another, marks without width or that turn the writing around, and
+# what will never be a character. Joiners (U+200C, U+200D) stay: they are part of how many scripts
+# and emoji are written.
+_NEVER = "".join(
+    chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
+)
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
-    "\u205f-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0001]"
+    f"\u205f-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\U000e0001{_NEVER}]"
 )
 
 

@@ -4,8 +4,6 @@ Every picture stands with the formula that it shows and the lines of code that c
 is whole as it is written; its script, explain.js, adds the free choice of layer, head and token.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +23,7 @@ from bertqa.explain_html import (
 from bertqa.explain_layers import attention_section, heads_section, lens_section, parts_section
 from bertqa.explain_sources import Source, sources
 from bertqa.explain_spans import candidates_section, context_section, highlights, matrix_section
+from bertqa.pages import document
 
 # Where the repository's files can be read, such as https://HOST/OWNER/NAME/blob/main; None while
 # there is no such place. The page holds the lines themselves in any case.
@@ -43,10 +42,7 @@ def page(explanation: Explanation, *, source_url: str | None = SOURCE_URL) -> st
     e = explanation
     style = (_FILES / "explain.css").read_text(encoding="utf-8")
     script = (_FILES / "explain.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     attention = packed_attention(e.attentions)
-    # What the page may do: draw itself, and run this one script. Nothing is loaded from anywhere.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     found = sources(e.decoding)
     body = [
         _header(e),
@@ -59,20 +55,16 @@ def page(explanation: Explanation, *, source_url: str | None = SOURCE_URL) -> st
         parts_section(e, found["parts"]),
         _code([source for group in found.values() for source in group], source_url),
     ]
-    title = text_of(f"{e.question} – {answer_text(e.answer)}")
-    return "\n".join(
+    numbers = json_of(script_data(e, attention))
+    return document(
+        f"{e.question} – {answer_text(e.answer)}",
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{title}</title>",
-            f"<style>\n{style}{highlights(e)}</style>\n</head>\n<body>",
             '<a class="skip" href="#context">To the answer in its text</a>',
             *body,
-            f'<script type="application/json" id="data">{json_of(script_data(e, attention))}',
-            f"</script>\n<script>{script}</script>\n</body>\n</html>\n",
-        ]
+            f'<script type="application/json" id="data">{numbers}</script>',
+        ],
+        style=style + highlights(e),
+        script=script,
     )
 
 

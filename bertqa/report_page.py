@@ -57,7 +57,7 @@ def report_page(
         parts += _changes(answered)
         parts += ["<h2>Where it is right and where not</h2>", *_groups(answered)]
     parts += ["<h2>Settings</h2>", _settings(description)]
-    return document(f"Training: {title}", parts)
+    return document(f"Training: {title}", ["<main>", *parts, "</main>"])
 
 
 def _summary(description: Mapping[str, Any], log: Sequence[Mapping[str, float]]) -> str:
