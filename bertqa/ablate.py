@@ -104,7 +104,7 @@ def main(flags: argparse.Namespace) -> None:
     entries = {
         "model": str(flags.model), "data": str(flags.data), "questions": len(examples),
         "windows": len(windows), "how": flags.how,
-        "precision": "int8" if qa.runtime.int8 else str(qa.runtime.dtype).removeprefix("torch."),
+        "precision": qa.runtime.precision,
         "whole": {"exact_match": whole.exact_match, "f1": whole.f1, "loss": whole.loss},
         "ranking": [asdict(effect) for effect in ranked(effects)],
     }  # fmt: skip
@@ -150,12 +150,7 @@ def parts_of(config: BertConfig, how: str) -> Iterator[ModelPart]:
         yield ModelPart(layer, None, Interventions(skip_layers=frozenset({layer})))
     for layer in range(config.num_hidden_layers):
         for head in range(config.num_attention_heads):
-            chosen = frozenset({(layer, head)})
-            change = (
-                Interventions(mean_heads=chosen)
-                if how == "mean"
-                else Interventions(mask_heads=chosen)
-            )
+            change = Interventions.without_head(layer, head, mean=how == "mean")
             yield ModelPart(layer, head, change)
 
 

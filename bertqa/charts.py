@@ -61,7 +61,7 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
     frame = _Frame(*(ticks(min(v), max(v)) for v in zip(*points, strict=True)))
     said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in lines)
     parts = frame.parts(title, x_label, said)
-    heights = _apart([frame.place(*line.points[-1])[1] for line in lines])
+    heights = apart([frame.place(*line.points[-1])[1] for line in lines])
     for number, (line, height) in enumerate(zip(lines, heights, strict=True)):
         places = [frame.place(*point) for point in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -255,7 +255,7 @@ def _shown(number: float, step: float = 0.01) -> str:
     return f"{number:,.{decimals}f}"
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
+def apart(heights: Sequence[float]) -> list[float]:
     """The heights, moved so that names of lines that end close together do not overlap."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)

@@ -74,7 +74,10 @@ def compare(
         parts = [scores.split(list(batch.lengths)) for scores in expected.logits]
         logits |= dict(zip(chosen.tolist(), zip(*parts, strict=True), strict=True))
     # The loss of a batch is the mean over its windows.
-    mean = {side: {k: g / len(windows) for k, g in total.items()} for side, total in sums.items()}
+    mean = {
+        side: {name: total.pop(name) / len(windows) for name in list(total)}
+        for side, total in sums.items()
+    }
     for form in FORMS:
         compare_parameters(found, "gradient", form, mean[form], mean["theirs"])
     compare_step(found, ours, theirs, mean)
@@ -354,7 +357,7 @@ def compare_answers(
     settings: WindowSettings,
     logits: Mapping[int, tuple[Tensor, Tensor]],
 ) -> None:
-    """Our answers, as infer.py finds them, beside the blog post's decoding of their scores."""
+    """Our answers, as infer.py with ``--decoder top20`` finds them, beside the blog post's."""
     decoding = DecodingSettings(decoder="top20")
     runtime = local_runtime("cpu", "fp32")
     qa = QuestionAnswerer(sides.ours, sides.tokenizer, settings, decoding, runtime)

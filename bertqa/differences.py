@@ -26,6 +26,8 @@ class Part:
         near zero is a sum of large ones, and its rounding is theirs.
         """
         difference = self.differences.get(form, 0.0)
+        if not math.isfinite(difference):
+            return math.inf  # even where the reference is no number either
         if difference == 0:
             return 0.0
         return difference / self.magnitude if self.magnitude else math.inf
@@ -69,7 +71,7 @@ class Row:
     def count(self, form: str, different: Sequence[str], total: int) -> None:
         """Take ``total`` things into account, of which those named differ."""
         names = ", ".join(different[:3]) + ", ..." * (len(different) > 3)
-        self.parts[names] = Part(total, {form: len(different)})
+        self.parts.setdefault(names, Part(total)).differences[form] = len(different)
 
     def absolute(self, form: str) -> float | None:
         """The largest difference of all parts; None where the row has no such form."""

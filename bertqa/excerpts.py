@@ -41,14 +41,20 @@ def excerpt(text: str, start: int, end: int) -> Excerpt:
     start = min(max(start, 0), len(text))
     end = min(max(end, start), len(text))
     first, last = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
-    marked = text[start:end]
-    if len(marked) > _LONGEST:
-        marked = f"{marked[: _LONGEST // 2]}...{marked[-_LONGEST // 2 :]}"
     return Excerpt(
         before="..." * (first > 0) + text[first:start],
-        marked=marked,
+        marked=shortened(text[start:end], _LONGEST),
         after=text[end:last] + "..." * (last < len(text)),
     )
+
+
+def shortened(text: str, longest: int = 400) -> str:
+    """The text, or its beginning and its end, no written character cut, where it is longer."""
+    if len(text) <= longest:
+        return text
+    first = snap_to_graphemes(text, 0, longest // 2)[1]
+    last = snap_to_graphemes(text, len(text) - longest // 2, len(text))[0]
+    return f"{text[:first]}...{text[last:]}"
 
 
 def visible(text: str, form: Callable[[str], str] = str) -> str:

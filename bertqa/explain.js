@@ -11,6 +11,8 @@
   const reveal = (id) => byId(id).removeAttribute("hidden");
   const tokensOf = (id) => [...byId(id).querySelectorAll(".t")];
   const names = data.tokens;
+  // A name in a sentence does not turn round what stands beside it.
+  const isolated = (text) => `\u2068${text}\u2069`;
   const length = names.length;
 
   // --- bytes ------------------------------------------------------------------------------------
@@ -45,7 +47,7 @@
     const row = byId(`layer-${layer}`);
     for (const other of row.parentElement.children) other.classList.toggle("now", other === row);
     byId("lens-says").textContent =
-      `${row.cells[0].textContent}: the best span is “${row.cells[1].textContent}”`;
+      `${row.cells[0].textContent}: the best span is “${isolated(row.cells[1].textContent)}”`;
   }
 
   byId("lens-layer").addEventListener("input", showLayer);
@@ -118,14 +120,17 @@
       token.title = `${names[i]}: ${percent(values[i])}`;
       token.setAttribute("aria-selected", String(chosen.includes(i)));
     });
-    const strongest = order.slice(0, 3).map((i) => `${names[i]} ${percent(values[i])}`);
+    const strongest = order.slice(0, 3).map((i) => `${isolated(names[i])} ${percent(values[i])}`);
     const rest = places(0, length).filter((i) => !isWord(i));
     const special = rest.reduce((sum, i) => sum + found.from[i], 0);
-    const head = `Layer ${Number(byId("attention-layer").value) + 1}, head ${Number(byId("attention-head").value) + 1}`;
+    const held = found.from.reduce((sum, value) => sum + value, 0);
+    const head = `Layer ${byId("attention-layer").value}, head ${byId("attention-head").value}`;
     const does = way === "from" ? "looks at" : "is looked at by";
     byId("attention-says").textContent =
       `${head}: ${said} ${does} ${strongest.join(", ") || "nothing that is kept"}; ` +
-      `${percent(special)} of its look goes to [CLS] and [SEP].`;
+      (held < 0.99
+        ? `at least ${percent(special)} of its look goes to [CLS] and [SEP]; the page holds ${percent(held)} of it.`
+        : `${percent(special)} of its look goes to [CLS] and [SEP].`);
   }
 
   async function showHead() {
@@ -151,7 +156,7 @@
     at = i;
     attentionTokens[at].tabIndex = 0;
     if (moveFocus) attentionTokens[at].focus();
-    choose([i], `“${names[i]}”`);
+    choose([i], `“${isolated(names[i])}”`);
   }
 
   // The token of the line above or below that is nearest.
@@ -193,6 +198,8 @@
   function startAttention() {
     const list = byId("attention-tokens");
     list.setAttribute("role", "listbox");
+    list.removeAttribute("tabindex"); // its tokens are reached themselves
+    list.setAttribute("aria-multiselectable", "true");
     list.setAttribute("aria-label", "Tokens: arrows move, the chosen one is explained");
     attentionTokens.forEach((token, i) => {
       token.setAttribute("role", "option");
@@ -235,5 +242,6 @@
   for (const input of document.querySelectorAll("input[name=parts-of]"))
     input.addEventListener("change", showParts);
   reveal("parts-controls");
+  showParts(); // a reload may have kept another choice
   showLayer();
 })();

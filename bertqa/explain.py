@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertqa.answering import asked, check_window_fits, usual_windows
-from bertqa.batching import collate
+from bertqa.batching import collate, token_budget_batches
 from bertqa.decoding import DECODERS, WindowSpans
 from bertqa.errors import UserError
 from bertqa.evaluation import Answer, DecodingSettings, Prediction, predict
@@ -37,6 +37,7 @@ from bertqa.stream import TokenBatch
 from bertqa.tokenization import BertTokenizer
 
 STEPS = 64  # of the integral of the attributions
+_TOKENS = 4096  # of a batch, when all windows are read again
 _MATRIX = 30  # the span matrix has at most so many rows and columns
 
 
@@ -108,6 +109,39 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """What went on inside of the model, in the window of the answer.
+
+    Attributes:
+        attentions: ``(layers, H, L, L)``, from the token that looks to the one looked at.
+        head_effects: ``(layers, H)``, how much log-likelihood the answer loses without a head.
+        layer_effects: ``(layers,)``, the same for a layer that is skipped.
+        start_parts, end_parts: what each token adds to S.T_start and to E.T_end of the answer.
+        replacement: the word piece that stands for every word in the attributions' baseline.
+        steps: of the attributions' integral.
+    """
+
+    attentions: Tensor
+    head_effects: Tensor
+    layer_effects: Tensor
+    start_parts: Attribution
+    end_parts: Attribution
+    replacement: str
+    steps: int
+
+    @property
+    def strongest_head(self) -> tuple[int, int]:
+        """Layer and head, both from 0, without which the answer loses most."""
+        layer, head = divmod(int(self.head_effects.argmax()), self.head_effects.shape[1])
+        return layer, head
+
+    @property
+    def parts(self) -> Tensor:
+        """``(L,)``, what each token adds to the score of the span, the sum of start and end."""
+        return self.start_parts.tokens + self.end_parts.tokens
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One answer and what it was made of; places are those of the explained window.
 
@@ -128,12 +162,7 @@ class Explanation:
         start_logits, end_logits: ``(L,)``, S.T_i and E.T_i.
         layer_logits: ``(layers + 1, 2, L)``, the same read after the embeddings and each layer.
         layers: what S and E say after the embeddings and after each layer.
-        attentions: ``(layers, H, L, L)``, from the token that looks to the one looked at.
-        head_effects: ``(layers, H)``, how much log-likelihood the answer loses without a head.
-        layer_effects: ``(layers,)``, the same for a layer that is skipped.
-        start_parts, end_parts: what each token adds to S.T_start and to E.T_end of the answer.
-        replacement: the word piece that stands for every word in the attributions' baseline.
-        steps: of the attributions' integral.
+        inside: what the heads and layers did, and what each token adds.
     """
 
     question: str
@@ -154,13 +183,7 @@ class Explanation:
     end_logits: Tensor
     layer_logits: Tensor
     layers: tuple[LayerReading, ...]
-    attentions: Tensor
-    head_effects: Tensor
-    layer_effects: Tensor
-    start_parts: Attribution
-    end_parts: Attribution
-    replacement: str
-    steps: int
+    inside: Inside
 
     @property
     def answer(self) -> Candidate:
@@ -199,16 +222,11 @@ class Explanation:
         first = next((i for i, o in enumerate(self.offsets) if o), len(self.tokens) - 1)
         return range(1, first - 1)
 
-    @property
-    def strongest_head(self) -> tuple[int, int]:
-        """Layer and head, from 0, without which the answer loses most."""
-        layer, head = divmod(int(self.head_effects.argmax()), self.head_effects.shape[1])
-        return layer, head
-
-    @property
-    def parts(self) -> Tensor:
-        """``(L,)``, what each token adds to the score of the span, the sum of start and end."""
-        return self.start_parts.tokens + self.end_parts.tokens
+    def part_of(self, place: int) -> str:
+        """Whether a token is of the question, of the text, or of the frame around them."""
+        if place in self.question_places:
+            return "question"
+        return "text" if place in self.context_places else "frame"
 
     def cells(self) -> Iterator[Cell]:
         """The context from the window's first token to its last, piece by piece."""
@@ -216,7 +234,10 @@ class Explanation:
         at = self.offsets[places.start][0] if places else 0  # type: ignore[index]
         for group in _together(self.offsets, places):
             spans = [offset for i in group if (offset := self.offsets[i])]
-            first, last = max(at, spans[0][0]), max(at, *(end for _, end in spans))
+            first = max(at, spans[0][0])
+            # A mark that the tokenizer has dropped belongs to the character before it.
+            last = snap_to_graphemes(self.context, first, max(at, *(end for _, end in spans)))[1]
+            last = max(at, last)
             if first > at:
                 yield Cell(self.context[at:first], range(0))
             yield Cell(self.context[first:last], group)
@@ -271,32 +292,29 @@ def explain(
         UserError: an empty question or context, a question or windows that are too long, or a
             packed model, which has no gradients.
     """
-    if is_packed(model):
+    if is_packed(model) or next(model.parameters()).dtype is not torch.float32:
         raise UserError(
-            "explain: this model is packed for answering and gives no gradients; give the one that "
-            "bertqa.checkpoint.load_checkpoint returns"
+            "explain: this model is made ready for answering, packed or in half precision; give "
+            "the one that bertqa.checkpoint.load_checkpoint returns"
         )
     examples = asked(question, context)
     windows, decoding = windows or usual_windows(model.config), decoding or DecodingSettings()
     check_window_fits(model.config, windows)
     model.eval()
     cut = make_windows(examples, tokenizer, windows)
-    device = next(model.parameters()).device
     if prediction is None:
-        (prediction,) = predict(model, examples, cut, decoding, Runtime(device))
-    scores = [_scores(model, cut, number) for number in range(len(cut))]
+        runtime = Runtime(next(model.parameters()).device)
+        (prediction,) = predict(model, examples, cut, decoding, runtime)
+    scores = _scores(model, cut)
     finder = _Finder(context, [cut[number] for number in range(len(cut))], scores)
     candidates = tuple(finder.find(answer) for answer in prediction.answers)
     chosen = next(i for i, c in enumerate(candidates) if c.answer.text == prediction.text)
     answer = candidates[chosen]
-    batch = _batch(model, cut, answer.window)
+    window = finder.windows[answer.window]
+    batch = _batch(model, cut, [answer.window])
     with torch.no_grad():
         output = model(batch, output_attentions=True, output_layer_logits=True)
-    window = finder.windows[answer.window]
     layer_logits = torch.stack([torch.stack(pair) for pair in output.layer_logits]).cpu()
-    at = answer.window
-    baseline = without_words(batch, tokenizer.mask_id(), (cut.cls_id, cut.sep_id))
-    first, last = answer.first, answer.last
     return Explanation(
         question=question,
         context=context,
@@ -307,7 +325,7 @@ def explain(
         prediction=prediction,
         candidates=candidates,
         chosen=chosen,
-        window=at,
+        window=answer.window,
         best_spans=tuple(_best_spans(finder, scores, decoding)),
         null_scores=tuple(float(start[0] + end[0]) for start, end in scores),
         tokens=tuple(tokenizer.tokens(window.input_ids)),
@@ -316,7 +334,24 @@ def explain(
         end_logits=output.end_logits.cpu(),
         layer_logits=layer_logits,
         layers=tuple(_reading(finder, answer, pair, decoding) for pair in layer_logits),
-        attentions=_attentions(output),
+        inside=_look_inside(model, tokenizer, batch, answer, output, steps, progress),
+    )
+
+
+def _look_inside(
+    model: BertForQuestionAnswering,
+    tokenizer: BertTokenizer,
+    batch: TokenBatch,
+    answer: Candidate,
+    output: BertOutput,
+    steps: int,
+    progress: Progress | None,
+) -> Inside:
+    """What the heads, the layers and the tokens of a window are worth to its answer."""
+    first, last = answer.first, answer.last
+    baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
+    return Inside(
+        attentions=torch.stack([layer[0] for layer in output.attentions]).cpu(),
         head_effects=head_effects(model, batch, first, last, progress=progress),
         layer_effects=layer_effects(model, batch, first, last, progress=progress),
         start_parts=_parts(model, batch, baseline, first, False, steps, progress),
@@ -347,23 +382,26 @@ def _parts(
     return Attribution(found.tokens.detach().cpu(), found.score, found.baseline)
 
 
-def _attentions(output: BertOutput) -> Tensor:
-    """Of one window, ``(layers, H, L, L)``."""
-    return torch.stack([layer[0] for layer in output.attentions]).cpu()
-
-
-def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> TokenBatch:
-    """One window, where the model is."""
-    return collate(windows, torch.tensor([number])).to(next(model.parameters()).device)
+def _batch(
+    model: BertForQuestionAnswering, windows: WindowSet, numbers: Sequence[int]
+) -> TokenBatch:
+    """Some windows, where the model is."""
+    return collate(windows, torch.tensor(numbers)).to(next(model.parameters()).device)
 
 
 @torch.no_grad()
-def _scores(
-    model: BertForQuestionAnswering, windows: WindowSet, number: int
-) -> tuple[Tensor, Tensor]:
-    """S.T_i and E.T_i of one window, on the CPU."""
-    output = model(_batch(model, windows, number))
-    return output.start_logits.cpu(), output.end_logits.cpu()
+def _scores(model: BertForQuestionAnswering, windows: WindowSet) -> list[tuple[Tensor, Tensor]]:
+    """S.T_i and E.T_i of every window, on the CPU."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for chosen in token_budget_batches(windows.lengths, _TOKENS):
+        batch = _batch(model, windows, chosen.tolist())
+        output = model(batch)
+        starts, ends = (
+            scores.cpu().split(list(batch.lengths))
+            for scores in (output.start_logits, output.end_logits)
+        )
+        found |= dict(zip(chosen.tolist(), zip(starts, ends, strict=True), strict=True))
+    return [found[number] for number in range(len(windows))]
 
 
 class _Finder:
@@ -378,8 +416,12 @@ class _Finder:
     def find(self, answer: Answer) -> Candidate:
         """The tokens that cover the answer; of several (windows overlap) those with its scores.
 
-        The answer may come from a model in another precision, whose scores are a little different.
+        The answer may come from a model in another precision, whose scores are a little different:
+        where two windows have the span with nearly the same scores, the other may be found.
         """
+        if not answer.text:
+            nulls = [float(start[0] + end[0]) for start, end in self.scores]
+            return Candidate(answer, nulls.index(min(nulls)), 0, 0)
         found = [
             (abs(start_gap) + abs(end_gap), number, first, last)
             for number, (start, end) in enumerate(self.scores)
@@ -391,9 +433,9 @@ class _Finder:
         return Candidate(answer, number, first, last)
 
     def _places(self, number: int, answer: Answer) -> Iterator[tuple[int, int]]:
-        if not answer.text:
-            yield 0, 0
-            return
+        spans = [offset for offset in self.windows[number].offsets if offset]
+        if not spans or answer.end <= spans[0][0] or spans[-1][1] <= answer.start:
+            return  # most windows of a long text
         offsets = list(enumerate(self.windows[number].offsets))
         lasts = [j for j, offset in offsets if offset and self._slice(*offset)[1] == answer.end]
         for i, offset in offsets:

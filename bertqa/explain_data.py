@@ -82,17 +82,17 @@ def script_data(explanation: Explanation, attention: PackedAttention) -> dict[st
     probabilities = quantised(e.layer_logits.softmax(dim=-1))  # (layers + 1, 2, L)
     return {
         "tokens": [clean(token) for token in e.tokens],
-        "heads": e.attentions.shape[1],
+        "heads": e.inside.attentions.shape[1],
         "question": [e.question_places.start, e.question_places.stop],
         "context": [e.context_places.start, e.context_places.stop],
         "answer": [e.answer.first, e.answer.last],
-        "strongest": list(e.strongest_head),
+        "strongest": list(e.inside.strongest_head),
         "lens": _base64(probabilities.contiguous().numpy().tobytes()),
         "bests": [[r.best.first, r.best.last] if r.best else None for r in e.layers],
         "parts": {
-            "start": _rounded(e.start_parts.tokens),
-            "end": _rounded(e.end_parts.tokens),
-            "span": _rounded(e.parts),
+            "start": _rounded(e.inside.start_parts.tokens),
+            "end": _rounded(e.inside.end_parts.tokens),
+            "span": _rounded(e.inside.parts),
         },
         "attention": attention.heads,
     }
@@ -100,7 +100,7 @@ def script_data(explanation: Explanation, attention: PackedAttention) -> dict[st
 
 def clean(text: str) -> str:
     """The text with a picture in place of each character that HTML has no place for."""
-    return "".join(_picture(character) for character in text)
+    return "".join(_picture(character) for character in text.replace("\r\n", "\n"))
 
 
 def _picture(character: str) -> str:

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from bertqa.excerpts import shortened
 from bertqa.explain import Candidate
 from bertqa.explain_data import clean
 from bertqa.explain_sources import FORMULAS, Source
@@ -57,7 +58,7 @@ def answer_text(candidate: Candidate | None) -> str:
     """An answer on one line; also that there is none."""
     if candidate is None:
         return "(none)"
-    return " ".join(candidate.answer.text.split()) or "(no answer)"
+    return shortened(" ".join(candidate.answer.text.split())) or "(no answer)"
 
 
 def direction_of(text: str) -> str:
@@ -90,8 +91,7 @@ def table_of(kind: str, caption: str, head: Sequence[str], rows: Iterable[str]) 
 
 def scrolled(content: str, name: str) -> str:
     """What may be wider than a phone; it can be reached and moved by keyboard."""
-    label = escape(name).replace("&lt;", "").replace("&gt;", "")
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{content}</div>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{content}</div>'
 
 
 def section_of(key: str, lead: str, content: str, formulas: Sequence[str], notes: str) -> str:

@@ -5,6 +5,7 @@ from html import escape
 
 from torch import Tensor
 
+from bertqa.charts import apart
 from bertqa.explain import Explanation
 from bertqa.explain_data import PackedAttention
 from bertqa.explain_html import (
@@ -24,6 +25,11 @@ from bertqa.explain_html import (
 from bertqa.explain_sources import Source
 
 _LIST = 8  # rows of a list of tokens
+_STRIPS = {
+    "lens": "Tokens by start and end probability",
+    "attention": "Tokens by attention",
+    "parts": "Tokens by what they add to the score",
+}
 
 
 def lens_section(e: Explanation, found: Sequence[Source]) -> str:
@@ -68,14 +74,18 @@ def lens_section(e: Explanation, found: Sequence[Source]) -> str:
         "when the answer's start and end begin to stand out from the other tokens."
     )
     notes = (
-        "<p>P and rank are those of the answer's own start and end among all tokens of the "
-        "window.</p>" + code_links(found)
+        "<p>This is the logit lens, with S and E in place of the words of a vocabulary. P and rank "
+        "are those of the answer's own start and end among all tokens of the window.</p>"
+        + code_links(found)
     )
-    return section_of("lens", lead, _lens_chart(e) + table + controls + strip, ["lens"], notes)
+    return section_of(
+        "lens", lead, _lens_chart(e) + table + controls + strip, ["lens", "context"], notes
+    )
 
 
 def _layer_name(number: int) -> str:
-    return f"layer {number}" if number else "embeddings"
+    """Layers are counted from 0, as in checkpoints and in ``Interventions``."""
+    return f"layer {number - 1}" if number else "embeddings"
 
 
 def _lens_chart(e: Explanation) -> str:
@@ -93,7 +103,8 @@ def _lens_chart(e: Explanation) -> str:
     ]
     every = 1 if len(e.layers) < 16 else 4
     parts += [
-        f'<text x="{left + i * step:.1f}" y="{height - 8}" text-anchor="middle">{i}</text>'
+        f'<text x="{left + i * step:.1f}" y="{height - 8}" text-anchor="middle">'
+        f"{i - 1 if i else 'embedded'}</text>"
         for i in range(0, len(e.layers), every)
     ]
     ends = []
@@ -107,10 +118,9 @@ def _lens_chart(e: Explanation) -> str:
         dot = "circle" if name == "start" else "rect"
         parts += [_dot(dot, name, x, at) for x, at in points]
         ends.append((points[-1], name))
-    (first, _), (second, _) = ends
-    shift = 8 if abs(first[1] - second[1]) < 16 else 0
-    for ((x, at), name), by in zip(ends, (-shift, shift), strict=True):
-        parts.append(f'<text class="{name}" x="{x + 10:.1f}" y="{at + 4 + by:.1f}">{name}</text>')
+    heights = apart([at for (_, at), _ in ends])
+    for ((x, _), name), at in zip(ends, heights, strict=True):
+        parts.append(f'<text class="{name}" x="{x + 10:.1f}" y="{at + 4:.1f}">{name}</text>')
     label = (
         "Probability of the answer's start and end after each layer; at the end "
         f"{percent(e.layers[-1].start_probability)} and {percent(e.layers[-1].end_probability)}"
@@ -151,16 +161,17 @@ def _strip(
         parts.append(f'<span class="{kinds}"{styles[i]} title="{title}">{text_of(shown)}</span>')
     direction = direction_of(e.context)
     return (
-        f'<div class="strip {key}" id="{key}-tokens" dir="{direction}" lang="">'
+        f'<div class="strip {key}" id="{key}-tokens" dir="{direction}" lang="" tabindex="0" '
+        f'role="group" aria-label="{_STRIPS[key]}">'
         f"{''.join(parts)}</div>"
     )
 
 
 def heads_section(e: Explanation, found: Sequence[Source]) -> str:
     """The worth of every head and layer."""
-    heads = e.head_effects.shape[1]
-    most = float(e.head_effects.abs().max()) or 1.0
-    deepest = float(e.layer_effects.abs().max()) or 1.0
+    heads = e.inside.head_effects.shape[1]
+    most = float(e.inside.head_effects.abs().max()) or 1.0
+    deepest = float(e.inside.layer_effects.abs().max()) or 1.0
 
     def cell(value: float, scale: float, title: str, kind: str) -> str:
         sign = "minus" if value < 0 else ""
@@ -170,22 +181,27 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
         )
 
     rows = [
-        f'<tr><th scope="row">{layer + 1}</th>'
+        f'<tr><th scope="row">{layer}</th>'
         + "".join(
-            cell(float(value), most, f"layer {layer + 1}, head {head + 1}", "effect")
-            for head, value in enumerate(e.head_effects[layer])
+            cell(float(value), most, f"layer {layer}, head {head}", "effect")
+            for head, value in enumerate(e.inside.head_effects[layer])
         )
-        + cell(float(e.layer_effects[layer]), deepest, f"layer {layer + 1} skipped", "effect whole")
+        + cell(
+            float(e.inside.layer_effects[layer]),
+            deepest,
+            f"layer {layer} skipped",
+            "effect whole",
+        )
         + "</tr>"
-        for layer in range(len(e.layer_effects))
+        for layer in range(len(e.inside.layer_effects))
     ]
-    head = ["Layer", *map(str, range(1, heads + 1)), "Layer skipped"]
+    head = ["Layer", *map(str, range(heads)), "Layer skipped"]
     caption = "What the loss rises by without each head, and without each layer"
-    strongest = e.head_effects.flatten().argsort(descending=True)[:5].tolist()
+    strongest = e.inside.head_effects.flatten().argsort(descending=True)[:5].tolist()
     links = "".join(
         f'<li><a href="#attention" data-head="{flat // heads},{flat % heads}">layer '
-        f"{flat // heads + 1}, head {flat % heads + 1}</a> "
-        f"{signed(float(e.head_effects.flatten()[flat]))}</li>"
+        f"{flat // heads}, head {flat % heads}</a> "
+        f"{signed(float(e.inside.head_effects.flatten()[flat]))}</li>"
         for flat in strongest
     )
     content = (
@@ -200,7 +216,8 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
         "log-likelihood loses by that is what this head was worth."
     )
     notes = (
-        "<p>i and j are the answer's start and end; the loss is the one the model was trained "
+        "<p>This is ablation (Michel et al. 2019). "
+        "i and j are the answer's start and end; the loss is the one the model was trained "
         "with. The last column skips the layer as a whole, and has colours of its own.</p>"
         + code_links(found)
     )
@@ -209,8 +226,8 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
 
 def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[Source]) -> str:
     """Attention over the tokens: of any head with scripts, without them of the strongest."""
-    layer, head = e.strongest_head
-    square = e.attentions[layer, head]
+    layer, head = e.inside.strongest_head
+    square = e.inside.attentions[layer, head]
     question = list(e.question_places) or [0]  # of control characters there is nothing left
     looks, seen = square[question].mean(dim=0), square[:, question].sum(dim=1)
     words = [*e.question_places, *e.context_places]
@@ -229,7 +246,7 @@ def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[S
         + "</div>"
     )
     said = (
-        f"Layer {layer + 1}, head {head + 1}, on which the answer depends most: where the question "
+        f"Layer {layer}, head {head}, on which the answer depends most: where the question "
         "looks, on average over its tokens."
     )
     content = (
@@ -246,7 +263,7 @@ def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[S
         else "all targets of each token"
     )
     notes = (
-        "<p>Q and K are a head's queries and keys; K under the root is the size of a head. The "
+        "<p>Q and K are a head's queries and keys, d<sub>k</sub> is the size of a head. The "
         f"page holds {each}, {100 * packed.share:.1f}% of all attention, in steps of a byte. "
         "“Is looked at by” adds up what a token gives to all the chosen ones.</p>"
         + code_links(found)
@@ -255,10 +272,10 @@ def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[S
 
 
 def _attention_controls(e: Explanation) -> str:
-    layers, heads = e.attentions.shape[:2]
+    layers, heads = e.inside.attentions.shape[:2]
 
     def choice(name: str, count: int) -> str:
-        options = "".join(f'<option value="{i}">{i + 1}</option>' for i in range(count))
+        options = "".join(f'<option value="{i}">{i}</option>' for i in range(count))
         return (
             f'<label for="attention-{name}">{name.capitalize()}</label>'
             f'<select id="attention-{name}">{options}</select>'
@@ -307,7 +324,7 @@ def _weights(e: Explanation, key: str, caption: str, values: Tensor, words: Sequ
 
 def parts_section(e: Explanation, found: Sequence[Source]) -> str:
     """What each token adds to the score."""
-    total = e.parts
+    total = e.inside.parts
     most = float(total.abs().max()) or 1.0
     strip = _strip(
         e,
@@ -317,9 +334,9 @@ def parts_section(e: Explanation, found: Sequence[Source]) -> str:
         minus=(total < 0).tolist(),
     )
     rows = (
-        f'<tr><th scope="row">{foreign(e.tokens[i])}</th><td>{_kind(e, i)}</td>'
-        f"<td>{signed(float(e.start_parts.tokens[i]))}</td>"
-        f"<td>{signed(float(e.end_parts.tokens[i]))}</td><td>{signed(float(total[i]))}</td></tr>"
+        f'<tr><th scope="row">{foreign(e.tokens[i])}</th><td>{e.part_of(i)}</td>'
+        f"<td>{signed(float(e.inside.start_parts.tokens[i]))}</td>"
+        f"<td>{signed(float(e.inside.end_parts.tokens[i]))}</td><td>{signed(float(total[i]))}</td></tr>"
         for i in total.abs().argsort(descending=True)[:12].tolist()
     )
     choices = "".join(
@@ -347,16 +364,11 @@ def parts_section(e: Explanation, found: Sequence[Source]) -> str:
     )
     lead = (
         "How much each token adds to the answer's score, against a window in which every word is "
-        f"{text_of(e.replacement)}. The parts of all tokens add up to the difference of the scores."
+        f"{text_of(e.inside.replacement)}. The parts of all tokens add up to the difference of "
+        "the scores."
     )
     notes = f"{_completeness(e)}{code_links(found)}"
     return section_of("parts", lead, controls + legend + strip + table, ["parts"], notes)
-
-
-def _kind(e: Explanation, place: int) -> str:
-    if place in e.question_places:
-        return "question"
-    return "text" if place in e.context_places else "frame"
 
 
 def _completeness(e: Explanation) -> str:
@@ -364,12 +376,14 @@ def _completeness(e: Explanation) -> str:
         f'<tr><th scope="row">{name}</th><td>{signed(part.score)}</td>'
         f"<td>{signed(part.baseline)}</td><td>{signed(float(part.tokens.sum()))}</td>"
         f"<td>{signed(part.gap)}</td></tr>"
-        for name, part in (("start", e.start_parts), ("end", e.end_parts))
+        for name, part in (("start", e.inside.start_parts), ("end", e.inside.end_parts))
     )
     return (
-        "<p>x are the embedded tokens, x′ those of the window without words; the gradient is "
-        "taken at x′ + a (x − x′). The integral over a is a sum of "
-        f"{e.steps} steps; the gap is what that misses.</p>"
+        "<p>These attributions are integrated gradients (Sundararajan et al. 2017), and that they "
+        "add up is their completeness. x are the embedded tokens, x′ those of the baseline, the "
+        "window "
+        "without words; the gradient is taken at x′ + a (x − x′). The integral over a is a sum of "
+        f"{e.inside.steps} steps; the gap is what that misses.</p>"
         '<table class="small"><caption class="vh">Scores and the sum of the parts</caption><thead>'
         '<tr><td></td><th scope="col">score</th><th scope="col">without</th>'
         '<th scope="col">sum</th><th scope="col">gap</th></tr></thead>'

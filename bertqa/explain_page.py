@@ -42,7 +42,7 @@ def page(explanation: Explanation, *, source_url: str | None = SOURCE_URL) -> st
     e = explanation
     style = (_FILES / "explain.css").read_text(encoding="utf-8")
     script = (_FILES / "explain.js").read_text(encoding="utf-8")
-    attention = packed_attention(e.attentions)
+    attention = packed_attention(e.inside.attentions)
     found = sources(e.decoding)
     body = [
         _header(e),
@@ -79,7 +79,7 @@ def _header(e: Explanation) -> str:
         "Place": place,
         "Window": f"{e.window + 1} of {len(e.null_scores)}, {len(e.tokens)} tokens",
         "Model": f"{foreign(e.model_name) if e.model_name else 'not named'}, "
-        f"{e.attentions.shape[0]} layers of {e.attentions.shape[1]} heads",
+        f"{e.inside.attentions.shape[0]} layers of {e.inside.attentions.shape[1]} heads",
         "Precision": _precision(e),
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())
@@ -120,9 +120,9 @@ def _code(found: Sequence[Source], source_url: str | None) -> str:
             else ""
         )
         parts.append(
-            f"<details><summary><code>{escape(source.key)}</code> in {escape(source.path)}, lines "
-            f'{source.first} to {last}</summary><pre tabindex="0"><code>{lines}</code></pre>{link}'
-            "</details>"
+            f"<details open><summary><code>{escape(source.key)}</code> in {escape(source.path)}, "
+            f'lines {source.first} to {last}</summary><pre tabindex="0"><code>{lines}</code></pre>'
+            f"{link}</details>"
         )
     return (
         f'<section id="code" aria-labelledby="h-code"><h2 id="h-code">{SECTIONS["code"]}</h2>'

@@ -11,9 +11,15 @@ from textwrap import dedent
 from typing import Any
 
 from bertqa.decoding import exact_spans, top20_spans
-from bertqa.evaluation import DecodingSettings
-from bertqa.explain import Explanation
-from bertqa.inside import head_effects, integrated_gradients
+from bertqa.evaluation import (
+    DecodingSettings,
+    _among_themselves,
+    _prediction,
+    _window_results,
+    _with_null,
+)
+from bertqa.explain import Explanation, _reading
+from bertqa.inside import _effects, integrated_gradients
 from bertqa.interventions import Interventions
 from bertqa.model import BertForQuestionAnswering, SpanHead, attention, window_losses
 
@@ -54,7 +60,7 @@ def source_of(function: Callable[..., Any], words: str) -> Source:
     found = [number for number, line in enumerate(lines) if words in line]
     if len(found) != 1:
         raise ValueError(f"{len(found)} lines of {function.__qualname__} have {words!r}")
-    path = Path(inspect.getsourcefile(function) or "").resolve()
+    path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").resolve()
     relative = path.relative_to(_ROOT).as_posix()
     shown = dedent("".join(lines)).splitlines()
     return Source(function.__qualname__, relative, first, tuple(shown), first + found[0])
@@ -70,14 +76,27 @@ def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
         else source_of(exact_spans, "scores = start[window, first, None]")
     )
     loss = source_of(window_losses, "return start_loss + end_loss")
+    share = (
+        source_of(_among_themselves, "weight / total")
+        if decoding.decoder == "top20"
+        else source_of(_window_results, "weights = (scores - spans.log_total")
+    )
+    null = (
+        source_of(_with_null, "share = math.exp(of_spans - total)"),
+        source_of(_prediction, 'text = "" if odds >'),
+    )
     return {
         "context": (head, probability),
-        "candidates": (spans,),
+        "candidates": (spans, share, *(null if decoding.version_2_with_negative else ())),
         "matrix": (source_of(Explanation.span_matrix, "self.start_logits[i]"),),
-        "lens": (source_of(BertForQuestionAnswering.forward, "self.head(state) for state"),),
+        "lens": (
+            source_of(BertForQuestionAnswering.forward, "self.head(state) for state"),
+            source_of(_reading, "start.softmax(dim=0)[answer.first]"),
+        ),
         "heads": (
-            source_of(head_effects, "Interventions(mask_heads=chosen)"),
+            source_of(_effects, "effects.append(loss(change) - plain)"),
             source_of(Interventions.of_layer, "torch.zeros_like(gathered)"),
+            source_of(BertForQuestionAnswering.forward, "not in interventions.skip_layers"),
             loss,
         ),
         "attention": (source_of(attention, "probability = scores.softmax"),),
@@ -96,6 +115,8 @@ def _row(*parts: str) -> str:
 def _leaf(part: str) -> str:
     if part.startswith("<"):
         return part
+    if part == "x′":
+        return f"<mi>{part}</mi>"
     if part.isdecimal():
         return f"<mn>{part}</mn>"
     if not part.isalpha():
@@ -163,7 +184,7 @@ FORMULAS = {
     ),
     "attention": _math(
         "A", "=", "softmax", "(",
-        _over(_row("Q", _sup("K", "T")), _row("√", "K")), ")",
+        _over(_row("Q", _sup("K", "T")), _row("√", _sub("d", "k"))), ")",
     ),
     "parts": _math(
         _sub("part", "i"), "=", _sum("d"), _sub(_row("(", "x", "−", "x′", ")"), _row("i", "d")),

@@ -5,6 +5,7 @@ from html import escape
 
 from torch import Tensor
 
+from bertqa.excerpts import shortened
 from bertqa.explain import Candidate, Explanation
 from bertqa.explain_html import (
     answer_text,
@@ -73,7 +74,7 @@ def _pieces(e: Explanation) -> Iterator[str]:
     cells = list(e.cells())
     places = e.context_places
     first = e.offsets[places.start][0] if places else 0  # type: ignore[index]
-    last = e.offsets[places.stop - 1][1] if places else 0  # type: ignore[index]
+    last = first + sum(len(cell.text) for cell in cells)
     yield _outside(e.context[:first], before=True)
     span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
     inside = [i for i, cell in enumerate(cells) if any(place in span for place in cell.places)]
@@ -81,7 +82,7 @@ def _pieces(e: Explanation) -> Iterator[str]:
         if inside and number == inside[0]:
             yield '<mark class="answer">'
         if not cell.places:
-            yield text_of(cell.text)
+            yield text_of(shortened(cell.text))
         else:
             start, end = (
                 float(p[list(cell.places)].sum())
@@ -91,7 +92,7 @@ def _pieces(e: Explanation) -> Iterator[str]:
             title = escape(f"start {percent(start)}, end {percent(end)}")
             yield (
                 f'<span class="w" id="w{cell.places.start}"{style} title="{title}">'
-                f"{text_of(cell.text)}</span>"
+                f"{text_of(shortened(cell.text))}</span>"
             )
         if inside and number == inside[-1]:
             yield "</mark>"
@@ -148,21 +149,36 @@ def candidates_section(e: Explanation, found: Sequence[Source]) -> str:
             [*head, "Sum", "Probability"],
             _window_rows(e),
         )
-    among = (
-        "among the n best only, as run_qa has it"
+    most = e.decoding.max_answer_length
+    competing = (
+        f"The {e.decoding.n_best_size} best starts and the {e.decoding.n_best_size} best ends of "
+        f"each window make the spans, of at most {most} tokens, that compete"
         if e.decoding.decoder == "top20"
-        else "among all spans of all windows"
+        else f"Every span of at most {most} tokens competes"
     )
     lead = (
-        "Every span of at most "
-        f"{e.decoding.max_answer_length} tokens competes with its two scores. Point at a row, or "
-        "reach it with the Tab key, to see it in the text above."
+        f"{competing} with its two scores. Point at a row, or reach it with the Tab key, to see it "
+        "in the text above."
     )
-    notes = f"<p>The probability is {among}.</p>{_null_note(e)}{code_links(found)}"
+    notes = f"<p>{_normalised(e)}</p>{_null_note(e)}{code_links(found)}"
     formulas = ["candidates", "probability"]
     if e.prediction.null_odds is not None:
         formulas.append("null")
     return section_of("candidates", lead, content, formulas, notes)
+
+
+def _normalised(e: Explanation) -> str:
+    """What the sum under a probability runs over."""
+    null = ", “no answer” among them" * (e.prediction.null_odds is not None)
+    if e.decoding.decoder == "top20":
+        return (
+            f"The sum of a probability runs over the rows of the first table alone{null}, as "
+            "run_qa has it; in a table of windows over all spans of all windows."
+        )
+    return (
+        f"The sum runs over the spans (k, l) of all windows{null}: those with k ≤ l and at most "
+        f"{e.decoding.max_answer_length} tokens."
+    )
 
 
 def _candidate(e: Explanation, number: int, candidate: Candidate, several: bool) -> str:
@@ -205,9 +221,12 @@ def _null_note(e: Explanation) -> str:
     odds = e.prediction.null_odds
     if odds is None:
         return ""
+    if not e.prediction.best_span:
+        return "<p>The text has no span, so the answer is “no answer”.</p>"
+    null = next(c.answer.score for c in e.candidates if not c.answer.text)
     return (
         "<p>The null score is that of [CLS], the lowest of all windows: here "
-        f"{signed(min(e.null_scores))}. It passes the best span's score by {signed(odds)}; above "
+        f"{signed(null)}. It passes the best span's score by {signed(odds)}; above "
         f"{signed(e.decoding.null_score_diff_threshold)} the answer is “no answer”.</p>"
     )
 

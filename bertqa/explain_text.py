@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from textwrap import wrap
 
-from bertqa.excerpts import visible
+from bertqa.excerpts import shortened, visible
 from bertqa.explain import Candidate, Cell, Explanation
 
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
@@ -59,7 +59,7 @@ def shown(candidate: Candidate | None) -> str:
     """An answer's text on one line."""
     if candidate is None:
         return "(none)"
-    return on_one_line(candidate.answer.text) if candidate.answer.text else "(no answer)"
+    return shortened(on_one_line(candidate.answer.text)) or "(no answer)"
 
 
 def _answer(e: Explanation, paint: _Paint) -> list[str]:
@@ -71,7 +71,9 @@ def _answer(e: Explanation, paint: _Paint) -> list[str]:
         f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
         f"{_in_fp32(e)}",
     ]
-    if e.prediction.null_odds is not None:
+    if e.prediction.null_odds is not None and not e.prediction.best_span:
+        lines.append("the text has no span")
+    elif e.prediction.null_odds is not None:
         lines.append(
             f"null score minus best span's: {e.prediction.null_odds:+.3f}; no answer above "
             f"{e.decoding.null_score_diff_threshold:g}"
@@ -99,7 +101,7 @@ def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
             words.append((plain, painted))
             plain = painted = ""
             continue
-        text = on_one_line(cell.text)
+        text = shortened(on_one_line(cell.text))
         inside = any(place in span for place in cell.places)
         opening = "[" if inside and span[0] in cell.places else ""
         closing = "]" if inside and span[-1] in cell.places else ""
@@ -156,8 +158,9 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
     lines = [paint(_HEADING, "layer  P_start  P_end  best span that S and E read there")]
     for number, layer in enumerate(e.layers):
         text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
+        name = f"{number - 1:5}" if number else "embed"
         lines.append(
-            f"{number:5}  {layer.start_probability:7.4f}{layer.end_probability:7.4f}  "
+            f"{name}  {layer.start_probability:7.4f}{layer.end_probability:7.4f}  "
             f"{text[0] if text else ''}"
         )
     return lines
@@ -165,21 +168,23 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
 
 def _heads(e: Explanation, paint: _Paint) -> list[str]:
     """The heads whose loss matters most."""
-    heads = e.head_effects.shape[1]
+    heads = e.inside.head_effects.shape[1]
     lines = [paint(_HEADING, "loss without a head, minus loss (the largest)")]
-    for flat in e.head_effects.flatten().abs().argsort(descending=True)[:_SHOWN].tolist():
+    for flat in e.inside.head_effects.flatten().abs().argsort(descending=True)[:_SHOWN].tolist():
         layer, head = divmod(flat, heads)
         lines.append(
-            f"{float(e.head_effects[layer, head]):+9.4f}  layer {layer + 1}, head {head + 1}"
+            f"{float(e.inside.head_effects[layer, head]):+9.4f}  layer {layer}, head {head}"
         )
     return lines
 
 
 def _parts(e: Explanation, paint: _Paint) -> list[str]:
     """The tokens that add most to the answer's score."""
-    gap = e.start_parts.gap + e.end_parts.gap
+    gap = e.inside.start_parts.gap + e.inside.end_parts.gap
     lines = [paint(_HEADING, f"part of the score (integrated gradients; gap {gap:+.4f})")]
-    for place in e.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
-        part = "question" if place in e.question_places else "text"
-        lines.append(f"{float(e.parts[place]):+9.3f}  {on_one_line(e.tokens[place])}  ({part})")
+    for place in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
+        part = e.part_of(place)
+        lines.append(
+            f"{float(e.inside.parts[place]):+9.3f}  {on_one_line(e.tokens[place])}  ({part})"
+        )
     return lines

@@ -147,13 +147,11 @@ def head_effects(
         UserError: not one window, or a place outside.
     """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    changes = []
-    for layer in range(layers):
-        for head in range(heads):
-            chosen = frozenset({(layer, head)})
-            changes.append(
-                Interventions(mean_heads=chosen) if mean else Interventions(mask_heads=chosen)
-            )
+    changes = [
+        Interventions.without_head(layer, head, mean=mean)
+        for layer in range(layers)
+        for head in range(heads)
+    ]
     return _effects(model, batch, start, end, changes, progress).view(layers, heads)
 
 

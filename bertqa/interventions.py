@@ -39,6 +39,12 @@ class Interventions:
     skip_layers: Set[int] = frozenset()
     states: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @classmethod
+    def without_head(cls, layer: int, head: int, *, mean: bool = False) -> "Interventions":
+        """One head masked, or averaged."""
+        chosen = frozenset({(layer, head)})
+        return cls(mean_heads=chosen) if mean else cls(mask_heads=chosen)
+
     def check(self, config: BertConfig) -> None:
         """Refuse what the model has no place for.
 
@@ -88,10 +94,19 @@ class Interventions:
         return change
 
     def patched(self, place: int, hidden: Tensor) -> Tensor:
-        """The states at a place, ``(T, D)``, with those that were given from outside."""
+        """The states at a place, ``(T, D)``, with those that were given from outside.
+
+        Raises:
+            UserError: one is for a token that is not there.
+        """
         if place not in self.states:
             return hidden
         tokens, states = self.states[place]
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(hidden):
+            raise UserError(
+                f"states of hidden_states[{place}] are for tokens {int(tokens.min())} to "
+                f"{int(tokens.max())}: name tokens from 0 to {len(hidden) - 1}"
+            )
         return hidden.index_copy(0, tokens.to(hidden.device), states.to(hidden))
 
 

@@ -515,6 +515,9 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a head twice": lambda r: look(r, mask_heads={(0, 0)}, mean_heads={(0, 0)}),
     "a layer that is not there": lambda r: look(r, skip_layers={99}),
     "states that are not there": lambda r: look(r, states={99: (torch.zeros(1), torch.zeros(1))}),
+    "states of no token": lambda r: look(
+        r, states={0: (torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
+    ),
     "two lengths": lambda r: inside.integrated_gradients(
         r.answerer().model, THREE_TOKENS, TWO_TOKENS, 0
     ),

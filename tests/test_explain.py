@@ -17,6 +17,7 @@ from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.explain import Explanation, explain, passes
 from bertqa.explain_data import clean, packed_attention, quantised
+from bertqa.explain_html import answer_text
 from bertqa.explain_sources import FORMULAS, source_of, sources
 from bertqa.explain_text import on_one_line, render
 from bertqa.features import WindowSettings
@@ -139,8 +140,9 @@ def test_another_precision_is_traced_to_the_same_tokens(
     assert e.answer.answer == prediction.answers[0]  # as it was given, not as float32 has it
     assert e.explained_score != e.answer.answer.score
     assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
-    if prediction.text == found.prediction.text:
-        assert (e.window, e.answer.first) == (found.window, found.answer.first)
+    assert prediction.text == found.prediction.text  # else this shows nothing
+    assert e.window == found.window
+    assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
 
 def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation) -> None:
@@ -175,19 +177,21 @@ def test_what_is_inside_is_of_the_answer(
     kinds = [int(i >= first) for i in range(len(ids))]
     batch = TokenBatch.from_windows([ids], [kinds])
     effects = head_effects(model, batch, found.answer.first, found.answer.last)
-    torch.testing.assert_close(found.head_effects, effects)
-    assert found.head_effects[found.strongest_head] == effects.max()
+    torch.testing.assert_close(found.inside.head_effects, effects)
+    assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
     with torch.no_grad():
         output = model(batch, output_attentions=True)
-    torch.testing.assert_close(found.attentions[1], output.attentions[1][0])
-    assert found.start_parts.score == pytest.approx(
+    torch.testing.assert_close(found.inside.attentions[1], output.attentions[1][0])
+    assert found.inside.start_parts.score == pytest.approx(
         float(found.start_logits[found.answer.first]), abs=1e-4
     )
-    assert found.end_parts.score == pytest.approx(
+    assert found.inside.end_parts.score == pytest.approx(
         float(found.end_logits[found.answer.last]), abs=1e-4
     )
-    torch.testing.assert_close(found.parts, found.start_parts.tokens + found.end_parts.tokens)
-    assert found.replacement == "[MASK]"
+    torch.testing.assert_close(
+        found.inside.parts, found.inside.start_parts.tokens + found.inside.end_parts.tokens
+    )
+    assert found.inside.replacement == "[MASK]"
 
 
 def test_progress_is_told_of_every_pass(
@@ -239,6 +243,33 @@ def test_a_text_without_tokens(explained: Explain) -> None:
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
+    v2 = render(
+        explained(context="\x7f\x7f", decoding=DecodingSettings(version_2_with_negative=True))
+    )
+    assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
+
+
+def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained: Explain) -> None:
+    """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
+    for context in (
+        "re\u0301sume\u0301",
+        "Ada built re\u0301sume\u0301s",
+        "a\u0301 b\u0301 c\u0301",
+    ):
+        e = explained(context=context)
+        inside = range(e.answer.first, e.answer.last + 1)
+        marked = [c.text for c in e.cells() if any(place in inside for place in c.places)]
+        first = next(i for i, c in enumerate(e.cells()) if e.answer.first in c.places)
+        last = max(i for i, c in enumerate(e.cells()) if e.answer.last in c.places)
+        assert "".join(c.text for c in list(e.cells())[first : last + 1]) == e.answer.answer.text
+        assert marked and "".join(c.text for c in e.cells()) == context
+
+
+def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:
+    e = explained(context="x" * 100_000)
+    assert len(e.prediction.text) == 100_000
+    assert len(answer_text(e.answer)) < 500 and "..." in answer_text(e.answer)
+    assert len(render(e)) < 20_000
 
 
 def test_what_cannot_be_explained(
@@ -249,8 +280,9 @@ def test_what_cannot_be_explained(
     with pytest.raises(UserError, match="positions"):
         explained(windows=WindowSettings(385, 16))
     packed = QuestionAnswerer(copy.deepcopy(model), tokenizer, WINDOWS, runtime=CPU).model
-    with pytest.raises(UserError, match="packed"):
-        explain(packed, tokenizer, QUESTION, CONTEXT)
+    for ready in (packed, copy.deepcopy(model).bfloat16()):
+        with pytest.raises(UserError, match="made ready for answering"):
+            explain(ready, tokenizer, QUESTION, CONTEXT)
 
 
 # --- the numbers in the page ---------------------------------------------------------------------
@@ -262,10 +294,10 @@ def unpacked(text: str, length: int) -> torch.Tensor:
 
 
 def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
-    packed = packed_attention(found.attentions)
+    packed = packed_attention(found.inside.attentions)
     length = len(found.tokens)
     assert len(packed.heads) == 3 * 4 and packed.share > 0.99
-    for text, square in zip(packed.heads, found.attentions.flatten(0, 1), strict=True):
+    for text, square in zip(packed.heads, found.inside.attentions.flatten(0, 1), strict=True):
         shown = unpacked(text, length)
         kept = shown > 0
         assert (kept.sum(dim=1) <= packed.kept).all()
@@ -342,8 +374,8 @@ def test_the_terminal_has_it_in_short(found: Explanation) -> None:
     assert f"probability {answer.probability:.4f}" in plain
     assert f"characters {answer.start}-{answer.end}" in plain
     assert f"window {found.window + 1} of {len(found.null_scores)}" in plain
-    layer, head = found.strongest_head
-    assert f"layer {layer + 1}, head {head + 1}" in plain
+    layer, head = found.inside.strongest_head
+    assert f"layer {layer}, head {head}" in plain
     text = plain.split("\n\n")[1].splitlines()[1:]
     assert max(map(len, text)) <= 60
     words = " ".join(text).replace("[", "").replace("]", "").split()

@@ -8,16 +8,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 import infer
+from bertqa.answering import QuestionAnswerer, asked
 from bertqa.checkpoint import load_checkpoint
 from bertqa.evaluation import DecodingSettings
 from bertqa.explain import Explanation, explain
-from bertqa.explain_data import BUDGET, clean, quantised
+from bertqa.explain_data import BUDGET, clean, packed_attention, quantised
 from bertqa.explain_html import direction_of, json_of, percent
 from bertqa.explain_page import page
 from bertqa.explain_sources import sources
 from bertqa.features import WindowSettings
+from bertqa.runtime import Runtime
 from bertqa.tokenization import BertTokenizer
 from tests.browser import CHROMIUM, Browser, Page
 from tests.helpers import write_checkpoint
@@ -49,18 +52,35 @@ def made(folder: Path, question: str, context: str, **settings: object) -> Expla
 
 
 NEGATIVE = DecodingSettings(version_2_with_negative=True)
+TOP20 = DecodingSettings(version_2_with_negative=True, decoder="top20")
 NEVER = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
+
+
+def rounded(folder: Path) -> Explanation:
+    """An answer by weights that were rounded to bf16, explained by those that were not."""
+    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    qa = QuestionAnswerer(model, tokenizer, WINDOWS, runtime=Runtime(torch.device("cpu")))
+    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
+    return made(
+        folder, QUESTION, CONTEXT, model_name="tiny", answered_in="bf16", prediction=prediction
+    )
 
 
 @pytest.fixture(scope="module")
 def explanations(folder: Path) -> dict[str, Explanation]:
     short = WindowSettings(128, 8)
     return {
-        "plain": made(folder, QUESTION, CONTEXT, model_name="tiny", answered_in="bf16"),
+        "plain": rounded(folder),
         "negative": made(folder, QUESTION, CONTEXT, decoding=NEGATIVE),
         "never": made(folder, QUESTION, CONTEXT, decoding=NEVER, windows=short),
         "wicked": made(folder, WICKED, WICKED, windows=WindowSettings(384, 128)),
         "no tokens": made(folder, "\x7f", "\x7f"),
+        "no tokens, v2": made(folder, "\x7f", "\x7f", decoding=NEGATIVE),
+        "top20": made(folder, QUESTION, CONTEXT, decoding=TOP20),
+        "accents": made(folder, QUESTION, "e\u0301"),
     }
 
 
@@ -105,7 +125,9 @@ class Structure(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-KINDS = ["plain", "negative", "never", "wicked", "no tokens"]
+KINDS = [
+    "plain", "negative", "never", "wicked", "no tokens", "no tokens, v2", "top20", "accents",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,9 +171,10 @@ def test_texts_are_texts(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_picture_has_its_formula_and_its_code(pages: dict[str, str], kind: str) -> None:
-    decoding = NEGATIVE
-    for key, group in sources(decoding).items():
+def test_every_picture_has_its_formula_and_its_code(
+    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+) -> None:
+    for key, group in sources(explanations[kind].decoding).items():
         section = pages[kind].partition(f'<section id="{key}"')[2].partition("</section>")[0]
         assert "<math" in section
         for source in group:
@@ -172,6 +195,7 @@ def test_the_numbers_stand_in_the_page(
     text, e = pages["plain"], explanations["plain"]
     plain = re.sub(r"<[^>]+>", " ", text).replace("−", "-")
     answer = e.answer.answer
+    assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
     for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
         assert f"{number:+.3f}" in plain
     assert f"{e.window + 1} of {len(e.null_scores)}" in plain
@@ -183,7 +207,7 @@ def test_the_numbers_stand_in_the_page(
     assert text.count('class="never"') == int(
         (e.span_matrix().backward | e.span_matrix().too_long).sum()
     )
-    for value in e.head_effects.flatten():
+    for value in e.inside.head_effects.flatten():
         assert f"{float(value):+.4f}".replace("-", "−") in text
 
 
@@ -193,16 +217,39 @@ def test_the_null_score_is_there_where_there_is_one(
     e = explanations["negative"]
     assert f"{min(e.null_scores):+.3f}".replace("-", "−") in pages["negative"]
     assert "The null score" not in pages["plain"]
+    assert "The text has no span" in pages["no tokens, v2"]
+    assert not re.search(r"\d{12}\.", pages["no tokens, v2"])
     assert "(no answer)" in pages["negative"] and 'class="answer"' not in pages["never"]
 
 
-def test_a_large_window_stays_small(folder: Path) -> None:
-    e = made(folder, QUESTION, CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
-    assert len(e.tokens) == 384
-    text = page(e)
+def test_what_a_probability_is_normalised_by_is_said(pages: dict[str, str]) -> None:
+    assert "over the rows of the first table alone, “no answer” among them" in pages["top20"]
+    assert "The 20 best starts and the 20 best ends" in pages["top20"]
+    assert "over the spans (k, l) of all windows, “no answer” among them" in pages["negative"]
+    assert "over the spans (k, l) of all windows: those with" in pages["plain"]
+
+
+def test_a_written_character_is_never_cut(
+    pages: dict[str, str], explanations: dict[str, Explanation]
+) -> None:
+    marked = re.search(r'<mark class="answer">(.*?)</mark>', pages["accents"], re.DOTALL)
+    assert marked
+    answer = explanations["accents"].answer.answer.text
+    assert re.sub(r"<[^>]+>", "", marked[1]) == answer and "\u0301" in answer
+    assert 'class="outside"' not in pages["accents"]
+
+
+@pytest.fixture(scope="module")
+def large(folder: Path) -> Explanation:
+    return made(folder, QUESTION, CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
+
+
+def test_a_large_window_stays_small(large: Explanation) -> None:
+    assert len(large.tokens) == 384
+    text = page(large)
     assert len(text.encode()) < 3_000_000
     attention = sum(map(len, re.findall(r'"[A-Za-z0-9+/=]{200,}"', text)))
-    # The same with all the attention that a page may hold, and the tables of 24 layers.
+    # The same with all the attention that a page may hold; the tables of 24 layers are small.
     assert len(text.encode()) - attention + BUDGET < 2_900_000
     assert text.count('class="t ') == 3 * 384
 
@@ -329,7 +376,7 @@ def text_of(tab: Page, selector: str) -> str:
 
 def wait_for_head(tab: Page, layer: int, head: int) -> None:
     says = "document.getElementById('attention-says').textContent"
-    tab.wait(f"{says}.startsWith('Layer {layer + 1}, head {head + 1}:')")
+    tab.wait(f"{says}.startsWith('Layer {layer}, head {head}:')")
 
 
 @in_browser
@@ -394,8 +441,8 @@ def test_any_head_and_any_token(
         tab.press("ArrowRight")
         chosen = "#attention-tokens [aria-selected=true]"
         assert tab.run(f"document.activeElement === document.querySelector('{chosen}')")
-        assert f"“{e.tokens[place]}”" in text_of(tab, "#attention-says")
-        square = e.attentions[layer, head]
+        assert f"“\u2068{e.tokens[place]}\u2069”" in text_of(tab, "#attention-says")
+        square = e.inside.attentions[layer, head]
         for key, values in (("from", square[place]), ("to", square[:, place])):
             bytes_ = quantised(values)
             most = max(bytes_[i] for i in words)
@@ -415,14 +462,44 @@ def test_any_head_and_any_token(
 
 
 @in_browser
+def test_384_tokens_stay_fluent(browser: Browser, large: Explanation, tmp_path: Path) -> None:
+    """A key is answered well within what the eye notices, by a wide margin for a busy machine."""
+    (tmp_path / "large.html").write_text(page(large), encoding="utf-8")
+    tab = opened(browser, tmp_path / "large.html")
+    tab.run("document.querySelectorAll('#attention-tokens .t')[40].click()")
+    milliseconds = tab.run(
+        "(() => { const times = []; for (let i = 0; i < 30; i++) { const begin = performance.now();"
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', "
+        "{key: i % 9 ? 'ArrowRight' : 'ArrowDown', bubbles: true})); document.body.offsetHeight;"
+        "times.push(performance.now() - begin) } return times.sort((a, b) => a - b)[15] })()"
+    )
+    chosen = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
+    assert chosen == 1 and "“" in text_of(tab, "#attention-says")
+    assert 0 < milliseconds < 100
+    assert tab.complaints() == []
+
+
+@in_browser
+def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
+    browser: Browser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertqa.explain_data._LADDER", (1, 2))
+    monkeypatch.setattr("bertqa.explain_page.packed_attention", lambda a: packed_attention(a, 1))
+    (tmp_path / "part.html").write_text(page(made(folder, QUESTION, CONTEXT)), encoding="utf-8")
+    tab = opened(browser, tmp_path / "part.html")
+    said = text_of(tab, "#attention-says")
+    assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
+
+
+@in_browser
 def test_a_head_that_matters_leads_to_what_it_looks_at(
     browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
 ) -> None:
     tab, e = opened(browser, files["plain"]), explanations["plain"]
-    second = int(e.head_effects.flatten().argsort(descending=True)[1])
+    second = int(e.inside.head_effects.flatten().argsort(descending=True)[1])
     tab.run("document.querySelectorAll('a[data-head]')[1].focus()")
     tab.press("Enter")
-    layer, head = divmod(second, e.head_effects.shape[1])
+    layer, head = divmod(second, e.inside.head_effects.shape[1])
     wait_for_head(tab, layer, head)
     assert tab.run("location.hash") == "#attention"
 
@@ -450,11 +527,11 @@ def test_the_parts_of_start_and_end(
     browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
 ) -> None:
     tab, e = opened(browser, files["plain"]), explanations["plain"]
-    strongest = int(e.end_parts.tokens.abs().argmax())
+    strongest = int(e.inside.end_parts.tokens.abs().argmax())
     tab.run("document.getElementById('parts-end').click()")
     token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"
     assert tab.run(f"{token}.style.getPropertyValue('--v')") == "1.00"
-    is_minus = bool(e.end_parts.tokens[strongest] < 0)
+    is_minus = bool(e.inside.end_parts.tokens[strongest] < 0)
     assert tab.run(f"{token}.classList.contains('minus')") == is_minus
 
 

@@ -52,8 +52,22 @@ def columns(head: int) -> slice:
     return slice(head * K, (head + 1) * K)
 
 
-def test_no_intervention_is_the_plain_run(model, batch):
-    assert same(run(model, batch), run(model, batch, interventions=Interventions()))
+def test_the_way_of_an_intervention_changes_nothing_by_itself(model, batch):
+    """A head that adds nothing is masked: the same numbers, by the code that masks."""
+    silent = copy.deepcopy(model)
+    silent.layers[1].attention.output.weight.data[:, columns(2)] = 0.0
+    silent.layers[1].attention.value.weight.data[columns(2)] = 0.0
+    silent.layers[1].attention.value.bias.data[columns(2)] = 0.0
+    change = Interventions(mask_heads={(1, 2)})
+    assert same(run(silent, batch), run(silent, batch, interventions=change))
+
+
+def test_a_state_for_a_token_that_is_not_there(model, batch):
+    states = run(model, batch).hidden_states
+    for token in (-1, len(batch.input_ids)):
+        change = Interventions(states={1: (torch.tensor([token]), states[1][:1])})
+        with pytest.raises(UserError, match=f"tokens {token} to {token}: name tokens from 0 to"):
+            run(model, batch, interventions=change)
 
 
 @pytest.mark.parametrize("heads", [{(0, 0)}, {(1, 3)}, {(0, 1), (0, 2), (2, 3)}])

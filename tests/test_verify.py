@@ -297,6 +297,24 @@ def test_what_is_no_number_passes_every_bound(number: float) -> None:
     assert not row.is_ok
 
 
+def test_a_reference_that_is_no_number_passes_no_bound() -> None:
+    row = Row("q", "", bound=1e9)
+    row.see("a", torch.ones(2), torch.ones(2), part="first")
+    row.see("a", torch.ones(2), torch.tensor([math.nan, 1.0]), part="second")
+    assert row.relative("a") == math.inf and not row.is_ok and row.worst == "second"
+
+
+def test_each_form_keeps_its_count() -> None:
+    row = Row("q", "", bound=0)
+    row.count("readable", ["x"], 10)
+    row.count("fast", ["x"], 10)
+    assert row.absolute("readable") == row.absolute("fast") == 1
+    row = Row("q", "", bound=0)
+    row.count("readable", [], 10)
+    row.count("fast", ["x", "y"], 10)
+    assert (row.absolute("readable"), row.absolute("fast")) == (0, 2)
+
+
 def test_a_difference_from_nothing_is_infinite() -> None:
     row = Row("q", "", bound=1e9)
     row.see("a", torch.zeros(2), torch.zeros(2))
