@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answer_lines import PREDICTIONS, LineOutput, answer_lines, score_lines
+from bertqa.answer_lines import LINE_FILES, PREDICTIONS, LineOutput, answer_lines, score_lines
 from bertqa.answering import QuestionAnswerer, as_pipeline, asked, find_folder
 from bertqa.checkpoint import load_checkpoint
 from bertqa.cli import (
@@ -34,7 +34,13 @@ from bertqa.cli import (
     window_settings,
 )
 from bertqa.errors import UserError
-from bertqa.evaluation import DecodingSettings, Prediction, score, write_predictions
+from bertqa.evaluation import (
+    PREDICTION_FILES,
+    DecodingSettings,
+    Prediction,
+    score,
+    write_predictions,
+)
 from bertqa.explain import explain, passes
 from bertqa.explain_page import page
 from bertqa.explain_text import render
@@ -45,6 +51,7 @@ from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
+METRICS = "metrics.json"
 TERMINAL = Path("-")  # where an explanation goes that is given no file
 
 DEMO_CONTEXT = (
@@ -105,7 +112,6 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> None:
     """Choose among the ways to ask."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     has_terminal = sys.stdin.isatty()
     check_flags(flags, has_terminal)
     if flags.input:
@@ -185,7 +191,9 @@ def read_context(flags: argparse.Namespace) -> str:
         return str(flags.context)
     try:
         # Line ends stay as they are: offsets count them.
-        return flags.context_file.read_bytes().decode("utf-8-sig")
+        text = flags.context_file.read_bytes().decode("utf-8")
+        # A byte order mark is no text; where places are told in bytes as well, it counts.
+        return text if flags.all_offsets else text.removeprefix("\ufeff")
     except OSError as error:
         raise UserError(
             f"--context_file {flags.context_file} cannot be read: {error.strerror}; check the path"
@@ -324,9 +332,11 @@ def answer_file(flags: argparse.Namespace) -> None:
 
 def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
     """Refuse what would overwrite, and flags that are for the other kind of file."""
-    existing = flags.output_dir / (PREDICTIONS if in_lines else "predictions.json")
-    if existing.exists() and not flags.overwrite_output_dir and not flags.resume:
-        going_on = ", --resume to go on" if in_lines else ""
+    # All that would be replaced or removed: the folder may be a model's, with figures of its own.
+    names = LINE_FILES if in_lines else PREDICTION_FILES
+    existing = next((f for n in (*names, METRICS) if (f := flags.output_dir / n).exists()), None)
+    if existing and not flags.overwrite_output_dir and not flags.resume:
+        going_on = ", --resume to go on" if in_lines and existing.name in LINE_FILES else ""
         raise UserError(
             f"{existing} is there already: name another --output_dir{going_on}, or pass "
             "--overwrite_output_dir"
@@ -388,7 +398,7 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
 
 def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float] | None) -> list[Path]:
     """Write and print the figures, or drop those of other answers; the file, if there is one."""
-    path = flags.output_dir / "metrics.json"
+    path = flags.output_dir / METRICS
     if metrics is None:
         with said_plainly(path, "removed"):
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,6 +29,7 @@ from bertqa.offsets import other_offsets
 from bertqa.readers import Line, iter_json_lines
 
 PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings.json"
+LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS)
 
 _BLOCK = 256  # questions that are answered and written together
 
@@ -141,10 +143,15 @@ def _entry(line: Line, prediction: Prediction, output: LineOutput) -> dict[str, 
     if output.all_offsets:
         for answer in found:
             answer |= other_offsets(line.example.context, answer["start"], answer["end"])
-    entry = {"line": line.number, "id": prediction.id} | found[0]
+    entry = {"line": line.number, "id": prediction.id, "digest": _digest(line)} | found[0]
     if prediction.null_odds is not None:
         entry |= {"null_odds": prediction.null_odds, "best_span": prediction.best_span}
     return entry | ({"answers": found} if output.top_k > 1 else {})
+
+
+def _digest(line: Line) -> str:
+    """By what a line of the input is known again, also where it has no id of its own."""
+    return blake2b(line.raw.strip(), digest_size=8).hexdigest()
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -233,9 +240,9 @@ def _go_on(source: Path, folder: Path, settings: dict[str, Any]) -> int:
                 f"--resume: {folder} was begun with {key} {shown(before.get(key))}, now it is "
                 f"{shown(value)}: pass the same, or another --output_dir"
             )
-    last, id_, kept = 0, "", 0
+    last, id_, digest, kept = 0, "", "", 0
     for end, entry in _whole_lines(folder / PREDICTIONS):
-        last, id_, kept = entry["line"], entry["id"], end
+        last, id_, digest, kept = entry["line"], entry["id"], entry["digest"], end
     if not last:
         return 0
     _cut(folder / PREDICTIONS, kept)
@@ -244,9 +251,9 @@ def _go_on(source: Path, folder: Path, settings: dict[str, Any]) -> int:
         max((end for end, e in _whole_lines(folder / REJECTS) if e["line"] < last), default=0),
     )
     there = next((line for line in iter_json_lines(source) if line.number == last), None)
-    if there is None or there.example is None or there.example.id != id_:
+    if there is None or _digest(there) != digest:
         raise UserError(
-            f"--resume: line {last} of {source} is not question {shown(id_)}, with which "
+            f"--resume: line {last} of {source} is not the question {shown(id_)} with which "
             f"{folder / PREDICTIONS} ends: pass the file that it was begun with"
         )
     return last
@@ -268,7 +275,9 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             end += len(raw)
             try:
                 entry = json.loads(raw)
-                sound = type(entry["line"]) is int
+                sound = type(entry["line"]) is int and (
+                    path.name != PREDICTIONS or {"id", "digest"} <= entry.keys()
+                )
             except (ValueError, KeyError, TypeError, RecursionError):
                 sound = False
             if not sound:

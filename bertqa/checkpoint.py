@@ -147,11 +147,17 @@ def save_model(
     Each file is replaced whole; the weights come last.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a weight is one that would not be loaded again.
         ValueError: the model is packed: its weights are no longer there as such.
     """
     if is_packed(model):
         raise ValueError("a packed model cannot be saved: load it without packing")
+    for name, parameter in model.named_parameters():
+        if fault := _no_weights(parameter.detach()):
+            raise UserError(
+                f"{folder / WEIGHTS_FILE} is not written, since {checkpoint_name(name)} {fault}: "
+                "train with a lower --learning_rate"
+            )
     tensors = {
         checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()
@@ -279,14 +285,20 @@ def _take(name: str, stored: StoredTensor) -> Tensor:
         raise UserError(
             f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
         ) from error
+    if fault := _no_weights(tensor):
+        raise UserError(f"{stored.file}: {name} {fault}: it is unusable, copy it again")
+    return tensor
+
+
+def _no_weights(tensor: Tensor) -> str:
+    """What is wrong with the numbers of a parameter; "" for nothing."""
     # One pass over the numbers; what is no number is the lowest and the highest of all.
     low, high = torch.aminmax(tensor)
-    if not (low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT):
-        raise UserError(
-            f"{stored.file}: {name} holds numbers that are not finite, or beyond any weight's "
-            f"(from {low:.3g} to {high:.3g}): it is unusable, copy it again"
-        )
-    return tensor
+    if low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT:
+        return ""
+    return (
+        f"holds numbers that are not finite, or beyond any weight's (from {low:.3g} to {high:.3g})"
+    )
 
 
 def _check_position_ids(stored: StoredTensor, positions: int) -> None:

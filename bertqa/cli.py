@@ -1,6 +1,7 @@
 """What train.py and infer.py share at their edge: flags, and errors as one sentence."""
 
 import argparse
+import io
 import math
 import os
 import re
@@ -217,6 +218,9 @@ def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse
 
     What the user can mend becomes one sentence on stderr and exit code 2.
     """
+    for stream in (sys.stdout, sys.stderr):  # whatever the terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(flags) or 0
         sys.stdout.flush()

@@ -240,6 +240,9 @@ def _at_threshold(predictions: Sequence[Prediction], threshold: float) -> list[P
     ]
 
 
+PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+
+
 def write_predictions(
     folder: Path, predictions: Iterable[Prediction], settings: DecodingSettings
 ) -> tuple[list[Prediction], list[Path]]:

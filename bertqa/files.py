@@ -157,10 +157,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     with said_plainly(path, "written"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # In a folder of a stranger's it may be a link to a file of the user's, or a pipe.
+            partial.unlink(missing_ok=True)
             write(partial)
             partial.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
             _sync(partial)
             partial.replace(path)
+            _sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -219,8 +222,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             partial.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
             yield partial
-            for file in partial.iterdir():
-                _sync(file)
+            for entry in (*partial.iterdir(), partial):
+                _sync(entry)
             partial.rename(path)
             _sync(path.parent)
         finally:

@@ -43,6 +43,12 @@ _KOREAN = {
     "L": ("L", "V", "LV", "LVT"), "V": ("V", "T"), "LV": ("V", "T"), "T": ("T",), "LVT": ("T",),
 }  # fmt: skip
 
+# Emoji that are no symbols by their category, or younger than Python's tables.
+_OTHER_EMOJI = re.compile(
+    "[\u203c\u2049\u2139\u2194\u25fb-\u25fe\u2934\u2935\u3030\u303d"
+    "\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff\U0001fc00-\U0001fffd]"
+)
+
 # Whatever of a text may be tied to the character beside it without attaching to any other.
 _TIES = re.compile(f"{_FLAG_LETTERS}|{_PREPENDED}|{_JAMO}|\r\n")
 
@@ -140,7 +146,8 @@ def _extends(character: str) -> bool:
 
 def _is_emoji(character: str) -> bool:
     """A symbol; which of them are emoji does not matter, since nobody joins the others."""
-    return unicodedata.category(character) == "So" and not re.match(_FLAG_LETTERS, character)
+    is_symbol = unicodedata.category(character) == "So" and not re.match(_FLAG_LETTERS, character)
+    return is_symbol or bool(_OTHER_EMOJI.match(character))
 
 
 def _is_joined_consonant(text: str, place: int) -> bool:

@@ -93,7 +93,7 @@ def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     return found
 
 
-@lru_cache(maxsize=64)  # neighbouring questions ask about the same text
+@lru_cache(maxsize=2)  # neighbouring questions ask about the same text, which may be a book
 def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without case, runs of blanks and Unicode forms, and whence each character came."""
     pieces: list[str] = []
@@ -296,7 +296,7 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     )
 
     def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(begin)
             for number, example in enumerate(examples):
                 file.write(between * (number > 0) + json.dumps(_row(example), ensure_ascii=False))

@@ -16,6 +16,7 @@ All but the log, which grows line by line, is written whole or not at all; nothi
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -91,7 +92,9 @@ def check_free(path: Path, resume: bool) -> None:
     Raises:
         UserError: the folder holds something else, or a run that is not to be resumed.
     """
-    is_run = (path / "run.json").exists()
+    with said_plainly(path, "looked at"):  # a closed folder, a name that is too long
+        is_run = (path / "run.json").exists()
+        has_more = path.is_dir() and any(path.iterdir())
     if is_run and resume:
         return
     if is_run:
@@ -101,11 +104,21 @@ def check_free(path: Path, resume: bool) -> None:
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path} is a file: name a folder")
-    if path.exists() and any(path.iterdir()):
+    if has_more:
         raise UserError(
             f"--output_dir {path} is not empty and holds no run (there is no run.json): name "
             "another folder"
         )
+
+
+def _differs(key: str, then: Any, now: Any) -> str:
+    """What a run had that is another now; data are known by their digests, which say nothing."""
+    if key in ("train", "validation"):
+        return f"began with other {key} questions than --{key}_file holds now"
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(k for k in now if then.get(k) != now[k])
+        then, now = then.get(key), now[key]
+    return f"has {key} {then!r}, not {now!r}"
 
 
 class RunFolder:
@@ -139,8 +152,8 @@ class RunFolder:
                 then.setdefault(key, _BEFORE_THE_FLAG.get(key))
                 if key not in _FREE_SETTINGS and then[key] != now[key]:
                     raise UserError(
-                        f"--resume: the run in {self.path} has {key} {then.get(key)!r}, not "
-                        f"{now[key]!r}: give the same settings and data, or another --output_dir"
+                        f"--resume: the run in {self.path} {_differs(key, then[key], now[key])}: "
+                        "give the same settings and data, or another --output_dir"
                     )
 
     def open(self, progress: Progress) -> None:
@@ -168,6 +181,8 @@ class RunFolder:
         log = self.path / "log.jsonl"
         with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that comes after it counts on it
 
     def keep_labels(self, reports: dict[str, LabelReport]) -> None:
         """List in labels.json every label that does not give back its answer, by cause."""
@@ -201,11 +216,16 @@ class RunFolder:
     def save(
         self,
         model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         keep: int,
     ) -> None:
-        """Write a checkpoint and drop all but the newest ``keep``."""
+        """Write a checkpoint, which is a model's folder too, and drop all but the newest ``keep``.
+
+        Raises:
+            UserError: the disk refuses it, or the weights are no longer those of any BERT.
+        """
         path = self._checkpoints / f"step-{progress.step:08d}"
         if path.exists():
             return
@@ -216,6 +236,7 @@ class RunFolder:
         }
         with new_folder(path) as folder:
             save_model(folder, model)
+            tokenizer.save(folder)
             write_tensors(folder / "optimizer.safetensors", moments)
             write_json(folder / "progress.json", asdict(progress))
         for old in sorted(self._checkpoints.glob("step-*"))[:-keep]:
@@ -259,7 +280,8 @@ class RunFolder:
         if not files:
             return None
         steps = [int(file.stem.removeprefix("step-")) for file in files[-2:]]
-        answers = [read_json_object(file) for file in files[-2:]]
+        # Our own files, however large: as many answers as there are questions.
+        answers = [read_json_object(file, largest=file.stat().st_size) for file in files[-2:]]
         if len(files) == 1:
             return Answered(examples, steps[0], answers[0], v2=v2)
         return Answered(examples, steps[1], answers[1], steps[0], answers[0], v2)
@@ -280,9 +302,16 @@ class RunFolder:
         newest = self.last_checkpoint()
         if newest is None:
             return Progress()
-        saved, _ = load_checkpoint(newest)
-        moments = read_tensors(newest / "optimizer.safetensors")
-        progress = read_json_object(newest / "progress.json")
+        try:
+            saved, _ = load_checkpoint(newest)
+            moments = read_tensors(newest / "optimizer.safetensors")
+            progress = read_json_object(newest / "progress.json")
+        except UserError as error:  # its advice is for a file that can be had again
+            because = str(error).rpartition(": ")[0]
+            raise UserError(
+                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
+                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
+            ) from error
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = optimizer.state_dict()

@@ -119,6 +119,8 @@ def _others_alive() -> Iterator[None]:
     """Say plainly that another process of the run has gone, which gloo and NCCL notice at once."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # DistBackendError and gloo's, which has no class of its own
         raise UserError(
             "another process of this run has ended or no longer answers, so it cannot go on: see "

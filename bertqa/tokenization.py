@@ -242,6 +242,10 @@ def _options(model: models.WordPiece) -> dict[str, Any]:
 
 def _add_tokens(backend: Tokenizer, added: list[dict[str, Any]], path: Path) -> None:
     """Add tokens, among them the special ones, in the order of the file."""
+    # A text that says "[SEP]" is no separator, whatever the file thinks of its tokens.
+    added = [
+        token | {"special": token["special"] or token["content"] in _SPECIAL} for token in added
+    ]
     for special, group in groupby(added, key=itemgetter("special")):
         add = backend.add_special_tokens if special else backend.add_tokens
         add([AddedToken(**{k: token[k] for k in _ADDED_KEYS}) for token in group])

@@ -154,7 +154,8 @@ class Run:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
 
         Raises:
-            UserError: the folder holds something and ``resume`` is not asked for, or another run.
+            UserError: the folder holds something and ``resume`` is not asked for, or another run,
+                or is not the same for all processes.
         """
         check_free(self.folder.path, resume)
         if resume:
@@ -162,6 +163,11 @@ class Run:
             self.progress = self.folder.load_last(self.model, self.optimizer)
             if self.progress.scaler:
                 self.scaler.load_state_dict(self.progress.scaler)
+        if len(set(self.runtime.gather(self.progress.step))) > 1:
+            raise UserError(
+                f"--output_dir {self.folder.path} holds other checkpoints for one process than for "
+                "another: give one folder that all machines of the run share"
+            )
         self.runtime.wait_for_all()  # all have looked before one writes
         if self.runtime.is_main:
             self.folder.open(self.progress)
@@ -310,8 +316,13 @@ class Run:
                 "example_ids": ids, "last_checkpoint": str(last) if last else None,
             }  # fmt: skip
             message += f" (its {len(ids)} questions are in {self.folder.keep_failure(failure)})"
-        going_on = f"the checkpoint {last} is from before" if last else "there is no checkpoint yet"
-        return UserError(f"{message}: lower --learning_rate, or look at the questions; {going_on}")
+        advice = (
+            f"begin a new run with --model {last}, the checkpoint from before, another "
+            "--output_dir and a lower --learning_rate"
+            if last
+            else "there is no checkpoint yet; begin anew with a lower --learning_rate"
+        )
+        return UserError(f"{message}: look at the questions, or {advice}")
 
     def _log(self, bar: Any) -> None:
         """One line in log.jsonl and beside the progress bar, for the steps since the last one."""
@@ -383,8 +394,9 @@ class Run:
         self.progress.scaler = self.scaler.state_dict()
         if self.runtime.is_main:
             self.folder.save(
-                self.model, self.optimizer, self.progress, self.settings.save_total_limit
-            )
+                self.model, self.tokenizer, self.optimizer, self.progress,
+                self.settings.save_total_limit,
+            )  # fmt: skip
 
 
 def _mean(values: list[float]) -> float:

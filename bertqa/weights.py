@@ -30,6 +30,19 @@ FLOATS = {
 
 _LARGEST_HEADER = 1 << 22  # bytes; that of BERT-large has a hundredth of it
 _LARGEST_PICKLE = 1 << 20  # bytes without the numbers; that of BERT-large has a tenth of it
+# By these, and by no others, torch.save writes the tensors of a model.
+_KNOWN_GLOBALS = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter", "torch.storage UntypedStorage",
+    *(
+        f"torch {kind}Storage"
+        for kind in (
+            "Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool",
+            "ComplexFloat",
+        )
+    ),
+}  # fmt: skip
+_OTHER_GLOBALS = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}  # ways to the same
 _DEEPEST_PICKLE = 16  # objects inside each other; a state dictionary has five
 _ZIP = b"PK\x03\x04"  # by which torch tells its newer format from the older
 
@@ -208,19 +221,32 @@ def _check_legacy(path: Path) -> None:
             _check_pickle(file)
 
 
+@dataclass
+class _Made:
+    """What an instruction of a pickle made: how deep it is, and of how many parts."""
+
+    depth: int = 1
+    parts: int = 1
+
+
 def _check_pickle(file: IO[bytes]) -> None:
     """Raise ValueError for a pickle that would take time or memory without end; runs nothing.
 
     A tuple of one tuple twice, of which there is one twice, and so on, is a hundred bytes and has
-    a billion parts, of which a dictionary looks at each. So the depth of what each instruction
-    makes is followed.
+    a billion parts, of which a dictionary looks at each. So the depth and the parts of what each
+    instruction makes are followed. Of functions only those are let through that state dictionaries
+    are made by: torch's own list also has some that fill memory.
     """
-    stack: list[int] = []
+    stack: list[_Made] = []
     marks: list[int] = []
-    memo: dict[object, int] = {}
+    memo: dict[object, _Made] = {}
     for code, argument, place in pickletools.genops(file):
         if (place or 0) > _LARGEST_PICKLE:
             raise ValueError(f"a pickle in it has more than {_LARGEST_PICKLE} bytes")
+        if code.name == "GLOBAL" and argument not in _KNOWN_GLOBALS:
+            raise ValueError(f"{shown(argument)} in it is nothing that tensors are made by")
+        if code.name in _OTHER_GLOBALS:
+            raise ValueError(f"{code.name} in it is nothing that torch writes")
         if code.name == "MARK":
             marks.append(len(stack))
         elif "PUT" in code.name or code.name == "MEMOIZE":
@@ -237,11 +263,16 @@ def _check_pickle(file: IO[bytes]) -> None:
             )
             taken = stack[first:]
             del stack[first:]
+            # What grows stays itself, wherever else it is referred to.
             grows = code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
-            depth = 1 + max(taken[grows:], default=0)
-            if depth > _DEEPEST_PICKLE:
+            made = taken.pop(0) if grows else _Made(0)
+            made.depth = max(made.depth, 1 + max((inner.depth for inner in taken), default=0))
+            made.parts += sum(inner.parts for inner in taken)
+            if made.depth > _DEEPEST_PICKLE:
                 raise ValueError("nested too deeply")
-            stack += [max(depth, taken[0]) if grows else depth] * len(code.stack_after)
+            if made.parts > _LARGEST_PICKLE:
+                raise ValueError(f"it has more than {_LARGEST_PICKLE} parts")
+            stack += [made] * len(code.stack_after)
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:

@@ -88,6 +88,7 @@ def test_a_line_is_answered_as_a_question_is(ask, qa, tmp_path):
     entries = written(tmp_path / "out" / "predictions.jsonl")
     assert [entry.pop("line") for entry in entries] == list(range(2, 22, 2))
     assert [entry.pop("id") for entry in entries] == [e.id for e in examples]
+    assert len({entry.pop("digest") for entry in entries}) == 10
     for entry, example in zip(entries, examples, strict=True):
         alone = qa(example.question, example.context)
         assert entry.pop("score") == pytest.approx(alone.pop("score"), rel=1e-4)
@@ -242,17 +243,30 @@ def test_going_on_with_something_else_is_refused(ask, qa, finished, tmp_path):
             )
     for count in (10, 20):  # too short, and with another question at that line
         write_lines(tmp_path / "in.jsonl", map(row, questions(30)[10 : 10 + count]))
-        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not question"):
+        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not the question"):
             ask(resume=True)
     assert {name: (out / name).read_bytes() for name in finished} == finished
-    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a"}\nmine\n')
+    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a", "digest": ""}\nmine\n')
     with pytest.raises(UserError, match=r"predictions.jsonl, line 2 is not one"):
         ask(resume=True)
     (out / "settings.json").unlink()
-    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a"}\n')
+    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a", "digest": ""}\n')
     with pytest.raises(UserError, match=r"no settings.json"):
         ask(resume=True)
-    assert (out / "predictions.jsonl").read_text() == '{"line": 1, "id": "a"}\n'
+    assert (out / "predictions.jsonl").read_text() == '{"line": 1, "id": "a", "digest": ""}\n'
+
+
+def test_other_questions_without_ids_are_not_taken_for_those_of_before(ask, tmp_path):
+    without = [{k: v for k, v in json.loads(row(q)).items() if k != "id"} for q in questions(8)]
+    write_lines(tmp_path / "in.jsonl", map(json.dumps, without))
+    ask()
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    assert ask(resume=True) == Counts(0, 0)
+    others = [json.dumps(r | {"question": "Who else?"}) for r in without]
+    write_lines(tmp_path / "in.jsonl", others)
+    with pytest.raises(UserError, match=r"line 8 of .*in.jsonl is not the question"):
+        ask(resume=True)
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
 
 
 def test_a_disk_that_is_full_leaves_whole_answers(ask, finished, tmp_path, monkeypatch):

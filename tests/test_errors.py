@@ -40,7 +40,7 @@ from bertqa import (
 )
 from bertqa.answer_lines import LineOutput
 from bertqa.answering import QuestionAnswerer, load_folder
-from bertqa.checkpoint import load_checkpoint, read_tensors
+from bertqa.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.cli import decoding_settings, run_script
 from bertqa.config import BertConfig, parse_config
 from bertqa.decoding_file import read_decoding_file, write_decoding_file
@@ -200,6 +200,28 @@ def resume_another(room: Room) -> None:
     save_file({"x": torch.ones(1)}, last / "optimizer.safetensors")
     (last / "progress.json").write_text("{}")
     RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+
+
+def resume_damaged(room: Room) -> None:
+    last = room.path / "checkpoints" / "step-1"
+    last.mkdir(parents=True)
+    model = BertForQuestionAnswering(CONFIG)
+    RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+
+
+def save_what_is_no_weight(room: Room) -> None:
+    model = BertForQuestionAnswering(CONFIG)
+    with torch.no_grad():
+        model.head.weight.fill_(1e6)
+    save_model(room.path, model)
+
+
+def folders_apart(room: Room) -> None:
+    room.patch.setattr(Runtime, "gather", lambda self, value: [value, 1])
+    run = Run.__new__(Run)
+    run.folder, run.runtime = RunFolder(room.path / "new", {}), local_runtime("cpu", "fp32")
+    run.progress = Progress()
+    run.start(resume=False)
 
 
 def resume_with_other_flags(room: Room) -> None:
@@ -504,11 +526,18 @@ CASES: dict[str, Callable[[Room], object]] = {
     "something is there": lambda r: check_free(r.write("x/y", "").parent, resume=True),
     "another run": resume_with_other_flags,
     "another model's state": resume_another,
+    "a damaged checkpoint": resume_damaged,
+    "weights of no BERT": save_what_is_no_weight,
+    "folders that are not shared": folders_apart,
     # answer_lines
     "a line that is none": lambda r: lines(r, "{}"),
-    "answers without settings": lambda r: lines(r, answers='{"line": 1, "id": "0"}\n'),
+    "answers without settings": lambda r: lines(
+        r, answers='{"line": 1, "id": "0", "digest": ""}\n'
+    ),
     "other settings": lambda r: lines(r, settings={"top_k": 7}),
-    "another input": lambda r: lines(r, settings={}, answers='{"line": 1, "id": "x"}\n'),
+    "another input": lambda r: lines(
+        r, settings={}, answers='{"line": 1, "id": "x", "digest": ""}\n'
+    ),
     "answers of someone else": lambda r: lines(r, settings={}, answers="mine\n"),
     # interventions, inside
     "a head that is not there": lambda r: look(r, mask_heads={(0, 99)}),
@@ -607,7 +636,9 @@ CASES: dict[str, Callable[[Room], object]] = {
     "an index that does not fit": lambda r: r.shards({NAME: "a.safetensors"}),
     "code in a pickle": lambda r: r.bin({"x": Path("x")}),
     "no dictionary": lambda r: r.bin([1]),
-    "no plain tensor": lambda r: r.bin({"x": torch.ones(2, device="meta")}),
+    "no plain tensor": lambda r: r.bin(
+        {"x": torch.ones(2, dtype=torch.complex64), 1: torch.ones(1)}
+    ),
     "one number many times": lambda r: r.bin({"x": torch.ones(1).expand(1 << 40)}),
     # verify, comparison, ablate
     "no bound": lambda r: compared("--bound", 0),

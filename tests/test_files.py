@@ -3,9 +3,11 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
+from bertqa import files
 from bertqa.errors import UserError
 from bertqa.files import (
     check_new_file,
@@ -83,7 +85,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         (folder / "a").write_text("a")
         (folder / "b").write_text("b")
         assert not synced
-    assert len(synced) == 3  # both files, and where the folder's name stands
+    assert len(synced) == 4  # both files, the folder, and where its name stands
 
 
 @pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
@@ -101,6 +103,40 @@ def test_a_file_half_written_is_no_file(tmp_path, fault, old):
         write_file(path, write)
     assert names(tmp_path) == ([] if old is None else ["x.txt"])
     assert old is None or path.read_text() == old
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "file"])
+def test_what_lies_where_a_file_is_made_first_is_taken_away(tmp_path, kind):
+    """In a stranger's folder it may be a link to a file of the user's."""
+    mine, planted = tmp_path / "mine", tmp_path / "model" / ".x.json.partial"
+    mine.write_text("mine")
+    planted.parent.mkdir()
+    if kind == "link":
+        planted.symlink_to(mine)
+    elif kind == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.write_text("half")
+    write_json(tmp_path / "model" / "x.json", {"a": 1})
+    assert mine.read_text() == "mine"
+    assert json.loads((tmp_path / "model" / "x.json").read_text()) == {"a": 1}
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["x.json"]
+
+
+def test_names_are_on_the_disk_after_the_bytes(tmp_path, monkeypatch):
+    """In this order a crash leaves the old or the new, whichever file system it is."""
+    done = []
+    sync, replace, rename = files._sync, Path.replace, Path.rename
+    monkeypatch.setattr(files, "_sync", lambda p: (done.append(("sync", p.name)), sync(p)))
+    monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("name"), replace(a, b)))
+    monkeypatch.setattr(Path, "rename", lambda a, b: (done.append("name"), rename(a, b)))
+    write_json(tmp_path / "x.json", {})
+    assert done == [("sync", ".x.json.partial"), "name", ("sync", tmp_path.name)]
+    done.clear()
+    with files.new_folder(tmp_path / "new") as folder:
+        (folder / "a").write_text("a")
+    made = ("sync", folder.name)
+    assert done == [("sync", "a"), made, "name", ("sync", tmp_path.name)]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):

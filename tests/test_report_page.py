@@ -102,5 +102,8 @@ def test_a_run_leaves_it(tmp_path: Path) -> None:
     assert "From step 10 to step 20" in page.texts and "2 won" in page.texts
     names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
     assert names == ["step-00000010.json", "step-00000020.json"]
+    with pytest.MonkeyPatch.context() as patch:  # there is no limit to what we wrote ourselves
+        patch.setattr("bertqa.runs.read_json_object.__defaults__", (4,))
+        folder.write_report(EXAMPLES, v2=False)
     folder.open(Progress(step=12))
     assert [path.name for path in (tmp_path / "run" / "evaluations").iterdir()] == names[:1]

@@ -706,7 +706,8 @@ def test_tensors_of_other_kinds(folder: Path, tensors: Any, make: Any, name: str
     if name == "cls.x" and tensors[name].dtype == torch.complex64:
         load(folder, allow_bin=True)  # nobody looks at it
     else:
-        refusal(folder, BIN, name, allow_bin=True)
+        message = refusal(folder, BIN, allow_bin=True)
+        assert name in message or "is nothing that tensors are made by" in message
 
 
 def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any) -> None:
@@ -753,8 +754,33 @@ def test_zip_bombs(folder: Path, tensors: Any, part: str, compression: int) -> N
         (b"(" * 10_000 + b"t" * 10_000 + b".", "nested too deeply"),
         (b"]" + b"]a" * 10 + b".", "dictionary of tensors"),  # a list of ten
         (b"t.", "cannot be read as tensors alone"),
+        # Five tuples of a thousand references each to the one before: shallow, 10^15 parts.
+        (
+            b")q\x00" + (b"(" + b"h\x00" * 1000 + b"tq\x00") * 5 + b"}h\x00Ns.",
+            "more than 1048576 parts",
+        ),
+        # The same of a list that grows after it was put by.
+        (
+            b"]q\x00" + (b"(" + b"h\x00" * 1000 + b"e") * 3 + b".",
+            "more than 1048576 parts",
+        ),
+        # A hundred gigabytes of zeros, by a function that torch lets through.
+        (b"cbuiltins\nbytearray\n(L100000000000L\ntR.", "'builtins bytearray' in it is nothing"),
+        (b"\x8c\x08builtins\x8c\x09bytearray\x93.", "STACK_GLOBAL in it is nothing"),
+        (b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n.", "is nothing that tensors"),
     ],
-    ids=["long", "a billion", "deep", "a list", "no mark"],
+    ids=[
+        "long",
+        "a billion",
+        "deep",
+        "a list",
+        "no mark",
+        "wide",
+        "a list that grows",
+        "bytearray",
+        "another way to it",
+        "a tensor of a tensor",
+    ],
 )
 def test_pickles_without_end(folder: Path, is_zip: bool, instructions: bytes, words: str) -> None:
     (folder / WEIGHTS).unlink()

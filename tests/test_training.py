@@ -21,7 +21,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import train
 from bertqa import QuestionAnswerer, runs
-from bertqa.answering import load_for_training
+from bertqa.answering import load_folder, load_for_training
 from bertqa.batching import collate, step_windows
 from bertqa.checkpoint import read_tensors
 from bertqa.errors import UserError
@@ -313,9 +313,9 @@ def test_saves_fall_on_evaluations_too(
     saved = []
     save = RunFolder.save
 
-    def note(self: RunFolder, model: Any, optimizer: Any, progress: Progress, keep: int) -> None:
-        saved.append(progress.step)
-        save(self, model, optimizer, progress, keep)
+    def note(self: RunFolder, *given: Any) -> None:
+        saved.append(next(value for value in given if isinstance(value, Progress)).step)
+        save(self, *given)
 
     monkeypatch.setattr(RunFolder, "save", note)
     trained(make_run(tmp_path / "run", checkpoint))
@@ -446,6 +446,7 @@ def test_every_step_and_process_draws_its_own_dropout(
 
     monkeypatch.setattr(Run, "_micro_batches", note)
     monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
+    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
     monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
     for seed in (42, 43):
         for rank in (0, 1):
@@ -560,6 +561,7 @@ def test_all_processes_end_after_the_same_step(
         tensors[1] += float(run.progress.step == 2)
 
     monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
+    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
     monkeypatch.setattr(Runtime, "sum_over_ranks", sum_with_another)
     run = make_run(
         tmp_path / "run", checkpoint, runtime=Runtime(CPU, world_size=2), evaluator=False
@@ -693,19 +695,24 @@ def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Pat
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value"),
-    [("settings", "seed", 43), ("settings", "model", "other"), ("data", "train", "4567")],
+    ("part", "key", "value", "said"),
+    [
+        ("settings", "seed", 43, "has seed 42, not 43"),
+        ("settings", "model", "other", "has model 'tiny', not 'other'"),
+        ("data", "train", "4567", "began with other train questions than --train_file holds"),
+        ("data", "windows", {"a": 1, "b": 3}, "has b 2, not 3"),
+    ],
 )
 def test_another_run_does_not_go_on_with_this_one(
-    tmp_path: Path, part: str, key: str, value: Any
+    tmp_path: Path, part: str, key: str, value: Any, said: str
 ) -> None:
     folder = tmp_path / "run"
-    RunFolder(folder, DESCRIPTION).open(Progress())
+    description = DESCRIPTION | {"data": DESCRIPTION["data"] | {"windows": {"a": 1, "b": 2}}}
+    RunFolder(folder, description).open(Progress())
     before = contents(folder)
-    RunFolder(folder, DESCRIPTION).check_same_run()
-    other = DESCRIPTION | {part: DESCRIPTION[part] | {key: value}}
-    then = DESCRIPTION[part][key]
-    with pytest.raises(UserError, match=f"has {key} {then!r}, not {value!r}"):
+    RunFolder(folder, description).check_same_run()
+    other = description | {part: description[part] | {key: value}}
+    with pytest.raises(UserError, match=said):
         RunFolder(folder, other).check_same_run()
     assert contents(folder) == before
 
@@ -725,6 +732,29 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path, checkpoint
         with pytest.raises(UserError, match=f"--output_dir {tmp_path} is not empty"):
             make_run(tmp_path, checkpoint, evaluator=False).start(resume)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e6])
+def test_weights_that_would_not_be_loaded_again_are_not_saved(
+    tmp_path: Path, checkpoint: Path, value: float
+) -> None:
+    """Too large a step can leave the loss finite: layer norm brings any size back to one."""
+    run = make_run(tmp_path / "run", checkpoint, evaluator=False)
+    run.start(resume=False)
+    with torch.no_grad():
+        run.model.layers[0].attention.query.weight[0, 0] = value
+    with pytest.raises(UserError, match=r"query.weight holds numbers.*lower --learning_rate"):
+        run.folder.keep_best(run.model, run.tokenizer)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_folder_that_is_another_for_each_process(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint, evaluator=False)
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: [value, 500])
+    with pytest.raises(UserError, match="other checkpoints for one process than for another"):
+        run.start(resume=False)
 
 
 # --- a loss that is no number --------------------------------------------------------------------
@@ -759,7 +789,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     monkeypatch.setattr("bertqa.training.window_losses", spoiled)
     with pytest.raises(UserError, match=f"step 5 has loss {value}") as caught:
         trained(run)
-    assert f"{folder / 'checkpoints' / 'step-00000004'} is from before" in str(caught.value)
+    last = folder / "checkpoints" / "step-00000004"
+    assert f"--model {last}, the checkpoint from before" in str(caught.value)
+    load_folder(last, allow_bin=False, require_head=True)  # that command finds all it needs
     assert checkpoints_of(folder) == ["step-00000002", "step-00000004"]
     failure = json.loads((folder / "failure.json").read_text())
     assert (failure["step"], failure["loss"]) == (5, str(value))
