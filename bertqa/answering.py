@@ -21,6 +21,7 @@ from bertqa.runtime import Runtime, local_runtime
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
 
+_SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 _AT_ONCE = 1024  # questions that are cut into windows together
 
 
@@ -66,7 +67,8 @@ def load_folder(
     """
     model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
     tokenizer = BertTokenizer.load(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    rows = model.config.vocab_size
+    if not rows - _SPARE_ROWS <= tokenizer.vocab_size <= rows:
         raise UserError(
             f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but the model in {folder} has "
             f"{model.config.vocab_size}: take the tokenizer that belongs to the model"

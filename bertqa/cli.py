@@ -1,6 +1,7 @@
 """What train.py and infer.py share at their edge: flags, and errors as one sentence."""
 
 import argparse
+import errno
 import io
 import math
 import os
@@ -242,4 +243,11 @@ def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse
     except BrokenPipeError:  # the reader of our output went away, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # files are said plainly where they are written; this is what prints
+        if flags.debug or error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "the standard output"
+        print(f"error: {where} cannot be written: {error.strerror}; free some", file=sys.stderr)
+        return 2
     return code

@@ -82,9 +82,9 @@ def cached_windows(
     try:
         with new_folder(folder) as partial:
             _save(partial, windows)
-    except UserError:
+    except UserError as error:
         if not folder.exists():  # else another process was faster with the same windows
-            raise
+            raise UserError(f"{error}, by the variable HF_DATASETS_CACHE") from error
     return windows
 
 

@@ -297,6 +297,9 @@ def test_a_checkpoint_without_a_head_can_be_trained_and_the_seed_draws_the_head(
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "large", vocab_size=5000)  # as if of another model
+    with pytest.raises(UserError, match=r"has \d+ tokens, but the model in .* has 5000"):
+        load_for_training(str(folder))
     folder = write_checkpoint(tmp_path / "small", vocab_size=101)
     for loader in (load, lambda name: load_for_training(str(name))):
         with pytest.raises(UserError, match=r"vocab\.txt has \d+ tokens.* has 101"):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
@@ -48,6 +49,7 @@ from bertqa.differences import Differences
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
 from bertqa.explain import explain
+from bertqa.feature_cache import cached_windows
 from bertqa.features import WindowSettings, make_windows
 from bertqa.files import check_new_file, read_json_object, write_text
 from bertqa.interventions import Interventions
@@ -200,6 +202,13 @@ def resume_another(room: Room) -> None:
     save_file({"x": torch.ones(1)}, last / "optimizer.safetensors")
     (last / "progress.json").write_text("{}")
     RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+
+
+def full_cache(room: Room) -> None:
+    room.write("cache", "a file where a folder is to be")
+    tokenizer = BertTokenizer.load(room.folder())
+    example = Example("q", "who", "fox")
+    cached_windows([example], tokenizer, WindowSettings(16, 4), room.path / "cache")
 
 
 def resume_damaged(room: Room) -> None:
@@ -527,6 +536,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "another run": resume_with_other_flags,
     "another model's state": resume_another,
     "a damaged checkpoint": resume_damaged,
+    "a cache without a place": full_cache,
     "weights of no BERT": save_what_is_no_weight,
     "folders that are not shared": folders_apart,
     # answer_lines
@@ -803,3 +813,20 @@ def test_a_place_without_a_case_is_found(tmp_path: Path) -> None:
     source = tmp_path / "x.py"
     source.write_text("raise UserError(\n    'a'\n)\nfault = errors.UserError('b')\n")
     assert sites_of(source) == [("x.py", 1, 3), ("x.py", 4, 4)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk for it")
+def test_an_output_that_is_full_is_one_sentence(tmp_path: Path) -> None:
+    code = (
+        "import argparse, sys; from bertqa.cli import run_script; "
+        "sys.exit(run_script(lambda flags: print('x' * 10000), argparse.Namespace(debug=False)))"
+    )
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, encoding="utf-8",
+            check=False, cwd=ROOT,
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: the standard output cannot be written: No space left on device; free some\n"
+    )

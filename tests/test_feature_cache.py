@@ -296,6 +296,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, examples, tokenizer):
             cached_windows(examples, tokenizer, SIZES, cache)
         assert str(cache) in str(caught.value)
         assert "cannot be written" in str(caught.value)
+        assert str(caught.value).endswith("by the variable HF_DATASETS_CACHE")
         assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "stays"
 
