@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, how it goes on after a stop, and that processes agree."""
 
+import errno
 import json
 import math
 import os
@@ -616,6 +617,39 @@ def test_a_run_that_goes_down_while_it_writes(
     resumed = trained(make_run(folder, checkpoint), resume=True)
     assert same(weights_of(resumed), weights_of(whole_run))
     assert log_of(folder) == log_of(whole_run.folder.path)
+
+
+def test_a_disk_that_is_full_at_any_write_loses_nothing(
+    tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file it is that the disk has no room for: one sentence, and the run goes on."""
+    sync, calls = os.fsync, 0
+
+    def full_at(last: int) -> Callable[[int], None]:
+        def counted(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
+
+        return counted
+
+    monkeypatch.setattr(os, "fsync", full_at(0))
+    trained(make_run(tmp_path / "counted", checkpoint))
+    assert calls > 60
+    said = set()
+    for last in range(1, calls + 1, 8):
+        calls, folder = 0, tmp_path / f"full-{last}"
+        monkeypatch.setattr(os, "fsync", full_at(last))
+        with pytest.raises(UserError, match="cannot be written: No space left on device") as error:
+            trained(make_run(folder, checkpoint))
+        said.add(str(error.value).partition(" cannot be")[0].rpartition("/")[2])
+        monkeypatch.setattr(os, "fsync", sync)
+        resumed = trained(make_run(folder, checkpoint), resume=(folder / "run.json").exists())
+        assert same(weights_of(resumed), weights_of(whole_run)), last
+        assert log_of(folder) == log_of(whole_run.folder.path)
+    assert len(said) > 4, said  # different files
 
 
 def real_or_stop(path: Path, value: Any, step: int) -> None:
