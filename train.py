@@ -35,6 +35,7 @@ from bertqa.cli import (
 from bertqa.config import load_config
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluator
+from bertqa.excerpts import visible
 from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
 from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
 from bertqa.files import check_new_file
@@ -382,7 +383,11 @@ def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:
     chosen = random.Random(flags.seed).sample(examples, min(flags.show, len(examples)))
     windows = make_windows(chosen, tokenizer, cutting)
     for i, example in enumerate(chosen):
-        print(f"id        {example.id}\nquestion  {example.question}\ncontext   {example.context}")
+        for name, text in (
+            ("id", example.id), ("question", example.question), ("context", example.context),
+        ):  # fmt: skip
+            lines = map(visible, text.split("\n"))  # its own lines, but nothing that hides
+            print(f"{name:<10}{chr(10).join(lines)}")
         for text, start in zip(example.answers or (), example.answer_starts, strict=True):
             print(f"answer    {text!r} at {start}")
         outcome = Outcome(int(windows.outcome[i]))
@@ -395,7 +400,7 @@ def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:
                 f"window    {number_of} of {last - first}: {len(shown.input_ids)} tokens, label "
                 f"{shown.start_position}..{shown.end_position} = {text!r}"
             )
-            print(f"          {' '.join(tokenizer.tokens(shown.input_ids))}")
+            print(f"          {visible(' '.join(tokenizer.tokens(shown.input_ids)))}")
         print()
 
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from bertqa.excerpts import visible
 from bertqa.graphemes import snap_to_graphemes
 from bertqa.squad import Example
 from bertqa.tokenization import TokenTable
@@ -148,9 +149,8 @@ class LabelReport:
         named = [(CAUSES[outcome], ids) for outcome, ids in self.listed.items()]
         for cause, ids in [*named, ("question cut", self.cut_questions)]:
             if ids:
-                lines.append(
-                    f"  {cause}: {len(ids)} ({', '.join(ids[:3] + ['...'] * (len(ids) > 3))})"
-                )
+                some = [*map(visible, ids[:3]), *["..."] * (len(ids) > 3)]
+                lines.append(f"  {cause}: {len(ids)} ({', '.join(some)})")
         return "\n".join(lines)
 
 
