@@ -4,7 +4,9 @@ python -m bertqa.release RUN --output_dir weights/NAME --encoder TEXT --data TEX
 
 The card, README.md, is written from what the run left behind: its settings, versions, commit and
 curves, and EM and F1 of the very file that is handed on, asked with the run's windows. A model that
-was trained in several runs, each from the result of the one before, has them named in order.
+was trained in several runs, each from the result of the one before, has them named in order; with
+``--average N`` it is the mean of the weights of the last N (Izmailov et al., "Averaging Weights
+Leads to Wider Optima and Better Generalization", 2018).
 """
 
 import argparse
@@ -31,6 +33,7 @@ from bertqa.feature_cache import data_fingerprint
 from bertqa.features import WindowSettings
 from bertqa.files import new_folder, read_json_object, write_text
 from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
+from bertqa.model import BertForQuestionAnswering
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_answers, check_examples
@@ -47,6 +50,8 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
     add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
+    add("--average", type=int, default=1, metavar="N",
+        help="hand on the mean of the weights of the last N runs (default: the last run's)")
     add("--eval_file", type=Path, required=True, metavar="FILE",
         help="questions to measure it on, with gold answers")
     # fmt: on
@@ -64,6 +69,7 @@ def main(flags: argparse.Namespace) -> None:
             raise UserError(
                 f"{run} started from {start}, not from {before}: name the runs in order"
             )
+    check_average(flags.average, flags.runs)
     _, decoding = read_decoding_file(flags.runs[-1])
     examples = read_examples(flags.eval_file)
     check_examples(examples, str(flags.eval_file))
@@ -80,8 +86,7 @@ def main(flags: argparse.Namespace) -> None:
         )
     forget_kernels()
     with new_folder(flags.output_dir) as folder:
-        model, _ = load_checkpoint(flags.runs[-1])
-        save_model(folder, model, torch.float16)
+        save_model(folder, mean_of(flags.runs[-flags.average :]), torch.float16)
         BertTokenizer.load(flags.runs[-1]).save(folder)
         curves = write_curves(folder, stages)
         for name in (DECODING_FILE, "threshold.json", "threshold.svg"):
@@ -94,9 +99,39 @@ def main(flags: argparse.Namespace) -> None:
         card = model_card(
             flags.output_dir.name, flags.encoder, flags.data, stages, curves, measured,
             file_digest(folder / WEIGHTS_FILE), flags.eval_file.name, selected=selected,
+            average=flags.average,
         )  # fmt: skip
         write_text(folder / "README.md", card)
     print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
+
+
+def check_average(count: int, runs: Sequence[Path]) -> None:
+    """Refuse a mean of more runs than there are, or of one that a threshold was chosen for.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not 1 <= count <= len(runs):
+        raise UserError(
+            f"--average {count} is not from 1 to {len(runs)}, the runs that are named: give "
+            "another number, or more runs"
+        )
+    if count > 1 and (runs[-1] / DECODING_FILE).exists():
+        raise UserError(
+            f"--average {count}: {runs[-1] / DECODING_FILE} holds a threshold chosen for the last "
+            "run alone; drop --average"
+        )
+
+
+def mean_of(runs: Sequence[Path]) -> BertForQuestionAnswering:
+    """The model whose every weight is the mean of the runs' own."""
+    model, _ = load_checkpoint(runs[0])
+    with torch.no_grad():
+        for number, run in enumerate(runs[1:], start=2):
+            other, _ = load_checkpoint(run)
+            for mean, weight in zip(model.parameters(), other.parameters(), strict=True):
+                mean += (weight - mean) / number
+    return model
 
 
 class Stage(NamedTuple):
@@ -236,8 +271,14 @@ def model_card(
     eval_name: str,
     *,
     selected: bool = False,
+    average: int = 1,
 ) -> str:
-    """The text of the card, in Markdown; ``selected``: the questions chose the step as well."""
+    """The text of the card, in Markdown.
+
+    Args:
+        selected: the questions chose the step as well.
+        average: of so many of the last stages the weights are the mean.
+    """
     last = stages[-1].description
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     parts = [
@@ -260,6 +301,11 @@ def model_card(
         + "\n".join(_command(number, stage) for number, stage in enumerate(stages))
         + "\n```",
         "\n".join(_stage_line(number, stage) for number, stage in enumerate(stages, start=1)),
+        *(
+            [f"The weights are the mean of those that the last {average} runs ended with."]
+            if average > 1
+            else []
+        ),
         f"{versions}; on {last['device']}, {last['processes']} "
         f"process{'es' * (last['processes'] > 1)}.",
         *(f"![{curve.removesuffix('.svg')}]({curve})" for curve in curves),

@@ -146,7 +146,7 @@ class Room:
     def release(self, *runs: Path, eval_file: Path | None = None, output: str = "new") -> None:
         flags = argparse.Namespace(
             runs=list(runs), output_dir=self.path / output, encoder="x", data="y",
-            eval_file=eval_file or self.rows(ROW),
+            eval_file=eval_file or self.rows(ROW), average=1,
         )  # fmt: skip
         release.main(flags)
 
@@ -507,6 +507,10 @@ CASES: dict[str, Callable[[Room], object]] = {
     "an unknown ending": read("x", "x.doc"),
     # release
     "a folder that is there": lambda r: r.release(output="."),
+    "a mean of too many runs": lambda r: release.check_average(3, [r.path, r.path]),
+    "a mean with one run's threshold": lambda r: release.check_average(
+        2, [r.path, r.write("last/decoding.json", "{}").parent]
+    ),
     "runs out of order": lambda r: r.release(r.run("a"), r.run("b")),
     "questions without an answer": lambda r: r.release(r.run(), eval_file=r.rows(UNANSWERABLE)),
     "what was trained on": lambda r: r.release(

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 import train
 from bertqa import release
 from bertqa.answering import QuestionAnswerer
+from bertqa.checkpoint import load_checkpoint
 from bertqa.cli import run_script
 from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import score
 from bertqa.features import WindowSettings
 from bertqa.readers import read_examples
-from bertqa.release import read_stage
+from bertqa.release import mean_of, read_stage
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]
@@ -75,6 +76,36 @@ def test_the_folder_holds_the_last_run_in_half_precision(runs: list[Path], folde
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
     assert whole.keys() == half.keys()
     assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
+
+
+def test_the_mean_of_the_last_runs(runs: list[Path], folder: Path, tmp_path: Path) -> None:
+    third = trained(tmp_path / "third", runs[1], "--seed", 8)
+    given = [*runs, third, "--output_dir", tmp_path / "mean", *TEXTS, "--eval_file", STORIES]
+    assert released(*given, "--average", 2) == 0
+    mean, *parts = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "mean", runs[1], third)
+    )
+    for name, weights in mean.items():
+        expected = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(weights.float(), expected, rtol=1e-3, atol=1e-6)
+        assert not torch.equal(parts[0][name], parts[1][name]) or "position" in name
+    said = "The weights are the mean of those that the last 2 runs ended with."
+    assert said in (tmp_path / "mean" / "README.md").read_text()
+    assert "The weights are the mean" not in (folder / "README.md").read_text()
+    three = mean_of([*runs, third]).state_dict()
+    weights = [load_checkpoint(path)[0].state_dict() for path in (*runs, third)]
+    for name, value in three.items():
+        torch.testing.assert_close(value, torch.stack([w[name] for w in weights]).mean(dim=0))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_mean_of_runs_that_are_not_there(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    given = [*runs, "--output_dir", tmp_path / "mean", *TEXTS, "--eval_file", STORIES]
+    assert released(*given, "--average", count) == 2
+    assert f"--average {count} is not from 1 to 2" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
 
 
 def test_the_card_tells_the_figures_of_the_file(folder: Path) -> None:
