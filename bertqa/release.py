@@ -4,7 +4,7 @@ python -m bertqa.release RUN --output_dir weights/NAME --encoder TEXT --data TEX
 
 The card, README.md, is written from what the run left behind: its settings, versions, commit and
 curves, and EM and F1 of the very file that is handed on, asked with the run's windows. A model that
-was trained in several runs, each from the result of the one before, has them named in order; with
+was trained in several runs, each from the result of one before, has them named in order; with
 ``--average N`` it is the mean of the weights of the last N (Izmailov et al., "Averaging Weights
 Leads to Wider Optima and Better Generalization", 2018).
 """
@@ -46,7 +46,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__ or "")
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN",
-        help="output folder of train.py; several, if one went on from the model of another")
+        help="output folder of train.py; several, if they went on from the models of others")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
     add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
@@ -63,12 +63,7 @@ def main(flags: argparse.Namespace) -> None:
     if flags.output_dir.exists():
         raise UserError(f"--output_dir {flags.output_dir} is there already: name a new folder")
     stages = [read_stage(run) for run in flags.runs]
-    for before, run, stage in zip(flags.runs, flags.runs[1:], stages[1:], strict=False):
-        start = stage.description["settings"]["model"]
-        if Path(start).name != before.name:
-            raise UserError(
-                f"{run} started from {start}, not from {before}: name the runs in order"
-            )
+    starts = starts_of(flags.runs, stages)
     check_average(flags.average, flags.runs)
     _, decoding = read_decoding_file(flags.runs[-1])
     examples = read_examples(flags.eval_file)
@@ -88,7 +83,7 @@ def main(flags: argparse.Namespace) -> None:
     with new_folder(flags.output_dir) as folder:
         save_model(folder, mean_of(flags.runs[-flags.average :]), torch.float16)
         BertTokenizer.load(flags.runs[-1]).save(folder)
-        curves = write_curves(folder, stages)
+        curves = write_curves(folder, stages, starts)
         for name in (DECODING_FILE, "threshold.json", "threshold.svg"):
             if (flags.runs[-1] / name).exists():
                 shutil.copyfile(flags.runs[-1] / name, folder / name)
@@ -97,12 +92,31 @@ def main(flags: argparse.Namespace) -> None:
         measured = measure(folder, examples, windows)
         selected = any(stage.description["data"]["validation"] == seen for stage in stages)
         card = model_card(
-            flags.output_dir.name, flags.encoder, flags.data, stages, curves, measured,
+            flags.output_dir.name, flags.encoder, flags.data, stages, starts, curves, measured,
             file_digest(folder / WEIGHTS_FILE), flags.eval_file.name, selected=selected,
             average=flags.average,
         )  # fmt: skip
         write_text(folder / "README.md", card)
     print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
+
+
+def starts_of(runs: Sequence[Path], stages: Sequence["Stage"]) -> list[int]:
+    """For each run the number of the one, from 1, whose model it started from; 0 for the encoder.
+
+    Raises:
+        UserError: one after the first started from none of those before it.
+    """
+    starts = [0]
+    for number, stage in enumerate(stages[1:], start=1):
+        model = stage.description["settings"]["model"]
+        before = [run.name for run in runs[:number]]
+        if Path(model).name not in before:
+            raise UserError(
+                f"{runs[number]} started from {model}, not from {' or '.join(before)}: name the "
+                "runs in order"
+            )
+        starts.append(1 + before.index(Path(model).name))
+    return starts
 
 
 def check_average(count: int, runs: Sequence[Path]) -> None:
@@ -130,7 +144,7 @@ def mean_of(runs: Sequence[Path]) -> BertForQuestionAnswering:
         for number, run in enumerate(runs[1:], start=2):
             other, _ = load_checkpoint(run)
             for mean, weight in zip(model.parameters(), other.parameters(), strict=True):
-                mean += (weight - mean) / number
+                mean.add_((weight - mean) / number)
     return model
 
 
@@ -232,25 +246,36 @@ def measure(folder: Path, examples: Sequence[Example], windows: WindowSettings) 
     )
 
 
-def write_curves(folder: Path, stages: Sequence[Stage]) -> list[str]:
-    """Pictures of loss, and of EM and F1 where the runs measured them; their file names."""
-    losses, exact, f1 = [], [], []
-    before = 0
-    for stage in stages:
-        steps = [(before + line["step"], line) for line in stage.log]
-        losses += [(step, line["loss"]) for step, line in steps if "loss" in line]
+_Curve = list[tuple[float, float]]
+
+
+def write_curves(folder: Path, stages: Sequence[Stage], starts: Sequence[int]) -> list[str]:
+    """Pictures of loss, and of EM and F1 where the runs measured them; their file names.
+
+    Runs that went on from each other are one line; one that branched off has a line of its own.
+    """
+    losses: list[tuple[str, _Curve]] = []
+    exact: _Curve = []
+    f1: _Curve = []
+    ends = [0]  # steps from the encoder to the model of each run
+    for number, (stage, start) in enumerate(zip(stages, starts, strict=True), start=1):
+        steps = [(ends[start] + line["step"], line) for line in stage.log]
+        ends.append(ends[start] + stage.kept)  # from there the next run went on
+        curve = [(step, line["loss"]) for step, line in steps if "loss" in line]
+        if start == number - 1 and losses:
+            losses[-1][1].extend(curve)
+        else:
+            losses.append((f"run {number}" if losses else "loss", curve))
         exact += [(step, line["exact_match"]) for step, line in steps if "exact_match" in line]
         f1 += [(step, line["f1"]) for step, line in steps if "f1" in line]
-        before += stage.kept  # from there the next run went on
     charts = {}
-    if losses:
-        charts["loss.svg"] = line_chart(
-            "Training loss, start + end", "step", [Line("loss", smoothed(losses))]
-        )
+    lines = [Line(name, smoothed(curve)) for name, curve in losses if curve]
+    if lines:  # a chart has three colours
+        charts["loss.svg"] = line_chart("Training loss, start + end", "step", lines[:3])
     if f1:
         charts["accuracy.svg"] = line_chart(
             "Exact match and F1 on held-out questions, %", "step",
-            [Line("F1", f1), Line("exact match", exact)],
+            [Line("F1", sorted(f1)), Line("exact match", sorted(exact))],
         )  # fmt: skip
     for name, chart in charts.items():
         write_text(folder / name, chart)
@@ -265,6 +290,7 @@ def model_card(
     encoder: str,
     data: str,
     stages: Sequence[Stage],
+    starts: Sequence[int],
     curves: Sequence[str],
     measured: Measured,
     digest: str,
@@ -276,6 +302,7 @@ def model_card(
     """The text of the card, in Markdown.
 
     Args:
+        starts: see ``starts_of``.
         selected: the questions chose the step as well.
         average: of so many of the last stages the weights are the mean.
     """
@@ -298,7 +325,10 @@ def model_card(
         f'```bash\npython infer.py --model {name} --question "..." --context "..."\n```',
         "## Training",
         "```bash\n"
-        + "\n".join(_command(number, stage) for number, stage in enumerate(stages))
+        + "\n".join(
+            _command(number, stage, start)
+            for number, (stage, start) in enumerate(zip(stages, starts, strict=True), start=1)
+        )
         + "\n```",
         "\n".join(_stage_line(number, stage) for number, stage in enumerate(stages, start=1)),
         *(
@@ -318,14 +348,14 @@ def model_card(
 _PATHS = {"--train_file", "--validation_file"}
 
 
-def _command(number: int, stage: Stage) -> str:
+def _command(number: int, stage: Stage, start: int) -> str:
     """The command of a run as it was given, but for the folders of the machine."""
     words = [str(word) for word in stage.description["command"][1:]]
     processes = stage.description["processes"]
     shown = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     shown.append("train.py")
-    replaced = {"--output_dir": f"runs/{number + 1}"}
-    replaced["--model"] = f"runs/{number}" if number else "ENCODER"
+    replaced = {"--output_dir": f"runs/{number}"}
+    replaced["--model"] = f"runs/{start}" if start else "ENCODER"
     flag = ""
     for word in words:
         given, equals, value = word.partition("=")

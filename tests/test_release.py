@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import train
 from bertqa import release
 from bertqa.answering import QuestionAnswerer
+from bertqa.charts import Line
 from bertqa.checkpoint import load_checkpoint
 from bertqa.cli import run_script
 from bertqa.decoding_file import read_decoding_file
@@ -76,6 +77,24 @@ def test_the_folder_holds_the_last_run_in_half_precision(runs: list[Path], folde
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
     assert whole.keys() == half.keys()
     assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
+
+
+def test_a_run_that_branched_off(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = trained(tmp_path / "third", runs[0], "--seed", 8)
+    stages = [read_stage(run) for run in (*runs, third)]
+    assert release.starts_of([*runs, third], stages) == [0, 1, 1]
+    with pytest.raises(UserError, match=r"third started from .*, not from second: name the runs"):
+        release.starts_of([runs[1], third], stages[1:])
+    drawn: list[list[Line]] = []
+    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    release.write_curves(tmp_path, stages, [0, 1, 1])
+    losses, kept = drawn[0], stages[0].kept
+    assert [line.name for line in losses] == ["loss", "run 3"]
+    steps = [[step for step, _ in line.points] for line in losses]
+    on_top = [kept + 2, kept + 4, kept + 6]
+    assert steps == [[2, 4, 6, *on_top], on_top]
 
 
 def test_the_mean_of_the_last_runs(runs: list[Path], folder: Path, tmp_path: Path) -> None:
