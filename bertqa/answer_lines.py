@@ -214,7 +214,7 @@ def _settings(qa: QuestionAnswerer, source: Path, output: LineOutput, model: str
         "model": model,
         "windows": asdict(qa.windows),
         "decoding": asdict(qa.decoding),
-        "precision": "int8" if qa.runtime.int8 else str(qa.runtime.dtype).removeprefix("torch."),
+        "precision": qa.runtime.precision,
         "top_k": output.top_k,
         "all_offsets": output.all_offsets,
     }

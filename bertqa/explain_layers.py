@@ -1,6 +1,6 @@
 """The page of an answer, its second half: layers, heads, attention, and the part of each word."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from torch import Tensor
@@ -281,14 +281,7 @@ def _attention_controls(e: Explanation) -> str:
             f'<select id="attention-{name}">{options}</select>'
         )
 
-    ways = "".join(
-        f'<input type="radio" name="attention-way" id="way-{way}" value="{way}"{checked}>'
-        f'<label for="way-{way}">{name}</label>'
-        for way, name, checked in (
-            ("from", "where it looks", " checked"),
-            ("to", "who looks at it", ""),
-        )
-    )
+    ways = _radios("attention-way", {"from": "where it looks", "to": "who looks at it"})
     presets = [("question", "the question", "Question")]
     presets.append(("cls", "[CLS]", "[CLS]") if e.is_null else ("answer", "the answer", "Answer"))
     buttons = "".join(
@@ -304,6 +297,17 @@ def _attention_controls(e: Explanation) -> str:
         f'<span class="group" role="group" aria-label="Tokens">{buttons}</span>'
         '<span class="group"><input type="checkbox" id="attention-words" checked>'
         '<label for="attention-words">words only, without [CLS] and [SEP]</label></span></div>'
+    )
+
+
+def _radios(name: str, choices: Mapping[str, str]) -> str:
+    """One choice of several, by value and label; the first is taken."""
+    first = next(iter(choices))
+    return "".join(
+        f'<input type="radio" name="{name}" id="{name}-{value}" value="{value}"'
+        f"{' checked' * (value == first)}>"
+        f'<label for="{name}-{value}">{label}</label>'
+        for value, label in choices.items()
     )
 
 
@@ -339,15 +343,7 @@ def parts_section(e: Explanation, found: Sequence[Source]) -> str:
         f"<td>{signed(float(e.inside.end_parts.tokens[i]))}</td><td>{signed(float(total[i]))}</td></tr>"
         for i in total.abs().argsort(descending=True)[:12].tolist()
     )
-    choices = "".join(
-        f'<input type="radio" name="parts-of" id="parts-{key}" value="{key}"{checked}>'
-        f'<label for="parts-{key}">{name}</label>'
-        for key, name, checked in (
-            ("span", "both", " checked"),
-            ("start", "start score", ""),
-            ("end", "end score", ""),
-        )
-    )
+    choices = _radios("parts-of", {"span": "both", "start": "start score", "end": "end score"})
     controls = (
         '<div class="controls" id="parts-controls" hidden><fieldset><legend>Of the</legend>'
         f"{choices}</fieldset></div>"

@@ -451,7 +451,7 @@ def test_any_head_and_any_token(
             assert row.startswith(e.tokens[best])
             shown = float(row.removeprefix(e.tokens[best]).strip("<%"))
             assert shown == pytest.approx(100 * float(values[best]), abs=0.9)
-    tab.run("document.getElementById('way-to').click()")
+    tab.run("document.getElementById('attention-way-to').click()")
     assert "is looked at by" in text_of(tab, "#attention-says")
     tab.run("document.getElementById('attention-words').click()")
     tab.run("document.querySelector('[data-preset=question]').click()")
@@ -528,7 +528,7 @@ def test_the_parts_of_start_and_end(
 ) -> None:
     tab, e = opened(browser, files["plain"]), explanations["plain"]
     strongest = int(e.inside.end_parts.tokens.abs().argmax())
-    tab.run("document.getElementById('parts-end').click()")
+    tab.run("document.getElementById('parts-of-end').click()")
     token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"
     assert tab.run(f"{token}.style.getPropertyValue('--v')") == "1.00"
     is_minus = bool(e.inside.end_parts.tokens[strongest] < 0)

@@ -1,5 +1,6 @@
 """Mending: what is put right, what is left alone, and that the copy reads back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,14 @@ def test_the_copy_reads_back_and_has_nothing_left_to_mend(
     assert {example.context for example in result.examples} == {row.context for row in rows}
     if not result.changes:
         assert all(ours is row for ours, row in zip(result.examples, rows, strict=True))
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_half_a_surrogate_pair_in_a_title_is_copied(tmp_path: Path, ending: str) -> None:
+    example = replace(asked(("Ada", 0)), title="half \ud83d")
+    save_examples(tmp_path / f"copy{ending}", [example])
+    (copy,) = read_examples(tmp_path / f"copy{ending}")
+    assert copy.title == "half \ud83d"
 
 
 def test_the_copy_has_two_endings(tmp_path: Path) -> None:

@@ -1555,3 +1555,32 @@ def test_every_flag_is_explained(script: str, capsys: pytest.CaptureFixture[str]
         assert f"--{flag}" in text
     assert "overlap of two neighbouring windows" in text  # what doc_stride means
     assert math.isclose(flags.get("learning_rate", 2e-5), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        (source, file)
+        for source, own in (
+            ("a.jsonl", ("predictions.jsonl", "rejects.jsonl", "settings.json")),
+            ("a.json", ("predictions.json", "nbest_predictions.json", "null_odds.json")),
+        )
+        for file in (*own, "metrics.json")
+    ],
+)
+def test_no_file_of_others_is_replaced_or_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, file: str
+) -> None:
+    """The output folder may be a model's, with figures of its own."""
+    (tmp_path / file).write_text("mine")
+    flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
+    with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
+        infer.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
+    assert {path.name for path in tmp_path.iterdir()} == {file}
+
+
+def test_a_byte_order_mark_counts_where_bytes_are_told(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfAda built it.")
+    given = ["--question", "Who?", "--context_file", str(tmp_path / "text.txt"), "--json"]
+    assert infer.read_context(infer.parse_flags(given)) == "Ada built it."
+    assert infer.read_context(infer.parse_flags([*given, "--all_offsets"])) == "\ufeffAda built it."

@@ -181,6 +181,18 @@ def test_special_tokens_in_a_text_are_text(both):
     assert theirs.sep_token_id in theirs(text, add_special_tokens=False)["input_ids"]
 
 
+def test_special_tokens_that_a_file_calls_plain_are_special_all_the_same(tmp_path):
+    write_tokenizer(tmp_path).save(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    entries = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert any(token["content"] == "[SEP]" for token in entries["added_tokens"])
+    for token in entries["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(entries))
+    tokenizer = BertTokenizer.load(tmp_path)
+    assert tokenizer.sep_id not in tokenizer.encode(["the [SEP] in"]).ids.tolist()
+
+
 def test_truncation_and_padding_are_switched_off(folder, tmp_path):
     expected = rows(BertTokenizer.load(folder).encode(TEXTS))
     backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer

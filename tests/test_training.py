@@ -32,7 +32,7 @@ from bertqa.features import WindowSettings, make_windows
 from bertqa.interrupts import Stopped
 from bertqa.model import BertForQuestionAnswering
 from bertqa.readers import read_examples
-from bertqa.runs import Progress, RunFolder, evaluation_table
+from bertqa.runs import Progress, RunFolder, check_free, evaluation_table
 from bertqa.runtime import Runtime
 from bertqa.training import Run, TrainingSettings
 from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
@@ -789,6 +789,22 @@ def test_a_folder_that_is_another_for_each_process(
     monkeypatch.setattr(Runtime, "gather", lambda self, value: [value, 500])
     with pytest.raises(UserError, match="other checkpoints for one process than for another"):
         run.start(resume=False)
+
+
+def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be looked at: File name too long"):
+        check_free(tmp_path / ("x" * 300), resume=False)
+
+
+def test_memory_that_is_short_is_not_taken_for_a_dead_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("torch.distributed.barrier", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        Runtime(torch.device("cpu"), world_size=2).wait_for_all()
 
 
 # --- a loss that is no number --------------------------------------------------------------------
