@@ -253,7 +253,10 @@ def write_curves(folder: Path, stages: Sequence[Stage], starts: Sequence[int]) -
     """Pictures of loss, and of EM and F1 where the runs measured them; their file names.
 
     Runs that went on from each other are one line; one that branched off has a line of its own.
+    EM and F1 are those of the questions that the last run was measured on: those of others, such
+    as of short contexts, cannot be compared.
     """
+    asked = stages[-1].description["data"]["validation"]
     losses: list[tuple[str, _Curve]] = []
     exact: _Curve = []
     f1: _Curve = []
@@ -266,6 +269,8 @@ def write_curves(folder: Path, stages: Sequence[Stage], starts: Sequence[int]) -
             losses[-1][1].extend(curve)
         else:
             losses.append((f"run {number}" if losses else "loss", curve))
+        if stage.description["data"]["validation"] != asked:
+            continue
         exact += [(step, line["exact_match"]) for step, line in steps if "exact_match" in line]
         f1 += [(step, line["f1"]) for step, line in steps if "f1" in line]
     charts = {}

@@ -22,8 +22,10 @@ from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.evaluation import score
 from bertqa.features import WindowSettings
+from bertqa.mending import save_examples
 from bertqa.readers import read_examples
 from bertqa.release import mean_of, read_stage
+from bertqa.shorten import shorten
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]
@@ -95,6 +97,24 @@ def test_a_run_that_branched_off(
     steps = [[step for step, _ in line.points] for line in losses]
     on_top = [kept + 2, kept + 4, kept + 6]
     assert steps == [[2, 4, 6, *on_top], on_top]
+
+
+def test_a_run_that_was_measured_on_other_questions(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of short contexts, say: its loss is part of the curve, its F1 is not."""
+    short = tmp_path / "short.json"
+    save_examples(short, shorten(read_examples(STORIES), 12, seed=1))
+    first = trained(tmp_path / "first", runs[0], source=short)
+    stages = [read_stage(run) for run in (first, trained(tmp_path / "second", first))]
+    drawn: list[list[Line]] = []
+    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    release.write_curves(tmp_path, stages, [0, 1])
+    (loss,), (f1, exact) = drawn
+    kept = stages[0].kept
+    assert [step for step, _ in loss.points] == [2, 4, 6, kept + 2, kept + 4, kept + 6]
+    assert [step for step, _ in f1.points] == [kept + 3, kept + 6]
+    assert [step for step, _ in exact.points] == [kept + 3, kept + 6]
 
 
 def test_the_mean_of_the_last_runs(runs: list[Path], folder: Path, tmp_path: Path) -> None:
