@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertqa.explain import Explanation
+from bertqa.explanation import Explanation
 
 BUDGET = 2_300_000  # characters of base64: what a page of 3 MB has for attention
 _ENOUGH = 0.99  # of the attention; beyond it more targets show nothing

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from bertqa.excerpts import shortened
-from bertqa.explain import Candidate
 from bertqa.explain_data import clean
 from bertqa.explain_sources import FORMULAS, Source
+from bertqa.explanation import Candidate
 
 SECTIONS = {
     "context": "Where it stands",

@@ -6,7 +6,6 @@ from html import escape
 from torch import Tensor
 
 from bertqa.charts import apart
-from bertqa.explain import Explanation
 from bertqa.explain_data import PackedAttention
 from bertqa.explain_html import (
     answer_text,
@@ -23,6 +22,7 @@ from bertqa.explain_html import (
     text_of,
 )
 from bertqa.explain_sources import Source
+from bertqa.explanation import Explanation
 
 _LIST = 8  # rows of a list of tokens
 _STRIPS = {

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bertqa.explain import Explanation
 from bertqa.explain_data import packed_attention, script_data
 from bertqa.explain_html import (
     SECTIONS,
@@ -23,6 +22,7 @@ from bertqa.explain_html import (
 from bertqa.explain_layers import attention_section, heads_section, lens_section, parts_section
 from bertqa.explain_sources import Source, sources
 from bertqa.explain_spans import candidates_section, context_section, highlights, matrix_section
+from bertqa.explanation import Explanation
 from bertqa.pages import document
 
 # Where the repository's files can be read, such as https://HOST/OWNER/NAME/blob/main; None while

@@ -18,7 +18,8 @@ from bertqa.evaluation import (
     _window_results,
     _with_null,
 )
-from bertqa.explain import Explanation, _reading
+from bertqa.explain import _reading
+from bertqa.explanation import Explanation
 from bertqa.inside import _effects, integrated_gradients
 from bertqa.interventions import Interventions
 from bertqa.model import BertForQuestionAnswering, SpanHead, attention, window_losses

@@ -6,7 +6,6 @@ from html import escape
 from torch import Tensor
 
 from bertqa.excerpts import shortened
-from bertqa.explain import Candidate, Explanation
 from bertqa.explain_html import (
     answer_text,
     code_links,
@@ -22,6 +21,7 @@ from bertqa.explain_html import (
     text_of,
 )
 from bertqa.explain_sources import Source
+from bertqa.explanation import Candidate, Explanation
 
 _ROWS = 20  # most rows of a table of spans
 _OUTSIDE = 600  # characters of the context that are shown before and after the window

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from bertqa.excerpts import shortened, visible
-from bertqa.explain import Candidate, Cell, Explanation
+from bertqa.explanation import Candidate, Cell, Explanation
 
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"

@@ -15,11 +15,12 @@ from bertqa.answering import QuestionAnswerer, asked
 from bertqa.checkpoint import load_checkpoint
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings
-from bertqa.explain import Explanation, explain, passes
+from bertqa.explain import explain, passes
 from bertqa.explain_data import clean, packed_attention, quantised
 from bertqa.explain_html import answer_text
 from bertqa.explain_sources import FORMULAS, source_of, sources
 from bertqa.explain_text import on_one_line, render
+from bertqa.explanation import Explanation
 from bertqa.features import WindowSettings
 from bertqa.inside import head_effects
 from bertqa.model import BertForQuestionAnswering

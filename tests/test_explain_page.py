@@ -14,11 +14,12 @@ import infer
 from bertqa.answering import QuestionAnswerer, asked
 from bertqa.checkpoint import load_checkpoint
 from bertqa.evaluation import DecodingSettings
-from bertqa.explain import Explanation, explain
+from bertqa.explain import explain
 from bertqa.explain_data import BUDGET, clean, packed_attention, quantised
 from bertqa.explain_html import direction_of, json_of, percent
 from bertqa.explain_page import page
 from bertqa.explain_sources import sources
+from bertqa.explanation import Explanation
 from bertqa.features import WindowSettings
 from bertqa.runtime import Runtime
 from bertqa.tokenization import BertTokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bertqa.explain import Explanation
+from bertqa.explanation import Explanation
 from bertqa.model import BertOutput
 from tests.helpers import write_checkpoint
 
