@@ -4,9 +4,8 @@ python -m bertqa.release RUN --output_dir weights/NAME --encoder TEXT --data TEX
 
 The card, README.md, is written from what the run left behind: its settings, versions, commit and
 curves, and EM and F1 of the very file that is handed on, asked with the run's windows. A model that
-was trained in several runs, each from the result of one before, has them named in order; with
-``--average N`` it is the mean of the weights of the last N (Izmailov et al., "Averaging Weights
-Leads to Wider Optima and Better Generalization", 2018).
+was trained in several runs, each from the result of one before, has them named in order, and the
+means that average.py made of them as well.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import torch
 
 from bertqa.analysis import Group, breakdown
 from bertqa.answering import QuestionAnswerer
+from bertqa.average import AVERAGE_FILE, read_average
 from bertqa.charts import Line, line_chart, smoothed
 from bertqa.checkpoint import load_checkpoint, save_model
 from bertqa.cli import Parser, run_script
@@ -33,7 +33,6 @@ from bertqa.feature_cache import data_fingerprint
 from bertqa.features import WindowSettings
 from bertqa.files import new_folder, read_json_object, write_text
 from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
-from bertqa.model import BertForQuestionAnswering
 from bertqa.readers import read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_answers, check_examples
@@ -46,12 +45,11 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__ or "")
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN",
-        help="output folder of train.py; several, if they went on from the models of others")
+        help="output folder of train.py or of bertqa.average; several, in order, if they went on "
+        "from each other")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
     add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
-    add("--average", type=int, default=1, metavar="N",
-        help="hand on the mean of the weights of the last N runs (default: the last run's)")
     add("--eval_file", type=Path, required=True, metavar="FILE",
         help="questions to measure it on, with gold answers")
     # fmt: on
@@ -62,16 +60,17 @@ def main(flags: argparse.Namespace) -> None:
     """Write the folder, measure what is in it, and add the card."""
     if flags.output_dir.exists():
         raise UserError(f"--output_dir {flags.output_dir} is there already: name a new folder")
-    stages = [read_stage(run) for run in flags.runs]
-    starts = starts_of(flags.runs, stages)
-    check_average(flags.average, flags.runs)
-    _, decoding = read_decoding_file(flags.runs[-1])
+    steps = [read_step(run) for run in flags.runs]
+    starts = starts_of(flags.runs, steps)
+    stages = [step for step in steps if isinstance(step, Stage)]
+    handed_on = flags.runs[-1]
+    _, decoding = read_decoding_file(handed_on)
     examples = read_examples(flags.eval_file)
     check_examples(examples, str(flags.eval_file))
     check_answers(examples, str(flags.eval_file))
     if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
         raise UserError(
-            f"--eval_file {flags.eval_file} has questions without an answer, and {flags.runs[-1]} "
+            f"--eval_file {flags.eval_file} has questions without an answer, and {handed_on} "
             "was trained to answer all: give a file in which all have one"
         )
     seen = data_fingerprint(examples)
@@ -81,71 +80,56 @@ def main(flags: argparse.Namespace) -> None:
         )
     forget_kernels()
     with new_folder(flags.output_dir) as folder:
-        save_model(folder, mean_of(flags.runs[-flags.average :]), torch.float16)
-        BertTokenizer.load(flags.runs[-1]).save(folder)
-        curves = write_curves(folder, stages, starts)
+        save_model(folder, load_checkpoint(handed_on)[0], torch.float16)
+        BertTokenizer.load(handed_on).save(folder)
+        curves = write_curves(folder, steps, starts)
         for name in (DECODING_FILE, "threshold.json", "threshold.svg"):
-            if (flags.runs[-1] / name).exists():
-                shutil.copyfile(flags.runs[-1] / name, folder / name)
+            if (handed_on / name).exists():
+                shutil.copyfile(handed_on / name, folder / name)
         curves += ["threshold.svg"] * (folder / "threshold.svg").exists()
         windows = WindowSettings(**stages[-1].description["data"]["windows"])
         measured = measure(folder, examples, windows)
         selected = any(stage.description["data"]["validation"] == seen for stage in stages)
         card = model_card(
-            flags.output_dir.name, flags.encoder, flags.data, stages, starts, curves, measured,
+            flags.output_dir.name, flags.encoder, flags.data, steps, starts, curves, measured,
             file_digest(folder / WEIGHTS_FILE), flags.eval_file.name, selected=selected,
-            average=flags.average,
         )  # fmt: skip
         write_text(folder / "README.md", card)
     print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
 
 
-def starts_of(runs: Sequence[Path], stages: Sequence["Stage"]) -> list[int]:
-    """For each run the number of the one, from 1, whose model it started from; 0 for the encoder.
+def starts_of(runs: Sequence[Path], steps: Sequence["Step"]) -> list[list[int]]:
+    """For each step the numbers of those that it was made of, from 1; 0 is the encoder.
 
     Raises:
-        UserError: one after the first started from none of those before it.
+        UserError: one was made of a model that is none of those before it.
     """
-    starts = [0]
-    for number, stage in enumerate(stages[1:], start=1):
-        model = stage.description["settings"]["model"]
-        before = [run.name for run in runs[:number]]
-        if Path(model).name not in before:
+    starts: list[list[int]] = []
+    encoder = ""
+    for number, (run, step) in enumerate(zip(runs, steps, strict=True)):
+        before = [earlier.name for earlier in runs[:number]]
+        if isinstance(step, Mean):
+            names, made = step.of, "is a mean with"
+        else:
+            model = str(step.description["settings"]["model"])
+            encoder = encoder or model
+            if model == encoder:
+                starts.append([0])
+                continue
+            names, made = [Path(model).name], "started from"
+        away = [name for name in names if name not in before]
+        if away:
             raise UserError(
-                f"{runs[number]} started from {model}, not from {' or '.join(before)}: name the "
-                "runs in order"
+                f"{run} {made} {away[0]}, which is not named before it: name all runs in order"
             )
-        starts.append(1 + before.index(Path(model).name))
+        starts.append([1 + before.index(name) for name in names])
     return starts
 
 
-def check_average(count: int, runs: Sequence[Path]) -> None:
-    """Refuse a mean of more runs than there are, or of one that a threshold was chosen for.
+class Mean(NamedTuple):
+    """A folder of average.py: the names of the folders whose weights it is the mean of."""
 
-    Raises:
-        UserError: it is one of these.
-    """
-    if not 1 <= count <= len(runs):
-        raise UserError(
-            f"--average {count} is not from 1 to {len(runs)}, the runs that are named: give "
-            "another number, or more runs"
-        )
-    if count > 1 and (runs[-1] / DECODING_FILE).exists():
-        raise UserError(
-            f"--average {count}: {runs[-1] / DECODING_FILE} holds a threshold chosen for the last "
-            "run alone; drop --average"
-        )
-
-
-def mean_of(runs: Sequence[Path]) -> BertForQuestionAnswering:
-    """The model whose every weight is the mean of the runs' own."""
-    model, _ = load_checkpoint(runs[0])
-    with torch.no_grad():
-        for number, run in enumerate(runs[1:], start=2):
-            other, _ = load_checkpoint(run)
-            for mean, weight in zip(model.parameters(), other.parameters(), strict=True):
-                mean.add_((weight - mean) / number)
-    return model
+    of: list[str]
 
 
 class Stage(NamedTuple):
@@ -162,10 +146,23 @@ class Stage(NamedTuple):
         return int(max(rows, key=lambda row: row["f1"])["step"] if rows else last)
 
 
+Step = Stage | Mean
+
 _NEEDED = {
     "settings": ("model", "windows_per_step", "precision"),
     "data": ("train", "validation", "windows"),
 }
+
+
+def read_step(run: Path) -> Step:
+    """A run, or a mean.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (run / AVERAGE_FILE).exists():
+        return Mean(read_average(run))
+    return read_stage(run)
 
 
 def read_stage(run: Path) -> Stage:
@@ -249,30 +246,34 @@ def measure(folder: Path, examples: Sequence[Example], windows: WindowSettings) 
 _Curve = list[tuple[float, float]]
 
 
-def write_curves(folder: Path, stages: Sequence[Stage], starts: Sequence[int]) -> list[str]:
+def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[int]]) -> list[str]:
     """Pictures of loss, and of EM and F1 where the runs measured them; their file names.
 
     Runs that went on from each other are one line; one that branched off has a line of its own.
     EM and F1 are those of the questions that the last run was measured on: those of others, such
     as of short contexts, cannot be compared.
     """
-    asked = stages[-1].description["data"]["validation"]
+    asked = [s.description["data"]["validation"] for s in steps if isinstance(s, Stage)][-1]
     losses: list[tuple[str, _Curve]] = []
     exact: _Curve = []
     f1: _Curve = []
-    ends = [0]  # steps from the encoder to the model of each run
-    for number, (stage, start) in enumerate(zip(stages, starts, strict=True), start=1):
-        steps = [(ends[start] + line["step"], line) for line in stage.log]
-        ends.append(ends[start] + stage.kept)  # from there the next run went on
-        curve = [(step, line["loss"]) for step, line in steps if "loss" in line]
-        if start == number - 1 and losses:
+    ends = [0]  # optimiser steps on the way from the encoder to each model
+    for number, (step, start) in enumerate(zip(steps, starts, strict=True), start=1):
+        begin = max(ends[i] for i in start)
+        if isinstance(step, Mean):
+            ends.append(begin)
+            continue
+        rows = [(begin + line["step"], line) for line in step.log]
+        ends.append(begin + step.kept)  # from there the next run went on
+        curve = [(place, line["loss"]) for place, line in rows if "loss" in line]
+        if losses and start == [number - 1]:
             losses[-1][1].extend(curve)
         else:
             losses.append((f"run {number}" if losses else "loss", curve))
-        if stage.description["data"]["validation"] != asked:
+        if step.description["data"]["validation"] != asked:
             continue
-        exact += [(step, line["exact_match"]) for step, line in steps if "exact_match" in line]
-        f1 += [(step, line["f1"]) for step, line in steps if "f1" in line]
+        exact += [(place, line["exact_match"]) for place, line in rows if "exact_match" in line]
+        f1 += [(place, line["f1"]) for place, line in rows if "f1" in line]
     charts = {}
     lines = [Line(name, smoothed(curve)) for name, curve in losses if curve]
     if lines:  # a chart has three colours
@@ -294,24 +295,22 @@ def model_card(
     name: str,
     encoder: str,
     data: str,
-    stages: Sequence[Stage],
-    starts: Sequence[int],
+    steps: Sequence[Step],
+    starts: Sequence[Sequence[int]],
     curves: Sequence[str],
     measured: Measured,
     digest: str,
     eval_name: str,
     *,
     selected: bool = False,
-    average: int = 1,
 ) -> str:
     """The text of the card, in Markdown.
 
     Args:
         starts: see ``starts_of``.
         selected: the questions chose the step as well.
-        average: of so many of the last stages the weights are the mean.
     """
-    last = stages[-1].description
+    last = [step.description for step in steps if isinstance(step, Stage)][-1]
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     parts = [
         f"# {name}",
@@ -331,15 +330,13 @@ def model_card(
         "## Training",
         "```bash\n"
         + "\n".join(
-            _command(number, stage, start)
-            for number, (stage, start) in enumerate(zip(stages, starts, strict=True), start=1)
+            _command(number, step, start)
+            for number, (step, start) in enumerate(zip(steps, starts, strict=True), start=1)
         )
         + "\n```",
-        "\n".join(_stage_line(number, stage) for number, stage in enumerate(stages, start=1)),
-        *(
-            [f"The weights are the mean of those that the last {average} runs ended with."]
-            if average > 1
-            else []
+        "\n".join(
+            _step_line(number, step, start)
+            for number, (step, start) in enumerate(zip(steps, starts, strict=True), start=1)
         ),
         f"{versions}; on {last['device']}, {last['processes']} "
         f"process{'es' * (last['processes'] > 1)}.",
@@ -353,14 +350,17 @@ def model_card(
 _PATHS = {"--train_file", "--validation_file"}
 
 
-def _command(number: int, stage: Stage, start: int) -> str:
+def _command(number: int, step: Step, start: Sequence[int]) -> str:
     """The command of a run as it was given, but for the folders of the machine."""
-    words = [str(word) for word in stage.description["command"][1:]]
-    processes = stage.description["processes"]
+    if isinstance(step, Mean):
+        folders = " ".join(f"runs/{i}" for i in start)
+        return f"python -m bertqa.average {folders} --output_dir runs/{number}"
+    words = [str(word) for word in step.description["command"][1:]]
+    processes = step.description["processes"]
     shown = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     shown.append("train.py")
     replaced = {"--output_dir": f"runs/{number}"}
-    replaced["--model"] = f"runs/{start}" if start else "ENCODER"
+    replaced["--model"] = f"runs/{start[0]}" if start[0] else "ENCODER"
     flag = ""
     for word in words:
         given, equals, value = word.partition("=")
@@ -376,14 +376,16 @@ def _command(number: int, stage: Stage, start: int) -> str:
     return shlex.join(word for word in shown if word != "--resume")
 
 
-def _stage_line(number: int, stage: Stage) -> str:
-    description, log = stage.description, stage.log
+def _step_line(number: int, step: Step, start: Sequence[int]) -> str:
+    if isinstance(step, Mean):
+        return f"- {number}: the mean of the weights of {_listed(start)}"
+    description, log = step.description, step.log
     done = max((line["step"] for line in log), default=0)
     epochs = max((line["epoch"] for line in log), default=0)
     losses = [line["loss"] for line in log if "loss" in line]
     rates = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
     ended = f", the last logged loss {losses[-1]:.3f}" if losses else ""
-    kept = f", kept: step {stage.kept:,}" if stage.kept != done else ""
+    kept = f", kept: step {step.kept:,}" if step.kept != done else ""
     speed = f", {sorted(rates)[len(rates) // 2]:,} tokens/s" if rates else ""
     windows = description["settings"]["windows_per_step"]
     precision = description["settings"]["precision"].removeprefix("torch.")
@@ -391,6 +393,12 @@ def _stage_line(number: int, stage: Stage) -> str:
         f"- run {number}: {done:,} steps of {windows} windows ({epochs:.2f} epochs) in "
         f"{precision}{speed}{ended}{kept}; commit `{description['git_commit']}`"
     )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """1, 2 and 3."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _group_table(groups: Sequence[Group]) -> str:

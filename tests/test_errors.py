@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ import train
 from bertqa import (
     ablate,
     answer_lines,
+    average,
     comparison,
     hub,
     inside,
@@ -147,7 +149,7 @@ class Room:
     def release(self, *runs: Path, eval_file: Path | None = None, output: str = "new") -> None:
         flags = argparse.Namespace(
             runs=list(runs), output_dir=self.path / output, encoder="x", data="y",
-            eval_file=eval_file or self.rows(ROW), average=1,
+            eval_file=eval_file or self.rows(ROW),
         )  # fmt: skip
         release.main(flags)
 
@@ -337,6 +339,20 @@ def taken_away(room: Room, *flags: object) -> None:
     ablate.check_flags(ablate.parse_flags(given))
 
 
+def two_kinds(room: Room) -> object:
+    folder = room.folder()
+    other = room.path / "other"
+    shutil.copytree(folder, other)
+    change_json(other / TOKENIZER, lambda e: e["model"].update(max_input_chars_per_word=99))
+    return average.mean_of([folder, other])
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    entries = json.loads(path.read_text())
+    change(entries)
+    path.write_text(json.dumps(entries))
+
+
 def without_transformers(room: Room) -> None:
     room.patch.setitem(sys.modules, "transformers", None)
     verify.their_library()
@@ -508,11 +524,20 @@ CASES: dict[str, Callable[[Room], object]] = {
     "an unknown ending": read("x", "x.doc"),
     # release
     "a folder that is there": lambda r: r.release(output="."),
-    "a mean of too many runs": lambda r: release.check_average(3, [r.path, r.path]),
-    "a mean with one run's threshold": lambda r: release.check_average(
-        2, [r.path, r.write("last/decoding.json", "{}").parent]
+    "runs out of order": lambda r: r.release(
+        r.run("a"),
+        r.run("b", settings={"model": "c", "windows_per_step": 1, "precision": "fp32"}),
     ),
-    "runs out of order": lambda r: r.release(r.run("a"), r.run("b")),
+    # average
+    "a mean that is there": lambda r: average.main(
+        argparse.Namespace(models=[r.path, r.path], output_dir=r.path)
+    ),
+    "a mean of one": lambda r: average.mean_of([r.path]),
+    "a mean with one run's threshold": lambda r: average.mean_of(
+        [r.write("a/decoding.json", "{}").parent, r.path]
+    ),
+    "a mean of two kinds": two_kinds,
+    "a mean of nothing": lambda r: average.read_average(r.write("average.json", "{}").parent),
     "questions without an answer": lambda r: r.release(r.run(), eval_file=r.rows(UNANSWERABLE)),
     "what was trained on": lambda r: r.release(
         r.run(

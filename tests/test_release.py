@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from bertqa import release
+from bertqa import average, release
 from bertqa.answering import QuestionAnswerer
 from bertqa.charts import Line
 from bertqa.checkpoint import load_checkpoint
@@ -24,7 +25,7 @@ from bertqa.evaluation import score
 from bertqa.features import WindowSettings
 from bertqa.mending import save_examples
 from bertqa.readers import read_examples
-from bertqa.release import mean_of, read_stage
+from bertqa.release import read_stage, read_step
 from bertqa.shorten import shorten
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
@@ -85,18 +86,20 @@ def test_a_run_that_branched_off(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     third = trained(tmp_path / "third", runs[0], "--seed", 8)
-    stages = [read_stage(run) for run in (*runs, third)]
-    assert release.starts_of([*runs, third], stages) == [0, 1, 1]
-    with pytest.raises(UserError, match=r"third started from .*, not from second: name the runs"):
-        release.starts_of([runs[1], third], stages[1:])
+    steps = [read_step(run) for run in (*runs, third)]
+    assert release.starts_of([*runs, third], steps) == [[0], [1], [1]]
+    description = steps[1].description | {"settings": {"model": "something else"}}
+    renamed = steps[1]._replace(description=description)
+    with pytest.raises(UserError, match=r"third started from first, which is not named before it"):
+        release.starts_of([runs[1], third], [renamed, steps[2]])
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
-    release.write_curves(tmp_path, stages, [0, 1, 1])
-    losses, kept = drawn[0], stages[0].kept
+    release.write_curves(tmp_path, steps, [[0], [1], [1]])
+    losses, kept = drawn[0], steps[0].kept
     assert [line.name for line in losses] == ["loss", "run 3"]
-    steps = [[step for step, _ in line.points] for line in losses]
+    places = [[place for place, _ in line.points] for line in losses]
     on_top = [kept + 2, kept + 4, kept + 6]
-    assert steps == [[2, 4, 6, *on_top], on_top]
+    assert places == [[2, 4, 6, *on_top], on_top]
 
 
 def test_a_run_that_was_measured_on_other_questions(
@@ -106,44 +109,91 @@ def test_a_run_that_was_measured_on_other_questions(
     short = tmp_path / "short.json"
     save_examples(short, shorten(read_examples(STORIES), 12, seed=1))
     first = trained(tmp_path / "first", runs[0], source=short)
-    stages = [read_stage(run) for run in (first, trained(tmp_path / "second", first))]
+    steps = [read_step(run) for run in (first, trained(tmp_path / "second", first))]
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
-    release.write_curves(tmp_path, stages, [0, 1])
+    release.write_curves(tmp_path, steps, [[0], [1]])
     (loss,), (f1, exact) = drawn
-    kept = stages[0].kept
+    kept = steps[0].kept
     assert [step for step, _ in loss.points] == [2, 4, 6, kept + 2, kept + 4, kept + 6]
     assert [step for step, _ in f1.points] == [kept + 3, kept + 6]
     assert [step for step, _ in exact.points] == [kept + 3, kept + 6]
 
 
-def test_the_mean_of_the_last_runs(runs: list[Path], folder: Path, tmp_path: Path) -> None:
-    third = trained(tmp_path / "third", runs[1], "--seed", 8)
-    given = [*runs, third, "--output_dir", tmp_path / "mean", *TEXTS, "--eval_file", STORIES]
-    assert released(*given, "--average", 2) == 0
-    mean, *parts = (
-        load_file(path / "model.safetensors") for path in (tmp_path / "mean", runs[1], third)
-    )
+@pytest.fixture(scope="module")
+def family(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that branched off from a first one, and their mean, on which a fifth goes on."""
+    home = tmp_path_factory.mktemp("family")
+    third = trained(home / "third", runs[0], "--seed", 8)
+    assert averaged(runs[1], third, "--output_dir", home / "mean") == 0
+    return [*runs, third, home / "mean", trained(home / "fifth", home / "mean", "--seed", 9)]
+
+
+def averaged(*arguments: object) -> int:
+    return run_script(average.main, average.parse_flags(list(map(str, arguments))))
+
+
+def test_the_mean_of_runs_is_a_model(family: list[Path]) -> None:
+    mean, *parts = (load_file(run / "model.safetensors") for run in (family[3], *family[1:3]))
     for name, weights in mean.items():
-        expected = (parts[0][name] + parts[1][name]) / 2
-        torch.testing.assert_close(weights.float(), expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(weights, (parts[0][name] + parts[1][name]) / 2)
         assert not torch.equal(parts[0][name], parts[1][name]) or "position" in name
-    said = "The weights are the mean of those that the last 2 runs ended with."
-    assert said in (tmp_path / "mean" / "README.md").read_text()
-    assert "The weights are the mean" not in (folder / "README.md").read_text()
-    three = mean_of([*runs, third]).state_dict()
-    weights = [load_checkpoint(path)[0].state_dict() for path in (*runs, third)]
+    three = average.mean_of(family[:3]).state_dict()
+    weights = [load_checkpoint(run)[0].state_dict() for run in family[:3]]
     for name, value in three.items():
         torch.testing.assert_close(value, torch.stack([w[name] for w in weights]).mean(dim=0))
+    answer = QuestionAnswerer.from_pretrained(family[3])("Who?", "Ada built it.")
+    assert answer["answer"] in "Ada built it."
 
 
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_mean_of_runs_that_are_not_there(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+def test_a_mean_is_handed_on_with_all_that_it_was_made_of(
+    family: list[Path], tmp_path: Path
 ) -> None:
-    given = [*runs, "--output_dir", tmp_path / "mean", *TEXTS, "--eval_file", STORIES]
-    assert released(*given, "--average", count) == 2
-    assert f"--average {count} is not from 1 to 2" in capsys.readouterr().err
+    out = tmp_path / "tiny-mean"
+    assert released(*family[:4], "--output_dir", out, *TEXTS, "--eval_file", STORIES) == 0
+    whole, half = (load_file(path / "model.safetensors") for path in (family[3], out))
+    assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
+    card = (out / "README.md").read_text()
+    assert "\npython -m bertqa.average runs/2 runs/3 --output_dir runs/4\n" in card
+    assert "\n- 4: the mean of the weights of 2 and 3\n" in card
+    assert "average.json" not in {path.name for path in out.iterdir()}
+
+
+def test_a_run_that_went_on_from_a_mean(family: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "tiny-fifth"
+    assert released(*family, "--output_dir", out, *TEXTS, "--eval_file", STORIES) == 0
+    card = (out / "README.md").read_text()
+    assert re.search(r"\npython train\.py --model runs/4 .*--output_dir runs/5 --seed 9\n", card)
+    steps = [read_step(run) for run in family]
+    assert release.starts_of(family, steps) == [[0], [1], [1], [2, 3], [4]]
+    with pytest.raises(UserError, match=r"mean is a mean with third, which is not named before"):
+        release.starts_of([*family[:2], family[3]], [*steps[:2], steps[3]])
+
+
+def test_two_runs_from_the_encoder(runs: list[Path], tmp_path: Path) -> None:
+    encoder = read_step(runs[0]).description["settings"]["model"]
+    another = trained(tmp_path / "another", Path(encoder), "--seed", 3)
+    steps = [read_step(run) for run in (runs[0], another)]
+    assert release.starts_of([runs[0], another], steps) == [[0], [0]]
+
+
+def test_what_has_no_mean(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = write_checkpoint(tmp_path / "wide", hidden_size=48)
+    settled = tmp_path / "settled"
+    shutil.copytree(runs[1], settled)
+    (settled / "decoding.json").write_text("{}")
+    for others, said in (
+        ([], "alone has no mean: name two models or more"),
+        ([wide], f"{wide} is not of the same shape and vocabulary as {runs[0]}"),
+        ([settled], f"{settled / 'decoding.json'} holds a threshold"),
+        ([tmp_path / "nothing"], str(tmp_path / "nothing")),
+    ):
+        assert averaged(runs[0], *others, "--output_dir", tmp_path / "mean") == 2
+        assert said in capsys.readouterr().err
+    assert averaged(*runs, "--output_dir", tmp_path) == 2
+    assert "is there already" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()
 
 
@@ -212,7 +262,7 @@ def test_what_cannot_be_released(
     assert "there is no run.json" in refusal(tmp_path, "--output_dir", new, "--eval_file", STORIES)
     unanswered = refusal(runs[0], "--output_dir", new, "--eval_file", STORIES_V2)
     assert "questions without an answer" in unanswered
-    assert "name the runs in order" in refusal(
+    assert "name all runs in order" in refusal(
         *runs[::-1], "--output_dir", new, "--eval_file", STORIES
     )
     assert not new.exists()

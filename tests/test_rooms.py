@@ -27,11 +27,11 @@ TEXT_ROOM = {
 }  # fmt: skip
 # The loop room: brings the two together.
 LOOP_ROOM = {
-    "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "release",
-    "shorten", "threshold", "interrupts", "decoding_file", "answer_lines", "pages", "audit_page",
-    "report_page", "differences", "comparison", "verify", "ablate", "explanation", "explain",
-    "explain_data", "explain_html", "explain_layers", "explain_page", "explain_sources",
-    "explain_spans", "explain_text", "__init__",
+    "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "average",
+    "release", "shorten", "threshold", "interrupts", "decoding_file", "answer_lines", "pages",
+    "audit_page", "report_page", "differences", "comparison", "verify", "ablate", "explanation",
+    "explain", "explain_data", "explain_html", "explain_layers", "explain_page",
+    "explain_sources", "explain_spans", "explain_text", "__init__",
 }  # fmt: skip
 
 # What the text room may take from the model room: a batch's form, reading and writing, the error.
