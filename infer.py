@@ -52,6 +52,7 @@ from bertqa.squad import Example, check_examples, check_version
 
 DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 METRICS = "metrics.json"
+LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
 TERMINAL = Path("-")  # where an explanation goes that is given no file
 
 DEMO_CONTEXT = (
@@ -190,8 +191,14 @@ def read_context(flags: argparse.Namespace) -> str:
     if flags.context_file is None:
         return str(flags.context)
     try:
-        # Line ends stay as they are: offsets count them.
-        text = flags.context_file.read_bytes().decode("utf-8")
+        with flags.context_file.open("rb") as file:
+            content = file.read(LARGEST_CONTEXT + 1)  # a device such as /dev/zero has no end
+        if len(content) > LARGEST_CONTEXT:
+            raise UserError(
+                f"--context_file {flags.context_file} holds more than {LARGEST_CONTEXT >> 20} MiB: "
+                "name a text, or cut it into several"
+            )
+        text = content.decode("utf-8")  # line ends stay as they are: offsets count them
         # A byte order mark is no text; where places are told in bytes as well, it counts.
         return text if flags.all_offsets else text.removeprefix("\ufeff")
     except OSError as error:

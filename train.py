@@ -107,6 +107,10 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         "paper, run_qa takes the mean of the two: its 1.0 is 2.0 here (default: %(default)s)")
     add("--dropout", type=float, metavar="X",
         help="rate of all dropout (default: the checkpoint's own, in BERT 0.1)")
+    add("--layerwise_lr_decay", type=float, default=DEFAULTS.layerwise_lr_decay, metavar="X",
+        help="learning rate of each layer, by that of the layer above (default: %(default)s)")
+    add("--freeze_word_embeddings", action="store_true",
+        help="do not train the vectors of the vocabulary; keeps rare words at high learning rates")
     add("--per_device_train_batch_size", type=int, default=DEFAULTS.per_device_train_batch_size,
         metavar="N", help="windows that one process takes at once (default: %(default)s)")
     add("--gradient_accumulation_steps", type=int, default=DEFAULTS.gradient_accumulation_steps,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from bertqa.excerpts import Excerpt, visible
 from bertqa.files import write_json
 from bertqa.mending import Change
 
-_SHOWN = 5  # findings of each cause, and changes, that a terminal is told
+_SHOWN = 5  # findings of each cause that a terminal is told
 
 
 def audit_text(audit: Audit, shown: int = _SHOWN) -> str:
@@ -64,14 +65,14 @@ def groups(audit: Audit) -> Iterator[tuple[str, list[Cause]]]:
             yield title, causes
 
 
-def changes_text(changes: Sequence[Change], shown: int = _SHOWN) -> str:
-    """What was mended, with the first few changes."""
+def changes_text(changes: Sequence[Change]) -> str:
+    """Each change that was made."""
     blocks = [
         [f"  row {change.row}, {visible(change.id)}: {visible(change.what)}"]
         + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
-        for change in changes[:shown]
+        for change in changes
     ]
-    return "\n".join([f"mended: {len(changes):,}", *_with_rest(blocks, len(changes))])
+    return "\n".join([f"mended: {len(changes):,}", *chain.from_iterable(blocks)])
 
 
 def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
@@ -80,15 +81,9 @@ def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
         around = _marked(finding.excerpt) or visible(finding.question)
         line = f"  row {finding.row}, {visible(finding.id)}: {visible(finding.detail)}"
         blocks.append([line, f"    {around}"])
-    return "\n".join([f"{cause.value}: {len(found):,}", *_with_rest(blocks, len(found))])
-
-
-def _with_rest(blocks: Sequence[Sequence[str]], total: int) -> Iterator[str]:
-    """The lines of the blocks, and how many there are besides."""
-    for block in blocks:
-        yield from block
-    if total > len(blocks):
-        yield f"  and {total - len(blocks):,} more"
+    if len(found) > shown:
+        blocks.append([f"  and {len(found) - shown:,} more: --report FILE lists all"])
+    return "\n".join([f"{cause.value}: {len(found):,}", *chain.from_iterable(blocks)])
 
 
 def _marked(around: Excerpt) -> str:

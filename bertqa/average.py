@@ -67,7 +67,7 @@ def mean_of(folders: Sequence[Path]) -> BertForQuestionAnswering:
         if (folder / DECODING_FILE).exists():
             raise UserError(
                 f"{folder / DECODING_FILE} holds a threshold that was chosen for this model alone: "
-                "leave the model out, or average models without one"
+                "leave the model out, or name models without one"
             )
     mean, tokenizer, _ = load_folder(folders[0], allow_bin=False, require_head=True)
     with torch.no_grad():
@@ -97,7 +97,9 @@ def read_average(folder: Path) -> list[str]:
     """
     names = read_json_object(folder / AVERAGE_FILE).get("mean_of")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{folder / AVERAGE_FILE} names no models: average them again")
+        raise UserError(
+            f"{folder / AVERAGE_FILE} names no models: write it again with bertqa.average"
+        )
     return names
 
 

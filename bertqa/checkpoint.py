@@ -139,6 +139,10 @@ def load_checkpoint(
     return model.eval(), report
 
 
+class BadWeights(UserError):
+    """A model holds weights that the loader would refuse; nothing of it has been written."""
+
+
 def save_model(
     folder: Path, model: BertForQuestionAnswering, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -147,14 +151,15 @@ def save_model(
     Each file is replaced whole; the weights come last.
 
     Raises:
-        UserError: the folder cannot be written, or a weight is one that would not be loaded again.
+        BadWeights: a weight is one that would not be loaded again.
+        UserError: the folder cannot be written.
         ValueError: the model is packed: its weights are no longer there as such.
     """
     if is_packed(model):
         raise ValueError("a packed model cannot be saved: load it without packing")
     for name, parameter in model.named_parameters():
         if fault := _no_weights(parameter.detach()):
-            raise UserError(
+            raise BadWeights(
                 f"{folder / WEIGHTS_FILE} is not written, since {checkpoint_name(name)} {fault}: "
                 "train with a lower --learning_rate"
             )

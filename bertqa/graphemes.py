@@ -7,6 +7,8 @@ counts as characters of their own, are taken along with the one before.
 
 import re
 import unicodedata
+from array import array
+from collections.abc import Iterator
 from functools import lru_cache
 
 _JOINER, _NON_JOINER = "\u200d", "\u200c"
@@ -53,15 +55,38 @@ _OTHER_EMOJI = re.compile(
 _TIES = re.compile(f"{_FLAG_LETTERS}|{_PREPENDED}|{_JAMO}|\r\n")
 
 
+_LONG_RUN = 64  # code points that may join, in a row
+
+
+def written_characters(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of every written character, in order."""
+    joined = _joined(text)
+    start = 0
+    while start < len(text):
+        end = joined.find(0, start + 1)
+        end = end if end >= 0 else len(text)
+        yield start, end
+        start = end
+
+
 def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     """Widen ``text[start:end]`` until it cuts no written character in two.
 
     Tokenizers that drop accents give offsets that end before a decomposed accent: the slice of
     "e" + U+0301 would lose it.
     """
-    while 0 < start < len(text) and _continues(text, start):
+    if has_long_runs(text):
+        joined = _joined(text)
+        if 0 < start < len(text):
+            start = joined.rfind(0, 0, start + 1)
+        if start < end < len(text):
+            following = joined.find(0, end)
+            end = following if following >= 0 else len(text)
+        return start, end
+    look = _LookBack(text)
+    while 0 < start < len(text) and _continues(text, start, look):
         start -= 1
-    while start < end < len(text) and _continues(text, end):
+    while start < end < len(text) and _continues(text, end, look):
         end += 1
     return start, end
 
@@ -74,7 +99,69 @@ def has_joins(text: str) -> bool:
     return bool(_TIES.search(text)) or any(map(_attaches, set(text)))
 
 
-def _continues(text: str, place: int) -> bool:
+@lru_cache(maxsize=64)
+def has_long_runs(text: str) -> bool:
+    """Whether so many code points that may join stand in a row as no writing has.
+
+    A hundred thousand accents on one letter, or flags, may be in a stranger's file. To walk back
+    over them from each place would take for ever.
+    """
+    if len(text) <= _LONG_RUN or text.isascii():
+        return False
+    joining = "".join(c for c in set(text) if c >= "\u0300" and _may_join(c))
+    return bool(joining and re.search(f"[{re.escape(joining)}]{{{_LONG_RUN}}}", text))
+
+
+@lru_cache(maxsize=4)
+def _joined(text: str) -> bytes:
+    """``_continues`` of every place of a text, 1 or 0, in time that grows as the text does."""
+    look = _Table(text)
+    return bytes(place > 0 and _continues(text, place, look) for place in range(len(text)))
+
+
+class _LookBack:
+    """What stands before a place of a text, found by walking back from it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def flag_letters(self, place: int) -> int:
+        """How many flag letters stand right before a place."""
+        first = place
+        while first and re.match(_FLAG_LETTERS, self.text[first - 1]):
+            first -= 1
+        return place - first
+
+    def base(self, place: int, tie: str) -> int:
+        """The last code point before a place that extends none; a tie counts as such."""
+        base = place - 1
+        while base > 0 and _extends(self.text[base]) and self.text[base] != tie:
+            base -= 1
+        return base
+
+
+class _Table(_LookBack):
+    """The same, looked up: each entry comes from the one before it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._flags = array("q", [0])
+        self._bases = {tie: array("q", [-1]) for tie in (_JOINER, _NON_JOINER)}
+        for place, character in enumerate(text):
+            is_flag = re.match(_FLAG_LETTERS, character)
+            self._flags.append(self._flags[-1] + 1 if is_flag else 0)
+            extends = place > 0 and _extends(character)
+            for tie, bases in self._bases.items():
+                bases.append(bases[-1] if extends and character != tie else place)
+
+    def flag_letters(self, place: int) -> int:
+        return self._flags[place]
+
+    def base(self, place: int, tie: str) -> int:
+        return self._bases[tie][place]
+
+
+def _continues(text: str, place: int, look: _LookBack) -> bool:
     """Whether the code point at ``place`` belongs to the written character before it."""
     before, character = text[place - 1], text[place]
     if before < "\x7f" and character < "\x7f":  # the common case; GB3
@@ -86,9 +173,9 @@ def _continues(text: str, place: int) -> bool:
     return (
         _attaches(character)  # GB9, GB9a
         or _korean(character) in _KOREAN.get(_korean(before), ())
-        or _is_second_flag_letter(text, place)
-        or _is_joined_emoji(text, place)
-        or _is_joined_consonant(text, place)
+        or _is_second_flag_letter(text, place, look)
+        or _is_joined_emoji(text, place, look)
+        or _is_joined_consonant(text, place, look)
     )
 
 
@@ -118,23 +205,26 @@ def _korean(character: str) -> str:
     return "V" if character < "\u11a8" or "\ud7b0" <= character <= "\ud7c6" else "T"
 
 
-def _is_second_flag_letter(text: str, place: int) -> bool:
+def _may_join(character: str) -> bool:
+    """Whether a code point may be part of a written character of any length."""
+    return (
+        _attaches(character)
+        or _is_emoji(character)
+        or bool(re.match(_FLAG_LETTERS, character) or re.match(_PREPENDED, character))
+        or bool(_CONSONANT.match(character) or re.match(_JAMO, character))
+    )
+
+
+def _is_second_flag_letter(text: str, place: int, look: _LookBack) -> bool:
     """GB12, GB13: flag letters pair from the first of them on."""
-    if not re.match(_FLAG_LETTERS, text[place]):
-        return False
-    first = place
-    while first and re.match(_FLAG_LETTERS, text[first - 1]):
-        first -= 1
-    return (place - first) % 2 == 1
+    return bool(re.match(_FLAG_LETTERS, text[place])) and look.flag_letters(place) % 2 == 1
 
 
-def _is_joined_emoji(text: str, place: int) -> bool:
+def _is_joined_emoji(text: str, place: int, look: _LookBack) -> bool:
     """GB11: an emoji that a joiner ties to an emoji."""
     if text[place - 1] != _JOINER or not _is_emoji(text[place]):
         return False
-    base = place - 2
-    while base > 0 and _extends(text[base]) and text[base] != _JOINER:
-        base -= 1
+    base = look.base(place - 1, _JOINER)
     return base >= 0 and _is_emoji(text[base])
 
 
@@ -150,11 +240,9 @@ def _is_emoji(character: str) -> bool:
     return is_symbol or bool(_OTHER_EMOJI.match(character))
 
 
-def _is_joined_consonant(text: str, place: int) -> bool:
+def _is_joined_consonant(text: str, place: int, look: _LookBack) -> bool:
     """GB9c: a consonant that a virama ties to a consonant."""
     if not _CONSONANT.match(text[place]):
         return False
-    base = place - 1
-    while base > 0 and _extends(text[base]) and text[base] != _NON_JOINER:
-        base -= 1
-    return bool(_CONSONANT.match(text[base]) and _VIRAMA.search(text[base + 1 : place]))
+    base = look.base(place, _NON_JOINER)
+    return bool(_CONSONANT.match(text[base]) and _VIRAMA.search(text, base + 1, place))

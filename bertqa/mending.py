@@ -25,7 +25,7 @@ import torch
 from bertqa.errors import UserError, shown
 from bertqa.excerpts import NOWHERE, Excerpt, excerpt
 from bertqa.files import write_file
-from bertqa.graphemes import snap_to_graphemes
+from bertqa.graphemes import written_characters
 from bertqa.labels import Outcome, answer_tokens, outcomes
 from bertqa.squad import Example
 from bertqa.tokenization import BertTokenizer
@@ -98,16 +98,13 @@ def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without case, runs of blanks and Unicode forms, and whence each character came."""
     pieces: list[str] = []
     origins: list[tuple[int, int]] = []
-    start = 0
-    while start < len(text):
-        end = snap_to_graphemes(text, start, start + 1)[1]
+    for start, end in written_characters(text):
         written = text[start:end]
         folded = unicodedata.normalize("NFKD", written).casefold()
         piece = " " if written.isspace() else unicodedata.normalize("NFKD", folded)
         if piece != " " or pieces[-1:] != [" "]:
             pieces.append(piece)
             origins += [(start, end)] * len(piece)
-        start = end
     return "".join(pieces), origins
 
 

@@ -1,5 +1,7 @@
 """AdamW as BERT is fine-tuned with it: what decays, and how fast it learns at each step."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,27 +24,51 @@ def learning_rate(
     return peak * max(0, total_steps - step) / max(1, total_steps - warmup_steps)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights decay; biases and LayerNorm do not (Devlin et al. 2019, appendix A.2)."""
-    decaying: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layerwise_lr_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Weights decay; biases and LayerNorm do not (Devlin et al. 2019, appendix A.2).
+
+    Each group has in ``lr_scale`` what its learning rate is multiplied by: 1 for S and E,
+    ``layerwise_lr_decay`` for the last layer, its square for the one before, and so on down to the
+    embeddings (Clark et al., "ELECTRA", 2020, appendix B; Howard and Ruder, "ULMFiT", 2018).
+    Parameters that are not trained are in none of the groups.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        is_spared = name.endswith("bias") or "norm." in name
-        (spared if is_spared else decaying).append(parameter)
+        if parameter.requires_grad:
+            is_spared = name.endswith("bias") or "norm." in name
+            depth = _depth(name, model) if layerwise_lr_decay != 1 else 0
+            groups.setdefault((depth, is_spared), []).append(parameter)
     return [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_spared else weight_decay,
+            "lr_scale": layerwise_lr_decay**depth,
+        }
+        for (depth, is_spared), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def make_optimizer(model: nn.Module, weight_decay: float, epsilon: float) -> torch.optim.AdamW:
+def _depth(name: str, model: nn.Module) -> int:
+    """How many layers a parameter is below S and E: 0 for those, 1 for the last layer."""
+    part, _, rest = name.partition(".")
+    layers = len(model.get_submodule("layers"))  # type: ignore[arg-type]
+    if part == "layers":
+        return layers - int(rest.partition(".")[0])
+    return layers + 1 if part == "embeddings" else 0
+
+
+def make_optimizer(
+    model: nn.Module, weight_decay: float, epsilon: float, layerwise_lr_decay: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019); the loop sets the learning rate before each step."""
     device = next(model.parameters()).device
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, layerwise_lr_decay)
     return torch.optim.AdamW(groups, lr=0.0, eps=epsilon, fused=device.type in ("cpu", "cuda"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameter groups the same rate."""
+    """Give each parameter group the rate times its own ``lr_scale``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]

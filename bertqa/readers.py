@@ -92,6 +92,7 @@ def _lines(stream: Iterable[bytes], source: str) -> Iterator[str]:
 
 def _parsed(text: str, line: int, source: str) -> Any:
     """The JSON value of a text that begins at this line of the source."""
+    text = text.rstrip()  # what is cut off ends on its own line, not on the next one
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -61,7 +61,10 @@ _FREE_SETTINGS = (
 )  # fmt: skip
 
 # What a run did that is older than the setting; None where it does not stand here.
-_BEFORE_THE_FLAG = {"lr_scheduler_type": "linear", "chooses_threshold": False}
+_BEFORE_THE_FLAG = {
+    "lr_scheduler_type": "linear", "chooses_threshold": False, "freeze_word_embeddings": False,
+    "layerwise_lr_decay": 1.0,
+}  # fmt: skip
 
 
 @dataclass
@@ -232,6 +235,7 @@ class RunFolder:
         moments = {
             f"{name}.{key}": optimizer.state[parameter][key].cpu()
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
             for key in _MOMENTS
         }
         with new_folder(path) as folder:

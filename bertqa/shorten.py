@@ -3,8 +3,10 @@
 python -m bertqa.shorten train.json short.json --words 60
 python train.py --train_file short.json ...
 
-Of each context stays one stretch of whole words with the answers in it, at a place drawn by chance,
-so that where an answer stands says nothing. An encoder learns on such stretches what a question has
+Of each context stays one stretch of whole words with all answers in it, at a place drawn by chance,
+so that where an answer stands says nothing. Words are what blanks part: a text without any stays
+whole, as do answers that are longer, or farther apart, than the stretch; how many contexts are
+longer for that is said. An encoder learns on such stretches what a question has
 to do with an answer, at a fraction of the tokens; to find the answer in a long text it must then be
 trained on the whole contexts. Shorter sequences first, long ones for the rest, is how BERT itself
 was pretrained (Devlin et al. 2019, appendix A.2).
@@ -34,7 +36,8 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("file", type=Path, metavar="FILE", help="questions with gold, as train.py takes them")
     add("copy", type=Path, metavar="COPY", help="new file, .json or .jsonl")
     add("--words", type=int, default=60, metavar="N",
-        help="keep from half of N to N words of each context (default: %(default)s)")
+        help="keep from half of N to N words of each context, more where answers need it "
+        "(default: %(default)s)")
     add("--seed", type=int, default=42, metavar="N",
         help="of how many words stay and which (default: %(default)s)")
     # fmt: on
@@ -45,16 +48,22 @@ def main(flags: argparse.Namespace) -> None:
     """Read, shorten, write."""
     if flags.words < 1:
         raise UserError(f"--words {flags.words} would leave no context: give 1 or more")
+    if flags.seed < 0:
+        raise UserError(f"--seed {flags.seed} is not possible: give 0 or more")
     check_new_file(flags.copy, "COPY", COPY_ENDINGS)
     examples = read_examples(flags.file)
     check_examples(examples, str(flags.file))
     check_answers(examples, str(flags.file))
     short = shorten(examples, flags.words, flags.seed)
     save_examples(flags.copy, short)
-    before, after = (sum(len(e.context.split()) for e in each) for each in (examples, short))
+    before = sum(len(example.context.split()) for example in examples)
+    after = [len(example.context.split()) for example in short]
+    longer = sum(count > flags.words for count in after)
     print(
         f"{len(short):,} questions; {before / len(short):.0f} words of context on the average, "
-        f"now {after / len(short):.0f}: wrote {flags.copy}"
+        f"now {sum(after) / len(short):.0f}"
+        + f", {longer:,} contexts longer than {flags.words} for their answers' sake" * bool(longer)
+        + f": wrote {flags.copy}"
     )
 
 

@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bertqa.batching import TrainingBatch, mix_seed, step_windows, steps_per_epoch, training_batch
+from bertqa.checkpoint import BadWeights
 from bertqa.errors import UserError
 from bertqa.evaluation import DecodingSettings, Evaluation, Evaluator
 from bertqa.features import WindowSet
@@ -44,6 +46,11 @@ class TrainingSettings:
             and the end's, twice that of run_qa: its 1.0 is 2.0 here. 0 switches clipping off.
         dropout: rate of all dropout, of hidden numbers and of attention's probabilities; None
             keeps the checkpoint's two, in BERT 0.1.
+        layerwise_lr_decay: each layer learns at the rate of the one above times this, the last
+            one at that of S and E times this, the embeddings slowest; 1 is the same for all.
+        freeze_word_embeddings: leave the vectors of the vocabulary as they are. Adam moves a number
+            by about 30 times the learning rate for each rare word's lone gradient, however small
+            that is: at rates far above BERT's 2e-5 rare words lose what pre-training taught them.
         per_device_train_batch_size: windows that one process takes at once.
         gradient_accumulation_steps: times that it does so for one optimiser step.
         seed: of the order of windows and of dropout.
@@ -61,6 +68,8 @@ class TrainingSettings:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 2.0
     dropout: float | None = None
+    layerwise_lr_decay: float = 1.0
+    freeze_word_embeddings: bool = False
     per_device_train_batch_size: int = 16
     gradient_accumulation_steps: int = 1
     seed: int = 42
@@ -91,6 +100,11 @@ class TrainingSettings:
             raise UserError(
                 f"--lr_scheduler_type {self.lr_scheduler_type} is unknown: pass "
                 f"{' or '.join(SCHEDULES)}"
+            )
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise UserError(
+                f"--layerwise_lr_decay {self.layerwise_lr_decay} is not possible: give a number "
+                "above 0, and at most 1"
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout} is no rate: give 0 or more, below 1")
@@ -133,11 +147,15 @@ class Run:
     ) -> None:
         if settings.dropout is not None:
             model.set_dropout(settings.dropout)
+        if settings.freeze_word_embeddings:
+            model.embeddings.word.requires_grad_(False)
         self.model = model.to(runtime.device)
         self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.example_ids = example_ids
-        self.optimizer = make_optimizer(model, settings.weight_decay, settings.adam_epsilon)
+        self.optimizer = make_optimizer(
+            model, settings.weight_decay, settings.adam_epsilon, settings.layerwise_lr_decay
+        )
         self.scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype is torch.float16
         )
@@ -265,9 +283,9 @@ class Run:
                 yield batch, 1 / len(chosen)
 
     def _gradients(self) -> list[Tensor]:
-        """The gradient of every parameter; zero where this process had no window."""
+        """The gradient of every trained parameter; zero where this process had no window."""
         for parameter in self.model.parameters():
-            if parameter.grad is None:
+            if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
@@ -303,26 +321,30 @@ class Run:
 
     def _failed(self, step: int, loss: float, grad_norm: float) -> UserError:
         """The error for a step whose numbers are none; what it saw goes into a file."""
+        failure = {"loss": str(loss), "gradient_norm": str(grad_norm)}
+        return self._failure(
+            f"step {step} has loss {loss} and gradient norm {grad_norm}", step, failure
+        )
+
+    def _failure(self, message: str, step: int, failure: dict[str, Any]) -> UserError:
+        """The error for what came of a step; its questions go into a file."""
         chosen = step_windows(
             len(self.windows), self.windows_per_step, self.settings.seed, step - 1
         )
         examples = sorted({int(self.windows.example[window]) for window in chosen.tolist()})
         ids = [self.example_ids[i] if self.example_ids else str(i) for i in examples]
         last = self.folder.last_checkpoint()
-        message = f"step {step} has loss {loss} and gradient norm {grad_norm}"
         if self.runtime.is_main:
-            failure = {
-                "step": step, "loss": str(loss), "gradient_norm": str(grad_norm),
-                "example_ids": ids, "last_checkpoint": str(last) if last else None,
-            }  # fmt: skip
+            failure = {"step": step, **failure, "example_ids": ids}
+            failure["last_checkpoint"] = str(last) if last else None
             message += f" (its {len(ids)} questions are in {self.folder.keep_failure(failure)})"
         advice = (
-            f"begin a new run with --model {last}, the checkpoint from before, another "
+            f"or begin a new run with --model {last}, the checkpoint from before, another "
             "--output_dir and a lower --learning_rate"
             if last
-            else "there is no checkpoint yet; begin anew with a lower --learning_rate"
+            else "or begin anew with a lower --learning_rate; there is no checkpoint yet"
         )
-        return UserError(f"{message}: look at the questions, or {advice}")
+        return UserError(f"{message}: look at the questions, {advice}")
 
     def _log(self, bar: Any) -> None:
         """One line in log.jsonl and beside the progress bar, for the steps since the last one."""
@@ -385,7 +407,8 @@ class Run:
             self.progress.best_f1 = evaluation.f1
         if not self.runtime.is_main:
             return
-        self.folder.keep_best(self.model, self.tokenizer)
+        with self._going_on():
+            self.folder.keep_best(self.model, self.tokenizer)
         if evaluation and self.evaluator:
             self.folder.keep_predictions(evaluation, self.evaluator.settings)
 
@@ -393,10 +416,32 @@ class Run:
         self._settle()
         self.progress.scaler = self.scaler.state_dict()
         if self.runtime.is_main:
-            self.folder.save(
-                self.model, self.tokenizer, self.optimizer, self.progress,
-                self.settings.save_total_limit,
-            )  # fmt: skip
+            with self._going_on():
+                self.folder.save(
+                    self.model, self.tokenizer, self.optimizer, self.progress,
+                    self.settings.save_total_limit,
+                )  # fmt: skip
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Say of a model that is not written how the run can go on.
+
+        Raises:
+            UserError: the weights are no numbers that can be loaded, or the disk refuses them.
+        """
+        try:
+            yield
+        except BadWeights as error:
+            fault = str(error).partition(", since ")[2].rpartition(": ")[0]
+            step = self.progress.step
+            raise self._failure(f"after step {step} {fault}", step, {"weights": fault}) from error
+        except UserError as error:
+            last = self.folder.last_checkpoint()
+            if last is None:
+                raise
+            raise UserError(
+                f"{error}; {last} is whole, and the same command with --resume goes on from there"
+            ) from error
 
 
 def _mean(values: list[float]) -> float:

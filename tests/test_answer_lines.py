@@ -27,6 +27,7 @@ from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 SMALL = WindowSettings(96, doc_stride=16)
 BAD = {
     "{broken": "malformed JSON",
+    '{"question": "Who?", "context': "malformed JSON",
     '{"question": "Who?"}': "lacks context",
     '{"question": "Who?", "context": " "}': "blank context",
     json.dumps({"question": "who " * 90, "context": "Ada."}): "90 tokens",
@@ -167,7 +168,7 @@ def test_a_bad_line_stops_the_run_and_nothing_is_lost(ask, tmp_path, before, lin
 def test_bad_lines_are_kept_aside_if_told_so(ask, tmp_path):
     examples = questions(9)
     mixed = [*BAD, *map(row, examples)]
-    mixed = [mixed[i * 5 % len(mixed)] for i in range(len(mixed))]
+    mixed = [mixed[i * 7 % len(mixed)] for i in range(len(mixed))]
     write_lines(tmp_path / "in.jsonl", mixed)
     assert ask(skip_bad=True) == Counts(9, len(BAD))
     answers = written(tmp_path / "out" / "predictions.jsonl")

@@ -340,10 +340,10 @@ def taken_away(room: Room, *flags: object) -> None:
 
 
 def two_kinds(room: Room) -> object:
-    folder = room.folder()
+    folder = room.folder(**{"decoding.json": None})
     other = room.path / "other"
     shutil.copytree(folder, other)
-    change_json(other / TOKENIZER, lambda e: e["model"].update(max_input_chars_per_word=99))
+    change_json(other / CONFIG_FILE, lambda e: e.update(layer_norm_eps=1e-6))
     return average.mean_of([folder, other])
 
 
@@ -351,6 +351,20 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     entries = json.loads(path.read_text())
     change(entries)
     path.write_text(json.dumps(entries))
+
+
+def endless_context(room: Room) -> object:
+    room.patch.setattr(infer, "LARGEST_CONTEXT", 2**20)
+    return infer.read_context(argparse.Namespace(context_file=Path("/dev/zero")))
+
+
+def no_disk(room: Room) -> None:
+    """One checkpoint is whole, and for the next one there is no place."""
+    run = Run.__new__(Run)
+    run.folder = RunFolder(room.path, {})
+    (room.path / "checkpoints" / "step-1").mkdir(parents=True)
+    with run._going_on():
+        write_text(room.write("file", "") / "model", "")
 
 
 def without_transformers(room: Room) -> None:
@@ -600,6 +614,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     # mending, files
     "a copy of another kind": lambda r: save_examples(r.path / "x.txt", []),
     "no words": lambda r: shorten.main(shorten.parse_flags(["a.json", "b.json", "--words", "0"])),
+    "no seed": lambda r: shorten.main(shorten.parse_flags(["a.json", "b.json", "--seed", "-1"])),
     "a report of another kind": lambda r: check_new_file(r.path / "x", "--report", [".html"]),
     "a report that is there": lambda r: check_new_file(
         r.write("x.html", ""), "--report", [".html"]
@@ -666,7 +681,9 @@ CASES: dict[str, Callable[[Room], object]] = {
     "no share": lambda r: settings(warmup_ratio=2.0),
     "no schedule": lambda r: settings(lr_scheduler_type="x"),
     "no dropout": lambda r: settings(dropout=2.0),
+    "a rate that grows": lambda r: settings(layerwise_lr_decay=1.5),
     "an infinite loss": settle_infinity,
+    "no disk for a checkpoint": no_disk,
     # weights
     "a pickle": lambda r: load_checkpoint(r.folder(**{WEIGHTS: None, BIN: b"x"})),
     "no weights": lambda r: r.load(**{WEIGHTS: None}),
@@ -734,6 +751,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a context file that is no text": lambda r: infer.read_context(
         argparse.Namespace(context_file=r.write("x", b"\xff"))
     ),
+    "a context file without an end": endless_context,
     "predictions are there": overwrite,
 }
 

@@ -1,14 +1,16 @@
 """Slices are widened to whole written characters, and never further."""
 
+import re
 import unicodedata
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bertqa.graphemes import has_joins, snap_to_graphemes
+from bertqa.graphemes import has_joins, has_long_runs, snap_to_graphemes, written_characters
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
@@ -150,3 +152,62 @@ def test_any_text_at_all(text, data):
     first, last = snap_to_graphemes(text, start, end)
     assert 0 <= first <= start < end <= last <= len(text)
     assert snap_to_graphemes(text, first, last) == (first, last)
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from("".join(CHARACTERS)), st.characters())))
+@example("\u0915" + "\u094d" * 3 + "\u0915")
+def test_written_characters_follow_each_other(text: str) -> None:
+    found = list(written_characters(text))
+    assert "".join(text[start:end] for start, end in found) == text
+    assert found == [snap_to_graphemes(text, start, start + 1) for start, _ in found]
+    assert all(snap_to_graphemes(text, end, end) == (end, end) for _, end in found)
+
+
+@settings(max_examples=200)
+@given(
+    parts=st.lists(st.sampled_from(CHARACTERS), max_size=6),
+    run=st.sampled_from(["🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161"]),
+    data=st.data(),
+)  # fmt: skip
+def test_long_runs_are_found_out_in_one_pass_as_step_by_step(parts, run, data) -> None:
+    """The same text, with the limit that decides between the two above its length."""
+    cut = data.draw(st.integers(0, len(parts)))
+    text = "".join(parts[:cut]) + run * 70 + "".join(parts[cut:])
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    assert has_long_runs(text)
+    found = snap_to_graphemes(text, start, end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertqa.graphemes.has_long_runs", lambda text: False)
+        assert snap_to_graphemes(text, start, end) == found
+
+
+def test_real_writing_has_no_long_runs() -> None:
+    assert not any(map(has_long_runs, CHARACTERS))
+    assert not has_long_runs("ก\u0e34\u0e48น้ำ ตก " * 50 + "नमस्ते दुनिया " * 50 + "🇫🇷🇩🇪 " * 50)
+
+
+@pytest.mark.parametrize("run", ["🇫🇷", "👍\u200d", "क\u094d"])
+def test_a_long_run_takes_time_as_it_is_long(run: str) -> None:
+    """Steps, not seconds: how often a code point is looked at, when every place is asked for."""
+    looks = 0
+
+    def counted(look: Any) -> Any:
+        def counting(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return look(*arguments)
+
+        return counting
+
+    counts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unicodedata, "category", counted(unicodedata.category))
+        patch.setattr(re, "match", counted(re.match))
+        for length in (200, 1600):
+            text = run * (length // len(run))
+            looks = 0
+            for place in range(length):
+                snap_to_graphemes(text, place, place + 1)
+            counts.append(looks)
+    assert 0 < counts[1] < 16 * counts[0]

@@ -72,6 +72,40 @@ def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
     assert sorted(both) == sorted(names)  # each parameter once
 
 
+def test_layers_learn_the_slower_the_lower_they_are(tmp_path: Path) -> None:
+    model = our_model(their_model(), tmp_path)  # of three layers
+    groups = parameter_groups(model, 0.25, layerwise_lr_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scales.keys() == decays.keys() == set(names.values())
+    expected = {"head.": 1, "layers.2.": 0.5, "layers.1.": 0.25, "layers.0.": 0.125}
+    for beginning, scale in (expected | {"embeddings.": 0.0625}).items():
+        found = {value for name, value in scales.items() if name.startswith(beginning)}
+        assert found == {scale}, beginning
+    spared = {names[id(p)] for p in parameter_groups(model, 0.25)[1]["params"]}
+    assert {name for name, decay in decays.items() if decay == 0} == spared
+
+    optimizer = make_optimizer(model, 0.0, 1e-8, layerwise_lr_decay=0.5)
+    set_learning_rate(optimizer, 0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():  # Adam's first step is the rate itself
+        torch.testing.assert_close(
+            before[name] - parameter, torch.full_like(parameter, 0.1 * scales[name])
+        )
+
+
+def test_what_is_not_trained_is_in_no_group(tmp_path: Path) -> None:
+    model = our_model(their_model(), tmp_path)
+    model.embeddings.word.requires_grad_(False)
+    grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    assert id(model.embeddings.word.weight) not in grouped
+
+
 def test_three_steps_are_adamw_by_hand(tmp_path: Path) -> None:
     """Loshchilov and Hutter 2019, algorithm 2, with the decay scaled by the rate."""
     model = our_model(their_model(), tmp_path)

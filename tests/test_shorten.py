@@ -1,12 +1,17 @@
 """bertqa.shorten: short contexts that keep their answers; where in them says nothing."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertqa.cli import run_script
 from bertqa.errors import UserError
+from bertqa.mending import save_examples
 from bertqa.readers import read_examples
 from bertqa.shorten import main, parse_flags, shorten
 from bertqa.squad import Example, check_answers, check_examples
@@ -101,9 +106,44 @@ def test_the_copy_is_a_data_set_of_the_same_questions(
     assert f"{len(examples)} questions" in capsys.readouterr().out
 
 
+def test_what_cannot_be_shortened_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far_apart = Example("a", "Which?", TEXT, ("word3", "word150"), (18, TEXT.index("word150")))
+    file, copy = tmp_path / "far.jsonl", tmp_path / "short.jsonl"
+    save_examples(
+        file, [far_apart, replace(at(9), id="b"), Example("c", "?", "字" * 90, ("字",), (7,))]
+    )
+    main(parse_flags([str(file), str(copy), "--words", "10"]))
+    assert "1 contexts longer than 10 for their answers' sake" in capsys.readouterr().out
+    lengths = [len(example.context.split()) for example in read_examples(copy)]
+    assert lengths[0] == 148 and 5 <= lengths[1] <= 10 and lengths[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"answers": {"text": ["b"], "answer_start": [3]}}, "but its context has"),
+        ({}, "has no gold answers"),
+        ({"context": " "}, "blank context"),
+    ],
+)
+def test_a_data_set_with_a_fault_is_refused(
+    row: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"question": "Who?", "context": "b c d"} | row))
+    flags = parse_flags([str(file), str(tmp_path / "b.json")])
+    assert run_script(main, flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "b.json").exists()
+
+
 def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--words 0 would leave no context"):
         main(parse_flags([str(STORIES), str(tmp_path / "a.json"), "--words", "0"]))
+    with pytest.raises(UserError, match="--seed -1 is not possible"):
+        main(parse_flags([str(STORIES), str(tmp_path / "a.json"), "--seed", "-1"]))
     with pytest.raises(UserError, match=r"must end in \.json or \.jsonl"):
         main(parse_flags([str(STORIES), str(tmp_path / "a.csv")]))
     with pytest.raises(UserError, match="is there already"):

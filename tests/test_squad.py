@@ -462,7 +462,15 @@ FAULTY_FILES = {
         b"{%s}\n\n{'question': 1}\n" % ROW.encode(),
         "FILE, line 3, column 2: malformed JSON "
         "(Expecting property name enclosed in double quotes) "
-        "near \"'question': 1}\\n\"; correct it or fetch the file again",
+        "near \"'question': 1}\"; correct it or fetch the file again",
+    ),
+    "cut.jsonl": (
+        b'{"question": "Who?", "context": "x\n{%s}\n' % ROW.encode(),
+        re.compile("FILE, line 1, column [0-9]+: malformed JSON .*; correct it or fetch the .*"),
+    ),
+    "cut-later.jsonl": (
+        b'{%s}\n{"question": "Who?", "context"\n{%s}\n' % (ROW.encode(), ROW.encode()),
+        re.compile("FILE, line 2, column 31: malformed JSON .*; correct it or fetch the .*"),
     ),
     "bad-lines.json": (
         b"{%s}\nnonsense\n" % ROW.encode(),

@@ -782,6 +782,55 @@ def test_weights_that_would_not_be_loaded_again_are_not_saved(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("save_steps", [1, 100])
+def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int
+) -> None:
+    """At a checkpoint, and where the best model is to be kept; the loss may still be finite."""
+    settings = replace(SETTINGS, save_steps=save_steps, eval_steps=5)
+    run = make_run(tmp_path / "run", checkpoint, settings)
+    step = run.optimizer.step
+
+    def spoiled(*arguments: Any) -> Any:
+        step(*arguments)
+        if run.progress.step == 4:  # the fifth step
+            run.model.layers[0].attention.query.weight.data[0, 0] = 1e6
+
+    monkeypatch.setattr(run.optimizer, "step", spoiled)
+    with pytest.raises(UserError, match=r"after step 5 .*query.weight holds numbers") as caught:
+        trained(run)
+    last = run.folder.last_checkpoint()
+    assert (last is not None) == (save_steps == 1)
+    advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
+    assert advice in str(caught.value) and "questions are in" in str(caught.value)
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["step"] == 5 and "query.weight" in failure["weights"]
+    assert len(failure["example_ids"]) > 1
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_word_embeddings_that_are_frozen_stay(tmp_path: Path, checkpoint: Path) -> None:
+    settings = replace(SETTINGS, freeze_word_embeddings=True)
+    before = load_for_training(str(checkpoint), seed=settings.seed)[0].state_dict()
+    whole = trained(make_run(tmp_path / "whole", checkpoint, settings))
+    after = whole.model.state_dict()
+    assert torch.equal(before["embeddings.word.weight"], after["embeddings.word.weight"])
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert {"embeddings.position.weight", "embeddings.norm.weight", "head.weight"} <= set(moved)
+    assert len(moved) == len(before) - 1
+
+    folder = tmp_path / "run"
+    stopped = make_run(folder, checkpoint, settings)
+    stopped.start(resume=False)
+    stopped.total_steps = 8
+    stopped.train()
+    resumed = trained(make_run(folder, checkpoint, settings), resume=True)
+    assert resumed.progress.step == 12
+    assert same(weights_of(resumed), weights_of(whole))
+    with pytest.raises(UserError, match="has freeze_word_embeddings True, not False"):
+        make_run(folder, checkpoint).start(resume=True)
+
+
 def test_a_folder_that_is_another_for_each_process(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
