@@ -8,7 +8,7 @@ from pathlib import Path
 from bertqa.audit import RULES, Audit, Cause, Finding
 from bertqa.audit_text import groups, verdict
 from bertqa.charts import Bar, histogram, ticks
-from bertqa.excerpts import Excerpt
+from bertqa.excerpts import Excerpt, shortened
 from bertqa.files import write_text
 from bertqa.mending import Change
 from bertqa.pages import document, figures, table, text
@@ -125,7 +125,12 @@ def _cause(cause: Cause, found: Sequence[Finding], count: int) -> str:
         caption += f" --repair: {rule.repair}."
     heads = [("row", "n"), ("id", "id"), ("question and text", "wide"), ("fault", "wide")]
     rows = [
-        (f"{f.row:,}", f"<bdi>{text(f.id)}</bdi>", _place(f), f"<bdi>{text(f.detail)}</bdi>")
+        (
+            f"{f.row:,}",
+            f"<bdi>{text(shortened(f.id))}</bdi>",
+            _place(f),
+            f"<bdi>{text(f.detail)}</bdi>",
+        )
         for f in found
     ]
     return (
@@ -137,7 +142,7 @@ def _cause(cause: Cause, found: Sequence[Finding], count: int) -> str:
 
 def _place(finding: Finding) -> str:
     """The text around an answer and the question, each in the direction of its own writing."""
-    question = f'<p dir="auto">{text(finding.question)}</p>'
+    question = f'<p dir="auto">{text(shortened(finding.question))}</p>'
     around = finding.excerpt
     if not (around.before or around.marked or around.after):
         return question
@@ -152,7 +157,7 @@ def _change_parts(changes: Sequence[Change]) -> list[str]:
     rows = [
         (
             f"{c.row:,}",
-            f"<bdi>{text(c.id)}</bdi>",
+            f"<bdi>{text(shortened(c.id))}</bdi>",
             f'<p dir="auto">{_excerpt(c.excerpt)}</p>' if c.excerpt.marked else "",
             f"<bdi>{text(c.what)}</bdi>",
         )

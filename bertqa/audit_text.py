@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.audit import REFUSED, RULES, Audit, Cause, Finding
-from bertqa.excerpts import Excerpt, visible
+from bertqa.excerpts import Excerpt, shortened, visible
 from bertqa.files import write_json
 from bertqa.mending import Change
 
@@ -68,7 +68,7 @@ def groups(audit: Audit) -> Iterator[tuple[str, list[Cause]]]:
 def changes_text(changes: Sequence[Change]) -> str:
     """Each change that was made."""
     blocks = [
-        [f"  row {change.row}, {visible(change.id)}: {visible(change.what)}"]
+        [f"  row {change.row}, {visible(shortened(change.id))}: {visible(change.what)}"]
         + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
         for change in changes
     ]
@@ -78,8 +78,8 @@ def changes_text(changes: Sequence[Change]) -> str:
 def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
     blocks = []
     for finding in found[:shown]:
-        around = _marked(finding.excerpt) or visible(finding.question)
-        line = f"  row {finding.row}, {visible(finding.id)}: {visible(finding.detail)}"
+        around = _marked(finding.excerpt) or visible(shortened(finding.question))
+        line = f"  row {finding.row}, {visible(shortened(finding.id))}: {visible(finding.detail)}"
         blocks.append([line, f"    {around}"])
     if len(found) > shown:
         blocks.append([f"  and {len(found) - shown:,} more: --report FILE lists all"])

@@ -42,18 +42,25 @@ def excerpt(text: str, start: int, end: int) -> Excerpt:
     end = min(max(end, start), len(text))
     first, last = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
     return Excerpt(
-        before="..." * (first > 0) + text[first:start],
+        before="..." * (first > 0) + shortened(text[first:start], _LONGEST),
         marked=shortened(text[start:end], _LONGEST),
-        after=text[end:last] + "..." * (last < len(text)),
+        after=shortened(text[end:last], _LONGEST) + "..." * (last < len(text)),
     )
 
 
 def shortened(text: str, longest: int = 400) -> str:
-    """The text, or its beginning and its end, no written character cut, where it is longer."""
+    """The text, or its beginning and its end where it is longer.
+
+    No written character is cut but one that is itself longer, such as a letter with a thousand
+    accents.
+    """
     if len(text) <= longest:
         return text
-    first = snap_to_graphemes(text, 0, longest // 2)[1]
-    last = snap_to_graphemes(text, len(text) - longest // 2, len(text))[0]
+    half = longest // 2
+    first = snap_to_graphemes(text, 0, half)[1]
+    last = snap_to_graphemes(text, len(text) - half, len(text))[0]
+    first = first if first <= longest else half
+    last = last if len(text) - last <= longest else len(text) - half
     return f"{text[:first]}...{text[last:]}"
 
 

@@ -249,6 +249,18 @@ def test_an_excerpt() -> None:
     assert excerpt("e\u0301" + "x" * 39 + "m", 41, 42).before == "e\u0301" + "x" * 39  # whole
     long = excerpt("z" * 500, 0, 500)
     assert len(long.marked) == 163 and "..." in long.marked
+    # A written character of any length does not fill the report.
+    accents = "e" + "\u0301" * 60_000
+    around = excerpt(f"{accents} ab {accents}", len(accents) + 1, len(accents) + 3)
+    assert around.marked == "ab" and len(around.before) < 300 and len(around.after) < 300
+
+
+def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer: BertTokenizer) -> None:
+    examples = [Example("i" * 10_000, "why " * 20_000, "Ada built it.", ("nobody",), (0,))]
+    found = audit(examples, tokenizer, WindowSettings(64, 16, 24))
+    assert found.findings[0].id == examples[0].id  # the JSON report has it whole
+    assert len(audit_text(found)) < 5_000
+    assert len(audit_page([found], None)) < 60_000
 
 
 def test_what_hides_is_shown() -> None:
