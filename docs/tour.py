@@ -1,0 +1,178 @@
+"""The guided tour: runs its snippets, writes what they print below them and draws its pictures.
+
+``python -m docs.tour`` does all of it, in place; ``tests/test_tour.py`` does it without writing.
+
+In tour.md a fence says what a block is: ``python`` is a snippet, run after those before it in one
+namespace; ``text`` right after a snippet is what it printed; ``py`` is quoted from the file and
+function that the line above it names; without a word it is a formula.
+"""
+
+import ast
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from docs.tour_pictures import pictures
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER / "tour.md"
+ROOT = FOLDER.parent
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_QUOTE = re.compile(r"^\[([\w./]+)\]\(\.\./\1\), `([\w.]+)`:$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of the page.
+
+    Attributes:
+        kind: ``prose``, or the word of a fence, "" for a formula.
+        text: what stands there, without the fence.
+        line: of the page, of the first line of ``text``, from 1.
+    """
+
+    kind: str
+    text: str
+    line: int
+
+    def __str__(self) -> str:
+        return self.text if self.kind == "prose" else f"```{self.kind}\n{self.text}```"
+
+
+def blocks_of(page: str) -> list[Block]:
+    """The page cut at its fences; joined again, the blocks are the page."""
+    blocks, place = [], 0
+    for fence in _FENCE.finditer(page):
+        blocks.append(_prose(page, place, fence.start()))
+        blocks.append(Block(fence[1], fence[2], page.count("\n", 0, fence.start()) + 2))
+        place = fence.end()
+    return [*blocks, _prose(page, place, len(page))]
+
+
+def _prose(page: str, start: int, end: int) -> Block:
+    return Block("prose", page[start:end], page.count("\n", 0, start) + 1)
+
+
+def run(blocks: Sequence[Block]) -> tuple[list[str], dict[str, Any]]:
+    """What each snippet prints, in order, and the names that all of them leave behind."""
+    names: dict[str, Any] = {"__name__": "tour"}
+    printed = []
+    for block in blocks:
+        if block.kind == "python":
+            # The empty lines make a traceback speak of the page's own lines.
+            code = compile("\n" * (block.line - 1) + block.text, str(PAGE), "exec")
+            with redirect_stdout(io.StringIO()) as out:
+                exec(code, names)
+            printed.append(out.getvalue())
+    return printed, names
+
+
+def said(blocks: Sequence[Block]) -> list[str]:
+    """What the page says that each snippet prints, "" where it says nothing."""
+    texts: list[str] = []
+    for i, block in enumerate(blocks):
+        if block.kind == "python":
+            follows = _output_place(blocks, i) is not None
+            texts.append(blocks[i + 2].text if follows else "")
+    return texts
+
+
+def _output_place(blocks: Sequence[Block], snippet: int) -> int | None:
+    """Where the output of a snippet stands: after an empty line."""
+    after = blocks[snippet + 1 : snippet + 3]
+    is_output = len(after) == 2 and after[1].kind == "text" and not after[0].text.strip()
+    return snippet + 2 if is_output else None
+
+
+def with_outputs(blocks: Sequence[Block], printed: Sequence[str]) -> str:
+    """The page with these outputs in place of its own."""
+    rest, parts = iter(printed), []
+    old = {_output_place(blocks, i) for i, b in enumerate(blocks) if b.kind == "python"}
+    for i, block in enumerate(blocks):
+        if i in old or i + 1 in old:  # an output, or the empty line between it and its snippet
+            continue
+        parts.append(str(block))
+        if block.kind == "python" and (text := next(rest)):
+            parts.append(f"\n\n{Block('text', text, 0)}")
+    return "".join(parts)
+
+
+def difference(expected: str, printed: str) -> str:
+    """Where two outputs differ in more than rounding and blanks, "" if nowhere.
+
+    Words and whole numbers must be equal, numbers with a decimal point may differ by one unit of
+    their last digit: other processors add up in another order.
+    """
+    words = [_NUMBER.sub("#", text).split() for text in (expected, printed)]
+    if words[0] != words[1]:
+        return f"{expected!r} is now {printed!r}"
+    pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(printed), strict=True)
+    for old, new in pairs:
+        decimals = [len(number.partition(".")[2]) for number in (old, new)]
+        unit = 10.0 ** -decimals[0] if decimals[0] else 0.0
+        if decimals[0] != decimals[1] or abs(float(old) - float(new)) > 1.001 * unit:
+            return f"{old} is now {new}, in {printed!r}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Lines of the code that the page shows, and the file and function they should stand in."""
+
+    path: str
+    function: str
+    text: str
+
+
+def quotes(blocks: Sequence[Block]) -> Iterator[Quote]:
+    """All quoted lines.
+
+    Raises:
+        ValueError: no line above one says where it is from.
+    """
+    for before, block in pairwise(blocks):
+        if block.kind == "py":
+            source = _QUOTE.match(before.text.rstrip().rpartition("\n")[2])
+            if source is None:
+                raise ValueError(f"{PAGE.name}:{block.line}: the line above names no source")
+            yield Quote(source[1], source[2], block.text)
+
+
+def stands_in(quote: Quote, source: str) -> bool:
+    """Whether the quoted lines stand, one after another, in that function of the source."""
+    node: ast.AST = ast.parse(source)
+    for name in quote.function.split("."):
+        found = [child for child in ast.iter_child_nodes(node) if _name_of(child) == name]
+        if len(found) != 1:
+            return False
+        node = found[0]
+    body = [line.strip() for line in (ast.get_source_segment(source, node) or "").splitlines()]
+    wanted = [line.strip() for line in quote.text.splitlines()]
+    return any(body[i : i + len(wanted)] == wanted for i in range(len(body)))
+
+
+def _name_of(node: ast.AST) -> str | None:
+    return node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+
+
+def main() -> None:
+    """Run, write and draw everything."""
+    torch.set_num_threads(1)
+    blocks = blocks_of(PAGE.read_text(encoding="utf-8"))
+    printed, names = run(blocks)
+    PAGE.write_text(with_outputs(blocks, printed), encoding="utf-8")
+    for name, picture in pictures(names).items():
+        (FOLDER / name).write_text(picture, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
