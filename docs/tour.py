@@ -8,6 +8,7 @@ function that the line above it names; without a word it is a formula.
 """
 
 import ast
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,16 @@ from typing import Any
 
 import torch
 
+from bertqa import answering
+from bertqa.folders import WEIGHTS_FILE
 from docs.tour_pictures import pictures
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER / "tour.md"
 ROOT = FOLDER.parent
 
+MODEL = "minilm-l6-squad"
+_DIGEST = re.compile(r"(?<=SHA-256 `)\w*(?=`)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _QUOTE = re.compile(r"^\[([\w./]+)\]\(\.\./\1\), `([\w.]+)`:$")
@@ -164,10 +169,17 @@ def _name_of(node: ast.AST) -> str | None:
     return node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
 
 
+def model_digest() -> str:
+    """SHA-256 of the weights of the tour's model; "" where it is not there."""
+    file = answering.weights_dir() / MODEL / WEIGHTS_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def main() -> None:
     """Run, write and draw everything."""
     torch.set_num_threads(1)
-    blocks = blocks_of(PAGE.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    blocks = blocks_of(_DIGEST.sub(model_digest(), page))
     printed, names = run(blocks)
     PAGE.write_text(with_outputs(blocks, printed), encoding="utf-8")
     for name, picture in pictures(names).items():
