@@ -29,7 +29,7 @@ PAGE = FOLDER / "tour.md"
 ROOT = FOLDER.parent
 
 MODEL = "minilm-l6-squad"
-_DIGEST = re.compile(r"(?<=SHA-256 `)\w*(?=`)")
+_DIGEST = re.compile(r"(?<=SHA-256\n`)[^`]*(?=`)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _QUOTE = re.compile(r"^\[([\w./]+)\]\(\.\./\1\), `([\w.]+)`:$")
