@@ -1,12 +1,13 @@
-"""The mean of several models' weights, as a model: often better than each of them, at no cost.
+"""The mean of several models' weights, as a model: often better than each, as fast as one.
 
 python -m bertqa.average RUN RUN ... --output_dir DIR
 
-Fine-tuned from one common start, models lie so near each other that the mean of their weights is a
-model too, and what each has of its own by chance, the order of its batches or what dropout zeroed,
-cancels out (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
-2018; Wortsman et al., "Model soups", 2022). The folder can be asked, trained further
-(``train.py --model DIR``) and handed on (release.py); average.json says what it is the mean of.
+Fine-tuned from one common start, models usually lie so near each other that the mean of their
+weights is a model too, and what each has of its own by chance, the order of its batches or what
+dropout zeroed, cancels out (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+Generalization", 2018; Wortsman et al., "Model soups", 2022). The folder can be asked, trained
+further (``train.py --model DIR``) and handed on (release.py); average.json says what it is the mean
+of.
 """
 
 import argparse
@@ -50,7 +51,9 @@ def main(flags: argparse.Namespace) -> None:
     with new_folder(flags.output_dir) as folder:
         save_model(folder, model)
         BertTokenizer.load(flags.models[0]).save(folder)
-        write_json(folder / AVERAGE_FILE, {"mean_of": [path.name for path in flags.models]})
+        write_json(
+            folder / AVERAGE_FILE, {"mean_of": [path.resolve().name for path in flags.models]}
+        )
     print(f"the mean of {len(flags.models)} models: wrote {flags.output_dir}")
 
 
@@ -59,15 +62,19 @@ def mean_of(folders: Sequence[Path]) -> BertForQuestionAnswering:
 
     Raises:
         UserError: there are fewer than two, one cannot be read, they differ in shape or in what
-            their tokens are, or one has a threshold, which was chosen for it alone.
+            their tokens are, two have one name, or one says "no answer" by a threshold of its own.
     """
     if len(folders) < 2:
         raise UserError(f"{folders[0]} alone has no mean: name two models or more")
+    names = [folder.resolve().name for folder in folders]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"two of the folders are called {twice[0]!r}: rename one, or name it once")
     for folder in folders:
         if (folder / DECODING_FILE).exists():
             raise UserError(
-                f"{folder / DECODING_FILE} holds a threshold that was chosen for this model alone: "
-                "leave the model out, or name models without one"
+                f"{folder / DECODING_FILE} says when this model alone finds no answer, and has no "
+                "mean: leave the model out, or name models without such a file"
             )
     mean, tokenizer, _ = load_folder(folders[0], allow_bin=False, require_head=True)
     with torch.no_grad():

@@ -140,7 +140,13 @@ def load_checkpoint(
 
 
 class BadWeights(UserError):
-    """A model holds weights that the loader would refuse; nothing of it has been written."""
+    """A model holds weights that the loader would refuse; nothing of it has been written.
+
+    Attributes:
+        fault: which weights, and what is wrong with them.
+    """
+
+    fault = ""
 
 
 def save_model(
@@ -159,10 +165,12 @@ def save_model(
         raise ValueError("a packed model cannot be saved: load it without packing")
     for name, parameter in model.named_parameters():
         if fault := _no_weights(parameter.detach()):
-            raise BadWeights(
+            error = BadWeights(
                 f"{folder / WEIGHTS_FILE} is not written, since {checkpoint_name(name)} {fault}: "
                 "train with a lower --learning_rate"
             )
+            error.fault = f"{checkpoint_name(name)} {fault}"
+            raise error
     tensors = {
         checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()

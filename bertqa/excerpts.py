@@ -61,6 +61,8 @@ def shortened(text: str, longest: int = 400) -> str:
     last = snap_to_graphemes(text, len(text) - half, len(text))[0]
     first = first if first <= longest else half
     last = last if len(text) - last <= longest else len(text) - half
+    if first >= last:  # one written character reaches from the beginning to the end
+        first, last = half, len(text) - half
     return f"{text[:first]}...{text[last:]}"
 
 

@@ -108,7 +108,7 @@ def has_long_runs(text: str) -> bool:
     """
     if len(text) <= _LONG_RUN or text.isascii():
         return False
-    joining = "".join(c for c in set(text) if c >= "\u0300" and _may_join(c))
+    joining = "".join(c for c in set(text) if c >= "\x80" and _may_join(c))
     return bool(joining and re.search(f"[{re.escape(joining)}]{{{_LONG_RUN}}}", text))
 
 

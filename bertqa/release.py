@@ -102,16 +102,22 @@ def starts_of(runs: Sequence[Path], steps: Sequence["Step"]) -> list[list[int]]:
     """For each step the numbers of those that it was made of, from 1; 0 is the encoder.
 
     Raises:
-        UserError: one was made of a model that is none of those before it.
+        UserError: one was made of a model that is none of those before it, or two have one name.
     """
+    everyone = [run.resolve().name for run in runs]
+    twice = [name for name in everyone if everyone.count(name) > 1]
+    if twice:
+        raise UserError(f"two of the runs are called {twice[0]!r}: rename one, or name it once")
     starts: list[list[int]] = []
     encoder = ""
     for number, (run, step) in enumerate(zip(runs, steps, strict=True)):
-        before = [earlier.name for earlier in runs[:number]]
+        before = everyone[:number]
         if isinstance(step, Mean):
             names, made = step.of, "is a mean with"
         else:
             model = str(step.description["settings"]["model"])
+            if not encoder and (Path(model) / "run.json").exists():
+                raise UserError(f"{run} started from the run {model}: name that one before it")
             encoder = encoder or model
             if model == encoder:
                 starts.append([0])
@@ -249,9 +255,10 @@ _Curve = list[tuple[float, float]]
 def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[int]]) -> list[str]:
     """Pictures of loss, and of EM and F1 where the runs measured them; their file names.
 
-    Runs that went on from each other are one line; one that branched off has a line of its own.
-    EM and F1 are those of the questions that the last run was measured on: those of others, such
-    as of short contexts, cannot be compared.
+    Runs that went on from each other are one line; one that branched off, or went on from a mean,
+    has a line of its own, for as many as a chart has colours, three. EM and F1 are those of the
+    questions that the last run was measured on: those of others, such as of short contexts, cannot
+    be compared.
     """
     asked = [s.description["data"]["validation"] for s in steps if isinstance(s, Stage)][-1]
     losses: list[tuple[str, _Curve]] = []
@@ -266,7 +273,7 @@ def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[
         rows = [(begin + line["step"], line) for line in step.log]
         ends.append(begin + step.kept)  # from there the next run went on
         curve = [(place, line["loss"]) for place, line in rows if "loss" in line]
-        if losses and start == [number - 1]:
+        if losses and start == [number - 1] and isinstance(steps[number - 2], Stage):
             losses[-1][1].extend(curve)
         else:
             losses.append((f"run {number}" if losses else "loss", curve))

@@ -4,12 +4,14 @@ python -m bertqa.shorten train.json short.json --words 60
 python train.py --train_file short.json ...
 
 Of each context stays one stretch of whole words with all answers in it, at a place drawn by chance,
-so that where an answer stands says nothing. Words are what blanks part: a text without any stays
-whole, as do answers that are longer, or farther apart, than the stretch; how many contexts are
-longer for that is said. An encoder learns on such stretches what a question has
-to do with an answer, at a fraction of the tokens; to find the answer in a long text it must then be
-trained on the whole contexts. Shorter sequences first, long ones for the rest, is how BERT itself
-was pretrained (Devlin et al. 2019, appendix A.2).
+so that where an answer stands says nothing, as far as the ends of the text allow. Words are what
+blanks part: a text without any stays whole. Answers that are longer than the stretch, or farther
+apart, stay whole as well; how many stretches are longer for their sake is printed.
+
+An encoder learns on such stretches what a question has to do with an answer, at a fraction of the
+tokens; to find the answer in a long text it must then be trained on the whole contexts. Shorter
+sequences first, long ones for the rest, is how BERT itself was pretrained (Devlin et al. 2019,
+appendix A.2).
 """
 
 import argparse
@@ -62,7 +64,7 @@ def main(flags: argparse.Namespace) -> None:
     print(
         f"{len(short):,} questions; {before / len(short):.0f} words of context on the average, "
         f"now {sum(after) / len(short):.0f}"
-        + f", {longer:,} contexts longer than {flags.words} for their answers' sake" * bool(longer)
+        + f", {longer:,} of them longer than {flags.words} for the answers' sake" * bool(longer)
         + f": wrote {flags.copy}"
     )
 
@@ -71,12 +73,17 @@ def shorten(examples: Sequence[Example], words: int, seed: int) -> list[Example]
     """Each example with a stretch of its context, from half of ``words`` to ``words`` long.
 
     The answers stay whole and stand where the new starts say; a stretch is longer than ``words``
-    where they need it to be. The seed and the examples decide the result.
+    where they need it to be. The seed and the examples decide the result. Examples without a title
+    get one for each context, so that ``split_by_article`` holds out the same ones as before.
     """
     draw = random.Random(seed)
-    return [
-        _shortened(example, draw.randint((words + 1) // 2, words), draw) for example in examples
-    ]
+    numbers: dict[str, int] = {}
+    short = []
+    for example in examples:
+        number = numbers.setdefault(example.context, len(numbers))
+        stretch = _shortened(example, draw.randint((words + 1) // 2, words), draw)
+        short.append(replace(stretch, title=example.title or f"context {number}"))
+    return short
 
 
 def _shortened(example: Example, words: int, draw: random.Random) -> Example:

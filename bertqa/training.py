@@ -432,9 +432,9 @@ class Run:
         try:
             yield
         except BadWeights as error:
-            fault = str(error).partition(", since ")[2].rpartition(": ")[0]
             step = self.progress.step
-            raise self._failure(f"after step {step} {fault}", step, {"weights": fault}) from error
+            message = f"at step {step}, or at one since the last checkpoint, {error.fault}"
+            raise self._failure(message, step, {"weights": error.fault}) from error
         except UserError as error:
             last = self.folder.last_checkpoint()
             if last is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertqa import audit as audit_module
@@ -14,7 +14,7 @@ from bertqa.audit import REFUSED, RULES, Audit, Cause, audit
 from bertqa.audit_page import audit_page
 from bertqa.audit_text import audit_text, changes_text, save_json
 from bertqa.errors import UserError
-from bertqa.excerpts import NOWHERE, Excerpt, excerpt, visible
+from bertqa.excerpts import NOWHERE, Excerpt, excerpt, shortened, visible
 from bertqa.features import WindowSettings, make_windows
 from bertqa.labels import CAUSES
 from bertqa.mending import mend
@@ -253,6 +253,16 @@ def test_an_excerpt() -> None:
     accents = "e" + "\u0301" * 60_000
     around = excerpt(f"{accents} ab {accents}", len(accents) + 1, len(accents) + 3)
     assert around.marked == "ab" and len(around.before) < 300 and len(around.after) < 300
+
+
+@given(st.text(alphabet="ab\u0301", min_size=400, max_size=900))
+@example("e" + "\u0301" * 398 + "ab")
+def test_what_is_shortened_is_no_longer_than_before(text: str) -> None:
+    short = shortened(text)
+    assert len(short) <= min(len(text), 2 * 400 + 3) + 3
+    beginning, dots, end = short.partition("...")
+    assert text.startswith(beginning) and text.endswith(end)
+    assert (dots == "") == (len(text) <= 400)
 
 
 def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer: BertTokenizer) -> None:

@@ -546,6 +546,11 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a mean that is there": lambda r: average.main(
         argparse.Namespace(models=[r.path, r.path], output_dir=r.path)
     ),
+    "a mean of one twice": lambda r: average.mean_of([r.path, r.path]),
+    "two runs of one name": lambda r: r.release(r.run("x/a"), r.run("y/a")),
+    "a run from another": lambda r: r.release(
+        r.run(settings={"model": str(r.run("z")), "windows_per_step": 1, "precision": "fp32"})
+    ),
     "a mean of one": lambda r: average.mean_of([r.path]),
     "a mean with one run's threshold": lambda r: average.mean_of(
         [r.write("a/decoding.json", "{}").parent, r.path]

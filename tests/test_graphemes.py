@@ -163,14 +163,18 @@ def test_written_characters_follow_each_other(text: str) -> None:
     assert all(snap_to_graphemes(text, end, end) == (end, end) for _, end in found)
 
 
+# What a written character of any length can be made of.
+RUNS = ("🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161", "©\u200d")
+
+
 @settings(max_examples=200)
 @given(
     parts=st.lists(st.sampled_from(CHARACTERS), max_size=6),
-    run=st.sampled_from(["🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161"]),
+    run=st.sampled_from(RUNS),
     data=st.data(),
 )  # fmt: skip
 def test_long_runs_are_found_out_in_one_pass_as_step_by_step(parts, run, data) -> None:
-    """The same text, with the limit that decides between the two above its length."""
+    """The same slices of the same text, once with the path for long runs and once without."""
     cut = data.draw(st.integers(0, len(parts)))
     text = "".join(parts[:cut]) + run * 70 + "".join(parts[cut:])
     start = data.draw(st.integers(0, len(text)))
@@ -187,7 +191,7 @@ def test_real_writing_has_no_long_runs() -> None:
     assert not has_long_runs("ก\u0e34\u0e48น้ำ ตก " * 50 + "नमस्ते दुनिया " * 50 + "🇫🇷🇩🇪 " * 50)
 
 
-@pytest.mark.parametrize("run", ["🇫🇷", "👍\u200d", "क\u094d"])
+@pytest.mark.parametrize("run", ["🇫🇷", "👍\u200d", "©\u200d", "क\u094d"])
 def test_a_long_run_takes_time_as_it_is_long(run: str) -> None:
     """Steps, not seconds: how often a code point is looked at, when every place is asked for."""
     looks = 0

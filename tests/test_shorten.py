@@ -14,7 +14,7 @@ from bertqa.errors import UserError
 from bertqa.mending import save_examples
 from bertqa.readers import read_examples
 from bertqa.shorten import main, parse_flags, shorten
-from bertqa.squad import Example, check_answers, check_examples
+from bertqa.squad import Example, check_answers, check_examples, split_by_article
 from tests.helpers import STORIES, STORIES_V2
 
 TEXT = " ".join(f"word{i}" for i in range(200))
@@ -62,7 +62,7 @@ def test_at_the_ends_of_a_text_the_stretch_turns_inwards() -> None:
 
 def test_a_text_that_is_short_already_stays() -> None:
     example = Example("a", "Which?", "one two three", ("two",), (4,))
-    assert shorten([example], 60, seed=3) == [example]
+    assert shorten([example], 60, seed=3) == [replace(example, title="context 0")]
 
 
 def test_all_answers_stay_and_blanks_that_belong_to_one() -> None:
@@ -80,6 +80,14 @@ def test_a_question_without_an_answer_keeps_some_stretch() -> None:
     short = shorten(examples, 10, seed=5)
     assert all(e.is_impossible and 5 <= len(e.context.split()) <= 10 for e in short)
     assert len({e.context for e in short}) > 50
+
+
+def test_the_same_questions_are_held_out_as_of_the_whole_texts() -> None:
+    for titled in (True, False):
+        examples = [e if titled else replace(e, title="") for e in read_examples(STORIES)]
+        parts = [split_by_article(each, 30) for each in (examples, shorten(examples, 12, seed=1))]
+        ids = [[[example.id for example in part] for part in both] for both in parts]
+        assert ids[0] == ids[1] and len(ids[0][1]) > 10
 
 
 def test_the_seed_decides() -> None:
@@ -115,7 +123,7 @@ def test_what_cannot_be_shortened_is_said(
         file, [far_apart, replace(at(9), id="b"), Example("c", "?", "字" * 90, ("字",), (7,))]
     )
     main(parse_flags([str(file), str(copy), "--words", "10"]))
-    assert "1 contexts longer than 10 for their answers' sake" in capsys.readouterr().out
+    assert "1 of them longer than 10 for the answers' sake" in capsys.readouterr().out
     lengths = [len(example.context.split()) for example in read_examples(copy)]
     assert lengths[0] == 148 and 5 <= lengths[1] <= 10 and lengths[2] == 1
 
