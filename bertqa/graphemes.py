@@ -101,7 +101,7 @@ def has_joins(text: str) -> bool:
 
 @lru_cache(maxsize=64)
 def has_long_runs(text: str) -> bool:
-    """Whether so many code points that may join stand in a row as no writing has.
+    """Whether so many code points that may join stand in a row as hardly any writing has.
 
     A hundred thousand accents on one letter, or flags, may be in a stranger's file. To walk back
     over them from each place would take for ever.

@@ -116,7 +116,7 @@ def starts_of(runs: Sequence[Path], steps: Sequence["Step"]) -> list[list[int]]:
             names, made = step.of, "is a mean with"
         else:
             model = str(step.description["settings"]["model"])
-            if not encoder and (Path(model) / "run.json").exists():
+            if not encoder and is_step(Path(model)):
                 raise UserError(f"{run} started from the run {model}: name that one before it")
             encoder = encoder or model
             if model == encoder:
@@ -158,6 +158,11 @@ _NEEDED = {
     "settings": ("model", "windows_per_step", "precision"),
     "data": ("train", "validation", "windows"),
 }
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a model's folder tells of how the model was made."""
+    return any((folder / name).exists() for name in ("run.json", AVERAGE_FILE))
 
 
 def read_step(run: Path) -> Step:
@@ -257,8 +262,7 @@ def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[
 
     Runs that went on from each other are one line; one that branched off, or went on from a mean,
     has a line of its own, for as many as a chart has colours, three. EM and F1 are those of the
-    questions that the last run was measured on: those of others, such as of short contexts, cannot
-    be compared.
+    questions that the last run was measured on: those of others cannot be compared.
     """
     asked = [s.description["data"]["validation"] for s in steps if isinstance(s, Stage)][-1]
     losses: list[tuple[str, _Curve]] = []

@@ -48,9 +48,10 @@ class TrainingSettings:
             keeps the checkpoint's two, in BERT 0.1.
         layerwise_lr_decay: each layer learns at the rate of the one above times this, the last
             one at that of S and E times this, the embeddings slowest; 1 is the same for all.
-        freeze_word_embeddings: leave the vectors of the vocabulary as they are. Adam moves a number
-            by about 30 times the learning rate for each rare word's lone gradient, however small
-            that is: at rates far above BERT's 2e-5 rare words lose what pre-training taught them.
+        freeze_word_embeddings: leave the vectors of the vocabulary as they are. For a
+            rare word's lone gradient, however small, Adam moves each number by about 30 times the
+            learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that
+            takes words a long way from where pre-training put them.
         per_device_train_batch_size: windows that one process takes at once.
         gradient_accumulation_steps: times that it does so for one optimiser step.
         seed: of the order of windows and of dropout.
@@ -314,17 +315,12 @@ class Run:
             # With fp16 an infinite gradient is expected now and then: the scaler skips the step.
             finite = self.scaler.is_enabled() or math.isfinite(progress.grad_norm)
             if not (finite and math.isfinite(loss)):
-                raise self._failed(step, float(loss), progress.grad_norm)
+                numbers = {"loss": str(float(loss)), "gradient_norm": str(progress.grad_norm)}
+                message = "step {} has loss {} and gradient norm {}".format(step, *numbers.values())
+                raise self._failure(message, step, numbers)
             progress.losses_since_log.append(float(loss))
             progress.losses_since_evaluation.append(float(loss))
         self._pending = []
-
-    def _failed(self, step: int, loss: float, grad_norm: float) -> UserError:
-        """The error for a step whose numbers are none; what it saw goes into a file."""
-        failure = {"loss": str(loss), "gradient_norm": str(grad_norm)}
-        return self._failure(
-            f"step {step} has loss {loss} and gradient norm {grad_norm}", step, failure
-        )
 
     def _failure(self, message: str, step: int, failure: dict[str, Any]) -> UserError:
         """The error for what came of a step; its questions go into a file."""

@@ -38,7 +38,6 @@ from bertqa import (
     inside,
     metrics,
     release,
-    shorten,
     threshold,
     verify,
 )
@@ -618,8 +617,6 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a place outside": lambda r: inside.layer_effects(r.answerer().model, THREE_TOKENS, 3, 0),
     # mending, files
     "a copy of another kind": lambda r: save_examples(r.path / "x.txt", []),
-    "no words": lambda r: shorten.main(shorten.parse_flags(["a.json", "b.json", "--words", "0"])),
-    "no seed": lambda r: shorten.main(shorten.parse_flags(["a.json", "b.json", "--seed", "-1"])),
     "a report of another kind": lambda r: check_new_file(r.path / "x", "--report", [".html"]),
     "a report that is there": lambda r: check_new_file(
         r.write("x.html", ""), "--report", [".html"]

@@ -26,7 +26,6 @@ from bertqa.features import WindowSettings
 from bertqa.mending import save_examples
 from bertqa.readers import read_examples
 from bertqa.release import read_stage, read_step
-from bertqa.shorten import shorten
 from bertqa.tokenization import BertTokenizer
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
@@ -106,10 +105,10 @@ def test_a_run_that_branched_off(
 def test_a_run_that_was_measured_on_other_questions(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of short contexts, say: its loss is part of the curve, its F1 is not."""
-    short = tmp_path / "short.json"
-    save_examples(short, shorten(read_examples(STORIES), 12, seed=1))
-    first = trained(tmp_path / "first", runs[0], source=short)
+    """Of another file, say: its loss is part of the curve, its F1 is not."""
+    part = tmp_path / "part.json"
+    save_examples(part, read_examples(STORIES)[:80])
+    first = trained(tmp_path / "first", runs[0], source=part)
     steps = [read_step(run) for run in (first, trained(tmp_path / "second", first))]
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
@@ -170,6 +169,9 @@ def test_a_run_that_went_on_from_a_mean(family: list[Path], tmp_path: Path) -> N
     assert release.starts_of(family, steps) == [[0], [1], [1], [2, 3], [4]]
     with pytest.raises(UserError, match=r"mean is a mean with third, which is not named before"):
         release.starts_of([*family[:2], family[3]], [*steps[:2], steps[3]])
+    for started_from, run in ((0, 1), (3, 4)):  # a run, and a mean
+        with pytest.raises(UserError, match=rf"{family[started_from]}: name that one before it"):
+            release.starts_of([family[run]], [steps[run]])
 
 
 def test_two_runs_from_the_encoder(runs: list[Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ TEXT_ROOM = {
 # The loop room: brings the two together.
 LOOP_ROOM = {
     "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "average",
-    "release", "shorten", "threshold", "interrupts", "decoding_file", "answer_lines", "pages",
+    "release", "threshold", "interrupts", "decoding_file", "answer_lines", "pages",
     "audit_page", "report_page", "differences", "comparison", "verify", "ablate", "explanation",
     "explain", "explain_data", "explain_html", "explain_layers", "explain_page",
     "explain_sources", "explain_spans", "explain_text", "__init__",
