@@ -257,6 +257,8 @@ def test_an_excerpt() -> None:
 
 @given(st.text(alphabet="ab\u0301", min_size=400, max_size=900))
 @example("e" + "\u0301" * 398 + "ab")
+@example("e" + "\u0301" * 1000 + "x" * 1000)
+@example("x" * 1000 + "e" + "\u0301" * 1000)
 def test_what_is_shortened_is_no_longer_than_before(text: str) -> None:
     short = shortened(text)
     assert len(short) <= min(len(text), 2 * 400 + 3) + 3

@@ -164,7 +164,8 @@ def test_written_characters_follow_each_other(text: str) -> None:
 
 
 # What a written character of any length can be made of.
-RUNS = ("🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161", "©\u200d")
+RUNS = ("🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161", "©\u200d",
+        "👍\u200d\u200d", "👍\u0301\u200d", "क\u094d\u200c")  # fmt: skip
 
 
 @settings(max_examples=200)
