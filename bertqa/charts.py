@@ -39,7 +39,8 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: stands at its right end.
+        name: stands at its right end. Lines of one name have one colour, and the name once, at the
+            last of them.
         points: ``(x, y)``, x ascending.
     """
 
@@ -48,21 +49,23 @@ class Line:
 
 
 def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
-    """A chart of up to three lines as an SVG document.
+    """A chart of lines of up to three names as an SVG document.
 
     Raises:
-        ValueError: more lines than colours, no point, or a number that is not finite.
+        ValueError: more names than colours, no point, or a number that is not finite.
     """
     points = [point for line in lines for point in line.points]
-    if not points or len(lines) > _COLOURS:
+    named = {line.name: line for line in lines}  # the last of each name
+    if not points or len(named) > _COLOURS:
         raise ValueError(f"{len(lines)} lines of {len(points)} points make no chart")
     if not all(math.isfinite(number) for point in points for number in point):
         raise ValueError("a chart has no place for numbers that are not finite")
     frame = _Frame(*(ticks(min(v), max(v)) for v in zip(*points, strict=True)))
-    said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in lines)
+    said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in named.values())
     parts = frame.parts(title, x_label, said)
-    heights = apart([frame.place(*line.points[-1])[1] for line in lines])
-    for number, (line, height) in enumerate(zip(lines, heights, strict=True)):
+    colours = {name: number for number, name in enumerate(named)}
+    for line in lines:
+        number = colours[line.name]
         places = [frame.place(*point) for point in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="s{number}" points="{path}"/>')
@@ -70,7 +73,10 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
             parts += [
                 f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places
             ]
-        parts.append(_text(places[-1][0] + 8, height + 4, line.name, "start"))
+    ends = [frame.place(*line.points[-1]) for line in named.values()]
+    heights = apart([y for _, y in ends])
+    for name, (x, _), height in zip(named, ends, heights, strict=True):
+        parts.append(_text(x + 8, height + 4, name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -254,49 +254,63 @@ def measure(folder: Path, examples: Sequence[Example], windows: WindowSettings) 
     )
 
 
-_Curve = list[tuple[float, float]]
-
-
 def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[int]]) -> list[str]:
     """Pictures of loss, and of EM and F1 where the runs measured them; their file names.
 
-    Runs that went on from each other are one line; one that branched off, or went on from a mean,
-    has a line of its own, for as many as a chart has colours, three. EM and F1 are those of the
+    Each run has a line of its own over the steps on the way from the encoder; where several began
+    at one place, side by side, the losses have several colours. EM and F1 are those of the
     questions that the last run was measured on: those of others cannot be compared.
     """
     asked = [s.description["data"]["validation"] for s in steps if isinstance(s, Stage)][-1]
-    losses: list[tuple[str, _Curve]] = []
-    exact: _Curve = []
-    f1: _Curve = []
+    names = _names_side_by_side(steps, starts)
+    losses: list[Line] = []
+    f1: list[Line] = []
+    exact: list[Line] = []
     ends = [0]  # optimiser steps on the way from the encoder to each model
     for number, (step, start) in enumerate(zip(steps, starts, strict=True), start=1):
         begin = max(ends[i] for i in start)
         if isinstance(step, Mean):
             ends.append(begin)
             continue
-        rows = [(begin + line["step"], line) for line in step.log]
         ends.append(begin + step.kept)  # from there the next run went on
-        curve = [(place, line["loss"]) for place, line in rows if "loss" in line]
-        if losses and start == [number - 1] and isinstance(steps[number - 2], Stage):
-            losses[-1][1].extend(curve)
-        else:
-            losses.append((f"run {number}" if losses else "loss", curve))
-        if step.description["data"]["validation"] != asked:
-            continue
-        exact += [(place, line["exact_match"]) for place, line in rows if "exact_match" in line]
-        f1 += [(place, line["f1"]) for place, line in rows if "f1" in line]
+        rows = [(begin + line["step"], line) for line in step.log]
+        losses.append(
+            Line(names[number], smoothed([(x, r["loss"]) for x, r in rows if "loss" in r]))
+        )
+        if step.description["data"]["validation"] == asked:
+            f1.append(Line("F1", [(x, r["f1"]) for x, r in rows if "f1" in r]))
+            exact.append(
+                Line("exact match", [(x, r["exact_match"]) for x, r in rows if "exact_match" in r])
+            )
     charts = {}
-    lines = [Line(name, smoothed(curve)) for name, curve in losses if curve]
-    if lines:  # a chart has three colours
-        charts["loss.svg"] = line_chart("Training loss, start + end", "step", lines[:3])
-    if f1:
-        charts["accuracy.svg"] = line_chart(
-            "Exact match and F1 on held-out questions, %", "step",
-            [Line("F1", sorted(f1)), Line("exact match", sorted(exact))],
-        )  # fmt: skip
+    for name, title, lines in (
+        ("loss.svg", "Training loss, start + end", losses),
+        ("accuracy.svg", "Exact match and F1 on held-out questions, %", f1 + exact),
+    ):
+        lines = [line for line in lines if line.points]
+        if lines:
+            charts[name] = line_chart(title, "step", lines)
     for name, chart in charts.items():
         write_text(folder / name, chart)
     return list(charts)
+
+
+def _names_side_by_side(steps: Sequence[Step], starts: Sequence[Sequence[int]]) -> dict[int, str]:
+    """What the loss of each run, by its number, is called in the chart.
+
+    Runs that share a name share its colour, and a chart has three: the first that began at a place,
+    the second, and all further ones.
+    """
+    runs = [number for number, step in enumerate(steps, start=1) if isinstance(step, Stage)]
+    rank = {
+        number: min(2, sum(starts[other - 1] == starts[number - 1] for other in runs[:i]))
+        for i, number in enumerate(runs)
+    }
+    names = ["loss"]
+    for further in (1, 2):
+        alike = [str(number) for number in runs if rank[number] == further]
+        names.append(f"run{'s' * (len(alike) > 1)} {', '.join(alike)}")
+    return {number: names[rank[number]] for number in runs}
 
 
 # --- the card ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ET
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -52,6 +53,18 @@ def test_names_of_lines_that_end_together_do_not_overlap() -> None:
         float(e.attrib["y"]) for e in root.iter(f"{SVG}text") if e.text in {"a", "b", "c"}
     )
     assert all(below - above >= 14.9 for above, below in pairwise(heights))
+
+
+def test_lines_of_one_name_share_its_colour_and_have_it_once() -> None:
+    lines = [Line("a", [(0, 0), (1, 5)]), Line("b", [(0, 9), (1, 9)]), Line("a", [(1, 5), (2, 2)])]
+    root = ET.fromstring(line_chart("t", "x", lines))
+    assert [line.attrib["class"] for line in root.iter(f"{SVG}polyline")] == ["s0", "s1", "s0"]
+    names = {e.text: e for e in root.iter(f"{SVG}text") if e.text in {"a", "b"}}
+    assert Counter(texts(root))["a"] == 1
+    x, y = places(root, 2)[-1]
+    assert float(names["a"].attrib["x"]) == pytest.approx(x + 8, abs=0.11)
+    assert float(names["a"].attrib["y"]) == pytest.approx(y + 4, abs=0.11)
+    assert root.attrib["aria-label"] == "t: a ends at 2.00; b ends at 9.00"
 
 
 def test_a_single_point_has_a_chart() -> None:

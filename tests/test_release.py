@@ -96,10 +96,41 @@ def test_a_run_that_branched_off(
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     release.write_curves(tmp_path, steps, [[0], [1], [1]])
     losses, kept = drawn[0], steps[0].kept
-    assert [line.name for line in losses] == ["loss", "run 3"]
+    assert [line.name for line in losses] == ["loss", "loss", "run 3"]
     places = [[place for place, _ in line.points] for line in losses]
     on_top = [kept + 2, kept + 4, kept + 6]
-    assert places == [[2, 4, 6, *on_top], on_top]
+    assert places == [[2, 4, 6], on_top, on_top]
+
+
+def test_no_run_is_left_out_of_the_curves(
+    family: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that branched off and their mean, as in ``family``, and four side by side from that."""
+    steps = [read_step(run) for run in family]
+    drawn: list[list[Line]] = []
+    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    starts = [[0], [1], [1], [2, 3], [4], [4], [4], [4]]
+    release.write_curves(tmp_path, [*steps, *steps[-1:] * 3], starts)
+    losses, scored = drawn
+    on = "runs 7, 8"
+    assert [line.name for line in losses] == [
+        "loss",
+        "loss",
+        "runs 3, 6",
+        "loss",
+        "runs 3, 6",
+        on,
+        on,
+    ]
+    assert [line.name for line in scored] == ["F1"] * 7 + ["exact match"] * 7
+    begun = [line.points[0][0] - 2 for line in losses]
+    assert begun == [
+        0,
+        *[steps[0].kept] * 2,
+        *[steps[0].kept + max(s.kept for s in steps[1:3])] * 4,
+    ]
+    for line, loss in zip(scored, losses * 2, strict=False):
+        assert [x for x, _ in line.points] == [loss.points[0][0] + 1, loss.points[0][0] + 4]
 
 
 def test_a_run_that_was_measured_on_other_questions(
@@ -113,9 +144,10 @@ def test_a_run_that_was_measured_on_other_questions(
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     release.write_curves(tmp_path, steps, [[0], [1]])
-    (loss,), (f1, exact) = drawn
+    losses, (f1, exact) = drawn
     kept = steps[0].kept
-    assert [step for step, _ in loss.points] == [2, 4, 6, kept + 2, kept + 4, kept + 6]
+    places = [step for line in losses for step, _ in line.points]
+    assert places == [2, 4, 6, kept + 2, kept + 4, kept + 6]
     assert [step for step, _ in f1.points] == [kept + 3, kept + 6]
     assert [step for step, _ in exact.points] == [kept + 3, kept + 6]
 
@@ -241,9 +273,13 @@ def test_the_curves_go_on_from_run_to_run(runs: list[Path], folder: Path) -> Non
     for name, points in (("loss.svg", 6), ("accuracy.svg", 4)):
         assert f"]({name})" in card
         root = ET.fromstring((folder / name).read_text())
-        line = next(root.iter("{http://www.w3.org/2000/svg}polyline"))
-        across = [float(point.split(",")[0]) for point in line.attrib["points"].split()]
-        assert len(across) == points
+        lines = [
+            line.attrib["points"].split()
+            for line in root.iter("{http://www.w3.org/2000/svg}polyline")
+            if line.attrib["class"] == "s0"
+        ]
+        across = [float(point.split(",")[0]) for line in lines for point in line]
+        assert [len(line) for line in lines] == [points / 2] * 2
     f1 = [
         [line for line in map(json.loads, (run / "log.jsonl").open()) if "f1" in line]
         for run in runs
