@@ -34,6 +34,7 @@ from bertqa.features import WindowSettings
 from bertqa.files import new_folder, read_json_object, write_text
 from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
 from bertqa.readers import read_examples
+from bertqa.report_page import time_spent
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_answers, check_examples
 from bertqa.tokenization import BertTokenizer
@@ -412,11 +413,13 @@ def _step_line(number: int, step: Step, start: Sequence[int]) -> str:
     ended = f", the last logged loss {losses[-1]:.3f}" if losses else ""
     kept = f", kept: step {step.kept:,}" if step.kept != done else ""
     speed = f", {sorted(rates)[len(rates) // 2]:,} tokens/s" if rates else ""
+    spent = time_spent(log)
+    time = f", {spent}" if spent else ""
     windows = description["settings"]["windows_per_step"]
     precision = description["settings"]["precision"].removeprefix("torch.")
     return (
         f"- run {number}: {done:,} steps of {windows} windows ({epochs:.2f} epochs) in "
-        f"{precision}{speed}{ended}{kept}; commit `{description['git_commit']}`"
+        f"{precision}{time}{speed}{ended}{kept}; commit `{description['git_commit']}`"
     )
 
 

@@ -1,5 +1,6 @@
 """A training run as one HTML page: its curves, its evaluations, and what changed in between."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -66,11 +67,32 @@ def _summary(description: Mapping[str, Any], log: Sequence[Mapping[str, float]])
     entries = [(f"{steps:,}", "steps logged")]
     if rates:
         entries.append((f"{rates[len(rates) // 2]:,.0f}", "tokens per second, the median"))
+    spent = time_spent(log)
+    if spent:
+        entries.append((spent, "of training, evaluations apart"))
     best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
     if best:
         entries.append((f"{best['exact_match']:.2f}", "exact match of the best model, %"))
         entries.append((f"{best['f1']:.2f}", f"F1, %, at step {int(best['step']):,}"))
     return figures(entries)
+
+
+def time_spent(log: Sequence[Mapping[str, Any]]) -> str:
+    """How long the logged steps took, evaluations apart: "2 h 08 min", "12 min 40 s", "3.1 s".
+
+    "" where a line does not tell, as in the log of an earlier version.
+    """
+    steps = [line for line in log if "loss" in line]
+    if not steps or not all("seconds" in line for line in steps):
+        return ""
+    total = math.fsum(line["seconds"] for line in steps)
+    minutes, seconds = divmod(round(total), 60)
+    if total < 59.95:
+        return f"{total:.1f} s"
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(total / 60), 60)
+    return f"{hours} h {minutes:02d} min"
 
 
 def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:

@@ -360,6 +360,7 @@ class Run:
             "learning_rate": rate,
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": round(tokens_per_second),
+            "seconds": round(seconds, 4),  # evaluations apart
         }
         if self.runtime.is_main:
             self.folder.append_log(line)

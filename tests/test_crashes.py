@@ -146,7 +146,8 @@ def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
     """The last weights, the best ones, and the log without its speeds."""
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in log:
-        line.pop("tokens_per_second", None)
+        for of_the_clock in ("tokens_per_second", "seconds"):
+            line.pop(of_the_clock, None)
     last = max(folder.glob("checkpoints/step-*"))
     weights = [(path / "model.safetensors").read_bytes() for path in (last, folder)]
     return weights[0], weights[1], log

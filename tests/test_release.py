@@ -263,6 +263,7 @@ def test_the_card_tells_how_it_was_trained(runs: list[Path], folder: Path) -> No
         f"python train.py --model runs/1 {same} --output_dir runs/2 --dropout 0 --seed 7",
     ]
     assert card.count("6 steps of 16 windows") == 2
+    assert len(re.findall(r" in float32, [\d.]+ (?:min \d\d )?s, [\d,]+ tokens/s", card)) == 2
     commit = json.loads((runs[1] / "run.json").read_text())["git_commit"]
     assert f"commit `{commit}`" in card and f"torch {torch.__version__}" in card
     assert str(runs[0].parent) not in card

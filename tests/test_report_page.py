@@ -6,7 +6,7 @@ import pytest
 
 from bertqa.analysis import breakdown
 from bertqa.evaluation import Prediction
-from bertqa.report_page import Answered, report_page
+from bertqa.report_page import Answered, report_page, time_spent
 from bertqa.runs import Progress, RunFolder
 from bertqa.squad import Example
 from tests.helpers import Page
@@ -46,6 +46,23 @@ def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
     return Page(report_page("runs/<x>", DESCRIPTION, log, answered))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ([1.24, 2.0, 0.11], "3.4 s"),
+        ([59.96], "1 min 00 s"),
+        ([100, 600.4, 59], "12 min 39 s"),
+        ([3599.6], "1 h 00 min"),
+        ([3600, 4109], "2 h 08 min"),
+    ],
+)
+def test_the_time_that_was_spent(seconds: list[float], said: str) -> None:
+    log = [{"step": i, "loss": 2.0, "seconds": each} for i, each in enumerate(seconds)]
+    assert time_spent([*log, {"step": 9, "training_loss": 7.0}]) == said
+    assert any(said in part for part in shown(log=[line | LOG[0] for line in log]).texts)
+    assert time_spent([*log, {"step": 9, "loss": 7.0}]) == ""
+
+
 def test_the_page_of_a_run() -> None:
     page = shown()
     said = "\n".join(page.texts)
@@ -56,6 +73,7 @@ def test_the_page_of_a_run() -> None:
     assert [float(each["value"] or "") for each in tables] == [
         pytest.approx(group.f1, abs=0.05) for group in groups
     ]
+    assert not any("of training" in part for part in page.texts)  # a log that does not tell
     for word in ("5.0", "6.5000", "40.00", "35.00", "<tiny>", "runs/<x>", "0123", "abc"):
         assert any(word in part for part in page.texts), word
     assert said.count("kept") == 1

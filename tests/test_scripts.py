@@ -102,7 +102,8 @@ def read_json(path: Path) -> Any:
 
 def without_speed(log: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    clock = {"tokens_per_second", "seconds"}
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 
 # --- from training to answers --------------------------------------------------------------------

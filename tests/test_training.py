@@ -123,10 +123,11 @@ def trained(run: Run, resume: bool = False) -> Run:
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
-    """The lines of the log without the one number that differs from run to run."""
+    """The lines of the log without what differs from run to run."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("tokens_per_second", None)
+        for of_the_clock in ("tokens_per_second", "seconds"):
+            line.pop(of_the_clock, None)
     return lines
 
 
@@ -166,7 +167,7 @@ def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
     assert text.endswith("\n")
     lines = [json.loads(line) for line in text.splitlines()]
     logged = [line for line in lines if "loss" in line]
-    keys = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second"]
+    keys = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"]
     assert all(list(line) == keys for line in logged)
     assert [line["step"] for line in logged] == [3, 6, 9, 12]
     epoch = whole_run.steps_per_epoch
@@ -176,6 +177,14 @@ def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
     rates = [line["learning_rate"] for line in logged]
     assert rates == pytest.approx([5e-3 * x for x in (2 / 3, 7 / 9, 4 / 9, 1 / 9)])
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in logged)
+    # Both of the clock's numbers are of the same steps, which is to say of their tokens.
+    windows = whole_run.windows
+    for line in logged:
+        steps = range(line["step"] - 3, line["step"])
+        seen = torch.cat([step_windows(len(windows), 6, SETTINGS.seed, step) for step in steps])
+        tokens = int(windows.lengths[seen].sum())
+        by_the_clock = line["tokens_per_second"] * line["seconds"]
+        assert by_the_clock == pytest.approx(tokens, rel=0.05)
     assert logged[-1]["loss"] < logged[0]["loss"]
 
 
