@@ -45,20 +45,20 @@ from bertqa.explain import explain, passes
 from bertqa.explain_page import page
 from bertqa.explain_text import render
 from bertqa.files import said_plainly, write_json, write_text
+from bertqa.folders import SHIPPED_MODEL
 from bertqa.offsets import other_offsets
 from bertqa.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.runtime import forget_kernels
 from bertqa.squad import Example, check_examples, check_version
 
-DEFAULT_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 METRICS = "metrics.json"
 LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
 TERMINAL = Path("-")  # where an explanation goes that is given no file
 
 DEMO_CONTEXT = (
-    "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures for "
-    "understanding and generating language, among them BERT, GPT-2 and RoBERTa. It comes with "
-    "32+ pretrained models in many languages and offers close interoperability between TensorFlow "
+    "🤗 Transformers, once called pytorch-transformers, provides general-purpose architectures "
+    "(BERT, GPT-2, RoBERTa and others) for understanding and generating language. It comes with "
+    "32+ pretrained models in many languages. It offers close interoperability between TensorFlow "
     "2.0 and PyTorch."
 )
 DEMO_QUESTIONS = (
@@ -78,7 +78,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags; their names are run_qa's where it has them."""
     # fmt: off
     parser = Parser(__doc__ or "")
-    add_model_flags(parser, default=DEFAULT_MODEL, answers_only=True)
+    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
     add = parser.add_argument
     add("--question", metavar="TEXT", help="what to ask")
     add("--context", metavar="TEXT", help="where the answer stands")

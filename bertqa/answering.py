@@ -14,7 +14,7 @@ from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError, shown
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.folders import DECODING_FILE, find_local
+from bertqa.folders import DECODING_FILE, SHIPPED_MODEL, find_local
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
@@ -31,15 +31,38 @@ def weights_dir() -> Path:
     return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
 
 
+def installed_weights_dir() -> Path:
+    """Where an installed package has the models that came with it."""
+    return Path(__file__).resolve().parent / "pretrained"
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether it is the one of the model that comes with the project."""
+    places = (weights_dir(), installed_weights_dir())
+    return folder.resolve() in [(place / SHIPPED_MODEL).resolve() for place in places]
+
+
 def find_folder(name: str, *, allow_bin: bool = False) -> Path:
-    """The checkpoint folder of a path, a name under weights/, or a name on the hub.
+    """The checkpoint folder of a name: the first that there is, of
+
+    1. the path of a folder,
+    2. a name under weights/ (see ``weights_dir``),
+    3. the name of a model that came with the installed package,
+    4. a name on the hub, which is downloaded into weights/.
 
     Raises:
         UserError: it is not to be had.
     """
-    local = find_local(name, weights_dir())
-    if local is not None:
-        return local
+    for place in (weights_dir(), installed_weights_dir()):
+        local = find_local(name, place)
+        if local is not None:
+            return local
+    if name == SHIPPED_MODEL:
+        raise UserError(
+            f"the model {name} is neither in {weights_dir().resolve()} nor in "
+            f"{installed_weights_dir()}: clone the repository, which holds it, or name another "
+            "model"
+        )
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
     return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)

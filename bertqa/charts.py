@@ -57,7 +57,7 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
     points = [point for line in lines for point in line.points]
     named = {line.name: line for line in lines}  # the last of each name
     if not points or len(named) > _COLOURS:
-        raise ValueError(f"{len(lines)} lines of {len(points)} points make no chart")
+        raise ValueError(f"{len(named)} names of lines with {len(points)} points make no chart")
     if not all(math.isfinite(number) for point in points for number in point):
         raise ValueError("a chart has no place for numbers that are not finite")
     frame = _Frame(*(ticks(min(v), max(v)) for v in zip(*points, strict=True)))

@@ -11,6 +11,9 @@ INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 
 
+SHIPPED_MODEL = "minilm-l6-squad"  # the one that comes with the project
+
+
 def find_local(name: str, weights_dir: Path) -> Path | None:
     """``name`` as a folder, or ``weights_dir / name`` with a config.json; None if neither is."""
     if name and is_folder(Path(name)):

@@ -296,6 +296,9 @@ def write_curves(folder: Path, steps: Sequence[Step], starts: Sequence[Sequence[
     return list(charts)
 
 
+_LONGEST_NAME = 18  # letters that find a place beside the lines of a chart
+
+
 def _names_side_by_side(steps: Sequence[Step], starts: Sequence[Sequence[int]]) -> dict[int, str]:
     """What the loss of each run, by its number, is called in the chart.
 
@@ -307,10 +310,16 @@ def _names_side_by_side(steps: Sequence[Step], starts: Sequence[Sequence[int]]) 
         number: min(2, sum(starts[other - 1] == starts[number - 1] for other in runs[:i]))
         for i, number in enumerate(runs)
     }
-    names = ["loss"]
-    for further in (1, 2):
-        alike = [str(number) for number in runs if rank[number] == further]
-        names.append(f"run{'s' * (len(alike) > 1)} {', '.join(alike)}")
+    if not any(rank.values()):
+        return dict.fromkeys(runs, "loss")
+    names = []
+    for which in range(3):
+        alike = [str(number) for number in runs if rank[number] == which]
+        name = f"run{'s' * (len(alike) > 1)} {', '.join(alike)}"
+        while len(name) > _LONGEST_NAME:
+            alike.pop()
+            name = f"runs {', '.join(alike)}, …"
+        names.append(name)
     return {number: names[rank[number]] for number in runs}
 
 

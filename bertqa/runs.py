@@ -74,6 +74,7 @@ class Progress:
     Attributes:
         step: optimiser steps done.
         losses_since_log, losses_since_evaluation: of each step since then.
+        tokens_since_log, seconds_since_log: of this process, evaluations apart.
         grad_norm: of the last step.
         evaluations: a row for each evaluation, see ``evaluation_table``.
         best_f1: of the model kept at the folder's top; None before the first evaluation.
@@ -83,6 +84,8 @@ class Progress:
     step: int = 0
     losses_since_log: list[float] = field(default_factory=list)
     losses_since_evaluation: list[float] = field(default_factory=list)
+    tokens_since_log: int = 0
+    seconds_since_log: float = field(default=0.0, compare=False)
     grad_norm: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best_f1: float | None = None

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bertqa.answering import QuestionAnswerer, find_folder
+from bertqa.answering import QuestionAnswerer, find_folder, is_shipped
 from bertqa.charts import Line, line_chart
 from bertqa.cli import (
     Parser,
@@ -65,6 +65,11 @@ def main(flags: argparse.Namespace) -> None:
         )
     window_settings(flags)  # before a model is looked for
     folder = find_folder(flags.model)
+    if is_shipped(folder):
+        raise UserError(
+            f"{flags.model} is the model that comes with the project, which stays as it is: copy "
+            "its folder, and name the copy"
+        )
     windows = window_settings(flags, stored=read_decoding_file(folder)[0])
     forget_kernels()
     qa = QuestionAnswerer.from_pretrained(

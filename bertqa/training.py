@@ -167,7 +167,7 @@ class Run:
         # Loss and gradient norm of the last steps. They stay on the device until they are needed:
         # asking a GPU for a number at every step would make it wait.
         self._pending: list[tuple[Tensor, Tensor]] = []
-        self._started, self._tokens = time.perf_counter(), 0  # since the last log line
+        self._started = time.perf_counter()  # what comes after it is still to be counted
 
     def start(self, resume: bool) -> None:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
@@ -211,7 +211,7 @@ class Run:
 
     def _steps(self, bar: Any, interrupts: Interrupts) -> None:
         """The steps that are still to be done."""
-        self._started, self._tokens = time.perf_counter(), 0
+        self._started = time.perf_counter()
         for step in range(self.progress.step, self.total_steps):
             torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
             set_learning_rate(self.optimizer, self._learning_rate(step))
@@ -226,7 +226,7 @@ class Run:
                 part = losses.sum() * share  # shares of all batches of the step: their mean
                 self.scaler.scale(part).backward()
                 loss += part.detach()
-                self._tokens += len(batch.tokens.input_ids)
+                self.progress.tokens_since_log += len(batch.tokens.input_ids)
 
             # Processes get a signal at different steps, and must end after the same one.
             to_stop = torch.tensor(float(interrupts.number > 0), device=self.runtime.device)
@@ -242,12 +242,12 @@ class Run:
             bar.update()
             if self._due(self.settings.logging_steps):
                 self._log(bar)
-            aside = time.perf_counter()
+            self._count_seconds()
             if self._evaluation_due():
                 self._evaluate(bar)
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
-            self._started += time.perf_counter() - aside  # tokens/s is of the training alone
+            self._started = time.perf_counter()  # the log's time is that of the training alone
             is_asked = interrupts.number > 0
             if self.runtime.world_size > 1:  # what all have heard counts, not what this one has
                 is_asked = bool(to_stop > 0)
@@ -348,9 +348,10 @@ class Run:
         loss = _mean(self.progress.losses_since_log)
         self.progress.losses_since_log = []
         rate = self._learning_rate(self.progress.step - 1)
-        seconds = time.perf_counter() - self._started
-        tokens_per_second = self._tokens * self.runtime.world_size / seconds
-        self._started, self._tokens = time.perf_counter(), 0
+        self._count_seconds()
+        seconds = self.progress.seconds_since_log
+        tokens_per_second = self.progress.tokens_since_log * self.runtime.world_size / seconds
+        self.progress.seconds_since_log, self.progress.tokens_since_log = 0.0, 0
         bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {tokens_per_second:,.0f} tokens/s")
         norm = self.progress.grad_norm
         line = {
@@ -364,6 +365,12 @@ class Run:
         }
         if self.runtime.is_main:
             self.folder.append_log(line)
+
+    def _count_seconds(self) -> None:
+        """Put the time since it was last counted down to the training."""
+        now = time.perf_counter()
+        self.progress.seconds_since_log += now - self._started
+        self._started = now
 
     def _evaluate(self, bar: Any) -> None:
         """Measure the model; keep it at the folder's top if it is the best so far."""

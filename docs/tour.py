@@ -21,14 +21,13 @@ from typing import Any
 import torch
 
 from bertqa import answering
-from bertqa.folders import WEIGHTS_FILE
+from bertqa.folders import SHIPPED_MODEL, WEIGHTS_FILE
 from docs.tour_pictures import pictures
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER / "tour.md"
 ROOT = FOLDER.parent
 
-MODEL = "minilm-l6-squad"
 _DIGEST = re.compile(r"(?<=SHA-256\n`)[^`]*(?=`)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -71,13 +70,18 @@ def run(blocks: Sequence[Block]) -> tuple[list[str], dict[str, Any]]:
     """What each snippet prints, in order, and the names that all of them leave behind."""
     names: dict[str, Any] = {"__name__": "tour"}
     printed = []
-    for block in blocks:
-        if block.kind == "python":
-            # The empty lines make a traceback speak of the page's own lines.
-            code = compile("\n" * (block.line - 1) + block.text, str(PAGE), "exec")
-            with redirect_stdout(io.StringIO()) as out:
-                exec(code, names)
-            printed.append(out.getvalue())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more add up in another order, and round otherwise
+    try:
+        for block in blocks:
+            if block.kind == "python":
+                # The empty lines make a traceback speak of the page's own lines.
+                code = compile("\n" * (block.line - 1) + block.text, str(PAGE), "exec")
+                with redirect_stdout(io.StringIO()) as out:
+                    exec(code, names)
+                printed.append(out.getvalue())
+    finally:
+        torch.set_num_threads(threads)
     return printed, names
 
 
@@ -170,14 +174,13 @@ def _name_of(node: ast.AST) -> str | None:
 
 
 def model_digest() -> str:
-    """SHA-256 of the weights of the tour's model; "" where it is not there."""
-    file = answering.weights_dir() / MODEL / WEIGHTS_FILE
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    """SHA-256 of the weights of the tour's model."""
+    file = answering.find_folder(SHIPPED_MODEL) / WEIGHTS_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def main() -> None:
     """Run, write and draw everything."""
-    torch.set_num_threads(1)
     page = PAGE.read_text(encoding="utf-8")
     blocks = blocks_of(_DIGEST.sub(model_digest(), page))
     printed, names = run(blocks)

@@ -42,7 +42,7 @@ from bertqa import (
     verify,
 )
 from bertqa.answer_lines import LineOutput
-from bertqa.answering import QuestionAnswerer, load_folder
+from bertqa.answering import QuestionAnswerer, find_folder, load_folder
 from bertqa.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.cli import decoding_settings, run_script
 from bertqa.config import BertConfig, parse_config
@@ -54,6 +54,7 @@ from bertqa.explain import explain
 from bertqa.feature_cache import cached_windows
 from bertqa.features import WindowSettings, make_windows
 from bertqa.files import check_new_file, read_json_object, write_text
+from bertqa.folders import SHIPPED_MODEL
 from bertqa.interventions import Interventions
 from bertqa.mending import save_examples
 from bertqa.model import BertForQuestionAnswering
@@ -366,6 +367,12 @@ def no_disk(room: Room) -> None:
         write_text(room.write("file", "") / "model", "")
 
 
+def without_the_shipped_model(room: Room) -> object:
+    for place in ("weights_dir", "installed_weights_dir"):
+        room.patch.setattr(f"bertqa.answering.{place}", lambda: room.path)
+    return find_folder(SHIPPED_MODEL)
+
+
 def without_transformers(room: Room) -> None:
     room.patch.setitem(sys.modules, "transformers", None)
     verify.their_library()
@@ -388,6 +395,13 @@ def closed_folder(room: Room) -> None:
 
 def one_kind(room: Room) -> None:
     threshold.main(threshold.parse_flags([str(room.path), str(room.rows(ROW))]))
+
+
+def threshold_for_the_shipped_model(room: Room) -> None:
+    room.patch.setattr("bertqa.answering.weights_dir", lambda: room.path)
+    (room.path / SHIPPED_MODEL).mkdir()
+    flags = [str(room.path / SHIPPED_MODEL), str(room.rows(ROW, UNANSWERABLE))]
+    threshold.main(threshold.parse_flags(flags))
 
 
 def vocab(room: Room, content: bytes, **settings: object) -> object:
@@ -642,6 +656,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "without an answer": lambda r: check_version([Example("1", "a", "b", ())], str(r.path), False),
     # threshold
     "one kind of question": one_kind,
+    "the shipped model's threshold": threshold_for_the_shipped_model,
     # tokenization
     "one special token": lambda r: r.json(
         "tokenizer_config.json", lambda e: e.update(cls_token="[SEP]")
@@ -677,6 +692,8 @@ CASES: dict[str, Callable[[Room], object]] = {
     "too many lines": lambda r: vocab(r, b"a\n" * ((1 << 20) + 1)),
     "no vocabulary": lambda r: vocab(r, b"a"),
     "no truth": lambda r: vocab(r, VOCABULARY, do_lower_case=7),
+    # answering
+    "the shipped model is away": without_the_shipped_model,
     # training
     "no number of steps": lambda r: settings(max_steps=0),
     "a negative decay": lambda r: settings(weight_decay=-1.0),

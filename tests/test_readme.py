@@ -30,9 +30,7 @@ def test_the_code_that_looks_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(output.hidden_states) == len(output.layer_logits) == len(output.attentions) + 1
 
 
-def test_the_code_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path / "runs" / "mine")
-    monkeypatch.chdir(tmp_path)
+def test_the_code_that_asks() -> None:
     (code,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -41,4 +39,4 @@ def test_the_code_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     answer = names["qa"](question="Who built it?", context="Ada built it.")  # type: ignore[operator]
-    assert answer["answer"] in "Ada built it." and answer["answer"]
+    assert (answer["start"], answer["end"], answer["answer"]) == (0, 3, "Ada")

@@ -96,7 +96,7 @@ def test_a_run_that_branched_off(
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     release.write_curves(tmp_path, steps, [[0], [1], [1]])
     losses, kept = drawn[0], steps[0].kept
-    assert [line.name for line in losses] == ["loss", "loss", "run 3"]
+    assert [line.name for line in losses] == ["runs 1, 2", "runs 1, 2", "run 3"]
     places = [[place for place, _ in line.points] for line in losses]
     on_top = [kept + 2, kept + 4, kept + 6]
     assert places == [[2, 4, 6], on_top, on_top]
@@ -112,16 +112,10 @@ def test_no_run_is_left_out_of_the_curves(
     starts = [[0], [1], [1], [2, 3], [4], [4], [4], [4]]
     release.write_curves(tmp_path, [*steps, *steps[-1:] * 3], starts)
     losses, scored = drawn
-    on = "runs 7, 8"
+    first, second, third = "runs 1, 2, 5", "runs 3, 6", "runs 7, 8"
     assert [line.name for line in losses] == [
-        "loss",
-        "loss",
-        "runs 3, 6",
-        "loss",
-        "runs 3, 6",
-        on,
-        on,
-    ]
+        first, first, second, first, second, third, third,
+    ]  # fmt: skip
     assert [line.name for line in scored] == ["F1"] * 7 + ["exact match"] * 7
     begun = [line.points[0][0] - 2 for line in losses]
     assert begun == [
@@ -129,6 +123,15 @@ def test_no_run_is_left_out_of_the_curves(
         *[steps[0].kept] * 2,
         *[steps[0].kept + max(s.kept for s in steps[1:3])] * 4,
     ]
+    drawn.clear()
+    release.write_curves(tmp_path, steps[:1] * 99, [[0]] * 99)
+    names = [line.name for line in drawn[0]]
+    assert names == ["run 1", "run 2", *["runs 3, 4, 5, 6, …"] * 97]
+    drawn.clear()
+    release.write_curves(
+        tmp_path, steps[:1] * 99, [*[[0]] * 9, *[[number] for number in range(90)]]
+    )
+    assert {len(line.name) <= 18 for line in drawn[0]} == {True}
     for line, loss in zip(scored, losses * 2, strict=False):
         assert [x for x, _ in line.points] == [loss.points[0][0] + 1, loss.points[0][0] + 4]
 

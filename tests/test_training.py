@@ -131,6 +131,20 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return lines
 
 
+def check_clock(run: Run) -> None:
+    """That speed and seconds of each line in the log are of all steps since the line before."""
+    text = (run.folder.path / "log.jsonl").read_text()
+    logged = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    assert logged
+    for before, line in zip([{"step": 0}, *logged], logged, strict=False):
+        seen = torch.cat([
+            step_windows(len(run.windows), run.windows_per_step, run.settings.seed, step)
+            for step in range(before["step"], line["step"])
+        ])  # fmt: skip
+        by_the_clock = line["tokens_per_second"] * line["seconds"]
+        assert by_the_clock == pytest.approx(int(run.windows.lengths[seen].sum()), rel=0.05)
+
+
 def losses_of(folder: Path) -> list[float]:
     return [line["loss"] for line in log_of(folder) if "loss" in line]
 
@@ -149,8 +163,14 @@ def checkpoints_of(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    """All files; of a checkpoint's progress without the time that it took."""
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in files:
+        if path.name == "progress.json":
+            progress = json.loads(files[path])
+            assert progress.pop("seconds_since_log") >= 0
+            files[path] = json.dumps(progress).encode()
+    return {str(path.relative_to(folder)): content for path, content in files.items()}
 
 
 # --- what a run leaves behind --------------------------------------------------------------------
@@ -177,14 +197,7 @@ def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
     rates = [line["learning_rate"] for line in logged]
     assert rates == pytest.approx([5e-3 * x for x in (2 / 3, 7 / 9, 4 / 9, 1 / 9)])
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in logged)
-    # Both of the clock's numbers are of the same steps, which is to say of their tokens.
-    windows = whole_run.windows
-    for line in logged:
-        steps = range(line["step"] - 3, line["step"])
-        seen = torch.cat([step_windows(len(windows), 6, SETTINGS.seed, step) for step in steps])
-        tokens = int(windows.lengths[seen].sum())
-        by_the_clock = line["tokens_per_second"] * line["seconds"]
-        assert by_the_clock == pytest.approx(tokens, rel=0.05)
+    check_clock(whole_run)
     assert logged[-1]["loss"] < logged[0]["loss"]
 
 
@@ -517,6 +530,7 @@ def test_a_resumed_run_is_the_same_run(
     run = trained(make_run(folder, checkpoint), resume=True)
     assert same(weights_of(run), weights_of(whole_run))
     assert log_of(folder) == log_of(whole_run.folder.path)
+    check_clock(run)
     assert run.progress == whole_run.progress
     ours, theirs = contents(folder), contents(whole_run.folder.path)
     for name in ("log.jsonl", "report.html"):  # both tell the speed
