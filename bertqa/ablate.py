@@ -4,7 +4,7 @@ python -m bertqa.ablate MODEL DATA
 
 asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
 for each head that is masked or averaged (see interventions.py), as infer.py asks them, and prints
-what is lost without it, the worst loss first. In --output_dir stand
+what is lost without it, the largest loss of F1 first. In --output_dir stand
 
     ablation.json        all figures
     ablation.svg         F1 lost: layers x heads as colours, whole layers as bars

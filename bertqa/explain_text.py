@@ -91,12 +91,13 @@ def _in_fp32(e: Explanation) -> str:
 def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
     """The text around the answer, its words by P_start and P_end, the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
-    title = paint(_HEADING, f"Text (heat: P_start + P_end{where})")
+    title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{where})")
     heat = (e.start_probabilities + e.end_probabilities) / 2
     span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
     words: list[tuple[str, str]] = []  # plain, for its width, and painted
-    plain = painted = ""
-    for cell in _around(e):
+    cells, opens, closes = _around(e)
+    plain = painted = opens
+    for cell in cells:
         if not cell.text.strip() and not cell.places:
             words.append((plain, painted))
             plain = painted = ""
@@ -109,11 +110,11 @@ def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
         plain += opening + text + closing
         text = paint(_ANSWER, text) if inside else paint.heat(probability, text)
         painted += opening + text + closing
-    return [title, *_wrapped([*words, (plain, painted)], width)]
+    return [title, *_wrapped([*words, (plain + closes, painted + closes)], width)]
 
 
-def _around(e: Explanation) -> list[Cell]:
-    """The cells that are not too far from the answer."""
+def _around(e: Explanation) -> tuple[list[Cell], str, str]:
+    """The cells that are not too far from the answer; "…" on a side where the text goes on."""
     cells = list(e.cells())
     inside = [i for i, cell in enumerate(cells) if e.answer.first in cell.places] or [0]
     lengths = [len(cell.text) for cell in cells]
@@ -125,7 +126,12 @@ def _around(e: Explanation) -> list[Cell]:
     while last < len(cells) and after < _NEIGHBOURHOOD:
         after += lengths[last]
         last += 1
-    return cells[first:last]
+    start = (e.offsets[e.context_places.start] or (0, 0))[0] if cells else 0
+    start += sum(lengths[:first])
+    end = start + sum(lengths[first:last])
+    opening = "…" if e.context[:start].strip() else ""
+    closing = "…" if cells and e.context[end:].strip() else ""
+    return cells[first:last], opening, closing
 
 
 def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
@@ -169,7 +175,7 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
 def _heads(e: Explanation, paint: _Paint) -> list[str]:
     """The heads whose loss matters most."""
     heads = e.inside.head_effects.shape[1]
-    lines = [paint(_HEADING, "loss without a head, minus loss (the largest)")]
+    lines = [paint(_HEADING, "loss without a head, minus loss (the farthest from 0)")]
     for flat in e.inside.head_effects.flatten().abs().argsort(descending=True)[:_SHOWN].tolist():
         layer, head = divmod(flat, heads)
         lines.append(

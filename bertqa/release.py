@@ -376,6 +376,14 @@ def model_card(
         f"{versions}; on {last['device']}, {last['processes']} "
         f"process{'es' * (last['processes'] > 1)}.",
         *(f"![{curve.removesuffix('.svg')}]({curve})" for curve in curves),
+        *(
+            [
+                "EM and F1 in the picture are those of the questions that the runs themselves were "
+                f"measured on, other ones than {eval_name}'s: the figures cannot be compared."
+            ]
+            if "accuracy.svg" in curves and not selected
+            else []
+        ),
         f"## Where it fails\n\nBy kind, on {eval_name}:",
         _group_table(measured.groups),
     ]
@@ -417,10 +425,11 @@ def _step_line(number: int, step: Step, start: Sequence[int]) -> str:
     description, log = step.description, step.log
     done = max((line["step"] for line in log), default=0)
     epochs = max((line["epoch"] for line in log), default=0)
-    losses = [line["loss"] for line in log if "loss" in line]
+    losses = [line["loss"] for line in log if "loss" in line and line["step"] <= step.kept]
     rates = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
-    ended = f", the last logged loss {losses[-1]:.3f}" if losses else ""
     kept = f", kept: step {step.kept:,}" if step.kept != done else ""
+    until = " until then" if kept else ""
+    ended = f", the last logged loss{until} {losses[-1]:.3f}" if losses else ""
     speed = f", {sorted(rates)[len(rates) // 2]:,} tokens/s" if rates else ""
     spent = time_spent(log)
     time = f", {spent}" if spent else ""
@@ -428,7 +437,7 @@ def _step_line(number: int, step: Step, start: Sequence[int]) -> str:
     precision = description["settings"]["precision"].removeprefix("torch.")
     return (
         f"- run {number}: {done:,} steps of {windows} windows ({epochs:.2f} epochs) in "
-        f"{precision}{time}{speed}{ended}{kept}; commit `{description['git_commit']}`"
+        f"{precision}{time}{speed}{kept}{ended}; commit `{description['git_commit']}`"
     )
 
 

@@ -38,6 +38,7 @@ CONTEXT = (
 )
 WINDOWS = WindowSettings(48, 8)
 STEPS = 3
+NUMBERED = "".join(f" {number}." for number in range(999))
 CPU = Runtime(torch.device("cpu"))
 
 
@@ -379,12 +380,27 @@ def test_the_terminal_has_it_in_short(found: Explanation) -> None:
     assert f"layer {layer}, head {head}" in plain
     text = plain.split("\n\n")[1].splitlines()[1:]
     assert max(map(len, text)) <= 60
-    words = " ".join(text).replace("[", "").replace("]", "").split()
-    assert " ".join(words) in " ".join(CONTEXT.split())
+    words = " ".join(text).replace("[", "").replace("]", "")
+    assert words.strip("…") in CONTEXT
     coloured = render(found, 60, colour=True)
     assert "\x1b[1;7m" in coloured and coloured.count("\x1b[0m") > 5
     for line in coloured.splitlines():  # nothing is left coloured
         assert line.count("\x1b[0m") == line.count("\x1b[") / 2
+
+
+@pytest.mark.parametrize(("filler", "windows"), [("", WINDOWS), (None, WINDOWS), (NUMBERED, None)])
+def test_a_text_that_is_cut_says_so(
+    explained: Explain, filler: str | None, windows: WindowSettings | None
+) -> None:
+    """By its windows or by its length; a text that is shown whole has no mark."""
+    context = CONTEXT if filler is None else f"Ada built it.{filler}"
+    e = explained(context=context, windows=windows or WindowSettings(384, 8))
+    shown = " ".join(render(e, 60).split("\n\n")[1].splitlines()[1:])
+    kept = shown.replace("[", "").replace("]", "").strip("…")
+    assert kept in context
+    assert (shown[0] == "…") == (not context.startswith(kept))
+    assert (shown[-1] == "…") == (not context.endswith(kept))
+    assert ("…" in shown) == (filler != "")
 
 
 def test_as_many_runners_up_as_wanted(found: Explanation) -> None:

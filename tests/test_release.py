@@ -123,17 +123,39 @@ def test_no_run_is_left_out_of_the_curves(
         *[steps[0].kept] * 2,
         *[steps[0].kept + max(s.kept for s in steps[1:3])] * 4,
     ]
-    drawn.clear()
-    release.write_curves(tmp_path, steps[:1] * 99, [[0]] * 99)
-    names = [line.name for line in drawn[0]]
-    assert names == ["run 1", "run 2", *["runs 3, 4, 5, 6, …"] * 97]
-    drawn.clear()
-    release.write_curves(
-        tmp_path, steps[:1] * 99, [*[[0]] * 9, *[[number] for number in range(90)]]
-    )
-    assert {len(line.name) <= 18 for line in drawn[0]} == {True}
     for line, loss in zip(scored, losses * 2, strict=False):
         assert [x for x, _ in line.points] == [loss.points[0][0] + 1, loss.points[0][0] + 4]
+
+
+def test_names_of_many_runs_find_a_place(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [read_step(runs[0])] * 99
+    drawn: list[list[Line]] = []
+    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    release.write_curves(tmp_path, steps, [[0]] * 99)
+    names = [line.name for line in drawn[0]]
+    assert names == ["run 1", "run 2", *["runs 3, 4, 5, 6, …"] * 97]
+    pairs = [[number // 2] for number in range(99)]  # two from each
+    release.write_curves(tmp_path, steps, pairs)
+    assert {line.name for line in drawn[2]} == {"runs 1, 3, 5, 7, …", "runs 2, 4, 6, 8, …"}
+
+
+def test_a_run_whose_best_step_was_not_its_last(runs: list[Path]) -> None:
+    """The loss on its line is that of the steps whose model was kept."""
+    stage = read_step(runs[0])
+    log = [
+        {"step": 2, "epoch": 0.1, "loss": 7.0},
+        {"step": 3, "epoch": 0.2, "f1": 50.0},
+        {"step": 4, "epoch": 0.3, "loss": 5.0},
+        {"step": 4, "epoch": 0.3, "f1": 40.0},
+    ]
+    line = release._step_line(1, stage._replace(log=log), [0])
+    assert ", kept: step 3, the last logged loss until then 7.000; commit" in line
+    line = release._step_line(1, stage._replace(log=log[:3]), [0])
+    assert "kept: step 3" in line
+    line = release._step_line(1, stage._replace(log=[*log[:1], *log[2:]]), [0])
+    assert "kept" not in line and ", the last logged loss 5.000; commit" in line
 
 
 def test_a_run_that_was_measured_on_other_questions(
@@ -266,6 +288,7 @@ def test_the_card_tells_how_it_was_trained(runs: list[Path], folder: Path) -> No
         f"python train.py --model runs/1 {same} --output_dir runs/2 --dropout 0 --seed 7",
     ]
     assert card.count("6 steps of 16 windows") == 2
+    assert card.count("other ones than stories.json's: the figures cannot be compared") == 1
     assert len(re.findall(r" in float32, [\d.]+ (?:min \d\d )?s, [\d,]+ tokens/s", card)) == 2
     commit = json.loads((runs[1] / "run.json").read_text())["git_commit"]
     assert f"commit `{commit}`" in card and f"torch {torch.__version__}" in card
