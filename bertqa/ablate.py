@@ -17,6 +17,7 @@ worth together is not the sum (Michel et al., "Are Sixteen Heads Really Better t
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +92,14 @@ def main(flags: argparse.Namespace) -> None:
     windows = make_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
     parts = list(parts_of(qa.model.config, flags.how))
+    began = time.monotonic()
     whole = evaluator.of_ready(qa.model)
+    seconds = (time.monotonic() - began) * len(parts)
+    print(
+        f"{len(examples)} questions in {len(windows)} windows, once for each of {len(parts)} heads "
+        f"and layers: about {seconds:.0f} s",
+        file=sys.stderr,
+    )
     effects = [
         Effect.of(part, evaluator.of_ready(qa.model, part.change), whole)
         for part in tqdm(parts, unit="pass", disable=None)
@@ -207,8 +215,13 @@ def ranking(effects: Sequence[Effect], heads: int) -> str:
     for effect in [*layers, *of_heads[:heads]]:
         figures = f"{effect.exact_match_lost:9.2f}{effect.f1_lost:9.2f}{effect.loss_added:12.4f}"
         lines.append(f"{effect.name:<20}{figures}")
-    if len(of_heads) > heads:
-        lines.append(f"... and {len(of_heads) - heads} heads that cost no more")
+    rest = of_heads[heads:]
+    if rest:
+        lines.append(
+            f"... and {len(rest)} heads: F1 lost {rest[0].f1_lost:.2f} to {rest[-1].f1_lost:.2f}, "
+            f"loss added {max(e.loss_added for e in rest):.4f} to "
+            f"{min(e.loss_added for e in rest):.4f}"
+        )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bertqa.decoding_file import read_decoding_file
 from bertqa.errors import UserError, shown
 from bertqa.evaluation import DecodingSettings, Prediction, predict
 from bertqa.features import WindowSettings, make_windows
-from bertqa.folders import DECODING_FILE, SHIPPED_MODEL, find_local
+from bertqa.folders import DECODING_FILE, SHIPPED_MODEL, find_local, is_checkpoint
 from bertqa.model import BertForQuestionAnswering
 from bertqa.packed import make_ready
 from bertqa.runtime import Runtime, local_runtime
@@ -65,7 +66,23 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
         )
     from bertqa.hub import find_checkpoint  # a quarter of a second, for a download only
 
-    return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
+    try:
+        return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
+    except UserError as error:
+        meant = get_close_matches(name, _names_here(), n=1)
+        if not meant:
+            raise
+        raise UserError(f"{error}; {meant[0]} is here, if that was meant") from error
+
+
+def _names_here() -> list[str]:
+    """The models that are there without a download."""
+    return sorted(
+        folder.name
+        for place in (weights_dir(), installed_weights_dir())
+        for folder in (place.iterdir() if place.is_dir() else ())
+        if not folder.name.startswith(".") and is_checkpoint(folder)
+    )
 
 
 def load_for_training(

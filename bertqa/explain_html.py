@@ -42,6 +42,16 @@ def signed(value: float, decimals: int = 3) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
+def decimals_of(most: float) -> int:
+    """How many a table shows, by its largest number; more would make it too wide to be seen."""
+    return 2 if most >= 0.1 else 3
+
+
+def rounded(value: float, decimals: int) -> str:
+    """With a sign, if there is anything left of it."""
+    return signed(value, decimals) if round(value, decimals) else "0"
+
+
 def percent(probability: float) -> str:
     """Short: whole per cents from ten on, below one decimal."""
     if probability < 0.0005:

@@ -10,9 +10,11 @@ from bertqa.explain_data import PackedAttention
 from bertqa.explain_html import (
     answer_text,
     code_links,
+    decimals_of,
     direction_of,
     foreign,
     percent,
+    rounded,
     section_of,
     shown_percent,
     signed,
@@ -170,14 +172,15 @@ def _strip(
 def heads_section(e: Explanation, found: Sequence[Source]) -> str:
     """The worth of every head and layer."""
     heads = e.inside.head_effects.shape[1]
-    most = float(e.inside.head_effects.abs().max()) or 1.0
-    deepest = float(e.inside.layer_effects.abs().max()) or 1.0
+    most = float(e.inside.head_effects.abs().max())
+    deepest = float(e.inside.layer_effects.abs().max())
 
     def cell(value: float, scale: float, title: str, kind: str) -> str:
         sign = "minus" if value < 0 else ""
+        style = style_of(v=strength(abs(value) / (scale or 1.0)))
         return (
-            f'<td class="{f"{kind} {sign}".strip()}"{style_of(v=strength(abs(value) / scale))} '
-            f'title="{title}: {signed(value, 4)}">{signed(value, 2)}</td>'
+            f'<td class="{f"{kind} {sign}".strip()}"{style} title="{title}: '
+            f'{signed(value, 6)}">{rounded(value, decimals_of(scale))}</td>'
         )
 
     rows = [
@@ -201,13 +204,13 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
     links = "".join(
         f'<li><a href="#attention" data-head="{flat // heads},{flat % heads}">layer '
         f"{flat // heads}, head {flat % heads}</a> "
-        f"{signed(float(e.inside.head_effects.flatten()[flat]))}</li>"
+        f"{signed(float(e.inside.head_effects.flatten()[flat]), decimals_of(most) + 1)}</li>"
         for flat in strongest
     )
     content = (
         '<p class="legend"><span class="swatch plus">+</span> the answer needs it '
         '<span class="swatch less">−</span> the answer is likelier without it</p>'
-        f"{table_of('effects', caption, head, rows)}"
+        f"{table_of('effects', caption, head, rows)}{_needed(most)}"
         "<p>The answer depends most on these heads; each leads to what it looks at:</p>"
         f"<ol>{links}</ol>"
     )
@@ -222,6 +225,16 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
         + code_links(found)
     )
     return section_of("heads", lead, content, ["heads", "loss"], notes)
+
+
+def _needed(most: float) -> str:
+    """Numbers that are all small say something as well."""
+    if most >= 0.01:
+        return ""
+    return (
+        "<p>No head changes the log-likelihood by as much as 0.01: the answer is as likely without "
+        "any one of them. That is not to say that it needs none: one can stand in for another.</p>"
+    )
 
 
 def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[Source]) -> str:

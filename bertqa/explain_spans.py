@@ -138,7 +138,7 @@ def candidates_section(e: Explanation, found: Sequence[Source]) -> str:
     rows = [_candidate(e, number, candidate, several) for number, candidate in _rows(e)]
     content = table_of(
         "numbers spans",
-        "The best spans, best first",
+        f"The best spans, best first{_precision(e)}",
         [*head, "Sum", "Probability"],
         rows,
     )
@@ -160,11 +160,27 @@ def candidates_section(e: Explanation, found: Sequence[Source]) -> str:
         f"{competing} with its two scores. Point at a row, or reach it with the Tab key, to see it "
         "in the text above."
     )
-    notes = f"<p>{_normalised(e)}</p>{_null_note(e)}{code_links(found)}"
+    notes = f"<p>{_normalised(e)}</p>{_null_note(e)}{_other_numbers(e)}{code_links(found)}"
     formulas = ["candidates", "probability"]
     if e.prediction.null_odds is not None:
         formulas.append("null")
     return section_of("candidates", lead, content, formulas, notes)
+
+
+def _precision(e: Explanation) -> str:
+    """Which the answer was found in, where the rest of the page is in another."""
+    return "" if e.answered_in == "fp32" else f", in {escape(e.answered_in)}"
+
+
+def _other_numbers(e: Explanation) -> str:
+    if e.answered_in == "fp32":
+        return ""
+    windows = " of windows" * (len(e.null_scores) > 1)
+    return (
+        f"<p>The answer was found in {escape(e.answered_in)}: so are the scores of the best spans"
+        f"{' and the null score' * (e.prediction.null_odds is not None)}. All other numbers of this"
+        f" page{', the table' + windows + ' among them,' if windows else ''} are in fp32.</p>"
+    )
 
 
 def _normalised(e: Explanation) -> str:

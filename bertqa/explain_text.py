@@ -64,12 +64,15 @@ def shown(candidate: Candidate | None) -> str:
 
 def _answer(e: Explanation, paint: _Paint) -> list[str]:
     answer = e.answer.answer
+    score = ""
+    if e.answered_in != "fp32":
+        score = f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
     lines = [
         paint(_BOLD, on_one_line(e.question)),
         f"{paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
         f"characters {answer.start}-{answer.end}",
         f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
-        f"{_in_fp32(e)}",
+        f"{score}",
     ]
     if e.prediction.null_odds is not None and not e.prediction.best_span:
         lines.append("the text has no span")
@@ -82,16 +85,15 @@ def _answer(e: Explanation, paint: _Paint) -> list[str]:
 
 
 def _in_fp32(e: Explanation) -> str:
-    """What the score is in the numbers below, if the answer comes from others."""
-    if e.answered_in == "fp32":
-        return ""
-    return f"  in {e.answered_in}; below, in fp32: sum {e.explained_score:+.3f}"
+    """Of numbers that are not in the precision in which the answer was found: which they are in."""
+    return "" if e.answered_in == "fp32" else " (in fp32)"
 
 
 def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
     """The text around the answer, its words by P_start and P_end, the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
-    title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{where})")
+    kind = ", in fp32" * bool(_in_fp32(e))
+    title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
     heat = (e.start_probabilities + e.end_probabilities) / 2
     span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
     words: list[tuple[str, str]] = []  # plain, for its width, and painted
@@ -149,7 +151,8 @@ def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
 
 
 def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
-    lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer")]
+    kind = f" (in {e.answered_in})" * bool(_in_fp32(e))
+    lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer" + kind)]
     for number, candidate in enumerate(e.candidates[: max(most, e.chosen + 1)]):
         answer = candidate.answer
         row = (
@@ -161,7 +164,8 @@ def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
 
 
 def _layers(e: Explanation, paint: _Paint) -> list[str]:
-    lines = [paint(_HEADING, "layer  P_start  P_end  best span that S and E read there")]
+    heading = "layer  P_start  P_end  best span that S and E read there"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
     for number, layer in enumerate(e.layers):
         text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
         name = f"{number - 1:5}" if number else "embed"
@@ -173,10 +177,11 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
 
 
 def _heads(e: Explanation, paint: _Paint) -> list[str]:
-    """The heads whose loss matters most."""
+    """The heads that the answer needs most; the loss is its minus log-likelihood."""
     heads = e.inside.head_effects.shape[1]
-    lines = [paint(_HEADING, "loss without a head, minus loss (the farthest from 0)")]
-    for flat in e.inside.head_effects.flatten().abs().argsort(descending=True)[:_SHOWN].tolist():
+    heading = "loss without a head, minus loss: the most needed"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    for flat in e.inside.head_effects.flatten().argsort(descending=True)[:_SHOWN].tolist():
         layer, head = divmod(flat, heads)
         lines.append(
             f"{float(e.inside.head_effects[layer, head]):+9.4f}  layer {layer}, head {head}"
@@ -187,7 +192,8 @@ def _heads(e: Explanation, paint: _Paint) -> list[str]:
 def _parts(e: Explanation, paint: _Paint) -> list[str]:
     """The tokens that add most to the answer's score."""
     gap = e.inside.start_parts.gap + e.inside.end_parts.gap
-    lines = [paint(_HEADING, f"part of the score (integrated gradients; gap {gap:+.4f})")]
+    heading = f"part of the score (integrated gradients; gap {gap:+.4f})"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
     for place in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
         part = e.part_of(place)
         lines.append(

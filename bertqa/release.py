@@ -346,6 +346,7 @@ def model_card(
         selected: the questions chose the step as well.
     """
     last = [step.description for step in steps if isinstance(step, Stage)][-1]
+    any_mean = any(isinstance(step, Mean) for step in steps)
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     parts = [
         f"# {name}",
@@ -380,6 +381,7 @@ def model_card(
             [
                 "EM and F1 in the picture are those of the questions that the runs themselves were "
                 f"measured on, other ones than {eval_name}'s: the figures cannot be compared."
+                f"{' A mean has no points, as it was not trained.' * any_mean}"
             ]
             if "accuracy.svg" in curves and not selected
             else []

@@ -306,7 +306,7 @@ def _lens(names: Names) -> Picture:
         picture.upright(left + (number + 0.5) * width + 3.5, top - 6, word)
     for depth, p in enumerate(rows):
         y = top + height * depth
-        name = f"depth {depth}" if depth else "embeddings"
+        name = f"layer {depth - 1}" if depth else "embeddings"
         picture.text(left - 8, y + 16, name, "", "end")
         for number in range(len(words)):
             x = left + number * width

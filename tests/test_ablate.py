@@ -165,14 +165,17 @@ def test_what_is_printed(
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
     assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
     assert len(calls) == 1  # tokenised once, for all passes
-    heading, table = capsys.readouterr().out.strip().split("\n\n")
+    printed = capsys.readouterr()
+    parts = LAYERS * (1 + HEADS)
+    assert f"4 questions in 36 windows, once for each of {parts} heads and layers: " in printed.err
+    heading, table = printed.out.strip().split("\n\n")
     whole = told(tmp_path)["whole"]
     assert heading.startswith(
         f"the whole model: EM {whole['exact_match']:.2f}, F1 {whole['f1']:.2f}"
     )
     lines = table.splitlines()
     assert len(lines) == 1 + LAYERS + 5 + 1
-    assert lines[-1] == f"... and {LAYERS * HEADS - 5} heads that cost no more"
+    assert lines[-1].startswith(f"... and {LAYERS * HEADS - 5} heads: F1 lost ")
     first = next(row for row in told(tmp_path)["ranking"] if row["head"] is None)
     assert lines[1].split() == [
         "layer", str(first["layer"]), f"{first['exact_match_lost']:.2f}",
@@ -198,6 +201,8 @@ def test_the_loss_ranks_what_costs_the_same() -> None:
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "layer 0", "layer 1, head 0", "layer 0, head 1", "layer 0, head 0", "layer 0, head 2",
     ]  # fmt: skip
+    rest = "... and 3 heads: F1 lost 0.00 to -5.00, loss added 0.9000 to 0.1000"
+    assert ranking(effects, heads=1).splitlines()[-1] == rest
     assert lines[1].split()[2:] == ["2.00", "9.00", "0.0000"]
 
 

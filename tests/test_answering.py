@@ -251,6 +251,20 @@ def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
     assert find_folder(folder.name) == folder
 
 
+def test_a_name_that_is_nearly_right(folder, monkeypatch):
+    monkeypatch.setattr(answering, "weights_dir", lambda: folder.parent)
+    (folder.parent / f"{folder.name}s").mkdir()  # holds no model, so it is not meant
+    with pytest.raises(UserError) as mistyped:
+        find_folder(f"{folder.name}s!")
+    assert str(mistyped.value).endswith(f"; {folder.name} is here, if that was meant")
+    with pytest.raises(UserError) as other:
+        find_folder("quite another!")
+    assert "here" not in str(other.value)
+    monkeypatch.setattr(answering, "weights_dir", lambda: folder.parent / "none")
+    with pytest.raises(UserError):
+        find_folder(f"{folder.name}!")
+
+
 def test_a_model_in_training_answers_without_dropout(folder, qa):
     model, tokenizer, _ = load_for_training(str(folder))
     found = QuestionAnswerer(model.train(), tokenizer, runtime=qa.runtime)

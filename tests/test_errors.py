@@ -373,6 +373,12 @@ def without_the_shipped_model(room: Room) -> object:
     return find_folder(SHIPPED_MODEL)
 
 
+def mistyped(room: Room) -> object:
+    room.patch.setattr("bertqa.answering.weights_dir", lambda: room.path)
+    room.write("tiny-bert/" + CONFIG_FILE, "{}")
+    return find_folder("tiny_bert!")
+
+
 def without_transformers(room: Room) -> None:
     room.patch.setitem(sys.modules, "transformers", None)
     verify.their_library()
@@ -694,6 +700,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "no truth": lambda r: vocab(r, VOCABULARY, do_lower_case=7),
     # answering
     "the shipped model is away": without_the_shipped_model,
+    "nearly the name of a model that is here": mistyped,
     # training
     "no number of steps": lambda r: settings(max_steps=0),
     "a negative decay": lambda r: settings(weight_decay=-1.0),

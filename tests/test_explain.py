@@ -147,6 +147,20 @@ def test_another_precision_is_traced_to_the_same_tokens(
     assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
 
+def test_which_numbers_are_in_which_precision(explained: Explain, found: Explanation) -> None:
+    """Said where two stand beside each other, and only there."""
+    lines = render(explained(answered_in="bf16")).splitlines()
+    (spans,) = (line for line in lines if line.strip().startswith("S.T_i"))
+    assert spans.endswith("answer (in bf16)")
+    assert [line.split("  ")[0] for line in lines if line.endswith(" (in fp32)")] == [
+        "layer", "loss without a head, minus loss: the most needed (in fp32)",
+        next(line for line in lines if line.startswith("part of the score")),
+    ]  # fmt: skip
+    assert any(line.startswith("Text (") and "P_end, in fp32" in line for line in lines)
+    assert f"(in bf16; in fp32 {found.explained_score:+.3f})" in lines[2]
+    assert "fp32" not in render(found)
+
+
 def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation) -> None:
     best = max(found.best_spans, key=lambda c: c.answer.score)
     assert best.answer == pytest.approx(found.candidates[0].answer, abs=1e-4)

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bertqa.evaluation import DecodingSettings
 from bertqa.explain import explain
 from bertqa.explain_data import BUDGET, clean, packed_attention, quantised
 from bertqa.explain_html import direction_of, json_of, percent
+from bertqa.explain_layers import heads_section
 from bertqa.explain_page import page
 from bertqa.explain_sources import sources
 from bertqa.explanation import Explanation
@@ -209,7 +211,61 @@ def test_the_numbers_stand_in_the_page(
         (e.span_matrix().backward | e.span_matrix().too_long).sum()
     )
     for value in e.inside.head_effects.flatten():
-        assert f"{float(value):+.4f}".replace("-", "−") in text
+        assert f"{float(value):+.6f}".replace("-", "−") in text
+
+
+def test_which_numbers_are_in_which_precision(pages: dict[str, str]) -> None:
+    """Said where two stand beside each other, and only there."""
+    assert "<caption>The best spans, best first, in bf16</caption>" in pages["plain"]
+    assert (
+        "All other numbers of this page, the table of windows among them, are in fp32."
+        in (pages["plain"])
+    )
+    assert "<caption>The best spans, best first</caption>" in pages["negative"]
+    assert "All other numbers" not in pages["negative"]
+
+
+def effects(e: Explanation, heads: float, layers: float) -> str:
+    """The section of the heads if none were worth more than so much."""
+    inside = replace(
+        e.inside,
+        head_effects=e.inside.head_effects / e.inside.head_effects.abs().max() * heads,
+        layer_effects=e.inside.layer_effects / e.inside.layer_effects.abs().max() * layers,
+    )
+    return heads_section(replace(e, inside=inside), [])
+
+
+@pytest.mark.parametrize(
+    ("most", "decimals", "sure"),
+    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True)],
+)
+def test_what_no_head_is_needed_for(
+    explanations: dict[str, Explanation], most: float, decimals: int, sure: bool
+) -> None:
+    """Of small effects there are more digits, and nothing is left of what is smaller still."""
+    text = effects(explanations["plain"], most, 0.5)
+    cells = [
+        cell
+        for kind, cell in re.findall(r'<td class="effect( minus)?"[^>]*>([^<]*)</td>', text)
+        if bool(kind) == cell.startswith("−") or cell == "0"
+    ]
+    assert len(cells) == explanations["plain"].inside.head_effects.numel()
+    assert {len(cell.partition(".")[2]) for cell in cells} <= {0, decimals}
+    assert not {cell for cell in cells if cell != "0" and not cell.strip("+−0.")}
+    assert (set(cells) == {"0"}) == (most < 1e-3)
+    assert ("No head changes" in text) == sure
+    whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
+    assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
+
+
+def test_effects_that_are_exactly_nothing(explanations: dict[str, Explanation]) -> None:
+    e = explanations["plain"]
+    nothing = replace(
+        e.inside,
+        head_effects=torch.zeros_like(e.inside.head_effects),
+        layer_effects=torch.zeros_like(e.inside.layer_effects),
+    )
+    assert "nan" not in heads_section(replace(e, inside=nothing), [])
 
 
 def test_the_null_score_is_there_where_there_is_one(
