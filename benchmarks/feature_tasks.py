@@ -3,8 +3,8 @@
 python -m benchmarks.feature_tasks bertqa FILE MODEL CACHE     a second start; prints the seconds
 python -m benchmarks.feature_tasks datasets TABLE MODEL        from the call to windows at hand
 
-The peer is what run_qa and the blog post do: datasets.map over batches of 1,000 questions, the
-tokenizer with overflow, every window padded, a loop over offsets that finds the labels.
+The peer is what run_qa and transformers' notebook do: datasets.map over batches of 1,000 questions,
+the tokenizer with overflow, every window padded, a loop over offsets that finds the labels.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """Windows of the train set: made for the first time, and found again by a second start.
 
-The peer is datasets.map with the tokenizer of transformers, as run_qa and the blog post use it: in
+The peer is datasets.map with the tokenizer of transformers, as run_qa and the notebook use it: in
 one process, whose tokenizer has all threads, and in as many processes as there are threads.
 """
 

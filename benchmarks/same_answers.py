@@ -1,7 +1,7 @@
 """The same file, the same questions: the answers of bertqa beside those of transformers 5.
 
 Theirs is transformers' model in float32, fed by its own tokenizer with overflow, and the decoding
-that the blog post and run_qa share: in every window the 20 best starts with the 20 best ends, the
+that its notebook and run_qa share: in every window the 20 best starts with the 20 best ends, the
 pair with the largest sum of scores wins. Ours is infer.py's path, in float32 and in the default
 precision, with both decoders. Both sides are scored by the official rules, and every answer that
 differs is put down to a cause:
@@ -57,7 +57,7 @@ NOTHING = Found("", 0, 0, -math.inf)  # no pair of the best starts and ends is a
 
 
 def theirs(model: Path, examples: Sequence[Example]) -> dict[str, Found]:
-    """transformers and the blog post's decoding."""
+    """transformers and its notebook's decoding."""
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -141,7 +141,7 @@ def main() -> None:
         figures = evaluate_v1({key: found.text for key, found in answers.items()}, references)
         return [name, f"{figures['exact_match']:.2f}", f"{figures['f1']:.2f}", counts]
 
-    rows = [row("transformers 5, fp32, the blog post's decoding", reference, "")]
+    rows = [row("transformers 5, fp32, the notebook's decoding", reference, "")]
     contexts = {example.id: example.context for example in examples}
     for decoder in ("top20", "exact"):
         in_fp32: dict[str, str] = {}  # causes of what differs in float32

@@ -327,7 +327,7 @@ def compare_windows(
 def _their_windows(
     tokenizer: Any, example: Example, settings: WindowSettings
 ) -> Iterator[tuple[list[int], list[int], list[tuple[int, int] | None]]]:
-    """Ids, token types and offsets, as the blog post and run_qa make them."""
+    """Ids, token types and offsets, as transformers' notebook and run_qa make them."""
     encoded = tokenizer(
         example.question, example.context, truncation="only_second",
         max_length=settings.max_seq_length, stride=settings.doc_stride,
@@ -357,7 +357,7 @@ def compare_answers(
     settings: WindowSettings,
     logits: Mapping[int, tuple[Tensor, Tensor]],
 ) -> None:
-    """Our answers, as infer.py with ``--decoder top20`` finds them, beside the blog post's."""
+    """Our answers, as infer.py with ``--decoder top20`` finds them, beside the notebook's."""
     decoding = DecodingSettings(decoder="top20")
     runtime = local_runtime("cpu", "fp32")
     qa = QuestionAnswerer(sides.ours, sides.tokenizer, settings, decoding, runtime)

@@ -62,8 +62,9 @@ def exact_spans(
     """
     start, end = _context_scores(start_logits, end_logits, lengths, context_places)
     longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
-    # A start whose best span is not among the n best of its window's starts heads no span that
-    # is, so the n-th best of these bounds the n-th best span from below.
+    # Of each start its best span: the n highest of these are n spans, so the n-th best of all
+    # spans scores no less than the n-th of them, and a start whose best span scores less than
+    # that has no span among the n best.
     best_of_start = start + _sliding(end, longest, torch.maximum, -math.inf)  # (N, C)
     bound = best_of_start.topk(min(n_best, best_of_start.shape[1]), dim=1).values[:, -1]
     window, first = (best_of_start >= bound[:, None]).nonzero().unbind(dim=1)  # (R,)

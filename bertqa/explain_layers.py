@@ -211,7 +211,7 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
         '<p class="legend"><span class="swatch plus">+</span> the answer needs it '
         '<span class="swatch less">−</span> the answer is likelier without it</p>'
         f"{table_of('effects', caption, head, rows)}{_needed(most)}"
-        "<p>The answer depends most on these heads; each leads to what it looks at:</p>"
+        f"<p>{_ranked(most)}; each leads to what it looks at:</p>"
         f"<ol>{links}</ol>"
     )
     lead = (
@@ -237,6 +237,13 @@ def _needed(most: float) -> str:
     )
 
 
+def _ranked(most: float) -> str:
+    """What the list of the first heads is."""
+    if most >= 0.01:
+        return "The answer depends most on these heads"
+    return "The largest of the small numbers are those of these heads"
+
+
 def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[Source]) -> str:
     """Attention over the tokens: of any head with scripts, without them of the strongest."""
     layer, head = e.inside.strongest_head
@@ -259,7 +266,7 @@ def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[S
         + "</div>"
     )
     said = (
-        f"Layer {layer}, head {head}, on which the answer depends most: where the question "
+        f"Layer {layer}, head {head}, whose loss costs the answer most: where the question "
         "looks, on average over its tokens."
     )
     content = (

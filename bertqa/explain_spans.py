@@ -175,11 +175,12 @@ def _precision(e: Explanation) -> str:
 def _other_numbers(e: Explanation) -> str:
     if e.answered_in == "fp32":
         return ""
-    windows = " of windows" * (len(e.null_scores) > 1)
+    null = ", and the null score with what it is compared to" * (e.prediction.null_odds is not None)
+    windows = ", the table of windows among them," * (len(e.null_scores) > 1)
     return (
-        f"<p>The answer was found in {escape(e.answered_in)}: so are the scores of the best spans"
-        f"{' and the null score' * (e.prediction.null_odds is not None)}. All other numbers of this"
-        f" page{', the table' + windows + ' among them,' if windows else ''} are in fp32.</p>"
+        f"<p>The answer was found in {escape(e.answered_in)}: so are its scores and probability, "
+        f"here and at the top of the page, those of the other best spans{null}. The numbers of the "
+        f"other pictures and tables{windows} are in fp32.</p>"
     )
 
 

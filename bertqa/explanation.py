@@ -124,7 +124,7 @@ class Explanation:
     Attributes:
         question, context: what was asked.
         model_name: for the reader.
-        answered_in: the precision in which the answer was found; all else here is in float32.
+        answered_in: the precision of ``prediction`` and ``candidates``; all else is in float32.
         decoding: how spans became answers.
         max_seq_length: most tokens of a window.
         prediction: the answer as infer.py gives it.

@@ -15,7 +15,7 @@ from bertqa.interventions import NOTHING, Interventions
 from bertqa.model import BertForQuestionAnswering, window_losses
 from bertqa.stream import TokenBatch
 
-_TOKENS_AT_ONCE = 1024  # as many copies of the window as have these go through the model together
+_TOKENS_AT_ONCE = 1024  # copies of the window go through the model together, up to so many tokens
 
 # Called with the number of passes through the model that were just done.
 Progress = Callable[[int], object]
@@ -66,7 +66,7 @@ def integrated_gradients(
     The embedded window x goes in a straight line from the embedded baseline x0 to x, and the
     gradient of the score is averaged over the way:
 
-        token i:  sum over d of  (x - x0)_id  *  integral from 0 to 1 of  d score / d x_id
+        token i:  sum over d of  (x - x0)[i, d]  *  integral from 0 to 1 of  d score / d x[i, d]
                   at x0 + a (x - x0)  over a
 
     By the fundamental theorem the tokens add up to the difference of the two scores. The integral

@@ -29,9 +29,9 @@ class Interventions:
         mean_heads: heads that give every token the mean of what the tokens of its window gathered,
             so that they still say what is in the window but no longer where.
         skip_layers: layers, from 0, that give back what they were given.
-        states: place in ``BertOutput.hidden_states`` (0 after the embeddings, l after the l-th
-            layer) -> the tokens of the stream, ``(n,)`` int64, and the states ``(n, D)`` that they
-            have from there on.
+        states: place in ``BertOutput.hidden_states`` (0 after the embeddings, n + 1 after
+            layer n) -> the tokens of the stream, ``(k,)`` int64, and the states ``(k, D)`` that
+            they have from there on.
     """
 
     mask_heads: Set[Head] = frozenset()

@@ -226,7 +226,10 @@ class BertForQuestionAnswering(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights as BERT's authors did: normal, biases 0, LayerNorm the identity."""
+        """Draw fresh weights as transformers does: normal, biases 0, LayerNorm the identity.
+
+        The normal of BERT's authors was cut off at two standard deviations.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -308,7 +311,7 @@ def window_losses(
         start_positions, end_positions: ``(N,)`` int64, place of the label in its own window.
     """
     # A window shorter than the longest is filled up with -inf, which the softmax turns into 0.
-    start_logits = pad_windows(output.start_logits, lengths, -math.inf)  # (N, S)
+    start_logits = pad_windows(output.start_logits, lengths, -math.inf)  # (N, longest L)
     end_logits = pad_windows(output.end_logits, lengths, -math.inf)
     start_loss = F.cross_entropy(start_logits, start_positions, reduction="none")
     end_loss = F.cross_entropy(end_logits, end_positions, reduction="none")

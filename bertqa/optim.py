@@ -14,8 +14,9 @@ def learning_rate(
     """The rate of optimiser step ``step``, from 0: a line up to ``peak``, a line down to 0.
 
     Warm-up starts at 0; without it the first step has the peak. The step after the last would
-    have 0. This is the schedule of run_qa and of Google's run_squad. "constant_with_warmup", which
-    run_qa has as well, stays at the peak.
+    have 0. This is the schedule of run_qa. In Google's run_squad the line down begins at step 0, so
+    that the rate drops where warm-up ends. "constant_with_warmup", which run_qa has as well, stays
+    at the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -27,7 +28,7 @@ def learning_rate(
 def parameter_groups(
     model: nn.Module, weight_decay: float, layerwise_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Weights decay; biases and LayerNorm do not (Devlin et al. 2019, appendix A.2).
+    """Weights decay; biases and LayerNorm do not, as in Google's code (optimization.py).
 
     Each group has in ``lr_scale`` what its learning rate is multiplied by: 1 for S and E,
     ``layerwise_lr_decay`` for the last layer, its square for the one before, and so on down to the

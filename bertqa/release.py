@@ -90,10 +90,12 @@ def main(flags: argparse.Namespace) -> None:
         curves += ["threshold.svg"] * (folder / "threshold.svg").exists()
         windows = WindowSettings(**stages[-1].description["data"]["windows"])
         measured = measure(folder, examples, windows)
+        elsewhere = stages[-1].description["data"]["validation"] != seen
         selected = any(stage.description["data"]["validation"] == seen for stage in stages)
         card = model_card(
             flags.output_dir.name, flags.encoder, flags.data, steps, starts, curves, measured,
             file_digest(folder / WEIGHTS_FILE), flags.eval_file.name, selected=selected,
+            curves_elsewhere=elsewhere,
         )  # fmt: skip
         write_text(folder / "README.md", card)
     print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
@@ -338,12 +340,14 @@ def model_card(
     eval_name: str,
     *,
     selected: bool = False,
+    curves_elsewhere: bool = False,
 ) -> str:
     """The text of the card, in Markdown.
 
     Args:
         starts: see ``starts_of``.
         selected: the questions chose the step as well.
+        curves_elsewhere: the curves of EM and F1 are those of other questions.
     """
     last = [step.description for step in steps if isinstance(step, Stage)][-1]
     any_mean = any(isinstance(step, Mean) for step in steps)
@@ -383,7 +387,7 @@ def model_card(
                 f"measured on, other ones than {eval_name}'s: the figures cannot be compared."
                 f"{' A mean has no points, as it was not trained.' * any_mean}"
             ]
-            if "accuracy.svg" in curves and not selected
+            if "accuracy.svg" in curves and curves_elsewhere
             else []
         ),
         f"## Where it fails\n\nBy kind, on {eval_name}:",

@@ -2,7 +2,7 @@
 
 T  tokens in the batch      N  windows in the batch      S  tokens of the longest window
 
-A padded batch of question-answering windows is more than half padding. Here a batch is one row
+SQuAD's windows padded to 384 tokens are more than half padding. Here a batch is one row
 of tokens, and the lengths of its windows say where one ends and the next begins:
 
     input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]

@@ -32,7 +32,8 @@ from bertqa.tokenization import BertTokenizer
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the names are run_qa's, the defaults the blog post's.
+    """How to train; the names are run_qa's, the defaults those of transformers'
+    question-answering notebook.
 
     Attributes:
         num_train_epochs: passes over the windows; may be a fraction.

@@ -391,7 +391,11 @@ def test_the_terminal_has_it_in_short(found: Explanation) -> None:
     assert f"characters {answer.start}-{answer.end}" in plain
     assert f"window {found.window + 1} of {len(found.null_scores)}" in plain
     layer, head = found.inside.strongest_head
-    assert f"layer {layer}, head {head}" in plain
+    heads = plain.split("the most needed\n")[1].split("\n\n")[0].splitlines()
+    assert heads[0].endswith(f"  layer {layer}, head {head}") and len(heads) == 5
+    worth = [float(line.split()[0]) for line in heads]
+    largest = found.inside.head_effects.flatten().sort(descending=True).values[:5].tolist()
+    assert worth == pytest.approx(largest, abs=1e-4)
     text = plain.split("\n\n")[1].splitlines()[1:]
     assert max(map(len, text)) <= 60
     words = " ".join(text).replace("[", "").replace("]", "")

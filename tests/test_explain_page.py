@@ -217,12 +217,11 @@ def test_the_numbers_stand_in_the_page(
 def test_which_numbers_are_in_which_precision(pages: dict[str, str]) -> None:
     """Said where two stand beside each other, and only there."""
     assert "<caption>The best spans, best first, in bf16</caption>" in pages["plain"]
-    assert (
-        "All other numbers of this page, the table of windows among them, are in fp32."
-        in (pages["plain"])
-    )
+    said = "so are its scores and probability, here and at the top of the page, those of the other"
+    assert f"{said} best spans. The numbers of the other" in pages["plain"]
+    assert "tables, the table of windows among them, are in fp32." in pages["plain"]
     assert "<caption>The best spans, best first</caption>" in pages["negative"]
-    assert "All other numbers" not in pages["negative"]
+    assert "fp32.</p>" not in pages["negative"]
 
 
 def effects(e: Explanation, heads: float, layers: float) -> str:
@@ -254,6 +253,7 @@ def test_what_no_head_is_needed_for(
     assert not {cell for cell in cells if cell != "0" and not cell.strip("+−0.")}
     assert (set(cells) == {"0"}) == (most < 1e-3)
     assert ("No head changes" in text) == sure
+    assert ("The answer depends most on" in text) != sure
     whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
     assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
 
@@ -265,7 +265,8 @@ def test_effects_that_are_exactly_nothing(explanations: dict[str, Explanation]) 
         head_effects=torch.zeros_like(e.inside.head_effects),
         layer_effects=torch.zeros_like(e.inside.layer_effects),
     )
-    assert "nan" not in heads_section(replace(e, inside=nothing), [])
+    text = heads_section(replace(e, inside=nothing), [])
+    assert set(re.findall(r'<td class="effect[^>]*>([^<]*)</td>', text)) == {"0"}
 
 
 def test_the_null_score_is_there_where_there_is_one(
