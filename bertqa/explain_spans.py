@@ -72,8 +72,7 @@ def _strongest(e: Explanation, kind: str, vector: str, logits: Tensor, p: Tensor
 def _pieces(e: Explanation) -> Iterator[str]:
     """The context, each word piece with its heat, the answer marked."""
     cells = list(e.cells())
-    places = e.context_places
-    first = e.offsets[places.start][0] if places else 0  # type: ignore[index]
+    first = e.window_start
     last = first + sum(len(cell.text) for cell in cells)
     yield _outside(e.context[:first], before=True)
     span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
@@ -169,11 +168,12 @@ def candidates_section(e: Explanation, found: Sequence[Source]) -> str:
 
 def _precision(e: Explanation) -> str:
     """Which the answer was found in, where the rest of the page is in another."""
-    return "" if e.answered_in == "fp32" else f", in {escape(e.answered_in)}"
+    return "" if e.is_in_fp32 else f", in {escape(e.answered_in)}"
 
 
 def _other_numbers(e: Explanation) -> str:
-    if e.answered_in == "fp32":
+    """Which numbers of the page are in which precision."""
+    if e.is_in_fp32:
         return ""
     null = ", and the null score with what it is compared to" * (e.prediction.null_odds is not None)
     windows = ", the table of windows among them," * (len(e.null_scores) > 1)

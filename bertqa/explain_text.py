@@ -64,15 +64,13 @@ def shown(candidate: Candidate | None) -> str:
 
 def _answer(e: Explanation, paint: _Paint) -> list[str]:
     answer = e.answer.answer
-    score = ""
-    if e.answered_in != "fp32":
-        score = f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
+    other = "" if e.is_in_fp32 else f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
     lines = [
         paint(_BOLD, on_one_line(e.question)),
         f"{paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
         f"characters {answer.start}-{answer.end}",
         f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
-        f"{score}",
+        f"{other}",
     ]
     if e.prediction.null_odds is not None and not e.prediction.best_span:
         lines.append("the text has no span")
@@ -85,14 +83,14 @@ def _answer(e: Explanation, paint: _Paint) -> list[str]:
 
 
 def _in_fp32(e: Explanation) -> str:
-    """Of numbers that are not in the precision in which the answer was found: which they are in."""
-    return "" if e.answered_in == "fp32" else " (in fp32)"
+    """What a heading adds, if the answer was found in another precision."""
+    return "" if e.is_in_fp32 else " (in fp32)"
 
 
 def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
     """The text around the answer, its words by P_start and P_end, the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
-    kind = ", in fp32" * bool(_in_fp32(e))
+    kind = "" if e.is_in_fp32 else ", in fp32"
     title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
     heat = (e.start_probabilities + e.end_probabilities) / 2
     span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
@@ -128,8 +126,7 @@ def _around(e: Explanation) -> tuple[list[Cell], str, str]:
     while last < len(cells) and after < _NEIGHBOURHOOD:
         after += lengths[last]
         last += 1
-    start = (e.offsets[e.context_places.start] or (0, 0))[0] if cells else 0
-    start += sum(lengths[:first])
+    start = e.window_start + sum(lengths[:first])
     end = start + sum(lengths[first:last])
     opening = "…" if e.context[:start].strip() else ""
     closing = "…" if cells and e.context[end:].strip() else ""
@@ -151,7 +148,7 @@ def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
 
 
 def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
-    kind = f" (in {e.answered_in})" * bool(_in_fp32(e))
+    kind = "" if e.is_in_fp32 else f" (in {e.answered_in})"
     lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer" + kind)]
     for number, candidate in enumerate(e.candidates[: max(most, e.chosen + 1)]):
         answer = candidate.answer
@@ -178,14 +175,10 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
 
 def _heads(e: Explanation, paint: _Paint) -> list[str]:
     """The heads that the answer needs most; the loss is its minus log-likelihood."""
-    heads = e.inside.head_effects.shape[1]
     heading = "loss without a head, minus loss: the most needed"
     lines = [paint(_HEADING, heading + _in_fp32(e))]
-    for flat in e.inside.head_effects.flatten().argsort(descending=True)[:_SHOWN].tolist():
-        layer, head = divmod(flat, heads)
-        lines.append(
-            f"{float(e.inside.head_effects[layer, head]):+9.4f}  layer {layer}, head {head}"
-        )
+    for layer, head, effect in e.inside.most_needed(_SHOWN):
+        lines.append(f"{effect:+9.4f}  layer {layer}, head {head}")
     return lines
 
 

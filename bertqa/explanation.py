@@ -108,8 +108,14 @@ class Inside:
     @property
     def strongest_head(self) -> tuple[int, int]:
         """Layer and head, both from 0, without which the answer loses most."""
-        layer, head = divmod(int(self.head_effects.argmax()), self.head_effects.shape[1])
+        layer, head, _ = self.most_needed(1)[0]
         return layer, head
+
+    def most_needed(self, count: int) -> list[tuple[int, int, float]]:
+        """Layer, head and effect of the heads without which the answer loses most, most first."""
+        order = self.head_effects.flatten().argsort(descending=True)[:count].tolist()
+        places = (divmod(flat, self.head_effects.shape[1]) for flat in order)
+        return [(layer, head, float(self.head_effects[layer, head])) for layer, head in places]
 
     @property
     def parts(self) -> Tensor:
@@ -172,6 +178,11 @@ class Explanation:
         return not self.answer.answer.text
 
     @property
+    def is_in_fp32(self) -> bool:
+        """Whether the answer was found in the precision of all other numbers."""
+        return self.answered_in == "fp32"
+
+    @property
     def start_probabilities(self) -> Tensor:
         """P_start, ``(L,)``: the softmax over the tokens of the window."""
         return self.start_logits.softmax(dim=0)
@@ -204,10 +215,16 @@ class Explanation:
             return "question"
         return "text" if place in self.context_places else "frame"
 
+    @property
+    def window_start(self) -> int:
+        """The character of the context at which the window's part of it begins."""
+        places = self.context_places
+        return self.offsets[places.start][0] if places else 0  # type: ignore[index]
+
     def cells(self) -> Iterator[Cell]:
         """The context from the window's first token to its last, piece by piece."""
         places = self.context_places
-        at = self.offsets[places.start][0] if places else 0  # type: ignore[index]
+        at = self.window_start
         for group in _together(self.offsets, places):
             spans = [offset for i in group if (offset := self.offsets[i])]
             first = max(at, spans[0][0])

@@ -2,8 +2,8 @@
 
 T  tokens in the batch      N  windows in the batch      S  tokens of the longest window
 
-SQuAD's windows padded to 384 tokens are more than half padding. Here a batch is one row
-of tokens, and the lengths of its windows say where one ends and the next begins:
+SQuAD's windows padded to 384 tokens are more than half padding. Here a batch is one row of tokens,
+and the lengths of its windows say where one ends and the next begins:
 
     input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]
     token_type_ids    0    0  0   0    1  1   1       0    0  0   0      1    1   1

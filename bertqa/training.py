@@ -32,8 +32,7 @@ from bertqa.tokenization import BertTokenizer
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the names are run_qa's, the defaults those of transformers'
-    question-answering notebook.
+    """How to train: run_qa's names, the defaults of transformers' question-answering notebook.
 
     Attributes:
         num_train_epochs: passes over the windows; may be a fraction.
