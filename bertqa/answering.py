@@ -81,7 +81,7 @@ def _names_here() -> list[str]:
         folder.name
         for place in (weights_dir(), installed_weights_dir())
         for folder in (place.iterdir() if place.is_dir() else ())
-        if not folder.name.startswith(".") and is_checkpoint(folder)
+        if is_checkpoint(folder)
     )
 
 

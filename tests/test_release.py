@@ -177,6 +177,25 @@ def test_a_run_that_was_measured_on_other_questions(
     assert [step for step, _ in exact.points] == [kept + 3, kept + 6]
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_questions_that_a_run_was_chosen_by(runs: list[Path], tmp_path: Path, last: bool) -> None:
+    """The card says so of any run; only the last run's are those of its curve."""
+    part, tiny = tmp_path / "part.json", runs[0].parent / "tiny"
+    save_examples(part, read_examples(STORIES)[:80])
+
+    def chosen_by(here: bool, name: str, model: Path) -> Path:
+        more = ["--validation_file", STORIES] * here
+        return trained(tmp_path / name, model, *more, split=not here, source=part)
+
+    steps = [chosen_by(not last, "first", tiny)]
+    steps.append(chosen_by(last, "second", steps[0]))
+    out = tmp_path / "out"
+    assert released(*steps, "--output_dir", out, *TEXTS, "--eval_file", STORIES) == 0
+    card = (out / "README.md").read_text()
+    assert "which also chose the best step of the run" in card
+    assert ("cannot be compared" in card) == (not last)
+
+
 @pytest.fixture(scope="module")
 def family(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs that branched off from a first one, and their mean, on which a fifth goes on."""
