@@ -20,10 +20,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answer_lines import LINE_FILES, PREDICTIONS, LineOutput, answer_lines, score_lines
-from bertqa.answering import QuestionAnswerer, as_pipeline, asked, find_folder
-from bertqa.checkpoint import load_checkpoint
-from bertqa.cli import (
+from bertqa.answering.answerer import QuestionAnswerer, as_pipeline, asked, find_folder
+from bertqa.answering.evaluation import (
+    PREDICTION_FILES,
+    DecodingSettings,
+    Prediction,
+    score,
+    write_predictions,
+)
+from bertqa.answering.json_lines import (
+    LINE_FILES,
+    PREDICTIONS,
+    LineOutput,
+    answer_lines,
+    score_lines,
+)
+from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
     add_model_flags,
@@ -33,23 +45,17 @@ from bertqa.cli import (
     run_script,
     window_settings,
 )
+from bertqa.data.offsets import other_offsets
+from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
+from bertqa.data.squad import Example, check_examples, check_version
 from bertqa.errors import UserError
-from bertqa.evaluation import (
-    PREDICTION_FILES,
-    DecodingSettings,
-    Prediction,
-    score,
-    write_predictions,
-)
-from bertqa.explain import explain, passes
-from bertqa.explain_page import page
-from bertqa.explain_text import render
+from bertqa.explain.explainer import explain, passes
+from bertqa.explain.page import page
+from bertqa.explain.terminal import render
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.folders import SHIPPED_MODEL
-from bertqa.offsets import other_offsets
-from bertqa.readers import is_json_lines, iter_json_lines, read_examples
+from bertqa.model.checkpoint import load_checkpoint
 from bertqa.runtime import forget_kernels
-from bertqa.squad import Example, check_examples, check_version
 
 METRICS = "metrics.json"
 LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that

@@ -19,11 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertqa.answering import check_window_fits, find_folder, load_for_training
-from bertqa.audit import Audit, audit
-from bertqa.audit_page import save_page
-from bertqa.audit_text import audit_text, changes_text, save_json
-from bertqa.cli import (
+from bertqa.answering.answerer import check_window_fits, find_folder, load_for_training
+from bertqa.answering.evaluation import DecodingSettings, Evaluator
+from bertqa.audit.findings import Audit, audit
+from bertqa.audit.page import save_page
+from bertqa.audit.repair import COPY_ENDINGS, mend, save_examples
+from bertqa.audit.text import audit_text, changes_text, save_json
+from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
     add_model_flags,
@@ -32,30 +34,28 @@ from bertqa.cli import (
     run_script,
     window_settings,
 )
-from bertqa.config import load_config
-from bertqa.errors import UserError
-from bertqa.evaluation import DecodingSettings, Evaluator
-from bertqa.excerpts import visible
-from bertqa.feature_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.features import WindowSet, WindowSettings, label_text, make_windows
-from bertqa.files import check_new_file
-from bertqa.folders import is_checkpoint
-from bertqa.labels import Outcome, label_report
-from bertqa.mending import COPY_ENDINGS, mend, save_examples
-from bertqa.optim import SCHEDULES
-from bertqa.readers import load_hub_dataset, read_examples
-from bertqa.runs import RunFolder, check_free, evaluation_table
-from bertqa.runtime import Runtime, start_runtime, stop_runtime
-from bertqa.squad import (
+from bertqa.commands.threshold import has_both_kinds
+from bertqa.data.labels import Outcome, label_report
+from bertqa.data.readers import load_hub_dataset, read_examples
+from bertqa.data.squad import (
     Example,
     check_answers,
     check_examples,
     check_version,
     split_by_article,
 )
-from bertqa.threshold import has_both_kinds
-from bertqa.tokenization import BertTokenizer
-from bertqa.training import Run, TrainingSettings
+from bertqa.data.text import visible
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
+from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.errors import UserError
+from bertqa.files import check_new_file
+from bertqa.folders import is_checkpoint
+from bertqa.model.config import load_config
+from bertqa.runtime import Runtime, start_runtime, stop_runtime
+from bertqa.training.loop import Run, TrainingSettings
+from bertqa.training.optim import SCHEDULES
+from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 
 DEFAULTS = TrainingSettings()
 

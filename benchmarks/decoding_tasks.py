@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bertqa.features import WindowSet
+    from bertqa.data.windows import WindowSet
 
 N_BEST, LONGEST = 20, 30  # run_qa's defaults
 
@@ -30,10 +30,10 @@ def write_job(source: Path, model: Path, folder: Path, trained: bool) -> int:
     """
     import torch
 
-    from bertqa.batching import collate
-    from bertqa.features import WindowSettings, make_windows
-    from bertqa.readers import read_examples
-    from bertqa.tokenization import BertTokenizer
+    from bertqa.data.batching import collate
+    from bertqa.data.readers import read_examples
+    from bertqa.data.tokenization import BertTokenizer
+    from bertqa.data.windows import WindowSettings, make_windows
 
     examples = read_examples(source)
     tokenizer = BertTokenizer.load(model)
@@ -114,8 +114,8 @@ def _model_scores(windows: "WindowSet", model: Path) -> tuple["Tensor", "Tensor"
     """The scores that a fine-tuned checkpoint gives."""
     import torch
 
-    from bertqa.answering import QuestionAnswerer
-    from bertqa.batching import collate, token_budget_batches
+    from bertqa.answering.answerer import QuestionAnswerer
+    from bertqa.data.batching import collate, token_budget_batches
 
     qa = QuestionAnswerer.from_pretrained(model)
     start = torch.empty(int(windows.lengths.sum()))
@@ -170,12 +170,12 @@ class OurDecoding:
     def __init__(self, folder: str, decoder: str, step: int) -> None:
         import torch
 
-        from bertqa import evaluation
-        from bertqa.batching import token_budget_batches
-        from bertqa.features import WindowSettings, make_windows
-        from bertqa.model import BertOutput
-        from bertqa.readers import read_examples
-        from bertqa.tokenization import BertTokenizer
+        from bertqa.answering import evaluation
+        from bertqa.data.batching import token_budget_batches
+        from bertqa.data.readers import read_examples
+        from bertqa.data.tokenization import BertTokenizer
+        from bertqa.data.windows import WindowSettings, make_windows
+        from bertqa.model.bert import BertOutput
 
         job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
         scores = np.load(Path(folder) / "windows.npz")
@@ -199,7 +199,7 @@ class OurDecoding:
             self.blocks.append((block, outputs))
 
     def _predictions(self) -> Iterator[Any]:
-        from bertqa import evaluation
+        from bertqa.answering import evaluation
 
         for block, outputs in self.blocks:
             results = {}

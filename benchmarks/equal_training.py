@@ -100,9 +100,9 @@ def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Names
 
 def answered(folder: Path, dev: Path) -> tuple[float, float]:
     """EM and F1 of a model, by our own decoder."""
-    from bertqa.answering import QuestionAnswerer
-    from bertqa.evaluation import score
-    from bertqa.readers import read_examples
+    from bertqa.answering.answerer import QuestionAnswerer
+    from bertqa.answering.evaluation import score
+    from bertqa.data.readers import read_examples
 
     examples = read_examples(dev)
     qa = QuestionAnswerer.from_pretrained(folder)

@@ -37,10 +37,10 @@ class OurWindows:
     """
 
     def __init__(self, source: str, model: str, cache: str | None) -> None:
-        from bertqa.feature_cache import cached_windows
-        from bertqa.features import WindowSettings, make_windows
-        from bertqa.readers import read_examples
-        from bertqa.tokenization import BertTokenizer
+        from bertqa.data.readers import read_examples
+        from bertqa.data.tokenization import BertTokenizer
+        from bertqa.data.window_cache import cached_windows
+        from bertqa.data.windows import WindowSettings, make_windows
 
         examples = read_examples(Path(source))
         tokenizer = BertTokenizer.load(Path(model))

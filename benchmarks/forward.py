@@ -27,9 +27,9 @@ from benchmarks.models import (
     synchronize,
     windows_of,
 )
-from bertqa.answering import QuestionAnswerer
-from bertqa.batching import collate, token_budget_batches
-from bertqa.features import WindowSet
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.data.batching import collate, token_budget_batches
+from bertqa.data.windows import WindowSet
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -300,7 +300,7 @@ def onnx_file(model: Path, precision: str) -> Path:
     elif precision == "fp32":
         from onnxruntime.transformers import optimizer
 
-        from bertqa.config import load_config
+        from bertqa.model.config import load_config
 
         config, _ = load_config(model)
         optimized = optimizer.optimize_model(

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.data import random_questions, squad_file
 from benchmarks.harness import peak_mib
-from bertqa.checkpoint import load_checkpoint, save_model
-from bertqa.config import BertConfig
-from bertqa.features import WindowSet, WindowSettings, make_windows
-from bertqa.model import BertForQuestionAnswering
-from bertqa.readers import read_examples
-from bertqa.tokenization import BertTokenizer, TokenTable
+from bertqa.data.readers import read_examples
+from bertqa.data.tokenization import BertTokenizer, TokenTable
+from bertqa.data.windows import WindowSet, WindowSettings, make_windows
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint, save_model
+from bertqa.model.config import BertConfig
 
 SIZES = {
     "minilm": BertConfig(

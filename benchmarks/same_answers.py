@@ -32,12 +32,12 @@ from benchmarks.harness import (
     require_place,
     table,
 )
-from bertqa.answering import QuestionAnswerer
-from bertqa.evaluation import DecodingSettings
-from bertqa.graphemes import snap_to_graphemes
-from bertqa.metrics import evaluate_v1
-from bertqa.readers import read_examples
-from bertqa.squad import Example
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.answering.metrics import evaluate_v1
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
 
 MAX_LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
 BATCH = 16

@@ -32,12 +32,12 @@ from benchmarks.models import (
     windows_of,
 )
 from benchmarks.speed_table import Agreement, Amount, Row, speed_table
-from bertqa.answering import load_for_training
-from bertqa.batching import collate, step_windows
-from bertqa.features import WindowSet
-from bertqa.runs import RunFolder
+from bertqa.answering.answerer import load_for_training
+from bertqa.data.batching import collate, step_windows
+from bertqa.data.windows import WindowSet
 from bertqa.runtime import local_runtime
-from bertqa.training import Run, TrainingSettings
+from bertqa.training.loop import Run, TrainingSettings
+from bertqa.training.run_folder import RunFolder
 
 LEARNING_RATE = 2e-5
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement

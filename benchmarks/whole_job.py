@@ -38,9 +38,9 @@ from benchmarks.harness import (
     table,
 )
 from benchmarks.processes import share_equal
-from bertqa.features import WindowSettings, make_windows
-from bertqa.readers import read_examples
-from bertqa.tokenization import BertTokenizer
+from bertqa.data.readers import read_examples
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings, make_windows
 
 EXACT, DEFAULT, INTEGERS = "bertqa, fp32", "bertqa, default precision", "bertqa, int8"
 # Per cent of equal answers that a row must have, in fp32 and in lower precision.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.packed import can_pack
+from bertqa.model.cpu_inference import can_pack
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")

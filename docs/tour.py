@@ -1,6 +1,7 @@
 """The guided tour: runs its snippets, writes what they print below them and draws its pictures.
 
-``python -m docs.tour`` does all of it, in place; ``tests/test_tour.py`` does it without writing.
+``python -m docs.tour`` does all of it, in place; ``tests/explain/test_tour.py`` does it without
+writing.
 
 In tour.md a fence says what a block is: ``python`` is a snippet, run after those before it in one
 namespace; ``text`` right after a snippet is what it printed; ``py`` is quoted from the file and
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bertqa import answering
+from bertqa.answering import answerer as answering
 from bertqa.folders import SHIPPED_MODEL, WEIGHTS_FILE
 from docs.tour_pictures import pictures
 

@@ -27,15 +27,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bertqa.answering import check_window_fits, load_folder
-from bertqa.checkpoint import checkpoint_name, save_model
-from bertqa.config import BertConfig
-from bertqa.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.answerer import check_window_fits, load_folder
+from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
-from bertqa.features import WindowSettings
-from bertqa.model import BertForQuestionAnswering
-from bertqa.stream import TokenBatch
-from bertqa.tokenization import BertTokenizer
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import checkpoint_name, save_model
+from bertqa.model.config import BertConfig
+from bertqa.model.packing import TokenBatch
 
 SECONDS = 5
 MEMORY = 1 << 30  # bytes of address space that all rounds together may add

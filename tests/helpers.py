@@ -8,13 +8,13 @@ import torch
 from transformers import BertConfig as TheirConfig
 from transformers import BertForQuestionAnswering as TheirModel
 
-from bertqa.checkpoint import load_checkpoint
-from bertqa.model import BertForQuestionAnswering
-from bertqa.stream import TokenBatch
-from bertqa.tokenization import BertTokenizer
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.packing import TokenBatch
 from tests.corpus import TEXTS
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 STORIES = DATA / "stories.json"
 STORIES_V2 = DATA / "stories_v2.json"
 

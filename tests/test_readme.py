@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bertqa.explanation import Explanation
-from bertqa.model import BertOutput
+from bertqa.explain.explanation import Explanation
+from bertqa.model.bert import BertOutput
 from tests.helpers import write_checkpoint
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

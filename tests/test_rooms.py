@@ -1,155 +1,151 @@
-"""Who may import whom: three rooms, and what each may see of the others."""
+"""Who may import whom: the rooms are the folders of bertqa/, in the order of ``RIGHT_OF``."""
 
 import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bertqa"
-SCRIPTS = ("train", "infer")
 
-# The model room: from ids to scores, and the files that hold weights. It knows nothing of text.
-MODEL_ROOM = {
-    "config", "stream", "kernels", "interventions", "model", "inside", "packed", "weights",
-    "checkpoint", "folders", "hub", "files", "errors",
-}  # fmt: skip
-# The text room: from files to windows, from scores to answers. It knows nothing of the encoder.
-TEXT_ROOM = {
-    "graphemes", "tokenization", "squad", "rows", "readers", "labels", "features", "batching",
-    "decoding", "metrics", "analysis", "feature_cache", "offsets", "excerpts", "mending",
-    "audit", "audit_text",
-}  # fmt: skip
-# The loop room: brings the two together.
-LOOP_ROOM = {
-    "optim", "runtime", "evaluation", "runs", "training", "answering", "cli", "charts", "average",
-    "release", "threshold", "interrupts", "decoding_file", "answer_lines", "pages",
-    "audit_page", "report_page", "differences", "comparison", "verify", "ablate", "explanation",
-    "explain", "explain_data", "explain_html", "explain_layers", "explain_page",
-    "explain_sources", "explain_spans", "explain_text", "__init__",
-}  # fmt: skip
-
-# What the text room may take from the model room: a batch's form, reading and writing, the error.
-SHARED = {"stream", "files", "folders", "errors"}
-
-# Imports that stand inside a function, each with its reason.
-LATE = {
-    # It takes seconds; only parquet and data sets of the hub need it.
-    ("readers", "datasets"),
-    # Its client takes a quarter of a second; only a download needs it.
-    ("answering", "bertqa.hub"),
-    # What it compares with, for this one command; who does not use it need not install it.
-    ("verify", "transformers"),
+# For each room the rooms that it may import, besides itself and the modules at the top of bertqa/.
+MAY_IMPORT = {
+    "": set(),
+    "model": set(),
+    "data": set(),
+    "answering": {"model", "data"},
+    "training": {"model", "data", "answering"},
+    "report": {"model", "data", "answering", "training"},
+    "explain": {"model", "data", "answering", "training", "report"},
+    "audit": {"model", "data", "answering", "training", "report"},
+    "commands": {"model", "data", "answering", "training", "report", "explain", "audit"},
 }
+
+# The one type that both model and data know: what a batch is.
+SHARED = ("data", "bertqa.model.packing")
+
+# Modules that still import what they should not.
+TO_CUT = {
+    "bertqa", "bertqa.answering.evaluation", "bertqa.model.bert", "bertqa.runtime",
+    "bertqa.training.run_folder",
+}  # fmt: skip
 
 # What only a late import names, and pyproject.toml no dependency: the command says how to get it.
 OPTIONAL = {"transformers"}
 
 
+@dataclass(frozen=True)
 class Import:
-    """One import statement's target: a module, and where it stands."""
+    """One import of a module, and whether it stands at the top of its file."""
 
-    def __init__(self, node: ast.stmt, module: str) -> None:
-        self.node, self.module = node, module
-        self.top = module.partition(".")[0]
+    module: str
+    line: int
+    is_late: bool
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
 
 
-def imports_of(path: Path) -> list[Import]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import of a file, whatever its form."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_top = set(map(id, tree.body))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [Import(node, alias.name) for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            if node.module == "bertqa":  # from bertqa import kernels
-                found += [Import(node, f"bertqa.{alias.name}") for alias in node.names]
-            else:
-                found.append(Import(node, node.module))
-    return found
+            names = [_module(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for name in dict.fromkeys(names):
+            yield Import(name, node.lineno, id(node) not in at_top)
 
 
-def path_of(module: str) -> Path:
-    return ROOT / f"{module}.py" if module in SCRIPTS else PACKAGE / f"{module}.py"
+def _module(package: str, name: str) -> str:
+    """What ``from package import name`` imports: a module of ours, or the package."""
+    if package.partition(".")[0] != "bertqa":
+        return package
+    path = ROOT / package.replace(".", "/")
+    is_module = (path / f"{name}.py").exists() or (path / name / "__init__.py").exists()
+    return f"{package}.{name}" if is_module else package
 
 
-def siblings_of(module: str) -> set[str]:
-    """The modules of the package that a module imports."""
-    return {
-        found.module.split(".")[1] if "." in found.module else "__init__"
-        for found in imports_of(path_of(module))
+def room_of(module: str) -> str:
+    """The room of ``bertqa.model.bert`` is "model"; that of ``bertqa.errors`` is ""."""
+    parts = module.split(".")
+    is_room = len(parts) > 1 and (PACKAGE / parts[1] / "__init__.py").exists()
+    return parts[1] if is_room else ""
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "__pycache__" not in path.parts]
+SCRIPTS = [ROOT / "train.py", ROOT / "infer.py"]
+NAMES = [name_of(path) for path in FILES]
+
+
+def test_every_folder_is_a_room_with_a_place_in_the_order() -> None:
+    assert {room_of(name) for name in NAMES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
+    room = room_of(name_of(path))
+    allowed = MAY_IMPORT[room] | {room, ""}
+    wrong = [
+        found.module
+        for found in imports_of(path)
         if found.top == "bertqa"
-    }
+        and room_of(found.module) not in allowed
+        and (room, found.module) != SHARED
+    ]
+    assert bool(wrong) == (name_of(path) in TO_CUT), wrong
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-
-
-def test_every_module_has_its_room() -> None:
-    rooms = [*MODEL_ROOM, *TEXT_ROOM, *LOOP_ROOM]
-    assert sorted(rooms) == MODULES
-
-
-@pytest.mark.parametrize("module", sorted(MODEL_ROOM))
-def test_the_model_room_knows_nothing_of_text_and_loop(module: str) -> None:
-    assert siblings_of(module) <= MODEL_ROOM
-
-
-@pytest.mark.parametrize("module", sorted(TEXT_ROOM))
-def test_the_text_room_knows_nothing_of_the_encoder(module: str) -> None:
-    assert siblings_of(module) <= TEXT_ROOM | SHARED
-
-
-def test_imports_go_in_no_circle() -> None:
-    graph = {module: siblings_of(module) for module in MODULES}
-    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)  # raises CycleError
+def test_imports_form_no_cycle() -> None:
+    graph = {name_of(p): {i.module for i in imports_of(p) if i.top == "bertqa"} for p in FILES}
+    assert set(TopologicalSorter(graph).static_order()) == set(NAMES)  # raises CycleError
 
 
 def test_nothing_imports_the_scripts() -> None:
-    importers = [
-        m for m in [*MODULES, *SCRIPTS] for i in imports_of(path_of(m)) if i.top in SCRIPTS
-    ]
-    assert importers == []
+    scripts = {path.stem for path in SCRIPTS}
+    assert [p for p in FILES for found in imports_of(p) if found.top in scripts] == []
 
 
-@pytest.mark.parametrize("module", [*MODULES, *SCRIPTS])
-def test_imports_stand_at_the_top(module: str) -> None:
-    statements = ast.parse(path_of(module).read_text(encoding="utf-8")).body
-    docstring, *statements = statements
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=[*NAMES, "train", "infer"])
+def test_imports_stand_at_the_top_or_say_why_not(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    docstring, *statements = ast.parse(source).body
     assert isinstance(docstring, ast.Expr), "every module begins with its docstring"
     is_import = [isinstance(node, ast.Import | ast.ImportFrom) for node in statements]
     assert is_import == sorted(is_import, reverse=True)
-    at_top = {
-        (node.lineno, node.col_offset)
-        for node, chosen in zip(statements, is_import, strict=True)
-        if chosen
-    }
-    late = {
-        (module, found.module)
-        for found in imports_of(path_of(module))
-        if (found.node.lineno, found.node.col_offset) not in at_top
-    }
-    assert late == {entry for entry in LATE if entry[0] == module}
+    lines = source.splitlines()
+    for found in imports_of(path):
+        if found.is_late:
+            assert re.search(r"# late: \w", lines[found.line - 1]), f"line {found.line}: no reason"
 
 
 def test_third_parties_are_those_that_pyproject_names() -> None:
-    imported = {i.top for m in [*MODULES, *SCRIPTS] for i in imports_of(path_of(m))}
-    imported -= {"bertqa", *sys.stdlib_module_names}
+    imports = [found for path in [*FILES, *SCRIPTS] for found in imports_of(path)]
+    imported = {found.top for found in imports} - {"bertqa", *sys.stdlib_module_names}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert block
-    declared = set(re.findall(r'"([\w-]+)', block[1]))
-    assert declared == {
-        "torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm",
-    }  # fmt: skip
-    assert imported - OPTIONAL == declared
-    assert {m for m, name in LATE if name in OPTIONAL} == {"verify"}
-    users = {m for m in [*MODULES, *SCRIPTS] for i in imports_of(path_of(m)) if i.top in OPTIONAL}
-    assert users == {"verify"}
+    assert imported - OPTIONAL == set(re.findall(r'"([\w-]+)', block[1]))
+    assert all(found.is_late for found in imports if found.top in OPTIONAL)
 
 
 def test_importing_the_library_is_cheap() -> None:
@@ -172,11 +168,17 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path) -> None:
     """An import is found whatever its form and place."""
     source = tmp_path / "module.py"
     source.write_text(
-        "import os, bertqa.model\nfrom bertqa import kernels\nfrom bertqa.squad import Example\n"
+        "import os, bertqa.model.bert\nfrom bertqa.model import kernels\n"
+        "from bertqa.data.squad import Example\nfrom bertqa import data, errors\n"
         "def f():\n    import transformers.models\n",
         encoding="utf-8",
     )
-    found = {entry.module for entry in imports_of(source)}
+    found = {(entry.module, entry.is_late) for entry in imports_of(source)}
     assert found == {
-        "os", "bertqa.model", "bertqa.kernels", "bertqa.squad", "transformers.models",
+        ("os", False), ("bertqa.model.bert", False), ("bertqa.model.kernels", False),
+        ("bertqa.data.squad", False), ("bertqa.data", False), ("bertqa.errors", False),
+        ("transformers.models", True),
     }  # fmt: skip
+    assert [room_of(name) for name in ("bertqa.model.bert", "bertqa.errors", "bertqa")] == [
+        "model", "", "",
+    ]  # fmt: skip

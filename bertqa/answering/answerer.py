@@ -1,0 +1,290 @@
+"""Load once, ask many times."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.answering.evaluation import DecodingSettings, Prediction, predict
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.errors import UserError, shown
+from bertqa.folders import DECODING_FILE, SHIPPED_MODEL, find_local, is_checkpoint
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import LoadReport, load_checkpoint
+from bertqa.model.config import BertConfig
+from bertqa.model.cpu_inference import make_ready
+from bertqa.runtime import Runtime, local_runtime
+
+_SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
+_AT_ONCE = 1024  # questions that are cut into windows together
+
+
+def weights_dir() -> Path:
+    """The folder weights/ of the source tree; of the current folder, if there is no such tree."""
+    tree = Path(__file__).resolve().parents[2]
+    return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
+
+
+def installed_weights_dir() -> Path:
+    """Where an installed package has the models that came with it."""
+    return Path(__file__).resolve().parents[1] / "pretrained"
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether it is the one of the model that comes with the project."""
+    places = (weights_dir(), installed_weights_dir())
+    return folder.resolve() in [(place / SHIPPED_MODEL).resolve() for place in places]
+
+
+def find_folder(name: str, *, allow_bin: bool = False) -> Path:
+    """The checkpoint folder of a name: the first that there is, of
+
+    1. the path of a folder,
+    2. a name under weights/ (see ``weights_dir``),
+    3. the name of a model that came with the installed package,
+    4. a name on the hub, which is downloaded into weights/.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    for place in (weights_dir(), installed_weights_dir()):
+        local = find_local(name, place)
+        if local is not None:
+            return local
+    if name == SHIPPED_MODEL:
+        raise UserError(
+            f"the model {name} is neither in {weights_dir().resolve()} nor in "
+            f"{installed_weights_dir()}: clone the repository, which holds it, or name another "
+            "model"
+        )
+    from bertqa.model.hub import find_checkpoint  # late: takes 0.25 s, for downloads
+
+    try:
+        return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
+    except UserError as error:
+        meant = get_close_matches(name, _names_here(), n=1)
+        if not meant:
+            raise
+        raise UserError(f"{error}; {meant[0]} is here, if that was meant") from error
+
+
+def _names_here() -> list[str]:
+    """The models that are there without a download."""
+    return sorted(
+        folder.name
+        for place in (weights_dir(), installed_weights_dir())
+        for folder in (place.iterdir() if place.is_dir() else ())
+        if is_checkpoint(folder)
+    )
+
+
+def load_for_training(
+    name: str, *, seed: int = 42, allow_bin: bool = False
+) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
+    """The model and tokenizer of a name; S and E are drawn afresh, by ``seed``, if it has none.
+
+    Raises:
+        UserError: it is not to be had, corrupt, or no BERT.
+    """
+    torch.manual_seed(seed)
+    return load_folder(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
+
+
+def load_folder(
+    folder: Path, allow_bin: bool, require_head: bool
+) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
+    """The model and tokenizer of a checkpoint folder; see ``load_checkpoint``.
+
+    Raises:
+        UserError: one of them is corrupt, or they do not belong together.
+    """
+    model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
+    tokenizer = BertTokenizer.load(folder)
+    rows = model.config.vocab_size
+    if not rows - _SPARE_ROWS <= tokenizer.vocab_size <= rows:
+        raise UserError(
+            f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but the model in {folder} has "
+            f"{model.config.vocab_size}: take the tokenizer that belongs to the model"
+        )
+    return model, tokenizer, report
+
+
+def check_window_fits(
+    config: BertConfig, settings: WindowSettings, name: str = "--max_seq_length"
+) -> None:
+    """Refuse windows longer than the positions that the model has learned.
+
+    Args:
+        name: what a message calls the setting, by where it comes from.
+
+    Raises:
+        UserError: the windows are too long.
+    """
+    limit = config.max_position_embeddings
+    if settings.max_seq_length > limit:
+        raise UserError(
+            f"{name} {settings.max_seq_length} is more than the {limit} positions that this model "
+            f"knows: pass {limit} or less"
+        )
+
+
+def usual_windows(config: BertConfig) -> WindowSettings:
+    """Windows of 384 tokens with an overlap of 128; shorter where the model has no such places."""
+    longest = min(384, config.max_position_embeddings)
+    return WindowSettings(longest, doc_stride=min(128, longest // 3))
+
+
+class QuestionAnswerer:
+    """A model that answers questions about texts.
+
+    ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads it and
+    ``qa(question=..., context=...)`` asks it; the result is what transformers' question-answering
+    pipeline returned until it was removed.
+
+    Attributes:
+        model, tokenizer: what was loaded.
+        windows, decoding: how contexts are cut and spans become answers.
+        runtime: device and precision; a model given to the constructor is converted to them and
+            packed (see packed.py), and gives no gradients any more.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
+        windows: WindowSettings | None = None,
+        decoding: DecodingSettings | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.windows = windows or usual_windows(model.config)
+        self.decoding = decoding or DecodingSettings()
+        self.runtime = runtime or local_runtime()
+        check_window_fits(model.config, self.windows)
+        self.model = make_ready(
+            model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
+        )
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        windows: WindowSettings | None = None,
+        decoding: DecodingSettings | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        allow_bin: bool = False,
+    ) -> "QuestionAnswerer":
+        """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
+
+        Without ``windows`` and ``decoding`` it is asked as its decoding.json says, if it has one.
+
+        Raises:
+            UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
+        """
+        runtime = local_runtime(device, precision)
+        folder = find_folder(str(name), allow_bin=allow_bin)
+        model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
+        own_windows, own_decoding = read_decoding_file(folder)
+        if own_windows and windows in (None, own_windows):
+            check_window_fits(
+                model.config, own_windows, f"{folder / DECODING_FILE}: max_seq_length"
+            )
+        return cls(model, tokenizer, windows or own_windows, decoding or own_decoding, runtime)
+
+    def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
+        """Answer examples in order; a stream of any length in constant memory.
+
+        Raises:
+            UserError: a question is longer than a window allows.
+        """
+        stream = iter(examples)
+        while block := list(islice(stream, _AT_ONCE)):
+            windows = make_windows(block, self.tokenizer, self.windows)
+            yield from predict(self.model, block, windows, self.decoding, self.runtime)
+
+    def __call__(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        *,
+        top_k: int = 1,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> Any:
+        """Ask one question, or several: of one context, or each of its own.
+
+        Args:
+            question: one, or several.
+            context: one, or as many as there are questions.
+            top_k: answers wanted for each question.
+            max_answer_len: most tokens of an answer; None keeps ``decoding``'s.
+            handle_impossible_answer: "" is an answer too; None keeps ``decoding``'s.
+
+        Returns:
+            For one question ``{"score", "start", "end", "answer"}``, with ``top_k`` above 1 a list
+            of them, best first; for several questions a list of that. ``score`` is the answer's
+            probability, ``start`` and ``end`` are code points of the context:
+            ``answer == context[start:end]``.
+
+        Raises:
+            UserError: an empty question or context, numbers that do not match, ``top_k`` or
+                ``max_answer_len`` below 1.
+        """
+        examples = asked(question, context)
+        if top_k < 1:
+            raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
+        decoding = replace(
+            self.decoding,
+            n_best_size=max(top_k, self.decoding.n_best_size),
+            max_answer_length=self.decoding.max_answer_length
+            if max_answer_len is None
+            else max_answer_len,
+            version_2_with_negative=self.decoding.version_2_with_negative
+            if handle_impossible_answer is None
+            else handle_impossible_answer,
+        )
+        windows = make_windows(examples, self.tokenizer, self.windows)
+        predictions = predict(self.model, examples, windows, decoding, self.runtime)
+        results = [as_pipeline(prediction, top_k) for prediction in predictions]
+        return results[0] if isinstance(question, str) else results
+
+
+def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
+    """The questions, each with its context: of one for all, or of its own.
+
+    Raises:
+        UserError: an empty question or context, or numbers that do not match.
+    """
+    questions = [question] if isinstance(question, str) else list(question)
+    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    if len(questions) != len(contexts):
+        raise UserError(
+            f"{len(questions)} questions and {len(contexts)} contexts do not match: give one "
+            "context, or as many as there are questions"
+        )
+    for name, texts in (("question", questions), ("context", contexts)):
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"the {name} is {shown(text)}: give a text that is not empty")
+    pairs = zip(questions, contexts, strict=True)
+    return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
+
+
+def as_pipeline(prediction: Prediction, top_k: int) -> Any:
+    """The answer that counts first, then the runners-up, in the removed pipeline's form."""
+    chosen = next(a for a in prediction.answers if a.text == prediction.text)
+    others = [answer for answer in prediction.answers if answer is not chosen]
+    entries = [
+        {"score": a.probability, "start": a.start, "end": a.end, "answer": a.text}
+        for a in [chosen, *others][:top_k]
+    ]
+    return entries if top_k > 1 else entries[0]

@@ -1,0 +1,71 @@
+"""decoding.json beside a model: that "no answer" is one of its answers, and from which score on.
+
+A threshold holds for the windows that it was chosen with, since the null score of a question is the
+lowest of its windows'. So their settings stand in the file as well.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError, shown
+from bertqa.files import read_json_object, write_json
+from bertqa.folders import DECODING_FILE, is_there
+
+_KINDS = {
+    "version_2_with_negative": "true or false",
+    "null_score_diff_threshold": "a finite number",
+    "max_seq_length": "a whole number",
+    "doc_stride": "a whole number",
+    "max_query_length": "a whole number",  # or nothing
+}
+_IS_OF: dict[str, Callable[[Any], bool]] = {
+    "true or false": lambda value: isinstance(value, bool),
+    "a finite number": lambda value: (
+        type(value) in (int, float) and abs(value) <= sys.float_info.max
+    ),
+    # Whole numbers end there for torch.
+    "a whole number": lambda value: type(value) is int and abs(value) < 2**63,
+}
+
+
+def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings) -> None:
+    """Let the model in a folder say "no answer" from a threshold on.
+
+    Raises:
+        UserError: the threshold is infinite or no number, or the folder cannot be written.
+    """
+    if not math.isfinite(threshold):
+        raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
+    entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
+    write_json(folder / DECODING_FILE, entries | asdict(windows))
+
+
+def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
+    """How the model in a folder is to be asked; None and the defaults where it has no such file.
+
+    Raises:
+        UserError: the file is there and holds something else.
+    """
+    path = folder / DECODING_FILE
+    if not is_there(path):
+        return None, DecodingSettings()
+    entries = read_json_object(path)
+    for key, kind in _KINDS.items():
+        value = entries.get(key)
+        if not _IS_OF[kind](value) and not (value is None and key == "max_query_length"):
+            raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
+    try:
+        sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
+        windows = WindowSettings(**sizes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return windows, DecodingSettings(
+        version_2_with_negative=entries["version_2_with_negative"],
+        null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
+    )

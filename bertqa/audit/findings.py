@@ -1,0 +1,485 @@
+"""Looking at a data set before training: every fault in it, and what its windows are.
+
+    from bertqa.audit.findings import audit
+    found = audit(read_examples(path), tokenizer)
+
+Training stops at the first fault. An audit goes on and finds them all, each under its cause:
+
+    duplicate id         the id stands in an earlier row too
+    empty                the question, the context or an answer is empty or blank
+    no answers given     the gold is not given (an empty list would say that there is none)
+    uneven               there are more or fewer answer_starts than answers
+    misplaced            the answer does not stand at its answer_start, but elsewhere in the context
+    absent               the answer stands nowhere in the context
+    unanswerable         there is no answer, but --version_2_with_negative is not given
+    question too long    it has more tokens than a window has room for
+
+    blanks               the answer has blanks at its ends; the label is the rest
+    combining marks      the answer ends inside a written character; the label takes it whole
+    invisible            the answer has characters without tokens at its ends; the label is the rest
+    inside a token       the answer ends inside a token; the label takes it whole
+    no tokens            no token covers any of the answer; it is labelled [CLS]
+    cut by a window      no window holds the whole answer; it is labelled [CLS]
+    question cut         --max_query_length cuts it
+    conflicting answers  another row asks the same, and they have no answer in common
+
+train.py refuses a data set for the first eight. For the others it goes on, with a label that does
+not give back the answer, or with two labels that contradict each other. The same question is the
+same but for case and blanks, the same answer one that the official rules of exact match accept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+
+import torch
+
+from bertqa.answering.metrics import normalize_answer
+from bertqa.audit.repair import loose_occurrences, occurrences, stands
+from bertqa.data.labels import Outcome
+from bertqa.data.squad import Example, check_examples
+from bertqa.data.text import NOWHERE, Excerpt, excerpt
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.errors import shown
+
+
+class Cause(str, Enum):
+    """What may be wrong with a question; see the table above, and ``RULES``."""
+
+    DUPLICATE_ID = "duplicate id"
+    EMPTY = "empty"
+    NO_GOLD = "no answers given"
+    UNEVEN = "uneven"
+    MISPLACED = "misplaced"
+    ABSENT = "absent"
+    UNANSWERABLE = "unanswerable"
+    LONG_QUESTION = "question too long"
+    BLANKS = "blanks"
+    COMBINING = "combining marks"
+    INVISIBLE = "invisible"
+    INSIDE_TOKEN = "inside a token"
+    NO_TOKENS = "no tokens"
+    CUT = "cut by a window"
+    QUESTION_CUT = "question cut"
+    CONFLICT = "conflicting answers"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a cause means, and what mending.py does about it, "" for nothing."""
+
+    meaning: str
+    repair: str = ""
+
+
+RULES = {
+    Cause.DUPLICATE_ID: Rule(
+        "the id stands in an earlier row too",
+        "an exact repeat is left out, another question gets a new id",
+    ),
+    Cause.EMPTY: Rule(
+        "the question, the context or an answer is empty or blank",
+        "a blank answer beside others is left out",
+    ),
+    Cause.NO_GOLD: Rule("the gold is not given (an empty list would say that there is none)"),
+    Cause.UNEVEN: Rule(
+        "there are more or fewer answer_starts than answers",
+        "starts are looked for, if each answer stands in the context just once",
+    ),
+    Cause.MISPLACED: Rule(
+        "the answer does not stand at its answer_start, but elsewhere in the context",
+        "moved, if it stands in the context just once, and not inside a token",
+    ),
+    Cause.ABSENT: Rule(
+        "the answer stands nowhere in the context",
+        "replaced by the context's own text, if that differs by case, blanks or Unicode form "
+        "alone and stands there just once",
+    ),
+    Cause.UNANSWERABLE: Rule("there is no answer, but --version_2_with_negative is not given"),
+    Cause.LONG_QUESTION: Rule("it has more tokens than a window has room for"),
+    Cause.BLANKS: Rule("the answer has blanks at its ends; the label is the rest", "stripped"),
+    Cause.COMBINING: Rule(
+        "the answer ends inside a written character; the label takes it whole"
+    ),
+    Cause.INVISIBLE: Rule(
+        "the answer has characters without tokens at its ends; the label is the rest"
+    ),
+    Cause.INSIDE_TOKEN: Rule("the answer ends inside a token; the label takes it whole"),
+    Cause.NO_TOKENS: Rule("no token covers any of the answer; it is labelled [CLS]"),
+    Cause.CUT: Rule("no window holds the whole answer; it is labelled [CLS]"),
+    Cause.QUESTION_CUT: Rule("--max_query_length cuts it"),
+    Cause.CONFLICT: Rule("another row asks the same, and they have no answer in common"),
+}  # fmt: skip
+
+# For these train.py refuses a data set.
+REFUSED = frozenset(
+    {
+        Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN, Cause.MISPLACED,
+        Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
+    }
+)  # fmt: skip
+
+_OF_OUTCOMES = {
+    Outcome.GRAPHEME: Cause.COMBINING,
+    Outcome.INVISIBLE: Cause.INVISIBLE,
+    Outcome.INSIDE_TOKEN: Cause.INSIDE_TOKEN,
+    Outcome.NO_TOKENS: Cause.NO_TOKENS,
+    Outcome.CUT: Cause.CUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault of one question.
+
+    Attributes:
+        cause: which.
+        row: of the data set, from 0.
+        id, question: whose.
+        detail: what exactly is wrong.
+        excerpt: the context around the answer; ``NOWHERE`` where the fault is not about one.
+    """
+
+    cause: Cause
+    row: int
+    id: str
+    question: str
+    detail: str
+    excerpt: Excerpt = NOWHERE
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """How a data set falls into windows. Too long questions are taken as cut to what fits.
+
+    Attributes:
+        lengths: ``lengths[n]`` windows have n tokens.
+        labelled: windows that hold the whole answer; the others are labelled [CLS].
+        split_questions: questions whose context takes several windows.
+        most: windows of the question that has most.
+        context_tokens: in all windows together.
+        repeated_tokens: of these, such as stand in the window before too.
+        question_limit: most tokens of a question.
+        longest_question: tokens of the longest, before it was cut.
+        long_questions: how many pass the limit.
+        lost_tokens: how many tokens they lose together.
+    """
+
+    lengths: tuple[int, ...]
+    labelled: int
+    split_questions: int
+    most: int
+    context_tokens: int
+    repeated_tokens: int
+    question_limit: int
+    longest_question: int
+    long_questions: int
+    lost_tokens: int
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return sum(self.lengths)
+
+    @property
+    def mean(self) -> float:
+        """Mean length in tokens."""
+        return sum(n * count for n, count in enumerate(self.lengths)) / self.count
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest window."""
+        return next(n for n, count in enumerate(self.lengths) if count)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window."""
+        return len(self.lengths) - 1
+
+    def quantile(self, share: float) -> int:
+        """The length that this share of the windows does not pass."""
+        seen = 0
+        for length, count in enumerate(self.lengths):
+            seen += count
+            if seen >= share * self.count:
+                return length
+        return self.longest
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        source: what was read.
+        settings: how the windows were cut.
+        version_2_with_negative: whether questions without an answer are meant to be there.
+        examples, contexts, titles: questions, distinct contexts and titles.
+        answers: gold answers of all questions.
+        unanswerable: questions that have no answer.
+        exact: questions whose label gives back their answer.
+        windows: how they are cut.
+        findings: every fault, in the order of ``Cause``, then of rows.
+    """
+
+    source: str
+    settings: WindowSettings
+    version_2_with_negative: bool
+    examples: int
+    contexts: int
+    titles: int
+    answers: int
+    unanswerable: int
+    exact: int
+    windows: WindowFigures
+    findings: tuple[Finding, ...]
+
+    @cached_property
+    def by_cause(self) -> dict[Cause, list[Finding]]:
+        """The findings of each cause that has some."""
+        found: dict[Cause, list[Finding]] = {}
+        for finding in self.findings:
+            found.setdefault(finding.cause, []).append(finding)
+        return found
+
+    @cached_property
+    def counts(self) -> dict[Cause, int]:
+        """Questions of each cause that has some."""
+        return {cause: len({f.row for f in found}) for cause, found in self.by_cause.items()}
+
+    @property
+    def refused(self) -> int:
+        """Questions for which train.py refuses the data set; 0 if it takes it."""
+        return len({finding.row for finding in self.findings if finding.cause in REFUSED})
+
+
+def audit(
+    examples: Sequence[Example],
+    tokenizer: BertTokenizer,
+    settings: WindowSettings | None = None,
+    *,
+    source: str = "the data set",
+    version_2_with_negative: bool = False,
+) -> Audit:
+    """Find every fault of a data set.
+
+    Args:
+        settings: how windows are to be cut; None takes the defaults.
+        source: what the report calls the data set.
+        version_2_with_negative: questions without an answer are meant to be there.
+
+    Raises:
+        UserError: there is no example.
+    """
+    if not examples:
+        check_examples(examples, source)
+    settings = settings or WindowSettings()
+    found = [*_repeated_ids(examples), *_conflicts(examples)]
+    for row, example in enumerate(examples):
+        for cause, detail, around in _faults(example, version_2_with_negative):
+            found.append(_finding(cause, examples, row, detail, around))
+    labelled = [e if _has_label(e) else replace(e, answers=None) for e in examples]
+    limit = min(settings.longest_question, settings.max_query_length or settings.longest_question)
+    windows = make_windows(labelled, tokenizer, replace(settings, max_query_length=limit))
+    found += _label_faults(examples, windows, settings)
+    found += _long_questions(examples, windows, settings, limit)
+    order = {cause: number for number, cause in enumerate(Cause)}
+    return Audit(
+        source=source,
+        settings=settings,
+        version_2_with_negative=version_2_with_negative,
+        examples=len(examples),
+        contexts=len(windows.contexts.lengths),
+        titles=len({example.title for example in examples} - {""}),
+        answers=sum(len(example.answers or ()) for example in examples),
+        unanswerable=sum(example.is_impossible for example in examples),
+        exact=int((windows.outcome == Outcome.EXACT).sum()),
+        windows=_figures(windows, limit),
+        findings=tuple(sorted(found, key=lambda finding: (order[finding.cause], finding.row))),
+    )
+
+
+def _finding(
+    cause: Cause, examples: Sequence[Example], row: int, detail: str, around: Excerpt = NOWHERE
+) -> Finding:
+    return Finding(cause, row, examples[row].id, examples[row].question, detail, around)
+
+
+# --- what the rows alone show --------------------------------------------------------------------
+
+
+def _repeated_ids(examples: Sequence[Example]) -> Iterator[Finding]:
+    first_rows: dict[str, int] = {}
+    for row, example in enumerate(examples):
+        first = first_rows.setdefault(example.id, row)
+        if first < row:
+            other = "is the same" if examples[first] == example else "has it, and differs"
+            yield _finding(Cause.DUPLICATE_ID, examples, row, f"row {first} {other}")
+
+
+def _conflicts(examples: Sequence[Example]) -> Iterator[Finding]:
+    """Rows that ask the same, with no answer in common; "no answer" is one of its own."""
+    asked: dict[tuple[str, str], list[int]] = {}
+    for row, example in enumerate(examples):
+        if example.answers is not None:
+            question = " ".join(example.question.casefold().split())
+            asked.setdefault((question, example.context), []).append(row)
+    for rows in asked.values():
+        if len(rows) == 1:
+            continue
+        # Of rows with the same answers one is enough to compare with.
+        kinds: dict[frozenset[str], int] = {}
+        golds = [frozenset(map(normalize_answer, examples[row].answers or ())) for row in rows]
+        for row, gold in zip(rows, golds, strict=True):
+            kinds.setdefault(gold, row)
+        for row, gold in zip(rows, golds, strict=True):
+            other = next((r for kind, r in kinds.items() if kind != gold and not kind & gold), None)
+            if other is not None:
+                said, here = _first_answer(examples[other]), _first_answer(examples[row])
+                detail = f"here {here}; in row {other}, id {shown(examples[other].id)}, {said}"
+                around = _around_first(examples[row])
+                yield _finding(Cause.CONFLICT, examples, row, detail, around)
+
+
+def _first_answer(example: Example) -> str:
+    return shown(example.answers[0]) if example.answers else "no answer"
+
+
+def _around_first(example: Example) -> Excerpt:
+    """The context around the first answer, if it is where it says."""
+    if not example.answers or not _has_label(example):
+        return NOWHERE
+    start = example.answer_starts[0]
+    return excerpt(example.context, start, start + len(example.answers[0]))
+
+
+def _has_label(example: Example) -> bool:
+    """Whether a label can be made: there is no answer, or the first is where it says."""
+    texts, starts = example.answers or (), example.answer_starts
+    if len(texts) != len(starts):
+        return False
+    return not texts or (bool(texts[0].strip()) and stands(example.context, texts[0], starts[0]))
+
+
+_Fault = tuple[Cause, str, Excerpt]
+
+
+def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]:
+    """What is wrong with a question, whatever the others and the windows are."""
+    for name, text in (("question", example.question), ("context", example.context)):
+        if not text.strip():
+            yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE
+    if example.answers is None:
+        yield Cause.NO_GOLD, "it has no answers", NOWHERE
+        return
+    if example.is_impossible and not version_2_with_negative:
+        yield Cause.UNANSWERABLE, "it has no answer", NOWHERE
+    texts, starts = example.answers, example.answer_starts
+    is_even = len(texts) == len(starts)
+    if not is_even:
+        yield Cause.UNEVEN, f"answers: {len(texts)}, answer_starts: {len(starts)}", NOWHERE
+    for number, text in enumerate(texts):
+        which = f"answer {number + 1} of {len(texts)}, {shown(text)},"
+        which = which if len(texts) > 1 else f"answer {shown(text)}"
+        if not text.strip():
+            yield Cause.EMPTY, f"{which} is blank", NOWHERE
+        elif is_even:
+            yield from _answer_faults(example.context, text, starts[number], which)
+
+
+def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[_Fault]:
+    """What is wrong with an answer that is not blank."""
+    if not stands(context, text, start):
+        cause, where = _elsewhere(context, text)
+        # A start outside the context has nothing around it.
+        is_inside = 0 <= start < len(context)
+        around = excerpt(context, start, start + len(text)) if is_inside else NOWHERE
+        yield cause, f"{which} is said to stand at {start}: {where}", around
+    elif text != text.strip():
+        yield (
+            Cause.BLANKS,
+            f"{which} has blanks at its ends",
+            excerpt(context, start, start + len(text)),
+        )
+
+
+def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
+    """Where an answer stands that is not where it says."""
+    places = occurrences(context, text)
+    if len(places) == 1:
+        return Cause.MISPLACED, f"it stands at {places[0]} alone"
+    if places:
+        named = ", ".join(map(str, places[:3])) + ", ..." * (len(places) > 3)
+        return Cause.MISPLACED, f"it stands at {len(places)} places, {named}"
+    loose = loose_occurrences(context, text)
+    if not loose:
+        return Cause.ABSENT, "the context does not hold it"
+    first, last = loose[0]
+    also = f", and {len(loose) - 1} more" * (len(loose) > 1)
+    return Cause.ABSENT, f"the context holds {shown(context[first:last])} at {first}{also}"
+
+
+# --- what the windows show -----------------------------------------------------------------------
+
+
+def _label_faults(
+    examples: Sequence[Example], windows: WindowSet, settings: WindowSettings
+) -> Iterator[Finding]:
+    """Labels that do not give back their answer; of blanks ``_answer_faults`` tells."""
+    labelled = windows.start_position > 0
+    for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
+        cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]
+        example = examples[row]
+        assert example.answers  # else there is no label
+        start = example.answer_starts[0]
+        end = start + len(example.answers[0])
+        detail = f"answer {shown(example.answers[0])}"
+        first, last = windows.of_examples(row, row + 1)
+        if cause is Cause.CUT:
+            detail += f", {_why_cut(windows, row, start, end, settings)}"
+        elif cause is not Cause.NO_TOKENS:
+            window = first + int(labelled[first:last].nonzero()[0])
+            detail += f", label {shown(label_text(windows, window, example.context))}"
+        yield _finding(cause, examples, row, detail, excerpt(example.context, start, end))
+
+
+def _why_cut(windows: WindowSet, row: int, start: int, end: int, settings: WindowSettings) -> str:
+    """How long the answer ``context[start:end]`` is, and which overlap would keep it whole."""
+    rows = windows.contexts.rows(int(windows.context_of[row]))
+    shares = (windows.contexts.ends[rows] > start) & (windows.contexts.starts[rows] < end)
+    tokens = int(shares.sum())
+    # An answer of one token more than the overlap is whole in the last window that begins by it.
+    needed = replace(settings, doc_stride=0).longest_question - int(windows.questions.lengths[row])
+    if tokens <= needed + 1:
+        return f"{tokens} tokens: with --doc_stride {tokens - 1} a window would hold it"
+    return f"{tokens} tokens: no window of --max_seq_length {settings.max_seq_length} can hold it"
+
+
+def _long_questions(
+    examples: Sequence[Example], windows: WindowSet, settings: WindowSettings, limit: int
+) -> Iterator[Finding]:
+    cause = Cause.LONG_QUESTION if settings.max_query_length is None else Cause.QUESTION_CUT
+    for row in windows.cut_questions.nonzero().flatten().tolist():
+        tokens = limit + int(windows.cut_questions[row])
+        yield _finding(cause, examples, row, f"{tokens} tokens, of which {limit} fit")
+
+
+def _figures(windows: WindowSet, limit: int) -> WindowFigures:
+    per_question = torch.bincount(windows.example)
+    context_tokens = int(windows.count.sum())
+    # What a context has, each of its questions needs once.
+    needed = int(windows.contexts.lengths[windows.context_of].sum())
+    return WindowFigures(
+        lengths=tuple(torch.bincount(windows.lengths).tolist()),
+        labelled=int((windows.start_position > 0).sum()),
+        split_questions=int((per_question > 1).sum()),
+        most=int(per_question.max()),
+        context_tokens=context_tokens,
+        repeated_tokens=context_tokens - needed,
+        question_limit=limit,
+        longest_question=int((windows.questions.lengths + windows.cut_questions).max()),
+        long_questions=int((windows.cut_questions > 0).sum()),
+        lost_tokens=int(windows.cut_questions.sum()),
+    )

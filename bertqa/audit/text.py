@@ -1,0 +1,135 @@
+"""An audit as text for a terminal, and as a JSON document."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, Finding
+from bertqa.audit.repair import Change
+from bertqa.data.text import Excerpt, shortened, visible
+from bertqa.files import write_json
+
+_SHOWN = 5  # findings of each cause that a terminal is told
+
+
+def audit_text(audit: Audit, shown: int = _SHOWN) -> str:
+    """What was found, with the first few findings of each cause."""
+    parts = [figures_text(audit), verdict(audit)]
+    for title, causes in groups(audit):
+        rows = [(cause.value, audit.counts[cause], RULES[cause].meaning) for cause in causes]
+        parts.append("\n".join([f"{title}:", *_aligned(rows)]))
+    parts += [_findings_text(cause, found, shown) for cause, found in audit.by_cause.items()]
+    return "\n\n".join(parts)
+
+
+def figures_text(audit: Audit) -> str:
+    """What the data set holds, and how it falls into windows."""
+    windows, settings = audit.windows, audit.settings
+    answered = audit.examples - audit.unanswerable
+    repeated = windows.repeated_tokens / max(1, windows.context_tokens)
+    return "\n".join(
+        [
+            f"{visible(audit.source)}: {audit.examples:,} questions about {audit.contexts:,} "
+            f"contexts, {audit.answers:,} answers",
+            f"  {audit.unanswerable:,} questions without an answer; {audit.exact:,} of the other "
+            f"{answered:,} have a label that gives back their answer",
+            f"  {windows.count:,} windows of --max_seq_length {settings.max_seq_length} with "
+            f"--doc_stride {settings.doc_stride}: {windows.shortest} to {windows.longest} tokens, "
+            f"median {windows.quantile(0.5)}, mean {windows.mean:.1f}",
+            f"  {windows.split_questions:,} questions take several windows, at most "
+            f"{windows.most}; {repeated:.1%} of the context tokens repeat a window before",
+            f"  {windows.labelled:,} windows hold the whole answer, the others are labelled [CLS]",
+            f"  the longest question has {windows.longest_question} tokens, of which "
+            f"{windows.question_limit} fit; {windows.long_questions} are longer, by "
+            f"{windows.lost_tokens} tokens in all",
+        ]
+    )
+
+
+def verdict(audit: Audit) -> str:
+    """Whether train.py takes the data set, in a line."""
+    if audit.refused:
+        return f"train.py refuses it, for {audit.refused:,} of its questions"
+    if audit.findings:
+        return "train.py takes it, with what is listed below"
+    return "train.py takes it; nothing was found"
+
+
+def groups(audit: Audit) -> Iterator[tuple[str, list[Cause]]]:
+    """The causes that have findings, by what train.py makes of them."""
+    for title, is_refused in (("train.py refuses", True), ("train.py goes on with", False)):
+        causes = [cause for cause in audit.by_cause if (cause in REFUSED) == is_refused]
+        if causes:
+            yield title, causes
+
+
+def changes_text(changes: Sequence[Change]) -> str:
+    """Each change that was made."""
+    blocks = [
+        [f"  row {change.row}, {visible(shortened(change.id))}: {visible(change.what)}"]
+        + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
+        for change in changes
+    ]
+    return "\n".join([f"mended: {len(changes):,}", *chain.from_iterable(blocks)])
+
+
+def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
+    blocks = []
+    for finding in found[:shown]:
+        around = _marked(finding.excerpt) or visible(shortened(finding.question))
+        line = f"  row {finding.row}, {visible(shortened(finding.id))}: {visible(finding.detail)}"
+        blocks.append([line, f"    {around}"])
+    if len(found) > shown:
+        blocks.append([f"  and {len(found) - shown:,} more: --report FILE lists all"])
+    return "\n".join([f"{cause.value}: {len(found):,}", *chain.from_iterable(blocks)])
+
+
+def _marked(around: Excerpt) -> str:
+    """An excerpt on one line, the marked piece between guillemets; "" for no place."""
+    before, marked, after = (visible(t) for t in (around.before, around.marked, around.after))
+    return f"{before}\u00bb{marked}\u00ab{after}" if before or marked or after else ""
+
+
+def _aligned(rows: Iterable[tuple[str, int, str]]) -> list[str]:
+    """Rows of a name, a number and a text, in columns."""
+    rows = list(rows)
+    names = max(len(name) for name, _, _ in rows)
+    numbers = max(len(f"{number:,}") for _, number, _ in rows)
+    return [f"  {name:<{names}}  {number:>{numbers},}  {text}" for name, number, text in rows]
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def save_json(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
+    """Write all that was found as JSON; ``changes`` is None where nothing was to be mended.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    document: dict[str, Any] = {
+        "rules": {
+            cause.value: asdict(rule) | {"refused": cause in REFUSED}
+            for cause, rule in RULES.items()
+        },
+        "audits": [_entries(audit) for audit in audits],
+    }
+    if changes is not None:
+        document["changes"] = [asdict(change) for change in changes]
+    write_json(path, document)
+
+
+def _entries(audit: Audit) -> dict[str, Any]:
+    """An audit as JSON has it, with the figures that are made from others."""
+    windows = audit.windows
+    figures = {
+        "count": windows.count, "mean": windows.mean, "median": windows.quantile(0.5),
+        "shortest": windows.shortest, "longest": windows.longest,
+    }  # fmt: skip
+    found = asdict(audit)
+    found["windows"] = figures | found["windows"]
+    counts = {cause.value: count for cause, count in audit.counts.items()}
+    findings = found.pop("findings")
+    return found | {"refused": audit.refused, "counts": counts, "findings": findings}

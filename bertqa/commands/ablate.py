@@ -1,0 +1,244 @@
+"""What every head and every layer is worth to the answers: EM and F1 without it.
+
+python -m bertqa.commands.ablate MODEL DATA
+
+asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
+for each head that is masked or averaged (see interventions.py), as infer.py asks them, and prints
+what is lost without it, the largest loss of F1 first. In --output_dir stand
+
+    ablation.json        all figures
+    ablation.svg         F1 lost: layers x heads as colours, whole layers as bars
+
+EM and F1 of few questions are coarse. "Loss" is the training objective, minus the log-likelihood of
+the gold span's start and end, averaged over the windows; it also tells of answers that only became
+less sure, and it ranks what costs the same F1. Heads can stand in for each other: what two are
+worth together is not the sum (Michel et al., "Are Sixteen Heads Really Better than One?", 2019).
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bertqa.answering.evaluation import DecodingSettings, Evaluation, Evaluator
+from bertqa.commands.flags import (
+    Parser,
+    add_decoding_flags,
+    add_place_flags,
+    add_window_flags,
+    decoding_settings,
+    load_answerer,
+    run_script,
+    window_settings,
+)
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import check_answers, check_examples, check_version
+from bertqa.data.windows import make_windows
+from bertqa.errors import UserError
+from bertqa.explain.hooks import Interventions
+from bertqa.files import said_plainly, write_json, write_text
+from bertqa.model.config import BertConfig
+from bertqa.report.charts import heat_map
+from bertqa.runtime import forget_kernels
+
+FIGURES = "ablation.json"
+PICTURE = "ablation.svg"
+
+
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags of ``python -m bertqa.commands.ablate``."""
+    # fmt: off
+    parser = Parser(__doc__ or "")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint folder, name under weights/, or on the hub")
+    add("data", type=Path, metavar="DATA", help="questions with gold, in any form that is read")
+    add("--how", choices=("mask", "mean"), default="mask",
+        help="a head without which is asked gives zeros (mask), or the mean over its window, which "
+        "no longer says where (mean) (default: %(default)s)")
+    add("--max_samples", type=int, default=200, metavar="N",
+        help="the first questions, since all are asked once for every head and layer (default: "
+        "%(default)s)")
+    add("--show", type=int, default=20, metavar="N",
+        help="heads in the printed ranking; all stand in the file (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("runs/ablation"), metavar="DIR",
+        help="where the files go (default: %(default)s)")
+    add("--overwrite_output_dir", action="store_true", help="replace an ablation that is there")
+    add("--allow_bin", action="store_true",
+        help="read pytorch_model.bin, a pickle, where there is no safetensors file")
+    add_place_flags(parser)
+    add_window_flags(parser)
+    add_decoding_flags(parser, answers_only=True)
+    # fmt: on
+    return parser.parse(arguments)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Ask, rank, keep."""
+    check_flags(flags)
+    examples = read_examples(flags.data)
+    check_examples(examples, str(flags.data))
+    examples = examples[: flags.max_samples]
+    check_answers(examples, str(flags.data))
+    forget_kernels()
+    qa = load_answerer(flags)
+    check_version(examples, str(flags.data), qa.decoding.version_2_with_negative)
+    with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
+        flags.output_dir.mkdir(parents=True, exist_ok=True)
+    windows = make_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
+    evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
+    parts = list(parts_of(qa.model.config, flags.how))
+    began = time.monotonic()
+    whole = evaluator.of_ready(qa.model)
+    seconds = (time.monotonic() - began) * len(parts)
+    print(
+        f"{len(examples)} questions in {len(windows)} windows, once for each of {len(parts)} heads "
+        f"and layers: about {seconds:.0f} s",
+        file=sys.stderr,
+    )
+    effects = [
+        Effect.of(part, evaluator.of_ready(qa.model, part.change), whole)
+        for part in tqdm(parts, unit="pass", disable=None)
+    ]
+    heading = (
+        f"the whole model: EM {whole.exact_match:.2f}, F1 {whole.f1:.2f}, loss {whole.loss:.4f} "
+        f"({len(examples)} questions in {len(windows)} windows of {flags.data})"
+    )
+    print(f"{heading}\n\n{ranking(effects, flags.show)}")
+    entries = {
+        "model": str(flags.model), "data": str(flags.data), "questions": len(examples),
+        "windows": len(windows), "how": flags.how,
+        "precision": qa.runtime.precision,
+        "whole": {"exact_match": whole.exact_match, "f1": whole.f1, "loss": whole.loss},
+        "ranking": [asdict(effect) for effect in ranked(effects)],
+    }  # fmt: skip
+    write_json(flags.output_dir / FIGURES, entries)
+    write_text(flags.output_dir / PICTURE, picture(effects))
+    print(f"wrote {flags.output_dir / FIGURES}, {flags.output_dir / PICTURE}", file=sys.stderr)
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Refuse before the work what would be refused after it."""
+    for name in ("max_samples", "show"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} {getattr(flags, name)} leaves nothing: give 1 or more")
+    existing = [n for n in (FIGURES, PICTURE) if (flags.output_dir / n).exists()]
+    if existing and not flags.overwrite_output_dir:
+        raise UserError(
+            f"{flags.output_dir / existing[0]} is there already: name another --output_dir, or "
+            "pass --overwrite_output_dir"
+        )
+    window_settings(flags)
+    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+
+
+# --- what is taken away, and what that costs -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A layer, or a head of it, and the change that takes it away; both are counted from 0."""
+
+    layer: int
+    head: int | None
+    change: Interventions
+
+
+def parts_of(config: BertConfig, how: str) -> Iterator[ModelPart]:
+    """Every layer, then every head.
+
+    Args:
+        how: "mask" or "mean", for heads.
+    """
+    for layer in range(config.num_hidden_layers):
+        yield ModelPart(layer, None, Interventions(skip_layers=frozenset({layer})))
+    for layer in range(config.num_hidden_layers):
+        for head in range(config.num_attention_heads):
+            change = Interventions.without_head(layer, head, mean=how == "mean")
+            yield ModelPart(layer, head, change)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the model is worth without a part.
+
+    Attributes:
+        head: None for the whole layer.
+        exact_match, f1, loss: without it, as in ``Evaluation``.
+        exact_match_lost, f1_lost: in points; negative where the answers are better without it.
+        loss_added: the same of the loss.
+    """
+
+    layer: int
+    head: int | None
+    exact_match: float
+    f1: float
+    loss: float
+    exact_match_lost: float
+    f1_lost: float
+    loss_added: float
+
+    @classmethod
+    def of(cls, part: ModelPart, without: Evaluation, whole: Evaluation) -> "Effect":
+        """The figures without a part beside those of the whole model."""
+        return cls(
+            part.layer,
+            part.head,
+            without.exact_match,
+            without.f1,
+            without.loss,
+            whole.exact_match - without.exact_match,
+            whole.f1 - without.f1,
+            without.loss - whole.loss,
+        )
+
+    @property
+    def name(self) -> str:
+        """What was taken away."""
+        return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
+
+
+def ranked(effects: Sequence[Effect]) -> list[Effect]:
+    """The most needed first: by F1 lost, then by EM, then by what the loss gained."""
+    return sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added))
+
+
+def ranking(effects: Sequence[Effect], heads: int) -> str:
+    """All layers, then so many heads, the most needed first, as a table."""
+    layers = [effect for effect in ranked(effects) if effect.head is None]
+    of_heads = [effect for effect in ranked(effects) if effect.head is not None]
+    lines = [f"{'without':<20}{'EM lost':>9}{'F1 lost':>9}{'loss added':>12}"]
+    for effect in [*layers, *of_heads[:heads]]:
+        figures = f"{effect.exact_match_lost:9.2f}{effect.f1_lost:9.2f}{effect.loss_added:12.4f}"
+        lines.append(f"{effect.name:<20}{figures}")
+    rest = of_heads[heads:]
+    if rest:
+        lines.append(
+            f"... and {len(rest)} heads: F1 lost {rest[0].f1_lost:.2f} to {rest[-1].f1_lost:.2f}, "
+            f"loss added {max(e.loss_added for e in rest):.4f} to "
+            f"{min(e.loss_added for e in rest):.4f}"
+        )
+    return "\n".join(lines)
+
+
+def picture(effects: Sequence[Effect]) -> str:
+    """F1 lost without each head and each layer, as an SVG document."""
+    lost: dict[tuple[int, Any], float] = {(e.layer, e.head): e.f1_lost for e in effects}
+    layers = 1 + max(layer for layer, _ in lost)
+    heads = 1 + max(head for _, head in lost if head is not None)
+    return heat_map(
+        "F1 lost without one head, or without one layer, in points",
+        [[lost[layer, head] for head in range(heads)] for layer in range(layers)],
+        [lost[layer, None] for layer in range(layers)],
+        row="layer",
+        column="head",
+        bar="whole layer",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

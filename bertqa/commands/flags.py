@@ -1,0 +1,253 @@
+"""What train.py and infer.py share at their edge: flags, and errors as one sentence."""
+
+import argparse
+import errno
+import io
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import NoReturn
+
+from bertqa.answering.answerer import QuestionAnswerer, find_folder
+from bertqa.answering.decoding import DECODERS
+from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError
+from bertqa.interrupts import Stopped
+from bertqa.runtime import INT8, PRECISIONS
+
+_WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
+_TOO_LARGE = 2**63  # whole numbers end here for torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags may be written with - or _; a mistake is one sentence and exit code 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The flags of a command line."""
+        flags = self.parse_args(_joined([_with_underscores(argument) for argument in arguments]))
+        for name, value in vars(flags).items():
+            if isinstance(value, int) and value >= _TOO_LARGE:
+                self.error(f"argument --{name}: {value} is too large: give less than {_TOO_LARGE}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong without the page of usage."""
+        self.exit(2, f"{self.prog}: {_one_line(message)}; --help lists the flags\n")
+
+
+def _with_underscores(argument: str) -> str:
+    """--top-k=3 and --top-k as --top_k=3 and --top_k."""
+    match = re.match(r"--[A-Za-z][\w-]*", argument)
+    if not match:
+        return argument
+    return "--" + match.group()[2:].replace("-", "_") + argument[match.end() :]
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """--x -1e-3 as --x=-1e-3: argparse takes such a number for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        is_negative = re.fullmatch(r"-(inf|[0-9.]+e[-+]?[0-9]+)", argument, re.IGNORECASE)
+        if is_negative and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _one_line(message: str) -> str:
+    """The message whatever a file name or a library brought into it."""
+    return " ".join(message.split())
+
+
+def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False) -> None:
+    """Which model, and where it computes; ``answers_only`` offers what cannot be trained in."""
+    parser.add_argument(
+        "--model", default=default, metavar="NAME",
+        help="checkpoint folder, name under weights/, or name on the hub, from which it is "
+        "downloaded into weights/ (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow_bin", action="store_true",
+        help="read pytorch_model.bin, a pickle, where there is no safetensors file",
+    )  # fmt: skip
+    add_place_flags(parser, answers_only=answers_only)
+
+
+def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
+    """Where a model computes, and how precisely."""
+    precisions = ["auto", *PRECISIONS, *[INT8] * answers_only]
+    int8 = "; int8 is for CPUs, faster and off by a little" if answers_only else ""
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument(
+        "--precision", default="auto", choices=precisions,
+        help=f"of the matrix products; auto takes bf16 where the processor has it{int8} "
+        "(default: auto)",
+    )  # fmt: skip
+
+
+def add_window_flags(parser: Parser) -> None:
+    """How contexts are cut into windows."""
+    parser.add_argument(
+        "--max_seq_length", type=int, metavar="TOKENS",
+        help="longest window: question, context and special tokens (default: "
+        f"{_WINDOWS.max_seq_length})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--doc_stride", type=int, metavar="TOKENS",
+        help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
+        f"means the step from window to window (default: {_WINDOWS.doc_stride})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_query_length", type=int, metavar="TOKENS",
+        help="cut longer questions, as Google's script does with 64 (default: refuse those that "
+        "do not fit)",
+    )  # fmt: skip
+
+
+def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
+    """How scores become answers; ``answers_only`` knows what the model says of itself."""
+    parser.add_argument(
+        "--n_best_size", type=int, default=_DECODING.n_best_size, metavar="N",
+        help="answers kept for each question (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_answer_length", type=int, default=_DECODING.max_answer_length, metavar="TOKENS",
+        help="longest answer (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder", default="exact", choices=list(DECODERS),
+        help="exact: all spans; top20: run_qa's search, the n_best_size (20) best "
+        "starts with as many best ends (default: exact)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--version_2_with_negative", action="store_true", default=None,
+        help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
+    )  # fmt: skip
+    if answers_only:
+        parser.add_argument(
+            "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
+            help="every question has one (default: what the model's decoding.json says)",
+        )  # fmt: skip
+    default = "the model's own, else 0" if answers_only else "0, or chosen on a held-out part"
+    parser.add_argument(
+        "--null_score_diff_threshold", type=float, metavar="X",
+        help='with --version_2_with_negative: answer "" if the null score passes the best span\'s '
+        f"by more than this (default: {default})",
+    )  # fmt: skip
+
+
+def window_settings(
+    flags: argparse.Namespace, stored: WindowSettings | None = None
+) -> WindowSettings:
+    """The window flags as settings; where one is not given, what is ``stored`` with the model.
+
+    Raises:
+        UserError: windows that cannot be.
+    """
+    given = {name: getattr(flags, name) for name in asdict(_WINDOWS)}
+    return replace(stored or _WINDOWS, **{k: v for k, v in given.items() if v is not None})
+
+
+def decoding_settings(
+    flags: argparse.Namespace, stored: DecodingSettings | None = None
+) -> DecodingSettings:
+    """The decoding flags as settings.
+
+    Args:
+        stored: what the model was made with, where it says so; flags that are given go before.
+
+    Raises:
+        UserError: values that cannot be, or that contradict each other.
+    """
+    stored = stored or DecodingSettings()
+    threshold, negative = flags.null_score_diff_threshold, flags.version_2_with_negative
+    if negative is None:
+        negative = stored.version_2_with_negative
+    if threshold is not None and math.isnan(threshold):
+        raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
+    if threshold is not None and not negative:
+        raise UserError(
+            f"--null_score_diff_threshold {threshold} decides nothing without "
+            "--version_2_with_negative: pass both or neither"
+        )
+    return DecodingSettings(
+        flags.n_best_size,
+        flags.max_answer_length,
+        flags.decoder,
+        negative,
+        stored.null_score_diff_threshold if threshold is None else threshold,
+    )
+
+
+def load_answerer(flags: argparse.Namespace) -> QuestionAnswerer:
+    """The model that the flags name, asked as its decoding.json and the flags say.
+
+    Raises:
+        UserError: it is not to be had, or cannot be asked so.
+    """
+    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    windows, decoding = read_decoding_file(folder)
+    return QuestionAnswerer.from_pretrained(
+        folder,
+        windows=window_settings(flags, stored=windows),
+        decoding=decoding_settings(flags, stored=decoding),
+        device=flags.device,
+        precision=flags.precision,
+        allow_bin=flags.allow_bin,
+    )
+
+
+def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:
+    """Run a script's ``main``; its exit code, which is 0 unless ``main`` gives another.
+
+    What the user can mend becomes one sentence on stderr and exit code 2.
+    """
+    for stream in (sys.stdout, sys.stderr):  # whatever the terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = main(flags) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        if flags.debug:
+            traceback.print_exc()
+        if not error.is_said:
+            rank = os.environ.get("RANK", "0")  # set by torchrun
+            where = "" if rank == "0" else f" in process {rank}"
+            print(f"error{where}: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # files are said plainly where they are written; this is what prints
+        if flags.debug or error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "the standard output"
+        print(f"error: {where} cannot be written: {error.strerror}; free some", file=sys.stderr)
+        return 2
+    return code

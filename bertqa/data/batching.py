@@ -1,0 +1,112 @@
+"""Windows -> batches: random ones for training, ones that fill a token budget for inference."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bertqa.data.windows import WindowSet
+from bertqa.model.packing import TokenBatch
+
+
+class TrainingBatch(NamedTuple):
+    """A stream of tokens with the labels of its N windows, ``(N,)`` int64 each."""
+
+    tokens: TokenBatch
+    start_positions: Tensor
+    end_positions: Tensor
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """The same batch on another device."""
+        return TrainingBatch(
+            self.tokens.to(device), self.start_positions.to(device), self.end_positions.to(device)
+        )
+
+
+def collate(windows: WindowSet, chosen: Tensor) -> TokenBatch:
+    """The chosen windows, ``(N,)`` indices, as one stream.
+
+    Every token of the stream works out from its place in its window what it is: [CLS], the
+    question's, a [SEP], or the context's.
+    """
+    lengths = windows.lengths[chosen]
+    example = windows.example[chosen]
+    context_row = windows.context_of[example]
+    question_first = windows.questions.bounds[example]
+    context_first = windows.contexts.bounds[context_row] + windows.first[chosen]
+    context_place = windows.context_places[chosen]
+
+    window = torch.arange(len(chosen)).repeat_interleave(lengths)  # (T,), as all below
+    place = torch.arange(len(window)) - (lengths.cumsum(0) - lengths)[window]
+    in_context = place - context_place[window]
+    is_context = (in_context >= 0) & (place < lengths[window] - 1)
+    is_question = (place >= 1) & (in_context < -1)
+
+    input_ids = torch.full_like(place, windows.sep_id)
+    input_ids[place == 0] = windows.cls_id
+    question_row = (question_first[window] + place - 1)[is_question]
+    input_ids[is_question] = windows.questions.ids[question_row].long()
+    context_rows = (context_first[window] + in_context)[is_context]
+    input_ids[is_context] = windows.contexts.ids[context_rows].long()
+    return TokenBatch(input_ids, (in_context >= 0).long(), place, tuple(lengths.tolist()))
+
+
+def training_batch(windows: WindowSet, chosen: Tensor) -> TrainingBatch:
+    """The chosen windows, ``(N,)`` indices, with their labels."""
+    return TrainingBatch(
+        collate(windows, chosen),
+        windows.start_position[chosen].long(),
+        windows.end_position[chosen].long(),
+    )
+
+
+def steps_per_epoch(num_windows: int, batch_size: int) -> int:
+    """Batches that show every window once; the last may be smaller."""
+    return -(-num_windows // batch_size)
+
+
+def step_windows(num_windows: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Which windows the optimiser step ``step`` (from 0) of a run sees, over all ranks.
+
+    Each epoch is a fresh random order of all windows. The order depends on seed and epoch alone,
+    so a run that is resumed, or shared among other numbers of processes, sees the same batches.
+
+    Returns:
+        ``(batch_size,)`` indices; fewer in the last step of an epoch.
+    """
+    epoch, number = divmod(step, steps_per_epoch(num_windows, batch_size))
+    return _epoch_order(num_windows, seed, epoch)[number * batch_size : (number + 1) * batch_size]
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(num_windows: int, seed: int, epoch: int) -> Tensor:
+    """A random order of all windows; the last one asked for is remembered."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    return torch.randperm(num_windows, generator=generator)
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed out of several numbers, so that seed 1, epoch 2 is not seed 2, epoch 1."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def token_budget_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
+    """Indices of all windows in batches of at most ``budget`` tokens, longest windows first.
+
+    Windows of like length come together, so that what is rectangular (the loss, the decoder's
+    tables) wastes little; memory peaks in the first batch, not an hour later.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    totals = lengths[order].tolist()
+    batch_first, tokens = 0, 0
+    for i, length in enumerate(totals):
+        if tokens + length > budget and i > batch_first:
+            yield order[batch_first:i]
+            batch_first, tokens = i, 0
+        tokens += length
+    if len(order):
+        yield order[batch_first:]

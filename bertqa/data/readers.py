@@ -1,0 +1,432 @@
+"""Every accepted input, read into ``Example``s.
+
+Files, each but parquet also gzip-compressed (known by its first bytes):
+
+    .json            SQuAD's nested form, v1.1 and v2.0: data -> paragraphs -> qas;
+                     run_qa's flat form: {"data": [row, ...]}, a bare list of rows, or one row;
+                     or rows as in .jsonl
+    .jsonl .ndjson   one row, a JSON object, on each line
+    .csv .tsv        a header, then rows; blank lines are skipped
+    .parquet         rows, read by the datasets library
+
+What a row is, rows.py says. In CSV ``answers`` is one of its forms as JSON or as the Python literal
+that pandas writes, or two columns ``answer_text`` and ``answer_start`` hold one answer; an empty
+cell is null.
+"""
+
+import ast
+import csv
+import glob
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bertqa.data.rows import (
+    checked_list,
+    checked_text,
+    example_of,
+    listed,
+    require_keys,
+    row_example,
+    shared_texts,
+    title_of,
+    wrong_type,
+)
+from bertqa.data.squad import Example, check_examples
+from bertqa.errors import UserError, shown
+
+# --- bytes -> text -> JSON -----------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
+    try:
+        with path.open("rb") as file:
+            # By content, not by name: browsers and copying tools unpack .gz without renaming.
+            compressed = file.peek(2)[:2] == b"\x1f\x8b"
+            stream: BufferedReader = file
+            if compressed:
+                stream = BufferedReader(gzip.GzipFile(fileobj=file))
+            if not stream.peek(1):
+                raise UserError(f"{path} is empty; fetch or write it again")
+            yield stream
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a directory; name a file in it") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged gzip ({error}); fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check the path"
+        ) from error
+
+
+def _decoded(raw: bytes, line: int, source: str) -> str:
+    """UTF-8 bytes that begin at this line of the source; at the first, a BOM is dropped."""
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        byte = error.object[error.start]
+        raise UserError(
+            f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
+def _lines(stream: Iterable[bytes], source: str) -> Iterator[str]:
+    """Lines with their ends, one at a time; only \\n parts them, since U+2028 and such are text."""
+    for line, raw in enumerate(stream, start=1):
+        yield _decoded(raw, line, source)
+
+
+def _parsed(text: str, line: int, source: str) -> Any:
+    """The JSON value of a text that begins at this line of the source."""
+    text = text.rstrip()  # what is cut off ends on its own line, not on the next one
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        near = shown(text[error.pos : error.pos + 20])
+        raise UserError(
+            f"{source}, line {line}, column {error.colno}: malformed JSON ({error.msg}) "
+            f"near {near}; correct it or fetch the file again"
+        ) from error
+    except RecursionError as error:
+        raise UserError(
+            f"{source}, line {line}: the JSON is nested too deeply; give a data set"
+        ) from error
+    except ValueError as error:  # A number of thousands of digits.
+        raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
+
+
+# --- text -> Examples, a function for each form --------------------------------------------------
+
+_Reader = Callable[[BufferedReader, str], Iterator[Example]]
+
+
+def _line_examples(lines: Iterable[str], source: str) -> Iterator[Example]:
+    number = 0
+    for line, text in enumerate(lines, start=1):
+        if text.strip():
+            row = _parsed(text, line, source)
+            yield row_example(row, number, f"{source}, line {line}")
+            number += 1
+
+
+def _json_lines(stream: BufferedReader, source: str) -> Iterator[Example]:
+    return _line_examples(_lines(stream, source), source)
+
+
+def _has_json_lines(text: str) -> bool:
+    """Whether the first of several lines is an object by itself."""
+    first, _, rest = text.lstrip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json(stream: BufferedReader, source: str) -> Iterator[Example]:
+    text = _decoded(stream.read(), 1, source)
+    if _has_json_lines(text):
+        return _line_examples(text.split("\n"), source)
+    return _document_examples(_parsed(text, 1, source), source)
+
+
+def _document_examples(document: Any, source: str) -> Iterator[Example]:
+    """The examples of a whole JSON document: nested, flat, or a single row."""
+    if isinstance(document, list):
+        return _flat_examples(document, f"{source}, ")
+    if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
+        found = listed(document) if isinstance(document, dict) else shown(document)
+        raise UserError(
+            f"{source} is JSON, but no data set (found: {found}); "
+            'give {"data": [...]}, as SQuAD does, or rows with question and context'
+        )
+    if "data" not in document:
+        return _flat_examples([document], f"{source}, ")
+    entries = checked_list(document["data"], "data", source)
+    if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
+        return _nested_examples(entries, source)
+    return _flat_examples(entries, f"{source}, data")
+
+
+def _flat_examples(rows: list[Any], prefix: str) -> Iterator[Example]:
+    for number, row in enumerate(rows):
+        yield row_example(row, number, f"{prefix}[{number}]")
+
+
+def _nested_examples(articles: list[Any], source: str) -> Iterator[Example]:
+    number = 0
+    for a, article in enumerate(articles):
+        place = f"{source}, data[{a}]"
+        require_keys(article, ["paragraphs"], place)
+        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", place)):
+            where = f"{place}.paragraphs[{p}]"
+            for example in _paragraph_examples(paragraph, number, where, title_of(article)):
+                yield example
+                number += 1
+
+
+def _paragraph_examples(paragraph: Any, number: int, place: str, title: str) -> Iterator[Example]:
+    """The examples of one paragraph; the first is the file's question ``number``."""
+    require_keys(paragraph, ["context", "qas"], place)
+    context = checked_text(paragraph["context"], "context", place)
+    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", place)):
+        require_keys(qa, ["question"], f"{place}.qas[{q}]")
+        yield example_of(qa, number + q, context, f"{place}.qas[{q}]", title)
+
+
+# --- CSV -> Examples -----------------------------------------------------------------------------
+
+_BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
+
+
+class _WithoutCalls(ast.NodeTransformer):
+    """Puts x for f(x): what pandas writes is ``array(['a'], dtype=object)`` or ``np.int64(3)``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        return self.visit(node.args[0]) if node.args else node
+
+
+def _answers_cell(cell: str, place: str) -> Any:
+    """A cell of the column ``answers``: JSON or a Python literal; nothing in it is run."""
+    if not cell.strip():
+        return None
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(_WithoutCalls().visit(ast.parse(cell.strip(), mode="eval")))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"{place}: answers is {shown(cell)}, neither JSON nor a Python literal; "
+            'write {"text": [...], "answer_start": [...]}'
+        ) from error
+
+
+def _single_answer(text: str, start: str, place: str) -> dict[str, list[Any]] | None:
+    """The cells of the columns ``answer_text`` and ``answer_start``."""
+    if not text and not start:
+        return None
+    # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
+    number = re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", start)
+    if start and not number:
+        raise wrong_type(start, "answer_start", "a whole number", place)
+    return {"text": [text], "answer_start": [int(number[1])] if number else []}
+
+
+def _csv_row(cells: dict[str, str], place: str) -> dict[str, Any]:
+    """The cells as the values a JSON row would have."""
+    row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
+    row["id"] = cells.get("id") or None
+    row["title"] = cells.get("title")
+    impossible = cells.get("is_impossible", "")
+    row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
+    if "answers" in cells:
+        row["answers"] = _answers_cell(cells["answers"], place)
+    elif "answer_text" in cells:
+        row["answers"] = _single_answer(cells["answer_text"], cells.get("answer_start", ""), place)
+    return row
+
+
+def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
+    """The place and the fields of each record that is not blank."""
+    # strict: otherwise a quote that is never closed swallows the rest of the file.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    # Contexts may exceed the default of 131,072. The csv module keeps it for the process.
+    csv.field_size_limit(2**31 - 1)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield f"{source}, line {line}", fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{source}, line {line}: malformed CSV ({error}); correct the quotes or line ends"
+        ) from error
+
+
+def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
+    records = _csv_records(_lines(stream, source), source, delimiter)
+    place, header = next(records, (source, []))
+    require_keys(dict.fromkeys(header), ["question", "context"], f"{place}: the header")
+    repeated = [name for name, count in Counter(header).items() if name and count > 1]
+    if repeated:
+        raise UserError(f"{place}: the header has {shown(repeated[0])} twice; rename one")
+    for number, (place, fields) in enumerate(records):
+        if len(fields) != len(header):
+            raise UserError(
+                f"{place} has {len(fields)} fields, but the header {len(header)} "
+                f"(the first: {shown(fields[0])}); put quotes around fields that hold "
+                f"{shown(delimiter)}, quotes or line ends"
+            )
+        row = _csv_row(dict(zip(header, fields, strict=True)), place)
+        yield row_example(row, number, place)
+
+
+def _tsv(stream: BufferedReader, source: str) -> Iterator[Example]:
+    return _csv(stream, source, delimiter="\t")
+
+
+# --- the datasets library -> Examples ------------------------------------------------------------
+
+
+def _reason(error: Exception) -> str:
+    """Another library's message as a part of one sentence."""
+    words = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    return (words if len(words) <= 200 else words[:200] + "...").rstrip(".")
+
+
+def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a Dataset or IterableDataset."""
+    # As Arrow tables: several times as fast as row by row, and no image or audio is decoded.
+    for batch in table.with_format("arrow").iter(batch_size=1000):
+        yield from batch.to_pylist()
+
+
+def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
+    if source.lower().endswith(".gz"):
+        raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
+    # Here and not above: the import takes seconds, and no other form needs it.
+    from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
+
+    # The name is taken as a pattern unless escaped.
+    options = {"data_files": glob.escape(source), "split": "train", "streaming": True}
+    try:
+        # Streaming writes no second copy of the data, only a lock, for which any place will do.
+        with TemporaryDirectory() as cache:
+            rows = list(_table_rows(load_dataset("parquet", cache_dir=cache, **options)))
+    except Exception as error:  # The library's errors have no common class.
+        raise UserError(
+            f"{source} is not readable as parquet ({_reason(error)}); write it again"
+        ) from error
+    for number, row in enumerate(rows):
+        yield row_example(row, number, f"{source}, row {number}")
+
+
+def load_hub_dataset(name: str, split: str) -> list[Example]:
+    """The examples of one split of a data set of the Hugging Face hub, or of a local folder.
+
+    ``name`` is "squad", "squad_v2" or any set with the columns question, context and answers;
+    "name:config" names one of its configurations.
+
+    Raises:
+        UserError: the name, the configuration or the split is unknown or not to be had offline,
+            a column is missing, or a row is none.
+    """
+    # Here and not above: the import takes seconds, and those who give files need nothing of it.
+    from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
+
+    path, _, config = name.partition(":")
+    try:
+        table = load_dataset(path, config or None, split=split)
+    except Exception as error:  # The library's errors have no common class.
+        raise UserError(
+            f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
+            f"({_reason(error)}); check both names, or pass --train_file/--validation_file "
+            "instead when offline"
+        ) from error
+    place = f"data set {shown(name)}, split {shown(split)}"
+    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], place)
+    rows = enumerate(_table_rows(table))
+    examples = (row_example(row, number, f"{place}, row {number}") for number, row in rows)
+    return list(shared_texts(examples))
+
+
+# --- reading a file ------------------------------------------------------------------------------
+
+_READERS: dict[str, _Reader] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file is named as JSON lines, and so can be read line by line."""
+    return _READERS.get(_ending(path)) is _json_lines
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _reader(path: Path) -> _Reader:
+    ending = _ending(path)
+    if ending not in _READERS:
+        raise UserError(
+            f"{path} has the ending {shown(ending)}, which is not read; "
+            f"give one of {', '.join(_READERS)} (all but .parquet also with .gz)"
+        )
+    return _READERS[ending]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a JSON lines file that is not blank.
+
+    Attributes:
+        number: counted from 1, blank lines included.
+        raw: as it stands in the file.
+        example: what it holds; None if it is no question that can be asked.
+        fault: the sentence that says why not; "" where it is one.
+    """
+
+    number: int
+    raw: bytes
+    example: Example | None
+    fault: str = ""
+
+
+def iter_json_lines(path: Path) -> Iterator[Line]:
+    """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
+
+    Raises:
+        UserError: the file cannot be opened or read.
+    """
+    with _opened(path) as stream:
+        row = 0
+        for number, raw in enumerate(stream, start=1):
+            if raw.strip():
+                yield _line(raw, number, row, str(path))
+                row += 1
+
+
+def _line(raw: bytes, number: int, row: int, source: str) -> Line:
+    place = f"{source}, line {number}"
+    try:
+        text = _decoded(raw, number, source)
+        example = row_example(_parsed(text, number, source), row, place)
+        check_examples([example], place)
+    except UserError as error:
+        return Line(number, raw, None, str(error))
+    return Line(number, raw, example)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """All examples of a file of any accepted form; equal texts are one object.
+
+    Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
+
+    Raises:
+        UserError: the file cannot be read, or is of no accepted form; the first fault is named.
+    """
+    with _opened(path) as stream:
+        return list(shared_texts(_reader(path)(stream, str(path))))

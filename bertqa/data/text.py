@@ -1,0 +1,79 @@
+"""Pieces of text as a report shows them: a place with what stands around it, nothing hidden."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bertqa.data.graphemes import snap_to_graphemes
+
+_AROUND = 40  # characters shown on either side of a place
+_LONGEST = 160  # of a marked piece; a longer one has its middle left out
+
+# Controls, blanks that look like another, marks without width or that turn the writing around, and
+# what will never be a character. Joiners (U+200C, U+200D) stay: they are part of how many scripts
+# and emoji are written.
+_NEVER = "".join(
+    chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
+)
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
+    f"\u205f-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\U000e0001{_NEVER}]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A marked place of a text and what stands before and after it; all empty for no place."""
+
+    before: str = ""
+    marked: str = ""
+    after: str = ""
+
+
+NOWHERE = Excerpt()
+
+
+def excerpt(text: str, start: int, end: int) -> Excerpt:
+    """``text[start:end]`` with its surroundings; "..." stands where something is left out.
+
+    A place outside the text is taken for its nearest end.
+    """
+    start = min(max(start, 0), len(text))
+    end = min(max(end, start), len(text))
+    first, last = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
+    return Excerpt(
+        before="..." * (first > 0) + shortened(text[first:start], _LONGEST),
+        marked=shortened(text[start:end], _LONGEST),
+        after=shortened(text[end:last], _LONGEST) + "..." * (last < len(text)),
+    )
+
+
+def shortened(text: str, longest: int = 400) -> str:
+    """The text, or its beginning and its end where it is longer.
+
+    No written character is cut but one that is itself longer, such as a letter with a thousand
+    accents.
+    """
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    first = snap_to_graphemes(text, 0, half)[1]
+    last = snap_to_graphemes(text, len(text) - half, len(text))[0]
+    first = first if first <= longest else half
+    last = last if len(text) - last <= longest else len(text) - half
+    if first >= last:  # one written character reaches from the beginning to the end
+        first, last = half, len(text) - half
+    return f"{text[:first]}...{text[last:]}"
+
+
+def visible(text: str, form: Callable[[str], str] = str) -> str:
+    """The text on one line: each character that hides becomes its escape, such as \\n or \\u200b.
+
+    Args:
+        form: what is made of an escape before it goes in.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        return form(match.group().encode("unicode_escape").decode("ascii"))
+
+    return _HIDDEN.sub(escape, text)

@@ -1,0 +1,257 @@
+"""Examples -> windows with labels.
+
+A window is ``[CLS] question [SEP] piece of context [SEP]``. A context that is too long for one
+window is cut into several, each of which repeats the last ``doc_stride`` context tokens of the one
+before (run_qa's meaning of the word; in Google's script it is the step from window to window).
+
+Each distinct context and each question is tokenised once and kept once; a window is only a few
+numbers that say which question and which piece of which context it joins. Training and evaluation
+use the same windows from the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.labels import answer_tokens, outcomes
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer, TokenTable
+from bertqa.errors import UserError
+
+_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How contexts are cut.
+
+    Attributes:
+        max_seq_length: most tokens of a window, the special ones included.
+        doc_stride: context tokens that two neighbouring windows share.
+        max_query_length: questions are cut to this many tokens, as Google's script does with 64;
+            None refuses a question that is too long instead.
+    """
+
+    max_seq_length: int = 384
+    doc_stride: int = 128
+    max_query_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.doc_stride < 0:
+            raise UserError(f"--doc_stride {self.doc_stride} is negative: give 0 or more tokens")
+        if self.max_query_length is not None and self.max_query_length < 1:
+            raise UserError(
+                f"--max_query_length {self.max_query_length} leaves no question: give 1 or more"
+            )
+        if self.longest_question < 1:
+            raise UserError(
+                f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
+                "leaves no room for a question: give a window longer than the overlap by at least "
+                f"{_SPECIAL_TOKENS + 2} tokens"
+            )
+
+    @property
+    def longest_question(self) -> int:
+        """Most tokens a question may have, so that each window goes on by at least one token."""
+        return self.max_seq_length - _SPECIAL_TOKENS - self.doc_stride - 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window, to look at.
+
+    Attributes:
+        example: index of its example.
+        input_ids, token_type_ids: ``L`` numbers each.
+        offsets: for each token the slice of the context it covers, None outside the context.
+        start_position, end_position: the label, places in the window; (0, 0) is [CLS].
+    """
+
+    example: int
+    input_ids: list[int]
+    token_type_ids: list[int]
+    offsets: list[tuple[int, int] | None]
+    start_position: int
+    end_position: int
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """All windows of a list of examples, E examples and W windows, as flat arrays.
+
+    Attributes:
+        questions: tokens of the E questions, as far as they go into a window.
+        contexts: tokens of the distinct contexts.
+        context_of: ``(E,)``, the row of ``contexts`` of each example.
+        example: ``(W,)``, whose window it is; windows of an example stand together, in order.
+        first: ``(W,)``, the first context token of the window, counted in its context.
+        count: ``(W,)``, context tokens in the window.
+        start_position, end_position: ``(W,)``, the label as places in the window; 0 is [CLS].
+        outcome: ``(E,)``, an ``Outcome`` for each example.
+        cut_questions: ``(E,)``, tokens that ``max_query_length`` cut off each question.
+        cls_id, sep_id: the special tokens that frame question and context.
+    """
+
+    questions: TokenTable
+    contexts: TokenTable
+    context_of: Tensor
+    example: Tensor
+    first: Tensor
+    count: Tensor
+    start_position: Tensor
+    end_position: Tensor
+    outcome: Tensor
+    cut_questions: Tensor
+    cls_id: int
+    sep_id: int
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @cached_property
+    def question_lengths(self) -> Tensor:
+        """``(W,)``, question tokens in each window."""
+        return self.questions.lengths[self.example]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """``(W,)``, tokens of each window, the special ones included."""
+        return self.question_lengths + self.count + _SPECIAL_TOKENS
+
+    @cached_property
+    def context_places(self) -> Tensor:
+        """``(W,)``, where in each window the context begins: after [CLS] question [SEP]."""
+        return self.question_lengths + 2
+
+    def of_examples(self, first: int, last: int) -> tuple[int, int]:
+        """The windows of examples ``first`` to ``last - 1``, as a range of windows."""
+        bounds = torch.searchsorted(self.example, torch.tensor([first, last], dtype=torch.int32))
+        return int(bounds[0]), int(bounds[1])
+
+    def __getitem__(self, window: int) -> Window:
+        """One window with everything spelled out; for showing, not for speed."""
+        example = int(self.example[window])
+        place, count = int(self.context_places[window]), int(self.count[window])
+        start = int(self.contexts.bounds[int(self.context_of[example])]) + int(self.first[window])
+        rows = slice(start, start + count)
+        question = self.questions.ids[self.questions.rows(example)].tolist()
+        context = self.contexts.ids[rows].tolist()
+        spans = torch.stack([self.contexts.starts[rows], self.contexts.ends[rows]], dim=1).tolist()
+        return Window(
+            example=example,
+            input_ids=[self.cls_id, *question, self.sep_id, *context, self.sep_id],
+            token_type_ids=[0] * place + [1] * (count + 1),
+            offsets=[*[None] * place, *map(tuple, spans), None],
+            start_position=int(self.start_position[window]),
+            end_position=int(self.end_position[window]),
+        )
+
+
+def make_windows(
+    examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
+) -> WindowSet:
+    """Cut and label the windows of ``examples``.
+
+    The windows equal, token for token, those of transformers' tokenizer with
+    ``truncation="only_second"``, ``stride`` and ``return_overflowing_tokens``.
+
+    Raises:
+        UserError: a question is longer than the window allows.
+    """
+    places: dict[str, int] = {}
+    rows = [places.setdefault(e.context, len(places)) for e in examples]
+    context_of = torch.tensor(rows, dtype=torch.int64)
+    contexts = tokenizer.encode(list(places))
+    questions = tokenizer.encode([e.question for e in examples])
+    questions, cut_questions = _fit_questions(questions, examples, settings)
+    room = settings.max_seq_length - _SPECIAL_TOKENS - questions.lengths
+    example, first, count = _cut(contexts.lengths[context_of], room, settings.doc_stride)
+    answer = answer_tokens(examples, contexts, context_of)
+    start, end = _label(
+        answer[0][example] - first,
+        answer[1][example] - first,
+        count,
+        place=questions.lengths[example] + 2,
+    )
+    held = torch.zeros(len(examples), dtype=torch.bool).index_put_(
+        (example[start > 0],), torch.tensor(True)
+    )
+    return WindowSet(
+        questions=questions,
+        contexts=contexts,
+        context_of=context_of.int(),
+        example=example.int(),
+        first=first.int(),
+        count=count.int(),
+        start_position=start.int(),
+        end_position=end.int(),
+        outcome=outcomes(examples, contexts, context_of, answer, held),
+        cut_questions=cut_questions.int(),
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+    )
+
+
+def _fit_questions(
+    questions: TokenTable, examples: Sequence[Example], settings: WindowSettings
+) -> tuple[TokenTable, Tensor]:
+    """Questions no longer than allowed, and how many tokens each lost."""
+    lengths = questions.lengths
+    limit = settings.longest_question
+    if settings.max_query_length is not None:
+        limit = min(limit, settings.max_query_length)
+    elif len(lengths) and int(lengths.max()) > limit:
+        worst = examples[int(lengths.argmax())]
+        raise UserError(
+            f"the question of {worst.id!r} has {int(lengths.max())} tokens, but a window of "
+            f"--max_seq_length {settings.max_seq_length} with --doc_stride {settings.doc_stride} "
+            f"has room for {limit}: shorten it, lower --doc_stride, or pass --max_query_length 64 "
+            "to cut long questions"
+        )
+    cut = (lengths - limit).clamp(min=0)
+    if not cut.any():
+        return questions, cut
+    place = torch.arange(len(questions.ids)) - questions.bounds[:-1].repeat_interleave(lengths)
+    kept = place < limit
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths - cut).cumsum(0)])
+    return (
+        TokenTable(questions.ids[kept], questions.starts[kept], questions.ends[kept], bounds),
+        cut,
+    )
+
+
+def _cut(lengths: Tensor, room: Tensor, doc_stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the windows lie: for each its example, first context token, number of tokens.
+
+    Args:
+        lengths: ``(E,)``, context tokens of each example.
+        room: ``(E,)``, context tokens that a window of the example can hold.
+    """
+    step = room - doc_stride
+    # One window, and one more for each step needed until the end is covered.
+    windows = 1 + ((lengths - room).clamp(min=0) + step - 1) // step
+    example = torch.arange(len(lengths)).repeat_interleave(windows)
+    number = torch.arange(len(example)) - (windows.cumsum(0) - windows)[example]
+    first = number * step[example]
+    return example, first, torch.minimum(room[example], lengths[example] - first)
+
+
+def _label(first: Tensor, last: Tensor, count: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Label of each window, from the answer's tokens counted from the window's first: ``(W,)``."""
+    inside = (first >= 0) & (last >= first) & (last < count)
+    return torch.where(inside, first + place, 0), torch.where(inside, last + place, 0)
+
+
+def label_text(windows: WindowSet, window: int, context: str) -> str:
+    """What the label of a window says: a slice of the context, "" for [CLS]."""
+    start = int(windows.start_position[window])
+    if start == 0:
+        return ""
+    offsets = windows[window].offsets
+    first, last = offsets[start], offsets[int(windows.end_position[window])]
+    assert first is not None and last is not None
+    return context[slice(*snap_to_graphemes(context, first[0], last[1]))]

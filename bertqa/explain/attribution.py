@@ -1,0 +1,209 @@
+"""Why the model scores a span as it does: which tokens, heads and layers its score depends on.
+
+All functions take one window. The model must not be packed (see packed.py), since gradients are
+needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is one.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bertqa.errors import UserError
+from bertqa.explain.hooks import NOTHING, Interventions
+from bertqa.model.bert import BertForQuestionAnswering, window_losses
+from bertqa.model.packing import TokenBatch
+
+_TOKENS_AT_ONCE = 1024  # copies of the window go through the model together, up to so many tokens
+
+# Called with the number of passes through the model that were just done.
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much each token of a window adds to a score, against a baseline without these words.
+
+    Attributes:
+        tokens: ``(L,)``; their sum is ``score - baseline``, up to ``gap``.
+        score, baseline: the score of the window and of the baseline.
+    """
+
+    tokens: Tensor
+    score: float
+    baseline: float
+
+    @property
+    def gap(self) -> float:
+        """What the sum of ``tokens`` lacks of ``score - baseline``: the error of the integral."""
+        return self.score - self.baseline - float(self.tokens.sum())
+
+
+def without_words(batch: TokenBatch, replacement: int, kept: Iterable[int]) -> TokenBatch:
+    """The window with every word replaced by one id, such as [MASK]'s.
+
+    Args:
+        kept: ids that stay, such as those of [CLS] and [SEP].
+    """
+    stays = torch.isin(batch.input_ids, torch.tensor(list(kept)).to(batch.input_ids))
+    ids = batch.input_ids.where(stays, torch.full_like(batch.input_ids, replacement))
+    return TokenBatch(ids, batch.token_type_ids, batch.position_ids, batch.lengths)
+
+
+def integrated_gradients(
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    baseline: TokenBatch,
+    place: int,
+    *,
+    of_end: bool = False,
+    steps: int = 64,
+    progress: Progress | None = None,
+) -> Attribution:
+    """What the start score of a token, S.T_place, is made of (Sundararajan et al. 2017).
+
+    The embedded window x goes in a straight line from the embedded baseline x0 to x, and the
+    gradient of the score is averaged over the way:
+
+        token i:  sum over d of  (x - x0)[i, d]  *  integral from 0 to 1 of  d score / d x[i, d]
+                  at x0 + a (x - x0)  over a
+
+    By the fundamental theorem the tokens add up to the difference of the two scores. The integral
+    is a sum over the middles of ``steps`` equal parts.
+
+    Args:
+        batch: one window, and ``baseline`` another of the same length.
+        place: of the token whose score it is.
+        of_end: the end score, E.T_place.
+        progress: is told after each part of the steps how many it had.
+
+    Raises:
+        UserError: not one window, windows of two lengths, or a place outside.
+    """
+    _check(batch, place)
+    if baseline.lengths != batch.lengths:
+        raise UserError(
+            f"integrated_gradients: the baseline has {baseline.lengths} tokens and the window "
+            f"{batch.lengths}: give one of the same length"
+        )
+    model.eval()
+    with torch.no_grad():
+        x, x0 = model.embeddings(batch), model.embeddings(baseline)
+        ends = [_score(model, batch, embedded, place, of_end).item() for embedded in (x, x0)]
+    total = torch.zeros_like(x)
+    middles = (torch.arange(steps).to(x) + 0.5) / steps
+    for part in middles.split(max(1, _TOKENS_AT_ONCE // batch.lengths[0])):
+        points = x0 + part[:, None, None] * (x - x0)  # (n, L, D)
+        points.requires_grad_()
+        scores = _score(model, batch, points.flatten(0, 1), place, of_end)
+        (gradient,) = torch.autograd.grad(scores.sum(), points)
+        total += gradient.sum(dim=0)
+        if progress:
+            progress(len(part))
+    tokens = ((x - x0) * total / steps).sum(dim=-1)
+    return Attribution(tokens, score=ends[0], baseline=ends[1])
+
+
+def _score(
+    model: BertForQuestionAnswering, batch: TokenBatch, embedded: Tensor, place: int, of_end: bool
+) -> Tensor:
+    """The score of one token in each copy of a window that ``embedded`` holds, ``(n,)``."""
+    copies = _repeated(batch, len(embedded) // batch.lengths[0])
+    output = model(copies, embedded=embedded)
+    scores = output.end_logits if of_end else output.start_logits
+    return scores.view(len(copies.lengths), -1)[:, place]
+
+
+def _repeated(batch: TokenBatch, times: int) -> TokenBatch:
+    return TokenBatch(
+        batch.input_ids.repeat(times),
+        batch.token_type_ids.repeat(times),
+        batch.position_ids.repeat(times),
+        batch.lengths * times,
+    )
+
+
+def head_effects(
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    start: int,
+    end: int,
+    *,
+    mean: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """How much log-likelihood the span from ``start`` to ``end`` loses without each head.
+
+    Args:
+        batch: one window.
+        mean: replace what a head gathers by its mean over the window, in place of zeros.
+        progress: is told of each pass: one for a head.
+
+    Returns:
+        ``(layers, H)``: positive where the span needs the head.
+
+    Raises:
+        UserError: not one window, or a place outside.
+    """
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    changes = [
+        Interventions.without_head(layer, head, mean=mean)
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return _effects(model, batch, start, end, changes, progress).view(layers, heads)
+
+
+def layer_effects(
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    start: int,
+    end: int,
+    *,
+    progress: Progress | None = None,
+) -> Tensor:
+    """How much log-likelihood the span loses when each layer is skipped, ``(layers,)``.
+
+    Raises:
+        UserError: not one window, or a place outside.
+    """
+    layers = range(model.config.num_hidden_layers)
+    changes = [Interventions(skip_layers=frozenset({layer})) for layer in layers]
+    return _effects(model, batch, start, end, changes, progress)
+
+
+@torch.no_grad()
+def _effects(
+    model: BertForQuestionAnswering,
+    batch: TokenBatch,
+    start: int,
+    end: int,
+    changes: Iterable[Interventions],
+    progress: Progress | None,
+) -> Tensor:
+    """What each change adds to the loss of the span."""
+    _check(batch, start)
+    _check(batch, end)
+    model.eval()
+    places = [torch.tensor([place], device=batch.input_ids.device) for place in (start, end)]
+
+    def loss(change: Interventions) -> float:
+        output = model(batch, interventions=change)
+        return float(window_losses(output, batch.lengths, *places))
+
+    plain, effects = loss(NOTHING), []
+    for change in changes:
+        effects.append(loss(change) - plain)
+        if progress:
+            progress(1)
+    return torch.tensor(effects)
+
+
+def _check(batch: TokenBatch, place: int) -> None:
+    if len(batch.lengths) != 1:
+        raise UserError(f"input_ids hold {len(batch.lengths)} windows: give one")
+    if not 0 <= place < batch.lengths[0]:
+        raise UserError(
+            f"place {place} is not in the window of input_ids: give 0 to {batch.lengths[0] - 1}"
+        )

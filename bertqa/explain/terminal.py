@@ -1,0 +1,195 @@
+"""What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+from bertqa.data.text import shortened, visible
+from bertqa.explain.explanation import Candidate, Cell, Explanation
+
+_RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+_ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
+_BLUES = (0, 153, 75, 33, 27)  # of the 256 colours: the more likely a start, the stronger
+_SHOWN = 5  # rows of each list
+_NEIGHBOURHOOD = 400  # characters of the context on either side of the answer
+
+
+def on_one_line(text: str) -> str:
+    """The text without what would move a cursor or turn the writing round; blanks are one space."""
+    return visible(" ".join(text.split()))
+
+
+def render(
+    explanation: Explanation, width: int = 80, top_k: int = 1, *, colour: bool = False
+) -> str:
+    """The explanation as lines of text.
+
+    Args:
+        width: columns of the terminal.
+        top_k: answers that are wanted; some are shown in any case.
+        colour: with escape sequences.
+    """
+    paint = _Paint(colour)
+    parts = [
+        _answer(explanation, paint),
+        _context(explanation, paint, width),
+        _candidates(explanation, paint, max(top_k, _SHOWN)),
+        _layers(explanation, paint),
+        _heads(explanation, paint),
+        _parts(explanation, paint),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+class _Paint:
+    """Colours, where they are wanted."""
+
+    def __init__(self, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, style: str, text: str) -> str:
+        return f"{style}{text}{_RESET}" if self._colour else text
+
+    def heat(self, probability: float, text: str) -> str:
+        """A piece of text, the stronger the more likely it is."""
+        step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
+        return self(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
+
+
+def shown(candidate: Candidate | None) -> str:
+    """An answer's text on one line."""
+    if candidate is None:
+        return "(none)"
+    return shortened(on_one_line(candidate.answer.text)) or "(no answer)"
+
+
+def _answer(e: Explanation, paint: _Paint) -> list[str]:
+    answer = e.answer.answer
+    other = "" if e.is_in_fp32 else f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
+    lines = [
+        paint(_BOLD, on_one_line(e.question)),
+        f"{paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
+        f"characters {answer.start}-{answer.end}",
+        f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
+        f"{other}",
+    ]
+    if e.prediction.null_odds is not None and not e.prediction.best_span:
+        lines.append("the text has no span")
+    elif e.prediction.null_odds is not None:
+        lines.append(
+            f"null score minus best span's: {e.prediction.null_odds:+.3f}; no answer above "
+            f"{e.decoding.null_score_diff_threshold:g}"
+        )
+    return lines
+
+
+def _in_fp32(e: Explanation) -> str:
+    """What a heading adds, if the answer was found in another precision."""
+    return "" if e.is_in_fp32 else " (in fp32)"
+
+
+def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
+    """The text around the answer, its words by P_start and P_end, the answer in brackets."""
+    where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
+    kind = "" if e.is_in_fp32 else ", in fp32"
+    title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
+    heat = (e.start_probabilities + e.end_probabilities) / 2
+    span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
+    words: list[tuple[str, str]] = []  # plain, for its width, and painted
+    cells, opens, closes = _around(e)
+    plain = painted = opens
+    for cell in cells:
+        if not cell.text.strip() and not cell.places:
+            words.append((plain, painted))
+            plain = painted = ""
+            continue
+        text = shortened(on_one_line(cell.text))
+        inside = any(place in span for place in cell.places)
+        opening = "[" if inside and span[0] in cell.places else ""
+        closing = "]" if inside and span[-1] in cell.places else ""
+        probability = float(heat[list(cell.places)].sum()) if cell.places else 0.0
+        plain += opening + text + closing
+        text = paint(_ANSWER, text) if inside else paint.heat(probability, text)
+        painted += opening + text + closing
+    return [title, *_wrapped([*words, (plain + closes, painted + closes)], width)]
+
+
+def _around(e: Explanation) -> tuple[list[Cell], str, str]:
+    """The cells that are not too far from the answer; "…" on a side where the text goes on."""
+    cells = list(e.cells())
+    inside = [i for i, cell in enumerate(cells) if e.answer.first in cell.places] or [0]
+    lengths = [len(cell.text) for cell in cells]
+    first = last = inside[0]
+    before = after = 0
+    while first > 0 and before + lengths[first - 1] <= _NEIGHBOURHOOD:
+        first -= 1
+        before += lengths[first]
+    while last < len(cells) and after < _NEIGHBOURHOOD:
+        after += lengths[last]
+        last += 1
+    start = e.window_start + sum(lengths[:first])
+    end = start + sum(lengths[first:last])
+    opening = "…" if e.context[:start].strip() else ""
+    closing = "…" if cells and e.context[end:].strip() else ""
+    return cells[first:last], opening, closing
+
+
+def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Words in lines; of each its width is that of its first form, and the second is printed."""
+    lines, used = [""], 0
+    for plain, painted in words:
+        if not plain:
+            continue
+        if used and used + 1 + len(plain) > width:
+            lines.append("")
+            used = 0
+        lines[-1] += (" " if used else "") + painted
+        used += bool(used) + len(plain)
+    return lines
+
+
+def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
+    kind = "" if e.is_in_fp32 else f" (in {e.answered_in})"
+    lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer" + kind)]
+    for number, candidate in enumerate(e.candidates[: max(most, e.chosen + 1)]):
+        answer = candidate.answer
+        row = (
+            f"{answer.start_logit:+9.3f}{answer.end_logit:+9.3f}{answer.score:+9.3f}"
+            f"{answer.probability:13.4f}  {shown(candidate)}"
+        )
+        lines.append(paint(_BOLD, f"{row}  <-") if number == e.chosen else row)
+    return lines
+
+
+def _layers(e: Explanation, paint: _Paint) -> list[str]:
+    heading = "layer  P_start  P_end  best span that S and E read there"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    for number, layer in enumerate(e.layers):
+        text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
+        name = f"{number - 1:5}" if number else "embed"
+        lines.append(
+            f"{name}  {layer.start_probability:7.4f}{layer.end_probability:7.4f}  "
+            f"{text[0] if text else ''}"
+        )
+    return lines
+
+
+def _heads(e: Explanation, paint: _Paint) -> list[str]:
+    """The heads that the answer needs most; the loss is its minus log-likelihood."""
+    heading = "loss without a head, minus loss: the most needed"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    for layer, head, effect in e.inside.most_needed(_SHOWN):
+        lines.append(f"{effect:+9.4f}  layer {layer}, head {head}")
+    return lines
+
+
+def _parts(e: Explanation, paint: _Paint) -> list[str]:
+    """The tokens that add most to the answer's score."""
+    gap = e.inside.start_parts.gap + e.inside.end_parts.gap
+    heading = f"part of the score (integrated gradients; gap {gap:+.4f})"
+    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    for place in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
+        part = e.part_of(place)
+        lines.append(
+            f"{float(e.inside.parts[place]):+9.3f}  {on_one_line(e.tokens[place])}  ({part})"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""BERT itself, tensors only: no module here knows of text."""

@@ -1,0 +1,325 @@
+"""BERT for extractive question answering, whole, in reading order: leaves first.
+
+T  tokens in the batch, of all its windows     D  hidden_size         V  vocab_size
+N  windows in the batch                        H  attention heads     F  intermediate_size
+L  tokens of one window                        K  head size, D / H    P  max_position_embeddings
+
+A batch is a stream of tokens (see stream.py), not a padded rectangle. Embeddings, linear layers,
+LayerNorm and the vectors S and E work on tokens ``(T, D)`` and know nothing of windows. Only two
+places do: attention, where a token sees the tokens of its own window, and the loss, whose softmax
+runs over the tokens of one window. So there is no attention mask, and what stands here is the
+paper's mathematics: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for
+Language Understanding", 2019, section 4.2; the layer is that of Vaswani et al., "Attention Is All
+You Need", 2017, with the norm after the residual sum.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertqa.explain.hooks import NOTHING, HeadChange, Interventions
+from bertqa.model import kernels
+from bertqa.model.config import BertConfig
+from bertqa.model.packing import TokenBatch, pad_windows
+
+
+class Dropout(nn.Module):
+    """Zeroes each number with probability ``rate`` in training and scales up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return kernels.dropout(x, self.rate) if self.training and self.rate else x
+
+
+class Embeddings(nn.Module):
+    """What a token is at the start: the sum of its word, its place and its token type."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)  # (V, D)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)  # (P, D)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """The stream's ids to vectors ``(T, D)``."""
+        word = self.word(batch.input_ids)
+        position = self.position(batch.position_ids)
+        token_type = self.token_type(batch.token_type_ids)
+        return self.dropout(self.norm(word + token_type + position))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], dropout: Dropout
+) -> tuple[Tensor, list[Tensor]]:
+    """softmax(Q K^T / sqrt(K)) V, window by window: the readable form.
+
+    The fast forms in kernels.py are held equal to this one by the tests.
+
+    Args:
+        query, key, value: ``(T, H, K)``.
+        lengths: tokens of each window.
+        dropout: applied to the probabilities, as in the published BERT.
+
+    Returns:
+        What each token gathered, ``(T, H, K)``, and the probabilities before dropout: for each
+        window ``(H, L, L)``, from the token that looks to the token that is looked at.
+    """
+    gathered, probabilities = [], []
+    windows = (x.split(list(lengths)) for x in (query, key, value))
+    for window in zip(*windows, strict=True):
+        q, k, v = (x.transpose(0, 1) for x in window)  # (L, H, K) -> (H, L, K)
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (H, L, L)
+        probability = scores.softmax(dim=-1)
+        gathered.append((dropout(probability) @ v).transpose(0, 1))  # (L, H, K)
+        probabilities.append(probability)
+    return torch.cat(gathered), probabilities
+
+
+class SelfAttention(nn.Module):
+    """Each token gathers from the tokens of its window, H times side by side."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_size = config.num_attention_heads, config.head_size
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
+        self.fast = True
+
+    def forward(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        keep: list[list[Tensor]] | None = None,
+        change: HeadChange | None = None,
+    ) -> Tensor:
+        """``(T, D)`` to ``(T, D)``.
+
+        ``keep`` is appended the probabilities of every window; ``change`` sees what was gathered.
+        """
+        # (T, D) -query, key, value-> 3 of (T, D) -split into heads-> 3 of (T, H, K)
+        query, key, value = (
+            x.view(-1, self.num_heads, self.head_size)
+            for x in kernels.linears(hidden, (self.query, self.key, self.value))
+        )
+        rate = self.dropout.rate if self.training else 0.0
+        fast_attention = kernels.choose_attention(query) if self.fast else None
+        if fast_attention is None or keep is not None:
+            gathered, probabilities = attention(query, key, value, batch.lengths, self.dropout)
+            if keep is not None:
+                keep.append(probabilities)
+        else:
+            gathered = fast_attention(query, key, value, batch, rate)
+        if change is not None:
+            gathered = change(gathered, batch.lengths)
+        return self.output(gathered.flatten(1))  # (T, H, K) -> (T, D) -output-> (T, D)
+
+
+class FeedForward(nn.Module):
+    """Each token alone, through F hidden units and back."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(T, D) -up-> (T, F) -gelu-> (T, F) -down-> (T, D)``; the exact (erf) GELU."""
+        return self.down(F.gelu(self.up(hidden)))
+
+
+class Layer(nn.Module):
+    """One transformer layer: gather from the others, think alone; norm after each sum."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        keep: list[list[Tensor]] | None = None,
+        change: HeadChange | None = None,
+    ) -> Tensor:
+        """``(T, D)`` to ``(T, D)``."""
+        gathered = self.attention(hidden, batch, keep, change)
+        hidden = self.attention_norm(hidden + self.dropout(gathered))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
+
+
+class SpanHead(nn.Module):
+    """The two learned vectors of the paper: S scores where an answer starts, E where it ends."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        # Rows 0 and 1 are S and E, as in the checkpoints' qa_outputs. The biases are in those
+        # files too; they shift all scores alike and so move no answer.
+        self.weight = nn.Parameter(torch.empty(2, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(2))
+
+    @property
+    def S(self) -> Tensor:
+        """The start vector ``(D,)``."""
+        return self.weight[0]
+
+    @property
+    def E(self) -> Tensor:
+        """The end vector ``(D,)``."""
+        return self.weight[1]
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``(T, D)`` to the scores S.T_i and E.T_i, each ``(T,)`` in float32."""
+        # Spans are told apart by small differences of scores, so the last step is never rounded
+        # to half precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = F.linear(hidden.float(), self.weight.float(), self.bias.float())
+        start_logits, end_logits = scores.unbind(dim=-1)
+        return start_logits, end_logits
+
+
+@dataclass(frozen=True)
+class BertOutput:
+    """What one forward pass gives.
+
+    Attributes:
+        start_logits, end_logits: ``(T,)`` float32, S.T_i and E.T_i of each token.
+        hidden_states: on request, ``(T, D)`` after the embeddings and after each layer.
+        attentions: on request, for each layer and each window ``(H, L, L)``; of a layer that was
+            skipped none.
+        layer_logits: on request, what the head says of each of ``hidden_states``: start and end
+            scores, each ``(T,)``. It has learned to read the last ones only.
+    """
+
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[list[Tensor]] = field(default_factory=list)
+    layer_logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class BertForQuestionAnswering(nn.Module):
+    """The encoder with S and E on top."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.head = SpanHead(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as transformers does: normal, biases 0, LayerNorm the identity.
+
+        The normal of BERT's authors was cut off at two standard deviations.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" in name:
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+
+    def use_fast_attention(self, fast: bool) -> None:
+        """Let kernels.py choose the form of attention, or always take the readable one."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.fast = fast
+
+    def set_dropout(self, rate: float) -> None:
+        """Take one rate for all dropout in place of the checkpoint's two; what is saved has it."""
+        self.config = replace(
+            self.config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
+        )
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.rate = rate
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_layer_logits: bool = False,
+        interventions: Interventions = NOTHING,
+        embedded: Tensor | None = None,
+    ) -> BertOutput:
+        """Scores of every token of the stream; the intermediate results on request.
+
+        Args:
+            interventions: what to change on the way, see interventions.py.
+            embedded: vectors ``(T, D)`` to take in place of what ``embeddings`` makes of the ids.
+
+        Raises:
+            UserError: the interventions name a layer or head that is not there.
+        """
+        interventions.check(self.config)
+        hidden = self.embeddings(batch) if embedded is None else embedded
+        hidden = interventions.patched(0, hidden)
+        keep_states = output_hidden_states or output_layer_logits
+        states = [hidden] if keep_states else []
+        attentions: list[list[Tensor]] = []
+        for number, layer in enumerate(self.layers):
+            if number not in interventions.skip_layers:
+                keep = attentions if output_attentions else None
+                hidden = layer(hidden, batch, keep, interventions.of_layer(number))
+            elif output_attentions:
+                attentions.append([])
+            hidden = interventions.patched(number + 1, hidden)
+            if keep_states:
+                states.append(hidden)
+        start_logits, end_logits = self.head(hidden)
+        return BertOutput(
+            start_logits,
+            end_logits,
+            states if output_hidden_states else [],
+            attentions,
+            [self.head(state) for state in states] if output_layer_logits else [],
+        )
+
+
+def window_losses(
+    output: BertOutput, lengths: Sequence[int], start_positions: Tensor, end_positions: Tensor
+) -> Tensor:
+    """Minus the log-likelihood of the right start and the right end of each window, ``(N,)``.
+
+    ``-log P_start(start) - log P_end(end)``, where P_start is the softmax of S.T_i over the tokens
+    of one window and P_end that of E.T_i (Devlin et al. 2019, section 4.2). transformers halves
+    this sum; the paper does not.
+
+    Args:
+        output: of N windows of ``lengths`` tokens.
+        start_positions, end_positions: ``(N,)`` int64, place of the label in its own window.
+    """
+    # A window shorter than the longest is filled up with -inf, which the softmax turns into 0.
+    start_logits = pad_windows(output.start_logits, lengths, -math.inf)  # (N, longest L)
+    end_logits = pad_windows(output.end_logits, lengths, -math.inf)
+    start_loss = F.cross_entropy(start_logits, start_positions, reduction="none")
+    end_loss = F.cross_entropy(end_logits, end_positions, reduction="none")
+    return start_loss + end_loss
+
+
+def span_loss(
+    output: BertOutput, lengths: Sequence[int], start_positions: Tensor, end_positions: Tensor
+) -> Tensor:
+    """The training objective: the mean of ``window_losses`` over the windows of the batch."""
+    return window_losses(output, lengths, start_positions, end_positions).mean()

@@ -1,0 +1,324 @@
+"""A checkpoint folder <-> a model, in the format that all BERT files in the world have.
+
+The table below is the Rosetta stone between the names of model.py and those of the files; it is
+used both ways. Loading is strict: a tensor that is missing, unknown or of another shape is an
+error that names it, and the report says what became of every tensor in the file.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bertqa.errors import UserError, printable, reason, shown
+from bertqa.files import write_file, write_json
+from bertqa.folders import CONFIG_FILE, WEIGHTS_FILE
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.config import config_entries, load_config
+from bertqa.model.cpu_inference import is_packed
+from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
+
+# Ours and theirs, module by module; "{}" is the number of the layer.
+NAMES = {
+    "embeddings.word": "bert.embeddings.word_embeddings",
+    "embeddings.position": "bert.embeddings.position_embeddings",
+    "embeddings.token_type": "bert.embeddings.token_type_embeddings",
+    "embeddings.norm": "bert.embeddings.LayerNorm",
+    "layers.{}.attention.query": "bert.encoder.layer.{}.attention.self.query",
+    "layers.{}.attention.key": "bert.encoder.layer.{}.attention.self.key",
+    "layers.{}.attention.value": "bert.encoder.layer.{}.attention.self.value",
+    "layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.feed_forward.up": "bert.encoder.layer.{}.intermediate.dense",
+    "layers.{}.feed_forward.down": "bert.encoder.layer.{}.output.dense",
+    "layers.{}.feed_forward_norm": "bert.encoder.layer.{}.output.LayerNorm",
+    "head": "qa_outputs",  # row 0 is S, row 1 is E
+}
+
+# Parts of other BERT models: this one has no use for them, and the report names them.
+_LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
+_POSITION_IDS = "bert.embeddings.position_ids"
+_INTEGERS = {"I64", "I32", "torch.int64", "torch.int32"}  # how position ids are stored
+
+# No weight of a BERT is beyond what half precision holds. A flipped bit makes one of 1e38, with
+# which the scores are no numbers any more.
+_LARGEST_WEIGHT = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a checkpoint.
+
+    Attributes:
+        source: the file that was read.
+        loaded: tensors that went into the model, by today's names in checkpoints.
+        renamed: old spelling in the file -> today's spelling.
+        left_over: those that this model has no place for, by today's names.
+        initialised: parameters of the model that the file lacks, drawn afresh.
+        unknown_config_keys: keys of config.json that nobody here understands.
+    """
+
+    source: Path
+    loaded: tuple[str, ...]
+    renamed: Mapping[str, str]
+    left_over: tuple[str, ...]
+    initialised: tuple[str, ...]
+    unknown_config_keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        if self.renamed:
+            old, new = next(iter(self.renamed.items()))
+            such = f"{printable(old)} -> {printable(new)}"
+            lines.append(f"  renamed: {len(self.renamed)}, such as {such}")
+        for title, names in (
+            ("left over", self.left_over),
+            ("newly initialised", self.initialised),
+            ("config keys not understood", self.unknown_config_keys),
+        ):
+            if names:
+                lines.append(f"  {title}: {', '.join(map(printable, names))}")
+        return "\n".join(lines)
+
+
+def checkpoint_name(name: str) -> str:
+    """The name in a checkpoint file of a parameter of ``BertForQuestionAnswering``."""
+    module, _, leaf = name.rpartition(".")
+    parts = module.split(".")
+    if parts[0] == "layers":
+        return f"{NAMES['.'.join(['layers', '{}', *parts[2:]])].format(parts[1])}.{leaf}"
+    return f"{NAMES[module]}.{leaf}"
+
+
+def load_checkpoint(
+    folder: Path, *, allow_bin: bool = False, require_head: bool = True
+) -> tuple[BertForQuestionAnswering, LoadReport]:
+    """The model in a checkpoint folder, in float32 on the CPU, and what was loaded.
+
+    Args:
+        folder: config.json beside model.safetensors, or shards with their index, or
+            pytorch_model.bin.
+        allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
+        require_head: refuse a checkpoint without S and E. Without it they are drawn afresh, from
+            torch's random numbers, for training.
+
+    Raises:
+        UserError: a file is missing, corrupt or foreign; the sentence names the file and the key.
+    """
+    config, unknown_keys = load_config(folder)
+    source, tensors = open_weights(folder, allow_bin)
+    renamed = _rename(tensors, source)
+    # The config may ask for millions of layers; the model is built once the file has their names.
+    initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
+    with torch.device("meta"), _NothingDrawn():  # shapes only: the numbers come from the file
+        model = BertForQuestionAnswering(config)
+    wanted = {checkpoint_name(name): p for name, p in model.named_parameters()}
+    for name, parameter in wanted.items():
+        if name not in initialised:
+            _check_form(name, tensors[name], parameter.shape)
+    fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
+    head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
+    state = {
+        name: _take(theirs, tensors[theirs]) if theirs not in initialised else head[theirs]
+        for name, theirs in zip(dict(model.named_parameters()), wanted, strict=True)
+    }
+    left_over = tuple(sorted(set(tensors) - set(wanted)))
+    if _POSITION_IDS in left_over:
+        _check_position_ids(tensors[_POSITION_IDS], config.max_position_embeddings)
+    model.load_state_dict(state, assign=True)
+    loaded = tuple(sorted(set(wanted) - set(initialised)))
+    report = LoadReport(source, loaded, renamed, left_over, initialised, tuple(unknown_keys))
+    return model.eval(), report
+
+
+class BadWeights(UserError):
+    """A model holds weights that the loader would refuse; nothing of it has been written.
+
+    Attributes:
+        fault: which weights, and what is wrong with them.
+    """
+
+    fault = ""
+
+
+def save_model(
+    folder: Path, model: BertForQuestionAnswering, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write config.json and model.safetensors so that transformers opens the folder.
+
+    Each file is replaced whole; the weights come last.
+
+    Raises:
+        BadWeights: a weight is one that would not be loaded again.
+        UserError: the folder cannot be written.
+        ValueError: the model is packed: its weights are no longer there as such.
+    """
+    if is_packed(model):
+        raise ValueError("a packed model cannot be saved: load it without packing")
+    for name, parameter in model.named_parameters():
+        if fault := _no_weights(parameter.detach()):
+            error = BadWeights(
+                f"{folder / WEIGHTS_FILE} is not written, since {checkpoint_name(name)} {fault}: "
+                "train with a lower --learning_rate"
+            )
+            error.fault = f"{checkpoint_name(name)} {fault}"
+            raise error
+    tensors = {
+        checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    write_json(folder / "config.json", config_entries(model.config))
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+
+    def write(file: Path) -> None:
+        try:
+            save_file(tensors, file, metadata={"format": "pt"})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(0, str(error)) from error
+
+    write_file(path, write)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing or corrupt.
+    """
+    return {name: tensor.read() for name, tensor in open_safetensors(path).items()}
+
+
+# --- names and shapes ----------------------------------------------------------------------------
+
+
+def _today(name: str) -> str:
+    """Today's spelling of a name: TensorFlow's gamma and beta, and names without ``bert.``."""
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = f"bert.{name}"
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Lets ``normal_`` and its like leave a tensor as it is.
+
+    Drawing on the meta device gives no number and costs seconds: torch imports its compiler to
+    work out the shape.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
+    """Give every tensor today's name, in place; what was renamed."""
+    renamed = {name: _today(name) for name in tensors if _today(name) != name}
+    for old, new in renamed.items():
+        if new in tensors:
+            raise UserError(
+                f"{source} holds {shown(new)} twice, also as {shown(old)}: remove one of them"
+            )
+        tensors[new] = tensors.pop(old)
+    return renamed
+
+
+def _names(num_layers: int) -> Iterator[str]:
+    """The names in a checkpoint file of all tensors of a model, layer by layer."""
+    single = [theirs for theirs in NAMES.values() if "{}" not in theirs]
+    repeated = [theirs for theirs in NAMES.values() if "{}" in theirs]
+    layers = (theirs.format(i) for i in range(num_layers) for theirs in repeated)
+    for module in chain(single, layers):
+        yield f"{module}.weight"
+        if not module.endswith("_embeddings"):
+            yield f"{module}.bias"
+
+
+def _check_names(
+    tensors: Tensors, num_layers: int, source: Path, require_head: bool
+) -> tuple[str, ...]:
+    """Every name has its place and every place its tensor; the names to draw afresh."""
+    # As many as could be there, and some more: the config may ask for millions of layers.
+    wanted = set(islice(_names(num_layers), len(tensors) + 1000))
+    for name in sorted(set(tensors) - wanted):
+        if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
+            raise UserError(
+                f"{source} holds {shown(name)}, which is no part of this BERT: take the "
+                f"{CONFIG_FILE} that belongs to it, or another model if it is of another kind"
+            )
+    missing = sorted(wanted - set(tensors))
+    head = [name for name in missing if name.startswith("qa_outputs.")]
+    for name in sorted(set(missing) - set(head)):
+        raise UserError(
+            f"{source} lacks {name}: take the {CONFIG_FILE} that belongs to it, or copy the file "
+            "again if it is not whole"
+        )
+    if head and (require_head or len(head) == 1):
+        raise UserError(
+            f"{source} lacks {head[0]}, so it cannot answer questions yet: train it first "
+            "(train.py --model FOLDER), or take a checkpoint fine-tuned on SQuAD"
+        )
+    return tuple(head)
+
+
+def _check_form(name: str, stored: StoredTensor, shape: torch.Size) -> None:
+    """The file says that a tensor is weights, and of the right shape."""
+    if stored.dtype not in FLOATS:
+        raise UserError(
+            f"{stored.file}: {name} is stored as {stored.dtype}, but weights are floating-point "
+            "numbers: take the checkpoint that was not quantised"
+        )
+    if stored.shape != tuple(shape):
+        raise UserError(
+            f"{stored.file}: {name} has shape {shown(stored.shape)}, but {CONFIG_FILE} asks for "
+            f"{tuple(shape)}: take both from one checkpoint"
+        )
+
+
+def _take(name: str, stored: StoredTensor) -> Tensor:
+    """One tensor in float32, with numbers in it."""
+    try:
+        tensor = stored.read().float()
+    except (MemoryError, RuntimeError) as error:  # as torch says that there is no memory
+        raise UserError(
+            f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
+        ) from error
+    if fault := _no_weights(tensor):
+        raise UserError(f"{stored.file}: {name} {fault}: it is unusable, copy it again")
+    return tensor
+
+
+def _no_weights(tensor: Tensor) -> str:
+    """What is wrong with the numbers of a parameter; "" for nothing."""
+    # One pass over the numbers; what is no number is the lowest and the highest of all.
+    low, high = torch.aminmax(tensor)
+    if low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT:
+        return ""
+    return (
+        f"holds numbers that are not finite, or beyond any weight's (from {low:.3g} to {high:.3g})"
+    )
+
+
+def _check_position_ids(stored: StoredTensor, positions: int) -> None:
+    """Old checkpoints store 0, 1, 2, ...; anything else would be another model."""
+    sound = math.prod(stored.shape) == positions and stored.dtype in FLOATS | _INTEGERS
+    if not sound or not torch.equal(stored.read().flatten().long(), torch.arange(positions)):
+        raise UserError(
+            f"{stored.file}: {_POSITION_IDS} is not 0, 1, 2, ... up to the {positions} positions "
+            f"of {CONFIG_FILE}: take another checkpoint"
+        )

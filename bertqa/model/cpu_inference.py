@@ -1,0 +1,183 @@
+"""Linear layers made ready for inference on the CPU; the model computes the same with them.
+
+oneDNN, the library below torch's products on the CPU, multiplies fastest when a weight lies in
+blocks that fit the processor's registers, and ``F.linear`` lays it out so anew at every call. Here
+that is done once, after loading: ``pack`` replaces the linear layers of a model that will only
+answer. The operators have no public names in torch; they are used here and nowhere else.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.kernels import JointPart
+
+_LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
+_SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
+_ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
+
+
+class PackedLinear(nn.Module):
+    """``x W^T + b`` with a weight that oneDNN has laid out; for inference, without gradients.
+
+    Args:
+        weight: ``(out, in)``, float32 or bfloat16.
+        bias: ``(out,)``, of the same dtype.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(T, in)`` to ``(T, out)``.
+
+        Raises:
+            RuntimeError: a gradient is wanted; there is none here, and silence would be wrong.
+        """
+        _refuse_gradients(x)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+class Int8Linear(nn.Module):
+    """``x W^T + b`` in 8-bit integers, about 1 % off.
+
+    Each output's weights share one scale, as does each token's input. A token's scale comes from
+    its own numbers, so no calibration is needed, and an answer does not depend on what else is in
+    the batch.
+
+    Args:
+        weight: ``(out, in)``.
+        bias: ``(out,)``; its dtype is that of the inputs and outputs.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        rows = weight.detach().float()
+        scale = rows.abs().amax(dim=1) / _LARGEST + _SMALLEST_SCALE
+        integers = (rows / scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(integers, None)
+        self.scale = scale  # (out,)
+        self.zero_points = torch.zeros(len(scale), dtype=torch.int32)
+        self.bias = bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(T, in)`` to ``(T, out)``.
+
+        Raises:
+            RuntimeError: as with ``PackedLinear``.
+        """
+        _refuse_gradients(x)
+        integers, scale = quantize_tokens(x)
+        product = torch.ops.onednn.qlinear_pointwise(
+            integers, 1.0, _ZERO_POINT, self.weight, self.scale, self.zero_points,
+            None, 1.0, 0, x.dtype, "none", [], "",
+        )  # fmt: skip
+        return torch.addcmul(self.bias, product, scale)
+
+
+def _refuse_gradients(x: Tensor) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError("packed layers give no gradients: load the model without packing")
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's numbers as 8-bit integers.
+
+    Args:
+        x: ``(T, D)``.
+
+    Returns:
+        ``(T, D)`` uint8 and ``(T, 1)`` in x's dtype: ``(integers - 128) * scale`` is x again,
+        but for rounding.
+    """
+    scale = _largest_magnitude(x) / _LARGEST + _SMALLEST_SCALE
+    integers = (x / scale).round_().to(torch.int8)
+    # The same bits read as unsigned, with the highest flipped, are the integers plus 128.
+    return integers.view(torch.uint8).bitwise_xor_(_ZERO_POINT), scale
+
+
+def _largest_magnitude(x: Tensor) -> Tensor:
+    """``x.abs().amax(dim=1, keepdim=True)``, ``(T, D)`` to ``(T, 1)``, in half the time.
+
+    Without their sign bit, the bits of floating-point numbers, read as integers, have the order of
+    the numbers, and torch finds the largest of a row of integers faster.
+    """
+    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    without_sign = x.view(integer) & torch.iinfo(integer).max
+    return without_sign.amax(dim=1, keepdim=True).view(x.dtype)
+
+
+def can_pack(device: torch.device, dtype: torch.dtype = torch.float32, int8: bool = False) -> bool:
+    """Whether this torch and this processor have the operators for that device and precision.
+
+    Without the instructions for it (VNNI), oneDNN adds 8-bit products up in 16 bits, which these
+    numbers overflow.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    built = hasattr(torch.ops.onednn, "qlinear_prepack")
+    # This question has no public name in torch yet.
+    return not int8 or (built and torch.cpu._is_vnni_supported())
+
+
+def is_packed(model: BertForQuestionAnswering) -> bool:
+    """Whether ``pack`` was here: such a model answers, but cannot be trained, copied or saved."""
+    return any(isinstance(module, (PackedLinear, Int8Linear)) for module in model.modules())
+
+
+def make_ready(
+    model: BertForQuestionAnswering, device: torch.device, dtype: torch.dtype, *, int8: bool = False
+) -> BertForQuestionAnswering:
+    """Move and convert a model that from now on only answers, in place; pack it where possible.
+
+    The encoder is converted once here, where autocast would convert all weights again for every
+    batch. S and E stay as they are: the last step is not rounded. A model that is ready already
+    stays as it is.
+
+    Raises:
+        ValueError: it was made ready in another precision, from which there is no way back.
+    """
+    if is_packed(model):
+        first: Any = model.layers[0]
+        up = first.feed_forward.up
+        if (up.bias.dtype, isinstance(up, Int8Linear)) != (dtype, int8):
+            raise ValueError("the model is packed in another precision: load it again")
+        return model
+    model.to(device).eval()
+    model.embeddings.to(dtype)
+    model.layers.to(dtype)
+    if can_pack(device, dtype, int8):
+        pack(model, int8=int8)
+    return model
+
+
+def pack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
+    """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
+
+    With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
+    """
+    kind = Int8Linear if int8 else PackedLinear
+    for layer in model.layers:
+        attention: Any = layer.attention  # whose layers are no longer nn.Linear from here on
+        feed_forward: Any = layer.feed_forward
+        together = (attention.query, attention.key, attention.value)
+        joint = kind(
+            torch.cat([part.weight for part in together]),
+            torch.cat([part.bias for part in together]),
+        )
+        sizes = [part.out_features for part in together]
+        attention.query, attention.key, attention.value = (
+            JointPart(joint, number, sizes) for number in range(len(together))
+        )
+        attention.output = kind(attention.output.weight, attention.output.bias)
+        feed_forward.up = kind(feed_forward.up.weight, feed_forward.up.bias)
+        feed_forward.down = kind(feed_forward.down.weight, feed_forward.down.bias)

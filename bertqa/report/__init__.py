@@ -1,0 +1,1 @@
+"""Charts, pages and model cards: what a person looks at after a run."""

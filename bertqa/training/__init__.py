@@ -1,0 +1,1 @@
+"""The training loop, its optimiser, and the folder of a run."""

@@ -1,0 +1,362 @@
+"""The folder of a training run: what stands in it, and how a stopped run goes on.
+
+    config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
+    decoding.json, threshold.json, threshold.svg         when it says "no answer", see threshold.py
+    predictions.json, nbest_predictions.json ...         its answers to the validation questions
+    run.json                                             settings, data, versions: what was run
+    labels.json                                          labels that do not give back their answer
+    log.jsonl                                            one line for each logged step
+    report.html                                          all of this to look at
+    evaluations/step-00000500.json                       the answers of the last two evaluations
+    checkpoints/step-00000500/                           all that is needed to go on from there
+    failure.json                                         the step whose loss was no number
+
+All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.evaluation import (
+    DecodingSettings,
+    Evaluation,
+    Prediction,
+    best_point,
+    write_predictions,
+)
+from bertqa.commands.threshold import keep_curve
+from bertqa.data.labels import LabelReport
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError
+from bertqa.files import (
+    new_folder,
+    read_json_object,
+    said_plainly,
+    write_json,
+    write_json_map,
+    write_text,
+)
+from bertqa.folders import DECODING_FILE
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
+from bertqa.report.training_page import Answered, report_page
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+# A run may go on with others of these: batches and recipe stay the same, because windows_per_step
+# must stay. Another split of a step draws other dropout, though.
+_FREE_SETTINGS = (
+    "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+
+# What a run did that is older than the setting; None where it does not stand here.
+_BEFORE_THE_FLAG = {
+    "lr_scheduler_type": "linear", "chooses_threshold": False, "freeze_word_embeddings": False,
+    "layerwise_lr_decay": 1.0,
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself besides weights and optimiser; kept in each checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        losses_since_log, losses_since_evaluation: of each step since then.
+        tokens_since_log, seconds_since_log: of this process, evaluations apart.
+        grad_norm: of the last step.
+        evaluations: a row for each evaluation, see ``evaluation_table``.
+        best_f1: of the model kept at the folder's top; None before the first evaluation.
+        scaler: state of the fp16 loss scaler; empty for other precisions.
+    """
+
+    step: int = 0
+    losses_since_log: list[float] = field(default_factory=list)
+    losses_since_evaluation: list[float] = field(default_factory=list)
+    tokens_since_log: int = 0
+    seconds_since_log: float = field(default=0.0, compare=False)
+    grad_norm: float = 0.0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_f1: float | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def check_free(path: Path, resume: bool) -> None:
+    """See that a run can begin in a folder, or with ``resume`` go on there.
+
+    Raises:
+        UserError: the folder holds something else, or a run that is not to be resumed.
+    """
+    with said_plainly(path, "looked at"):  # a closed folder, a name that is too long
+        is_run = (path / "run.json").exists()
+        has_more = path.is_dir() and any(path.iterdir())
+    if is_run and resume:
+        return
+    if is_run:
+        raise UserError(
+            f"--output_dir {path} holds a run: pass --resume to go on with it, or name another "
+            "folder"
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path} is a file: name a folder")
+    if has_more:
+        raise UserError(
+            f"--output_dir {path} is not empty and holds no run (there is no run.json): name "
+            "another folder"
+        )
+
+
+def _differs(key: str, then: Any, now: Any) -> str:
+    """What a run had that is another now; data are known by their digests, which say nothing."""
+    if key in ("train", "validation"):
+        return f"began with other {key} questions than --{key}_file holds now"
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(k for k in now if then.get(k) != now[k])
+        then, now = then.get(key), now[key]
+    return f"has {key} {then!r}, not {now!r}"
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: it is made by ``open``.
+        description: goes into run.json; its parts "settings" and "data" decide whether a run that
+            is resumed is the same run.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path, self.description = path, description
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def check_same_run(self) -> None:
+        """See that the run in the folder, if there is one, is the one described.
+
+        Raises:
+            UserError: it had other settings or data.
+        """
+        if not (self.path / "run.json").exists():
+            return
+        before = read_json_object(self.path / "run.json")
+        for part in ("settings", "data"):
+            then, now = before.get(part, {}), self.description[part]
+            for key in now:
+                then.setdefault(key, _BEFORE_THE_FLAG.get(key))
+                if key not in _FREE_SETTINGS and then[key] != now[key]:
+                    raise UserError(
+                        f"--resume: the run in {self.path} {_differs(key, then[key], now[key])}: "
+                        "give the same settings and data, or another --output_dir"
+                    )
+
+    def open(self, progress: Progress) -> None:
+        """Make the folder, or drop the log lines of steps that will be done again."""
+        if not (self.path / "run.json").exists():  # first: it marks the folder as a run's
+            write_json(self.path / "run.json", self.description)
+        with said_plainly(self._checkpoints, "made"):
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+            for partial in self._checkpoints.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(partial)
+        with said_plainly(self.path, "written"):
+            (self.path / "failure.json").unlink(missing_ok=True)
+        for answers in (self.path / "evaluations").glob("step-*.json"):
+            if answers > _answers_of(answers.parent, progress.step):  # they will be given again
+                with said_plainly(answers, "removed"):
+                    answers.unlink()
+        log = self.path / "log.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            kept = [line + "\n" for line in lines if _step_of(line) <= progress.step]
+            write_text(log, "".join(kept))
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        """Add one line to log.jsonl."""
+        log = self.path / "log.jsonl"
+        with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that comes after it counts on it
+
+    def keep_labels(self, reports: dict[str, LabelReport]) -> None:
+        """List in labels.json every label that does not give back its answer, by cause."""
+        listed = {
+            name: {outcome.name.lower(): ids for outcome, ids in report.listed.items()}
+            | {"cut_questions": report.cut_questions}
+            for name, report in reports.items()
+        }
+        write_json(self.path / "labels.json", listed)
+
+    def keep_decoding(self, settings: DecodingSettings, windows: WindowSettings) -> None:
+        """Let the model say "no answer" as the flags say, until a threshold is chosen."""
+        if settings.version_2_with_negative and not (self.path / DECODING_FILE).exists():
+            write_decoding_file(self.path, settings.null_score_diff_threshold, windows)
+
+    def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
+        """Put a model at the folder's top, in place of the one before."""
+        tokenizer.save(self.path)
+        save_model(self.path, model)
+
+    def keep_predictions(self, evaluation: Evaluation, settings: DecodingSettings) -> None:
+        """Put the best model's answers to the validation questions beside it."""
+        write_predictions(self.path, evaluation.predictions, settings)
+        write_json(self.path / "metrics.json", evaluation.metrics)
+        if evaluation.curve:
+            windows, _ = read_decoding_file(self.path)
+            threshold = best_point(evaluation.curve).threshold
+            write_decoding_file(self.path, threshold, windows or WindowSettings())
+            keep_curve(self.path, evaluation.curve)
+
+    def save(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        keep: int,
+    ) -> None:
+        """Write a checkpoint, which is a model's folder too, and drop all but the newest ``keep``.
+
+        Raises:
+            UserError: the disk refuses it, or the weights are no longer those of any BERT.
+        """
+        path = self._checkpoints / f"step-{progress.step:08d}"
+        if path.exists():
+            return
+        moments = {
+            f"{name}.{key}": optimizer.state[parameter][key].cpu()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+            for key in _MOMENTS
+        }
+        with new_folder(path) as folder:
+            save_model(folder, model)
+            tokenizer.save(folder)
+            write_tensors(folder / "optimizer.safetensors", moments)
+            write_json(folder / "progress.json", asdict(progress))
+        for old in sorted(self._checkpoints.glob("step-*"))[:-keep]:
+            # Renamed first: killed in the middle of this, a run leaves no half checkpoint.
+            dropped = old.with_name(f".{old.name}.partial")
+            with said_plainly(old, "removed"):
+                old.rename(dropped)
+                shutil.rmtree(dropped)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint to go on from; None before there is one."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
+        """Keep the answers of an evaluation beside those of the one before."""
+        folder = self.path / "evaluations"
+        write_json_map(_answers_of(folder, step), ((p.id, p.text) for p in predictions))
+        for old in sorted(folder.glob("step-*.json"))[:-2]:
+            with said_plainly(old, "removed"):
+                old.unlink()
+
+    def write_report(self, examples: Sequence[Example], *, v2: bool) -> None:
+        """Bring report.html up to date.
+
+        Args:
+            examples: the validation questions; none if there are none.
+            v2: "" is an answer too.
+        """
+        log = [
+            json.loads(line)
+            for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        answered = self._answered(examples, v2) if examples else None
+        title = self.path.resolve().name
+        page = report_page(title, self.description, log, answered)
+        write_text(self.path / "report.html", page)
+
+    def _answered(self, examples: Sequence[Example], v2: bool) -> Answered | None:
+        """The answers of the last evaluation, and of the one before."""
+        files = sorted((self.path / "evaluations").glob("step-*.json"))
+        if not files:
+            return None
+        steps = [int(file.stem.removeprefix("step-")) for file in files[-2:]]
+        # Our own files, however large: as many answers as there are questions.
+        answers = [read_json_object(file, largest=file.stat().st_size) for file in files[-2:]]
+        if len(files) == 1:
+            return Answered(examples, steps[0], answers[0], v2=v2)
+        return Answered(examples, steps[1], answers[1], steps[0], answers[0], v2)
+
+    def keep_failure(self, failure: dict[str, Any]) -> Path:
+        """Write what is known of a step that failed; the file."""
+        write_json(self.path / "failure.json", failure)
+        return self.path / "failure.json"
+
+    def load_last(
+        self, model: BertForQuestionAnswering, optimizer: torch.optim.Optimizer
+    ) -> Progress:
+        """Put the newest checkpoint into model and optimiser; where there is none, change nothing.
+
+        Raises:
+            UserError: the checkpoint is corrupt or of another model.
+        """
+        newest = self.last_checkpoint()
+        if newest is None:
+            return Progress()
+        try:
+            saved, _ = load_checkpoint(newest)
+            moments = read_tensors(newest / "optimizer.safetensors")
+            progress = read_json_object(newest / "progress.json")
+        except UserError as error:  # its advice is for a file that can be had again
+            because = str(error).rpartition(": ")[0]
+            raise UserError(
+                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
+                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
+            ) from error
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = optimizer.state_dict()
+        try:
+            state["state"] = {
+                i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
+                for i, parameter in enumerate(parameters)
+            }
+            model.load_state_dict(saved.state_dict())
+            optimizer.load_state_dict(state)
+            return Progress(**progress)
+        except (KeyError, RuntimeError, TypeError) as error:  # a name, a shape, a key
+            raise UserError(
+                f"{newest} is not whole, or of another model: remove it to go on from the "
+                "checkpoint before it, or from the start"
+            ) from error
+
+
+def _answers_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.json"
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; infinite for the half line of a run that was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return math.inf
+
+
+def evaluation_table(rows: list[dict[str, float]]) -> str:
+    """The evaluations of a run as a table, a line each."""
+    titles = {
+        "epoch": "{:.2f}", "step": "{:.0f}", "training_loss": "{:.4f}",
+        "validation_loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}",
+    }  # fmt: skip
+    lines = ["".join(f"{title.replace('_', ' '):>17}" for title in titles)]
+    for row in rows:
+        cells = (form.format(row[title]) if title in row else "-" for title, form in titles.items())
+        lines.append("".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,384 @@
+"""Load once, ask many times: what comes in, what comes out, what is refused."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bertqa.answering import answerer as answering
+from bertqa.answering.answerer import QuestionAnswerer, find_folder, load_for_training
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError
+from tests.corpus import PAIRS
+from tests.helpers import STORIES, write_checkpoint
+
+CONTEXT = "Ada built the port of Quill in the town; the river ran past the ship."
+WHO, WHERE, WHAT = "Who built the port?", "Where was it?", "What ran past the ship?"
+
+stories = read_examples(STORIES)
+NARROW = WindowSettings(max_seq_length=96, doc_stride=24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("answering") / "tiny")
+
+
+def load(folder, **changes):
+    return QuestionAnswerer.from_pretrained(
+        folder, **({"device": "cpu", "precision": "fp32"} | changes)
+    )
+
+
+@pytest.fixture(scope="module")
+def qa(folder):
+    return load(folder)
+
+
+def close(answer):
+    """An answer to compare with one of another batch."""
+    return answer | {"score": pytest.approx(answer["score"], rel=1e-4)}
+
+
+# --- what the removed pipeline promised ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("context", [CONTEXT, *(context[:300] for _, context in PAIRS[::3])])
+def test_one_question_gives_one_dictionary(qa, context):
+    answer = qa(question=WHO, context=context)
+    assert list(answer) == ["score", "start", "end", "answer"]
+    assert [type(value) for value in answer.values()] == [float, int, int, str]
+    assert 0 < answer["score"] <= 1
+    assert answer["answer"] == context[answer["start"] : answer["end"]] != ""
+
+
+def test_top_k_gives_a_list_best_first(qa):
+    answers = qa(WHO, CONTEXT, top_k=5)
+    assert len(answers) == 5
+    assert answers[0] == qa(WHO, CONTEXT)
+    scores = [answer["score"] for answer in answers]
+    assert scores == sorted(scores, reverse=True)
+    assert len({(answer["start"], answer["end"]) for answer in answers}) == 5
+    for answer in answers:
+        assert list(answer) == ["score", "start", "end", "answer"]
+        assert answer["answer"] == CONTEXT[answer["start"] : answer["end"]]
+
+
+def test_top_k_may_pass_n_best_and_the_number_of_spans(folder, qa):
+    few = load(folder, decoding=DecodingSettings(n_best_size=2))
+    assert few(WHO, CONTEXT, top_k=30) == qa(WHO, CONTEXT, top_k=30)
+    every = qa(WHO, "a b", top_k=50)
+    assert sorted(answer["answer"] for answer in every) == ["a", "a b", "b"]
+    assert math.fsum(answer["score"] for answer in every) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("collection", [list, tuple])
+def test_several_questions_of_one_context(qa, collection):
+    answers = qa(collection([WHO, WHERE, WHAT]), CONTEXT)
+    assert answers == [close(qa(question, CONTEXT)) for question in (WHO, WHERE, WHAT)]
+
+
+def test_several_questions_each_of_its_own_context(qa):
+    contexts = [CONTEXT, "The ship was in port.", CONTEXT[::-1]]
+    answers = qa([WHO, WHERE, WHAT], contexts)
+    asked = zip((WHO, WHERE, WHAT), contexts, strict=True)
+    assert answers == [close(qa(question, context)) for question, context in asked]
+    # The answers differ, so it matters which question goes with which context.
+    assert len({answer["answer"] for answer in answers}) == 3
+
+
+def test_a_list_gives_a_list(qa):
+    one, none = qa([WHO], CONTEXT), qa([], CONTEXT)
+    assert one == [qa(WHO, CONTEXT)]
+    assert none == []
+    lists = qa([WHO, WHERE], CONTEXT, top_k=2)
+    assert [[close(answer) for answer in answers] for answers in lists] == [
+        qa(WHO, CONTEXT, top_k=2),
+        qa(WHERE, CONTEXT, top_k=2),
+    ]
+
+
+def test_one_question_may_bring_its_context_in_a_list(qa):
+    assert qa(WHO, [CONTEXT]) == qa(WHO, CONTEXT)
+
+
+def test_max_answer_len_counts_tokens(folder, qa):
+    # Each of these words is one token.
+    context = "who a the of in to was is what how many where when did"
+    words = {n: qa(WHO, context, max_answer_len=n, top_k=200) for n in (1, 2, 5)}
+    longest = {n: max(len(a["answer"].split()) for a in found) for n, found in words.items()}
+    assert longest == {1: 1, 2: 2, 5: 5}
+    assert len(words[1]) == 14
+    assert len(words[2]) == 14 + 13
+    kept = load(folder, decoding=DecodingSettings(max_answer_length=2))
+    assert kept(WHO, context, top_k=200) == words[2]
+    assert kept(WHO, context, top_k=200, max_answer_len=5) == words[5]
+
+
+def test_handle_impossible_answer_lets_no_answer_be_one(folder, qa):
+    spans = qa(WHO, CONTEXT, top_k=1000, max_answer_len=100)
+    both = qa(WHO, CONTEXT, top_k=1000, max_answer_len=100, handle_impossible_answer=True)
+    assert "" not in [answer["answer"] for answer in spans]
+    (null,) = [answer for answer in both if answer["answer"] == ""]
+    assert (null["start"], null["end"]) == (0, 0)
+    for found in (spans, both):
+        assert math.fsum(answer["score"] for answer in found) == pytest.approx(1, abs=1e-5)
+    # It takes its share from all the others alike.
+    ratios = [with_null["score"] / (1 - null["score"]) for with_null in both if with_null != null]
+    assert ratios == pytest.approx([answer["score"] for answer in spans], rel=1e-4)
+    settled = load(folder, decoding=DecodingSettings(version_2_with_negative=True))
+    assert settled(WHO, CONTEXT, top_k=1000, max_answer_len=100) == both
+    assert settled(WHO, CONTEXT, handle_impossible_answer=False) == qa(WHO, CONTEXT)
+
+
+@pytest.mark.parametrize(("threshold", "silent"), [(-1000.0, True), (1000.0, False)])
+def test_the_answer_that_the_threshold_chooses_comes_first(folder, qa, threshold, silent):
+    decoding = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=threshold)
+    answers = load(folder, decoding=decoding)(WHO, CONTEXT, top_k=4)
+    best = qa(WHO, CONTEXT)["answer"]
+    assert answers[0]["answer"] == ("" if silent else best)
+    assert best in [answer["answer"] for answer in answers]
+    assert len({(answer["start"], answer["end"]) for answer in answers}) == 4
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize("decoder", ["exact", "top20"])
+def test_a_context_without_tokens_has_no_answer(folder, decoder, impossible):
+    qa = load(folder, decoding=DecodingSettings(decoder=decoder))
+    nothing = {"score": 1.0, "start": 0, "end": 0, "answer": ""}
+    assert qa(WHO, "\u200b", handle_impossible_answer=impossible) == nothing
+    assert qa(WHO, "\u200b", top_k=3, handle_impossible_answer=impossible) == [nothing]
+    among = qa([WHO, WHO], ["\u200b", CONTEXT], handle_impossible_answer=impossible)
+    assert among[0] == nothing
+    assert among[1] == close(qa(WHO, CONTEXT, handle_impossible_answer=impossible))
+
+
+def test_offsets_count_code_points_of_the_context_as_it_was_given(qa):
+    plain = qa("who?", "a b", top_k=3)
+    for before in ("  \n", "\ufeff", "\u00a0\u200b\t"):
+        moved = [
+            close(answer | {key: answer[key] + len(before) for key in ("start", "end")})
+            for answer in plain
+        ]
+        assert qa("who?", f"{before}a b ", top_k=3) == moved
+
+
+def test_special_tokens_in_a_text_are_text(qa):
+    context = "who? [SEP] a [CLS] b [MASK] [PAD]"
+    answers = qa(WHO, context, top_k=400)
+    assert "[SEP] a [CLS]" in [answer["answer"] for answer in answers]
+    assert "[" in [answer["answer"] for answer in answers]
+
+
+# --- one at a time and many at a time ------------------------------------------------------------
+
+
+def test_the_same_answers_one_at_a_time_and_many_at_a_time(folder):
+    # Several windows each, so the batches hold parts of several questions.
+    qa = load(folder, windows=NARROW)
+    examples = [e for e in stories if len(e.context) < 800][::12]
+    questions, contexts = [e.question for e in examples], [e.context for e in examples]
+    together = qa(questions, contexts, top_k=3)
+    alone = [qa(*pair, top_k=3) for pair in zip(questions, contexts, strict=True)]
+    assert [[close(answer) for answer in answers] for answers in alone] == together
+    assert len({answers[0]["answer"] for answers in together}) > len(examples) / 2
+
+
+def test_a_stream_gives_what_single_questions_give(folder):
+    qa = load(folder, windows=NARROW)
+    examples = [e for e in stories if len(e.context) < 800][5:70:16]
+    for example, prediction in zip(examples, qa.answer(examples), strict=True):
+        answer = qa(example.question, example.context)
+        assert prediction.id == example.id
+        assert prediction.text == answer["answer"]
+        assert prediction.answers[0].probability == pytest.approx(answer["score"], rel=1e-4)
+
+
+def test_a_stream_is_read_as_its_answers_are_taken(qa, monkeypatch):
+    monkeypatch.setattr(answering, "_AT_ONCE", 3)
+    read = []
+
+    def many():
+        for number in range(40):
+            read.append(number)
+            yield Example(str(number), f"{WHO} {number}", CONTEXT)
+
+    stream = qa.answer(many())
+    assert read == []
+    for number, prediction in zip(range(7), stream, strict=False):
+        assert prediction.id == str(number)
+        assert len(read) == 3 * (number // 3 + 1)
+
+
+def test_a_stream_may_end_anywhere(qa, monkeypatch):
+    monkeypatch.setattr(answering, "_AT_ONCE", 3)
+    for size in (0, 1, 3, 4):
+        examples = [Example(str(i), WHO, CONTEXT) for i in range(size)]
+        assert [prediction.id for prediction in qa.answer(iter(examples))] == list(
+            map(str, range(size))
+        )
+
+
+def test_bf16_answers_nearly_as_fp32_does(folder, qa):
+    half = load(folder, precision="bf16")
+    dtypes = {name: parameter.dtype for name, parameter in half.model.named_parameters()}
+    assert dtypes.pop("head.weight") == dtypes.pop("head.bias") == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
+    questions = [e.question for e in stories[::15]]
+    contexts = [e.context[:200] for e in stories[::15]]
+    both = list(zip(qa(questions, contexts), half(questions, contexts), strict=True))
+    for precise, rounded in both:
+        assert rounded["score"] == pytest.approx(precise["score"], rel=0.1)
+    same = [precise["answer"] == rounded["answer"] for precise, rounded in both]
+    assert sum(same) > 0.7 * len(same)
+    assert [precise["score"] for precise, _ in both] != [rounded["score"] for _, rounded in both]
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
+    monkeypatch.setattr(answering, "weights_dir", lambda: folder.parent)
+    wanted = qa(WHO, CONTEXT)
+    for name in (folder, str(folder), folder.name):
+        found = load(name)
+        assert found(WHO, CONTEXT) == wanted
+        assert not found.model.training
+    assert find_folder(folder.name) == folder
+
+
+def test_a_name_that_is_nearly_right(folder, monkeypatch):
+    monkeypatch.setattr(answering, "weights_dir", lambda: folder.parent)
+    (folder.parent / f"{folder.name}s").mkdir()  # holds no model, so it is not meant
+    with pytest.raises(UserError) as mistyped:
+        find_folder(f"{folder.name}s!")
+    assert str(mistyped.value).endswith(f"; {folder.name} is here, if that was meant")
+    with pytest.raises(UserError) as other:
+        find_folder("quite another!")
+    assert "here" not in str(other.value)
+    monkeypatch.setattr(answering, "weights_dir", lambda: folder.parent / "none")
+    with pytest.raises(UserError):
+        find_folder(f"{folder.name}!")
+
+
+def test_a_model_in_training_answers_without_dropout(folder, qa):
+    model, tokenizer, _ = load_for_training(str(folder))
+    found = QuestionAnswerer(model.train(), tokenizer, runtime=qa.runtime)
+    assert model.config.hidden_dropout_prob > 0
+    assert found(WHO, CONTEXT) == qa(WHO, CONTEXT)
+
+
+def test_the_weights_folder_is_that_of_the_source_tree(monkeypatch, tmp_path):
+    tree = answering.weights_dir()
+    assert tree.name == "weights"
+    assert (tree.parent / "bertqa" / "answering.py").samefile(answering.__file__)
+    # Installed elsewhere, without a source tree: under the current folder.
+    monkeypatch.setattr(answering, "__file__", str(tmp_path / "site" / "bertqa" / "answering.py"))
+    monkeypatch.chdir(tmp_path)
+    assert answering.weights_dir().resolve() == tmp_path.resolve() / "weights"
+
+
+@pytest.fixture
+def headless(folder, tmp_path):
+    """The checkpoint of an encoder that never learned to answer."""
+    tmp_path.joinpath("headless").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "headless" / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: x for name, x in tensors.items() if not name.startswith("qa_outputs")}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, tmp_path / "headless" / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "headless"
+
+
+def test_a_checkpoint_without_a_head_cannot_answer(headless):
+    with pytest.raises(UserError, match="qa_outputs"):
+        load(headless)
+
+
+def test_a_checkpoint_without_a_head_can_be_trained_and_the_seed_draws_the_head(headless):
+    first, again, other = (load_for_training(str(headless), seed=seed) for seed in (1, 1, 2))
+    assert first[2].initialised == ("qa_outputs.bias", "qa_outputs.weight")
+    assert first[1].vocab_size == first[0].config.vocab_size
+    assert torch.equal(first[0].head.weight, again[0].head.weight)
+    assert not torch.equal(first[0].head.weight, other[0].head.weight)
+    query = [loaded[0].layers[0].attention.query.weight for loaded in (first, other)]
+    assert torch.equal(*query)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "large", vocab_size=5000)  # as if of another model
+    with pytest.raises(UserError, match=r"has \d+ tokens, but the model in .* has 5000"):
+        load_for_training(str(folder))
+    folder = write_checkpoint(tmp_path / "small", vocab_size=101)
+    for loader in (load, lambda name: load_for_training(str(name))):
+        with pytest.raises(UserError, match=r"vocab\.txt has \d+ tokens.* has 101"):
+            loader(folder)
+
+
+def test_windows_longer_than_the_positions_are_refused(folder):
+    with pytest.raises(UserError, match=r"--max_seq_length 385 .* 384 positions"):
+        load(folder, windows=WindowSettings(max_seq_length=385))
+    assert load(folder, windows=WindowSettings(max_seq_length=384)).windows.max_seq_length == 384
+
+
+def test_windows_are_as_long_as_the_model_allows_by_default(tmp_path):
+    folder = write_checkpoint(tmp_path / "short", max_position_embeddings=200)
+    qa = load(folder)
+    assert qa.windows == WindowSettings(max_seq_length=200, doc_stride=66)
+    long = next(e for e in stories if len(e.context) > 600)
+    answer = qa(long.question, long.context)
+    assert answer["answer"] == long.context[answer["start"] : answer["end"]] != ""
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "message"),
+    [
+        ("", CONTEXT, "question is ''"),
+        (" \t\n", CONTEXT, r"question is ' \\t\\n'"),
+        (WHO, "", "context is ''"),
+        (WHO, "  ", "context is '  '"),
+        ([WHO, ""], CONTEXT, "question is ''"),
+        ([WHO, WHERE], [CONTEXT, ""], "context is ''"),
+        ([WHO, None], CONTEXT, "question is None"),
+        ([WHO], [7], "context is 7"),
+        ([WHO, WHERE], [CONTEXT], "2 questions and 1 contexts"),
+        ([WHO], [CONTEXT, CONTEXT], "1 questions and 2 contexts"),
+        (WHO, [CONTEXT, CONTEXT], "1 questions and 2 contexts"),
+        (WHO, [], "1 questions and 0 contexts"),
+    ],
+)
+def test_what_asks_nothing_is_refused(qa, question, context, message):
+    with pytest.raises(UserError, match=message):
+        qa(question, context)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"top_k": 0}, "top_k 0"),
+        ({"top_k": -2}, "top_k -2"),
+        ({"max_answer_len": 0}, "max_answer_len"),
+        ({"max_answer_len": -1}, "max_answer_len"),
+    ],
+)
+def test_numbers_that_leave_no_answer_are_refused(qa, asked, message):
+    with pytest.raises(UserError, match=message):
+        qa(WHO, CONTEXT, **asked)
+
+
+def test_a_question_longer_than_a_window_is_refused_or_cut(folder):
+    question = "who is in the town " * 40
+    with pytest.raises(UserError, match="--max_query_length 64"):
+        load(folder, windows=NARROW)(question, CONTEXT)
+    cut = load(folder, windows=WindowSettings(96, 24, max_query_length=64))
+    assert cut(question, CONTEXT)["answer"] in CONTEXT
+    with pytest.raises(UserError, match="'late' has 200 tokens"):
+        list(load(folder, windows=NARROW).answer([Example("late", question, CONTEXT)]))

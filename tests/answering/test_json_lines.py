@@ -1,0 +1,327 @@
+"""infer.py on JSON lines: in order, whole, and gone on with wherever it was stopped."""
+
+import json
+import os
+import signal
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import pytest
+
+from bertqa.answering import json_lines as module
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.evaluation import Answer, DecodingSettings, Prediction, score
+from bertqa.answering.json_lines import Counts, LineOutput, answer_lines, score_lines
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError
+from bertqa.interrupts import Stopped
+from tests.helpers import STORIES, STORIES_V2, write_checkpoint
+
+SMALL = WindowSettings(96, doc_stride=16)
+BAD = {
+    "{broken": "malformed JSON",
+    '{"question": "Who?", "context': "malformed JSON",
+    '{"question": "Who?"}': "lacks context",
+    '{"question": "Who?", "context": " "}': "blank context",
+    json.dumps({"question": "who " * 90, "context": "Ada."}): "90 tokens",
+    '{"question": 7, "context": "x"}': "must be a string",
+}
+
+
+@pytest.fixture(scope="module")
+def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
+    folder = write_checkpoint(tmp_path_factory.mktemp("lines") / "tiny")
+    return QuestionAnswerer.from_pretrained(folder, windows=SMALL, device="cpu", precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 4)
+
+
+def row(example: Example) -> str:
+    answers = {"text": example.answers, "answer_start": example.answer_starts}
+    entry = {"id": example.id, "question": example.question, "context": example.context}
+    return json.dumps(entry | {"answers": answers}, ensure_ascii=False)
+
+
+def questions(count: int, source: Path = STORIES) -> list[Example]:
+    return [
+        Example(e.id, e.question, e.context[:300], e.answers, e.answer_starts)
+        for e in read_examples(source)[:count]
+    ]
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def written(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def ask(qa: QuestionAnswerer, tmp_path: Path) -> Callable[..., Counts]:
+    """``answer_lines`` on in.jsonl into the folder out."""
+    (tmp_path / "out").mkdir()
+
+    def call(resume: bool = False, **output: Any) -> Counts:
+        return answer_lines(
+            qa, tmp_path / "in.jsonl", tmp_path / "out", LineOutput(**output), model="tiny",
+            resume=resume,
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_line_is_answered_as_a_question_is(ask, qa, tmp_path):
+    examples = questions(10)
+    write_lines(tmp_path / "in.jsonl", ["", *(f"{row(e)}\n" for e in examples)])
+    assert ask() == Counts(10, 0)
+    entries = written(tmp_path / "out" / "predictions.jsonl")
+    assert [entry.pop("line") for entry in entries] == list(range(2, 22, 2))
+    assert [entry.pop("id") for entry in entries] == [e.id for e in examples]
+    assert len({entry.pop("digest") for entry in entries}) == 10
+    for entry, example in zip(entries, examples, strict=True):
+        alone = qa(example.question, example.context)
+        assert entry.pop("score") == pytest.approx(alone.pop("score"), rel=1e-4)
+        assert entry == alone
+        assert entry["answer"] == example.context[entry["start"] : entry["end"]]
+    assert (tmp_path / "out" / "rejects.jsonl").read_text() == ""
+
+
+def test_more_answers_and_other_offsets(ask, tmp_path):
+    context = "🤗 Ada built the quay in 1642 — “Ben” swept it. 🙂"
+    write_lines(
+        tmp_path / "in.jsonl", [json.dumps({"question": "Who built it?", "context": context})]
+    )
+    ask(top_k=3, all_offsets=True)
+    (entry,) = written(tmp_path / "out" / "predictions.jsonl")
+    answers = entry["answers"]
+    assert len(answers) == 3 and answers[0].items() <= entry.items()
+    assert entry["id"] == "0"  # the row's number, where there is none
+    for answer in answers:
+        for coding, width, name in (("utf-16-le", 2, "utf16"), ("utf-8", 1, "byte")):
+            start, end = answer[f"start_{name}"] * width, answer[f"end_{name}"] * width
+            assert context.encode(coding)[start:end].decode(coding) == answer["answer"]
+
+
+def test_where_no_answer_is_one(qa, tmp_path):
+    examples = questions(30, STORIES_V2)
+    source = write_lines(tmp_path / "in.jsonl", map(row, examples))
+    decoding = DecodingSettings(version_2_with_negative=True)
+    v2 = QuestionAnswerer(qa.model, qa.tokenizer, SMALL, decoding, qa.runtime)
+    middle = sorted(p.null_odds for p in v2.answer(examples))[15]
+    v2.decoding = decoding = replace(decoding, null_score_diff_threshold=middle)
+    answer_lines(v2, source, tmp_path, LineOutput(), model="tiny")
+    entries = written(tmp_path / "predictions.jsonl")
+    assert {entry["answer"] == "" for entry in entries} == {True, False}
+    for entry in entries:
+        assert (entry["answer"] == "") == (entry["null_odds"] > middle)
+        assert entry["answer"] in ("", entry["best_span"])
+    figures = score_lines(source, tmp_path, v2=True)
+    whole = score(examples, list(v2.answer(examples)), decoding)
+    assert figures == pytest.approx({k: v for k, v in whole.items() if "best" not in k})
+    assert figures["HasAns_total"] + figures["NoAns_total"] == figures["total"] == 30
+
+
+def test_figures_are_those_of_the_whole_file(ask, qa, tmp_path):
+    examples = questions(11)
+    source = write_lines(tmp_path / "in.jsonl", [*map(row, examples[:5]), *BAD, row(examples[5])])
+    ask(skip_bad=True)
+    figures = score_lines(source, tmp_path / "out", v2=False)
+    whole = score(examples[:6], list(qa.answer(examples[:6])), qa.decoding)
+    assert figures == pytest.approx(whole)
+    write_lines(source, [*map(row, examples[:5]), '{"question": "Who?", "context": "Ada."}'])
+    ask()
+    assert score_lines(source, tmp_path / "out", v2=False) is None  # one has no gold answer
+
+
+# --- bad lines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("line", "words"), BAD.items(), ids=list(BAD.values()))
+@pytest.mark.parametrize("before", [0, 2, 4, 6])
+def test_a_bad_line_stops_the_run_and_nothing_is_lost(ask, tmp_path, before, line, words):
+    examples = questions(8)
+    good = list(map(row, examples))
+    source = write_lines(tmp_path / "in.jsonl", [*good[:before], line, *good[before:]])
+    with pytest.raises(UserError, match=f"line {before + 1}.*{words}.*--resume.*--skip_bad"):
+        ask()
+    answers = tmp_path / "out" / "predictions.jsonl"
+    assert [entry["id"] for entry in written(answers)] == [e.id for e in examples[:before]]
+    write_lines(source, [*good[:before], good[0], *good[before:]])  # corrected
+    assert ask(resume=True) == Counts(9 - before, 0)
+    resumed = [{**entry, "score": pytest.approx(entry["score"])} for entry in written(answers)]
+    ask()
+    assert written(answers) == resumed
+
+
+def test_bad_lines_are_kept_aside_if_told_so(ask, tmp_path):
+    examples = questions(9)
+    mixed = [*BAD, *map(row, examples)]
+    mixed = [mixed[i * 7 % len(mixed)] for i in range(len(mixed))]
+    write_lines(tmp_path / "in.jsonl", mixed)
+    assert ask(skip_bad=True) == Counts(9, len(BAD))
+    answers = written(tmp_path / "out" / "predictions.jsonl")
+    rejects = written(tmp_path / "out" / "rejects.jsonl")
+    numbers = [entry["line"] for entry in [*answers, *rejects]]
+    assert sorted(numbers) == list(range(1, len(mixed) + 1))  # none vanishes, none comes twice
+    for entry in rejects:
+        assert entry["raw"] == mixed[entry["line"] - 1]
+        assert BAD[entry["raw"]] in entry["fault"] and f"line {entry['line']}" in entry["fault"]
+    for part in (answers, rejects):
+        assert all(a["line"] < b["line"] for a, b in pairwise(part))
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(ask, tmp_path) -> dict[str, bytes]:
+    """in.jsonl answered; what the two files hold."""
+    good = list(map(row, questions(10)))
+    write_lines(tmp_path / "in.jsonl", [*list(BAD)[:2], *good[:6], list(BAD)[3], *good[6:]])
+    ask(skip_bad=True)
+    names = ("predictions.jsonl", "rejects.jsonl")
+    return {name: (tmp_path / "out" / name).read_bytes() for name in names}
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(ask, finished, tmp_path):
+    """Rejects are written first: whatever stands of the answers, theirs may be complete or not."""
+    answers, rejects = finished.values()
+    places = [0, 1, len(answers) // 3, answers.index(b"\n"), answers.index(b"\n") + 1]
+    places += [len(answers) // 2, len(answers) - 1, len(answers)]
+    for place in places:
+        for held in (rejects, rejects[:-7]) if place < len(answers) // 2 else (rejects,):
+            (tmp_path / "out" / "predictions.jsonl").write_bytes(answers[:place])
+            (tmp_path / "out" / "rejects.jsonl").write_bytes(held)
+            ask(resume=True, skip_bad=True)
+            found = [(tmp_path / "out" / name).read_bytes() for name in finished]
+            assert found == [answers, rejects], place
+
+
+def test_a_signal_ends_it_after_its_block(ask, finished, tmp_path, monkeypatch):
+    real = module._answered
+
+    def answered(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "_answered", real)  # a second signal would act at once
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_answered", answered)
+    heeded = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(Stopped, match=r"after line 4 .*--resume") as stop:
+            ask(skip_bad=True)
+    finally:
+        signal.signal(signal.SIGTERM, heeded)
+    assert stop.value.exit_code == 143
+    assert len(written(tmp_path / "out" / "predictions.jsonl")) == 2
+    assert ask(resume=True, skip_bad=True) == Counts(8, 1)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in finished} == finished
+
+
+def test_going_on_with_something_else_is_refused(ask, qa, finished, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="begun with top_k 1, now it is 2"):
+        ask(resume=True, top_k=2)
+    other = QuestionAnswerer(
+        qa.model, qa.tokenizer, WindowSettings(48, doc_stride=16), qa.decoding, qa.runtime
+    )
+    for answerer, model, key in ((other, "tiny", "windows"), (qa, "another", "model")):
+        with pytest.raises(UserError, match=f"begun with {key}"):
+            answer_lines(
+                answerer, tmp_path / "in.jsonl", out, LineOutput(), model=model, resume=True
+            )
+    for count in (10, 20):  # too short, and with another question at that line
+        write_lines(tmp_path / "in.jsonl", map(row, questions(30)[10 : 10 + count]))
+        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not the question"):
+            ask(resume=True)
+    assert {name: (out / name).read_bytes() for name in finished} == finished
+    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a", "digest": ""}\nmine\n')
+    with pytest.raises(UserError, match=r"predictions.jsonl, line 2 is not one"):
+        ask(resume=True)
+    (out / "settings.json").unlink()
+    (out / "predictions.jsonl").write_text('{"line": 1, "id": "a", "digest": ""}\n')
+    with pytest.raises(UserError, match=r"no settings.json"):
+        ask(resume=True)
+    assert (out / "predictions.jsonl").read_text() == '{"line": 1, "id": "a", "digest": ""}\n'
+
+
+def test_other_questions_without_ids_are_not_taken_for_those_of_before(ask, tmp_path):
+    without = [{k: v for k, v in json.loads(row(q)).items() if k != "id"} for q in questions(8)]
+    write_lines(tmp_path / "in.jsonl", map(json.dumps, without))
+    ask()
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    assert ask(resume=True) == Counts(0, 0)
+    others = [json.dumps(r | {"question": "Who else?"}) for r in without]
+    write_lines(tmp_path / "in.jsonl", others)
+    with pytest.raises(UserError, match=r"line 8 of .*in.jsonl is not the question"):
+        ask(resume=True)
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
+
+
+def test_a_disk_that_is_full_leaves_whole_answers(ask, finished, tmp_path, monkeypatch):
+    """The second block finds no place for the whole of its answers."""
+    real, calls = module._append, []
+
+    def append(file: BinaryIO, entries: Iterable[dict[str, Any]]) -> None:
+        calls.append(file)
+        if len(calls) == 4:
+            file.write(b'{"line": 5, "id": ')
+            file.flush()
+            raise OSError(28, "No space left on device")
+        real(file, entries)
+
+    monkeypatch.setattr(module, "_append", append)
+    with pytest.raises(UserError, match=r"predictions.jsonl cannot be written: No space left"):
+        ask(skip_bad=True)
+    monkeypatch.setattr(module, "_append", real)
+    ask(resume=True, skip_bad=True)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in finished} == finished
+
+
+# --- any number of lines -------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
+    """With an answerer that does nothing, so that what is left is the reading and writing."""
+
+    def answer(examples: Iterable[Example]) -> Iterator[Prediction]:
+        for example in examples:
+            found = Answer("Ada", 0, 3, 0.0, 0.0, 1.0)
+            yield Prediction(example.id, "Ada", (found, found), "Ada", None)
+
+    monkeypatch.setattr(module, "_BLOCK", 64)
+    idle = SimpleNamespace(
+        answer=answer, windows=qa.windows, decoding=qa.decoding, runtime=qa.runtime
+    )
+    peaks = []
+    for count in (500, 5000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        rows = (
+            json.dumps({"question": f"{n}?", "context": f"Ada {n} " * 50, "answers": ["Ada"]})
+            for n in range(count)
+        )
+        source = write_lines(tmp_path / f"{count}.jsonl", rows)
+        tracemalloc.start()
+        try:
+            answer_lines(idle, source, folder, LineOutput(), model="idle")
+            assert answer_lines(
+                idle, source, folder, LineOutput(), model="idle", resume=True
+            ) == Counts(0, 0)
+            assert score_lines(source, folder, v2=False)["total"] == count
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]

@@ -1,0 +1,426 @@
+"""The metrics against torchmetrics, against the published rules restated here, and by hand."""
+
+import math
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.text import squad as torchmetrics_squad
+
+from bertqa.answering.metrics import (
+    ThresholdPoint,
+    evaluate_v1,
+    evaluate_v2,
+    exact_match,
+    f1,
+    f1_v2,
+    normalize_answer,
+    threshold_curve,
+)
+from bertqa.errors import UserError
+
+# --- texts that tell one reading of the rules from another ------------------------------------
+
+ATOMS = (
+    *("a", "A", "an", "AN", "the", "The", "tHe", "theory", "ana", "cat", "Cat", "dog", "dog"),
+    *("1", "١", "２", "½", "²", "ß", "İ", "ſ", "\u212a", "é", "e\u0301", "\u0301", "猫"),
+    *(" ", " ", "\t", "\n", "\u00a0", "\u2003", "\u200b", "\x1c"),
+    *("—", "“", "”", "¿", "’", "…", "·", ".", ",", "'", "-", "_", "$", "^", "~", "\\", "]"),
+)
+NOTHING = ("", " ", "the", "A an THE", "...", "\u00a0\t", "a.n", "-the_")
+
+glued = st.lists(st.sampled_from(ATOMS), max_size=7).map("".join)
+spaced = st.lists(st.sampled_from(("cat", "dog", "The", "an", "1")), max_size=5).map(" ".join)
+texts = st.one_of(glued, spaced, st.sampled_from(NOTHING), st.text(max_size=8))
+questions = st.lists(
+    st.tuples(st.none() | texts, st.lists(texts, max_size=3)), min_size=1, max_size=5
+)
+# Few distinct values, so that ties are common; and any finite float.
+null_scores = st.one_of(
+    st.sampled_from((-1.5, -0.0, 0.0, 0.25, 2.0)), st.floats(allow_nan=False, allow_infinity=False)
+)
+
+
+def split(rows):
+    """Rows of (prediction or None, golds) -> predictions, references."""
+    predictions = {f"q{i}": text for i, (text, _) in enumerate(rows) if text is not None}
+    return predictions, {f"q{i}": golds for i, (_, golds) in enumerate(rows)}
+
+
+# --- the published rules, restated in another style -------------------------------------------
+
+
+def plain_words(text):
+    """Code points instead of a table, runs of word characters instead of word boundaries."""
+    ascii_punctuation = {*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)}
+    kept = "".join(c for c in text.lower() if ord(c) not in ascii_punctuation)
+    runs = re.findall(r"\w+|\W+", kept)
+    kept = "".join(" " if run in ("a", "an", "the") else run for run in runs)
+    return [word for word in re.split(r"\s+", kept) if word]
+
+
+def plain_exact(prediction, gold):
+    return 1.0 if plain_words(prediction) == plain_words(gold) else 0.0
+
+
+def plain_f1(prediction, gold, both_empty):
+    """Words crossed off one by one; `both_empty` is the score of nothing against nothing."""
+    words, left = plain_words(prediction), plain_words(gold)
+    if not words and not left:
+        return both_empty
+    if not words or not left:
+        return 0.0
+    n_gold, hits = len(left), 0
+    for word in words:
+        if word in left:
+            left.remove(word)
+            hits += 1
+    if hits == 0:
+        return 0.0
+    precision, recall = hits / len(words), hits / n_gold
+    return 2 * precision * recall / (precision + recall)
+
+
+def plain_v1(rows):
+    exact = overlap = 0.0
+    for prediction, golds in rows:
+        if prediction is not None:
+            exact += max(plain_exact(prediction, gold) for gold in golds)
+            overlap += max(plain_f1(prediction, gold, both_empty=0.0) for gold in golds)
+    n = len(rows)
+    return {"exact_match": 100 * exact / n, "f1": 100 * overlap / n, "total": n}
+
+
+def plain_v2(rows):
+    kinds = {"": [], "HasAns_": [], "NoAns_": []}
+    for prediction, golds in rows:
+        golds = [gold for gold in golds if plain_words(gold)]
+        kind = "HasAns_" if golds else "NoAns_"
+        pair = (0.0, 0.0)
+        if prediction is not None:
+            pair = (
+                max(plain_exact(prediction, gold) for gold in golds or [""]),
+                max(plain_f1(prediction, gold, both_empty=1.0) for gold in golds or [""]),
+            )
+        kinds[""].append(pair)
+        kinds[kind].append(pair)
+    figures = {}
+    for prefix, pairs in kinds.items():
+        if pairs:
+            figures[prefix + "exact"] = 100 * sum(pair[0] for pair in pairs) / len(pairs)
+            figures[prefix + "f1"] = 100 * sum(pair[1] for pair in pairs) / len(pairs)
+            figures[prefix + "total"] = len(pairs)
+    return figures
+
+
+# --- one text, one pair of texts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("", ""),
+        ("The  Cat,\tthe\u00a0DOG! ", "cat dog"),
+        ("An a THE", ""),
+        ("theory anna a1", "theory anna a1"),
+        ("...'\"\\_^~$", ""),
+        ("Pan-Am", "panam"),
+        ("a.n", ""),  # punctuation goes before the articles
+        ("t-h-e U.S.A.", "usa"),
+        ("“the” ¿cat? —", "“ ” ¿cat —"),
+        ("off—the—record", "off— —record"),  # a blank in the article's place
+        ("a\u0301", "\u0301"),  # a combining accent is no word character: "a" is a whole word
+        ("á", "á"),
+        ("Straße", "straße"),  # lower case, not case folding
+        ("the_end", "theend"),
+        ("1,000 ١٢ ２", "1000 ١٢ ２"),
+        ("a１", "a１"),
+        ("a\u200bcat", "\u200bcat"),  # a zero-width space ends a word, yet is no whitespace
+        ("x\x1cy\u2003z", "x y z"),
+    ],
+)
+def test_normalize_answer_by_hand(text, normal):
+    assert normalize_answer(text) == normal
+
+
+@given(texts)
+@settings(max_examples=600, deadline=None)
+def test_normalize_answer_is_the_published_rule(text):
+    assert normalize_answer(text) == " ".join(plain_words(text))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "exact", "v1", "v2"),
+    [
+        ("The Cat!", "cat", 1.0, 1.0, 1.0),
+        ("the cat sat", "cat mat", 0.0, 0.5, 0.5),  # P 1/2, R 1/2
+        ("cat sat on mat", "cat", 0.0, 0.4, 0.4),  # P 1/4, R 1
+        ("cat cat cat", "cat cat dog dog", 0.0, 4 / 7, 4 / 7),  # a bag: two hits, not three
+        ("sat cat", "cat sat", 0.0, 1.0, 1.0),  # F1 knows no order
+        ("dog", "cat", 0.0, 0.0, 0.0),
+        ("The", "The", 1.0, 0.0, 1.0),
+        ("", "...", 1.0, 0.0, 1.0),
+        ("", "cat", 0.0, 0.0, 0.0),
+        ("cat", "an", 0.0, 0.0, 0.0),
+        ("“cat”", "cat", 0.0, 0.0, 0.0),
+    ],
+)
+def test_one_pair_by_hand(prediction, gold, exact, v1, v2):
+    assert exact_match(prediction, gold) == exact
+    assert f1(prediction, gold) == pytest.approx(v1, abs=1e-15)
+    assert f1_v2(prediction, gold) == pytest.approx(v2, abs=1e-15)
+
+
+@given(texts, texts)
+@settings(max_examples=400, deadline=None)
+def test_one_pair_is_the_published_rule(prediction, gold):
+    assert exact_match(prediction, gold) == plain_exact(prediction, gold)
+    assert f1(prediction, gold) == pytest.approx(plain_f1(prediction, gold, 0.0), abs=1e-12)
+    assert f1_v2(prediction, gold) == pytest.approx(plain_f1(prediction, gold, 1.0), abs=1e-12)
+
+
+# --- whole data sets: v1.1 --------------------------------------------------------------------
+
+
+def torchmetrics_figures(rows):
+    predictions, references = split(rows)
+    theirs = torchmetrics_squad(
+        [{"id": qid, "prediction_text": text} for qid, text in predictions.items()],
+        [
+            {"id": qid, "answers": {"text": golds, "answer_start": [0] * len(golds)}}
+            for qid, golds in references.items()
+        ],
+    )
+    return {name: value.item() for name, value in theirs.items()}
+
+
+def with_gold(rows):
+    return [(prediction, golds or ["cat"]) for prediction, golds in rows]
+
+
+@pytest.mark.filterwarnings("ignore:Unanswered question")
+@given(questions.map(with_gold))
+@settings(max_examples=150, deadline=None)
+def test_evaluate_v1_is_torchmetrics(rows):
+    ours, theirs = evaluate_v1(*split(rows)), torchmetrics_figures(rows)
+    assert ours["exact_match"] == pytest.approx(theirs["exact_match"], abs=1e-3)
+    # torchmetrics takes F1 of nothing against nothing from v2.0. What it adds thereby is known.
+    extra = sum(
+        prediction is not None
+        and not plain_words(prediction)
+        and any(not plain_words(gold) for gold in golds)
+        for prediction, golds in rows
+    )
+    assert ours["f1"] + 100 * extra / len(rows) == pytest.approx(theirs["f1"], abs=1e-3)
+
+
+@given(texts, texts)
+@settings(max_examples=150, deadline=None)
+def test_f1_v2_is_torchmetrics(prediction, gold):
+    theirs = torchmetrics_figures([(prediction, [gold])])
+    assert 100 * f1_v2(prediction, gold) == pytest.approx(theirs["f1"], abs=1e-3)
+
+
+@given(questions.map(with_gold))
+@settings(max_examples=200, deadline=None)
+def test_evaluate_v1_is_the_published_rule(rows):
+    assert evaluate_v1(*split(rows)) == pytest.approx(plain_v1(rows), abs=1e-9)
+
+
+def test_evaluate_v1_by_hand():
+    references = {
+        "one": ["dog", "The cat"],  # best of both golds: 1, 1
+        "two": ["cat sat", "mat"],  # 0, 2/3
+        "three": ["The"],  # 1, 0
+        "four": ["cat"],  # no prediction: 0, 0
+    }
+    predictions = {"one": "cat", "two": "cat", "three": "the", "stranger": "cat"}
+    figures = evaluate_v1(predictions, references)
+    assert figures == pytest.approx({"exact_match": 50.0, "f1": 100 * (5 / 3) / 4, "total": 4.0})
+    assert all(type(value) is float for value in figures.values())
+
+
+def test_evaluate_v1_refuses_what_it_cannot_score():
+    with pytest.raises(UserError, match="references are empty"):
+        evaluate_v1({"one": "cat"}, {})
+    with pytest.raises(UserError, match="'two' has no gold answer"):
+        evaluate_v1({"one": "cat"}, {"one": ["cat"], "two": []})
+
+
+# --- whole data sets: v2.0 --------------------------------------------------------------------
+
+
+@given(questions)
+@settings(max_examples=300, deadline=None)
+def test_evaluate_v2_is_the_published_rule(rows):
+    assert evaluate_v2(*split(rows)) == pytest.approx(plain_v2(rows), abs=1e-9)
+
+
+def test_evaluate_v2_by_hand():
+    references = {
+        "one": ["cat sat", "the"],  # "the" is dropped: 0, 2/3
+        "two": [],  # answered "": 1, 1
+        "three": [],  # answered: 0, 0
+        "four": ["The", "..."],  # unanswerable, answered with an article: 1, 1
+        "five": ["the", "dog"],  # answered "", and the empty gold does not help: 0, 0
+        "six": [],  # no prediction, which is not the prediction "": 0, 0
+    }
+    predictions = {"one": "cat", "two": "", "three": "cat", "four": "an", "five": ""}
+    figures = evaluate_v2(predictions, references)
+    assert figures == pytest.approx(
+        {
+            "exact": 100 * 2 / 6,
+            "f1": 100 * (8 / 3) / 6,
+            "total": 6.0,
+            "HasAns_exact": 0.0,
+            "HasAns_f1": 100 / 3,
+            "HasAns_total": 2.0,
+            "NoAns_exact": 50.0,
+            "NoAns_f1": 50.0,
+            "NoAns_total": 4.0,
+        }
+    )
+    assert all(type(value) is float for value in figures.values())
+
+
+def test_evaluate_v2_names_only_the_kinds_there_are():
+    assert set(evaluate_v2({}, {"one": ["cat"]})) == {
+        *("exact", "f1", "total", "HasAns_exact", "HasAns_f1", "HasAns_total")
+    }
+    assert set(evaluate_v2({}, {"one": [" "]})) == {
+        *("exact", "f1", "total", "NoAns_exact", "NoAns_f1", "NoAns_total")
+    }
+
+
+# --- the threshold ----------------------------------------------------------------------------
+
+
+def by_threshold(nulls, best, threshold):
+    """The predictions made with a threshold, one question at a time."""
+    return {
+        qid: "" if null > threshold else best[qid]
+        for qid, null in nulls.items()
+        if null > threshold or qid in best
+    }
+
+
+def figures_at(references, nulls, best, threshold):
+    figures = evaluate_v2(by_threshold(nulls, best, threshold), references)
+    return figures["exact"], figures["f1"]
+
+
+# Half of the texts from so few that predictions are often right.
+likely = st.one_of(st.sampled_from(("cat", "The cat", "cat dog", "dog dog cat")), texts)
+scored_questions = st.lists(
+    st.tuples(st.none() | likely, st.lists(likely, max_size=2), null_scores), min_size=1, max_size=7
+)
+
+
+def split_scored(rows):
+    best, references = split([row[:2] for row in rows])
+    return references, {f"q{i}": null for i, (_, _, null) in enumerate(rows)}, best
+
+
+@given(scored_questions)
+@example([("cat", ["cat"], 0.0), ("cat", [], 0.0), ("cat", [], 1.0)])
+@settings(max_examples=300, deadline=None)
+def test_every_point_of_the_curve_is_evaluate_v2_of_its_predictions(rows):
+    references, nulls, best = split_scored(rows)
+    curve = threshold_curve(references, nulls, best)
+    assert [point.threshold for point in curve[1:]] == sorted(set(nulls.values()))
+    assert curve[0].threshold < min(nulls.values())
+    for point in curve:
+        expected = figures_at(references, nulls, best, point.threshold)
+        assert (point.exact, point.f1) == expected  # to the last bit
+
+
+@given(scored_questions, st.lists(null_scores, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_best_threshold_is_that_of_brute_force(rows, others):
+    references, nulls, best = split_scored(rows)
+    figures = evaluate_v2(best, references, nulls, best)
+    candidates = sorted({-math.inf, *nulls.values()})
+    tried = [figures_at(references, nulls, best, threshold) for threshold in candidates]
+    elsewhere = [figures_at(references, nulls, best, threshold) for threshold in others]
+    for i, name in enumerate(("exact", "f1")):
+        top = max(pair[i] for pair in tried)
+        assert figures[f"best_{name}"] == top
+        assert all(pair[i] <= top for pair in elsewhere)
+        threshold = figures[f"best_{name}_thresh"]
+        assert figures_at(references, nulls, best, threshold)[i] == top
+        # The lowest that reaches it. Below all scores any number is as good as another.
+        lowest = candidates[[pair[i] for pair in tried].index(top)]
+        assert threshold == lowest or (lowest == -math.inf and threshold < candidates[1])
+
+
+def test_threshold_curve_by_hand():
+    references = {"one": ["cat"], "two": [], "three": ["cat sat"], "four": []}
+    nulls = {"one": -3, "two": 1.5, "three": -1.0, "four": 4.0}
+    best = {"one": "cat", "two": "dog", "three": "cat", "four": "the"}
+    curve = threshold_curve(references, nulls, best)
+    expected = [
+        (-4.0, 50.0, 50.0),  # all "": two and four
+        (-3.0, 75.0, 75.0),  # one is answered
+        (-1.0, 75.0, 100 * (11 / 3) / 4),  # three is, by half
+        (1.5, 50.0, 100 * (8 / 3) / 4),  # two is, wrongly
+        (4.0, 50.0, 100 * (8 / 3) / 4),  # four is, with a text that normalises to nothing
+    ]
+    assert [tuple(point) for point in curve] == [pytest.approx(row) for row in expected]
+    assert all(type(value) is float for point in curve for value in point)
+    assert isinstance(curve[0], ThresholdPoint)
+    # The predictions play no part in the best figures.
+    figures = evaluate_v2({}, references, nulls, best)
+    assert figures["exact"] == 0.0
+    assert (figures["best_exact"], figures["best_exact_thresh"]) == (75.0, -3.0)
+    assert (figures["best_f1"], figures["best_f1_thresh"]) == (curve[2].f1, -1.0)
+
+
+def test_highest_score_is_a_threshold_too():
+    references, best = {"one": ["cat"], "two": ["dog"]}, {"one": "cat", "two": "dog"}
+    figures = evaluate_v2(best, references, {"one": 1.0, "two": 2.0}, best)
+    assert (figures["best_exact"], figures["best_exact_thresh"]) == (100.0, 2.0)
+    assert (figures["best_f1"], figures["best_f1_thresh"]) == (100.0, 2.0)
+
+
+def test_tied_questions_turn_together():
+    """Turned one by one, as the official script does, these two would give 100."""
+    references, best = {"one": ["cat"], "two": []}, {"one": "cat", "two": "cat"}
+    figures = evaluate_v2(best, references, {"one": 0.5, "two": 0.5}, best)
+    assert len(threshold_curve(references, {"one": 0.5, "two": 0.5}, best)) == 2
+    assert (figures["best_exact"], figures["best_f1"]) == (50.0, 50.0)
+    # Both ends give 50: the lower one is named, and it lies below the scores.
+    assert figures["best_exact_thresh"] == figures["best_f1_thresh"] == -0.5
+
+
+def test_threshold_below_all_scores_is_below_however_large_they_are():
+    curve = threshold_curve({"one": []}, {"one": -1e300}, {"one": "cat"})
+    assert curve[0].threshold < -1e300
+    assert [point.exact for point in curve] == [100.0, 0.0]
+
+
+def test_curve_gathers_no_rounding():
+    """Thousands of F1 scores that no float holds: a running sum in floats drifts off."""
+    rows = [(f"cat {'dog ' * (i % 11)}", ["cat"], float(i % 997)) for i in range(3000)]
+    references, nulls, best = split_scored(rows)
+    curve = threshold_curve(references, nulls, best)
+    assert curve[-1].f1 == evaluate_v2(best, references)["f1"]
+    middle = curve[500]
+    assert middle.f1 == figures_at(references, nulls, best, middle.threshold)[1]
+
+
+def test_evaluate_v2_refuses_what_it_cannot_score():
+    references, best = {"one": ["cat"], "two": []}, {"one": "cat", "two": "dog"}
+    with pytest.raises(UserError, match="references are empty"):
+        evaluate_v2(best, {})
+    with pytest.raises(UserError, match="references are empty"):
+        threshold_curve({}, {}, {})
+    with pytest.raises(UserError, match="give both"):
+        evaluate_v2(best, references, null_scores={"one": 1.0, "two": 1.0})
+    with pytest.raises(UserError, match="give both"):
+        evaluate_v2(best, references, best_non_null=best)
+    with pytest.raises(UserError, match="'two' has no null score"):
+        evaluate_v2(best, references, {"one": 1.0}, best)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=r"'two' is .*: give a finite"):
+            threshold_curve(references, {"one": 1.0, "two": bad}, best)

@@ -1,0 +1,386 @@
+"""The audit: every fault is found, none is made up, and the reports tell all of them."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bertqa.audit import findings as audit_module
+from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, audit
+from bertqa.audit.page import audit_page
+from bertqa.audit.repair import mend
+from bertqa.audit.text import audit_text, changes_text, save_json
+from bertqa.data.labels import CAUSES
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example, check_answers, check_examples, check_version
+from bertqa.data.text import NOWHERE, Excerpt, excerpt, shortened, visible
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.errors import UserError
+from tests.audit.test_repair import data_sets
+from tests.helpers import STORIES, STORIES_V2, Page, write_tokenizer
+
+QUAY = "Ada built the quay in 1642. Ben swept it, and Ben sang. "
+SMALL = WindowSettings(24, 4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizer:
+    """Letters, a few words, and Japanese whole, so that an answer can be inside a token."""
+    loaded = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    loaded._backend.add_tokens(["japanese", "ada", "ben", "quay"])
+    return loaded
+
+
+def asked(text: str, start: int, context: str = QUAY, question: str = "Who?") -> Example:
+    return Example(f"{question} {text}", question, context, (text,), (start,))
+
+
+def details(found: Audit) -> list[tuple[Cause, int, str]]:
+    return [(finding.cause, finding.row, finding.detail) for finding in found.findings]
+
+
+FOUND: list[tuple[Example, Cause, str, str]] = [
+    (asked("1642", 20), Cause.MISPLACED, "answer '1642' is said to stand at 20: it stands at 22 "
+     "alone", "n 16"),
+    (asked("Ben", -5), Cause.MISPLACED, "answer 'Ben' is said to stand at -5: it stands at 2 "
+     "places, 28, 46", ""),
+    (asked("n", 0), Cause.MISPLACED, "answer 'n' is said to stand at 0: it stands at 5 places, "
+     "20, 30, 43, ...", "A"),
+    (asked("Cora", 10**25), Cause.ABSENT, f"answer 'Cora' is said to stand at {10**25}: the "
+     "context does not hold it", ""),
+    (asked("BEN", 28), Cause.ABSENT, "answer 'BEN' is said to stand at 28: the context holds "
+     "'Ben' at 28, and 1 more", "Ben"),
+    (replace(asked("Ada", 0), answers=("Ada", "Cora"), answer_starts=(0, 3)), Cause.ABSENT,
+     "answer 2 of 2, 'Cora', is said to stand at 3: the context does not hold it", " bui"),
+    (asked(" Ben", 27), Cause.BLANKS, "answer ' Ben' has blanks at its ends", " Ben"),
+    (asked("e", 0, "e\u0301te"), Cause.COMBINING, r"answer 'e', label 'e" + "\u0301'", "e"),
+    (asked("\u200bAda", 0, "\u200bAda sang"), Cause.INVISIBLE,
+     "answer '\\u200bAda', label 'Ada'", "\u200bAda"),
+    (asked("Japan", 2, "A Japanese oak"), Cause.INSIDE_TOKEN, "answer 'Japan', label 'Japanese'",
+     "Japan"),
+    (asked("\u200b", 1, "A\u200b b"), Cause.NO_TOKENS, "answer '\\u200b'", "\u200b"),
+    (asked("b c d e f g h", 26, "a " * 13 + "b c d e f g h"), Cause.CUT,
+     "answer 'b c d e f g h', 7 tokens: with --doc_stride 6 a window would hold it",
+     "b c d e f g h"),
+    (asked("a " * 25 + "a", 0, "a " * 30), Cause.CUT, f"answer '{'a ' * 25}a', 26 tokens: no "
+     "window of --max_seq_length 24 can hold it", "a " * 25 + "a"),
+    (replace(asked("Ada", 0), answers=("Ada", " "), answer_starts=(0, 3)), Cause.EMPTY,
+     "answer 2 of 2, ' ', is blank", ""),
+    (asked("Ada", 0, question=" \n"), Cause.EMPTY, r"the question is ' \n'", ""),
+    (Example("x", "Who?", QUAY), Cause.NO_GOLD, "it has no answers", ""),
+    (Example("x", "Who?", QUAY, ("Ada",)), Cause.UNEVEN, "answers: 1, answer_starts: 0", ""),
+    (Example("x", "Who?", QUAY, ()), Cause.UNANSWERABLE, "it has no answer", ""),
+    (asked("Ada", 0, question="a " * 19), Cause.LONG_QUESTION, "19 tokens, of which 16 fit", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("example", "cause", "detail", "marked"), FOUND, ids=[f"{e[1].value}: {e[2]}" for e in FOUND]
+)
+def test_a_fault_is_found_and_shown(
+    example: Example, cause: Cause, detail: str, marked: str, tokenizer: BertTokenizer
+) -> None:
+    good = asked("Ada", 0, question="Who then?")
+    found = audit([good, example], tokenizer, SMALL)
+    assert details(found) == [(cause, 1, detail)]
+    (finding,) = found.findings
+    assert (finding.id, finding.question) == (example.id, example.question)
+    assert finding.excerpt.marked == marked
+    assert found.counts == {cause: 1}
+    assert found.refused == int(cause in REFUSED)
+
+
+def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
+    for path, negative in ((STORIES, False), (STORIES_V2, True)):
+        examples = read_examples(path)
+        found = audit(examples, tokenizer, version_2_with_negative=negative)
+        assert found.findings == () and found.refused == 0
+        assert found.exact == len(examples) - found.unanswerable
+        assert (found.unanswerable > 0) == negative
+        assert "train.py takes it; nothing was found" in audit_text(found)
+
+
+def test_repeated_ids(tokenizer: BertTokenizer) -> None:
+    ada = asked("Ada", 0)
+    found = audit([ada, replace(ada, question="Who sang?"), ada], tokenizer)
+    assert details(found) == [
+        (Cause.DUPLICATE_ID, 1, "row 0 has it, and differs"),
+        (Cause.DUPLICATE_ID, 2, "row 0 is the same"),
+    ]
+
+
+def test_conflicts_are_answers_of_the_same_question_that_share_none(
+    tokenizer: BertTokenizer,
+) -> None:
+    def row(name: str, *answers: str, question: str = "Who sang?", context: str = QUAY) -> Example:
+        return Example(name, question, context, answers, tuple(map(context.index, answers)))
+
+    rows = [
+        row("a", "Ada"), row("b", "Ben"), row("c", "Ben", "Ada", question="who  SANG?"),
+        row("none"), row("elsewhere", "Ben", context=QUAY + "x"),
+        row("other", "1642", question="When?"), row("the same", "the quay", question="What?"),
+        row("still the same", "quay", question="What?"), replace(row("unknown"), answers=None),
+    ]  # fmt: skip
+    found = audit(rows, tokenizer, version_2_with_negative=True)
+    conflicts = [entry[1:] for entry in details(found) if entry[0] is Cause.CONFLICT]
+    assert conflicts == [
+        (0, "here 'Ada'; in row 1, id 'b', 'Ben'"),
+        (1, "here 'Ben'; in row 0, id 'a', 'Ada'"),
+        (2, "here 'Ben'; in row 3, id 'none', no answer"),
+        (3, "here no answer; in row 0, id 'a', 'Ada'"),
+    ]
+    assert {finding.excerpt.marked for finding in found.by_cause[Cause.CONFLICT]} == {
+        "Ada", "Ben", "",
+    }  # fmt: skip
+
+
+def test_several_faults_of_one_question_are_all_told(tokenizer: BertTokenizer) -> None:
+    answers = ("Ada ", "Cora", "Dan")
+    example = Example("x", "a " * 30, QUAY, answers, (0, 1, 2))
+    found = audit([example], tokenizer, SMALL)
+    assert Counter(finding.cause for finding in found.findings) == {
+        Cause.ABSENT: 2, Cause.LONG_QUESTION: 1, Cause.BLANKS: 1,
+    }  # fmt: skip
+    assert found.counts[Cause.ABSENT] == 1  # one question
+    assert found.refused == 1
+
+
+def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer: BertTokenizer) -> None:
+    example = asked("Ada", 0, question="a " * 9)
+    found = audit([example], tokenizer, replace(SMALL, max_query_length=5))
+    assert details(found) == [(Cause.QUESTION_CUT, 0, "9 tokens, of which 5 fit")]
+    assert found.refused == 0
+    windows = found.windows
+    assert (windows.question_limit, windows.longest_question) == (5, 9)
+    assert (windows.long_questions, windows.lost_tokens) == (1, 4)
+
+
+def test_figures_of_the_windows(tokenizer: BertTokenizer) -> None:
+    """By hand: a window has room for 20 context tokens after one of the question, and steps 16."""
+    long, short = "a " * 41, "b c"
+    rows = [Example("1", "a", long, ("a",), (0,)), Example("2", "a", short, ("c",), (2,))]
+    windows = audit(rows, tokenizer, SMALL).windows
+    lengths = {n: count for n, count in enumerate(windows.lengths) if count}
+    assert lengths == {24: 2, 13: 1, 6: 1}  # 20, 20, and 41 - 32 = 9 tokens; 2 tokens
+    assert windows.count == 4 and windows.mean == (24 + 24 + 13 + 6) / 4
+    assert (windows.shortest, windows.longest) == (6, 24)
+    assert (windows.quantile(0.25), windows.quantile(0.5), windows.quantile(0.9)) == (6, 13, 24)
+    assert (windows.split_questions, windows.most) == (1, 3)
+    assert (windows.context_tokens, windows.repeated_tokens) == (51, 8)
+    assert windows.labelled == 2
+    assert windows.question_limit == 24 - 3 - 4 - 1
+
+
+@pytest.mark.parametrize("tokens", [7, 12, 19, 20])
+def test_the_overlap_that_is_named_would_do(tokens: int, tokenizer: BertTokenizer) -> None:
+    """A window has room for 19 context tokens; at one more no overlap helps."""
+    answer = " ".join("bcdefghijklmnopqrstuvwxyz"[:tokens])
+    example = asked(answer, 26, "a " * 13 + answer + " a" * 9)
+    found = audit([example], tokenizer, SMALL)
+    assert found.counts == {Cause.CUT: 1}
+    can_be_held = f"with --doc_stride {tokens - 1} a window" in found.findings[0].detail
+    assert can_be_held == (tokens <= 19)
+    if can_be_held:
+        assert audit([example], tokenizer, replace(SMALL, doc_stride=tokens - 1)).findings == ()
+
+
+def test_no_example_is_bad_input(tokenizer: BertTokenizer) -> None:
+    with pytest.raises(UserError, match=r"x\.json holds no examples"):
+        audit([], tokenizer, source="x.json")
+
+
+def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bool:
+    """Whether training refuses a data set."""
+    try:
+        check_examples(rows, "x")
+        check_answers(rows, "x")
+        check_version(rows, "x", negative)
+        make_windows(rows, tokenizer, WindowSettings(10, 2))
+    except UserError:
+        return True
+    return False
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=data_sets(), negative=st.booleans())
+def test_an_audit_refuses_what_training_refuses(
+    rows: list[Example], negative: bool, tokenizer: BertTokenizer
+) -> None:
+    windows = WindowSettings(10, 2)
+    found = audit(rows, tokenizer, windows, version_2_with_negative=negative)
+    assert bool(found.refused) == refuses(rows, tokenizer, negative)
+    if not found.refused:
+        outcome = make_windows(rows, tokenizer, windows).outcome.tolist()
+        lost = {row for row, value in enumerate(outcome) if value in CAUSES}
+        assert lost == {
+            f.row for f in found.findings if f.cause is not Cause.CONFLICT
+            and not (f.cause is Cause.BLANKS and rows[f.row].answers[0].strip()
+                     == rows[f.row].answers[0])
+        }  # fmt: skip
+    assert [f for f in found.findings if f.row >= len(rows)] == []
+    audit_page([found], mend(rows, tokenizer).changes)
+    assert "\x1b" not in audit_text(found)
+
+
+def test_the_table_of_the_causes_is_that_of_the_docstring() -> None:
+    lines = [line.strip() for line in (audit_module.__doc__ or "").splitlines()]
+    table = [f"{cause.value:<21}{rule.meaning}" for cause, rule in RULES.items()]
+    assert [line for line in lines if line in table] == table
+    assert list(RULES) == list(Cause)
+    refused = [cause for cause in Cause if cause in REFUSED]
+    assert refused == list(Cause)[:8] and "the first eight" in (audit_module.__doc__ or "")
+
+
+# --- excerpts ------------------------------------------------------------------------------------
+
+
+def test_an_excerpt() -> None:
+    assert excerpt("abc", 1, 2) == Excerpt("a", "b", "c")
+    assert excerpt("abc", -7, 10**30) == Excerpt("", "abc", "")
+    assert excerpt("abc", 50, 60) == Excerpt("abc", "", "")
+    text = "x" * 100 + "mark" + "y" * 100
+    assert excerpt(text, 100, 104) == Excerpt("..." + "x" * 40, "mark", "y" * 40 + "...")
+    assert excerpt("e\u0301" + "x" * 40 + "m", 42, 43).before == "..." + "x" * 40
+    assert excerpt("e\u0301" + "x" * 39 + "m", 41, 42).before == "e\u0301" + "x" * 39  # whole
+    long = excerpt("z" * 500, 0, 500)
+    assert len(long.marked) == 163 and "..." in long.marked
+    # A written character of any length does not fill the report.
+    accents = "e" + "\u0301" * 60_000
+    around = excerpt(f"{accents} ab {accents}", len(accents) + 1, len(accents) + 3)
+    assert around.marked == "ab" and len(around.before) < 300 and len(around.after) < 300
+
+
+@given(st.text(alphabet="ab\u0301", min_size=400, max_size=900))
+@example("e" + "\u0301" * 398 + "ab")
+@example("e" + "\u0301" * 1000 + "x" * 1000)
+@example("x" * 1000 + "e" + "\u0301" * 1000)
+def test_what_is_shortened_is_no_longer_than_before(text: str) -> None:
+    short = shortened(text)
+    assert len(short) <= min(len(text), 2 * 400 + 3) + 3
+    beginning, dots, end = short.partition("...")
+    assert text.startswith(beginning) and text.endswith(end)
+    assert (dots == "") == (len(text) <= 400)
+
+
+def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer: BertTokenizer) -> None:
+    examples = [Example("i" * 10_000, "why " * 20_000, "Ada built it.", ("nobody",), (0,))]
+    found = audit(examples, tokenizer, WindowSettings(64, 16, 24))
+    assert found.findings[0].id == examples[0].id  # the JSON report has it whole
+    assert len(audit_text(found)) < 5_000
+    assert len(audit_page([found], None)) < 60_000
+
+
+def test_what_hides_is_shown() -> None:
+    assert visible("a\tb\u200b\u202e\x1b[31m\u00a0\U000e0001") == (
+        r"a\tb\u200b\u202e\x1b[31m\xa0\U000e0001"
+    )
+    plain = "é e\u0301 \u0645\u06cc\u200c\u062e 👩\u200d🚀 \u3000漢"
+    assert visible(plain) == plain
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+HOSTILE = '<b onclick="x">&amp;</b>\u202e\x07'
+RTL = "עדה בנתה את המזח."
+
+
+@pytest.fixture(scope="module")
+def faulty(tokenizer: BertTokenizer) -> tuple[list[Example], Audit]:
+    rows = [
+        Example(
+            f"{number} {HOSTILE}", f"Who? {HOSTILE}", f"{HOSTILE} Ada {HOSTILE}", ("Ada",), (3,)
+        )
+        for number in range(30)
+    ]
+    rows += [Example("rtl", "מי?", RTL, ("עדה ",), (0,)), Example("no", "Why?", RTL, ())]
+    return rows, audit(rows, tokenizer, source=f"{HOSTILE}.json")
+
+
+def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> None:
+    found = faulty[1]
+    text = audit_text(found, shown=2)
+    lines = text.splitlines()
+    assert "train.py refuses it, for 31 of its questions" in lines
+    place = lines.index("misplaced: 30")
+    name = r'0 <b onclick="x">&amp;</b>\u202e\x07'
+    assert lines[place + 1].startswith(f"  row 0, {name}: answer 'Ada' is said to stand at 3: ")
+    assert "»onc«" in lines[place + 2]
+    assert lines[place + 5] == "  and 28 more: --report FILE lists all"
+    assert (
+        "  misplaced     30  the answer does not stand at its answer_start, but elsewhere" in text
+    )
+    assert "blanks: 1\n  row 30, rtl: answer 'עדה ' has blanks at its ends\n    »עדה «" in text
+    assert "unanswerable: 1\n  row 31, no: it has no answer\n    Why?" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
+    changes = mend(faulty[0], tokenizer).changes
+    assert len(changes) == 31
+    lines = changes_text(changes).splitlines()
+    assert lines[0] == "mended: 31" and "»Ada«" in lines[2]
+    assert sum(line.startswith("  row ") for line in lines) == 31
+    assert changes_text([]) == "mended: 0"
+
+
+def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
+    rows, found = faulty
+    page = audit_page([found, found], mend(rows, tokenizer).changes)
+    parsed = Page(page)
+    tags = Counter(tag for tag, _ in parsed.seen)
+    assert tags["script"] == tags["link"] == tags["img"] == tags["b"] == 0
+    attributes = {name for _, attrs in parsed.seen for name in attrs}
+    assert not attributes & {"src", "href", "onclick", "style"}
+    assert "url(" not in page and "@import" not in page
+    assert page.replace("http://www.w3.org/2000/svg", "").count("http") == 1  # http-equiv
+    assert all(c.isprintable() or c == "\n" for c in page)
+    # Every finding of both audits, and every change, is a row.
+    assert tags["tr"] == 2 * (len(found.findings) + 3) + (31 + 1) + len(RULES) + 1
+    assert tags["h1"] == 1 and tags["svg"] == 2 and tags["main"] == 1
+    assert all(attrs.get("scope") in {"col", "row"} for tag, attrs in parsed.seen if tag == "th")
+    assert all(
+        attrs == {"dir": "auto"} for tag, attrs in parsed.seen if tag == "p" and "dir" in attrs
+    )
+    opened = ["open" in attrs for tag, attrs in parsed.seen if tag == "details"]
+    assert opened == [False, True, True, False, True, True, False]  # 30 are folded away
+    text = "".join(parsed.texts)
+    assert '29 <b onclick="x">&amp;</b>\\u202e\\x07' in text
+    assert "prefers-color-scheme: dark" in page
+    for rule in RULES.values():
+        assert rule.meaning in text and rule.repair in text
+
+
+def test_a_page_without_faults(tokenizer: BertTokenizer) -> None:
+    found = audit([asked("Ada", 0)], tokenizer)
+    text = "".join(Page(audit_page([found], [])).texts)
+    assert "Nothing." in text and "Nothing could be mended." in text
+    assert "What was mended" not in "".join(Page(audit_page([found])).texts)
+
+
+def test_the_json_holds_everything(
+    faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    rows, found = faulty
+    changes = mend(rows, tokenizer).changes
+    save_json(tmp_path / "r.json", [found], changes)
+    document = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    (entry,) = document["audits"]
+    assert entry["refused"] == 31
+    assert entry["counts"] == {"misplaced": 30, "unanswerable": 1, "blanks": 1}
+    assert len(entry["findings"]) == 32 and len(document["changes"]) == 31
+    first = found.findings[0]
+    assert entry["findings"][0] == {
+        "cause": "misplaced", "row": 0, "id": first.id, "question": first.question,
+        "detail": first.detail,
+        "excerpt": {"before": first.excerpt.before, "marked": first.excerpt.marked,
+                    "after": first.excerpt.after},
+    }  # fmt: skip
+    assert first.excerpt != NOWHERE
+    assert entry["windows"]["count"] == 32 == sum(entry["windows"]["lengths"])
+    assert document["rules"]["misplaced"]["refused"] is True
+    assert set(document["rules"]) == {cause.value for cause in Cause}

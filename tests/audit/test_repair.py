@@ -1,0 +1,218 @@
+"""Mending: what is put right, what is left alone, and that the copy reads back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from bertqa.audit.repair import loose_occurrences, mend, occurrences, save_examples, stands
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
+from tests.helpers import write_tokenizer
+
+QUAY = "Ada built the quay in 1642. Ben swept it, and Ben sang at the café."
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizer:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def asked(*answers: tuple[str, int], context: str = QUAY, id_: str = "q") -> Example:
+    texts, starts = zip(*answers, strict=True)
+    return Example(id_, "Who?", context, texts, starts)
+
+
+def mended_answers(example: Example, tokenizer: BertTokenizer) -> list[tuple[str, int]]:
+    (mended,) = mend([example], tokenizer).examples
+    return list(zip(mended.answers, mended.answer_starts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (("1642", 20), ("1642", 22)),  # stands once, elsewhere
+        (("1642", -3), ("1642", 22)),
+        (("1642", 10**20), ("1642", 22)),
+        ((" 1642", 0), ("1642", 22)),  # stands once with its blank
+        ((" 1642 ", 0), ("1642", 22)),  # stands nowhere with its blanks, once without
+        (("Ada ", 0), ("Ada", 0)),
+        ((" \tBen", 36), (" \tBen", 36)),  # stands twice without its blanks
+        ((" Ben ", 27), ("Ben", 28)),
+        (("ADA  Built", 0), ("Ada built", 0)),
+        (("CAFE\u0301.", 0), ("café.", 62)),
+        (("the\u00a0QUAY", 1), ("the quay", 10)),
+    ],
+)
+def test_an_answer_goes_where_it_stands_once(
+    answer: tuple[str, int], expected: tuple[str, int], tokenizer: BertTokenizer
+) -> None:
+    assert mended_answers(asked(answer), tokenizer) == [expected]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ("Ben", 27),  # stands twice, though one is near
+        ("BEN", 3),  # twice but for case
+        ("Cora", 0),  # nowhere
+        ("cafe", 0),  # another letter, so nowhere
+        ("quaint", 14),
+        ("wep", 0),  # once, but inside a token: no label gives it back
+        (" ", 3),
+        ("", 0),
+    ],
+)
+def test_what_would_be_a_guess_is_left(
+    answer: tuple[str, int], tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    words = write_tokenizer(tmp_path)._backend
+    words.add_tokens(["swept", "ben", "cafe"])  # whole words, so that "wep" is inside one
+    example = asked(answer)
+    result = mend([example], tokenizer_of(words, tokenizer))
+    assert result.examples[0] is example
+    assert result.changes == ()
+
+
+def tokenizer_of(backend: Tokenizer, like: BertTokenizer) -> BertTokenizer:
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    return BertTokenizer(backend, vocabulary, like.settings, like.source)
+
+
+def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
+    rows = [
+        asked(("1642", 20), ("", 0), ("Ada ", 0), id_="many"),
+        asked(("THE QUAY", 0), id_="case"),
+    ]
+    result = mend(rows, tokenizer)
+    assert [(change.row, change.id, change.what) for change in result.changes] == [
+        (0, "many", "the answer '1642' at 20 is now '1642' at 22: moved to the one place where it "
+         "stands"),
+        (0, "many", "the answer '' at 0 is left out, since it is blank"),
+        (0, "many", "the answer 'Ada ' at 0 is now 'Ada' at 0: stripped of blanks at its ends"),
+        (1, "case", "the answer 'THE QUAY' at 0 is now 'the quay' at 10: replaced by the text's "
+         "own form, which stands there once"),
+    ]  # fmt: skip
+    assert result.changes[0].excerpt.before.endswith("the quay in ")
+    assert result.changes[0].excerpt.marked == "1642"
+    assert result.examples[0].answers == ("1642", "Ada")
+
+
+def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> None:
+    found = Example("a", "Who?", QUAY, ("Ada", "1642 "))
+    also = Example("b", "Who?", QUAY, ("Ada", "1642"), (5,))
+    not_all = Example("c", "Who?", QUAY, ("Ada", "Ben"))
+    nothing = Example("d", "Who?", QUAY, (), (3,))
+    without = Example("e", "Who?", QUAY)
+    result = mend([found, also, not_all, nothing, without], tokenizer).examples
+    assert [(e.answers, e.answer_starts) for e in result[:2]] == [(("Ada", "1642"), (0, 22))] * 2
+    assert result[2] is not_all and result[3] is nothing and result[4] is without
+
+
+def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer: BertTokenizer) -> None:
+    ada, ben = asked(("Ada", 0)), asked(("Ben", 28))
+    rows = [ada, ben, asked(("Ada ", 0)), asked(("it", 38)), ben, asked(("Ada", 0), id_="q-2")]
+    result = mend(rows, tokenizer)
+    assert [(e.id, e.answers[0]) for e in result.examples] == [
+        ("q", "Ada"), ("q-3", "Ben"), ("q-4", "it"), ("q-2", "Ada"),
+    ]  # fmt: skip
+    assert [(change.row, change.what) for change in result.changes] == [
+        (1, "the id is now 'q-3': it is row 0's, which differs"),
+        (2, "the answer 'Ada ' at 0 is now 'Ada' at 0: stripped of blanks at its ends"),
+        (2, "left out: an exact repeat of an earlier row"),
+        (3, "the id is now 'q-4': it is row 0's, which differs"),
+        (4, "left out: an exact repeat of an earlier row"),
+    ]
+
+
+def test_where_a_text_stands() -> None:
+    assert occurrences("aaab", "aa") == [0, 1]
+    assert occurrences("aaab", "c") == []
+    assert stands("aab", "ab", 1) and not stands("aab", "b", -1) and not stands("b", "b", 9)
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "found"),
+    [
+        ("Straße 5", "STRASSE", [(0, 6)]),
+        ("Straßs", "STRAS", []),  # would end inside a letter
+        ("a \n b", "A B", [(0, 5)]),
+        ("\ufb01ne", "fin", [(0, 2)]),
+        ("\ufb01ne", "f", []),
+        ("e\u0301t", "ét", [(0, 3)]),
+        ("e\u0301t", "e", []),
+        ("été", "T", [(1, 2)]),
+        ("abc", " \n", []),
+    ],
+)
+def test_loose_occurrences(context: str, text: str, found: list[tuple[int, int]]) -> None:
+    assert loose_occurrences(context, text) == found
+
+
+# --- whatever there is ---------------------------------------------------------------------------
+
+LETTERS = st.text(st.sampled_from('aAb \u00e9e\u0301\u00a0\n\u2028"\\'), max_size=6)
+TEXTS = LETTERS | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@st.composite
+def data_sets(draw: st.DrawFn) -> list[Example]:
+    contexts = draw(st.lists(TEXTS, min_size=1, max_size=2))
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        context = draw(st.sampled_from(contexts))
+        answers = draw(st.none() | st.lists(TEXTS | st.sampled_from(context or "x"), max_size=2))
+        count = len(answers or ())
+        starts = draw(
+            st.lists(st.integers(-1, 7), min_size=count, max_size=count)
+            | st.lists(st.integers(-1, 7), max_size=2)
+        )
+        rows.append(
+            Example(
+                draw(st.sampled_from(["a", "b", "a-2"])), draw(TEXTS).lstrip(), context,
+                None if answers is None else tuple(answers), tuple(starts),
+                draw(st.sampled_from(["", "T"])),
+            )
+        )  # fmt: skip
+    return rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=data_sets(), ending=st.sampled_from([".json", ".jsonl"]))
+def test_the_copy_reads_back_and_has_nothing_left_to_mend(
+    rows: list[Example],
+    ending: str,
+    tokenizer: BertTokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    result = mend(rows, tokenizer)
+    path = tmp_path_factory.mktemp("copy") / f"copy{ending}"
+    save_examples(path, result.examples)
+    assert read_examples(path) == result.examples
+    again = mend(result.examples, tokenizer)
+    assert again.changes == () and again.examples == result.examples
+    assert len({example.id for example in result.examples}) == len(result.examples)
+    left_out = [change for change in result.changes if change.what.startswith("left out")]
+    assert len(result.examples) + len(left_out) == len(rows)
+    assert {example.context for example in result.examples} == {row.context for row in rows}
+    if not result.changes:
+        assert all(ours is row for ours, row in zip(result.examples, rows, strict=True))
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_half_a_surrogate_pair_in_a_title_is_copied(tmp_path: Path, ending: str) -> None:
+    example = replace(asked(("Ada", 0)), title="half \ud83d")
+    save_examples(tmp_path / f"copy{ending}", [example])
+    (copy,) = read_examples(tmp_path / f"copy{ending}")
+    assert copy.title == "half \ud83d"
+
+
+def test_the_copy_has_two_endings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"c\.csv must end in \.json or \.jsonl"):
+        save_examples(tmp_path / "c.csv", [asked(("Ada", 0))])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,285 @@
+"""The threshold of "no answer": chosen on held-out questions, kept with the model, obeyed."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+import infer
+import train
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.evaluation import (
+    DecodingSettings,
+    Prediction,
+    _at_threshold,
+    best_point,
+    curve_of,
+)
+from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
+from bertqa.commands import threshold
+from bertqa.commands.flags import run_script
+from bertqa.commands.threshold import keep_curve
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example, split_by_article
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError, shown
+from tests.helpers import STORIES, STORIES_V2, write_checkpoint
+
+HERE = ["--device", "cpu", "--precision", "fp32"]
+WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
+
+
+def call(script: Any, *arguments: object) -> int:
+    return run_script(script.main, script.parse_flags(list(map(str, arguments))))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint, to write into."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """A run that holds out three of ten articles."""
+    folder = tmp_path_factory.mktemp("runs") / "v2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
+        assert not call(
+            train, "--model", checkpoint, "--train_file", STORIES_V2, "--max_steps", 6,
+            "--validation_split_percentage", 30, "--version_2_with_negative", "--learning_rate",
+            1e-3, "--eval_steps", 3, "--output_dir", folder, *WINDOWS, *HERE,
+        )  # fmt: skip
+    return folder
+
+
+def stored_decoding(folder: Path) -> DecodingSettings:
+    return read_decoding_file(folder)[1]
+
+
+def held_out() -> list[Example]:
+    return split_by_article(read_examples(STORIES_V2), 30)[1]
+
+
+def test_the_best_point_is_the_highest_of_the_curve() -> None:
+    examples = [
+        Example(str(number), "q", "c", answers)
+        for number, answers in enumerate([("oak",), (), ("elm",)], start=1)
+    ]
+    predictions = [
+        Prediction("1", "", (), "oak", 1.5), Prediction("2", "", (), "x", 2.5),
+        Prediction("3", "", (), "elm", -1.0),
+    ]  # fmt: skip
+    curve = curve_of(examples, predictions)
+    assert [point.threshold for point in curve[1:]] == [-1.0, 1.5, 2.5]
+    assert best_point(curve) == (1.5, 100.0, 100.0)
+
+
+def test_predictions_are_those_of_the_threshold() -> None:
+    predictions = [
+        Prediction(str(odds), "?", (), "span", odds) for odds in (-1.0, 1.5, 1.5000001, 4.0)
+    ]
+    texts = [p.text for p in _at_threshold(predictions, 1.5)]
+    assert texts == ["span", "span", "", ""]
+
+
+def test_training_keeps_the_threshold_of_the_best_model(trained: Path) -> None:
+    examples = held_out()
+    windows, settings = read_decoding_file(trained)
+    assert windows == WindowSettings(96, 16, 24)
+    assert settings.version_2_with_negative
+    odds = json.loads((trained / "null_odds.json").read_text())
+    texts = json.loads((trained / "predictions.json").read_text())
+    assert list(odds) == [example.id for example in examples]
+    limit = settings.null_score_diff_threshold
+    assert {name for name, value in odds.items() if value > limit} == {
+        name for name, text in texts.items() if text == ""
+    }
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["f1"] == metrics["best_f1"]
+    assert metrics["best_f1_thresh"] == limit
+    references = {e.id: e.answers or () for e in examples}
+    assert evaluate_v2(texts, references)["f1"] == metrics["f1"]
+
+
+def test_the_curve_is_kept_as_data_and_as_a_picture(trained: Path) -> None:
+    curve = json.loads((trained / "threshold.json").read_text())
+    assert curve["columns"] == ["threshold", "exact", "f1"]
+    best = max(row[2] for row in curve["rows"])
+    assert best == json.loads((trained / "metrics.json").read_text())["best_f1"]
+    root = ET.fromstring((trained / "threshold.svg").read_text())
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+
+
+def test_infer_obeys_what_was_kept(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["--model", trained, "--input", STORIES_V2, *HERE]
+
+    def unanswered(*more: object) -> int:
+        flags = ["--output_dir", tmp_path / "o", "--overwrite_output_dir", *more]
+        assert call(infer, *ask, *flags) == 0
+        texts = json.loads((tmp_path / "o" / "predictions.json").read_text())
+        return sum(text == "" for text in texts.values())
+
+    kept = stored_decoding(trained).null_score_diff_threshold
+    assert unanswered() == unanswered("--null_score_diff_threshold", kept, *WINDOWS)
+    answered = json.loads((tmp_path / "o" / "null_odds.json").read_text())
+    chosen_on = json.loads((trained / "null_odds.json").read_text())
+    assert {name: answered[name] for name in chosen_on} == pytest.approx(chosen_on, abs=1e-3)
+    assert unanswered("--null_score_diff_threshold", -1e6) == len(read_examples(STORIES_V2))
+    assert unanswered("--null_score_diff_threshold", 1e6) == 0
+    assert call(infer, *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
+    assert "questions without an answer" in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_given_is_the_one_that_is_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    run = [
+        "--model", checkpoint, "--train_file", STORIES_V2, "--validation_split_percentage", 30,
+        "--max_steps", 1, "--version_2_with_negative", *WINDOWS, *HERE,
+    ]  # fmt: skip
+    given = ["--null_score_diff_threshold", 2.5, "--output_dir", tmp_path / "given"]
+    assert call(train, *run, *given) == 0
+    assert stored_decoding(tmp_path / "given").null_score_diff_threshold == 2.5
+    assert not (tmp_path / "given" / "threshold.json").exists()
+
+
+def test_questions_of_a_validation_file_choose_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = [
+        "--model", checkpoint, "--train_file", STORIES_V2, "--validation_file", STORIES_V2,
+        "--max_steps", 1, "--version_2_with_negative", "--output_dir", tmp_path / "o",
+    ]  # fmt: skip
+    assert call(train, *flags, *WINDOWS, *HERE) == 0
+    assert stored_decoding(tmp_path / "o") == DecodingSettings(version_2_with_negative=True)
+    assert "best_f1" in json.loads((tmp_path / "o" / "metrics.json").read_text())
+
+
+def test_a_model_that_is_there_gets_its_threshold(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stored_decoding(copied) == DecodingSettings()
+    assert call(threshold, copied, STORIES_V2, *HERE) == 0
+    kept = stored_decoding(copied)
+    assert kept.version_2_with_negative
+    said = capsys.readouterr().out
+    assert f"threshold {kept.null_score_diff_threshold:.4f}: EM" in said
+    examples = read_examples(STORIES_V2)
+    qa = QuestionAnswerer.from_pretrained(copied, device="cpu", precision="fp32")
+    assert qa.decoding == kept
+    texts = {p.id: p.text for p in qa.answer(examples)}
+    f1 = evaluate_v2(texts, {e.id: e.answers or () for e in examples})["f1"]
+    assert f"F1 {f1:.2f}" in said
+
+
+def test_a_file_without_unanswerable_questions_is_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(threshold, copied, STORIES, *HERE) == 2
+    assert "not both questions with an answer" in capsys.readouterr().err
+    assert not (copied / "decoding.json").exists()
+
+
+def test_a_threshold_is_refused_where_all_questions_are_alike(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "Who?", "context": f"Ada {i}.", "answers": []} for i in range(3)]
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps({"data": rows}))
+    assert call(threshold, copied, path, *HERE) == 2
+    assert "not both questions with an answer" in capsys.readouterr().err
+    run = [
+        "--model", copied, "--train_file", path, "--validation_split_percentage", 30,
+        "--version_2_with_negative", "--max_steps", 1, "--output_dir", tmp_path / "o",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        assert call(train, *run, *WINDOWS, *HERE) == 0
+    assert "cannot choose a threshold" in capsys.readouterr().out
+    assert stored_decoding(tmp_path / "o").null_score_diff_threshold == 0.0
+
+
+def test_odds_without_a_span_have_no_picture(tmp_path: Path) -> None:
+    largest = float(torch.finfo(torch.float32).max)
+    keep_curve(tmp_path, [ThresholdPoint(largest, 50.0, 50.0)])
+    assert (tmp_path / "threshold.json").exists() and not (tmp_path / "threshold.svg").exists()
+
+
+def test_the_picture_holds_the_best_point_and_the_last(tmp_path: Path) -> None:
+    points = [ThresholdPoint(float(i), 50.0, 50.0 + (i == 1197)) for i in range(1199)]
+    keep_curve(tmp_path, points)
+    svg = (tmp_path / "threshold.svg").read_text()
+    line = next(ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline"))
+    places = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert 400 <= len(places) <= 401
+    assert min(y for _, y in places) < places[0][1] - 100
+    assert "best 1197.000" in svg
+
+
+def test_no_infinite_threshold_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="threshold inf"):
+        write_decoding_file(tmp_path, math.inf, WindowSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+SOUND = {
+    "version_2_with_negative": True, "null_score_diff_threshold": 0.0, "max_seq_length": 384,
+    "doc_stride": 128, "max_query_length": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("version_2_with_negative", 1),
+        ("version_2_with_negative", None),
+        *(
+            ("null_score_diff_threshold", value)
+            for value in ("low", None, True, math.nan, math.inf, 10**400, [[]])
+        ),
+        *(
+            (key, value)
+            for key in ("max_seq_length", "doc_stride", "max_query_length")
+            for value in (1.5, "long", False, 10**30, 10**400)
+        ),
+        ("max_seq_length", None),
+        ("doc_stride", None),
+    ],
+)
+def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {key: value}))
+    with pytest.raises(UserError, match=rf"decoding\.json: {key} is .* but must be") as caught:
+        QuestionAnswerer.from_pretrained(copied)
+    assert shown(value) in str(caught.value)
+
+
+def test_windows_longer_than_the_model_are_refused_by_file(copied: Path) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 10**18}))
+    with pytest.raises(UserError, match=r"decoding\.json: max_seq_length 10{18} is more than"):
+        QuestionAnswerer.from_pretrained(copied)
+
+
+def test_windows_that_cannot_be_are_refused_by_name(copied: Path) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 20}))
+    with pytest.raises(UserError, match=r"decoding\.json: --max_seq_length 20"):
+        QuestionAnswerer.from_pretrained(copied)

@@ -1,0 +1,218 @@
+"""Slices are widened to whole written characters, and never further."""
+
+import re
+import unicodedata
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bertqa.data.graphemes import has_joins, has_long_runs, snap_to_graphemes, written_characters
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
+# Each is one written character, however many code points it has.
+CHARACTERS = (
+    *("a", "Z", "1", " ", "\n", "-", "[", "\u00a0", "é", "ß", "中", "か", "각", "н", "\U00020000"),
+    *("e\u0301", "e\u0302\u0323", "E\u0301\u0302\u0303\u0304", "x\u20d7", "l\u0336", "n\u0303"),
+    *("か\u3099", "и\u0306", "ש\u05c1\u05b8", "ك\u064e", "ก\u0e34\u0e48", "क\u093e"),
+    *("क\u094d", "\u1100\u1161", "\u1112\u1161\u11ab", "\u1100\u119e\u11bc"),
+    *(
+        "\u1100\ud7b0\ud7fb",
+        "\u1100\u1160\u11ff",
+        "👍",
+        "👍\U0001f3fb",
+        "👍\U0001f3ff",
+        FAMILY,
+        COOK,
+        ENGLAND,
+        "\u2764\ufe0f",
+    ),
+    *("🇫🇷", "ก\u0e33", "क\u094dष", "ക\u0d4d\u200dഷ", "\u0601\u0661", "\u1100각", "\r\n"),
+    *(
+        "1\ufe0f\u20e3",
+        "\U0001f3f3\ufe0f\u200d\U0001f308",
+        "\U0001f642\u200d\u2194\ufe0f",
+        "\u200b",
+        "\u00ad",
+        "\ufeff",
+        "\x00",
+    ),
+)
+
+
+def plain_snap(characters, start, end):
+    """The same by looking at where the characters were joined."""
+    bounds = list(accumulate(map(len, characters), initial=0))
+    return max(b for b in bounds if b <= start), min(b for b in bounds if b >= end)
+
+
+@st.composite
+def texts_and_slices(draw, characters):
+    parts = draw(st.lists(st.sampled_from(characters), min_size=1, max_size=8))
+    length = len("".join(parts))
+    start = draw(st.integers(0, length - 1))
+    return parts, start, draw(st.integers(start + 1, length))
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(texts_and_slices(CHARACTERS))
+def test_slices_end_where_written_characters_do(case):
+    characters, start, end = case
+    ours = snap_to_graphemes("".join(characters), start, end)
+    assert ours == plain_snap(characters, start, end)
+
+
+COMPOSED = "àéîõüçñøžůṩệặửẫỹǖΐϋήйёўがぱゔヷ가각힣뷁\ufb1d\ufb2c\u0929"
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(texts_and_slices([unicodedata.normalize("NFD", character) for character in COMPOSED]))
+def test_decomposed_text_is_cut_where_composed_text_is(case):
+    characters, start, end = case
+    text = "".join(characters)
+    first, last = snap_to_graphemes(text, start, end)
+    assert (first, last) == plain_snap(characters, start, end)
+    # Nothing that composes was cut.
+    parts = text[:first], text[first:last], text[last:]
+    composed = [unicodedata.normalize("NFC", part) for part in parts]
+    assert "".join(composed) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_every_cut_into_a_character_takes_it_whole(character):
+    text = f"b{character}b"
+    for start in range(1, len(character) + 1):
+        for end in range(start + 1, len(character) + 2):
+            assert snap_to_graphemes(text, start, end) == (1, 1 + len(character))
+    assert snap_to_graphemes(text, 0, 1) == (0, 1)
+    assert snap_to_graphemes(text, len(text) - 1, len(text)) == (len(text) - 1, len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "expected"),
+    [
+        # A dropped accent: the offsets of "cafe" end before it.
+        ("un cafe\u0301 noir", 3, 7, "cafe\u0301"),
+        ("un cafe\u0301 noir", 3, 8, "cafe\u0301"),
+        ("un cafe\u0301", 3, 7, "cafe\u0301"),
+        # A mark at the very start has nothing to belong to.
+        ("\u0301a", 0, 1, "\u0301"),
+        ("\u0301a", 1, 2, "a"),
+        # Digits, signs and ASCII never go on.
+        ("a1+`^", 1, 3, "1+"),
+        # A joiner ties an emoji to an emoji, but no letter to the one before.
+        ("a\u200db", 0, 1, "a\u200d"),
+        ("a\u200db", 2, 3, "b"),
+        ("а\u200dб", 0, 1, "а\u200d"),
+        ("а\u200dб", 2, 3, "б"),
+        ("", 0, 0, ""),
+    ],
+)
+def test_written_cases(text, start, end, expected):
+    first, last = snap_to_graphemes(text, start, end)
+    assert text[first:last] == expected
+
+
+# Of every rule some. A virama comes with its consonant: what one without should do, the regex
+# package sees otherwise than UAX 29.
+ANY = st.sampled_from(
+    [
+        *"a1 \r\n\x00\u0300\u0301\u00ad\u200b\u200c\u200d\u2028\ufe0f\u20e3👍👩🍳❤\U0001f3fb",
+        *"🇦🇧🇨\u0e33\u0eb3ก\uff9eｶ\u1100\ua960\u1161\ud7b0\u11ab\ud7cb가각कष\u093e\u093cக\u0bcdকച",
+        *"\u0601\u06dd\u0d4e\u0661\U000e0067\U000e007f\ufeff",
+        *("क\u094d", "ক\u09cd", "ച\u0d4d"),
+    ]
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=1000)
+@given(st.lists(ANY, min_size=1, max_size=8).map("".join))
+@example("क\u094d\u200cष")  # what keeps a virama from joining
+def test_the_characters_are_those_of_unicode(text):
+    """The regex package's \\X, its own reading of UAX 29."""
+    theirs = {match.end() for match in regex.finditer(r"\X", text)}
+    ours = {end for end in range(1, len(text)) if snap_to_graphemes(text, 0, end)[1] == end}
+    assert ours | {len(text)} == theirs
+    for start in range(1, len(text)):
+        assert (snap_to_graphemes(text, start, len(text))[0] == start) == (start in theirs)
+    assert has_joins(text) or theirs == set(range(1, len(text) + 1))
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(min_size=1, max_size=12), st.data())
+def test_any_text_at_all(text, data):
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    first, last = snap_to_graphemes(text, start, end)
+    assert 0 <= first <= start < end <= last <= len(text)
+    assert snap_to_graphemes(text, first, last) == (first, last)
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from("".join(CHARACTERS)), st.characters())))
+@example("\u0915" + "\u094d" * 3 + "\u0915")
+def test_written_characters_follow_each_other(text: str) -> None:
+    found = list(written_characters(text))
+    assert "".join(text[start:end] for start, end in found) == text
+    assert found == [snap_to_graphemes(text, start, start + 1) for start, _ in found]
+    assert all(snap_to_graphemes(text, end, end) == (end, end) for _, end in found)
+
+
+# What a written character of any length can be made of.
+RUNS = ("🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161", "©\u200d",
+        "👍\u200d\u200d", "👍\u0301\u200d", "क\u094d\u200c")  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(
+    parts=st.lists(st.sampled_from(CHARACTERS), max_size=6),
+    run=st.sampled_from(RUNS),
+    data=st.data(),
+)  # fmt: skip
+def test_long_runs_are_found_out_in_one_pass_as_step_by_step(parts, run, data) -> None:
+    """The same slices of the same text, once with the path for long runs and once without."""
+    cut = data.draw(st.integers(0, len(parts)))
+    text = "".join(parts[:cut]) + run * 70 + "".join(parts[cut:])
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    assert has_long_runs(text)
+    found = snap_to_graphemes(text, start, end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertqa.data.graphemes.has_long_runs", lambda text: False)
+        assert snap_to_graphemes(text, start, end) == found
+
+
+def test_real_writing_has_no_long_runs() -> None:
+    assert not any(map(has_long_runs, CHARACTERS))
+    assert not has_long_runs("ก\u0e34\u0e48น้ำ ตก " * 50 + "नमस्ते दुनिया " * 50 + "🇫🇷🇩🇪 " * 50)
+
+
+@pytest.mark.parametrize("run", ["🇫🇷", "👍\u200d", "©\u200d", "क\u094d"])
+def test_a_long_run_takes_time_as_it_is_long(run: str) -> None:
+    """Steps, not seconds: how often a code point is looked at, when every place is asked for."""
+    looks = 0
+
+    def counted(look: Any) -> Any:
+        def counting(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return look(*arguments)
+
+        return counting
+
+    counts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unicodedata, "category", counted(unicodedata.category))
+        patch.setattr(re, "match", counted(re.match))
+        for length in (200, 1600):
+            text = run * (length // len(run))
+            looks = 0
+            for place in range(length):
+                snap_to_graphemes(text, place, place + 1)
+            counts.append(looks)
+    assert 0 < counts[1] < 16 * counts[0]

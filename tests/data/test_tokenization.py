@@ -1,0 +1,476 @@
+"""Ids and offsets equal transformers', from every form of a tokenizer; texts stay texts."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer
+from transformers import BertTokenizer as TheirTokenizer
+
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
+from tests.corpus import PAIRS, TEXTS
+from tests.helpers import vocabulary, write_tokenizer
+
+LOWERCASE = {True: "uncased", False: "cased"}
+SETTINGS = [
+    {},
+    {"strip_accents": True},
+    {"strip_accents": False},
+    {"strip_accents": None},
+    {"tokenize_chinese_chars": False},
+    {"tokenize_chinese_chars": False, "strip_accents": False},
+]
+
+
+def add_settings(folder, **changes):
+    """Change what tokenizer_config.json says."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rows(table):
+    """Ids and offsets of each text, as lists."""
+    return [
+        (
+            table.ids[table.rows(i)].tolist(),
+            list(
+                zip(
+                    table.starts[table.rows(i)].tolist(),
+                    table.ends[table.rows(i)].tolist(),
+                    strict=True,
+                )
+            ),
+        )
+        for i in range(len(table.lengths))
+    ]
+
+
+def their_rows(tokenizer, texts):
+    """The same of transformers' tokenizer, told to leave special tokens in a text alone."""
+    encoding = tokenizer(
+        texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )
+    return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+
+
+def refusal(folder, *words):
+    with pytest.raises(UserError) as caught:
+        BertTokenizer.load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message
+    return message
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with vocab.txt and tokenizer_config.json."""
+    write_tokenizer(tmp_path)
+    return tmp_path
+
+
+# --- equal to transformers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+@pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
+def test_vocab_txt(tmp_path, lowercase, changes):
+    write_tokenizer(tmp_path, lowercase)
+    add_settings(tmp_path, **changes)
+    ours = BertTokenizer.load(tmp_path)
+    assert ours.source == tmp_path / "vocab.txt"
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(theirs, TheirTokenizer)
+    assert rows(ours.encode(TEXTS)) == their_rows(theirs, TEXTS)
+    assert (ours.cls_id, ours.sep_id) == (theirs.cls_token_id, theirs.sep_token_id)
+    assert ours.vocab_size == len(theirs)
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+@pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
+def test_tokenizer_json(tmp_path, lowercase, changes):
+    write_tokenizer(tmp_path / "words", lowercase)
+    add_settings(tmp_path / "words", **changes)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "words")
+    theirs.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "vocab.txt").exists()
+    ours = BertTokenizer.load(tmp_path / "saved")
+    assert ours.source == tmp_path / "saved" / "tokenizer.json"
+    assert rows(ours.encode(TEXTS)) == their_rows(theirs, TEXTS)
+
+
+def test_the_settings_make_a_difference(tmp_path):
+    # Else the two tests above would hold for a reader that ignores them.
+    found = {}
+    for lowercase in LOWERCASE:
+        for number, changes in enumerate(SETTINGS):
+            folder = tmp_path / f"{lowercase}-{number}"
+            write_tokenizer(folder, lowercase)
+            add_settings(folder, **changes)
+            found[lowercase, number] = str(rows(BertTokenizer.load(folder).encode(TEXTS)))
+    # To strip accents is the default where letters are made small, and only there.
+    assert found[True, 0] == found[True, 1] == found[True, 3]
+    assert found[False, 0] == found[False, 2] == found[False, 3]
+    assert found[False, 4] == found[False, 5]
+    assert len(set(found.values())) == 4 + 3
+
+
+def test_the_longer_pairs(folder):
+    texts = [text for pair in PAIRS for text in pair]
+    ours, theirs = BertTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert rows(ours.encode(texts)) == their_rows(theirs, texts)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("both")
+    return write_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+
+
+pieces = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        ["the", " ", "River", "ing", "[SEP]", "[MASK]", "##s", "e\u0301", "中", "👍🏽"]
+    ),
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.lists(pieces, max_size=12).map("".join))
+def test_any_text_at_all(both, text):
+    ours, theirs = both
+    table = ours.encode([text])
+    assert rows(table) == their_rows(theirs, [text])
+    # The labels are found by bisection, so offsets must not go back.
+    assert (table.starts.diff() >= 0).all()
+    assert (table.ends.diff() >= 0).all()
+    assert (table.starts < table.ends).all()
+    assert (table.ends <= len(text)).all()
+
+
+@pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
+@pytest.mark.parametrize("strip_accents", [True, False])
+def test_offsets_do_not_go_back(tmp_path, lowercase, strip_accents):
+    write_tokenizer(tmp_path, lowercase)
+    add_settings(tmp_path, strip_accents=strip_accents)
+    for (_, offsets), text in zip(
+        rows(BertTokenizer.load(tmp_path).encode(TEXTS)), TEXTS, strict=True
+    ):
+        assert offsets == sorted(offsets)
+        assert [end for _, end in offsets] == sorted(end for _, end in offsets)
+        assert all(0 <= start < end <= len(text) for start, end in offsets)
+
+
+# --- special tokens, truncation, padding ---------------------------------------------------------
+
+
+def test_special_tokens_in_a_text_are_text(both):
+    ours, theirs = both
+    text = "the [SEP] in [MASK][CLS], [PAD]"
+    ids, offsets = rows(ours.encode([text]))[0]
+    special = {ours.cls_id, ours.sep_id, *(ours._backend.token_to_id(t) for t in ("[MASK]",))}
+    assert not special & set(ids)
+    assert ours.tokens(ids[:7]) == ["the", "[", "s", "##e", "##p", "]", "in"]
+    assert offsets[1:6] == [(4, 5), (5, 6), (6, 7), (7, 8), (8, 9)]
+    # Unless told otherwise, transformers takes the user's word for its own.
+    assert theirs.sep_token_id in theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_special_tokens_that_a_file_calls_plain_are_special_all_the_same(tmp_path):
+    write_tokenizer(tmp_path).save(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    entries = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert any(token["content"] == "[SEP]" for token in entries["added_tokens"])
+    for token in entries["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(entries))
+    tokenizer = BertTokenizer.load(tmp_path)
+    assert tokenizer.sep_id not in tokenizer.encode(["the [SEP] in"]).ids.tolist()
+
+
+def test_truncation_and_padding_are_switched_off(folder, tmp_path):
+    expected = rows(BertTokenizer.load(folder).encode(TEXTS))
+    backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    backend.enable_truncation(5)
+    backend.enable_padding(length=9)
+    backend.save(str(folder / "tokenizer.json"))
+    assert len(backend.encode("the river and the town and a ship").ids) == 9
+    ours = BertTokenizer.load(folder)
+    assert ours.source.name == "tokenizer.json"
+    assert rows(ours.encode(TEXTS)) == expected
+    ours.save(tmp_path / "saved")
+    entries = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    assert entries["truncation"] is None
+    assert entries["padding"] is None
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_lone_surrogates_keep_offsets(folder):
+    ours = BertTokenizer.load(folder)
+    text = "the\ud83d river \udfff\udfff town\udc00"
+    _, offsets = rows(ours.encode([text]))[0]
+    assert rows(ours.encode([text])) == rows(ours.encode([text.replace("\ud83d", "\ufffd")]))
+    words = [text[start:end] for start, end in offsets]
+    assert "river" in words
+    assert "the" in words
+    assert "town" in words
+    # A pair of them is no lone one.
+    assert rows(ours.encode(["a 👍 b"]))[0][1] == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_many_texts_are_the_texts_one_by_one(folder, monkeypatch):
+    ours = BertTokenizer.load(folder)
+    alone = [rows(ours.encode([text]))[0] for text in TEXTS]
+    assert rows(ours.encode(TEXTS)) == alone
+    for at_once in (1, 3, len(TEXTS)):
+        monkeypatch.setattr("bertqa.data.tokenization._AT_ONCE", at_once)
+        assert rows(ours.encode(TEXTS)) == alone
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", " ", "the river", "", "\u200b"]])
+def test_the_shape_of_a_table(folder, texts):
+    table = BertTokenizer.load(folder).encode(texts)
+    assert table.bounds.dtype == torch.int64
+    assert {x.dtype for x in (table.ids, table.starts, table.ends)} == {torch.int32}
+    assert len(table.ids) == len(table.starts) == len(table.ends) == int(table.bounds[-1])
+    assert len(table.bounds) == len(texts) + 1
+    assert table.lengths.tolist() == [2 if text == "the river" else 0 for text in texts]
+    for i, text in enumerate(texts):
+        assert len(table.ids[table.rows(i)]) == (2 if text == "the river" else 0)
+
+
+def test_tokens(folder):
+    ours = BertTokenizer.load(folder)
+    table = ours.encode(["Shipping the zoo"])
+    names = ["ship", "##p", "##ing", "the", "z", "##o", "##o"]
+    assert ours.tokens(table.ids) == ours.tokens(table.ids.tolist()) == names
+    assert ours.tokens([ours.vocab_size, 10**6, 0]) == ["[?]", "[?]", "[PAD]"]
+
+
+# --- what a folder may hold ----------------------------------------------------------------------
+
+
+def test_a_vocabulary_of_windows(folder, tmp_path):
+    # Carriage returns, and blank lines at the end.
+    other = tmp_path / "other"
+    other.mkdir()
+    text = "\r\n".join(vocabulary()) + "\r\n\r\n\n"
+    (other / "vocab.txt").write_bytes(text.encode("utf-8"))
+    ours, expected = BertTokenizer.load(other), BertTokenizer.load(folder)
+    assert rows(ours.encode(TEXTS)) == rows(expected.encode(TEXTS))
+    assert ours.vocab_size == expected.vocab_size == len(vocabulary())
+    assert ours.fingerprint() == expected.fingerprint()
+
+
+def test_a_vocabulary_without_an_end_of_line(folder):
+    expected = rows(BertTokenizer.load(folder).encode(TEXTS))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()), encoding="utf-8")
+    assert rows(BertTokenizer.load(folder).encode(TEXTS)) == expected
+
+
+def test_the_line_is_the_id(folder):
+    tokens = vocabulary()
+    ours = BertTokenizer.load(folder)
+    assert ours.tokens(range(len(tokens))) == tokens
+    assert (ours.cls_id, ours.sep_id) == (2, 3)
+    assert ours.vocab_size == len(tokens)
+
+
+def test_without_settings_letters_are_made_small(folder):
+    (folder / "tokenizer_config.json").unlink()
+    ours, theirs = BertTokenizer.load(folder), TheirTokenizer.from_pretrained(folder)
+    assert ours.settings == {}
+    assert rows(ours.encode(TEXTS)) == their_rows(theirs, TEXTS)
+    assert ours.tokens(ours.encode(["THE River"]).ids) == ["the", "river"]
+
+
+def test_special_tokens_of_other_names(folder):
+    tokens = vocabulary()
+    tokens[1:4] = ["<unk>", "<s>", "</s>"]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    refusal(folder, "vocab.txt", "[UNK]")
+    described = {"content": "</s>", "lstrip": False, "special": True}
+    add_settings(folder, unk_token="<unk>", cls_token="<s>", sep_token=described)
+    ours = BertTokenizer.load(folder)
+    assert (ours.cls_id, ours.sep_id) == (2, 3)
+    assert ours.encode(["\u1234"]).ids.tolist() == [1]
+
+
+def test_ids_beyond_the_vocabulary(folder):
+    backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    assert backend.add_tokens(["zork"]) == 1
+    backend.save(str(folder / "tokenizer.json"))
+    ours = BertTokenizer.load(folder)
+    assert ours.vocab_size == len(vocabulary()) + 1
+    assert ours.encode(["a zork"]).ids.tolist()[-1] == len(vocabulary())
+
+
+def test_fingerprints(tmp_path):
+    ours = [write_tokenizer(tmp_path / str(lowercase), lowercase) for lowercase in LOWERCASE]
+    assert write_tokenizer(tmp_path / "again").fingerprint() == ours[0].fingerprint()
+    other = tmp_path / "other"
+    write_tokenizer(other)
+    (other / "vocab.txt").write_text("\n".join([*vocabulary(), "zork"]), encoding="utf-8")
+    accents = tmp_path / "accents"
+    write_tokenizer(accents)
+    add_settings(accents, strip_accents=False)
+    ours += [BertTokenizer.load(other), BertTokenizer.load(accents)]
+    assert len({tokenizer.fingerprint() for tokenizer in ours}) == 4
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(tmp_path):
+    refusal(tmp_path, "tokenizer.json", "vocab.txt")
+    refusal(tmp_path / "none", "tokenizer.json", "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"{}", b"[]", b"\xff\xfe", b'{\n"version": "1.0"\n}', b"not\njson"]
+)
+def test_a_corrupt_tokenizer_json(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    refusal(folder, "tokenizer.json", "is no tokenizer")
+
+
+@pytest.mark.parametrize(
+    "model", [models.BPE(), models.Unigram(), models.WordLevel({"[UNK]": 0}, "[UNK]")]
+)
+def test_tokenizers_of_other_kinds(folder, model):
+    Tokenizer(model).save(str(folder / "tokenizer.json"))
+    refusal(folder, "tokenizer.json", f"a {type(model).__name__!r} tokenizer", "WordPiece")
+
+
+@pytest.mark.parametrize("name", ["[UNK]", "[CLS]", "[SEP]"])
+def test_a_vocabulary_that_lacks_a_special_token(folder, name):
+    kept = [token for token in vocabulary() if token != name]
+    (folder / "vocab.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    refusal(folder, "vocab.txt", repr(name))
+
+
+@pytest.mark.parametrize("name", ["[CLS]", "[SEP]"])
+def test_a_tokenizer_json_that_lacks_a_special_token(folder, name):
+    tokens = {token: i for i, token in enumerate(vocabulary()) if token != name}
+    backend = Tokenizer(models.WordPiece(vocab=tokens, unk_token="[UNK]"))
+    backend.save(str(folder / "tokenizer.json"))
+    refusal(folder, "tokenizer.json", repr(name))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", "Müller\n".encode("latin-1"), b"[UNK]\n\xff"])
+def test_files_that_are_no_vocabulary(folder, content):
+    (folder / "vocab.txt").write_bytes(content)
+    refusal(folder, "vocab.txt")
+
+
+def test_a_vocabulary_that_is_not_utf8(folder):
+    (folder / "vocab.txt").write_bytes("\n".join(vocabulary()).encode("utf-16"))
+    refusal(folder, "vocab.txt", "UTF-8")
+
+
+def test_a_folder_in_place_of_a_vocabulary(folder):
+    (folder / "vocab.txt").unlink()
+    (folder / "vocab.txt").mkdir()
+    refusal(folder, "vocab.txt")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_faulty_settings(folder, content):
+    (folder / "tokenizer_config.json").write_bytes(content)
+    refusal(folder, "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("do_lower_case", "yes"),
+        ("do_lower_case", None),
+        ("strip_accents", "no"),
+        ("tokenize_chinese_chars", 1),
+        ("tokenize_chinese_chars", []),
+    ],
+)
+def test_settings_that_are_neither_true_nor_false(folder, key, value):
+    add_settings(folder, **{key: value})
+    refusal(folder, "tokenizer_config.json", key, repr(value))
+
+
+@pytest.mark.parametrize("key", ["unk_token", "cls_token", "sep_token"])
+@pytest.mark.parametrize("value", [None, ["[UNK]"], 7, {"text": "[CLS]"}, "[none]"])
+def test_special_tokens_that_are_no_tokens(folder, key, value):
+    add_settings(folder, **{key: value})
+    refusal(folder, repr(value))
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+@pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
+def test_a_saved_folder_is_read_alike_by_all(tmp_path, lowercase, changes):
+    write_tokenizer(tmp_path / "words", lowercase)
+    add_settings(tmp_path / "words", **changes)
+    first = BertTokenizer.load(tmp_path / "words")
+    first.save(tmp_path / "saved")
+    again = BertTokenizer.load(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    expected = rows(first.encode(TEXTS))
+    assert rows(again.encode(TEXTS)) == expected
+    assert their_rows(theirs, TEXTS) == expected
+    assert again.fingerprint() == first.fingerprint()
+    assert (again.cls_id, again.sep_id) == (first.cls_id, first.sep_id)
+    again.save(tmp_path / "twice")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        saved = (tmp_path / "saved" / name).read_bytes()
+        assert (tmp_path / "twice" / name).read_bytes() == saved
+
+
+def test_a_saved_folder_frames_pairs(folder, tmp_path):
+    ours = BertTokenizer.load(folder)
+    ours.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    encoding = theirs("who", "the river")
+    question, context = (ours.encode([text]).ids.tolist() for text in ("who", "the river"))
+    framed = [ours.cls_id, *question, ours.sep_id, *context, ours.sep_id]
+    assert encoding["input_ids"] == framed
+    assert encoding["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+
+
+def test_settings_are_kept(folder, tmp_path):
+    add_settings(folder, model_max_length=256, clean_up_tokenization_spaces=True)
+    BertTokenizer.load(folder).save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 256
+    assert settings["clean_up_tokenization_spaces"] is True
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 256
+
+
+@pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
+def test_a_contradiction_is_not_handed_on(tmp_path, lowercase):
+    # transformers builds its normalizer from tokenizer_config.json alone, so whatever the folder
+    # said that was read: the folder that is written says what is done.
+    write_tokenizer(tmp_path / "words", lowercase).save(tmp_path / "twisted")
+    add_settings(
+        tmp_path / "twisted",
+        do_lower_case=not lowercase,
+        strip_accents=not lowercase,
+        tokenize_chinese_chars=False,
+    )
+    ours = BertTokenizer.load(tmp_path / "twisted")
+    ours.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert their_rows(theirs, TEXTS) == rows(ours.encode(TEXTS))
+    assert rows(BertTokenizer.load(tmp_path / "saved").encode(TEXTS)) == rows(ours.encode(TEXTS))
+
+
+def test_where_nothing_can_be_written(folder):
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        BertTokenizer.load(folder).save(folder / "vocab.txt")
+    assert str(folder / "vocab.txt" / "tokenizer.json") in str(caught.value)

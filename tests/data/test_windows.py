@@ -1,0 +1,629 @@
+"""Windows equal transformers' token for token; labels equal the well-known rule where it is right.
+
+Where that rule is known to be wrong, its result is asserted as well, so that nobody mends ours
+towards it.
+"""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.labels import CAUSES, Outcome, label_report
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer, TokenTable
+from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.errors import UserError
+from tests.corpus import PAIRS
+from tests.helpers import STORIES, STORIES_V2, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Our tokenizer and theirs, of the same files."""
+    folder = tmp_path_factory.mktemp("both")
+    return write_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def ours(both):
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return read_examples(STORIES)
+
+
+def their_windows(tokenizer, examples, sizes):
+    """transformers' windows of the same pairs."""
+    return tokenizer(
+        [e.question for e in examples],
+        [e.context for e in examples],
+        truncation="only_second",
+        max_length=sizes.max_seq_length,
+        stride=sizes.doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        split_special_tokens=True,
+    )
+
+
+def assert_equal_windows(windows, theirs):
+    assert len(windows) == len(theirs["input_ids"])
+    assert windows.example.tolist() == theirs["overflow_to_sample_mapping"]
+    for i in range(len(windows)):
+        window = windows[i]
+        assert window.example == theirs["overflow_to_sample_mapping"][i]
+        assert window.input_ids == theirs["input_ids"][i]
+        assert window.token_type_ids == theirs["token_type_ids"][i]
+        in_context = [kind == 1 for kind in theirs.sequence_ids(i)]
+        offsets = zip(theirs["offset_mapping"][i], in_context, strict=True)
+        assert window.offsets == [span if inside else None for span, inside in offsets]
+    assert windows.lengths.tolist() == list(map(len, theirs["input_ids"]))
+
+
+def asked(*pairs):
+    return [Example(str(i), question, context) for i, (question, context) in enumerate(pairs)]
+
+
+def fitting(tokenizer, examples, sizes):
+    """The examples whose question leaves more room than the overlap; else theirs panics."""
+    lengths = tokenizer.encode([e.question for e in examples]).lengths.tolist()
+    return [e for e, n in zip(examples, lengths, strict=True) if n <= sizes.longest_question]
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(384, 128), (512, 0), (128, 64), (64, 16), (97, 1)], ids=str)
+def test_pairs_in_many_scripts(both, sizes):
+    sizes = WindowSettings(*sizes)
+    examples = fitting(both[0], asked(*PAIRS), sizes)
+    assert len(examples) > 20
+    windows = make_windows(examples, both[0], sizes)
+    assert len(windows) > 2 * len(examples)
+    assert_equal_windows(windows, their_windows(both[1], examples, sizes))
+
+
+@pytest.mark.parametrize("sizes", [(384, 128), (128, 32), (96, 0)], ids=str)
+def test_stories(both, stories, sizes):
+    sizes = WindowSettings(*sizes)
+    examples = fitting(both[0], stories, sizes)
+    windows = make_windows(examples, both[0], sizes)
+    assert len(windows) > len(examples) > 100
+    assert_equal_windows(windows, their_windows(both[1], examples, sizes))
+
+
+@pytest.mark.parametrize("doc_stride", range(5))
+def test_tiny_windows(both, doc_stride):
+    contexts = [" ".join("the river and a town in of to was".split()[:n]) for n in range(10)]
+    questions = ["", "who", "who did", "[SEP]"]
+    for longest in range(doc_stride + 5, doc_stride + 13):
+        sizes = WindowSettings(longest, doc_stride)
+        pairs = asked(*((question, context) for question in questions for context in contexts))
+        examples = fitting(both[0], pairs, sizes)
+        windows = make_windows(examples, both[0], sizes)
+        assert_equal_windows(windows, their_windows(both[1], examples, sizes))
+        assert windows.lengths.max() <= longest
+
+
+def plain_windows(length, room, doc_stride):
+    """First token and number of tokens of each window, one after the other."""
+    windows = [(0, min(room, length))]
+    while sum(windows[-1]) < length:
+        first = windows[-1][0] + room - doc_stride
+        windows.append((first, min(room, length - first)))
+    return windows
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=5),
+    doc_stride=st.integers(0, 12),
+    more=st.integers(1, 20),
+)
+def test_where_windows_begin_and_end(ours, shapes, doc_stride, more):
+    sizes = WindowSettings(3 + max(n for n, _ in shapes) + doc_stride + 1 + more, doc_stride)
+    windows = make_windows(asked(*(("who " * n, "the " * m) for n, m in shapes)), ours, sizes)
+    expected = [
+        (i, first, count)
+        for i, (question, context) in enumerate(shapes)
+        for first, count in plain_windows(
+            context, sizes.max_seq_length - 3 - question, sizes.doc_stride
+        )
+    ]
+    found = (windows.example, windows.first, windows.count)
+    assert list(zip(*(x.tolist() for x in found), strict=True)) == expected
+    assert windows.question_lengths.tolist() == [shapes[i][0] for i, _, _ in expected]
+    assert windows.lengths.tolist() == [shapes[i][0] + count + 3 for i, _, count in expected]
+    assert windows.context_places.tolist() == [shapes[i][0] + 2 for i, _, _ in expected]
+    for i in range(len(shapes)):
+        first, last = windows.of_examples(i, i + 1)
+        assert windows.example[first:last].tolist() == [i] * (last - first)
+        assert last - first == sum(example == i for example, _, _ in expected)
+    assert windows.of_examples(0, len(shapes)) == (0, len(windows))
+
+
+def test_each_text_is_tokenised_once(both, stories, monkeypatch):
+    seen = []
+    encode = BertTokenizer.encode
+    monkeypatch.setattr(BertTokenizer, "encode", lambda self, t: seen.extend(t) or encode(self, t))
+    windows = make_windows(stories, both[0], WindowSettings())
+    contexts = list(dict.fromkeys(e.context for e in stories))
+    assert len(contexts) < len(stories) / 4
+    assert Counter(seen) == Counter(contexts) + Counter(e.question for e in stories)
+    assert len(windows.contexts.lengths) == len(contexts)
+    assert [contexts[i] for i in windows.context_of.tolist()] == [e.context for e in stories]
+
+
+DTYPES = {
+    "context_of": torch.int32,
+    "example": torch.int32,
+    "first": torch.int32,
+    "count": torch.int32,
+    "start_position": torch.int32,
+    "end_position": torch.int32,
+    "outcome": torch.uint8,
+    "cut_questions": torch.int32,
+}
+
+
+@pytest.mark.parametrize("number", [0, 1, 174])
+def test_the_columns(ours, stories, number):
+    windows = make_windows(stories[:number], ours, WindowSettings())
+    columns = {f.name: getattr(windows, f.name) for f in dataclasses.fields(WindowSet)}
+    tensors = {name: x for name, x in columns.items() if isinstance(x, torch.Tensor)}
+    assert {name: x.dtype for name, x in tensors.items()} == DTYPES
+    for name in ("context_of", "outcome", "cut_questions"):
+        assert len(tensors[name]) == number
+    for name in ("example", "first", "count", "start_position", "end_position"):
+        assert len(tensors[name]) == len(windows) >= number
+    assert isinstance(windows.contexts, TokenTable)
+    assert len(windows.questions.lengths) == number
+    assert (windows.cls_id, windows.sep_id) == (ours.cls_id, ours.sep_id)
+    assert windows.of_examples(0, number) == (0, len(windows))
+    report = label_report(stories[:number], windows.outcome, windows.cut_questions)
+    assert report.counts.total() == number
+
+
+# --- questions that are too long -----------------------------------------------------------------
+
+
+def test_a_question_that_leaves_no_room(ours):
+    sizes = WindowSettings(20, 6)
+    assert sizes.longest_question == 10
+    make_windows(asked(("who " * 10, "the river " * 20)), ours, sizes)
+    examples = asked(("who", "the river"), ("who " * 11, "the river"), ("who " * 12, "a town"))
+    with pytest.raises(UserError) as caught:
+        make_windows(examples, ours, sizes)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in ("'2'", "12 tokens", "room for 10", "--max_seq_length 20", "--doc_stride 6"):
+        assert word in message
+    assert "--max_query_length" in message
+
+
+@pytest.mark.parametrize(
+    ("max_query_length", "kept"), [(1, (1, 1, 0, 1)), (4, (1, 4, 0, 4)), (99, (1, 10, 0, 7))]
+)
+def test_questions_are_cut(both, max_query_length, kept):
+    questions = ["who", "who did what when where how many ship is to in of", "", "a b c d e f g"]
+    lengths = [1, 12, 0, 7]
+    context = "the river in the town " * 8
+    examples = asked(*((question, context) for question in questions))
+    sizes = WindowSettings(20, 6, max_query_length)
+    windows = make_windows(examples, both[0], sizes)
+    assert windows.questions.lengths.tolist() == list(kept)
+    cut = [length - k for length, k in zip(lengths, kept, strict=True)]
+    assert windows.cut_questions.tolist() == cut
+    report = label_report(examples, windows.outcome, windows.cut_questions)
+    assert report.cut_questions == [str(i) for i in range(4) if cut[i]]
+    if max_query_length == 1:
+        assert "  question cut: 2 (1, 3)" in str(report)
+    # What is left is the question's beginning, and the windows are as if it were the question.
+    words = [" ".join(question.split()[:n]) for question, n in zip(questions, kept, strict=True)]
+    shorter = asked(*((question, context) for question in words))
+    assert_equal_windows(windows, their_windows(both[1], shorter, sizes))
+
+
+def test_questions_that_fit_are_not_cut(ours, stories):
+    free = make_windows(stories, ours, WindowSettings())
+    long = WindowSettings(max_query_length=int(free.questions.lengths.max()))
+    windows = make_windows(stories, ours, long)
+    assert not windows.cut_questions.any()
+    assert torch.equal(windows.questions.ids, free.questions.ids)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((384, -1), ("--doc_stride -1",)),
+        ((384, 128, 0), ("--max_query_length 0",)),
+        ((384, 128, -3), ("--max_query_length -3",)),
+        ((132, 128), ("--max_seq_length 132", "--doc_stride 128", "5 tokens")),
+        ((128, 384), ("--max_seq_length 128", "--doc_stride 384")),
+        ((4, 0), ("--max_seq_length 4",)),
+        ((-1, 0), ("--max_seq_length -1",)),
+    ],
+)
+def test_settings_that_cannot_be(values, words):
+    with pytest.raises(UserError) as caught:
+        WindowSettings(*values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_smallest_window(both):
+    sizes = WindowSettings(133, 128)
+    assert sizes.longest_question == 1
+    examples = asked(("who", "the river " * 70))
+    windows = make_windows(examples, both[0], sizes)
+    assert windows.count.tolist() == [129] * 12
+    assert_equal_windows(windows, their_windows(both[1], examples, sizes))
+
+
+# --- labels: the well-known rule -----------------------------------------------------------------
+
+
+def run_qa_label(offsets, sequence_ids, start_char, end_char):
+    """Label of one window by the rule of run_qa.py and of many a tutorial, faults and all."""
+    first = 0
+    while sequence_ids[first] != 1:
+        first += 1
+    last = len(sequence_ids) - 1
+    while sequence_ids[last] != 1:
+        last -= 1
+    if not (offsets[first][0] <= start_char and offsets[last][1] >= end_char):
+        return 0, 0
+    while first < len(offsets) and offsets[first][0] <= start_char:
+        first += 1
+    while offsets[last][1] >= end_char:
+        last -= 1
+    return first - 1, last + 1
+
+
+def their_labels(tokenizer, examples, sizes):
+    theirs = their_windows(tokenizer, examples, sizes)
+    labels = []
+    for i, row in enumerate(theirs["overflow_to_sample_mapping"]):
+        start = examples[row].answer_starts[0]
+        span = start, start + len(examples[row].answers[0])
+        labels.append(run_qa_label(theirs["offset_mapping"][i], theirs.sequence_ids(i), *span))
+    return labels
+
+
+def our_labels(windows):
+    return list(zip(windows.start_position.tolist(), windows.end_position.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("sizes", [(384, 128), (160, 40), (128, 0)], ids=str)
+def test_labels_of_stories(both, stories, sizes):
+    sizes = WindowSettings(*sizes)
+    examples = fitting(both[0], stories, sizes)
+    windows = make_windows(examples, both[0], sizes)
+    ours, theirs = our_labels(windows), their_labels(both[1], examples, sizes)
+    labelled = sum(start > 0 for start, _ in ours)
+    assert len(windows) > labelled > 100
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if their[0] > their[1]:  # an answer of one token, the window's last
+            assert our[0] == our[1] == their[1] == windows.lengths[i] - 2
+        else:
+            assert our == their
+        answer = examples[int(windows.example[i])].answers[0]
+        assert label_text(windows, i, examples[int(windows.example[i])].context) in (answer, "")
+
+
+def test_every_story_is_labelled_exactly(ours, stories):
+    windows = make_windows(stories, ours, WindowSettings())
+    report = label_report(stories, windows.outcome, windows.cut_questions)
+    assert report.counts == {Outcome.EXACT: 174}
+    assert report.listed == {}
+    assert report.cut_questions == []
+    assert str(report) == "174 examples, 174 answers labelled exactly"
+
+
+def test_stories_without_answers(ours):
+    examples = read_examples(STORIES_V2)
+    windows = make_windows(examples, ours, WindowSettings())
+    impossible = sum(e.is_impossible for e in examples)
+    assert 5 < impossible < 35
+    for i, e in enumerate(examples):
+        rows = slice(*windows.of_examples(i, i + 1))
+        labels = windows.start_position[rows], windows.end_position[rows]
+        if e.is_impossible:
+            assert windows.outcome[i] == Outcome.UNANSWERABLE
+            assert not labels[0].any()
+            assert not labels[1].any()
+        else:
+            assert windows.outcome[i] == Outcome.EXACT
+            assert labels[0].any()
+    report = label_report(examples, windows.outcome, windows.cut_questions)
+    assert str(report).splitlines() == [
+        f"40 examples, {40 - impossible} answers labelled exactly",
+        f"  unanswerable, labelled [CLS]: {impossible}",
+    ]
+
+
+def one(context, answer, start=None, question="who"):
+    """One example; the answer stands where it first occurs."""
+    start = context.index(answer) if start is None else start
+    assert context[start : start + len(answer)] == answer
+    return Example("x", question, context, (answer,), (start,))
+
+
+def labelled(tokenizer, one_example, sizes=None):
+    """The windows of an example, the text of each label, and the outcome."""
+    windows = make_windows([one_example], tokenizer, sizes or WindowSettings())
+    texts = [label_text(windows, i, one_example.context) for i in range(len(windows))]
+    return our_labels(windows), texts, Outcome(int(windows.outcome[0]))
+
+
+def test_an_answer_that_is_the_last_token_of_a_window(both):
+    # [CLS] who [SEP] the river in a [SEP] | [CLS] who [SEP] town was in the [SEP]
+    case, sizes = one("the river in a town was in the", "a"), WindowSettings(8, 0)
+    assert labelled(both[0], case, sizes) == ([(6, 6), (0, 0)], ["a", ""], Outcome.EXACT)
+    # The rule's start is [SEP], or the last [PAD] where there is padding: after its end.
+    assert their_labels(both[1], [case], sizes) == [(7, 6), (0, 0)]
+    case = one("the river in a town", "town")
+    assert labelled(both[0], case)[1:] == (["town"], Outcome.EXACT)
+    assert their_labels(both[1], [case], WindowSettings()) == [(8, 7)]
+
+
+def test_an_answer_with_a_leading_blank(both):
+    case = one("the river in a town was", " town")
+    assert labelled(both[0], case) == ([(7, 7)], ["town"], Outcome.BLANKS)
+    assert their_labels(both[1], [case], WindowSettings()) == [(6, 7)]  # "a town"
+
+
+def test_an_answer_with_a_trailing_blank_at_the_end(both):
+    case = one("the ship in a town \n", "a town \n")
+    assert labelled(both[0], case) == ([(6, 7)], ["a town"], Outcome.BLANKS)
+    assert their_labels(both[1], [case], WindowSettings()) == [(0, 0)]  # "no answer"
+
+
+def test_an_answer_that_ends_in_a_combining_accent(both):
+    case = one("a to\u0301 town", "to\u0301")
+    assert labelled(both[0], case) == ([(4, 4)], ["to\u0301"], Outcome.EXACT)
+    assert their_labels(both[1], [case], WindowSettings()) == [(4, 5)]  # and the next word
+
+
+def test_a_context_without_tokens(both):
+    case = one("\u200b \u00ad", "\u200b")
+    assert labelled(both[0], case) == ([(0, 0)], [""], Outcome.NO_TOKENS)
+    with pytest.raises(IndexError):
+        their_labels(both[1], [case], WindowSettings())
+
+
+@pytest.mark.parametrize("answer", ["iv", "riv", "ver", "r", "e"])
+def test_an_answer_inside_a_token(both, answer):
+    case = one("in the big river town", answer, start=11 + "river".index(answer))
+    labels, texts, outcome = labelled(both[0], case)
+    assert texts == ["river"]
+    assert outcome == Outcome.INSIDE_TOKEN
+    assert labels == their_labels(both[1], [case], WindowSettings())
+
+
+# --- labels: every outcome -----------------------------------------------------------------------
+
+COOK = "\U0001f469\u200d\U0001f373"
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "label", "outcome"),
+    [
+        ("the river", "the river", "the river", Outcome.EXACT),
+        ("the ships", "ships", "ships", Outcome.EXACT),
+        ("E\u0301te\u0301 ", "E\u0301te\u0301", "E\u0301te\u0301", Outcome.EXACT),
+        (f"a {COOK} b", COOK, COOK, Outcome.EXACT),
+        ("(the) river", "the", "the", Outcome.EXACT),
+        ("a ri\u00adver", "ri\u00adver", "ri\u00adver", Outcome.EXACT),
+        ("the\x00river", "the", "the", Outcome.EXACT),
+        ("老钟表匠", "钟", "钟", Outcome.EXACT),
+        ("the river ", "the ", "the", Outcome.BLANKS),
+        ("a\u00a0\u3000river\t\nin", "\u3000river\t\n", "river", Outcome.BLANKS),
+        ("un cafe\u0301", "cafe", "cafe\u0301", Outcome.GRAPHEME),
+        ("un cafe\u0301", "caf", "caf", Outcome.EXACT),
+        (f"a {COOK} b", COOK[0], COOK, Outcome.GRAPHEME),
+        (f"a {COOK} b", COOK[2:], COOK, Outcome.GRAPHEME),
+        ("the\u200b river", "the\u200b", "the", Outcome.INVISIBLE),
+        ("a \u00adriver \u00ad", "\u00adriver \u00ad", "river", Outcome.INVISIBLE),
+        ("the\x00 river", "the\x00", "the", Outcome.INVISIBLE),
+        ("the ships", "hip", "ship", Outcome.INSIDE_TOKEN),
+        ("the ships", "he sh", "the ship", Outcome.INSIDE_TOKEN),
+        ("the \u200b river", "\u200b", "", Outcome.NO_TOKENS),
+        ("cafe\u0301 in", "\u0301", "", Outcome.NO_TOKENS),
+        ("the  river", "  ", "", Outcome.NO_TOKENS),
+        ("the river", "", "", Outcome.NO_TOKENS),
+    ],
+)
+def test_outcomes(ours, context, answer, label, outcome):
+    _, texts, found = labelled(ours, one(context, answer))
+    assert (texts, found) == ([label], outcome)
+
+
+def test_an_answer_that_no_window_holds(ours):
+    case = one("the river in a town was in the town", "in a town was")
+    assert labelled(ours, case, WindowSettings(8, 0)) == (
+        [(0, 0)] * 3,
+        [""] * 3,
+        Outcome.CUT,
+    )
+    # With an overlap, one window holds it.
+    _, texts, outcome = labelled(ours, case, WindowSettings(9, 3))
+    assert (texts, outcome) == (["", "in a town was", ""], Outcome.EXACT)
+
+
+def test_an_answer_that_several_windows_hold(ours):
+    case = one("the river in a town was in the town", "a town")
+    labels, texts, outcome = labelled(ours, case, WindowSettings(9, 3))
+    assert texts == ["a town", "a town", ""]
+    assert labels == [(6, 7), (4, 5), (0, 0)]
+    assert outcome == Outcome.EXACT
+
+
+@pytest.mark.parametrize(
+    ("answers", "starts", "outcome"),
+    [
+        (None, (), Outcome.UNLABELLED),
+        (("river",), (), Outcome.UNLABELLED),
+        ((), (), Outcome.UNANSWERABLE),
+        (("river", "the river"), (4, 0), Outcome.EXACT),
+    ],
+)
+def test_examples_without_a_place(ours, answers, starts, outcome):
+    case = Example("x", "who", "the river", answers, starts)
+    labels, texts, found = labelled(ours, case)
+    assert found == outcome
+    assert texts == (["river"] if outcome == Outcome.EXACT else [""])
+    assert labels == ([(4, 4)] if outcome == Outcome.EXACT else [(0, 0)])
+
+
+def numbered(cases):
+    """Examples with the ids 0, 1, 2 ..."""
+    return [dataclasses.replace(case, id=str(i)) for i, case in enumerate(cases)]
+
+
+def test_a_report_of_every_outcome(ours):
+    impossible = Example("", "who", "the river", ())
+    unlabelled = Example("", "who", "the river", None)
+    examples = numbered(
+        [
+            *(one("the river", "river"), impossible, unlabelled, impossible),
+            *(one("the river ", " river") for _ in range(2)),
+            one("un cafe\u0301", "cafe"),
+            one("the\u200b", "the\u200b"),
+            *(one("the river", "riv") for _ in range(5)),
+            one("the \u200b", "\u200b"),
+            one("the town " * 9, "the town " * 9),
+            one("the town " * 9, "town the town", question="who did what when where how"),
+        ]
+    )
+    windows = make_windows(examples, ours, WindowSettings(14, 4, max_query_length=5))
+    report = label_report(examples, windows.outcome, windows.cut_questions)
+    assert report.counts == {
+        Outcome.EXACT: 2,
+        Outcome.UNANSWERABLE: 2,
+        Outcome.UNLABELLED: 1,
+        Outcome.BLANKS: 2,
+        Outcome.GRAPHEME: 1,
+        Outcome.INVISIBLE: 1,
+        Outcome.INSIDE_TOKEN: 5,
+        Outcome.NO_TOKENS: 1,
+        Outcome.CUT: 1,
+    }
+    assert set(report.counts) == set(Outcome)
+    assert report.listed == {
+        Outcome.BLANKS: ["4", "5"],
+        Outcome.GRAPHEME: ["6"],
+        Outcome.INVISIBLE: ["7"],
+        Outcome.INSIDE_TOKEN: ["8", "9", "10", "11", "12"],
+        Outcome.NO_TOKENS: ["13"],
+        Outcome.CUT: ["14"],
+    }
+    assert report.cut_questions == ["15"]
+    assert str(report).splitlines() == [
+        "16 examples, 2 answers labelled exactly",
+        "  unanswerable, labelled [CLS]: 2",
+        "  answer has blanks at its ends, label is the rest: 2 (4, 5)",
+        "  answer ends inside a written character, label takes it whole: 1 (6)",
+        "  answer has invisible characters at its ends, label is the rest: 1 (7)",
+        "  answer ends inside a token, label takes it whole: 5 (8, 9, 10, ...)",
+        "  answer has no tokens, labelled [CLS]: 1 (13)",
+        "  answer is whole in no window, labelled [CLS]: 1 (14)",
+        "  question cut: 1 (15)",
+    ]
+
+
+def test_every_fault_has_its_words():
+    silent = {Outcome.EXACT, Outcome.UNANSWERABLE, Outcome.UNLABELLED}
+    assert set(CAUSES) == set(Outcome) - silent
+
+
+# --- labels: any text ----------------------------------------------------------------------------
+
+ATOMS = (
+    *("the", "river", "Town", "ships", "a", " ", " ", " ", "\n", "\u00a0", ".", "-", "(", "1"),
+    *("e\u0301", "\u0301", "é", "中", "\u200b", "\u00ad", "\x00", COOK, "👍", "\ufe0f", "[SEP]"),
+    *("각", "\u1112\u1161\u11ab", "क\u093f", "İ", "\ud800", "##s"),
+)
+contexts = st.lists(st.sampled_from(ATOMS), max_size=14).map("".join)
+
+
+@st.composite
+def example_lists(draw):
+    """Some questions about a few contexts, their answers slices of the context, or missing."""
+    examples = []
+    for context in draw(st.lists(contexts, min_size=1, max_size=3)):
+        for _ in range(draw(st.integers(1, 3))):
+            first = draw(st.integers(0, len(context)))
+            last = draw(st.integers(first, len(context)))
+            gold = draw(st.sampled_from(["slice", "slice", "slice", "slice", "none", "empty"]))
+            answer = {
+                "slice": ((context[first:last],), (first,)),
+                "none": (None, ()),
+                "empty": ((), ()),
+            }[gold]
+            question = draw(st.sampled_from(["who", "", "where [SEP] is"]))
+            examples.append(Example("", question, context, *answer))
+    return numbered(examples)
+
+
+def check_labels(windows, i, e, offsets):
+    """One example's labels and outcome, by looking at every token of its context."""
+    outcome = Outcome(int(windows.outcome[i]))
+    rows = range(*windows.of_examples(i, i + 1))
+    labels = our_labels(windows)
+    texts = {label_text(windows, w, e.context) for w in rows if labels[w] != (0, 0)}
+    assert len(texts) <= 1  # the same answer wherever it is whole
+    if not e.answers:
+        assert outcome == (Outcome.UNLABELLED if e.answers is None else Outcome.UNANSWERABLE)
+        assert not texts
+        return
+    answer = e.answers[0]
+    start = e.answer_starts[0] + len(answer) - len(answer.lstrip())
+    end = start + len(answer.strip())
+    covering = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and start < end]
+    for w in rows:
+        first, count = int(windows.first[w]), int(windows.count[w])
+        place = int(windows.context_places[w]) - first
+        whole = covering and first <= covering[0] and covering[-1] < first + count
+        assert labels[w] == ((covering[0] + place, covering[-1] + place) if whole else (0, 0))
+    if not texts:
+        assert outcome == (Outcome.CUT if covering else Outcome.NO_TOKENS)
+        return
+    (text,) = texts
+    assert (outcome == Outcome.EXACT) == (text == answer)
+    first, last = offsets[covering[0]][0], offsets[covering[-1]][1]
+    if outcome == Outcome.BLANKS:
+        assert text == answer.strip() != answer
+    elif outcome == Outcome.GRAPHEME:
+        assert snap_to_graphemes(e.context, start, end) != (start, end)
+    elif outcome == Outcome.INVISIBLE:
+        assert start <= first < last <= end
+        assert text in answer
+    elif outcome == Outcome.INSIDE_TOKEN:
+        assert first < start or end < last
+    else:
+        assert outcome == Outcome.EXACT
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(example_lists(), st.sampled_from([(384, 128), (16, 4), (12, 1), (11, 0)]))
+def test_labels_of_any_text(ours, examples, sizes):
+    windows = make_windows(examples, ours, WindowSettings(*sizes, max_query_length=3))
+    assert len(windows.outcome) == len(examples)
+    for i, e in enumerate(examples):
+        rows = windows.contexts.rows(int(windows.context_of[i]))
+        spans = windows.contexts.starts[rows].tolist(), windows.contexts.ends[rows].tolist()
+        check_labels(windows, i, e, list(zip(*spans, strict=True)))
+    report = label_report(examples, windows.outcome, windows.cut_questions)
+    assert report.counts.total() == len(examples)
+    listed = {outcome: len(ids) for outcome, ids in report.listed.items()}
+    assert listed == {o: n for o, n in report.counts.items() if o in CAUSES}

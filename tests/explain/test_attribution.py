@@ -1,0 +1,117 @@
+"""Attributions add up, and what an ablation says is what the loss says."""
+
+import pytest
+import torch
+
+from bertqa.errors import UserError
+from bertqa.explain.attribution import (
+    Attribution,
+    head_effects,
+    integrated_gradients,
+    layer_effects,
+    without_words,
+)
+from bertqa.explain.hooks import Interventions
+from bertqa.model.bert import BertForQuestionAnswering, window_losses
+from bertqa.model.packing import TokenBatch
+from tests.helpers import TINY, our_batch, our_model, random_windows, their_model
+
+LENGTH, CLS, SEP, MASK = 21, 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> BertForQuestionAnswering:
+    return our_model(their_model(), tmp_path_factory.mktemp("inside"))
+
+
+@pytest.fixture(scope="module")
+def window() -> TokenBatch:
+    (ids,), types = random_windows((LENGTH,), seed=5)
+    ids = [id_ if id_ > 4 else 9 for id_ in ids]
+    ids[0], ids[7], ids[-1] = CLS, SEP, SEP
+    return our_batch([ids], types)
+
+
+@pytest.fixture(scope="module")
+def baseline(window: TokenBatch) -> TokenBatch:
+    return without_words(window, MASK, (CLS, SEP))
+
+
+def test_a_window_without_words(window, baseline):
+    special = torch.isin(window.input_ids, torch.tensor([CLS, SEP]))
+    assert torch.equal(baseline.input_ids[special], window.input_ids[special])
+    assert (baseline.input_ids[~special] == MASK).all() and (~special).sum() == LENGTH - 3
+    assert torch.equal(baseline.token_type_ids, window.token_type_ids)
+
+
+@pytest.mark.parametrize("of_end", [False, True])
+@pytest.mark.parametrize("place", [0, 9, LENGTH - 1])
+def test_the_tokens_add_up_to_the_score(model, window, baseline, place, of_end):
+    found = integrated_gradients(model, window, baseline, place, of_end=of_end)
+    with torch.no_grad():
+        scores = [
+            (o.end_logits if of_end else o.start_logits)[place]
+            for o in map(model, (window, baseline))
+        ]
+    assert (found.score, found.baseline) == pytest.approx([float(s) for s in scores], abs=1e-5)
+    assert abs(found.score - found.baseline) > 0.05  # there is something to explain
+    assert abs(found.gap) < 1e-3 * abs(found.score - found.baseline)
+    coarse = integrated_gradients(model, window, baseline, place, of_end=of_end, steps=4)
+    assert abs(found.gap) < max(abs(coarse.gap), 1e-4)
+
+
+def test_a_token_that_did_not_change_has_no_part(model, window, baseline):
+    found = integrated_gradients(model, window, baseline, 9)
+    same = window.input_ids == baseline.input_ids
+    assert not found.tokens[same].any() and found.tokens[~same].all()
+
+
+def test_of_a_linear_score_it_is_the_product(model, window, baseline):
+    """Without layers the score of a token is linear in its own vector."""
+    shallow = BertForQuestionAnswering(model.config).eval()
+    shallow.load_state_dict(model.state_dict())
+    shallow.layers = torch.nn.ModuleList()
+    found = integrated_gradients(shallow, window, baseline, 9, steps=1)
+    with torch.no_grad():
+        moved = shallow.embeddings(window) - shallow.embeddings(baseline)
+        expected = torch.zeros(LENGTH)
+        expected[9] = moved[9] @ shallow.head.S
+    torch.testing.assert_close(found.tokens, expected)
+
+
+def test_the_gap_is_what_is_missing():
+    assert Attribution(torch.tensor([1.0, 0.5]), score=3.0, baseline=1.0).gap == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_heads_are_taken_away_one_by_one(model, window, mean):
+    found = head_effects(model, window, 9, 11, mean=mean)
+    assert found.shape == (TINY["num_hidden_layers"], TINY["num_attention_heads"])
+    labels = torch.tensor([9]), torch.tensor([11])
+
+    def loss(**changes: object) -> float:
+        with torch.no_grad():
+            output = model(window, interventions=Interventions(**changes))
+        return float(window_losses(output, window.lengths, *labels))
+
+    for layer, head in ((0, 0), (1, 3), (2, 1)):
+        name = "mean_heads" if mean else "mask_heads"
+        expected = loss(**{name: {(layer, head)}}) - loss()
+        assert float(found[layer, head]) == pytest.approx(expected, abs=1e-5)
+    assert len(found.flatten().unique()) == found.numel()
+    skipped = layer_effects(model, window, 9, 11)
+    assert [float(x) for x in skipped] == pytest.approx(
+        [loss(skip_layers={layer}) - loss() for layer in range(3)], abs=1e-5
+    )
+
+
+def test_what_is_no_window_is_refused(model, window, baseline):
+    two = our_batch(*random_windows((5, 6)))
+    with pytest.raises(UserError, match="2 windows"):
+        head_effects(model, two, 0, 0)
+    with pytest.raises(UserError, match=r"place 21 is not in the window.*0 to 20"):
+        integrated_gradients(model, window, baseline, LENGTH)
+    with pytest.raises(UserError, match="place -1"):
+        layer_effects(model, window, 3, -1)
+    with pytest.raises(UserError, match="same length"):
+        integrated_gradients(model, window, our_batch(*random_windows((5,))), 3)

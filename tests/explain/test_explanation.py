@@ -1,0 +1,441 @@
+"""What an explanation says is what the model, the decoder and inside.py say."""
+
+import base64
+import copy
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings
+from bertqa.errors import UserError
+from bertqa.explain.attribution import head_effects
+from bertqa.explain.explainer import explain, passes
+from bertqa.explain.explanation import Explanation
+from bertqa.explain.formulas import FORMULAS, source_of, sources
+from bertqa.explain.html import answer_text
+from bertqa.explain.script_data import clean, packed_attention, quantised
+from bertqa.explain.terminal import on_one_line, render
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.packing import TokenBatch
+from bertqa.runtime import Runtime
+from tests.helpers import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+QUESTION = "Who built the quay?"
+CONTEXT = (
+    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
+    "the man counted how many re\u0301sume\u0301s were on board. What "
+    "Eve \U0001f469\u200d\U0001f680 did there, who knows?"
+)
+WINDOWS = WindowSettings(48, 8)
+STEPS = 3
+NUMBERED = "".join(f" {number}." for number in range(999))
+CPU = Runtime(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("explain") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> BertForQuestionAnswering:
+    return load_checkpoint(folder)[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> BertTokenizer:
+    return BertTokenizer.load(folder)
+
+
+Explain = Callable[..., Explanation]
+
+
+@pytest.fixture(scope="module")
+def explained(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Explain:
+    def made(question: str = QUESTION, context: str = CONTEXT, **settings: object) -> Explanation:
+        chosen = {"windows": WINDOWS, "steps": STEPS} | settings
+        return explain(model, tokenizer, question, context, **chosen)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(explained: Explain) -> Explanation:
+    return explained()
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        DecodingSettings(),
+        DecodingSettings(decoder="top20", max_answer_length=5),
+        DecodingSettings(version_2_with_negative=True),
+        DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9),
+    ],
+)
+def test_the_answer_is_the_one_that_is_given(
+    explained: Explain, folder: Path, decoding: DecodingSettings
+) -> None:
+    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
+    qa = QuestionAnswerer(model, tokenizer, WINDOWS, decoding, CPU)
+    (expected,) = qa.answer(asked(QUESTION, CONTEXT))
+    for given in (None, expected):
+        e = explained(decoding=decoding, prediction=given)
+        assert e.prediction.text == expected.text == e.answer.answer.text
+        assert [c.answer.text for c in e.candidates] == [a.text for a in expected.answers]
+        for candidate, answer in zip(e.candidates, expected.answers, strict=True):
+            assert candidate.answer == pytest.approx(answer, abs=1e-4)
+    assert len(e.null_scores) == len(e.best_spans) > 1
+    assert e.explained_score == pytest.approx(e.answer.answer.score, abs=1e-4)
+    if decoding.null_score_diff_threshold < 0:
+        assert e.is_null and (e.answer.first, e.answer.last) == (0, 0)
+        assert e.null_scores[e.window] == min(e.null_scores)
+
+
+def test_answers_lead_back_to_their_tokens(found: Explanation) -> None:
+    here = [c for c in found.candidates if c.window == found.window]
+    assert len(here) > 1
+    for candidate in here:
+        answer = candidate.answer
+        assert float(found.start_logits[candidate.first]) == pytest.approx(
+            answer.start_logit, abs=1e-4
+        )
+        assert float(found.end_logits[candidate.last]) == pytest.approx(answer.end_logit, abs=1e-4)
+        assert found.offsets[candidate.first][0] in range(answer.start, answer.end)
+        assert candidate.first <= candidate.last
+
+
+def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained: Explain) -> None:
+    e = explained(windows=WindowSettings(48, 30), decoding=DecodingSettings(n_best_size=200))
+    scores = {}
+    for candidate in e.candidates:
+        scores.setdefault(candidate.window, []).append(candidate.answer.score)
+    assert len(scores) > 2  # windows overlap by thirty tokens, and each has spans of its own
+    for number, best in enumerate(e.best_spans):
+        # A window's best span may have a higher score in a neighbour, else it is its best here.
+        assert max(scores.get(number, [-1e9])) <= best.answer.score + 1e-4
+
+
+def test_another_precision_is_traced_to_the_same_tokens(
+    explained: Explain,
+    found: Explanation,
+    model: BertForQuestionAnswering,
+    tokenizer: BertTokenizer,
+) -> None:
+    with torch.no_grad():
+        rough = copy.deepcopy(model)
+        for parameter in rough.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    qa = QuestionAnswerer(rough, tokenizer, WINDOWS, DecodingSettings(), CPU)
+    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
+    e = explained(prediction=prediction, answered_in="bf16")
+    assert e.answer.answer == prediction.answers[0]  # as it was given, not as float32 has it
+    assert e.explained_score != e.answer.answer.score
+    assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
+    assert prediction.text == found.prediction.text  # else this shows nothing
+    assert e.window == found.window
+    assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
+
+
+def test_which_numbers_are_in_which_precision(explained: Explain, found: Explanation) -> None:
+    """Said where two stand beside each other, and only there."""
+    lines = render(explained(answered_in="bf16")).splitlines()
+    (spans,) = (line for line in lines if line.strip().startswith("S.T_i"))
+    assert spans.endswith("answer (in bf16)")
+    assert [line.split("  ")[0] for line in lines if line.endswith(" (in fp32)")] == [
+        "layer", "loss without a head, minus loss: the most needed (in fp32)",
+        next(line for line in lines if line.startswith("part of the score")),
+    ]  # fmt: skip
+    assert any(line.startswith("Text (") and "P_end, in fp32" in line for line in lines)
+    assert f"(in bf16; in fp32 {found.explained_score:+.3f})" in lines[2]
+    assert "fp32" not in render(found)
+
+
+def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation) -> None:
+    best = max(found.best_spans, key=lambda c: c.answer.score)
+    assert best.answer == pytest.approx(found.candidates[0].answer, abs=1e-4)
+    assert [c.window for c in found.best_spans] == list(range(len(found.best_spans)))
+    assert 0 < sum(c.answer.probability for c in found.best_spans) < 1
+
+
+def test_every_layer_is_read_and_the_last_is_the_model(found: Explanation) -> None:
+    assert found.layer_logits.shape == (4, 2, len(found.tokens)) and len(found.layers) == 4
+    torch.testing.assert_close(
+        found.layer_logits[-1], torch.stack([found.start_logits, found.end_logits])
+    )
+    last, answer = found.layers[-1], found.answer
+    assert last.best.answer.text == answer.answer.text
+    assert last.start_probability == pytest.approx(float(found.start_probabilities[answer.first]))
+    assert last.end_probability == pytest.approx(float(found.end_probabilities[answer.last]))
+    for layer, logits in zip(found.layers, found.layer_logits, strict=True):
+        start, end = logits.tolist()
+        assert layer.start_rank == 1 + sum(s > start[answer.first] for s in start)
+        assert layer.end_rank == 1 + sum(s > end[answer.last] for s in end)
+    for probabilities in (found.start_probabilities, found.end_probabilities):
+        assert float(probabilities.sum()) == pytest.approx(1)
+
+
+def test_what_is_inside_is_of_the_answer(
+    found: Explanation, model: BertForQuestionAnswering, tokenizer: BertTokenizer
+) -> None:
+    ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
+    first = found.context_places.start
+    kinds = [int(i >= first) for i in range(len(ids))]
+    batch = TokenBatch.from_windows([ids], [kinds])
+    effects = head_effects(model, batch, found.answer.first, found.answer.last)
+    torch.testing.assert_close(found.inside.head_effects, effects)
+    assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
+    with torch.no_grad():
+        output = model(batch, output_attentions=True)
+    torch.testing.assert_close(found.inside.attentions[1], output.attentions[1][0])
+    assert found.inside.start_parts.score == pytest.approx(
+        float(found.start_logits[found.answer.first]), abs=1e-4
+    )
+    assert found.inside.end_parts.score == pytest.approx(
+        float(found.end_logits[found.answer.last]), abs=1e-4
+    )
+    torch.testing.assert_close(
+        found.inside.parts, found.inside.start_parts.tokens + found.inside.end_parts.tokens
+    )
+    assert found.inside.replacement == "[MASK]"
+
+
+def test_progress_is_told_of_every_pass(
+    explained: Explain, model: BertForQuestionAnswering
+) -> None:
+    done: list[int] = []
+    explained(context="Ada built it.", progress=done.append)
+    assert sum(done) == passes(model, STEPS)
+
+
+def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
+    cells = list(found.cells())
+    first, last = (found.offsets[i] for i in (found.context_places[0], found.context_places[-1]))
+    assert "".join(cell.text for cell in cells) == CONTEXT[first[0] : last[1]]
+    assert [i for cell in cells for i in cell.places] == list(found.context_places)
+
+
+def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
+    context = "re\u0301sume\u0301 ½ 한 of Ada"
+    cells = list(explained(context=context, windows=None).cells())
+    assert "".join(cell.text for cell in cells) == context
+    assert all(cell.text for cell in cells)
+
+
+def test_the_matrix_is_the_sum_of_two_scores(found: Explanation) -> None:
+    matrix = found.span_matrix()
+    assert matrix.backward.any() and not matrix.backward.all()
+    for row, i in enumerate(matrix.starts):
+        for column, j in enumerate(matrix.ends):
+            expected = float(found.start_logits[i] + found.end_logits[j])
+            assert float(matrix.scores[row, column]) == pytest.approx(expected)
+            assert bool(matrix.backward[row, column]) == (j < i)
+            assert bool(matrix.too_long[row, column]) == (
+                j - i + 1 > found.decoding.max_answer_length
+            )
+    assert found.answer.first in matrix.starts and found.answer.last in matrix.ends
+    best = matrix.scores.masked_fill(matrix.backward | matrix.too_long, -1e9).max()
+    assert float(best) == pytest.approx(found.explained_score, abs=1e-4)
+
+
+def test_a_matrix_is_never_too_large(found: Explanation) -> None:
+    wide = found.span_matrix(reach=100)
+    assert max(len(wide.starts), len(wide.ends)) <= 30
+
+
+def test_a_text_without_tokens(explained: Explain) -> None:
+    e = explained(context="\x7f\x7f")
+    assert e.is_null and e.prediction.text == "" and not e.context_places
+    assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
+    assert e.layers[-1].best is None
+    assert "(no answer)" in render(e)
+    v2 = render(
+        explained(context="\x7f\x7f", decoding=DecodingSettings(version_2_with_negative=True))
+    )
+    assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
+
+
+def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained: Explain) -> None:
+    """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
+    for context in (
+        "re\u0301sume\u0301",
+        "Ada built re\u0301sume\u0301s",
+        "a\u0301 b\u0301 c\u0301",
+    ):
+        e = explained(context=context)
+        inside = range(e.answer.first, e.answer.last + 1)
+        marked = [c.text for c in e.cells() if any(place in inside for place in c.places)]
+        first = next(i for i, c in enumerate(e.cells()) if e.answer.first in c.places)
+        last = max(i for i, c in enumerate(e.cells()) if e.answer.last in c.places)
+        assert "".join(c.text for c in list(e.cells())[first : last + 1]) == e.answer.answer.text
+        assert marked and "".join(c.text for c in e.cells()) == context
+
+
+def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:
+    e = explained(context="x" * 100_000)
+    assert len(e.prediction.text) == 100_000
+    assert len(answer_text(e.answer)) < 500 and "..." in answer_text(e.answer)
+    assert len(render(e)) < 20_000
+
+
+def test_what_cannot_be_explained(
+    explained: Explain, model: BertForQuestionAnswering, tokenizer: BertTokenizer
+) -> None:
+    with pytest.raises(UserError, match="question is ' '"):
+        explained(question=" ")
+    with pytest.raises(UserError, match="positions"):
+        explained(windows=WindowSettings(385, 16))
+    packed = QuestionAnswerer(copy.deepcopy(model), tokenizer, WINDOWS, runtime=CPU).model
+    for ready in (packed, copy.deepcopy(model).bfloat16()):
+        with pytest.raises(UserError, match="made ready for answering"):
+            explain(ready, tokenizer, QUESTION, CONTEXT)
+
+
+# --- the numbers in the page ---------------------------------------------------------------------
+
+
+def unpacked(text: str, length: int) -> torch.Tensor:
+    data = bytearray(zlib.decompress(base64.b64decode(text)))
+    return (torch.frombuffer(data, dtype=torch.uint8).view(length, length) / 255) ** 2
+
+
+def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
+    packed = packed_attention(found.inside.attentions)
+    length = len(found.tokens)
+    assert len(packed.heads) == 3 * 4 and packed.share > 0.99
+    for text, square in zip(packed.heads, found.inside.attentions.flatten(0, 1), strict=True):
+        shown = unpacked(text, length)
+        kept = shown > 0
+        assert (kept.sum(dim=1) <= packed.kept).all()
+        torch.testing.assert_close(shown[kept], square[kept], atol=0.004, rtol=0)
+        strongest = square.argmax(dim=1)
+        assert kept[torch.arange(length), strongest].all()
+
+
+def test_attention_stays_in_its_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
+    sizes = {}
+    for budget in (10, 4_000, 12_000, 10**6):
+        packed = packed_attention(attentions, budget)
+        sizes[budget] = sum(map(len, packed.heads))
+        if packed.kept > 1:
+            assert sizes[budget] <= budget
+        values = attentions.topk(packed.kept, dim=-1).values
+        assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
+    assert packed_attention(attentions, 10).kept == 1
+    assert sizes[4_000] < sizes[12_000] < sizes[10**6]
+
+
+def test_bytes_are_finest_where_numbers_are_small() -> None:
+    given = torch.tensor([0.0, 1e-5, 0.25, 1.0, 1.1])
+    assert quantised(given).tolist() == [0, 1, 128, 255, 255]
+
+
+def test_no_character_that_a_page_has_no_place_for() -> None:
+    assert (
+        clean("a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé")
+        == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
+    )
+
+
+# --- formulas and code ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["exact", "top20"])
+def test_a_link_leads_to_the_line_that_computes(decoder: str) -> None:
+    for group in sources(DecodingSettings(decoder=decoder)).values():
+        for source in group:
+            file = (ROOT / source.path).read_text(encoding="utf-8").splitlines()
+            line = source.lines[source.line - source.first]
+            assert file[source.line - 1].strip() == line.strip() != ""
+            assert file[source.first - 1].strip() == source.lines[0].strip()
+            assert source.place == f"{source.path}:{source.line}"
+
+
+def test_words_that_are_gone_are_missed() -> None:
+    with pytest.raises(ValueError, match="0 lines of explain"):
+        source_of(explain, "words that are not in it")
+    with pytest.raises(ValueError, match=r"\d+ lines of explain"):
+        source_of(explain, "model")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_are_whole(name: str) -> None:
+    root = ElementTree.fromstring(FORMULAS[name])
+    arity = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "msqrt": 1}
+    for node in root.iter():
+        assert len(node) == arity.get(node.tag, len(node)), node.tag
+        if node.tag in ("mi", "mo", "mn", "mtext"):
+            assert node.text
+
+
+# --- in a terminal -------------------------------------------------------------------------------
+
+
+def test_the_terminal_has_it_in_short(found: Explanation) -> None:
+    plain = render(found, 60)
+    assert "\x1b" not in plain
+    answer = found.answer.answer
+    assert f"probability {answer.probability:.4f}" in plain
+    assert f"characters {answer.start}-{answer.end}" in plain
+    assert f"window {found.window + 1} of {len(found.null_scores)}" in plain
+    layer, head = found.inside.strongest_head
+    heads = plain.split("the most needed\n")[1].split("\n\n")[0].splitlines()
+    assert heads[0].endswith(f"  layer {layer}, head {head}") and len(heads) == 5
+    worth = [float(line.split()[0]) for line in heads]
+    largest = found.inside.head_effects.flatten().sort(descending=True).values[:5].tolist()
+    assert worth == pytest.approx(largest, abs=1e-4)
+    text = plain.split("\n\n")[1].splitlines()[1:]
+    assert max(map(len, text)) <= 60
+    words = " ".join(text).replace("[", "").replace("]", "")
+    assert words.strip("…") in CONTEXT
+    coloured = render(found, 60, colour=True)
+    assert "\x1b[1;7m" in coloured and coloured.count("\x1b[0m") > 5
+    for line in coloured.splitlines():  # nothing is left coloured
+        assert line.count("\x1b[0m") == line.count("\x1b[") / 2
+
+
+@pytest.mark.parametrize(("filler", "windows"), [("", WINDOWS), (None, WINDOWS), (NUMBERED, None)])
+def test_a_text_that_is_cut_says_so(
+    explained: Explain, filler: str | None, windows: WindowSettings | None
+) -> None:
+    """By its windows or by its length; a text that is shown whole has no mark."""
+    context = CONTEXT if filler is None else f"Ada built it.{filler}"
+    e = explained(context=context, windows=windows or WindowSettings(384, 8))
+    shown = " ".join(render(e, 60).split("\n\n")[1].splitlines()[1:])
+    kept = shown.replace("[", "").replace("]", "").strip("…")
+    assert kept in context
+    assert (shown[0] == "…") == (not context.startswith(kept))
+    assert (shown[-1] == "…") == (not context.endswith(kept))
+    assert ("…" in shown) == (filler != "")
+
+
+def test_as_many_runners_up_as_wanted(found: Explanation) -> None:
+    rows = {k: len(render(found, 80, k).split("\n\n")[2].splitlines()) for k in (1, 5, 12)}
+    assert rows == {1: 6, 5: 6, 12: 13}
+
+
+def test_a_text_cannot_speak_to_the_terminal(explained: Explain) -> None:
+    e = explained(
+        question="Who\x1b]0;title\x07?", context="Ada \x1b[2J built\u202e it.\nBen\r did."
+    )
+    assert not any(ord(c) < 32 and c != "\n" for c in render(e))
+    assert on_one_line("a\x1b[0m\n b\u202ec") == "a\\x1b[0m b\\u202ec"
+
+
+def test_no_answer_in_the_terminal(explained: Explain) -> None:
+    always = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
+    e = explained(decoding=replace(always, n_best_size=3))
+    text = render(e)
+    assert "(no answer)  probability" in text and "no answer above -1e+09" in text

@@ -1,0 +1,652 @@
+"""The page of an answer: whole, closed, and the same in a real browser."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import infer
+from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.evaluation import DecodingSettings
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import WindowSettings
+from bertqa.explain.explainer import explain
+from bertqa.explain.explanation import Explanation
+from bertqa.explain.formulas import sources
+from bertqa.explain.html import direction_of, json_of, percent
+from bertqa.explain.layers import heads_section
+from bertqa.explain.page import page
+from bertqa.explain.script_data import BUDGET, clean, packed_attention, quantised
+from bertqa.model.checkpoint import load_checkpoint
+from bertqa.runtime import Runtime
+from tests.browser import CHROMIUM, Browser, Page
+from tests.helpers import write_checkpoint
+
+QUESTION = "Who built the quay?"
+CONTEXT = (
+    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
+    "the man counted how many were on board. What the others did there, who knows?"
+)
+WINDOWS = WindowSettings(48, 8)
+WICKED = (
+    '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
+    "שלום עולם, مرحبا ]]> \ufffe <style>*{display:none}</style> ]"
+)
+VOID = {"meta", "input", "br", "hr", "link", "img", "rect", "path", "circle", "polyline"}
+
+HERE = ["--device", "cpu", "--precision", "fp32", "--max_seq_length", "48", "--doc_stride", "8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("page") / "tiny")
+
+
+def made(folder: Path, question: str, context: str, **settings: object) -> Explanation:
+    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
+    chosen = {"windows": WINDOWS, "steps": 2} | settings
+    return explain(model, tokenizer, question, context, **chosen)
+
+
+NEGATIVE = DecodingSettings(version_2_with_negative=True)
+TOP20 = DecodingSettings(version_2_with_negative=True, decoder="top20")
+NEVER = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
+
+
+def rounded(folder: Path) -> Explanation:
+    """An answer by weights that were rounded to bf16, explained by those that were not."""
+    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    qa = QuestionAnswerer(model, tokenizer, WINDOWS, runtime=Runtime(torch.device("cpu")))
+    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
+    return made(
+        folder, QUESTION, CONTEXT, model_name="tiny", answered_in="bf16", prediction=prediction
+    )
+
+
+@pytest.fixture(scope="module")
+def explanations(folder: Path) -> dict[str, Explanation]:
+    short = WindowSettings(128, 8)
+    return {
+        "plain": rounded(folder),
+        "negative": made(folder, QUESTION, CONTEXT, decoding=NEGATIVE),
+        "never": made(folder, QUESTION, CONTEXT, decoding=NEVER, windows=short),
+        "wicked": made(folder, WICKED, WICKED, windows=WindowSettings(384, 128)),
+        "no tokens": made(folder, "\x7f", "\x7f"),
+        "no tokens, v2": made(folder, "\x7f", "\x7f", decoding=NEGATIVE),
+        "top20": made(folder, QUESTION, CONTEXT, decoding=TOP20),
+        "accents": made(folder, QUESTION, "e\u0301"),
+    }
+
+
+@pytest.fixture(scope="module")
+def pages(explanations: dict[str, Explanation]) -> dict[str, str]:
+    return {name: page(explanation) for name, explanation in explanations.items()}
+
+
+# --- its structure -------------------------------------------------------------------------------
+
+
+class Structure(HTMLParser):
+    """A page's tags and texts; whether they are balanced is found out on the way."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names)), (tag, attributes)
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+KINDS = [
+    "plain", "negative", "never", "wicked", "no tokens", "no tokens, v2", "top20", "accents",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) -> None:
+    found = Structure(pages[kind])
+    attributes = [a for _, a in found.tags]
+    ids = Counter(a["id"] for a in attributes if "id" in a)
+    assert max(ids.values()) == 1
+    for a in attributes:
+        for key in ("for", "aria-labelledby", "aria-describedby"):
+            assert key not in a or a[key] in ids, a
+        assert not {"src", "srcset", "data", "action"} & set(a)
+        assert a.get("href", "#").startswith("#")
+        assert a.get("href", "#")[1:] in ids or a.get("href", "#") == "#"
+        assert not any(name.startswith("on") for name in a)  # no scripts but the one
+    labelled = {a["for"] for a in found.all("label")}
+    for control in [*found.all("input"), *found.all("select")]:
+        assert control["id"] in labelled
+    assert found.all("html") == [{"lang": "en"}]
+    assert len(found.all("h1")) == len(found.all("main")) == len(found.all("title")) == 1
+    assert len(found.all("caption")) == len(found.all("table"))
+    assert all(a.get("scope") in ("row", "col") for a in found.all("th"))
+    assert len(found.all("section")) == len(found.all("h2")) == 8
+    assert len(found.all("math")) >= 7
+    style = "".join(found.texts["style"])
+    assert "url(" not in style and "@import" not in style and "://" not in pages[kind]
+    assert "default-src 'none'" in found.all("meta")[1]["content"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_are_texts(
+    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+) -> None:
+    found, e = Structure(pages[kind]), explanations[kind]
+    assert [a.get("type") for a in found.all("script")] == ["application/json", None]
+    data = json.loads(found.texts["script"][0])
+    assert len(data["tokens"]) == len(e.tokens)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", pages[kind])
+    shown = "".join(t for tag in ("h1",) for t in found.texts[tag])
+    assert shown == clean(e.question)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_has_its_formula_and_its_code(
+    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+) -> None:
+    for key, group in sources(explanations[kind].decoding).items():
+        section = pages[kind].partition(f'<section id="{key}"')[2].partition("</section>")[0]
+        assert "<math" in section
+        for source in group:
+            assert source.place in section
+            assert f'id="code-{source.key.replace(".", "-")}-{source.line}"' in pages[kind]
+
+
+def test_lines_of_code_lead_to_the_repository_where_there_is_one(
+    explanations: dict[str, Explanation],
+) -> None:
+    with_links = page(explanations["no tokens"], source_url="https://example.org/tree/")
+    assert re.search(r'href="https://example\.org/tree/bertqa/model\.py#L\d+"', with_links)
+
+
+def test_the_numbers_stand_in_the_page(
+    pages: dict[str, str], explanations: dict[str, Explanation]
+) -> None:
+    text, e = pages["plain"], explanations["plain"]
+    plain = re.sub(r"<[^>]+>", " ", text).replace("−", "-")
+    answer = e.answer.answer
+    assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
+    for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
+        assert f"{number:+.3f}" in plain
+    assert f"{e.window + 1} of {len(e.null_scores)}" in plain
+    assert "answered in bf16, explained in fp32" in plain
+    marked = re.search(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
+    assert marked and re.sub(r"<[^>]+>", "", marked[1]) == answer.text
+    rows = re.findall(r'<tr id="c(\d+)"', text)
+    assert len(rows) == min(20, len(e.candidates))
+    assert text.count('class="never"') == int(
+        (e.span_matrix().backward | e.span_matrix().too_long).sum()
+    )
+    for value in e.inside.head_effects.flatten():
+        assert f"{float(value):+.6f}".replace("-", "−") in text
+
+
+def test_which_numbers_are_in_which_precision(pages: dict[str, str]) -> None:
+    """Said where two stand beside each other, and only there."""
+    assert "<caption>The best spans, best first, in bf16</caption>" in pages["plain"]
+    said = "so are its scores and probability, here and at the top of the page, those of the other"
+    assert f"{said} best spans. The numbers of the other" in pages["plain"]
+    assert "tables, the table of windows among them, are in fp32." in pages["plain"]
+    assert "<caption>The best spans, best first</caption>" in pages["negative"]
+    assert "fp32.</p>" not in pages["negative"]
+
+
+def effects(e: Explanation, heads: float, layers: float) -> str:
+    """The section of the heads if none were worth more than so much."""
+    inside = replace(
+        e.inside,
+        head_effects=e.inside.head_effects / e.inside.head_effects.abs().max() * heads,
+        layer_effects=e.inside.layer_effects / e.inside.layer_effects.abs().max() * layers,
+    )
+    return heads_section(replace(e, inside=inside), [])
+
+
+@pytest.mark.parametrize(
+    ("most", "decimals", "sure"),
+    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True)],
+)
+def test_what_no_head_is_needed_for(
+    explanations: dict[str, Explanation], most: float, decimals: int, sure: bool
+) -> None:
+    """Of small effects there are more digits, and nothing is left of what is smaller still."""
+    text = effects(explanations["plain"], most, 0.5)
+    cells = [
+        cell
+        for kind, cell in re.findall(r'<td class="effect( minus)?"[^>]*>([^<]*)</td>', text)
+        if bool(kind) == cell.startswith("−") or cell == "0"
+    ]
+    assert len(cells) == explanations["plain"].inside.head_effects.numel()
+    assert {len(cell.partition(".")[2]) for cell in cells} <= {0, decimals}
+    assert not {cell for cell in cells if cell != "0" and not cell.strip("+−0.")}
+    assert (set(cells) == {"0"}) == (most < 1e-3)
+    assert ("No head changes" in text) == sure
+    assert ("The answer depends most on" in text) != sure
+    whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
+    assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
+
+
+def test_effects_that_are_exactly_nothing(explanations: dict[str, Explanation]) -> None:
+    e = explanations["plain"]
+    nothing = replace(
+        e.inside,
+        head_effects=torch.zeros_like(e.inside.head_effects),
+        layer_effects=torch.zeros_like(e.inside.layer_effects),
+    )
+    text = heads_section(replace(e, inside=nothing), [])
+    assert set(re.findall(r'<td class="effect[^>]*>([^<]*)</td>', text)) == {"0"}
+
+
+def test_the_null_score_is_there_where_there_is_one(
+    pages: dict[str, str], explanations: dict[str, Explanation]
+) -> None:
+    e = explanations["negative"]
+    assert f"{min(e.null_scores):+.3f}".replace("-", "−") in pages["negative"]
+    assert "The null score" not in pages["plain"]
+    assert "The text has no span" in pages["no tokens, v2"]
+    assert not re.search(r"\d{12}\.", pages["no tokens, v2"])
+    assert "(no answer)" in pages["negative"] and 'class="answer"' not in pages["never"]
+
+
+def test_what_a_probability_is_normalised_by_is_said(pages: dict[str, str]) -> None:
+    assert "over the rows of the first table alone, “no answer” among them" in pages["top20"]
+    assert "The 20 best starts and the 20 best ends" in pages["top20"]
+    assert "over the spans (k, l) of all windows, “no answer” among them" in pages["negative"]
+    assert "over the spans (k, l) of all windows: those with" in pages["plain"]
+
+
+def test_a_written_character_is_never_cut(
+    pages: dict[str, str], explanations: dict[str, Explanation]
+) -> None:
+    marked = re.search(r'<mark class="answer">(.*?)</mark>', pages["accents"], re.DOTALL)
+    assert marked
+    answer = explanations["accents"].answer.answer.text
+    assert re.sub(r"<[^>]+>", "", marked[1]) == answer and "\u0301" in answer
+    assert 'class="outside"' not in pages["accents"]
+
+
+@pytest.fixture(scope="module")
+def large(folder: Path) -> Explanation:
+    return made(folder, QUESTION, CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
+
+
+def test_a_large_window_stays_small(large: Explanation) -> None:
+    assert len(large.tokens) == 384
+    text = page(large)
+    assert len(text.encode()) < 3_000_000
+    attention = sum(map(len, re.findall(r'"[A-Za-z0-9+/=]{200,}"', text)))
+    # The same with all the attention that a page may hold; the tables of 24 layers are small.
+    assert len(text.encode()) - attention + BUDGET < 2_900_000
+    assert text.count('class="t ') == 3 * 384
+
+
+def test_small_helpers() -> None:
+    assert [percent(p) for p in (0, 1e-9, 0.0123, 0.5, 1)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
+    assert direction_of("12 שלום abc") == "rtl" and direction_of("12") == "ltr"
+    assert json.loads(json_of({"a": "</script>"})) == {"a": "</script>"}
+    assert "<" not in json_of("</script>")
+
+
+# --- infer.py ------------------------------------------------------------------------------------
+
+
+def call(*arguments: object) -> int:
+    try:
+        return infer.run_script(infer.main, infer.parse_flags([str(a) for a in arguments]))
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def ask(folder: Path) -> list[object]:
+    return ["--model", folder, *HERE, "--question", QUESTION, "--context", CONTEXT]
+
+
+def test_infer_writes_the_page_and_prints_the_answer(
+    ask: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answer.html"
+    for flags in ([], ["--json"], ["--top_k", 3], ["--json", "--top_k", 2, "--all_offsets"]):
+        assert call(*ask, *flags) == 0
+        plain = capsys.readouterr().out
+        assert call(*ask, *flags, "--explain", file, "--overwrite_output_dir") == 0
+        captured = capsys.readouterr()
+        assert captured.out == plain
+        assert captured.err == f"wrote {file}\n"  # no progress where there is no terminal
+    Structure(file.read_text(encoding="utf-8"))
+    assert [path.name for path in tmp_path.iterdir()] == ["answer.html"]
+
+
+@pytest.mark.parametrize("flag", [["--explain"], ["--explain", "-"]])
+def test_infer_explains_in_the_terminal(
+    ask: list[object], flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*ask, *flag) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(QUESTION) and "best span that S and E read" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", ""])
+def test_colours_are_for_terminals(
+    ask: list[object],
+    variable: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert call(*ask, "--explain") == 0
+    assert ("\x1b[" in capsys.readouterr().out) == (not variable)
+
+
+def test_infer_refuses_what_it_cannot_explain(
+    ask: list[object], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there.html"
+    there.write_text("mine")
+    new = tmp_path / "new.html"
+    cases = [
+        ([*ask, "--explain", there], f"--explain {there} is there already"),
+        ([*ask, "--explain", tmp_path / "no" / "a.html"], f"no folder {tmp_path / 'no'}"),
+        ([*ask, "--explain", tmp_path], "is a folder"),
+        ([*ask, "--explain", "--json"], "without a file prints text"),
+        (["--model", folder, "--demo", "--explain", new], "--explain explains one answer"),
+        (["--model", folder, "--explain", new], "--explain explains one answer"),
+        (
+            ["--input", there, "--output_dir", tmp_path / "o", "--explain", new],
+            "--explain explains one answer",
+        ),
+        ([*ask[:-1], " ", "--explain", new], "the context is"),
+    ]
+    for flags, words in cases:
+        assert call(*flags) == 2, words
+        captured = capsys.readouterr()
+        assert words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert there.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    chromium = Browser(tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(scope="module")
+def files(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("pages")
+    written = {name: home / f"{name}.html" for name in pages}
+    for name, file in written.items():
+        file.write_text(pages[name], encoding="utf-8")
+    return written
+
+
+def opened(browser: Browser, file: Path, **settings: object) -> Page:
+    tab = browser.open(file, **settings)
+    tab.wait("document.querySelector('.live') && !document.querySelector('[aria-busy]')")
+    return tab
+
+
+def text_of(tab: Page, selector: str) -> str:
+    return str(tab.run(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+
+def wait_for_head(tab: Page, layer: int, head: int) -> None:
+    says = "document.getElementById('attention-says').textContent"
+    tab.wait(f"{says}.startsWith('Layer {layer}, head {head}:')")
+
+
+@in_browser
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_loads_without_a_complaint(browser: Browser, files: dict[str, Path], kind: str) -> None:
+    tab = opened(browser, files[kind])
+    for width in (1280, 390):
+        tab.resize(width, 900)
+        assert tab.run("document.documentElement.scrollWidth") <= width  # no sideways scrolling
+    assert tab.complaints() == []
+    assert tab.run("document.querySelectorAll('script').length") == 2
+
+
+@in_browser
+def test_a_complaint_is_noticed(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
+    """What the test above relies on: a broken script, and one that the page does not allow."""
+    text = files["plain"].read_text(encoding="utf-8")
+    for number, (old, new) in enumerate(
+        [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
+    ):
+        broken = tmp_path / f"{number}.html"
+        broken.write_text(text.replace(old, new, 1), encoding="utf-8")
+        tab = browser.open(broken)
+        assert tab.complaints() != []
+
+
+@in_browser
+def test_the_layer_slider_moves_by_keyboard(
+    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+) -> None:
+    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    tab.run("document.getElementById('lens-layer').focus()")
+    for layer in (2, 1, 0):
+        tab.press("ArrowLeft")
+        tab.wait(f"document.querySelector('.now').id === 'layer-{layer}'")
+        best = " ".join(e.layers[layer].best.answer.text.split())
+        assert best in text_of(tab, "#lens-says")
+        shares = tab.run(
+            "[...document.querySelectorAll('#lens-tokens .t')]"
+            ".map((t) => Number(t.style.getPropertyValue('--s')))"
+        )
+        expected = e.layer_logits[layer][0].softmax(dim=0).sqrt()
+        assert shares == pytest.approx(expected.tolist(), abs=0.01)
+    assert tab.complaints() == []
+
+
+@in_browser
+def test_any_head_and_any_token(
+    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+) -> None:
+    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    words = [*e.question_places, *e.context_places]
+    place = 3
+    for layer, head in ((0, 2), (2, 1)):
+        tab.run(
+            f"for (const [id, value] of [['layer', {layer}], ['head', {head}]]) {{"
+            "const select = document.getElementById(`attention-${id}`); select.value = value;"
+            "select.dispatchEvent(new Event('change')) }"
+        )
+        wait_for_head(tab, layer, head)
+        tab.run("document.querySelectorAll('#attention-tokens .t')[2].click()")
+        tab.press("ArrowRight")
+        chosen = "#attention-tokens [aria-selected=true]"
+        assert tab.run(f"document.activeElement === document.querySelector('{chosen}')")
+        assert f"“\u2068{e.tokens[place]}\u2069”" in text_of(tab, "#attention-says")
+        square = e.inside.attentions[layer, head]
+        for key, values in (("from", square[place]), ("to", square[:, place])):
+            bytes_ = quantised(values)
+            most = max(bytes_[i] for i in words)
+            best = next(i for i in words if bytes_[i] == most)  # the first of those in one step
+            row = text_of(tab, f"#attention-{key} tr")
+            assert row.startswith(e.tokens[best])
+            shown = float(row.removeprefix(e.tokens[best]).strip("<%"))
+            assert shown == pytest.approx(100 * float(values[best]), abs=0.9)
+    tab.run("document.getElementById('attention-way-to').click()")
+    assert "is looked at by" in text_of(tab, "#attention-says")
+    tab.run("document.getElementById('attention-words').click()")
+    tab.run("document.querySelector('[data-preset=question]').click()")
+    count = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
+    assert count == len(e.question_places)
+    assert "the question" in text_of(tab, "#attention-says")
+    assert tab.complaints() == []
+
+
+@in_browser
+def test_384_tokens_stay_fluent(browser: Browser, large: Explanation, tmp_path: Path) -> None:
+    """A key is answered well within what the eye notices, by a wide margin for a busy machine."""
+    (tmp_path / "large.html").write_text(page(large), encoding="utf-8")
+    tab = opened(browser, tmp_path / "large.html")
+    tab.run("document.querySelectorAll('#attention-tokens .t')[40].click()")
+    milliseconds = tab.run(
+        "(() => { const times = []; for (let i = 0; i < 30; i++) { const begin = performance.now();"
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', "
+        "{key: i % 9 ? 'ArrowRight' : 'ArrowDown', bubbles: true})); document.body.offsetHeight;"
+        "times.push(performance.now() - begin) } return times.sort((a, b) => a - b)[15] })()"
+    )
+    chosen = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
+    assert chosen == 1 and "“" in text_of(tab, "#attention-says")
+    assert 0 < milliseconds < 100
+    assert tab.complaints() == []
+
+
+@in_browser
+def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
+    browser: Browser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertqa.explain.script_data._LADDER", (1, 2))
+    monkeypatch.setattr("bertqa.explain.page.packed_attention", lambda a: packed_attention(a, 1))
+    (tmp_path / "part.html").write_text(page(made(folder, QUESTION, CONTEXT)), encoding="utf-8")
+    tab = opened(browser, tmp_path / "part.html")
+    said = text_of(tab, "#attention-says")
+    assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
+
+
+@in_browser
+def test_a_head_that_matters_leads_to_what_it_looks_at(
+    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+) -> None:
+    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    second = int(e.inside.head_effects.flatten().argsort(descending=True)[1])
+    tab.run("document.querySelectorAll('a[data-head]')[1].focus()")
+    tab.press("Enter")
+    layer, head = divmod(second, e.inside.head_effects.shape[1])
+    wait_for_head(tab, layer, head)
+    assert tab.run("location.hash") == "#attention"
+
+
+@in_browser
+def test_a_runner_up_shows_itself_in_the_text(
+    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+) -> None:
+    tab, e = opened(browser, files["plain"], scripts=True), explanations["plain"]
+    number, candidate = next(
+        (i, c) for i, c in enumerate(e.candidates) if i != e.chosen and c.window == e.window
+    )
+    lit = (
+        "[...document.querySelectorAll('.w')]"
+        ".filter((w) => getComputedStyle(w).getPropertyValue('--on') == 1).map((w) => w.id)"
+    )
+    assert tab.run(lit) == []
+    tab.run(f"document.querySelector('#c{number} a').focus()")
+    shown = tab.run(lit)
+    assert shown[0] == f"w{candidate.first}" and len(shown) <= candidate.last - candidate.first + 1
+
+
+@in_browser
+def test_the_parts_of_start_and_end(
+    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+) -> None:
+    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    strongest = int(e.inside.end_parts.tokens.abs().argmax())
+    tab.run("document.getElementById('parts-of-end').click()")
+    token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"
+    assert tab.run(f"{token}.style.getPropertyValue('--v')") == "1.00"
+    is_minus = bool(e.inside.end_parts.tokens[strongest] < 0)
+    assert tab.run(f"{token}.classList.contains('minus')") == is_minus
+
+
+@in_browser
+def test_it_is_whole_without_scripts(browser: Browser, files: dict[str, Path]) -> None:
+    tab = browser.open(files["plain"], scripts=False)
+    for controls in ("#lens-controls", "#attention-controls", "#parts-controls"):
+        assert not tab.is_shown(controls)
+    for picture in (
+        ".text",
+        ".spans",
+        ".matrix",
+        ".chart",
+        ".effects",
+        "#attention-from",
+        "#parts-tokens",
+        "noscript p",
+    ):
+        assert tab.is_shown(picture), picture
+
+
+@in_browser
+def test_whoever_hears_the_page_hears_what_each_control_is(
+    browser: Browser, files: dict[str, Path]
+) -> None:
+    tab = opened(browser, files["plain"])
+    nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
+    controls = (
+        "button",
+        "combobox",
+        "slider",
+        "radio",
+        "checkbox",
+        "link",
+        "listbox",
+        "option",
+        "table",
+    )
+    heard = Counter()
+    for node in nodes:
+        role = node.get("role", {}).get("value")
+        if role in controls and not node.get("ignored"):
+            assert node.get("name", {}).get("value"), node
+            heard[role] += 1
+    assert heard["combobox"] == 2 and heard["slider"] == 1 and heard["radio"] == 5
+    assert heard["option"] > 20 and heard["button"] == 2 and heard["table"] >= 8
+
+
+@in_browser
+def test_a_picture_of_it_is_no_blank(
+    browser: Browser, files: dict[str, Path], tmp_path: Path
+) -> None:
+    sizes = []
+    for dark in (False, True):
+        tab = opened(browser, files["plain"], dark=dark)
+        tab.picture(tmp_path / "page.png")
+        sizes.append((tmp_path / "page.png").stat().st_size)
+        colour = tab.run("getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", colour)[0]) < 128) == dark
+    assert min(sizes) > 50_000

@@ -1,0 +1,882 @@
+"""Checkpoint folders: read as transformers reads them, written as it writes them, else refused."""
+
+import json
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers import BertConfig as TheirConfig
+
+from bertqa.data.batching import collate
+from bertqa.data.squad import Example
+from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.errors import UserError, shown
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import (
+    checkpoint_name,
+    load_checkpoint,
+    read_tensors,
+    save_model,
+    write_tensors,
+)
+from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
+from tests.helpers import (
+    LENGTHS,
+    TINY,
+    our_batch,
+    random_windows,
+    their_batch,
+    their_model,
+    unpadded,
+    write_tokenizer,
+)
+
+HEAD = ("qa_outputs.bias", "qa_outputs.weight")
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return their_model()
+
+
+@pytest.fixture(scope="module")
+def saved(theirs, tmp_path_factory):
+    """A folder as transformers writes it; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    theirs.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tensors(saved):
+    return load_file(saved / "model.safetensors")
+
+
+@pytest.fixture
+def config(saved):
+    return json.loads((saved / "config.json").read_text())
+
+
+@pytest.fixture
+def make(tmp_path, config, tensors):
+    """Writes a checkpoint folder: the tensors given, and config.json with changes."""
+
+    def write(changed=None, **changes):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        save_file(tensors if changed is None else changed, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return write
+
+
+def refusal(folder, *words, **options):
+    """The one sentence with which a folder is refused; it has these words in it."""
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(folder, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message
+    return message
+
+
+def test_loading_does_not_wait_for_torchs_compiler(saved):
+    """Drawing weights on the meta device would import it, for seconds."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from bertqa.model.checkpoint import load_checkpoint\n"
+        f"load_checkpoint(Path({str(saved)!r})); print('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def their_logits(model):
+    with torch.no_grad():
+        output = model(**their_batch(*random_windows()))
+    return unpadded(output.start_logits), unpadded(output.end_logits)
+
+
+def assert_equal_logits(ours, theirs):
+    with torch.no_grad():
+        output = ours(our_batch(*random_windows()))
+    for our, their in zip(
+        (output.start_logits, output.end_logits), their_logits(theirs), strict=True
+    ):
+        assert our.shape == (sum(LENGTHS),)
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+def assert_same_weights(model, other):
+    """Bit for bit."""
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+# --- what transformers wrote ---------------------------------------------------------------------
+
+
+def test_a_folder_of_transformers(saved, theirs):
+    model, report = load_checkpoint(saved)
+    assert_equal_logits(model, theirs)
+    assert not model.training
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+    assert report.source == saved / "model.safetensors"
+    assert set(report.loaded) == set(theirs.state_dict())
+    assert (report.renamed, report.left_over, report.initialised) == ({}, (), ())
+    assert report.unknown_config_keys == ()
+    assert str(report) == f"{saved / 'model.safetensors'}: {len(report.loaded)} tensors loaded"
+
+
+def test_the_table_of_names_is_whole(theirs):
+    ours = BertForQuestionAnswering(BertConfig(**TINY))
+    shapes = {checkpoint_name(name): p.shape for name, p in ours.named_parameters()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(tmp_path, dtype):
+    theirs = their_model(seed=4).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    model, report = load_checkpoint(tmp_path)
+    assert report.unknown_config_keys == ()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert_equal_logits(model, theirs.float())
+
+
+def test_shards(tmp_path, theirs):
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    model, report = load_checkpoint(tmp_path)
+    assert_equal_logits(model, theirs)
+    assert report.source == tmp_path / "model.safetensors.index.json"
+    assert set(report.loaded) == set(theirs.state_dict())
+
+
+def test_safetensors_are_taken_before_all_else(make, theirs, tmp_path):
+    make()
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
+    model, report = load_checkpoint(tmp_path, allow_bin=True)
+    assert report.source == tmp_path / "model.safetensors"
+    assert_equal_logits(model, theirs)
+
+
+# --- what we write -------------------------------------------------------------------------------
+
+
+def odd_config():
+    """No value is a default, neither ours nor theirs."""
+    return BertConfig(
+        **(TINY | {"type_vocab_size": 3}),
+        hidden_dropout_prob=0.25,
+        attention_probs_dropout_prob=0.125,
+        layer_norm_eps=1e-3,
+        initializer_range=0.5,
+    )
+
+
+def random_model(config=None, seed=5):
+    torch.manual_seed(seed)
+    model = BertForQuestionAnswering(config or odd_config()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def test_transformers_opens_what_we_write(tmp_path):
+    ours = random_model()
+    save_model(tmp_path, ours)
+    theirs, info = AutoModelForQuestionAnswering.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info  # nothing missing, unexpected, mismatched
+    assert {p.dtype for p in theirs.parameters()} == {torch.float32}
+    assert_equal_logits(ours, theirs.eval())
+    for name, value in asdict(odd_config()).items():
+        assert getattr(theirs.config, name) == value
+    assert theirs.config.hidden_act == "gelu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_saves(tmp_path, dtype):
+    ours = random_model()
+    save_model(tmp_path, ours, dtype)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {dtype}
+    again, _ = load_checkpoint(tmp_path)
+    for before, after in zip(ours.parameters(), again.parameters(), strict=True):
+        assert torch.equal(before.to(dtype).float(), after)
+        assert before.dtype == torch.float32  # the model itself is as it was
+    theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_equal_logits(again, theirs.eval())
+
+
+def test_a_whole_folder_with_its_tokenizer(tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "words")
+    sizes = TINY | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
+    ours = random_model(BertConfig(**sizes))
+    save_model(tmp_path / "saved", ours)
+    tokenizer.save(tmp_path / "saved")
+
+    question, context = "Who steered the Ship?", "The ship, Zoë says, was steered by nobody. " * 3
+    encoding = AutoTokenizer.from_pretrained(tmp_path / "saved")(
+        question, context, return_tensors="pt"
+    )
+    windows = make_windows([Example("1", question, context)], tokenizer, WindowSettings())
+    assert len(windows) == 1
+    batch = collate(windows, torch.tensor([0]))
+    assert batch.input_ids.tolist() == encoding["input_ids"][0].tolist()
+    assert batch.token_type_ids.tolist() == encoding["token_type_ids"][0].tolist()
+    theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        our, their = ours(batch), theirs(**encoding)
+    torch.testing.assert_close(our.start_logits, their.start_logits[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(our.end_logits, their.end_logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_there_and_back_again(tmp_path):
+    ours = random_model()
+    save_model(tmp_path / "a", ours)
+    again, report = load_checkpoint(tmp_path / "a")
+    assert report.unknown_config_keys == ()
+    assert again.config == ours.config
+    assert_same_weights(ours, again)
+    save_model(tmp_path / "b", again)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_over_what_was_loaded(tmp_path):
+    save_model(tmp_path, random_model(seed=5))
+    loaded, _ = load_checkpoint(tmp_path)
+    save_model(tmp_path, random_model(seed=6))
+    assert_same_weights(loaded, random_model(seed=5))  # which the old file may still back
+    assert_same_weights(load_checkpoint(tmp_path)[0], random_model(seed=6))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("stays")
+    with pytest.raises(UserError, match=r"config\.json cannot be written: Not a directory"):
+        save_model(tmp_path / "file", random_model())
+
+
+def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
+    save_model(tmp_path, random_model(seed=5))
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("bertqa.model.checkpoint.save_file", full)
+    with pytest.raises(UserError) as caught:
+        save_model(tmp_path, random_model(seed=6))
+    message = str(caught.value)
+    assert str(tmp_path / "model.safetensors") in message
+    assert "No space left on device" in message
+    assert "\n" not in message
+    assert_same_weights(load_checkpoint(tmp_path)[0], random_model(seed=5))
+
+
+def test_tensor_files(tmp_path):
+    path = tmp_path / "state.safetensors"
+    tensors = {
+        "step": torch.tensor(3),
+        "none": torch.empty(0, 4),
+        "half": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        "bytes": torch.arange(7, dtype=torch.uint8),
+    }
+    before = os.umask(0o022)
+    try:
+        write_tensors(path, tensors)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644  # safetensors alone would make it 0600
+    again = read_tensors(path)
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(again[name], tensor)
+        assert again[name].dtype == tensor.dtype
+    for content in (None, b"", path.read_bytes()[:-1]):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_tensors(path)
+        assert str(path) in str(caught.value)
+        path.touch()
+
+
+# --- pickles -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bin_folder(tmp_path, config):
+    """Writes a folder whose weights are the bytes of a pytorch_model.bin."""
+
+    def write(save):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        save(tmp_path / "pytorch_model.bin")
+        return tmp_path
+
+    return write
+
+
+# Most BERT files of the Hub's first years are of the older format.
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pickle_is_read_only_when_allowed(bin_folder, theirs, tmp_path, is_zip):
+    def save(path):
+        torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=is_zip)
+
+    folder = bin_folder(save)
+    refusal(folder, "pytorch_model.bin", "pickle", "--allow_bin")
+    model, report = load_checkpoint(folder, allow_bin=True)
+    assert_equal_logits(model, theirs)
+    assert report.source == folder / "pytorch_model.bin"
+    save_model(tmp_path / "saved", model)
+    assert_same_weights(load_checkpoint(tmp_path / "saved")[0], model)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def _pickle(value, path):
+    path.write_bytes(pickle.dumps(value, protocol=2))  # torch's own
+
+
+@pytest.mark.parametrize("save", [torch.save, _pickle])
+def test_a_pickle_with_a_payload_runs_nothing(bin_folder, theirs, tmp_path, save):
+    marker = tmp_path / "was-here"
+    value = {**theirs.state_dict(), "zz": Payload(marker)}
+    folder = bin_folder(lambda path: save(value, path))
+    refusal(folder, "pytorch_model.bin", "--allow_bin")
+    refusal(folder, "pytorch_model.bin", "cannot be read as tensors alone", allow_bin=True)
+    assert not marker.exists()
+    # The payload is live: what is careless runs it.
+    if save is torch.save:
+        torch.load(folder / "pytorch_model.bin", weights_only=False)
+        assert marker.exists()
+
+
+def test_pickles_of_something_else(bin_folder, tmp_path):
+    zeros = torch.zeros(2)
+    for value in ([zeros], {"a": 1}, {"a": zeros, "b": 1}, {"state": {"a": zeros}}, zeros):
+        folder = bin_folder(lambda path, value=value: torch.save(value, path))
+        refusal(folder, "pytorch_model.bin", "dictionary of tensors", allow_bin=True)
+    for content in (b"", b"garbage", b"PK\x03\x04 and no zip", b"\x80\x02}."):
+        folder = bin_folder(lambda path, content=content: path.write_bytes(content))
+        refusal(folder, "pytorch_model.bin", allow_bin=True)
+
+
+# --- other spellings -----------------------------------------------------------------------------
+
+
+def _old_norms(name):
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    )
+
+
+def _no_prefix(name):
+    return name.removeprefix("bert.")
+
+
+@pytest.mark.parametrize(
+    ("spell", "many"),
+    [
+        (_old_norms, 14),  # two of each of the seven norms
+        (_no_prefix, 53),  # all but the head
+        (lambda name: _old_norms(_no_prefix(name)), 53),
+    ],
+)
+def test_old_spellings(make, tensors, theirs, spell, many):
+    folder = make({spell(name): tensor for name, tensor in tensors.items()})
+    model, report = load_checkpoint(folder)
+    assert_equal_logits(model, theirs)
+    renamed = {spell(name): name for name in tensors if spell(name) != name}
+    assert report.renamed == renamed
+    assert len(renamed) == many
+    assert set(report.loaded) == set(tensors)
+    old, new = next(iter(report.renamed.items()))
+    assert f"renamed: {many}, such as {old} -> {new}" in str(report)
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_parts_of_other_models_are_left_over(make, tensors, theirs, prefix):
+    others = {
+        f"{prefix}pooler.dense.weight": torch.ones(36, 36),
+        f"{prefix}pooler.dense.bias": torch.ones(36),
+        f"{prefix}embeddings.token_type_ids": torch.zeros(1, 64, dtype=torch.int64),
+        f"{prefix}embeddings.position_ids": torch.arange(64)[None],
+        "cls.predictions.bias": torch.full((101,), float("nan")),  # nobody looks at it
+        "cls.predictions.transform.LayerNorm.gamma": torch.ones(36),
+        "cls.seq_relationship.weight": torch.ones(2, 36),
+        "classifier.weight": torch.ones(2, 36),
+    }
+    model, report = load_checkpoint(make({**tensors, **others}))
+    assert_equal_logits(model, theirs)
+    expected = {
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "bert.embeddings.token_type_ids",
+        "bert.embeddings.position_ids",
+        "cls.predictions.bias",
+        "cls.predictions.transform.LayerNorm.weight",
+        "cls.seq_relationship.weight",
+        "classifier.weight",
+    }
+    assert report.left_over == tuple(sorted(expected))
+    assert f"left over: {', '.join(sorted(expected))}" in str(report)
+    assert len(report.renamed) == (1 if prefix else 5)
+    assert set(report.loaded) == set(tensors)
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.arange(64)[None], torch.arange(64), torch.arange(64, dtype=torch.float32)]
+)
+def test_position_ids_in_order(make, tensors, positions):
+    name = "bert.embeddings.position_ids"
+    _, report = load_checkpoint(make({**tensors, name: positions}))
+    assert report.left_over == (name,)
+    assert name in str(report)
+
+
+def test_position_ids_out_of_order(make, tensors):
+    name = "bert.embeddings.position_ids"
+    for positions in (torch.arange(64).flip(0), torch.arange(64) + 2, torch.zeros(1, 64)):
+        folder = make({**tensors, name: positions.contiguous()})
+        refusal(folder, "model.safetensors", name, "0, 1, 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"),
+    [
+        ("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma"),
+        ("bert.encoder.layer.1.output.LayerNorm.bias", "encoder.layer.1.output.LayerNorm.bias"),
+    ],
+)
+def test_both_spellings_of_one_tensor(make, tensors, name, spelling):
+    tensors[spelling] = tensors[name].clone()
+    refusal(make(tensors), "model.safetensors", name, spelling, "twice")
+
+
+# --- the head ------------------------------------------------------------------------------------
+
+
+def without(tensors, *names):
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def test_an_encoder_without_a_head(make, tensors, theirs):
+    folder = make(without(tensors, *HEAD))
+    refusal(folder, "model.safetensors", "qa_outputs", "train")
+    torch.manual_seed(7)
+    model, report = load_checkpoint(folder, require_head=False)
+    assert report.initialised == HEAD
+    assert "newly initialised: qa_outputs.bias, qa_outputs.weight" in str(report)
+    assert set(report.loaded) == set(tensors) - set(HEAD)
+    # Drawn from torch's numbers: the same after the same seed, others after another.
+    torch.manual_seed(7)
+    again, _ = load_checkpoint(folder, require_head=False)
+    other, _ = load_checkpoint(folder, require_head=False)
+    assert_same_weights(model, again)
+    assert not torch.equal(model.head.weight, other.head.weight)
+    assert model.head.weight.unique().numel() == 2 * 36
+    assert torch.equal(model.head.bias, torch.zeros(2))
+    # The encoder is the checkpoint's.
+    with torch.no_grad():
+        model.head.weight.copy_(theirs.qa_outputs.weight)
+        model.head.bias.copy_(theirs.qa_outputs.bias)
+    assert_equal_logits(model, theirs)
+
+
+def test_a_fresh_head_is_as_wide_as_the_config_says(make, tensors):
+    heads = []
+    for width in (0.25, 1.0):
+        folder = make(without(tensors, *HEAD), initializer_range=width)
+        torch.manual_seed(8)
+        heads.append(load_checkpoint(folder, require_head=False)[0].head.weight)
+    assert torch.equal(heads[0] * 4, heads[1])
+    assert 0.7 < heads[1].std() < 1.3
+
+
+def test_a_head_is_loaded_where_there_is_one(saved, theirs):
+    model, report = load_checkpoint(saved, require_head=False)
+    assert report.initialised == ()
+    assert_equal_logits(model, theirs)
+
+
+@pytest.mark.parametrize("half", HEAD)
+@pytest.mark.parametrize("require_head", [True, False])
+def test_half_a_head(make, tensors, half, require_head):
+    folder = make(without(tensors, half))
+    refusal(folder, "model.safetensors", half, require_head=require_head)
+
+
+# --- wrong tensors -------------------------------------------------------------------------------
+
+
+def test_every_tensor_is_needed(make, tensors):
+    for name in tensors:
+        folder = make(without(tensors, name))
+        refusal(folder, "model.safetensors", f"lacks {name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.encoder.layer.3.output.dense.bias",  # a layer too many
+        "bert.embeddings.word_embeddings.weight_scale",
+        "roberta.embeddings.word_embeddings.weight",
+        "qa_outputs.extra",
+        "two\nlines",
+    ],
+)
+def test_unknown_tensors(make, tensors, name):
+    folder = make({**tensors, name: torch.zeros(36)})
+    refusal(folder, "model.safetensors", repr(name)[1:-1], "no part of this BERT")
+
+
+def test_a_layer_too_few(make):
+    folder = make(num_hidden_layers=4)
+    refusal(folder, "model.safetensors", "lacks bert.encoder.layer.3.")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("bert.encoder.layer.0.intermediate.dense.weight", (36, 37)),  # transposed
+        ("bert.encoder.layer.2.attention.self.key.bias", (35,)),
+        ("bert.embeddings.position_embeddings.weight", (63, 36)),
+        ("bert.embeddings.LayerNorm.weight", (1, 36)),
+        ("qa_outputs.weight", (3, 36)),
+        ("qa_outputs.bias", ()),
+    ],
+)
+def test_wrong_shapes(make, tensors, name, shape):
+    wanted = tuple(tensors[name].shape)
+    tensors[name] = torch.zeros(shape)
+    refusal(make(tensors), "model.safetensors", name, str(shape), str(wanted), "config.json")
+
+
+@pytest.mark.parametrize("size", ["hidden_size", "vocab_size", "intermediate_size"])
+def test_a_config_of_other_sizes(make, config, size):
+    refusal(make(**{size: config[size] * 2}), "model.safetensors", "shape", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.int8, "I8"),
+        (torch.int64, "I64"),
+        (torch.uint8, "U8"),
+        (torch.bool, "BOOL"),
+        (torch.complex64, "C64"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+    ],
+)
+def test_numbers_that_are_no_weights(make, tensors, dtype, kind):
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    tensors[name] = torch.ones_like(tensors[name]).to(dtype)
+    refusal(make(tensors), "model.safetensors", name, f"stored as {kind}")
+
+
+@pytest.mark.parametrize(
+    "values", [(float("nan"),), (float("inf"),), (float("-inf"),), (float("inf"), float("-inf"))]
+)
+@pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "qa_outputs.bias"])
+def test_numbers_that_are_not_finite(make, tensors, name, values):
+    flat = tensors[name].flatten()
+    flat[-len(values) :] = torch.tensor(values)
+    tensors[name] = flat.view_as(tensors[name])
+    refusal(make(tensors), "model.safetensors", name, "not finite")
+    tensors[name] = tensors[name].half()
+    refusal(make(tensors), "model.safetensors", name, "not finite")
+
+
+def test_files_that_are_no_safetensors(make, saved):
+    whole = (saved / "model.safetensors").read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    for content in (
+        b"",
+        b"\x00" * 7,
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[: 8 + header],
+        whole[: 8 + header // 2],
+        whole + b"\x00",
+        b"\xff" * 64,
+        b"{not json}".join([(10).to_bytes(8, "little"), b""]),
+        (2).to_bytes(8, "little") + b"[]",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        pickle.dumps({"a": 1}),
+    ):
+        folder = make()
+        (folder / "model.safetensors").write_bytes(content)
+        refusal(folder, "model.safetensors", "corrupt")
+
+
+def test_a_folder_in_place_of_a_file(make):
+    folder = make()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    refusal(folder, "model.safetensors")
+
+
+def test_no_weights(make):
+    folder = make()
+    (folder / "model.safetensors").unlink()
+    refusal(folder, "holds no weights", "model.safetensors")
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path, config, tensors):
+    """A folder of two shards with a right index; returns the folder and a way to change it."""
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
+    for shard, held in parts.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / shard)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weight_map = {name: shard for shard, held in parts.items() for name in held}
+
+    def write(**changes):
+        changed = {k: v for k, v in (weight_map | changes).items() if v is not None}
+        index = {"metadata": {"total_size": 1}, "weight_map": changed}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        return tmp_path
+
+    return write
+
+
+FIRST, LAST = "bert.embeddings.LayerNorm.bias", "qa_outputs.weight"
+
+
+def test_a_right_index(shards, theirs):
+    model, _ = load_checkpoint(shards())
+    assert_equal_logits(model, theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "{outside}", "..\\x.safetensors", "sub/x.safetensors"]
+)
+def test_shards_outside_of_the_folder(shards, tensors, tmp_path_factory, name):
+    folder = shards()
+    outside = tmp_path_factory.mktemp("outside") / "x.safetensors"
+    for path in (outside, folder.parent / "x.safetensors", folder / "..\\x.safetensors"):
+        save_file({LAST: tensors[LAST]}, path)  # they are there; only the index is wrong
+    name = name.format(outside=outside)
+    refusal(shards(**{LAST: name}), "index.json", repr(name), "no plain file name")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "x\n.safetensors", "x\0.safetensors", "x.bin"])
+def test_shards_that_are_no_files(shards, name):
+    refusal(shards(**{LAST: name}), "index.json", repr(name), "no plain file name")
+
+
+def test_a_missing_shard(shards):
+    folder = shards()
+    (folder / "b.safetensors").unlink()
+    refusal(folder, "b.safetensors", "missing")
+
+
+def test_a_corrupt_shard(shards):
+    folder = shards()
+    content = (folder / "b.safetensors").read_bytes()
+    (folder / "b.safetensors").write_bytes(content[:-3])
+    refusal(folder, "b.safetensors", "corrupt")
+
+
+def test_an_index_that_does_not_fit(shards):
+    refusal(shards(more="a.safetensors"), "index.json", "a.safetensors", "'more'")
+    refusal(shards(**{LAST: None}), "index.json", "b.safetensors", repr(LAST))
+    refusal(shards(**{LAST: "a.safetensors"}), "index.json", "a.safetensors", repr(LAST))
+
+
+def test_one_tensor_in_two_shards(shards, tensors, tmp_path):
+    # Which of the two would be the right one?
+    save_file({LAST: -tensors[LAST], FIRST: tensors[FIRST]}, tmp_path / "c.safetensors")
+    folder = shards(**{FIRST: "c.safetensors"})
+    refusal(folder, "index.json", repr(FIRST))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": null}'],
+)
+def test_an_index_that_is_none(shards, content):
+    folder = shards()
+    (folder / "model.safetensors.index.json").write_text(content)
+    refusal(folder, "model.safetensors.index.json")
+
+
+# --- config.json ---------------------------------------------------------------------------------
+
+
+def test_no_config(make):
+    folder = make()
+    (folder / "config.json").unlink()
+    refusal(folder, "config.json", "missing")
+    shutil.rmtree(folder)
+    refusal(folder, "config.json", "missing")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"hidden_size": 36,}',
+        b'{"a": ' * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a": "\xff"}',
+        b'{"a": ' + b"9" * 10_000 + b"}",
+        b"\xff\xfe{\x00}\x00",
+    ],
+)
+def test_a_config_that_is_no_json(make, content):
+    folder = make()
+    (folder / "config.json").write_bytes(content)
+    refusal(folder, "config.json", "not valid JSON")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[{}]", "list"), ('"x"', "str"), ("7", "int")])
+def test_a_config_that_is_no_object(make, content, kind):
+    folder = make()
+    (folder / "config.json").write_text(content)
+    refusal(folder, "config.json", kind)
+
+
+def test_a_config_that_cannot_be_read(make):
+    folder = make()
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    refusal(folder, "config.json", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "relu"),
+        ("hidden_act", "gelu_new"),
+        ("hidden_act", None),
+        ("hidden_act", ["gelu"]),
+        ("position_embedding_type", "relative_key"),
+        ("position_embedding_type", "relative_key_query"),
+        ("is_decoder", True),
+        ("add_cross_attention", True),
+        ("is_encoder_decoder", True),
+        ("pruned_heads", {"0": [1]}),
+        ("model_type", "roberta"),
+        ("model_type", None),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("type_vocab_size", 1),
+        *(
+            (key, value)
+            for key in TINY
+            for value in (0, -1, "36", 36.0, True, None, [36], 10**12, 10**30)
+        ),
+        *(
+            (key, value)
+            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")
+            for value in (1.0, 1, -0.1, 2, "0.1", None, False, float("nan"), float("inf"))
+        ),
+        *(
+            (key, value)
+            for key in ("layer_norm_eps", "initializer_range")
+            for value in (0, -1e-12, "1e-12", None, True, float("nan"), float("inf"), 10**400)
+        ),
+    ],
+)
+def test_values_that_cannot_be_honoured(make, key, value):
+    message = refusal(make(**{key: value}), "config.json", key)
+    assert shown(value) in message
+
+
+@pytest.mark.parametrize("heads", [5, 7, 8, 72])
+def test_heads_that_do_not_share_the_width(make, heads):
+    folder = make(num_attention_heads=heads)
+    refusal(folder, "config.json", "hidden_size 36", f"num_attention_heads {heads}")
+
+
+def test_values_that_say_the_usual(make, theirs):
+    usual = {
+        "position_embedding_type": None,
+        "is_decoder": None,
+        "add_cross_attention": False,
+        "is_encoder_decoder": False,
+        "pruned_heads": {},
+        "quantization_config": None,
+        "gradient_checkpointing": False,
+        "hidden_dropout_prob": 0,
+        "id2label": {"0": "LABEL_0"},
+    }
+    model, report = load_checkpoint(make(**usual))
+    assert report.unknown_config_keys == ()
+    assert model.config.hidden_dropout_prob == 0
+    assert_equal_logits(model, theirs)
+
+
+def test_unknown_keys_are_reported(make, theirs):
+    model, report = load_checkpoint(make(rope_theta=1e4, alibi=None, layer_norm_epsilon=1.0))
+    assert report.unknown_config_keys == ("alibi", "layer_norm_epsilon", "rope_theta")
+    assert "config keys not understood: alibi, layer_norm_epsilon, rope_theta" in str(report)
+    assert_equal_logits(model, theirs)
+
+
+def test_missing_keys_mean_what_they_mean_to_transformers(tmp_path):
+    ours, unknown = parse_config({}, "x")
+    assert unknown == []
+    theirs = TheirConfig()
+    assert ours == BertConfig(**{f.name: getattr(theirs, f.name) for f in fields(BertConfig)})
+    (tmp_path / "config.json").write_text('{"hidden_size": 24}')
+    assert load_config(tmp_path) == (BertConfig(hidden_size=24), [])
+
+
+def test_config_entries_are_read_back():
+    entries = json.loads(json.dumps(config_entries(odd_config())))
+    assert parse_config(entries, "x") == (odd_config(), [])
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def test_a_report_with_everything_in_it(make, tensors, tmp_path):
+    changed = {_old_norms(name): tensor for name, tensor in without(tensors, *HEAD).items()}
+    changed["cls.predictions.bias"] = torch.ones(101)
+    _, report = load_checkpoint(make(changed, novelty=1), require_head=False)
+    old, new = next(iter(report.renamed.items()))
+    assert str(report).splitlines() == [
+        f"{tmp_path / 'model.safetensors'}: 53 tensors loaded",
+        f"  renamed: 14, such as {old} -> {new}",
+        "  left over: cls.predictions.bias",
+        "  newly initialised: qa_outputs.bias, qa_outputs.weight",
+        "  config keys not understood: novelty",
+    ]

@@ -1,0 +1,201 @@
+"""A packed model computes what the model computes."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from bertqa.errors import UserError
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import save_model
+from bertqa.model.config import BertConfig
+from bertqa.model.cpu_inference import (
+    Int8Linear,
+    PackedLinear,
+    can_pack,
+    is_packed,
+    make_ready,
+    pack,
+    quantize_tokens,
+)
+from bertqa.model.kernels import JointPart, linears
+from bertqa.runtime import local_runtime
+from tests.helpers import LENGTHS, TINY, our_batch, random_windows
+
+CPU = torch.device("cpu")
+assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+pytestmark = pytest.mark.skipif(not can_pack(CPU), reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def model() -> BertForQuestionAnswering:
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # fresh biases are 0 and would hide that one was forgotten
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture
+def batch():
+    return our_batch(*random_windows(LENGTHS))
+
+
+def scores(model, batch):
+    with torch.inference_mode():
+        output = model(batch)
+    return torch.stack([output.start_logits, output.end_logits])
+
+
+def test_a_packed_model_gives_the_same_scores(model, batch):
+    expected = scores(model, batch)
+    pack(model)
+    assert_close(scores(model, batch), expected)
+
+
+def test_a_packed_model_shows_the_same_inside(model, batch):
+    with torch.inference_mode():
+        expected = model(batch, output_hidden_states=True, output_attentions=True)
+        pack(model)
+        output = model(batch, output_hidden_states=True, output_attentions=True)
+    assert_close(output.hidden_states, expected.hidden_states)
+    assert_close(output.attentions, expected.attentions)
+
+
+def test_packing_in_half_precision_changes_no_score(model, batch):
+    plain = copy.deepcopy(model)
+    plain.embeddings.bfloat16()
+    plain.layers.bfloat16()
+    ready = make_ready(model, CPU, torch.bfloat16)
+    assert isinstance(ready.layers[0].feed_forward.up, PackedLinear)
+    # One rounding in the products may fall the other way.
+    torch.testing.assert_close(scores(ready, batch), scores(plain, batch), rtol=0, atol=0.01)
+    assert ready.head.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_is_the_linear_layer(dtype):
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(37, 48), torch.randn(80, 48), torch.randn(80)
+    exact = x.to(dtype).float() @ weight.to(dtype).float().T + bias.to(dtype).float()
+    layer = PackedLinear(weight.to(dtype), bias.to(dtype))
+    bound = 1e-5 if dtype is torch.float32 else 2**-8
+    torch.testing.assert_close(layer(x.to(dtype)).float(), exact, rtol=bound, atol=10 * bound)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_packed_layers_refuse_to_give_no_gradient(model, batch, int8):
+    pack(model, int8=int8)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        model(batch)
+
+
+def test_query_key_and_value_are_one_product_and_still_three_layers(model):
+    attention = model.layers[0].attention
+    layers = (attention.query, attention.key, attention.value)
+    x = torch.randn(5, TINY["hidden_size"])
+    with torch.inference_mode():
+        expected = [layer(x) for layer in layers]
+        pack(model)
+        parts = (attention.query, attention.key, attention.value)
+        assert all(isinstance(part, JointPart) for part in parts)
+        assert_close([part(x) for part in parts], expected)
+        assert_close(list(linears(x, parts)), expected)
+
+
+def test_packing_is_for_the_cpu():
+    assert not can_pack(torch.device("cuda"))
+
+
+def test_a_processor_without_the_instructions_is_not_given_them(model, batch, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert can_pack(CPU) and not can_pack(CPU, torch.bfloat16) and not can_pack(CPU, int8=True)
+    ready = make_ready(model, CPU, torch.bfloat16)
+    assert not is_packed(ready) and scores(ready, batch).isfinite().all()
+    with pytest.raises(UserError, match="VNNI"):
+        local_runtime("cpu", "int8")
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_packed_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
+    ready = make_ready(model, CPU, torch.float32, int8=int8)
+    before = scores(ready, batch)
+    with pytest.raises(ValueError, match="packed model cannot be saved"):
+        save_model(tmp_path / "folder", ready)
+    assert not (tmp_path / "folder").exists()
+    assert make_ready(ready, CPU, torch.float32, int8=int8) is ready
+    exactly(scores(ready, batch), before)
+    for other in ({"dtype": torch.float32, "int8": not int8}, {"dtype": torch.bfloat16}):
+        with pytest.raises(ValueError, match="another precision"):
+            make_ready(ready, CPU, **other)
+
+
+# --- integers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
+def test_a_token_in_integers_is_the_token_but_for_rounding(dtype, size):
+    torch.manual_seed(2)
+    x = (torch.randn(50, 64) * size).to(dtype)
+    integers, scale = quantize_tokens(x)
+    assert integers.dtype is torch.uint8
+    again = (integers.float() - 128) * scale.float()
+    half_a_step = x.float().abs().amax(dim=1, keepdim=True) / 126 / 2
+    rounding = 1.01 if dtype is torch.float32 else 2.1  # bfloat16 rounds quotient and scale too
+    assert ((again - x.float()).abs() <= half_a_step * rounding).all()
+
+
+def test_a_tokens_integers_do_not_depend_on_the_other_tokens():
+    torch.manual_seed(3)
+    x = torch.randn(8, 32)
+    alone = quantize_tokens(x[:1])
+    together = quantize_tokens(x * torch.tensor([1.0] + [100.0] * 7)[:, None])
+    exactly(together[0][:1], alone[0])
+    exactly(together[1][:1], alone[1])
+
+
+def test_a_token_of_zeros():
+    integers, scale = quantize_tokens(torch.zeros(1, 8))
+    exactly(integers, torch.full((1, 8), 128, dtype=torch.uint8))
+    assert torch.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_in_integers_is_close_to_the_linear_layer(dtype):
+    torch.manual_seed(4)
+    x, weight, bias = torch.randn(64, 384), torch.randn(96, 384) * 0.05, torch.randn(96)
+    weight[3] = 0  # an output without weights
+    exact = x @ weight.T + bias
+    result = Int8Linear(weight.to(dtype), bias.to(dtype))(x.to(dtype)).float()
+    assert (result - exact).norm() / exact.norm() < 0.02
+    assert_close(result[:, 3], bias[3].to(dtype).float().expand(64))
+
+
+def test_outputs_and_tokens_of_very_different_size_keep_their_precision():
+    """One scale for all would round the small ones to nothing."""
+    torch.manual_seed(5)
+    x, weight = torch.randn(16, 64), torch.randn(8, 64)
+    x[0] *= 1e-3
+    weight[0] *= 1e-3
+    exact = x @ weight.T
+    result = Int8Linear(weight, torch.zeros(8))(x)
+    for part in (slice(0, 1), slice(1, None)):
+        for column in (slice(0, 1), slice(1, None)):
+            error = (result[part, column] - exact[part, column]).norm()
+            assert error / exact[part, column].norm() < 0.03
+
+
+def test_a_model_in_integers_is_close(model, batch):
+    expected = scores(model, batch)
+    ready = make_ready(model, CPU, torch.float32, int8=True)
+    assert isinstance(ready.layers[0].feed_forward.up, Int8Linear)
+    assert isinstance(ready.layers[0].attention.output, Int8Linear)
+    result = scores(ready, batch)
+    assert (result - expected).norm() / expected.norm() < 0.1
+    assert not torch.equal(result, expected)

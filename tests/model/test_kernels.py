@@ -1,0 +1,534 @@
+"""The fast forms of kernels.py equal the readable lines of model.py that they stand for."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bertqa.model import kernels
+from bertqa.model.bert import BertForQuestionAnswering, Dropout, attention, span_loss
+from bertqa.model.config import BertConfig
+from bertqa.model.kernels import (
+    choose_attention,
+    cpu_attention,
+    dropout,
+    flash_attention,
+    linears,
+)
+from bertqa.model.packing import TokenBatch
+from tests.helpers import LENGTHS, TINY, our_batch, random_windows
+
+assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
+exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+
+def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
+    """What dropout multiplies the numbers of a tensor like ``x`` by."""
+    return dropout(torch.ones(x.shape, dtype=x.dtype), rate)
+
+
+RATES = [0.1, 0.5, 0.9, 1 / 3, 0.001]
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_number(monkeypatch) -> Tensor:
+    """A tensor for which "random" words hold each of the 2**16 sixteen-bit numbers once."""
+
+    def each_once(words: Tensor, *bounds: object) -> Tensor:
+        numbers = torch.arange(-(2**15), 2**15).to(torch.int16)
+        return words.copy_(numbers.view(torch.int64))
+
+    monkeypatch.setattr(Tensor, "random_", each_once)
+    return torch.zeros(2**16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rate", [*RATES, 0.0, 1e-7, 2**-16, 1 - 2**-16, 1 - 1e-7])
+def test_share_of_the_random_numbers_that_drop(every_number, rate):
+    """The threshold is exact to half a step of 2**-16, and the expectation is 1."""
+    multiplier = dropout_multiplier(every_number, rate)
+    dropped = (multiplier == 0).sum().item()
+    assert dropped == min(round(rate * 2**16), 2**16 - 1)
+    assert abs(dropped / 2**16 - rate) <= 2**-16
+    scale = 2**16 / (2**16 - dropped)
+    assert multiplier.unique().tolist() == sorted({0.0, scale} if dropped else {scale})
+    assert multiplier.mean().item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_rate_and_expectation_of_many_draws(rate):
+    torch.manual_seed(0)
+    number = 2**22
+    multiplier = dropout_multiplier(torch.empty(number, dtype=torch.float64), rate)
+    deviation = math.sqrt(rate * (1 - rate) / number)
+    share = (multiplier == 0).double().mean().item()
+    assert abs(share - rate) < min(5 * deviation + 2**-17, 1e-3)
+    # The mean of what inverted dropout multiplies by is 1.
+    assert abs(multiplier.mean().item() - 1) < 5 * deviation / (1 - rate)
+
+
+def test_values_are_zero_or_the_scale():
+    torch.manual_seed(0)
+    values = dropout_multiplier(torch.empty(10_000), 0.1).unique()
+    assert values.tolist() == [0, pytest.approx(1 / 0.9, rel=2e-5)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_neighbours_are_independent(rate):
+    """Four numbers come out of one random word; each lane drops as often, and no two agree."""
+    torch.manual_seed(1)
+    number = 2**20
+    dropped = (dropout_multiplier(torch.empty(number), rate) == 0).double()
+    lanes = dropped.view(-1, 4)
+    spread = math.sqrt(rate * (1 - rate))
+    assert (lanes.mean(0) - rate).abs().max() < 5 * spread / math.sqrt(number / 4)
+    centred = (dropped - rate) / spread
+    for lag in (*range(1, 13), 64, 1024):
+        correlation = (centred[lag:] * centred[:-lag]).mean().item()
+        assert abs(correlation) < 5 / math.sqrt(number - lag), lag
+    within = (centred.view(-1, 4).T @ centred.view(-1, 4)) / (number / 4)
+    assert (within - torch.eye(4)).abs().max() < 0.02
+
+
+def test_seed_decides():
+    def draw(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return dropout_multiplier(torch.empty(50, 7), 0.5)
+
+    exactly(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+    torch.manual_seed(3)
+    again = [dropout_multiplier(torch.empty(50, 7), 0.5) for _ in range(2)]
+    exactly(again[0], draw(3))
+    assert not torch.equal(*again)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0,), (), (1,), (2,), (3,), (5,), (3, 5, 7), (4, 9, 9), (1, 1, 1), (2, 0, 3)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_shape_and_dtype(shape, dtype):
+    torch.manual_seed(0)
+    multiplier = dropout_multiplier(torch.empty(shape, dtype=dtype), 0.5)
+    assert multiplier.shape == shape and multiplier.dtype == dtype
+    assert set(multiplier.flatten().tolist()) <= {0.0, 2.0}
+
+
+def test_all_of_an_odd_size_is_drawn():
+    """No number is kept, or dropped, in every draw."""
+    torch.manual_seed(0)
+    draws = torch.stack([dropout_multiplier(torch.empty(3, 7), 0.5) for _ in range(60)])
+    assert (draws.amin(0) == 0).all() and (draws.amax(0) == 2).all()
+
+
+def test_views_are_drawn_by_place():
+    """A transposed tensor gets another mask than its transpose, not an error."""
+    torch.manual_seed(0)
+    turned = dropout_multiplier(torch.empty(7, 50).T, 0.5)
+    torch.manual_seed(0)
+    exactly(turned, dropout_multiplier(torch.empty(50, 7), 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """The same mask as in float32; the scale is the nearest number of that type."""
+    torch.manual_seed(0)
+    half = dropout_multiplier(torch.empty(4001, dtype=dtype), 0.1)
+    torch.manual_seed(0)
+    full = dropout_multiplier(torch.empty(4001), 0.1)
+    exactly(half, full.to(dtype))
+    assert 0 < (half == 0).sum() < 800
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1e-7, 1.0), (1 - 1e-7, 0.0)])
+def test_rates_near_the_ends(rate, kept):
+    torch.manual_seed(0)
+    multiplier = dropout_multiplier(torch.empty(1000), rate)
+    assert multiplier.isfinite().all()
+    assert (multiplier != 0).double().mean().item() == pytest.approx(kept, abs=0.01)
+
+
+def test_dropout_multiplies_value_and_gradient():
+    x = torch.randn(6, 11, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    torch.manual_seed(2)
+    out = dropout(x, 0.3)
+    torch.manual_seed(2)
+    multiplier = dropout_multiplier(x, 0.3)
+    exactly(out, x * multiplier)
+    [gradient] = torch.autograd.grad(out.sum(), x)
+    exactly(gradient, multiplier)
+    assert not multiplier.requires_grad
+    assert 0 < (multiplier == 0).sum() < 40
+
+
+def test_dropout_module_acts_in_training_only():
+    x = torch.ones(1000)
+    module = Dropout(0.5)
+    torch.manual_seed(0)
+    assert set(module(x).tolist()) == {0.0, 2.0}
+    assert module.eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+# --- attention on the CPU ------------------------------------------------------------------------
+
+SHAPES = {
+    "usual": (LENGTHS, 4, 9),
+    "one head": ((7, 2), 1, 5),
+    "heads of one number": ((4, 11), 3, 1),
+    "windows of one token": ((1,) * 40, 2, 3),
+    "one window": ((13,), 4, 8),
+}
+
+
+def lay(lengths: tuple[int, ...]) -> TokenBatch:
+    return our_batch(*random_windows(lengths))
+
+
+def draw(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dtype, seed: int = 0):
+    """Query, key and value as the model makes them, parts of one matrix, and the stream."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randn(sum(lengths), 3 * heads * size, generator=generator, dtype=torch.float64)
+    whole = whole.mul_(1.5).to(dtype).requires_grad_()
+    parts = [x.view(-1, heads, size) for x in whole.split(heads * size, dim=-1)]
+    return whole, parts, lay(lengths)
+
+
+def both_forms(lengths, heads, size, dtype, rate, seed=7):
+    """Value and gradient of the fast form and of the readable one, with the same masks."""
+    results = []
+    for form in (cpu_attention, readable):
+        whole, parts, batch = draw(lengths, heads, size, dtype)
+        torch.manual_seed(seed)
+        out = form(*parts, batch, rate)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+        # A gradient that is no plain contiguous tensor, as behind a transpose.
+        weight = weight.transpose(0, 2).contiguous().transpose(0, 2)
+        [gradient] = torch.autograd.grad(out, whole, weight)
+        results.append((out.detach(), gradient))
+    return results
+
+
+def readable(query: Tensor, key: Tensor, value: Tensor, batch: TokenBatch, rate: float) -> Tensor:
+    return attention(query, key, value, batch.lengths, Dropout(rate))[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_cpu_attention(shape, rate, dtype):
+    (fast, fast_gradient), (plain, plain_gradient) = both_forms(*SHAPES[shape], dtype, rate)
+    tight = 1e-12 if dtype is torch.float64 else 6e-6
+    assert_close(fast, plain, rtol=tight * 3, atol=tight)
+    assert_close(fast_gradient, plain_gradient, rtol=tight * 3, atol=tight)
+    assert fast.dtype == dtype and fast.abs().max() > 0.1
+
+
+def test_cpu_attention_in_bf16():
+    exact, _ = both_forms(LENGTHS, 4, 9, torch.float64, 0.1)
+    half, _ = both_forms(LENGTHS, 4, 9, torch.bfloat16, 0.1)
+    for found, wanted in zip(half, exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert ((found.double() - wanted).norm() / wanted.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("size", [30.0, -30.0], ids=["too large", "too small"])
+def test_scores_whose_exponentials_leave_the_range(dtype, size):
+    """A row whose scores are all far from 0 has the usual softmax, with the same gradients."""
+    lengths, heads, number = (6, 9, 4), 2, 16
+    batch = lay(lengths)
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, 19, heads, number, generator=generator)
+    parts[0, 7], parts[1, 6:15] = size, abs(size) + 0.1 * parts[1, 6:15]
+    found = []
+    for form in (cpu_attention, readable):
+        query, key, value = leaves = [x.to(dtype).requires_grad_() for x in parts]
+        torch.manual_seed(3)
+        out = form(query, key, value, batch, 0.3)
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
+    assert ((parts[0, 7, 0] @ parts[1, 6:15, 0].T) / 4).abs().min() > 100
+    for fast, plain in zip(*found, strict=True):
+        assert fast.isfinite().all()
+        # In float32 a score near 900 is known to one part in ten thousand.
+        bound = 1e-4 if dtype is torch.float32 else 1e-12
+        assert (fast - plain).norm() <= bound * plain.norm()
+
+
+def test_cpu_attention_drops():
+    """A rate above 0 changes the result, and every call draws anew."""
+    _, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
+    torch.manual_seed(0)
+    first, second = (cpu_attention(*parts, batch, 0.5) for _ in range(2))
+    without = cpu_attention(*parts, batch, 0.0)
+    assert min((first - second).abs().max(), (first - without).abs().max()) > 0.1
+
+
+def test_cpu_attention_of_one_token_is_its_value():
+    _, (query, key, value), batch = draw((1, 1, 1), 2, 3, torch.float32)
+    assert_close(cpu_attention(query, key, value, batch, 0.0), value)
+    # The only probability is 1 whatever query and key are, so it has no gradient.
+    [d_query] = torch.autograd.grad(cpu_attention(query, key, value, batch, 0.0).sum(), query)
+    assert d_query.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("form", [cpu_attention, readable], ids=["fast", "readable"])
+def test_gradient_is_the_slope(form, rate):
+    """The gradient written by hand against finite differences, in float64."""
+    lengths, heads, size = (3, 1, 4), 2, 3
+    batch = lay(lengths)
+    generator = torch.Generator().manual_seed(4)
+    inputs = [
+        torch.randn(sum(lengths), heads, size, generator=generator, dtype=torch.float64)
+        for _ in range(3)
+    ]
+
+    def run(*parts: Tensor) -> Tensor:
+        torch.manual_seed(1)  # the same masks each time
+        return form(*parts, batch, rate)
+
+    torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+def test_backward_twice_gives_the_same():
+    """Nothing that the first backward pass needed was overwritten by it."""
+    whole, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
+    loss = cpu_attention(*parts, batch, 0.2).square().sum()
+    first, second = (torch.autograd.grad(loss, whole, retain_graph=True)[0] for _ in range(2))
+    exactly(first, second)
+
+
+def test_windows_are_kept_apart():
+    """A token takes nothing from another window, and gives it no gradient."""
+    whole, parts, batch = draw((4, 6, 3), 2, 5, torch.float32)
+    middle = cpu_attention(*parts, batch, 0.0)[4:10]
+    [gradient] = torch.autograd.grad(middle.sum(), whole)
+    assert (gradient[:4] == 0).all() and (gradient[10:] == 0).all()
+    assert (gradient[4:10] != 0).any(dim=1).all()
+
+
+# --- the readable form itself --------------------------------------------------------------------
+
+
+def test_readable_attention_by_hand():
+    """softmax(Q K^T / sqrt(K)) V in plain Python."""
+    lengths = (2, 4, 1)
+    _, (query, key, value), _ = draw(lengths, 2, 3, torch.float64)
+    gathered, probabilities = attention(query, key, value, lengths, Dropout(0.0))
+    first = 0
+    for window, length in enumerate(lengths):
+        places = range(first, first + length)
+        for head in range(2):
+            q, k, v = (x[:, head].tolist() for x in (query, key, value))
+            for i in places:
+                scores = [
+                    sum(a * b for a, b in zip(q[i], k[j], strict=True)) / math.sqrt(3)
+                    for j in places
+                ]
+                total = sum(map(math.exp, scores))
+                weights = [math.exp(score) / total for score in scores]
+                found = probabilities[window][head, i - first].tolist()
+                assert found == pytest.approx(weights)
+                wanted = [
+                    sum(w * v[j][d] for w, j in zip(weights, places, strict=True)) for d in range(3)
+                ]
+                assert gathered[i, head].tolist() == pytest.approx(wanted)
+        first += length
+
+
+def test_readable_probabilities_are_those_before_dropout():
+    _, (query, key, value), batch = draw(LENGTHS, 4, 9, torch.float32)
+    _, without = attention(query, key, value, batch.lengths, Dropout(0.0))
+    gathered, kept = attention(query, key, value, batch.lengths, Dropout(0.5))
+    for a, b in zip(kept, without, strict=True):
+        exactly(a, b)
+    assert (gathered - readable(query, key, value, batch, 0.0)).abs().max() > 0.1
+
+
+# --- several linear layers at once ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths", [(36, 36, 36), (5, 1, 12), (7,)])
+def test_linears(widths):
+    torch.manual_seed(0)
+    layers = [nn.Linear(11, width) for width in widths]
+    x = torch.randn(9, 11, requires_grad=True)
+    inputs = [x, *(p for layer in layers for p in layer.parameters())]
+    together, apart = linears(x, layers), [layer(x) for layer in layers]
+    assert [out.shape for out in together] == [(9, width) for width in widths]
+    for a, b in zip(together, apart, strict=True):
+        assert_close(a, b)
+    ours, theirs = (
+        torch.autograd.grad(sum(out.square().sum() for out in outs), inputs)
+        for outs in (together, apart)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+# --- which form runs -----------------------------------------------------------------------------
+
+
+def test_cpu_tensors_take_the_cpu_form():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert choose_attention(torch.empty(3, 2, 8, dtype=dtype)) is cpu_attention
+
+
+def test_other_devices_take_the_readable_form():
+    assert choose_attention(torch.empty(3, 2, 8, device="meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "capability", "form"),
+    [
+        (torch.bfloat16, 64, (8, 0), flash_attention),
+        (torch.float16, 32, (9, 0), flash_attention),
+        (torch.bfloat16, 256, (8, 6), flash_attention),
+        (torch.bfloat16, 8, (12, 0), flash_attention),
+        (torch.float32, 64, (9, 0), None),  # FlashAttention has no float32
+        (torch.bfloat16, 64, (7, 5), None),  # nor runs before Ampere
+        (torch.bfloat16, 9, (9, 0), None),
+        (torch.bfloat16, 264, (9, 0), None),
+    ],
+)
+def test_cuda_tensors(monkeypatch, dtype, head_size, capability, form):
+    """What is asked of a tensor, asked of a stand-in, for there need be no such device here."""
+    built = torch.backends.cuda
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(built, "is_flash_attention_available", lambda: True)
+    query = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(3, 2, head_size))
+    assert choose_attention(query) is form
+    monkeypatch.setattr(built, "is_flash_attention_available", lambda: False)
+    assert choose_attention(query) is None
+
+
+# --- on a GPU ------------------------------------------------------------------------------------
+
+
+def gpu(test):
+    """Mark a test that needs a CUDA device."""
+    there = torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(not there, reason="needs a CUDA device")(test))
+
+
+def draw_on_gpu(heads: int = 4, size: int = 32):
+    """As ``draw``, in bf16 on the GPU."""
+    whole, _, batch = draw(LENGTHS, heads, size, torch.bfloat16)
+    whole = whole.detach().cuda().requires_grad_()
+    parts = [x.view(-1, heads, size) for x in whole.split(heads * size, dim=-1)]
+    return whole, parts, batch.to(torch.device("cuda"))
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """How far two tensors are from each other, relative to the second."""
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@gpu
+def test_gpu_takes_flash_attention():
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("FlashAttention needs Ampere or later")
+    _, parts, _ = draw_on_gpu()
+    assert choose_attention(parts[0]) is flash_attention
+
+
+@gpu
+def test_flash_attention_equals_the_readable_form():
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("FlashAttention needs Ampere or later")
+    whole, parts, batch = draw_on_gpu()
+    exact = [x.double() for x in parts]
+    fast, plain = flash_attention(*parts, batch, 0.0), readable(*exact, batch, 0.0)
+    assert fast.shape == plain.shape and fast.dtype == torch.bfloat16
+    assert apart(fast, plain) < 0.01
+    weight = torch.randn_like(fast)
+    [fast_gradient] = torch.autograd.grad(fast, whole, weight)
+    [plain_gradient] = torch.autograd.grad(plain, whole, weight.double())
+    assert apart(fast_gradient, plain_gradient) < 0.02
+
+
+@gpu
+def test_flash_attention_drops_without_bias():
+    """The mean of many draws approaches what comes without dropout, in value and gradient."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("FlashAttention needs Ampere or later")
+    whole, parts, batch = draw_on_gpu()
+    torch.manual_seed(0)
+    weight = torch.randn_like(parts[2])
+
+    def run(rate: float) -> tuple[Tensor, Tensor]:
+        out = flash_attention(*parts, batch, rate)
+        [gradient] = torch.autograd.grad(out, whole, weight)
+        return out.detach().double(), gradient.double()
+
+    without = run(0.0)
+    draws = [run(0.2) for _ in range(400)]
+    assert apart(draws[0][0], draws[1][0]) > 0.05
+    for part in range(2):
+        mean = torch.stack([draw[part] for draw in draws]).mean(0)
+        single = apart(draws[0][part], without[part])
+        assert single > 0.05
+        # The error of a mean of 400 is a twentieth of that of one draw; bf16 adds a little.
+        assert apart(mean, without[part]) < single / 20 * 1.5 + 0.005
+    torch.manual_seed(11)
+    first = run(0.2)[0]
+    torch.manual_seed(11)
+    exactly(run(0.2)[0], first)
+
+
+def model_on_both(**changes: object) -> tuple[BertForQuestionAnswering, BertForQuestionAnswering]:
+    """The same random weights on the CPU and on the GPU."""
+    torch.manual_seed(0)
+    config = BertConfig(**(TINY | changes))
+    here, there = BertForQuestionAnswering(config).eval(), BertForQuestionAnswering(config).eval()
+    with torch.no_grad():
+        for parameter in here.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    there.load_state_dict(here.state_dict())
+    return here, there.cuda()
+
+
+def logits_and_gradients(model: BertForQuestionAnswering, batch: TokenBatch) -> list[Tensor]:
+    """Start logits, end logits and the gradient of every parameter, on the CPU."""
+    places = torch.tensor([length - 1 for length in LENGTHS], device=batch.input_ids.device)
+    output = model(batch)
+    loss = span_loss(output, batch.lengths, places // 2, places)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    return [x.detach().cpu() for x in (output.start_logits, output.end_logits, *found)]
+
+
+@gpu
+def test_whole_model_on_the_gpu_in_fp32():
+    here, there = model_on_both()
+    batch = lay(LENGTHS)
+    ours = logits_and_gradients(there, batch.to(torch.device("cuda")))
+    for found, wanted in zip(ours, logits_and_gradients(here, batch), strict=True):
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@gpu
+def test_whole_model_on_the_gpu_in_bf16(monkeypatch):
+    """Through FlashAttention, where the device has it."""
+    here, there = model_on_both(hidden_size=64, num_attention_heads=4)
+    batch = lay(LENGTHS)
+    calls = []
+
+    def counted(*inputs):
+        calls.append(inputs)
+        return flash_attention(*inputs)
+
+    monkeypatch.setattr(kernels, "flash_attention", counted)
+    with torch.autocast("cuda", torch.bfloat16):
+        output = there(batch.to(torch.device("cuda")))
+    capable = torch.cuda.get_device_capability() >= (8, 0)
+    assert len(calls) == (TINY["num_hidden_layers"] if capable else 0)
+    wanted = here(batch)
+    assert output.start_logits.dtype == torch.float32
+    assert apart(output.start_logits.cpu(), wanted.start_logits) < 0.05
+    assert apart(output.end_logits.cpu(), wanted.end_logits) < 0.05

@@ -1,0 +1,838 @@
+"""Checkpoint folders from anybody: each is loaded as it says, or refused in one sentence.
+
+What a folder of good will may get wrong is in test_checkpoint.py and test_tokenization.py; here are
+the folders that nobody writes by accident.
+"""
+
+import json
+import os
+import pickle
+import random
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from bertqa.answering.answerer import QuestionAnswerer, load_folder
+from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
+from tests.fuzz_checkpoints import BATCH, WORDS, read_files, write_good
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS, INDEX, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+FILES = [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "decoding.json"]
+NAME = "bert.encoder.layer.0.output.dense.bias"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a good folder."""
+    return read_files(write_good(tmp_path_factory.mktemp("strangers") / "good"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, good: dict[str, bytes]) -> Path:
+    """A good folder, to be spoilt."""
+    for name, content in good.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.fixture
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """A test that hangs ends the run instead, by the signal's own effect."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def load(folder: Path, allow_bin: bool = False) -> Any:
+    model, tokenizer, report = load_folder(folder, allow_bin, True)
+    read_decoding_file(folder)
+    tokenizer.encode(["the quick"])
+    return model, tokenizer, report
+
+
+def refusal(folder: Path, name: str, *words: str, allow_bin: bool = False) -> str:
+    """The sentence with which a folder is refused; it names the file and has these words."""
+    with pytest.raises(UserError) as caught:
+        load(folder, allow_bin)
+    message = str(caught.value)
+    for word in (str(folder / name), *words):
+        assert word in message
+    assert message.isprintable()
+    assert len(message) < 600
+    return message
+
+
+def put(path: Path, content: bytes | str) -> None:
+    """Write a file in the place of whatever is there; mapped weights are not written into."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    entries = json.loads(path.read_bytes())
+    change(entries)
+    put(path, json.dumps(entries))
+
+
+# --- what is no file -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FILES, INDEX, BIN, "vocab.txt"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "link to a pipe"])
+def test_what_is_no_file(folder: Path, name: str, kind: str) -> None:
+    """Opening a pipe would wait for ever, and /dev/zero would fill the memory."""
+    if name in (INDEX, BIN):
+        (folder / WEIGHTS).unlink()
+    if name == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to("pipe")
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": name, "nowhere": "nowhere"}[kind])
+    refusal(folder, name, allow_bin=True)
+
+
+def test_links_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As the hub's cache is made of them: snapshots/COMMIT/NAME -> ../../blobs/DIGEST."""
+    blobs = tmp_path_factory.mktemp("blobs")
+    for i, name in enumerate(FILES):
+        (folder / name).rename(blobs / str(i))
+        (folder / name).symlink_to(blobs / str(i))
+    before = read_files(blobs)
+    load(folder)
+    assert read_files(blobs) == before
+
+
+def test_a_link_to_a_secret_shows_nothing_of_it(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("home") / "secret"
+    secret.write_text("hunter2 hunter2\n")
+    (folder / "tokenizer.json").unlink()
+    for name in [*FILES, "vocab.txt"]:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+        assert "hunter" not in refusal_of_any(folder)
+
+
+def refusal_of_any(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_no_file_outside_the_folder_is_opened(folder: Path, shards: bool) -> None:
+    """Python reports every file that is opened; the rest is given by name to the library."""
+    if shards:
+        put(folder / "a.safetensors", (folder / WEIGHTS).read_bytes())
+        names = load_file(folder / WEIGHTS)
+        put(folder / INDEX, json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
+        (folder / WEIGHTS).unlink()
+    code = f"""
+import sys
+from pathlib import Path
+from bertqa.model import weights
+from tests.model.test_untrusted_checkpoints import load
+
+folder, opened, open_there = Path({str(folder)!r}), [], weights.safe_open
+load(folder, True)  # what is imported on the way is no matter of the folder
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+weights.safe_open = lambda path, framework: [opened.append(path), open_there(path, framework)][1]
+load(folder, True)
+print(*opened, sep="\\n")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    opened = {Path(line) for line in result.stdout.splitlines()}
+    weights = {"a.safetensors", INDEX} if shards else {WEIGHTS}
+    assert opened == {folder / name for name in {*FILES[1:], *weights}}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "decoding.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": ' + b"[" * 2_500_000 + b"]" * 2_500_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deeply"),
+        (b'{"a": ' * 100 + b"1" + b"}" * 100, "nested too deeply"),
+        (b'{"a": ' + b"1" * 1_000_000 + b"}", "not valid JSON"),
+        (b'{"a": [' + b"1," * (1 << 23) + b"1]}", "more than 16777216 bytes"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands there twice"),
+        (b'\xef\xbb\xbf{"a": 1}', "BOM"),
+        ('{"a": 1}'.encode("utf-16"), "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b'{"a": 1}\x00', "not valid JSON"),
+        (b"null", "no JSON object but a NoneType"),
+    ],
+)
+def test_json_bombs(folder: Path, name: str, content: bytes, words: str) -> None:
+    put(folder / name, content)
+    refusal(folder, name, words)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 1000, b'{"a": ' + b"9" * 10**6])
+def test_tokenizer_bombs(folder: Path, content: bytes) -> None:
+    put(folder / "tokenizer.json", content)
+    refusal(folder, "tokenizer.json", "is no tokenizer")
+
+
+# --- config.json ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", (1 << 24) - 1),
+        ("num_hidden_layers", 2),
+        ("hidden_size", 10**12),
+        ("hidden_size", 1 << 23),
+        ("intermediate_size", 1 << 23),
+        ("vocab_size", 1 << 23),
+        ("max_position_embeddings", 1 << 23),
+        ("type_vocab_size", 1 << 23),
+        ("hidden_size", 10**4000),
+        ("hidden_size", "x" * 10**6),
+        ("hidden_act", ["gelu"] * 10**5),
+        ("layer_norm_eps", 10**400),
+    ],
+)
+def test_a_config_that_asks_for_too_much(folder: Path, key: str, value: Any) -> None:
+    """Refused by what the file says of its tensors, before a model is built or memory taken."""
+    change_json(folder / "config.json", lambda entries: entries.update({key: value}))
+    assert "config" in refusal(folder, "")
+
+
+def test_what_a_report_repeats_is_printable(folder: Path, tensors: dict[str, Any]) -> None:
+    change_json(folder / "config.json", lambda e: e.update({"\ud800": 1, "\x1b[2J": 2}))
+    tensors |= {"cls.\x1b[2J\n": torch.ones(1), "pooler.\x07": torch.ones(1)}
+    save_file(tensors, folder / WEIGHTS)
+    report = str(load(folder)[2])
+    assert all(line.isprintable() for line in report.splitlines())
+    assert len(report.splitlines()) == 4
+    report.encode()
+
+
+# --- safetensors ---------------------------------------------------------------------------------
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def packed(header: bytes, body: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+@pytest.mark.parametrize("share", [0, 1, 7, 8, 9, 0.1, 0.3, 0.5, 0.9, -8, -1])
+def test_truncated_weights(folder: Path, share: float) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    kept = int(share * len(content)) if isinstance(share, float) else share
+    put(folder / WEIGHTS, content[:kept])
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 100, 1 << 20, 99_999_999, 1 << 31, 1 << 60, (1 << 63) - 1, (1 << 64) - 1]
+)
+def test_a_header_of_another_length(folder: Path, size: int) -> None:
+    put(folder / WEIGHTS, struct.pack("<Q", size) + (folder / WEIGHTS).read_bytes()[8:])
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+def test_a_header_that_is_there_but_huge(folder: Path) -> None:
+    header, body = header_of((folder / WEIGHTS).read_bytes())
+    put(folder / WEIGHTS, packed(json.dumps(header).encode() + b" " * 5_000_000, body))
+    refusal(folder, WEIGHTS, "corrupt (a header of ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{not json}",
+        b"[]",
+        b"7",
+        b"\xff\xfe",
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": 1}',
+        b'{"__metadata__": {"a": "b", "a": "c"}}',
+    ],
+)
+def test_a_header_that_is_none(folder: Path, header: bytes) -> None:
+    put(folder / WEIGHTS, packed(header, b""))
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+def test_a_tensor_twice_in_a_header(folder: Path) -> None:
+    """The library would take the last, another reader the first."""
+    header, body = header_of((folder / WEIGHTS).read_bytes())
+    twice = json.dumps(header)[:-1] + f', "{NAME}": {json.dumps(header[NAME])}}}'
+    put(folder / WEIGHTS, packed(twice.encode(), body))
+    refusal(folder, WEIGHTS, "corrupt", NAME, "twice")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [0, 48]},  # another's place
+        {"data_offsets": [10**9, 10**9 + 48]},
+        {"data_offsets": [1 << 63, (1 << 63) + 48]},
+        {"data_offsets": [48, 0]},
+        {"data_offsets": [-48, 0]},
+        {"data_offsets": [0]},
+        {"data_offsets": None},
+        {"shape": [13]},
+        {"shape": [1 << 40]},
+        {"shape": [-12]},
+        {"shape": [1 << 62, 4, 3]},  # 64 bits of it are 12 again
+        {"shape": [0]},
+        {"shape": "12"},
+        {"shape": [12.0]},
+        {"dtype": "F16"},
+        {"dtype": "F64"},
+        {"dtype": "f32"},
+        {"dtype": "\x1b[31mF32"},
+        {"dtype": 7},
+    ],
+)
+def test_an_entry_that_is_wrong(folder: Path, change: dict[str, Any]) -> None:
+    header, body = header_of((folder / WEIGHTS).read_bytes())
+    header[NAME] |= change
+    put(folder / WEIGHTS, packed(json.dumps(header).encode(), body))
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+def test_holes_between_tensors(folder: Path) -> None:
+    header, body = header_of((folder / WEIGHTS).read_bytes())
+    header.pop(NAME)
+    put(folder / WEIGHTS, packed(json.dumps(header).encode(), body))
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+def test_bytes_after_the_last_tensor(folder: Path) -> None:
+    put(folder / WEIGHTS, (folder / WEIGHTS).read_bytes() + b"\0")
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("I16", 2), ("BOOL", 1), ("F4", 0.5), ("F8_E8M0", 1), ("F8_E4M3FNUZ", 1), ("C64", 8)],
+)
+@pytest.mark.parametrize("name", [NAME, "bert.embeddings.position_ids"])
+def test_formats_that_are_no_weights(folder: Path, dtype: str, number: float, name: str) -> None:
+    """Of some torch cannot even make numbers."""
+    header, body = header_of((folder / WEIGHTS).read_bytes())
+    shape = [64] if name != NAME else [12]
+    added = b"\x01" * int(shape[0] * number)
+    if name == NAME:  # the new numbers stand at the end, and so does what was in their place
+        old = header.pop(NAME)
+        header["cls.old"] = old
+    header[name] = {
+        "dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(added)],
+    }  # fmt: skip
+    put(folder / WEIGHTS, packed(json.dumps(header).encode(), body + added))
+    refusal(folder, WEIGHTS, name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + b"\0" * 100,
+        pickle.dumps({"a": 1}),
+        b"\x80\x02}q\x00.",
+        b"GIF89a" * 10,
+        b"\x89HDF\r\n\x1a\n" + b"\0" * 100,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        b"<!DOCTYPE html><title>404</title>",
+        struct.pack(">Q", 2) + b"{}",
+    ],
+)
+def test_files_of_other_kinds(folder: Path, content: bytes) -> None:
+    put(folder / WEIGHTS, content)
+    refusal(folder, WEIGHTS, "corrupt")
+
+
+@pytest.mark.parametrize("value", [3.4e38, 1e30, -1e5, 65536.0, float("nan"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_that_no_bert_has(
+    folder: Path, tensors: dict[str, Any], value: float, dtype: torch.dtype
+) -> None:
+    """One flipped bit of an exponent makes 1e38 of 0.1, and no score is a number any more."""
+    tensors[NAME][3] = 0
+    tensors[NAME] = tensors[NAME].to(dtype)
+    tensors[NAME][3] = value
+    save_file(tensors, folder / WEIGHTS)
+    refusal(folder, WEIGHTS, NAME, "not finite, or beyond any weight's")
+
+
+def test_a_double_that_is_infinite_in_float32(folder: Path, tensors: dict[str, Any]) -> None:
+    tensors[NAME] = torch.full_like(tensors[NAME], 1e300, dtype=torch.float64)
+    save_file(tensors, folder / WEIGHTS)
+    refusal(folder, WEIGHTS, NAME, "not finite")
+
+
+def test_the_largest_weights_still_give_scores(folder: Path, tensors: dict[str, Any]) -> None:
+    save_file({k: torch.full_like(t, 65504.0) for k, t in tensors.items()}, folder / WEIGHTS)
+    model, _, _ = load(folder)
+    with torch.no_grad():
+        assert model(BATCH).start_logits.isfinite().all()
+
+
+def test_scores_that_are_not_finite(folder: Path) -> None:
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+    with torch.no_grad():
+        qa.model.head.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="scores that are not finite"):
+        qa("who", "the quick brown fox")
+
+
+def test_names_of_any_length(folder: Path, tensors: dict[str, Any]) -> None:
+    save_file(tensors | {"z" * 10**6: torch.ones(1)}, folder / WEIGHTS)
+    refusal(folder, WEIGHTS, "'zzz", "no part of this BERT")
+
+
+def test_tensors_that_do_not_fit_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.Tensor, "float", no_memory)
+    refusal(folder, WEIGHTS, "does not fit in memory")
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(folder: Path, tensors: dict[str, Any]) -> Callable[[dict[str, str]], Path]:
+    """Writes an index: all tensors in a.safetensors, but for changes."""
+    (folder / WEIGHTS).rename(folder / "a.safetensors")
+
+    def write(changes: dict[str, str]) -> Path:
+        put(
+            folder / INDEX,
+            json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors") | changes}),
+        )
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../a.safetensors",
+        "./a.safetensors",
+        "x/../a.safetensors",
+        "/etc/a.safetensors",
+        "~/a.safetensors",
+        "..\\a.safetensors",
+        "C:\\a.safetensors",
+        "a.safetensors\0",
+        "\0.safetensors",
+        "\ud800.safetensors",
+        "\x1b.safetensors",
+        "a.safetensors/",
+        "a.SAFETENSORS",
+        "config.json",
+        "x" * 300 + ".safetensors",
+        "",
+    ],
+)
+def test_names_that_lead_elsewhere(sharded: Any, shard: str) -> None:
+    """Refused before any shard is opened, and a pipe that is outside would hang."""
+    folder = sharded({NAME: shard})
+    refusal(folder, INDEX, "no plain file name")
+
+
+def test_nothing_is_opened_before_all_names_are_plain(
+    sharded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr("bertqa.model.weights.open_safetensors", opened.append)
+    refusal(sharded({NAME: "z/../../x.safetensors"}), INDEX)
+    assert opened == []
+
+
+def test_thousands_of_shards(sharded: Any) -> None:
+    folder = sharded({f"cls.{i}": f"{i}.safetensors" for i in range(3000)})
+    for i in range(3000):
+        (folder / f"{i}.safetensors").write_bytes(packed(b"{}", b""))
+    refusal(folder, INDEX, "lacks 'cls.0'")
+
+
+def test_a_shard_that_is_a_link(sharded: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = sharded({})
+    elsewhere = tmp_path_factory.mktemp("blobs") / "0"
+    (folder / "a.safetensors").rename(elsewhere)
+    (folder / "a.safetensors").symlink_to(elsewhere)
+    load(folder)
+    elsewhere.write_bytes(b"hunter2 hunter2")
+    assert "hunter" not in refusal(folder, "a.safetensors", "corrupt")
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+def added(**changes: Any) -> dict[str, Any]:
+    token = {"id": len(WORDS), "content": "zork", "single_word": False, "lstrip": False}
+    return token | {"rstrip": False, "normalized": True, "special": False} | changes
+
+
+def replacing(pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+
+
+TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
+    form: [{"Sequence": {"id": "A", "type_id": 0}}] * 50 for form in ("single", "pair")
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"normalizer": replacing("(x+x+)+y")}, "normalizer"),
+        ({"normalizer": {"type": "Sequence", "normalizers": []}}, "normalizer"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "normalizer"),
+        ({"normalizer": "BertNormalizer"}, "normalizer"),
+        ({"normalizer": {"type": "BertNormalizer", "lowercase": 7}}, "is no tokenizer"),
+        ({"pre_tokenizer": replacing("(a|a)*b") | {"type": "Split"}}, "pre_tokenizer"),
+        ({"pre_tokenizer": [1]}, "pre_tokenizer"),
+        ({"decoder": replacing("(x{1000}){1000}")}, "decoder"),
+        ({"post_processor": {"type": "ByteLevel", "trim_offsets": True}}, "post_processor"),
+        ({"post_processor": TOO_OFTEN}, "post_processor"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": 7}}, "is no tokenizer"),
+        ({"added_tokens": [added(content="ab" * 10**6)]}, "added_tokens have 2000000 characters"),
+        ({"added_tokens": [added(id=7)]}, "'zork' has the number 7"),
+        ({"added_tokens": [added(id=-1)]}, "'zork' has the number -1"),
+        ({"added_tokens": [added(content=7)]}, "is no tokenizer"),
+        ({"added_tokens": [added(novelty=7)]}, f"has {len(WORDS) + 1} tokens"),
+        ({"added_tokens": [{}]}, "is no tokenizer"),
+        ({"added_tokens": {"a": 1}}, "is no tokenizer"),
+        ({"added_tokens": [added()]}, f"has {len(WORDS) + 1} tokens"),
+        ({"model": None}, "no model in it"),
+        ({"model": {"type": "WordPiece"}}, "no vocabulary in it"),
+        ({"model": {"type": ["BPE"]}}, "holds a ['BPE'] tokenizer"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_is_no_berts(
+    folder: Path, change: dict[str, Any], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change_json(folder / "tokenizer.json", lambda entries: entries.update(change))
+    refusal(folder, "tokenizer.json", words)
+    assert capfd.readouterr() == ("", "")  # the library says nothing by itself
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_input_chars_per_word": 10**9}, "max_input_chars_per_word is 1000000000"),
+        ({"max_input_chars_per_word": 0}, "max_input_chars_per_word is 0"),
+        ({"max_input_chars_per_word": -1}, "is no tokenizer"),
+        ({"continuing_subword_prefix": "#" * 10**6}, "continuing_subword_prefix is '###"),
+        ({"unk_token": "[nope]"}, "lacks unk_token '[nope]'"),
+        ({"unk_token": 7}, "is no tokenizer"),
+        ({"vocab": "/etc/passwd"}, "no vocabulary in it"),
+        ({"vocab": ["a"]}, "no vocabulary in it"),
+        ({"vocab": {}}, "no vocabulary in it"),
+        ({"vocab": {"[UNK]": 0, "[CLS]": 1}}, "no token '[SEP]'"),
+    ],
+)
+def test_a_model_that_is_no_berts(folder: Path, change: dict[str, Any], words: str) -> None:
+    entries = json.loads((folder / "tokenizer.json").read_bytes())
+    entries["model"] |= change
+    if "vocab" in change:
+        entries["added_tokens"] = []
+    put(folder / "tokenizer.json", json.dumps(entries))
+    refusal(folder, "tokenizer.json", words)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (-1, "a token's number"),
+        (7.5, "a token's number"),
+        (True, "a token's number"),
+        ("7", "a token's number"),
+        (None, "a token's number"),
+        (10**30, "a token's number"),
+        ((1 << 31) - 1, "a token's number"),
+        (8, "2 tokens have the number 8"),
+        (len(WORDS), f"has {len(WORDS) + 1} tokens"),  # no embedding
+    ],
+)
+def test_a_number_that_no_token_has(folder: Path, number: Any, words: str) -> None:
+    change_json(folder / "tokenizer.json", lambda e: e["model"]["vocab"].update(a=number))
+    refusal(folder, "tokenizer.json", words)
+
+
+def test_a_hole_in_the_numbers(folder: Path) -> None:
+    """It harms nobody: the embedding has a row that is not used."""
+    change_json(folder / "tokenizer.json", lambda e: [e["model"]["vocab"].pop("a")])
+    _, tokenizer, _ = load(folder)
+    assert tokenizer.vocab_size == len(WORDS)
+    assert tokenizer.encode(["a b"]).ids.tolist() == [1, 6]
+
+
+def test_a_key_twice_is_read_as_it_was_checked(folder: Path) -> None:
+    """The library never sees the first of two normalizers, which it would compile."""
+    content = (folder / "tokenizer.json").read_bytes()
+    evil = b'{"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},'
+    put(folder / "tokenizer.json", content.replace(b"{", evil, 1))
+    assert load(folder)[1].encode(["A"]).ids.tolist() == [5]
+
+
+def test_it_is_the_librarys_own_reading(folder: Path, tmp_path_factory: Any) -> None:
+    """Taken apart and put together again, a tokenizer.json is the same to the letter."""
+    change_json(
+        folder / "tokenizer.json",
+        lambda e: e["added_tokens"].extend(
+            [added(), added(id=len(WORDS) + 1, content="</x>", special=True, normalized=False)]
+        ),
+    )
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = BertTokenizer.load(folder)
+    theirs.encode_special_tokens = True
+    assert ours.fingerprint() == theirs.to_str()
+    assert ours.vocab_size == len(WORDS) + 2
+
+
+@pytest.mark.parametrize("settings", [{"cls_token": "[SEP]"}, {"sep_token": "[CLS]"}])
+def test_special_tokens_that_are_one(folder: Path, settings: dict[str, str]) -> None:
+    change_json(folder / "tokenizer_config.json", lambda entries: entries.update(settings))
+    refusal(folder, "tokenizer.json", "one token", "cls_token")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        random.Random(0).randbytes(10_000),
+        b"a" * 20_000_000,
+        b"a" * 1_000_000,
+        b"[UNK]\n[CLS]\n[SEP]\n" + b"\n".join(b"%x" % i for i in range(1 << 20)),
+        "[UNK]\n[CLS]\n[SEP]\n".encode("utf-16"),
+    ],
+    ids=["binary", "one giant line", "one long line", "a million lines", "UTF-16"],
+)
+def test_vocabularies_that_are_none(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").unlink()
+    put(folder / "vocab.txt", content)
+    refusal(folder, "vocab.txt")
+
+
+# --- pickles -------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("allow_bin", [True, False])
+@pytest.mark.parametrize("where", ["value", "key", "around"])
+def test_a_pickle_runs_nothing(
+    folder: Path, tensors: dict[str, Any], is_zip: bool, allow_bin: bool, where: str
+) -> None:
+    marker = folder / "was-here"
+    payload = Payload(marker)
+    value = {"value": tensors | {"x": payload}, "key": {**tensors, payload: 1}, "around": payload}
+    (folder / WEIGHTS).unlink()
+    torch.save(value[where], folder / BIN, _use_new_zipfile_serialization=is_zip)
+    refusal(folder, BIN, "--allow_bin" if not allow_bin else "tensors alone", allow_bin=allow_bin)
+    assert not marker.exists()
+    torch.load(folder / BIN, weights_only=False)  # the payload is live: what is careless runs it
+    assert marker.exists()
+
+
+def test_a_pickle_beside_safetensors_is_not_looked_at(folder: Path) -> None:
+    os.mkfifo(folder / BIN)
+    load(folder, allow_bin=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: t.to("meta"),
+        lambda t: t.to_sparse(),
+        lambda t: t.view(3, 4).to_sparse_csr(),
+        lambda t: t.to(torch.complex64),
+        lambda t: t[:1].expand(1 << 40),
+        lambda t: t[:1].expand(1 << 20, 1 << 20),
+    ],
+    ids=["meta", "sparse", "csr", "complex", "expanded", "expanded matrix"],
+)
+@pytest.mark.parametrize("name", [NAME, "bert.embeddings.position_ids", "cls.x"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_other_kinds(folder: Path, tensors: Any, make: Any, name: str) -> None:
+    (folder / WEIGHTS).unlink()
+    tensors[name] = make(tensors[NAME])
+    torch.save(tensors, folder / BIN)
+    if name == "cls.x" and tensors[name].dtype == torch.complex64:
+        load(folder, allow_bin=True)  # nobody looks at it
+    else:
+        message = refusal(folder, BIN, allow_bin=True)
+        assert name in message or "is nothing that tensors are made by" in message
+
+
+def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any) -> None:
+    """Half precision would become 2 ** 27 numbers, of a file that has a few thousand."""
+    change_json(folder / "config.json", lambda e: e.update(vocab_size=1 << 23))
+    (folder / WEIGHTS).unlink()
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name].half()[:1].expand(1 << 23, 12)
+    torch.save(tensors, folder / BIN)
+    refusal(folder, BIN, name, "more numbers than the file", allow_bin=True)
+
+
+def test_two_names_of_one_tensor(folder: Path, tensors: Any) -> None:
+    """As pretraining checkpoints have them."""
+    (folder / WEIGHTS).unlink()
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    torch.save(tensors, folder / BIN)
+    load(folder, allow_bin=True)
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_zip_bombs(folder: Path, tensors: Any, part: str, compression: int) -> None:
+    """A hundred million zeros in a few kilobytes; torch's reader would unpack them."""
+    (folder / WEIGHTS).unlink()
+    torch.save(tensors, folder / "sound")
+    with zipfile.ZipFile(folder / "sound") as sound, zipfile.ZipFile(folder / BIN, "w") as bomb:
+        for entry in sound.infolist():
+            content = sound.read(entry)
+            if entry.filename.endswith(part):
+                bomb.writestr(entry.filename, content + bytes(10**8), compression, 1)
+            else:
+                bomb.writestr(entry.filename, content)
+    refusal(folder, BIN, "is compressed", allow_bin=True)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    ("instructions", "words"),
+    [
+        (b"]" * (1 << 25), "a pickle in it has more than 1048576 bytes"),
+        # A billion tuples in one, as the key of a dictionary.
+        (b")q\x00" + b"h\x00h\x00\x86q\x00" * 30 + b"}h\x00Ns.", "nested too deeply"),
+        (b"(" * 10_000 + b"t" * 10_000 + b".", "nested too deeply"),
+        (b"]" + b"]a" * 10 + b".", "dictionary of tensors"),  # a list of ten
+        (b"t.", "cannot be read as tensors alone"),
+        # Five tuples of a thousand references each to the one before: shallow, 10^15 parts.
+        (
+            b")q\x00" + (b"(" + b"h\x00" * 1000 + b"tq\x00") * 5 + b"}h\x00Ns.",
+            "more than 1048576 parts",
+        ),
+        # The same of a list that grows after it was put by.
+        (
+            b"]q\x00" + (b"(" + b"h\x00" * 1000 + b"e") * 3 + b".",
+            "more than 1048576 parts",
+        ),
+        # A hundred gigabytes of zeros, by a function that torch lets through.
+        (b"cbuiltins\nbytearray\n(L100000000000L\ntR.", "'builtins bytearray' in it is nothing"),
+        (b"\x8c\x08builtins\x8c\x09bytearray\x93.", "STACK_GLOBAL in it is nothing"),
+        (b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n.", "is nothing that tensors"),
+    ],
+    ids=[
+        "long",
+        "a billion",
+        "deep",
+        "a list",
+        "no mark",
+        "wide",
+        "a list that grows",
+        "bytearray",
+        "another way to it",
+        "a tensor of a tensor",
+    ],
+)
+def test_pickles_without_end(folder: Path, is_zip: bool, instructions: bytes, words: str) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({}, folder / BIN, _use_new_zipfile_serialization=False)
+    empty = pickle.dumps({}, protocol=2)
+    legacy = (folder / BIN).read_bytes()
+    state = b"\x80\x02" + instructions
+    put(folder / BIN, legacy[: legacy.rindex(empty)] + state + pickle.dumps([], protocol=2))
+    if is_zip:
+        with zipfile.ZipFile(folder / BIN, "w") as archive:
+            archive.writestr("archive/data.pkl", state)
+            archive.writestr("archive/version", "3\n")
+    refusal(folder, BIN, words, allow_bin=True)
+
+
+@pytest.mark.parametrize("share", [0, 1, 4, 100, 0.2, 0.5, 0.9, -1])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_truncated_pickles(folder: Path, tensors: Any, share: float, is_zip: bool) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=is_zip)
+    content = (folder / BIN).read_bytes()
+    put(folder / BIN, content[: int(share * len(content)) if isinstance(share, float) else share])
+    refusal(folder, BIN, "cannot be read as tensors alone", allow_bin=True)
+
+
+# --- thousands of damaged folders ----------------------------------------------------------------
+
+
+def test_thousands_of_damaged_folders() -> None:
+    """More of them with BERTQA_FUZZ_ROUNDS=50000."""
+    rounds = int(os.environ.get("BERTQA_FUZZ_ROUNDS", "2000"))
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz_checkpoints", str(rounds)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    outcomes = json.loads(result.stdout)  # and nothing else is printed
+    assert sum(outcomes.values()) == rounds
+    # Each form is met often, and both ends are.
+    for form in ("whole", "shards", "bin", "old bin"):
+        for end in ("loaded", "refused"):
+            ends = (n for key, n in outcomes.items() if key.startswith(f"{form}/") and end in key)
+            assert sum(ends) > rounds / 100, (form, end)
+
+
+def test_the_check_of_the_fuzz_can_fail(folder: Path, good: dict[str, bytes]) -> None:
+    from tests.fuzz_checkpoints import Loaded, check_loaded
+
+    whole = Loaded(folder)
+    check_loaded(whole, whole, good)
+    other = dict(good)
+    other[WEIGHTS] = good[WEIGHTS][:-1] + bytes([good[WEIGHTS][-1] ^ 0x10])
+    with pytest.raises(AssertionError, match="is not the file's"):
+        check_loaded(whole, whole, other)

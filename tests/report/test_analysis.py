@@ -1,0 +1,83 @@
+"""Groups of questions, and the figures of each."""
+
+import pytest
+
+from bertqa.answering.metrics import evaluate_v1, evaluate_v2
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example
+from bertqa.report.analysis import answer_length, answer_place, breakdown, question_kind
+from tests.helpers import STORIES, STORIES_V2
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("Who swept it?", "who"),
+        ("To whom, and whose?", "who"),
+        ("In WHICH year?", "which"),
+        ("What's that?", "what"),
+        ("How many gulls, and why?", "how many"),
+        ("How long is the pier?", "how many"),
+        ("How was it built?", "how"),
+        ("and how", "how"),
+        ("Name the mill.", "other"),
+        ("Whatever.", "other"),
+        ("", "other"),
+    ],
+)
+def test_the_kind_of_a_question_is_its_first_question_word(question: str, kind: str) -> None:
+    assert question_kind(question) == kind
+
+
+def asked(*answers: str, start: int = 0) -> Example:
+    return Example("1", "Who?", "context", answers, (start,) * len(answers))
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        ("one", "1 word"),
+        ("two words", "2 words"),
+        ("a b c", "3-4 words"),
+        ("a b c d", "3-4 words"),
+        ("a b c d e", "5-8 words"),
+        ("a b c d e f g h", "5-8 words"),
+        ("a b c d e f g h i", "9 words or more"),
+    ],
+)
+def test_answers_are_measured_in_words(answer: str, length: str) -> None:
+    assert answer_length(asked(answer, "another one")) == length
+
+
+def test_answers_have_a_place() -> None:
+    places = [answer_place(asked("x", start=start)) for start in (0, 249, 250, 999, 1000)]
+    assert places == ["before 250", "before 250", "before 500", "before 1000", "from 1000 on"]
+    assert answer_place(Example("1", "Who?", "c", ())) == "no answer"
+    assert answer_length(Example("1", "Who?", "c", ())) == "no answer"
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_groups_of_one_kind_add_up_to_the_official_figures(v2: bool) -> None:
+    examples = read_examples(STORIES_V2 if v2 else STORIES)
+    predictions = {
+        e.id: (e.answers[0].upper() + " more" * (i % 3) if e.answers else "the")
+        for i, e in enumerate(examples)
+        if i % 7
+    }
+    references = {e.id: e.answers or () for e in examples}
+    official = (evaluate_v2 if v2 else evaluate_v1)(predictions, references)
+    groups = breakdown(examples, predictions, v2=v2)
+    exact = official["exact" if v2 else "exact_match"]
+    for by in {group.by for group in groups}:
+        members = [group for group in groups if group.by == by]
+        assert len(members) > 2
+        assert sum(group.count for group in members) == len(examples)
+        for mean, figure in (("exact_match", exact), ("f1", official["f1"])):
+            total = sum(group.count * getattr(group, mean) for group in members)
+            assert total / len(examples) == pytest.approx(figure)
+
+
+def test_gold_that_says_nothing_counts_as_in_the_script() -> None:
+    examples = [Example("1", "Who?", "the oak", ("the", "oak"), (0, 4))]
+    (group, *_) = breakdown(examples, {"1": ""}, v2=True)
+    assert (group.exact_match, group.f1) == (0.0, 0.0)

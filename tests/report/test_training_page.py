@@ -1,0 +1,127 @@
+"""report.html: what a run has done, won and lost, and nothing that breaks the page."""
+
+from pathlib import Path
+
+import pytest
+
+from bertqa.answering.evaluation import Prediction
+from bertqa.data.squad import Example
+from bertqa.report.analysis import breakdown
+from bertqa.report.training_page import Answered, report_page, time_spent
+from bertqa.training.run_folder import Progress, RunFolder
+from tests.helpers import Page
+
+DESCRIPTION = {
+    "settings": {"seed": 42, "model": "<tiny>"},
+    "data": {"train": "0123"},
+    "versions": {"torch": "2"},
+    "git_commit": "abc",
+}
+LOG = [
+    {"step": 5, "epoch": 0.5, "loss": 9.0, "learning_rate": 3e-5, "tokens_per_second": 900},
+    {"step": 10, "epoch": 1.0, "loss": 5.0, "learning_rate": 2e-5, "tokens_per_second": 700},
+    {
+        "step": 10, "epoch": 1.0, "training_loss": 7.0, "validation_loss": 6.0,
+        "exact_match": 25.0, "f1": 40.0,
+    },
+    {"step": 15, "epoch": 1.5, "loss": 4.0, "learning_rate": 1e-5, "tokens_per_second": 800},
+    {
+        "step": 20, "epoch": 2.0, "training_loss": 4.5, "validation_loss": 6.5,
+        "exact_match": 50.0, "f1": 35.0,
+    },
+]  # fmt: skip
+CONTEXT = "Ada built the quay in 1642. Ben swept it."
+EXAMPLES = [
+    Example("a", "Who built <b>it</b>?", CONTEXT, ("Ada",), (0,)),
+    Example("b", "When was it built?", CONTEXT, ("1642",), (22,)),
+    Example("c", "Who swept it? \u202e", CONTEXT, ("Ben",), (28,)),
+    Example("d</script>", "What was swept?", CONTEXT, ("the quay",), (10,)),
+]
+BEFORE = {"a": "Ada", "b": "quay", "c": "Ada", "d</script>": "quay"}
+NOW = {"a": "Ben", "b": "1642", "c": "the Ben", "d</script>": "quay"}
+ANSWERED = Answered(EXAMPLES, 20, NOW, 10, BEFORE)
+
+
+def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
+    return Page(report_page("runs/<x>", DESCRIPTION, log, answered))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ([1.24, 2.0, 0.11], "3.4 s"),
+        ([59.96], "1 min 00 s"),
+        ([100, 600.4, 59], "12 min 39 s"),
+        ([3599.6], "1 h 00 min"),
+        ([3600, 4109], "2 h 08 min"),
+    ],
+)
+def test_the_time_that_was_spent(seconds: list[float], said: str) -> None:
+    log = [{"step": i, "loss": 2.0, "seconds": each} for i, each in enumerate(seconds)]
+    assert time_spent([*log, {"step": 9, "training_loss": 7.0}]) == said
+    assert any(said in part for part in shown(log=[line | LOG[0] for line in log]).texts)
+    assert time_spent([*log, {"step": 9, "loss": 7.0}]) == ""
+
+
+def test_the_page_of_a_run() -> None:
+    page = shown()
+    said = "\n".join(page.texts)
+    assert said.count("Loss, start + end") == said.count("Learning rate") == 1
+    assert "Exact match and F1 on the validation questions, %" in said
+    tables = [attributes for tag, attributes in page.seen if tag == "meter"]
+    groups = breakdown(EXAMPLES, NOW)
+    assert [float(each["value"] or "") for each in tables] == [
+        pytest.approx(group.f1, abs=0.05) for group in groups
+    ]
+    assert not any("of training" in part for part in page.texts)  # a log that does not tell
+    for word in ("5.0", "6.5000", "40.00", "35.00", "<tiny>", "runs/<x>", "0123", "abc"):
+        assert any(word in part for part in page.texts), word
+    assert said.count("kept") == 1
+    place = page.texts.index("kept")
+    assert "40.00" in page.texts[place - 3 : place]  # the row with the best F1
+
+
+def test_what_was_won_and_lost() -> None:
+    page = shown()
+    said = page.texts
+    assert "From step 10 to step 20" in said
+    assert "2 won" in said and "1 lost" in said
+    won, lost = said.index("2 won"), said.index("1 lost")
+    assert [name for name in ("a", "b", "c") if name in said[won:lost]] == ["b", "c"]
+    after = said[lost : said.index("Where it is right and where not")]
+    assert "a" in after and "b" not in after
+    assert "Who built <b>it</b>?" in after
+
+
+def test_nothing_of_the_data_gets_out_of_its_place() -> None:
+    markup = report_page("x", DESCRIPTION, LOG, ANSWERED)
+    assert "</script>" not in markup and "\u202e" not in markup and "<b>" not in markup
+    assert "http" not in markup.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+def test_before_there_is_much_to_tell() -> None:
+    assert "Nothing was logged yet." in shown(None, []).texts
+    first = shown(Answered(EXAMPLES, 10, BEFORE))
+    assert not any("From step" in part for part in first.texts)
+    without = shown(None, [line for line in LOG if "loss" in line])
+    assert "Evaluations" not in without.texts and "Learning rate" in without.texts
+
+
+def test_a_run_leaves_it(tmp_path: Path) -> None:
+    """Two evaluations of answers are kept, and those of steps that come again are dropped."""
+    folder = RunFolder(tmp_path / "run", DESCRIPTION)
+    folder.open(Progress())
+    for step, answers in ((5, BEFORE), (10, BEFORE), (20, NOW)):
+        folder.append_log({"step": step, "loss": 1.0})
+        predictions = [Prediction(id_, text, (), text, None) for id_, text in answers.items()]
+        folder.keep_answers(step, predictions)
+    folder.write_report(EXAMPLES, v2=False)
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert "From step 10 to step 20" in page.texts and "2 won" in page.texts
+    names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
+    assert names == ["step-00000010.json", "step-00000020.json"]
+    with pytest.MonkeyPatch.context() as patch:  # there is no limit to what we wrote ourselves
+        patch.setattr("bertqa.training.run_folder.read_json_object.__defaults__", (4,))
+        folder.write_report(EXAMPLES, v2=False)
+    folder.open(Progress(step=12))
+    assert [path.name for path in (tmp_path / "run" / "evaluations").iterdir()] == names[:1]

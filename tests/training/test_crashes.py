@@ -1,0 +1,272 @@
+"""train.py killed, robbed of its disk, left alone by the other processes: nothing is lost."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from bertqa.commands.flags import run_script
+from bertqa.model.checkpoint import load_checkpoint
+from bertqa.training import loop as training
+from tests.helpers import STORIES, write_checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
+
+KILLS = 24
+STEPS, EVERY = 150, 3
+TINY = {"hidden_size": 24, "intermediate_size": 29, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("crashes")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[multiprocessing.context.BaseContext]:
+    """Processes that begin with everything imported: a start takes a moment, not seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))
+        patch.setenv("HF_HOME", str(home / "hf"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.training.test_crashes", "datasets"])
+        yield context
+
+
+def child(
+    flags: list[str],
+    said: str,
+    killed_at_sync: int,
+    killed_at_step: int,
+    delay: float,
+    file_size: int,
+    environment: dict[str, str],
+) -> None:
+    """train.py in a process of its own, with its accident."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Path(said).open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    count_down(os, "fsync", killed_at_sync)
+    count_down(training, "set_learning_rate", killed_at_step, delay)
+    code = run_script(train.main, train.parse_flags(flags))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def count_down(module: object, name: str, calls: int, delay: float = 0.0) -> None:
+    """Let this process be killed some seconds after a function's n-th call; 0 calls for never."""
+    real, left = getattr(module, name), [calls]
+
+    def killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(*arguments: object) -> object:
+        left[0] -= 1
+        if left[0] == 0 and delay:
+            threading.Timer(delay, killed).start()
+        elif left[0] == 0:
+            killed()
+        return real(*arguments)
+
+    setattr(module, name, counted)
+
+
+def start(
+    server: multiprocessing.context.BaseContext,
+    flags: list[str],
+    said: Path,
+    *,
+    killed_at_sync: int = 0,
+    killed_at_step: int = 0,
+    delay: float = 0.0,
+    file_size: int = 0,
+    environment: dict[str, str] | None = None,
+) -> BaseProcess:
+    arguments = (
+        flags, str(said), killed_at_sync, killed_at_step, delay, file_size, environment or {},
+    )  # fmt: skip
+    process = server.Process(target=child, args=arguments)
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess, said: Path, seconds: float = 240) -> tuple[int, str]:
+    """The exit code and the last words of a process."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        pytest.fail(f"it hangs; it said: {said.read_text()}")
+    return process.exitcode or 0, said.read_text()
+
+
+def flags_of(checkpoint: Path, folder: Path, *more: object) -> list[str]:
+    # fmt: off
+    flags = [
+        "--model", checkpoint, "--train_file", STORIES, "--output_dir", folder,
+        "--max_train_samples", 20, "--max_seq_length", 96, "--doc_stride", 16,
+        "--max_query_length", 24, "--device", "cpu", "--precision", "fp32", "--resume", *more,
+    ]
+    # fmt: on
+    return [str(flag) for flag in flags]
+
+
+def assert_all_whole(folder: Path) -> None:
+    """Whatever has the name of a checkpoint is one, the best model included."""
+    for path in folder.glob("checkpoints/step-*"):
+        load_checkpoint(path)
+        load_file(path / "optimizer.safetensors")
+        json.loads((path / "progress.json").read_text())
+    if (folder / "model.safetensors").exists():
+        load_checkpoint(folder)
+
+
+def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
+    """The last weights, the best ones, and the log without its speeds."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in log:
+        for of_the_clock in ("tokens_per_second", "seconds"):
+            line.pop(of_the_clock, None)
+    last = max(folder.glob("checkpoints/step-*"))
+    weights = [(path / "model.safetensors").read_bytes() for path in (last, folder)]
+    return weights[0], weights[1], log
+
+
+@pytest.fixture(scope="module")
+def checkpoint(home: Path) -> Path:
+    """With dropout, whose numbers a resumed run must draw again."""
+    return write_checkpoint(home / "tiny", **TINY)
+
+
+RUN = (
+    "--max_steps", STEPS, "--save_steps", EVERY, "--save_total_limit", 2, "--logging_steps", 7,
+    "--per_device_train_batch_size", 4, "--learning_rate", 1e-3, "--validation_file", STORIES,
+    "--max_eval_samples", 4, "--eval_steps", 50,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(server, home: Path, checkpoint: Path) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = home / "whole"
+    process = start(server, flags_of(checkpoint, folder, *RUN), home / "whole.txt")
+    code, said = ended(process, home / "whole.txt")
+    assert code == 0, said
+    return folder
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(
+    server, home: Path, checkpoint: Path, whole: Path
+) -> None:
+    """Half of the kills fall into the writing of a file, the others anywhere."""
+    folder, said, draw = home / "killed", home / "killed.txt", random.Random(0)
+    flags = flags_of(checkpoint, folder, *RUN)
+    kills = halves = 0
+    while kills < KILLS:
+        if kills % 2:
+            process = start(server, flags, said, killed_at_sync=draw.randint(1, 10))
+        else:
+            step, delay = draw.randint(1, 5), draw.uniform(0.0, 0.04)
+            process = start(server, flags, said, killed_at_step=step, delay=delay)
+        code, words = ended(process, said)
+        assert code == -signal.SIGKILL, f"it was over after {kills} kills: {words}"
+        kills += 1
+        halves += any(folder.glob("checkpoints/.*.partial"))
+        assert_all_whole(folder)
+    assert halves >= KILLS // 6  # checkpoints that were being written
+    code, words = ended(start(server, flags, said), said)
+    assert code == 0, words
+    assert f"from step {EVERY}" not in words  # it had come some way before
+    assert outcome(folder) == outcome(whole)
+    assert not any(folder.rglob("*.partial"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    server, home: Path, checkpoint: Path, whole: Path
+) -> None:
+    """Files may not grow beyond a size: as a full disk does, it fails in the middle of one."""
+    folder, said = home / "full", home / "full.txt"
+    flags = flags_of(checkpoint, folder, *RUN)
+    code, words = ended(start(server, flags, said, killed_at_step=8), said)
+    assert code == -signal.SIGKILL, words
+    before = sorted(path.name for path in folder.glob("checkpoints/*"))
+    assert before == ["step-00000003", "step-00000006"]
+    code, words = ended(start(server, flags, said, file_size=20_000), said)
+    assert code == 2, words
+    errors = [line for line in words.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "step-00000009" in errors[0], words
+    assert "cannot be written" in errors[0] and "File too large" in errors[0]
+    assert "step-00000006 is whole, and the same command with --resume goes on" in errors[0]
+    assert "Traceback" not in words
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == before
+    assert_all_whole(folder)
+    code, words = ended(start(server, flags, said), said)
+    assert code == 0, words
+    assert "from step 6" in words
+    assert outcome(folder) == outcome(whole)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
+    server, home: Path
+) -> None:
+    still = write_checkpoint(
+        home / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **TINY
+    )
+    run = ("--max_steps", 12, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3)
+    run += ("--adam_epsilon", 1e-4)  # else it magnifies the rounding of gradients that are 0
+    folders = home / "two", home / "one"
+    flags = [
+        flags_of(still, folders[0], *run, "--per_device_train_batch_size", 4),
+        flags_of(still, folders[1], *run, "--per_device_train_batch_size", 8),
+    ]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes, said = [], [home / "rank0.txt", home / "rank1.txt"]
+    for rank in (0, 1):
+        ranked = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(
+            start(server, flags[0], said[rank], environment=ranked, killed_at_step=8 * rank)
+        )
+    assert ended(processes[1], said[1])[0] == -signal.SIGKILL
+    since = time.monotonic()
+    code, words = ended(processes[0], said[0], seconds=60)
+    assert code == 2, words
+    assert time.monotonic() - since < 30
+    errors = [line for line in words.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "another process" in errors[0] and "--resume" in errors[0], words
+
+    going_on = flags_of(still, folders[0], *run, "--per_device_train_batch_size", 8)
+    code, words = ended(start(server, going_on, said[0]), said[0])
+    assert code == 0, words
+    assert "from step 6" in words
+    code, words = ended(start(server, flags[1], said[1]), said[1])
+    assert code == 0, words
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)

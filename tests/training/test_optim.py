@@ -1,0 +1,144 @@
+"""The learning rate at every step, what decays, and one AdamW step by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from bertqa.model.checkpoint import checkpoint_name
+from bertqa.training.optim import (
+    SCHEDULES,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
+from tests.helpers import our_model, their_model
+
+PEAK = 3e-5
+
+
+def their_rates(total_steps: int, warmup_steps: int, steps: int, name: str) -> list[float]:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    schedule = get_scheduler(name, optimizer, warmup_steps, total_steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "warmup_steps"),
+    [(1, 0), (7, 0), (100, 0), (100, 1), (100, 10), (97, 13), (5, 4), (6, 6)],
+)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rate_is_theirs_at_every_step(
+    total_steps: int, warmup_steps: int, schedule: str
+) -> None:
+    steps = total_steps + 3  # beyond the end as well
+    ours = [learning_rate(step, PEAK, total_steps, warmup_steps, schedule) for step in range(steps)]
+    theirs = their_rates(total_steps, warmup_steps, steps, schedule)
+    assert ours == pytest.approx(theirs, rel=1e-12, abs=0)
+
+
+def test_learning_rate_in_numbers() -> None:
+    assert [learning_rate(step, 1.0, 4, 0) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+    warmed_up = [learning_rate(step, 1.0, 6, 2) for step in range(7)]
+    assert warmed_up == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    stays = [learning_rate(step, 1.0, 4, 2, "constant_with_warmup") for step in range(6)]
+    assert stays == [0, 0.5, 1, 1, 1, 1]
+
+
+def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
+    theirs = their_model()
+    spared = {
+        name
+        for name, _ in theirs.named_parameters()
+        if "bias" in name or "LayerNorm.weight" in name  # run_qa's no_decay
+    }
+    model = our_model(theirs, tmp_path)
+    names = {id(parameter): checkpoint_name(name) for name, parameter in model.named_parameters()}
+    decaying, without = parameter_groups(model, 0.25)
+    ours = {names[id(parameter)] for parameter in without["params"]}
+    assert ours == spared
+    assert decaying["weight_decay"] == 0.25
+    assert without["weight_decay"] == 0.0
+    both = [id(parameter) for group in (decaying, without) for parameter in group["params"]]
+    assert sorted(both) == sorted(names)  # each parameter once
+
+
+def test_layers_learn_the_slower_the_lower_they_are(tmp_path: Path) -> None:
+    model = our_model(their_model(), tmp_path)  # of three layers
+    groups = parameter_groups(model, 0.25, layerwise_lr_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scales.keys() == decays.keys() == set(names.values())
+    expected = {"head.": 1, "layers.2.": 0.5, "layers.1.": 0.25, "layers.0.": 0.125}
+    for beginning, scale in (expected | {"embeddings.": 0.0625}).items():
+        found = {value for name, value in scales.items() if name.startswith(beginning)}
+        assert found == {scale}, beginning
+    spared = {names[id(p)] for p in parameter_groups(model, 0.25)[1]["params"]}
+    assert {name for name, decay in decays.items() if decay == 0} == spared
+
+    optimizer = make_optimizer(model, 0.0, 1e-8, layerwise_lr_decay=0.5)
+    set_learning_rate(optimizer, 0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():  # Adam's first step is the rate itself
+        torch.testing.assert_close(
+            before[name] - parameter, torch.full_like(parameter, 0.1 * scales[name])
+        )
+
+
+def test_what_is_not_trained_is_in_no_group(tmp_path: Path) -> None:
+    model = our_model(their_model(), tmp_path)
+    model.embeddings.word.requires_grad_(False)
+    grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    assert id(model.embeddings.word.weight) not in grouped
+
+
+def test_three_steps_are_adamw_by_hand(tmp_path: Path) -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, with the decay scaled by the rate."""
+    model = our_model(their_model(), tmp_path)
+    decay, epsilon, rates = 0.1, 1e-6, (0.03, 0.02, 0.01)
+    spared = {id(parameter) for parameter in parameter_groups(model, decay)[1]["params"]}
+    optimizer = make_optimizer(model, decay, epsilon)
+    generator = torch.Generator().manual_seed(3)
+    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    square = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for t, rate in enumerate(rates, start=1):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double()
+            if id(parameter) not in spared:
+                expected[name] -= rate * decay * expected[name]
+            mean[name] = 0.9 * mean[name] + 0.1 * gradient
+            square[name] = 0.999 * square[name] + 0.001 * gradient**2
+            root = (square[name] / (1 - 0.999**t)).sqrt() + epsilon
+            expected[name] -= rate * mean[name] / (1 - 0.9**t) / root
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=0, atol=2e-6)
+
+
+def test_nothing_moves_before_a_rate_is_set(tmp_path: Path) -> None:
+    model = our_model(their_model(), tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, 0.1, 1e-8)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    set_learning_rate(optimizer, math.pi)
+    assert [group["lr"] for group in optimizer.param_groups] == [math.pi, math.pi]
