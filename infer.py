@@ -55,7 +55,7 @@ from bertqa.explain.terminal import render
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.folders import SHIPPED_MODEL
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.runtime import forget_kernels
+from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
 LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
@@ -336,7 +336,7 @@ def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
     in_lines = is_json_lines(flags.input)
     check_file_flags(flags, in_lines)
-    forget_kernels()
+    limit_onednn_cache()
     if in_lines:
         answer_json_lines(flags)
     else:

@@ -23,7 +23,7 @@ from bertqa.answering.answerer import check_window_fits, find_folder, load_for_t
 from bertqa.answering.evaluation import DecodingSettings, Evaluator
 from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
-from bertqa.audit.repair import COPY_ENDINGS, mend, save_examples
+from bertqa.audit.repair import COPY_ENDINGS, repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.commands.flags import (
     Parser,
@@ -82,7 +82,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="find every fault of the data, and stop; the other flags may stay; exit code 0: "
         "train.py takes the data, 1: it refuses them, 2: they cannot be read")
     add("--repair", type=Path, metavar="FILE",
-        help="with --check: write the training data, mended where that needs no guess, as .json "
+        help="with --check: write the training data, repaired where that needs no guess, as .json "
         "(run_qa's flat form) or .jsonl; the exit code is then that of the copy")
     add("--report", type=Path, metavar="FILE",
         help="with --check: write all that was found, as .html or .json")
@@ -364,10 +364,10 @@ def check(flags: argparse.Namespace, cutting: WindowSettings) -> int:
         print(audit_text(found) + "\n", flush=True)
     changes = None
     if flags.repair:
-        mended = mend(parts[0][1], tokenizer)
-        changes = mended.changes
-        copy = audited(str(flags.repair), mended.examples)
-        save_examples(flags.repair, mended.examples)
+        repaired = repair(parts[0][1], tokenizer)
+        changes = repaired.changes
+        copy = audited(str(flags.repair), repaired.examples)
+        save_examples(flags.repair, repaired.examples)
         print(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
         judged = [copy, *audits[1:]]
         audits = [audits[0], copy, *audits[1:]]

@@ -50,7 +50,7 @@ def write_job(source: Path, model: Path, folder: Path, trained: bool) -> int:
         tokens=np.array(tokenizer.tokens(stream.input_ids.tolist())),
         example=windows.example.numpy(),
         length=windows.lengths.numpy(),
-        place=windows.context_places.numpy(),
+        place=windows.context_starts.numpy(),
         first=windows.first.numpy(),
         character=torch.zeros_like(stream.input_ids)
         .masked_scatter(context, windows.contexts.starts[rows].long())
@@ -93,7 +93,7 @@ def _drawn_scores(windows: "WindowSet") -> tuple["Tensor", "Tensor"]:
     place = rows - windows.contexts.bounds[windows.context_of[owner]]
     longest = int(windows.contexts.lengths.max())
     in_context = torch.arange(int(windows.lengths.sum())) - (
-        windows.lengths.cumsum(0) - windows.lengths + windows.context_places
+        windows.lengths.cumsum(0) - windows.lengths + windows.context_starts
     ).repeat_interleave(windows.lengths)
     held = (in_context >= 0) & (in_context < windows.count.repeat_interleave(windows.lengths))
     scores = []
@@ -103,7 +103,7 @@ def _drawn_scores(windows: "WindowSet") -> tuple["Tensor", "Tensor"]:
         of_token[peak] += 9 * torch.rand(int(peak.sum()), generator=draw)
         drawn = of_token[owner * longest + place]
         drawn += 0.2 * torch.randn(len(drawn), generator=draw) - 4.0 * ~borders[rows]
-        answer = (label - windows.context_places + windows.first)[number]
+        answer = (label - windows.context_starts + windows.first)[number]
         drawn += 9.0 * ((place == answer) & (label[number] > 0))
         stream = -8 + 1.5 * torch.randn(len(held), generator=draw)
         scores.append(stream.masked_scatter(held, drawn))

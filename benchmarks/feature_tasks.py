@@ -1,4 +1,4 @@
-"""What benchmarks/features.py times: making windows, and finding them made.
+"""What benchmarks/windows.py times: making windows, and finding them made.
 
 python -m benchmarks.feature_tasks bertqa FILE MODEL CACHE     a second start; prints the seconds
 python -m benchmarks.feature_tasks datasets TABLE MODEL        from the call to windows at hand

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.model.cpu_inference import can_pack
+from bertqa.model.cpu_inference import can_prepack
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
@@ -140,7 +140,7 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
         _keep_freed_memory()
     if precision != INT8:
         return Runtime(chosen, select_precision(precision, chosen))
-    if not can_pack(chosen, int8=True):
+    if not can_prepack(chosen, int8=True):
         raise UserError(
             f"--precision int8 runs on CPUs with instructions for it (VNNI), not on this {chosen}: "
             "pass another precision, or --device cpu where the CPU has them"
@@ -158,7 +158,7 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def forget_kernels() -> None:
+def limit_onednn_cache() -> None:
     """Let oneDNN keep only what the next few batches need; for files of questions, before loading.
 
     It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of

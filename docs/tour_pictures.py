@@ -109,13 +109,13 @@ def _path(names: Names) -> Picture:
         ("Example", f"a question, a text, an answer at a character: “{question}”",
          "BertTokenizer.encode", "tokenization.py"),
         ("Tokens with offsets", f"{len(names['pieces'])} of the text; each is a slice of it",
-         "make_windows", "features.py, labels.py"),
+         "make_windows", "windows.py, labels.py"),
         ("Window", f"[CLS] question [SEP] text [SEP]: L = {lengths[0]}, label "
          f"{names['s']} to {names['e']}", "collate", "batching.py"),
-        ("TokenBatch", f"N = {len(lengths)} windows end to end: ids, types, positions, each "
-         f"(T,) = ({T},)", "Embeddings", "model.py"),
-        ("Vectors", f"(T, D) = ({T}, {D})", f"Layer, {layers} times", "model.py, kernels.py"),
-        ("T_i", f"(T, D) = ({T}, {D})", "SpanHead", "model.py"),
+        ("PackedBatch", f"N = {len(lengths)} windows end to end: ids, types, positions, each "
+         f"(T,) = ({T},)", "Embeddings", "bert.py"),
+        ("Vectors", f"(T, D) = ({T}, {D})", f"Layer, {layers} times", "bert.py, kernels.py"),
+        ("T_i", f"(T, D) = ({T}, {D})", "SpanHead", "bert.py"),
         ("S.T_i and E.T_i", f"(T,) = ({T},) each", "exact_spans", "decoding.py"),
         ("Spans i to j", "the best of all with j ≥ i, window by window", "predict",
          "evaluation.py"),

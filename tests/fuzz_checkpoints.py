@@ -35,7 +35,7 @@ from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import checkpoint_name, save_model
 from bertqa.model.config import BertConfig
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 
 SECONDS = 5
 MEMORY = 1 << 30  # bytes of address space that all rounds together may add
@@ -45,7 +45,7 @@ CONFIG = BertConfig(
     vocab_size=len(WORDS), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=11, max_position_embeddings=64,
 )  # fmt: skip
-BATCH = TokenBatch.from_windows([[2, 5, 3, 9, 40, 11, 3], [2, 3, 56, 3]], [[0] * 7, [0] * 4])
+BATCH = PackedBatch.from_windows([[2, 5, 3, 9, 40, 11, 3], [2, 3, 56, 3]], [[0] * 7, [0] * 4])
 TEXT = "The quick brown fox."
 
 Folder = dict[str, bytes]  # the files of a folder

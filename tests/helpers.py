@@ -11,7 +11,7 @@ from transformers import BertForQuestionAnswering as TheirModel
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from tests.corpus import TEXTS
 
 DATA = Path(__file__).parent / "fixtures"
@@ -58,9 +58,9 @@ def random_windows(
     return ids, [[0] * (n // 3) + [1] * (n - n // 3) for n in lengths]
 
 
-def our_batch(ids: list[list[int]], types: list[list[int]]) -> TokenBatch:
+def our_batch(ids: list[list[int]], types: list[list[int]]) -> PackedBatch:
     """Windows as a stream."""
-    return TokenBatch.from_windows(ids, types)
+    return PackedBatch.from_windows(ids, types)
 
 
 def their_batch(ids: list[list[int]], types: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from bertqa import runtime as runtime_module
 from bertqa.errors import UserError
 from bertqa.runtime import (
     Runtime,
-    forget_kernels,
+    limit_onednn_cache,
     select_device,
     select_precision,
     start_runtime,
@@ -261,7 +261,7 @@ def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
     for name in LIMITS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    forget_kernels()
+    limit_onednn_cache()
     assert [os.environ[name] for name in LIMITS] == ["32", "96"]
 
 
@@ -291,5 +291,5 @@ def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Pat
 def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIMITS:
         monkeypatch.setenv(name, "7")
-    forget_kernels()
+    limit_onednn_cache()
     assert [os.environ[name] for name in LIMITS] == ["7", "7"]

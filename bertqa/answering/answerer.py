@@ -152,7 +152,7 @@ class QuestionAnswerer:
         model, tokenizer: what was loaded.
         windows, decoding: how contexts are cut and spans become answers.
         runtime: device and precision; a model given to the constructor is converted to them and
-            packed (see packed.py), and gives no gradients any more.
+            packed (see cpu_inference.py), and gives no gradients any more.
     """
 
     def __init__(

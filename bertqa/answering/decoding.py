@@ -47,7 +47,7 @@ def exact_spans(
     start_logits: Tensor,
     end_logits: Tensor,
     lengths: Sequence[int],
-    context_places: Sequence[int],
+    context_starts: Sequence[int],
     n_best: int,
     max_answer_length: int,
 ) -> WindowSpans:
@@ -58,9 +58,9 @@ def exact_spans(
     Args:
         start_logits, end_logits: ``(T,)`` of the stream.
         lengths: tokens of each window.
-        context_places: place in each window of its first context token.
+        context_starts: place in each window of its first context token.
     """
-    start, end = _context_scores(start_logits, end_logits, lengths, context_places)
+    start, end = _context_scores(start_logits, end_logits, lengths, context_starts)
     longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
     # Of each start its best span: the n highest of these are n spans, so the n-th best of all
     # spans scores no less than the n-th of them, and a start whose best span scores less than
@@ -92,7 +92,7 @@ def top20_spans(
     start_logits: Tensor,
     end_logits: Tensor,
     lengths: Sequence[int],
-    context_places: Sequence[int],
+    context_starts: Sequence[int],
     n_best: int,
     max_answer_length: int,
 ) -> WindowSpans:
@@ -106,7 +106,7 @@ def top20_spans(
     first, count = _bounds(start_logits, lengths)
     all_starts = _rectangle(start_logits, first, count)  # (N, S)
     all_ends = _rectangle(end_logits, first, count)
-    place = torch.tensor(context_places, device=start_logits.device)[:, None, None]
+    place = torch.tensor(context_starts, device=start_logits.device)[:, None, None]
     last = count[:, None, None] - 2  # before the final [SEP]
     start = _highest(all_starts, n_best)[:, :, None]
     end = _highest(all_ends, n_best)[:, None, :]
@@ -117,7 +117,7 @@ def top20_spans(
     scores = all_starts[window, start] + all_ends[window, end]
     rows = _best_rows(window, scores, n_best)
     window, start, end = window[rows], start[rows], end[rows]
-    context_scores = _context_scores(start_logits, end_logits, lengths, context_places)
+    context_scores = _context_scores(start_logits, end_logits, lengths, context_starts)
     place = place[window, 0, 0]
     return WindowSpans(
         window,
@@ -143,11 +143,11 @@ def _context_scores(
     start_logits: Tensor,
     end_logits: Tensor,
     lengths: Sequence[int],
-    context_places: Sequence[int],
+    context_starts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """S.T_i and E.T_i of the context's tokens alone, ``(N, C)`` each."""
     first, count = _bounds(start_logits, lengths)
-    place = torch.tensor(context_places, device=start_logits.device)
+    place = torch.tensor(context_starts, device=start_logits.device)
     first, count = first + place, count - place - 1  # without the final [SEP]
     return _rectangle(start_logits, first, count), _rectangle(end_logits, first, count)
 

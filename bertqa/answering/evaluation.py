@@ -26,7 +26,7 @@ from bertqa.errors import UserError
 from bertqa.explain.hooks import NOTHING, Interventions
 from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
-from bertqa.model.cpu_inference import is_packed, make_ready
+from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.runtime import Runtime
 
 _BLOCK = 2048  # windows whose answers are made together
@@ -170,7 +170,7 @@ class Evaluator:
         """Answer all questions and score the answers."""
         runtime = self.runtime
         # What is measured is what will answer: a copy, made ready as infer.py makes it.
-        own = model if is_packed(model) else copy.deepcopy(model)
+        own = model if is_prepacked(model) else copy.deepcopy(model)
         return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
 
     def of_ready(
@@ -179,7 +179,7 @@ class Evaluator:
         """The same of a model that was made ready, such as a ``QuestionAnswerer``'s.
 
         Args:
-            interventions: what to change in every forward pass, see interventions.py.
+            interventions: what to change in every forward pass, see hooks.py.
         """
         runtime = self.runtime
         predictions: list[Prediction] = []
@@ -400,7 +400,7 @@ def _decode(
         start_logits,
         end_logits,
         windows.lengths[chosen].tolist(),
-        windows.context_places[chosen].tolist(),
+        windows.context_starts[chosen].tolist(),
         settings.n_best_size,
         settings.max_answer_length,
     )

@@ -68,7 +68,7 @@ class Cause(str, Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """What a cause means, and what mending.py does about it, "" for nothing."""
+    """What a cause means, and what repair.py does about it, "" for nothing."""
 
     meaning: str
     repair: str = ""

@@ -18,7 +18,7 @@ _OPEN = 20  # up to so many findings of a cause stand open
 
 
 def save_page(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
-    """Write the page of some audits; ``changes`` is None where nothing was to be mended.
+    """Write the page of some audits; ``changes`` is None where nothing was to be repaired.
 
     Raises:
         UserError: it cannot be written.
@@ -150,9 +150,9 @@ def _place(finding: Finding) -> str:
 
 
 def _change_parts(changes: Sequence[Change]) -> list[str]:
-    parts = [f"<h2>What was mended in the copy: {len(changes):,}</h2>"]
+    parts = [f"<h2>What was repaired in the copy: {len(changes):,}</h2>"]
     if not changes:
-        return [*parts, "<p>Nothing could be mended.</p>"]
+        return [*parts, "<p>Nothing could be repaired.</p>"]
     heads = [("row", "n"), ("id", "id"), ("text now", "wide"), ("change", "wide")]
     rows = [
         (

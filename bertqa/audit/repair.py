@@ -1,4 +1,4 @@
-"""Mending a data set: what can be put right without a guess, and the copy that holds it.
+"""Repairing a data set: what can be put right without a guess, and the copy that holds it.
 
     answer elsewhere       moved, if its text stands in the context just once
     answer nowhere         replaced by the context's own text, if that differs by case, blanks or
@@ -35,7 +35,7 @@ COPY_ENDINGS = (".json", ".jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that was mended.
+    """One thing that was repaired.
 
     Attributes:
         row: of the data set that was read, from 0.
@@ -51,8 +51,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Mended:
-    """A data set after mending, and every change to it, in the order of its rows."""
+class Repaired:
+    """A data set after repairing, and every change to it, in the order of its rows."""
 
     examples: list[Example]
     changes: tuple[Change, ...]
@@ -255,23 +255,23 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], list[C
     return kept, changes
 
 
-def mend(examples: Sequence[Example], tokenizer: BertTokenizer) -> Mended:
+def repair(examples: Sequence[Example], tokenizer: BertTokenizer) -> Repaired:
     """Put right what needs no guess; what does, stays.
 
     Examples without a fault are the same objects afterwards.
     """
-    mended = list(examples)
+    repaired = list(examples)
     changes = []
     for row, answers in _mended_answers(examples, tokenizer):
         kept = [answer for answer in answers if answer.text]
-        mended[row] = replace(
+        repaired[row] = replace(
             examples[row],
             answers=tuple(answer.text for answer in kept),
             answer_starts=tuple(answer.start for answer in kept if answer.start is not None),
         )
         changes += [_change(row, examples[row], answer) for answer in answers if answer.done]
-    without_repeats, more = _without_repeats(mended)
-    return Mended(without_repeats, tuple(sorted([*changes, *more], key=lambda c: c.row)))
+    without_repeats, more = _without_repeats(repaired)
+    return Repaired(without_repeats, tuple(sorted([*changes, *more], key=lambda c: c.row)))
 
 
 # --- the copy ------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def changes_text(changes: Sequence[Change]) -> str:
         + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
         for change in changes
     ]
-    return "\n".join([f"mended: {len(changes):,}", *chain.from_iterable(blocks)])
+    return "\n".join([f"repaired: {len(changes):,}", *chain.from_iterable(blocks)])
 
 
 def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
@@ -104,7 +104,7 @@ def _aligned(rows: Iterable[tuple[str, int, str]]) -> list[str]:
 
 
 def save_json(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
-    """Write all that was found as JSON; ``changes`` is None where nothing was to be mended.
+    """Write all that was found as JSON; ``changes`` is None where nothing was to be repaired.
 
     Raises:
         UserError: it cannot be written.

@@ -3,7 +3,7 @@
 python -m bertqa.commands.ablate MODEL DATA
 
 asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
-for each head that is masked or averaged (see interventions.py), as infer.py asks them, and prints
+for each head that is masked or averaged (see hooks.py), as infer.py asks them, and prints
 what is lost without it, the largest loss of F1 first. In --output_dir stand
 
     ablation.json        all figures
@@ -44,7 +44,7 @@ from bertqa.explain.hooks import Interventions
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.config import BertConfig
 from bertqa.report.charts import heat_map
-from bertqa.runtime import forget_kernels
+from bertqa.runtime import limit_onednn_cache
 
 FIGURES = "ablation.json"
 PICTURE = "ablation.svg"
@@ -84,7 +84,7 @@ def main(flags: argparse.Namespace) -> None:
     check_examples(examples, str(flags.data))
     examples = examples[: flags.max_samples]
     check_answers(examples, str(flags.data))
-    forget_kernels()
+    limit_onednn_cache()
     qa = load_answerer(flags)
     check_version(examples, str(flags.data), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there

@@ -38,7 +38,7 @@ from bertqa.model.checkpoint import load_checkpoint, save_model
 from bertqa.report.analysis import Group, breakdown
 from bertqa.report.charts import Line, line_chart, smoothed
 from bertqa.report.training_page import time_spent
-from bertqa.runtime import forget_kernels
+from bertqa.runtime import limit_onednn_cache
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(
             f"--eval_file {flags.eval_file} is what the model was trained on: give another"
         )
-    forget_kernels()
+    limit_onednn_cache()
     with new_folder(flags.output_dir) as folder:
         save_model(folder, load_checkpoint(handed_on)[0], torch.float16)
         BertTokenizer.load(handed_on).save(folder)

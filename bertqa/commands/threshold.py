@@ -38,7 +38,7 @@ from bertqa.errors import UserError
 from bertqa.files import write_json, write_text
 from bertqa.folders import DECODING_FILE
 from bertqa.report.charts import Line, line_chart
-from bertqa.runtime import forget_kernels
+from bertqa.runtime import limit_onednn_cache
 
 _DRAWN = 400  # points of the curve in the picture
 
@@ -71,7 +71,7 @@ def main(flags: argparse.Namespace) -> None:
             "its folder, and name the copy"
         )
     windows = window_settings(flags, stored=read_decoding_file(folder)[0])
-    forget_kernels()
+    limit_onednn_cache()
     qa = QuestionAnswerer.from_pretrained(
         folder, windows=windows, decoding=DecodingSettings(version_2_with_negative=True),
         device=flags.device, precision=flags.precision,

@@ -4,7 +4,7 @@ python -m bertqa.commands.verify MODEL
 
 Both sides read the folder by their own code, in float32 on the CPU, without dropout. Theirs takes
 the windows one by one (attn_implementation="eager"), ours as streams of several, with both of its
-forms of attention: the readable one of model.py and the fast one of kernels.py. A row of the table
+forms of attention: the readable one of bert.py and the fast one of kernels.py. A row of the table
 is one quantity at one layer, counted from 0 as in the names of checkpoints: the largest absolute
 difference, and the largest as a share of the largest magnitude in the tensor, which its bound is
 for. Gradients and steps are measured parameter by parameter, and the worst is named.
@@ -48,7 +48,7 @@ from bertqa.explain.comparison import Sides, compare
 from bertqa.explain.differences import Differences
 from bertqa.files import write_text
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.runtime import forget_kernels
+from bertqa.runtime import limit_onednn_cache
 
 BOUND = 5e-5
 
@@ -121,7 +121,7 @@ def main(flags: argparse.Namespace) -> int:
     examples = read_questions(flags)
     library = their_library()
     folder = find_folder(flags.model, allow_bin=flags.allow_bin)
-    forget_kernels()
+    limit_onednn_cache()
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=flags.allow_bin)
     stored = read_decoding_file(folder)[0] or usual_windows(ours.config)
     settings = window_settings(flags, stored=stored)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from bertqa.data.windows import WindowSet
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 
 
 class TrainingBatch(NamedTuple):
     """A stream of tokens with the labels of its N windows, ``(N,)`` int64 each."""
 
-    tokens: TokenBatch
+    tokens: PackedBatch
     start_positions: Tensor
     end_positions: Tensor
 
@@ -26,7 +26,7 @@ class TrainingBatch(NamedTuple):
         )
 
 
-def collate(windows: WindowSet, chosen: Tensor) -> TokenBatch:
+def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
     """The chosen windows, ``(N,)`` indices, as one stream.
 
     Every token of the stream works out from its place in its window what it is: [CLS], the
@@ -37,11 +37,11 @@ def collate(windows: WindowSet, chosen: Tensor) -> TokenBatch:
     context_row = windows.context_of[example]
     question_first = windows.questions.bounds[example]
     context_first = windows.contexts.bounds[context_row] + windows.first[chosen]
-    context_place = windows.context_places[chosen]
+    context_start = windows.context_starts[chosen]
 
     window = torch.arange(len(chosen)).repeat_interleave(lengths)  # (T,), as all below
     place = torch.arange(len(window)) - (lengths.cumsum(0) - lengths)[window]
-    in_context = place - context_place[window]
+    in_context = place - context_start[window]
     is_context = (in_context >= 0) & (place < lengths[window] - 1)
     is_question = (place >= 1) & (in_context < -1)
 
@@ -51,7 +51,7 @@ def collate(windows: WindowSet, chosen: Tensor) -> TokenBatch:
     input_ids[is_question] = windows.questions.ids[question_row].long()
     context_rows = (context_first[window] + in_context)[is_context]
     input_ids[is_context] = windows.contexts.ids[context_rows].long()
-    return TokenBatch(input_ids, (in_context >= 0).long(), place, tuple(lengths.tolist()))
+    return PackedBatch(input_ids, (in_context >= 0).long(), place, tuple(lengths.tolist()))
 
 
 def training_batch(windows: WindowSet, chosen: Tensor) -> TrainingBatch:

@@ -123,7 +123,7 @@ class WindowSet:
         return self.question_lengths + self.count + _SPECIAL_TOKENS
 
     @cached_property
-    def context_places(self) -> Tensor:
+    def context_starts(self) -> Tensor:
         """``(W,)``, where in each window the context begins: after [CLS] question [SEP]."""
         return self.question_lengths + 2
 
@@ -135,7 +135,7 @@ class WindowSet:
     def __getitem__(self, window: int) -> Window:
         """One window with everything spelled out; for showing, not for speed."""
         example = int(self.example[window])
-        place, count = int(self.context_places[window]), int(self.count[window])
+        place, count = int(self.context_starts[window]), int(self.count[window])
         start = int(self.contexts.bounds[int(self.context_of[example])]) + int(self.first[window])
         rows = slice(start, start + count)
         question = self.questions.ids[self.questions.rows(example)].tolist()

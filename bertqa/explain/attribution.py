@@ -1,7 +1,7 @@
 """Why the model scores a span as it does: which tokens, heads and layers its score depends on.
 
-All functions take one window. The model must not be packed (see packed.py), since gradients are
-needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is one.
+All functions take one window. The model must not be prepacked (see cpu_inference.py), since
+gradients are needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is one.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from torch import Tensor
 from bertqa.errors import UserError
 from bertqa.explain.hooks import NOTHING, Interventions
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 
 _TOKENS_AT_ONCE = 1024  # copies of the window go through the model together, up to so many tokens
 
@@ -40,7 +40,7 @@ class Attribution:
         return self.score - self.baseline - float(self.tokens.sum())
 
 
-def without_words(batch: TokenBatch, replacement: int, kept: Iterable[int]) -> TokenBatch:
+def without_words(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> PackedBatch:
     """The window with every word replaced by one id, such as [MASK]'s.
 
     Args:
@@ -48,13 +48,13 @@ def without_words(batch: TokenBatch, replacement: int, kept: Iterable[int]) -> T
     """
     stays = torch.isin(batch.input_ids, torch.tensor(list(kept)).to(batch.input_ids))
     ids = batch.input_ids.where(stays, torch.full_like(batch.input_ids, replacement))
-    return TokenBatch(ids, batch.token_type_ids, batch.position_ids, batch.lengths)
+    return PackedBatch(ids, batch.token_type_ids, batch.position_ids, batch.lengths)
 
 
 def integrated_gradients(
     model: BertForQuestionAnswering,
-    batch: TokenBatch,
-    baseline: TokenBatch,
+    batch: PackedBatch,
+    baseline: PackedBatch,
     place: int,
     *,
     of_end: bool = False,
@@ -106,7 +106,7 @@ def integrated_gradients(
 
 
 def _score(
-    model: BertForQuestionAnswering, batch: TokenBatch, embedded: Tensor, place: int, of_end: bool
+    model: BertForQuestionAnswering, batch: PackedBatch, embedded: Tensor, place: int, of_end: bool
 ) -> Tensor:
     """The score of one token in each copy of a window that ``embedded`` holds, ``(n,)``."""
     copies = _repeated(batch, len(embedded) // batch.lengths[0])
@@ -115,8 +115,8 @@ def _score(
     return scores.view(len(copies.lengths), -1)[:, place]
 
 
-def _repeated(batch: TokenBatch, times: int) -> TokenBatch:
-    return TokenBatch(
+def _repeated(batch: PackedBatch, times: int) -> PackedBatch:
+    return PackedBatch(
         batch.input_ids.repeat(times),
         batch.token_type_ids.repeat(times),
         batch.position_ids.repeat(times),
@@ -126,7 +126,7 @@ def _repeated(batch: TokenBatch, times: int) -> TokenBatch:
 
 def head_effects(
     model: BertForQuestionAnswering,
-    batch: TokenBatch,
+    batch: PackedBatch,
     start: int,
     end: int,
     *,
@@ -157,7 +157,7 @@ def head_effects(
 
 def layer_effects(
     model: BertForQuestionAnswering,
-    batch: TokenBatch,
+    batch: PackedBatch,
     start: int,
     end: int,
     *,
@@ -176,7 +176,7 @@ def layer_effects(
 @torch.no_grad()
 def _effects(
     model: BertForQuestionAnswering,
-    batch: TokenBatch,
+    batch: PackedBatch,
     start: int,
     end: int,
     changes: Iterable[Interventions],
@@ -200,7 +200,7 @@ def _effects(
     return torch.tensor(effects)
 
 
-def _check(batch: TokenBatch, place: int) -> None:
+def _check(batch: PackedBatch, place: int) -> None:
     if len(batch.lengths) != 1:
         raise UserError(f"input_ids hold {len(batch.lengths)} windows: give one")
     if not 0 <= place < batch.lengths[0]:

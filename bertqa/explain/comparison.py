@@ -24,7 +24,7 @@ from bertqa.errors import UserError
 from bertqa.explain.differences import Differences
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.checkpoint import checkpoint_name
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from bertqa.runtime import local_runtime
 from bertqa.training.optim import make_optimizer, set_learning_rate
 
@@ -94,7 +94,7 @@ def drawn_labels(windows: WindowSet) -> Tensor:
     """A span of context tokens for each window, ``(2, W)``: starts and ends, places in it."""
     generator = torch.Generator().manual_seed(_SEED)
     drawn = torch.rand(2, len(windows), generator=generator).sort(dim=0).values
-    return windows.context_places + (drawn * windows.count).long()
+    return windows.context_starts + (drawn * windows.count).long()
 
 
 class Pass(NamedTuple):
@@ -128,7 +128,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def our_pass(
-    ours: BertForQuestionAnswering, batch: TokenBatch, labels: Tensor, *, with_attentions: bool
+    ours: BertForQuestionAnswering, batch: PackedBatch, labels: Tensor, *, with_attentions: bool
 ) -> Pass:
     """All windows as one stream."""
     output = ours(batch, output_hidden_states=True, output_attentions=with_attentions)
@@ -142,7 +142,7 @@ def our_pass(
     )
 
 
-def their_pass(theirs: Any, batch: TokenBatch, labels: Tensor) -> Pass:
+def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> Pass:
     """The windows one by one, so that there is no padding among which their loss would look."""
     passes: list[Pass] = []
     sizes = list(batch.lengths)

@@ -31,8 +31,8 @@ from bertqa.explain.attribution import (
 )
 from bertqa.explain.explanation import Candidate, Explanation, Inside, LayerReading
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
-from bertqa.model.cpu_inference import is_packed
-from bertqa.model.packing import TokenBatch
+from bertqa.model.cpu_inference import is_prepacked
+from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
 
 STEPS = 64  # of the integral of the attributions
@@ -68,7 +68,7 @@ def explain(
         UserError: an empty question or context, a question or windows that are too long, or a
             packed model, which has no gradients.
     """
-    if is_packed(model) or next(model.parameters()).dtype is not torch.float32:
+    if is_prepacked(model) or next(model.parameters()).dtype is not torch.float32:
         raise UserError(
             "explain: this model is made ready for answering, packed or in half precision; give "
             "the one that bertqa.model.checkpoint.load_checkpoint returns"
@@ -117,7 +117,7 @@ def explain(
 def _look_inside(
     model: BertForQuestionAnswering,
     tokenizer: BertTokenizer,
-    batch: TokenBatch,
+    batch: PackedBatch,
     answer: Candidate,
     output: BertOutput,
     steps: int,
@@ -145,8 +145,8 @@ def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:
 
 def _parts(
     model: BertForQuestionAnswering,
-    batch: TokenBatch,
-    baseline: TokenBatch,
+    batch: PackedBatch,
+    baseline: PackedBatch,
     place: int,
     of_end: bool,
     steps: int,
@@ -160,7 +160,7 @@ def _parts(
 
 def _batch(
     model: BertForQuestionAnswering, windows: WindowSet, numbers: Sequence[int]
-) -> TokenBatch:
+) -> PackedBatch:
     """Some windows, where the model is."""
     return collate(windows, torch.tensor(numbers)).to(next(model.parameters()).device)
 

@@ -198,7 +198,7 @@ class Explanation:
         return float(self.start_logits[self.answer.first] + self.end_logits[self.answer.last])
 
     @property
-    def context_places(self) -> range:
+    def context_starts(self) -> range:
         """The tokens of the context."""
         first = self.question_places.stop + 1
         return range(first, len(self.tokens) - 1)
@@ -213,17 +213,17 @@ class Explanation:
         """Whether a token is of the question, of the text, or of the frame around them."""
         if place in self.question_places:
             return "question"
-        return "text" if place in self.context_places else "frame"
+        return "text" if place in self.context_starts else "frame"
 
     @property
     def window_start(self) -> int:
         """The character of the context at which the window's part of it begins."""
-        places = self.context_places
+        places = self.context_starts
         return self.offsets[places.start][0] if places else 0  # type: ignore[index]
 
     def cells(self) -> Iterator[Cell]:
         """The context from the window's first token to its last, piece by piece."""
-        places = self.context_places
+        places = self.context_starts
         at = self.window_start
         for group in _together(self.offsets, places):
             spans = [offset for i in group if (offset := self.offsets[i])]
@@ -245,7 +245,7 @@ class Explanation:
         centre = self.answer if not self.is_null else self.best_spans[self.window]
         if centre is None:
             return None
-        places = self.context_places
+        places = self.context_starts
         around = range(
             max(places.start, centre.first - reach), min(places.stop, centre.last + reach + 1)
         )

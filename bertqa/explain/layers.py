@@ -153,7 +153,7 @@ def _strip(
         styles, titles: of each token.
         minus: which stand for a number below 0.
     """
-    places = {"q": e.question_places, "c": e.context_places}
+    places = {"q": e.question_places, "c": e.context_starts}
     parts = []
     for i, token in enumerate(e.tokens):
         kinds = "t " + next((name for name, group in places.items() if i in group), "x")
@@ -250,7 +250,7 @@ def attention_section(e: Explanation, packed: PackedAttention, found: Sequence[S
     square = e.inside.attentions[layer, head]
     question = list(e.question_places) or [0]  # of control characters there is nothing left
     looks, seen = square[question].mean(dim=0), square[:, question].sum(dim=1)
-    words = [*e.question_places, *e.context_places]
+    words = [*e.question_places, *e.context_starts]
     most = max((float(looks[i]) for i in words), default=1.0) or 1.0
     shares, word_set = (looks / most).tolist(), set(words)
     strip = _strip(

@@ -84,7 +84,7 @@ def script_data(explanation: Explanation, attention: PackedAttention) -> dict[st
         "tokens": [clean(token) for token in e.tokens],
         "heads": e.inside.attentions.shape[1],
         "question": [e.question_places.start, e.question_places.stop],
-        "context": [e.context_places.start, e.context_places.stop],
+        "context": [e.context_starts.start, e.context_starts.stop],
         "answer": [e.answer.first, e.answer.last],
         "strongest": list(e.inside.strongest_head),
         "lens": _base64(probabilities.contiguous().numpy().tobytes()),

@@ -4,7 +4,7 @@ T  tokens in the batch, of all its windows     D  hidden_size         V  vocab_s
 N  windows in the batch                        H  attention heads     F  intermediate_size
 L  tokens of one window                        K  head size, D / H    P  max_position_embeddings
 
-A batch is a stream of tokens (see stream.py), not a padded rectangle. Embeddings, linear layers,
+A batch is a stream of tokens (see packing.py), not a padded rectangle. Embeddings, linear layers,
 LayerNorm and the vectors S and E work on tokens ``(T, D)`` and know nothing of windows. Only two
 places do: attention, where a token sees the tokens of its own window, and the loss, whose softmax
 runs over the tokens of one window. So there is no attention mask, and what stands here is the
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bertqa.explain.hooks import NOTHING, HeadChange, Interventions
 from bertqa.model import kernels
 from bertqa.model.config import BertConfig
-from bertqa.model.packing import TokenBatch, pad_windows
+from bertqa.model.packing import PackedBatch, pad_windows
 
 
 class Dropout(nn.Module):
@@ -50,7 +50,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         """The stream's ids to vectors ``(T, D)``."""
         word = self.word(batch.input_ids)
         position = self.position(batch.position_ids)
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        batch: TokenBatch,
+        batch: PackedBatch,
         keep: list[list[Tensor]] | None = None,
         change: HeadChange | None = None,
     ) -> Tensor:
@@ -154,7 +154,7 @@ class Layer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        batch: TokenBatch,
+        batch: PackedBatch,
         keep: list[list[Tensor]] | None = None,
         change: HeadChange | None = None,
     ) -> Tensor:
@@ -255,7 +255,7 @@ class BertForQuestionAnswering(nn.Module):
 
     def forward(
         self,
-        batch: TokenBatch,
+        batch: PackedBatch,
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -266,7 +266,7 @@ class BertForQuestionAnswering(nn.Module):
         """Scores of every token of the stream; the intermediate results on request.
 
         Args:
-            interventions: what to change on the way, see interventions.py.
+            interventions: what to change on the way, see hooks.py.
             embedded: vectors ``(T, D)`` to take in place of what ``embeddings`` makes of the ids.
 
         Raises:

@@ -1,6 +1,6 @@
 """A checkpoint folder <-> a model, in the format that all BERT files in the world have.
 
-The table below is the Rosetta stone between the names of model.py and those of the files; it is
+The table below is the Rosetta stone between the names of bert.py and those of the files; it is
 used both ways. Loading is strict: a tensor that is missing, unknown or of another shape is an
 error that names it, and the report says what became of every tensor in the file.
 """
@@ -23,7 +23,7 @@ from bertqa.files import write_file, write_json
 from bertqa.folders import CONFIG_FILE, WEIGHTS_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import config_entries, load_config
-from bertqa.model.cpu_inference import is_packed
+from bertqa.model.cpu_inference import is_prepacked
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
@@ -161,7 +161,7 @@ def save_model(
         UserError: the folder cannot be written.
         ValueError: the model is packed: its weights are no longer there as such.
     """
-    if is_packed(model):
+    if is_prepacked(model):
         raise ValueError("a packed model cannot be saved: load it without packing")
     for name, parameter in model.named_parameters():
         if fault := _no_weights(parameter.detach()):

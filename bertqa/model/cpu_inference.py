@@ -2,7 +2,7 @@
 
 oneDNN, the library below torch's products on the CPU, multiplies fastest when a weight lies in
 blocks that fit the processor's registers, and ``F.linear`` lays it out so anew at every call. Here
-that is done once, after loading: ``pack`` replaces the linear layers of a model that will only
+that is done once, after loading: ``prepack`` replaces the linear layers of a model that will only
 answer. The operators have no public names in torch; they are used here and nowhere else.
 """
 
@@ -19,7 +19,7 @@ _SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
 _ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """``x W^T + b`` with a weight that oneDNN has laid out; for inference, without gradients.
 
     Args:
@@ -69,7 +69,7 @@ class Int8Linear(nn.Module):
         """``(T, in)`` to ``(T, out)``.
 
         Raises:
-            RuntimeError: as with ``PackedLinear``.
+            RuntimeError: as with ``PrepackedLinear``.
         """
         _refuse_gradients(x)
         integers, scale = quantize_tokens(x)
@@ -112,7 +112,9 @@ def _largest_magnitude(x: Tensor) -> Tensor:
     return without_sign.amax(dim=1, keepdim=True).view(x.dtype)
 
 
-def can_pack(device: torch.device, dtype: torch.dtype = torch.float32, int8: bool = False) -> bool:
+def can_prepack(
+    device: torch.device, dtype: torch.dtype = torch.float32, int8: bool = False
+) -> bool:
     """Whether this torch and this processor have the operators for that device and precision.
 
     Without the instructions for it (VNNI), oneDNN adds 8-bit products up in 16 bits, which these
@@ -129,15 +131,15 @@ def can_pack(device: torch.device, dtype: torch.dtype = torch.float32, int8: boo
     return not int8 or (built and torch.cpu._is_vnni_supported())
 
 
-def is_packed(model: BertForQuestionAnswering) -> bool:
-    """Whether ``pack`` was here: such a model answers, but cannot be trained, copied or saved."""
-    return any(isinstance(module, (PackedLinear, Int8Linear)) for module in model.modules())
+def is_prepacked(model: BertForQuestionAnswering) -> bool:
+    """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
+    return any(isinstance(module, (PrepackedLinear, Int8Linear)) for module in model.modules())
 
 
 def make_ready(
     model: BertForQuestionAnswering, device: torch.device, dtype: torch.dtype, *, int8: bool = False
 ) -> BertForQuestionAnswering:
-    """Move and convert a model that from now on only answers, in place; pack it where possible.
+    """Move and convert a model that from now on only answers, in place; prepack it where possible.
 
     The encoder is converted once here, where autocast would convert all weights again for every
     batch. S and E stay as they are: the last step is not rounded. A model that is ready already
@@ -146,7 +148,7 @@ def make_ready(
     Raises:
         ValueError: it was made ready in another precision, from which there is no way back.
     """
-    if is_packed(model):
+    if is_prepacked(model):
         first: Any = model.layers[0]
         up = first.feed_forward.up
         if (up.bias.dtype, isinstance(up, Int8Linear)) != (dtype, int8):
@@ -155,17 +157,17 @@ def make_ready(
     model.to(device).eval()
     model.embeddings.to(dtype)
     model.layers.to(dtype)
-    if can_pack(device, dtype, int8):
-        pack(model, int8=int8)
+    if can_prepack(device, dtype, int8):
+        prepack(model, int8=int8)
     return model
 
 
-def pack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
+def prepack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
     """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
 
     With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
     """
-    kind = Int8Linear if int8 else PackedLinear
+    kind = Int8Linear if int8 else PrepackedLinear
     for layer in model.layers:
         attention: Any = layer.attention  # whose layers are no longer nn.Linear from here on
         feed_forward: Any = layer.feed_forward

@@ -1,7 +1,7 @@
-"""The fast forms of what model.py says readably, and the one place that chooses among them.
+"""The fast forms of what bert.py says readably, and the one place that chooses among them.
 
-Each form here computes what a readable line of model.py computes; the tests hold them equal.
-T, H, K, L as in model.py.
+Each form here computes what a readable line of bert.py computes; the tests hold them equal.
+T, H, K, L as in bert.py.
 """
 
 import math
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 
 # (query, key, value, batch, dropout rate) -> gathered; tensors (T, H, K).
-AttentionForm = Callable[[Tensor, Tensor, Tensor, TokenBatch, float], Tensor]
+AttentionImplementation = Callable[[Tensor, Tensor, Tensor, PackedBatch, float], Tensor]
 
 _STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part in 100,000 at most
 # Between these a sum of exponentials has lost nothing: the largest is far from overflow, and what
@@ -102,7 +102,7 @@ def linears(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     return F.linear(x, weight, bias).split([layer.out_features for layer in linear_layers], dim=-1)
 
 
-def choose_attention(query: Tensor) -> AttentionForm | None:
+def choose_attention(query: Tensor) -> AttentionImplementation | None:
     """The fastest form for tensors like ``query``; None where only the readable form runs."""
     if query.device.type == "cpu":
         return cpu_attention
@@ -118,7 +118,7 @@ def choose_attention(query: Tensor) -> AttentionForm | None:
 
 
 def cpu_attention(
-    query: Tensor, key: Tensor, value: Tensor, batch: TokenBatch, rate: float
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float
 ) -> Tensor:
     """Attention window by window, with its gradient written by hand.
 
@@ -218,7 +218,7 @@ def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, batch: TokenBatch, rate: float
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float
 ) -> Tensor:
     """One variable-length FlashAttention call (Dao 2023) for the whole stream, on CUDA.
 

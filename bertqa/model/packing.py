@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class TokenBatch:
+class PackedBatch:
     """One batch of windows as a stream of tokens.
 
     Attributes:
@@ -44,7 +44,7 @@ class TokenBatch:
     @classmethod
     def from_windows(
         cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]]
-    ) -> "TokenBatch":
+    ) -> "PackedBatch":
         """The stream of N windows given as N sequences of ids and N of token types."""
         lengths = tuple(len(window) for window in input_ids)
         return cls(
@@ -60,11 +60,11 @@ class TokenBatch:
         bounds = list(accumulate(self.lengths, initial=0))
         return torch.tensor(bounds, dtype=torch.int32).to(self.input_ids.device, non_blocking=True)
 
-    def to(self, device: torch.device) -> "TokenBatch":
+    def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""
         if self.input_ids.device == device:
             return self
-        return TokenBatch(
+        return PackedBatch(
             self.input_ids.to(device, non_blocking=True),
             self.token_type_ids.to(device, non_blocking=True),
             self.position_ids.to(device, non_blocking=True),

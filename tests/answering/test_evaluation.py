@@ -31,8 +31,8 @@ from bertqa.errors import UserError
 from bertqa.explain.hooks import NOTHING
 from bertqa.model.bert import BertOutput
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.cpu_inference import is_packed, make_ready
-from bertqa.model.packing import TokenBatch
+from bertqa.model.cpu_inference import is_prepacked, make_ready
+from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
 from tests.corpus import PAIRS
 from tests.helpers import (
@@ -110,7 +110,7 @@ def jagged(ids):
 def logits_of(model, window):
     """The model's logits of one window alone, as two lists."""
     with torch.no_grad():
-        output = model(TokenBatch.from_windows([window.input_ids], [window.token_type_ids]))
+        output = model(PackedBatch.from_windows([window.input_ids], [window.token_type_ids]))
     return output.start_logits.tolist(), output.end_logits.tolist()
 
 
@@ -425,7 +425,7 @@ def test_a_packed_model_is_measured_as_it_is(model, labelled):
     evaluator = Evaluator(*labelled, RUNTIME)
     wanted = evaluator(model)
     ready = make_ready(copy.deepcopy(model), RUNTIME.device, RUNTIME.dtype)
-    assert is_packed(ready)
+    assert is_prepacked(ready)
     assert evaluator(ready).predictions == wanted.predictions
 
 

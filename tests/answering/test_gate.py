@@ -19,7 +19,7 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples
 from bertqa.errors import UserError
 from bertqa.folders import SHIPPED_MODEL, WEIGHTS_FILE
-from bertqa.model.cpu_inference import can_pack
+from bertqa.model.cpu_inference import can_prepack
 from bertqa.runtime import select_precision
 from tests.helpers import DATA
 
@@ -67,7 +67,7 @@ def test_it_is_as_good_as_it_was(shipped: Path, precision: str) -> None:
     cpu = torch.device("cpu")
     if precision != "fp32" and select_precision("auto", cpu) is not torch.bfloat16:
         pytest.skip("this processor has no products of bf16")  # which int8 takes for the rest
-    if precision == "int8" and not can_pack(cpu, int8=True):
+    if precision == "int8" and not can_prepack(cpu, int8=True):
         pytest.skip("this processor has no 8-bit products")
     examples = read_examples(GATE)
     qa = QuestionAnswerer.from_pretrained(shipped, device="cpu", precision=precision)

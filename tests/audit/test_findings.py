@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bertqa.audit import findings as audit_module
 from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, audit
 from bertqa.audit.page import audit_page
-from bertqa.audit.repair import mend
+from bertqa.audit.repair import repair
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.data.labels import CAUSES
 from bertqa.data.readers import read_examples
@@ -223,7 +223,7 @@ def test_an_audit_refuses_what_training_refuses(
                      == rows[f.row].answers[0])
         }  # fmt: skip
     assert [f for f in found.findings if f.row >= len(rows)] == []
-    audit_page([found], mend(rows, tokenizer).changes)
+    audit_page([found], repair(rows, tokenizer).changes)
     assert "\x1b" not in audit_text(found)
 
 
@@ -320,17 +320,17 @@ def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> No
 
 
 def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
-    changes = mend(faulty[0], tokenizer).changes
+    changes = repair(faulty[0], tokenizer).changes
     assert len(changes) == 31
     lines = changes_text(changes).splitlines()
-    assert lines[0] == "mended: 31" and "»Ada«" in lines[2]
+    assert lines[0] == "repaired: 31" and "»Ada«" in lines[2]
     assert sum(line.startswith("  row ") for line in lines) == 31
-    assert changes_text([]) == "mended: 0"
+    assert changes_text([]) == "repaired: 0"
 
 
 def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
     rows, found = faulty
-    page = audit_page([found, found], mend(rows, tokenizer).changes)
+    page = audit_page([found, found], repair(rows, tokenizer).changes)
     parsed = Page(page)
     tags = Counter(tag for tag, _ in parsed.seen)
     assert tags["script"] == tags["link"] == tags["img"] == tags["b"] == 0
@@ -358,15 +358,15 @@ def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer)
 def test_a_page_without_faults(tokenizer: BertTokenizer) -> None:
     found = audit([asked("Ada", 0)], tokenizer)
     text = "".join(Page(audit_page([found], [])).texts)
-    assert "Nothing." in text and "Nothing could be mended." in text
-    assert "What was mended" not in "".join(Page(audit_page([found])).texts)
+    assert "Nothing." in text and "Nothing could be repaired." in text
+    assert "What was repaired" not in "".join(Page(audit_page([found])).texts)
 
 
 def test_the_json_holds_everything(
     faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
     rows, found = faulty
-    changes = mend(rows, tokenizer).changes
+    changes = repair(rows, tokenizer).changes
     save_json(tmp_path / "r.json", [found], changes)
     document = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     (entry,) = document["audits"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from bertqa.audit.repair import loose_occurrences, mend, occurrences, save_examples, stands
+from bertqa.audit.repair import loose_occurrences, occurrences, repair, save_examples, stands
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
@@ -29,8 +29,8 @@ def asked(*answers: tuple[str, int], context: str = QUAY, id_: str = "q") -> Exa
 
 
 def mended_answers(example: Example, tokenizer: BertTokenizer) -> list[tuple[str, int]]:
-    (mended,) = mend([example], tokenizer).examples
-    return list(zip(mended.answers, mended.answer_starts, strict=True))
+    (repaired,) = repair([example], tokenizer).examples
+    return list(zip(repaired.answers, repaired.answer_starts, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_would_be_a_guess_is_left(
     words = write_tokenizer(tmp_path)._backend
     words.add_tokens(["swept", "ben", "cafe"])  # whole words, so that "wep" is inside one
     example = asked(answer)
-    result = mend([example], tokenizer_of(words, tokenizer))
+    result = repair([example], tokenizer_of(words, tokenizer))
     assert result.examples[0] is example
     assert result.changes == ()
 
@@ -89,7 +89,7 @@ def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
         asked(("1642", 20), ("", 0), ("Ada ", 0), id_="many"),
         asked(("THE QUAY", 0), id_="case"),
     ]
-    result = mend(rows, tokenizer)
+    result = repair(rows, tokenizer)
     assert [(change.row, change.id, change.what) for change in result.changes] == [
         (0, "many", "the answer '1642' at 20 is now '1642' at 22: moved to the one place where it "
          "stands"),
@@ -109,7 +109,7 @@ def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> Non
     not_all = Example("c", "Who?", QUAY, ("Ada", "Ben"))
     nothing = Example("d", "Who?", QUAY, (), (3,))
     without = Example("e", "Who?", QUAY)
-    result = mend([found, also, not_all, nothing, without], tokenizer).examples
+    result = repair([found, also, not_all, nothing, without], tokenizer).examples
     assert [(e.answers, e.answer_starts) for e in result[:2]] == [(("Ada", "1642"), (0, 22))] * 2
     assert result[2] is not_all and result[3] is nothing and result[4] is without
 
@@ -117,7 +117,7 @@ def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> Non
 def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer: BertTokenizer) -> None:
     ada, ben = asked(("Ada", 0)), asked(("Ben", 28))
     rows = [ada, ben, asked(("Ada ", 0)), asked(("it", 38)), ben, asked(("Ada", 0), id_="q-2")]
-    result = mend(rows, tokenizer)
+    result = repair(rows, tokenizer)
     assert [(e.id, e.answers[0]) for e in result.examples] == [
         ("q", "Ada"), ("q-3", "Ben"), ("q-4", "it"), ("q-2", "Ada"),
     ]  # fmt: skip
@@ -190,11 +190,11 @@ def test_the_copy_reads_back_and_has_nothing_left_to_mend(
     tokenizer: BertTokenizer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    result = mend(rows, tokenizer)
+    result = repair(rows, tokenizer)
     path = tmp_path_factory.mktemp("copy") / f"copy{ending}"
     save_examples(path, result.examples)
     assert read_examples(path) == result.examples
-    again = mend(result.examples, tokenizer)
+    again = repair(result.examples, tokenizer)
     assert again.changes == () and again.examples == result.examples
     assert len({example.id for example in result.examples}) == len(result.examples)
     left_out = [change for change in result.changes if change.what.startswith("left out")]

@@ -55,7 +55,7 @@ from bertqa.model import hub
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.model.config import BertConfig, parse_config
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.training.loop import Run, TrainingSettings
 from bertqa.training.optim import make_optimizer
@@ -71,7 +71,7 @@ NAME, POSITIONS = "bert.embeddings.LayerNorm.bias", "bert.embeddings.position_id
 
 ASKED = '{"question": "who", "context": "the quick fox"}'
 THREE_TOKENS, TWO_TOKENS = (
-    TokenBatch(*[torch.zeros(n, dtype=torch.int64)] * 3, (n,)) for n in (3, 2)
+    PackedBatch(*[torch.zeros(n, dtype=torch.int64)] * 3, (n,)) for n in (3, 2)
 )  # windows
 
 
@@ -623,7 +623,7 @@ CASES: dict[str, Callable[[Room], object]] = {
         r.answerer().model, THREE_TOKENS, TWO_TOKENS, 0
     ),
     "two windows": lambda r: inside.layer_effects(
-        r.answerer().model, TokenBatch(*[torch.zeros(5, dtype=torch.int64)] * 3, (3, 2)), 0, 0
+        r.answerer().model, PackedBatch(*[torch.zeros(5, dtype=torch.int64)] * 3, (3, 2)), 0, 0
     ),
     "a packed model to explain": lambda r: explain(
         r.answerer().model, r.answerer().tokenizer, "who", "the quick fox"
@@ -642,7 +642,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     # runtime
     "a dead process": dead_process,
     "int8": lambda r: (
-        r.patch.setattr("bertqa.runtime.can_pack", lambda *a, **k: False)
+        r.patch.setattr("bertqa.runtime.can_prepack", lambda *a, **k: False)
         or local_runtime("cpu", "int8")
     ),
     "more processes than GPUs": gpus,

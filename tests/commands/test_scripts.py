@@ -571,13 +571,13 @@ def test_a_mended_copy_can_be_trained_on(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
 ) -> None:
     world = World(tmp_path, checkpoint)
-    bad, copy = world.rows("bad.json", *FAULTY), tmp_path / "new" / f"mended{ending}"
+    bad, copy = world.rows("bad.json", *FAULTY), tmp_path / "new" / f"repaired{ending}"
     before = bad.read_bytes()
     assert call("train", *world.train("--train_file", bad)) == 2
     assert "--check finds all faults" in capsys.readouterr().err
     assert checked(checkpoint, bad, "--repair", copy) == 0  # the copy's code
     said = capsys.readouterr().out
-    assert "mended: 3\n  row 1, moved: the answer '1642' at 3 is now '1642' at 22" in said
+    assert "repaired: 3\n  row 1, moved: the answer '1642' at 3 is now '1642' at 22" in said
     assert f"{copy}: 3 questions" in said and said.endswith(f"wrote {copy}\n")
     assert bad.read_bytes() == before
     rows = read_examples(copy)
@@ -606,7 +606,7 @@ def test_the_reports_of_a_check(checkpoint: Path, tmp_path: Path) -> None:
     bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
     assert checked(checkpoint, bad, "--report", tmp_path / "r.html") == 1
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert page.startswith("<!DOCTYPE html>") and "What was mended" not in page
+    assert page.startswith("<!DOCTYPE html>") and "What was repaired" not in page
     copy = ["--repair", tmp_path / "copy.json"]
     assert checked(checkpoint, bad, *copy, "--report", tmp_path / "r.json") == 0
     document = read_json(tmp_path / "r.json")

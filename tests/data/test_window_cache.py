@@ -204,7 +204,7 @@ def test_whatever_changes_is_made_again(tmp_path, tokenizer, counted):
     assert len(names(cache)) == len(cases)
 
 
-@pytest.mark.parametrize("maker", ["features.py", "labels.py", "tokenization.py"])
+@pytest.mark.parametrize("maker", ["windows.py", "labels.py", "tokenization.py"])
 def test_edited_code_is_another_key(tmp_path, tokenizer, counted, monkeypatch, maker):
     package = shutil.copytree(Path(feature_cache.__file__).parent, tmp_path / "package")
     monkeypatch.setattr(feature_cache, "__file__", str(package / "feature_cache.py"))

@@ -143,7 +143,7 @@ def test_where_windows_begin_and_end(ours, shapes, doc_stride, more):
     assert list(zip(*(x.tolist() for x in found), strict=True)) == expected
     assert windows.question_lengths.tolist() == [shapes[i][0] for i, _, _ in expected]
     assert windows.lengths.tolist() == [shapes[i][0] + count + 3 for i, _, count in expected]
-    assert windows.context_places.tolist() == [shapes[i][0] + 2 for i, _, _ in expected]
+    assert windows.context_starts.tolist() == [shapes[i][0] + 2 for i, _, _ in expected]
     for i in range(len(shapes)):
         first, last = windows.of_examples(i, i + 1)
         assert windows.example[first:last].tolist() == [i] * (last - first)
@@ -592,7 +592,7 @@ def check_labels(windows, i, e, offsets):
     covering = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and start < end]
     for w in rows:
         first, count = int(windows.first[w]), int(windows.count[w])
-        place = int(windows.context_places[w]) - first
+        place = int(windows.context_starts[w]) - first
         whole = covering and first <= covering[0] and covering[-1] < first + count
         assert labels[w] == ((covering[0] + place, covering[-1] + place) if whole else (0, 0))
     if not texts:

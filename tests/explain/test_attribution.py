@@ -13,7 +13,7 @@ from bertqa.explain.attribution import (
 )
 from bertqa.explain.hooks import Interventions
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from tests.helpers import TINY, our_batch, our_model, random_windows, their_model
 
 LENGTH, CLS, SEP, MASK = 21, 2, 3, 4
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BertForQuestionAnswering:
 
 
 @pytest.fixture(scope="module")
-def window() -> TokenBatch:
+def window() -> PackedBatch:
     (ids,), types = random_windows((LENGTH,), seed=5)
     ids = [id_ if id_ > 4 else 9 for id_ in ids]
     ids[0], ids[7], ids[-1] = CLS, SEP, SEP
@@ -33,7 +33,7 @@ def window() -> TokenBatch:
 
 
 @pytest.fixture(scope="module")
-def baseline(window: TokenBatch) -> TokenBatch:
+def baseline(window: PackedBatch) -> PackedBatch:
     return without_words(window, MASK, (CLS, SEP))
 
 

@@ -25,7 +25,7 @@ from bertqa.explain.script_data import clean, packed_attention, quantised
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
 from tests.helpers import write_checkpoint
 
@@ -189,9 +189,9 @@ def test_what_is_inside_is_of_the_answer(
     found: Explanation, model: BertForQuestionAnswering, tokenizer: BertTokenizer
 ) -> None:
     ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
-    first = found.context_places.start
+    first = found.context_starts.start
     kinds = [int(i >= first) for i in range(len(ids))]
-    batch = TokenBatch.from_windows([ids], [kinds])
+    batch = PackedBatch.from_windows([ids], [kinds])
     effects = head_effects(model, batch, found.answer.first, found.answer.last)
     torch.testing.assert_close(found.inside.head_effects, effects)
     assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
@@ -220,9 +220,9 @@ def test_progress_is_told_of_every_pass(
 
 def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
     cells = list(found.cells())
-    first, last = (found.offsets[i] for i in (found.context_places[0], found.context_places[-1]))
+    first, last = (found.offsets[i] for i in (found.context_starts[0], found.context_starts[-1]))
     assert "".join(cell.text for cell in cells) == CONTEXT[first[0] : last[1]]
-    assert [i for cell in cells for i in cell.places] == list(found.context_places)
+    assert [i for cell in cells for i in cell.places] == list(found.context_starts)
 
 
 def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
@@ -255,7 +255,7 @@ def test_a_matrix_is_never_too_large(found: Explanation) -> None:
 
 def test_a_text_without_tokens(explained: Explain) -> None:
     e = explained(context="\x7f\x7f")
-    assert e.is_null and e.prediction.text == "" and not e.context_places
+    assert e.is_null and e.prediction.text == "" and not e.context_starts
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)

@@ -9,7 +9,7 @@ from torch import nn
 from bertqa.errors import UserError
 from bertqa.explain.hooks import Interventions, patch_from
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from tests.helpers import LENGTHS, TINY, our_batch, our_model, random_windows, their_model
 
 LAYERS, HEADS = TINY["num_hidden_layers"], TINY["num_attention_heads"]
@@ -27,18 +27,18 @@ def either(model: BertForQuestionAnswering, request: pytest.FixtureRequest) -> N
 
 
 @pytest.fixture(scope="module")
-def batch() -> TokenBatch:
+def batch() -> PackedBatch:
     return our_batch(*random_windows())
 
 
 @pytest.fixture(scope="module")
-def other() -> TokenBatch:
+def other() -> PackedBatch:
     """Windows of the same lengths with other tokens."""
     return our_batch(*random_windows(seed=7))
 
 
 @torch.no_grad()
-def run(model: BertForQuestionAnswering, batch: TokenBatch, **asked: object) -> BertOutput:
+def run(model: BertForQuestionAnswering, batch: PackedBatch, **asked: object) -> BertOutput:
     return model(batch, output_hidden_states=True, **asked)
 
 
@@ -90,7 +90,7 @@ def test_with_all_heads_masked_the_layers_see_each_token_alone(model):
     alone, beside = our_batch(*random_windows((9,))), our_batch(*random_windows((9,), seed=3))
     ids = beside.input_ids.clone()
     ids[4] = alone.input_ids[4]
-    beside = TokenBatch(ids, alone.token_type_ids, alone.position_ids, alone.lengths)
+    beside = PackedBatch(ids, alone.token_type_ids, alone.position_ids, alone.lengths)
     found = [run(model, b, interventions=Interventions(mask_heads=every)) for b in (alone, beside)]
     assert torch.equal(found[0].hidden_states[-1][4], found[1].hidden_states[-1][4])
     assert not torch.equal(found[0].hidden_states[-1][3], found[1].hidden_states[-1][3])

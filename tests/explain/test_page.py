@@ -486,7 +486,7 @@ def test_any_head_and_any_token(
     browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
 ) -> None:
     tab, e = opened(browser, files["plain"]), explanations["plain"]
-    words = [*e.question_places, *e.context_places]
+    words = [*e.question_places, *e.context_starts]
     place = 3
     for layer, head in ((0, 2), (2, 1)):
         tab.run(

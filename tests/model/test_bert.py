@@ -25,7 +25,7 @@ from bertqa.model.bert import (
 )
 from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.config import BertConfig
-from bertqa.model.packing import TokenBatch, pad_windows
+from bertqa.model.packing import PackedBatch, pad_windows
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from tests.helpers import (
     LENGTHS,
@@ -87,7 +87,7 @@ def ours(tiny) -> BertForQuestionAnswering:
 
 
 @pytest.fixture
-def batch() -> TokenBatch:
+def batch() -> PackedBatch:
     return our_batch(*random_windows())
 
 
@@ -101,7 +101,7 @@ def their_loss(theirs: TheirModel, twice: bool = True) -> torch.Tensor:
     return torch.stack(losses).mean() * (2 if twice else 1)
 
 
-def our_loss(ours: BertForQuestionAnswering, batch: TokenBatch) -> torch.Tensor:
+def our_loss(ours: BertForQuestionAnswering, batch: PackedBatch) -> torch.Tensor:
     return span_loss(ours(batch), batch.lengths, STARTS, ENDS)
 
 
@@ -527,7 +527,7 @@ def test_head_is_never_rounded(ours):
 
 
 def test_stream_lays_windows_end_to_end():
-    batch = TokenBatch.from_windows([[7, 8, 9], [5], [6, 4]], [[0, 0, 1], [0], [0, 1]])
+    batch = PackedBatch.from_windows([[7, 8, 9], [5], [6, 4]], [[0, 0, 1], [0], [0, 1]])
     assert batch.input_ids.tolist() == [7, 8, 9, 5, 6, 4]
     assert batch.token_type_ids.tolist() == [0, 0, 1, 0, 0, 1]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 0, 1]
@@ -541,7 +541,7 @@ def test_stream_lays_windows_end_to_end():
 def test_stream_refuses_lengths_that_do_not_fit(lengths):
     ids = torch.arange(6)
     with pytest.raises(ValueError, match="do not cut 6 tokens"):
-        TokenBatch(ids, torch.zeros_like(ids), ids, lengths)
+        PackedBatch(ids, torch.zeros_like(ids), ids, lengths)
 
 
 def test_stream_moves_to_a_device(batch):

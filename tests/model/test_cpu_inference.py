@@ -12,11 +12,11 @@ from bertqa.model.checkpoint import save_model
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import (
     Int8Linear,
-    PackedLinear,
-    can_pack,
-    is_packed,
+    PrepackedLinear,
+    can_prepack,
+    is_prepacked,
     make_ready,
-    pack,
+    prepack,
     quantize_tokens,
 )
 from bertqa.model.kernels import JointPart, linears
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 
-pytestmark = pytest.mark.skipif(not can_pack(CPU), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_prepack(CPU), reason="this torch has no oneDNN")
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def scores(model, batch):
 
 def test_a_packed_model_gives_the_same_scores(model, batch):
     expected = scores(model, batch)
-    pack(model)
+    prepack(model)
     assert_close(scores(model, batch), expected)
 
 
 def test_a_packed_model_shows_the_same_inside(model, batch):
     with torch.inference_mode():
         expected = model(batch, output_hidden_states=True, output_attentions=True)
-        pack(model)
+        prepack(model)
         output = model(batch, output_hidden_states=True, output_attentions=True)
     assert_close(output.hidden_states, expected.hidden_states)
     assert_close(output.attentions, expected.attentions)
@@ -71,7 +71,7 @@ def test_packing_in_half_precision_changes_no_score(model, batch):
     plain.embeddings.bfloat16()
     plain.layers.bfloat16()
     ready = make_ready(model, CPU, torch.bfloat16)
-    assert isinstance(ready.layers[0].feed_forward.up, PackedLinear)
+    assert isinstance(ready.layers[0].feed_forward.up, PrepackedLinear)
     # One rounding in the products may fall the other way.
     torch.testing.assert_close(scores(ready, batch), scores(plain, batch), rtol=0, atol=0.01)
     assert ready.head.weight.dtype is torch.float32
@@ -82,14 +82,14 @@ def test_a_packed_layer_is_the_linear_layer(dtype):
     torch.manual_seed(1)
     x, weight, bias = torch.randn(37, 48), torch.randn(80, 48), torch.randn(80)
     exact = x.to(dtype).float() @ weight.to(dtype).float().T + bias.to(dtype).float()
-    layer = PackedLinear(weight.to(dtype), bias.to(dtype))
+    layer = PrepackedLinear(weight.to(dtype), bias.to(dtype))
     bound = 1e-5 if dtype is torch.float32 else 2**-8
     torch.testing.assert_close(layer(x.to(dtype)).float(), exact, rtol=bound, atol=10 * bound)
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_packed_layers_refuse_to_give_no_gradient(model, batch, int8):
-    pack(model, int8=int8)
+    prepack(model, int8=int8)
     with pytest.raises(RuntimeError, match="no gradients"):
         model(batch)
 
@@ -100,7 +100,7 @@ def test_query_key_and_value_are_one_product_and_still_three_layers(model):
     x = torch.randn(5, TINY["hidden_size"])
     with torch.inference_mode():
         expected = [layer(x) for layer in layers]
-        pack(model)
+        prepack(model)
         parts = (attention.query, attention.key, attention.value)
         assert all(isinstance(part, JointPart) for part in parts)
         assert_close([part(x) for part in parts], expected)
@@ -108,15 +108,19 @@ def test_query_key_and_value_are_one_product_and_still_three_layers(model):
 
 
 def test_packing_is_for_the_cpu():
-    assert not can_pack(torch.device("cuda"))
+    assert not can_prepack(torch.device("cuda"))
 
 
 def test_a_processor_without_the_instructions_is_not_given_them(model, batch, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert can_pack(CPU) and not can_pack(CPU, torch.bfloat16) and not can_pack(CPU, int8=True)
+    assert (
+        can_prepack(CPU)
+        and not can_prepack(CPU, torch.bfloat16)
+        and not can_prepack(CPU, int8=True)
+    )
     ready = make_ready(model, CPU, torch.bfloat16)
-    assert not is_packed(ready) and scores(ready, batch).isfinite().all()
+    assert not is_prepacked(ready) and scores(ready, batch).isfinite().all()
     with pytest.raises(UserError, match="VNNI"):
         local_runtime("cpu", "int8")
 

@@ -1,4 +1,4 @@
-"""The fast forms of kernels.py equal the readable lines of model.py that they stand for."""
+"""The fast forms of kernels.py equal the readable lines of bert.py that they stand for."""
 
 import math
 from functools import partial
@@ -18,7 +18,7 @@ from bertqa.model.kernels import (
     flash_attention,
     linears,
 )
-from bertqa.model.packing import TokenBatch
+from bertqa.model.packing import PackedBatch
 from tests.helpers import LENGTHS, TINY, our_batch, random_windows
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
@@ -186,7 +186,7 @@ SHAPES = {
 }
 
 
-def lay(lengths: tuple[int, ...]) -> TokenBatch:
+def lay(lengths: tuple[int, ...]) -> PackedBatch:
     return our_batch(*random_windows(lengths))
 
 
@@ -214,7 +214,7 @@ def both_forms(lengths, heads, size, dtype, rate, seed=7):
     return results
 
 
-def readable(query: Tensor, key: Tensor, value: Tensor, batch: TokenBatch, rate: float) -> Tensor:
+def readable(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float) -> Tensor:
     return attention(query, key, value, batch.lengths, Dropout(rate))[0]
 
 
@@ -494,7 +494,7 @@ def model_on_both(**changes: object) -> tuple[BertForQuestionAnswering, BertForQ
     return here, there.cuda()
 
 
-def logits_and_gradients(model: BertForQuestionAnswering, batch: TokenBatch) -> list[Tensor]:
+def logits_and_gradients(model: BertForQuestionAnswering, batch: PackedBatch) -> list[Tensor]:
     """Start logits, end logits and the gradient of every parameter, on the CPU."""
     places = torch.tensor([length - 1 for length in LENGTHS], device=batch.input_ids.device)
     output = model(batch)
