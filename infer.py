@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering.answerer import QuestionAnswerer, as_pipeline, asked, find_folder
+from bertqa.answering.answerer import QuestionAnswerer, as_pipeline, asked
 from bertqa.answering.evaluation import (
     PREDICTION_FILES,
     DecodingSettings,
@@ -53,8 +53,9 @@ from bertqa.explain.explainer import explain, passes
 from bertqa.explain.page import page
 from bertqa.explain.terminal import render
 from bertqa.files import said_plainly, write_json, write_text
-from bertqa.folders import SHIPPED_MODEL
 from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.names import find_folder
 from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertqa.answering.answerer import check_window_fits, find_folder, load_for_training
+from bertqa.answering.answerer import check_window_fits, load_for_training
 from bertqa.answering.evaluation import DecodingSettings, Evaluator
 from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
@@ -50,8 +50,9 @@ from bertqa.data.window_cache import cached_windows, data_fingerprint, default_c
 from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
-from bertqa.folders import is_checkpoint
 from bertqa.model.config import load_config
+from bertqa.model.folders import is_checkpoint
+from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 from bertqa.training.loop import Run, TrainingSettings
 from bertqa.training.optim import SCHEDULES

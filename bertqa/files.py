@@ -1,4 +1,4 @@
-"""Reading JSON, and writing that happens whole or not at all."""
+"""The names of files, reading JSON, and writing that happens whole or not at all."""
 
 import json
 import os
@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError, reason, shown
+
+# The files of a checkpoint folder.
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
+DECODING_FILE = "decoding.json"  # ours: whether "no answer" is one, and from which score on
+OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", DECODING_FILE)
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+BIN_FILE = "pytorch_model.bin"
 
 LARGEST = 1 << 24  # bytes of a JSON file that is read here; the largest known have a tenth of it
 _DEEPEST = 64  # levels of JSON; what is read may be written again, by a recursive function
@@ -50,6 +59,11 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str]) -> None:
         raise UserError(
             f"{flag} {path} cannot be written: {folder} is closed to you, choose another place"
         )
+
+
+def is_there(path: Path) -> bool:
+    """Whether its folder has such an entry, be it a link that leads nowhere."""
+    return path.is_symlink() or path.exists()
 
 
 def check_regular(path: Path) -> None:

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from bertqa.answering import answerer as answering
-from bertqa.folders import SHIPPED_MODEL, WEIGHTS_FILE
+from bertqa.files import WEIGHTS_FILE
+from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.names import find_folder
 from docs.tour_pictures import pictures
 
 FOLDER = Path(__file__).resolve().parent
@@ -176,7 +177,7 @@ def _name_of(node: ast.AST) -> str | None:
 
 def model_digest() -> str:
     """SHA-256 of the weights of the tour's model."""
-    file = answering.find_folder(SHIPPED_MODEL) / WEIGHTS_FILE
+    file = find_folder(SHIPPED_MODEL) / WEIGHTS_FILE
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

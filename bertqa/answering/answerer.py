@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,74 +14,16 @@ from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSettings, make_windows
 from bertqa.errors import UserError, shown
-from bertqa.folders import DECODING_FILE, SHIPPED_MODEL, find_local, is_checkpoint
+from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import make_ready
+from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, local_runtime
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 _AT_ONCE = 1024  # questions that are cut into windows together
-
-
-def weights_dir() -> Path:
-    """The folder weights/ of the source tree; of the current folder, if there is no such tree."""
-    tree = Path(__file__).resolve().parents[2]
-    return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
-
-
-def installed_weights_dir() -> Path:
-    """Where an installed package has the models that came with it."""
-    return Path(__file__).resolve().parents[1] / "pretrained"
-
-
-def is_shipped(folder: Path) -> bool:
-    """Whether it is the one of the model that comes with the project."""
-    places = (weights_dir(), installed_weights_dir())
-    return folder.resolve() in [(place / SHIPPED_MODEL).resolve() for place in places]
-
-
-def find_folder(name: str, *, allow_bin: bool = False) -> Path:
-    """The checkpoint folder of a name: the first that there is, of
-
-    1. the path of a folder,
-    2. a name under weights/ (see ``weights_dir``),
-    3. the name of a model that came with the installed package,
-    4. a name on the hub, which is downloaded into weights/.
-
-    Raises:
-        UserError: it is not to be had.
-    """
-    for place in (weights_dir(), installed_weights_dir()):
-        local = find_local(name, place)
-        if local is not None:
-            return local
-    if name == SHIPPED_MODEL:
-        raise UserError(
-            f"the model {name} is neither in {weights_dir().resolve()} nor in "
-            f"{installed_weights_dir()}: clone the repository, which holds it, or name another "
-            "model"
-        )
-    from bertqa.model.hub import find_checkpoint  # late: takes 0.25 s, for downloads
-
-    try:
-        return find_checkpoint(name, weights_dir(), allow_bin=allow_bin)
-    except UserError as error:
-        meant = get_close_matches(name, _names_here(), n=1)
-        if not meant:
-            raise
-        raise UserError(f"{error}; {meant[0]} is here, if that was meant") from error
-
-
-def _names_here() -> list[str]:
-    """The models that are there without a download."""
-    return sorted(
-        folder.name
-        for place in (weights_dir(), installed_weights_dir())
-        for folder in (place.iterdir() if place.is_dir() else ())
-        if is_checkpoint(folder)
-    )
 
 
 def load_for_training(

@@ -14,8 +14,7 @@ from typing import Any
 from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError, shown
-from bertqa.files import read_json_object, write_json
-from bertqa.folders import DECODING_FILE, is_there
+from bertqa.files import DECODING_FILE, is_there, read_json_object, write_json
 
 _KINDS = {
     "version_2_with_negative": "true or false",

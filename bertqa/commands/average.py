@@ -22,8 +22,7 @@ from bertqa.answering.answerer import load_folder
 from bertqa.commands.flags import Parser, run_script
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
-from bertqa.files import new_folder, read_json_object, write_json
-from bertqa.folders import DECODING_FILE
+from bertqa.files import DECODING_FILE, new_folder, read_json_object, write_json
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NoReturn
 
-from bertqa.answering.answerer import QuestionAnswerer, find_folder
+from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding import DECODERS
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
+from bertqa.model.names import find_folder
 from bertqa.runtime import INT8, PRECISIONS
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults

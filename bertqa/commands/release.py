@@ -32,8 +32,7 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import data_fingerprint
 from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
-from bertqa.files import new_folder, read_json_object, write_text
-from bertqa.folders import DECODING_FILE, WEIGHTS_FILE
+from bertqa.files import DECODING_FILE, WEIGHTS_FILE, new_folder, read_json_object, write_text
 from bertqa.model.checkpoint import load_checkpoint, save_model
 from bertqa.report.analysis import Group, breakdown
 from bertqa.report.charts import Line, line_chart, smoothed

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, find_folder, is_shipped
+from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.answering.evaluation import DecodingSettings, best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
@@ -35,8 +35,9 @@ from bertqa.commands.flags import (
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples
 from bertqa.errors import UserError
-from bertqa.files import write_json, write_text
-from bertqa.folders import DECODING_FILE
+from bertqa.files import DECODING_FILE, write_json, write_text
+from bertqa.model.folders import is_shipped
+from bertqa.model.names import find_folder
 from bertqa.report.charts import Line, line_chart
 from bertqa.runtime import limit_onednn_cache
 

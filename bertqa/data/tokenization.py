@@ -22,8 +22,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre
 from torch import Tensor
 
 from bertqa.errors import UserError, reason, shown
-from bertqa.files import parse_json, read_json_object, read_whole, write_json, write_text
-from bertqa.folders import is_there
+from bertqa.files import is_there, parse_json, read_json_object, read_whole, write_json, write_text
 
 _AT_ONCE = 4096  # texts that are encoded together: bounds the memory, keeps the threads busy
 _SURROGATES = re.compile("[\ud800-\udfff]")

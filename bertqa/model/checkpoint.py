@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError, printable, reason, shown
-from bertqa.files import write_file, write_json
-from bertqa.folders import CONFIG_FILE, WEIGHTS_FILE
+from bertqa.files import CONFIG_FILE, WEIGHTS_FILE, write_file, write_json
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import config_entries, load_config
 from bertqa.model.cpu_inference import is_prepacked

@@ -29,17 +29,17 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import WeakFileLock, validate_repo_id
 
 from bertqa.errors import UserError, shown
-from bertqa.files import parse_json, read_whole
-from bertqa.folders import (
+from bertqa.files import (
     BIN_FILE,
     CONFIG_FILE,
     INDEX_FILE,
     OPTIONAL_FILES,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
-    find_local,
-    is_checkpoint,
+    parse_json,
+    read_whole,
 )
+from bertqa.model.folders import find_local, is_checkpoint
 
 # Both come from elsewhere and become parts of a path here: neither may hold "/" or "..".
 _SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors", re.ASCII)

@@ -19,8 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bertqa.errors import UserError, reason, shown
-from bertqa.files import check_regular, parse_json, read_json_object
-from bertqa.folders import BIN_FILE, INDEX_FILE, WEIGHTS_FILE, is_there
+from bertqa.files import (
+    BIN_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    check_regular,
+    is_there,
+    parse_json,
+    read_json_object,
+)
 
 # Number formats of weights, as safetensors and torch call them.
 FLOATS = {

@@ -40,6 +40,7 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.files import (
+    DECODING_FILE,
     new_folder,
     read_json_object,
     said_plainly,
@@ -47,7 +48,6 @@ from bertqa.files import (
     write_json_map,
     write_text,
 )
-from bertqa.folders import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
 from bertqa.report.training_page import Answered, report_page

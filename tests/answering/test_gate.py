@@ -12,14 +12,15 @@ import torch
 
 import infer
 from bertqa import QuestionAnswerer
-from bertqa.answering import answerer as answering
-from bertqa.answering.answerer import find_folder
 from bertqa.answering.evaluation import score
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples
 from bertqa.errors import UserError
-from bertqa.folders import SHIPPED_MODEL, WEIGHTS_FILE
+from bertqa.files import WEIGHTS_FILE
+from bertqa.model import folders
 from bertqa.model.cpu_inference import can_prepack
+from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.names import find_folder
 from bertqa.runtime import select_precision
 from tests.helpers import DATA
 
@@ -110,7 +111,7 @@ def test_an_installed_package_finds_it(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path.resolve() / "site" / "bertqa"
-    monkeypatch.setattr(answering, "__file__", str(package / "answering.py"))
+    monkeypatch.setattr(folders, "__file__", str(package / "model" / "folders.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"the model {SHIPPED_MODEL} is neither in .* clone the"):
         find_folder(SHIPPED_MODEL)

@@ -31,7 +31,7 @@ import infer
 import train
 from bertqa.answering import json_lines as answer_lines
 from bertqa.answering import metrics
-from bertqa.answering.answerer import QuestionAnswerer, find_folder, load_folder
+from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.answering.evaluation import DecodingSettings
 from bertqa.answering.json_lines import LineOutput
@@ -50,11 +50,12 @@ from bertqa.explain.differences import Differences
 from bertqa.explain.explainer import explain
 from bertqa.explain.hooks import Interventions
 from bertqa.files import check_new_file, read_json_object, write_text
-from bertqa.folders import SHIPPED_MODEL
 from bertqa.model import hub
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.model.config import BertConfig, parse_config
+from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.training.loop import Run, TrainingSettings
@@ -363,12 +364,12 @@ def no_disk(room: Room) -> None:
 
 def without_the_shipped_model(room: Room) -> object:
     for place in ("weights_dir", "installed_weights_dir"):
-        room.patch.setattr(f"bertqa.answering.answerer.{place}", lambda: room.path)
+        room.patch.setattr(f"bertqa.model.folders.{place}", lambda: room.path)
     return find_folder(SHIPPED_MODEL)
 
 
 def mistyped(room: Room) -> object:
-    room.patch.setattr("bertqa.answering.answerer.weights_dir", lambda: room.path)
+    room.patch.setattr("bertqa.model.folders.weights_dir", lambda: room.path)
     room.write("tiny-bert/" + CONFIG_FILE, "{}")
     return find_folder("tiny_bert!")
 
@@ -398,7 +399,7 @@ def one_kind(room: Room) -> None:
 
 
 def threshold_for_the_shipped_model(room: Room) -> None:
-    room.patch.setattr("bertqa.answering.answerer.weights_dir", lambda: room.path)
+    room.patch.setattr("bertqa.model.folders.weights_dir", lambda: room.path)
     (room.path / SHIPPED_MODEL).mkdir()
     flags = [str(room.path / SHIPPED_MODEL), str(room.rows(ROW, UNANSWERABLE))]
     threshold.main(threshold.parse_flags(flags))

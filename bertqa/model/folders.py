@@ -1,17 +1,27 @@
-"""Checkpoint folders on this machine: the names of their files, and where they are looked for."""
+"""Checkpoint folders on this machine: under weights/, and those that came with the package."""
 
 from pathlib import Path
 
-CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
-DECODING_FILE = "decoding.json"  # ours: whether "no answer" is one, and from which score on
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", DECODING_FILE)
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-BIN_FILE = "pytorch_model.bin"
-
+from bertqa.files import CONFIG_FILE
 
 SHIPPED_MODEL = "minilm-l6-squad"  # the one that comes with the project
+
+
+def weights_dir() -> Path:
+    """The folder weights/ of the source tree; of the current folder, if there is no such tree."""
+    tree = Path(__file__).resolve().parents[2]
+    return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
+
+
+def installed_weights_dir() -> Path:
+    """Where an installed package has the models that came with it."""
+    return Path(__file__).resolve().parents[1] / "pretrained"
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether it is the one of the model that comes with the project."""
+    places = (weights_dir(), installed_weights_dir())
+    return folder.resolve() in [(place / SHIPPED_MODEL).resolve() for place in places]
 
 
 def find_local(name: str, weights_dir: Path) -> Path | None:
@@ -28,11 +38,6 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # longer than the file system's names, or in a folder closed to us
         return False
-
-
-def is_there(path: Path) -> bool:
-    """Whether its folder has such an entry, be it a link that leads nowhere."""
-    return path.is_symlink() or path.exists()
 
 
 def is_checkpoint(folder: Path) -> bool:
