@@ -21,13 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answering.answerer import QuestionAnswerer, as_pipeline, asked
-from bertqa.answering.evaluation import (
-    PREDICTION_FILES,
-    DecodingSettings,
-    Prediction,
-    score,
-    write_predictions,
-)
+from bertqa.answering.answers import Prediction
+from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictions
 from bertqa.answering.json_lines import (
     LINE_FILES,
     PREDICTIONS,
@@ -57,6 +52,7 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.folders import SHIPPED_MODEL
 from bertqa.model.names import find_folder
 from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import DecodingSettings
 
 METRICS = "metrics.json"
 LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that

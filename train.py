@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertqa.answering.answerer import check_window_fits, load_for_training
-from bertqa.answering.evaluation import DecodingSettings, Evaluator
+from bertqa.answering.evaluation import Evaluator
 from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
 from bertqa.audit.repair import COPY_ENDINGS, repair, save_examples
@@ -47,15 +47,15 @@ from bertqa.data.squad import (
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
 from bertqa.model.config import load_config
 from bertqa.model.folders import is_checkpoint
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
-from bertqa.training.loop import Run, TrainingSettings
-from bertqa.training.optim import SCHEDULES
+from bertqa.settings import SCHEDULES, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.loop import Run
 from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 
 DEFAULTS = TrainingSettings()

@@ -33,7 +33,8 @@ def write_job(source: Path, model: Path, folder: Path, trained: bool) -> int:
     from bertqa.data.batching import collate
     from bertqa.data.readers import read_examples
     from bertqa.data.tokenization import BertTokenizer
-    from bertqa.data.windows import WindowSettings, make_windows
+    from bertqa.data.windows import make_windows
+    from bertqa.settings import WindowSettings
 
     examples = read_examples(source)
     tokenizer = BertTokenizer.load(model)
@@ -174,8 +175,9 @@ class OurDecoding:
         from bertqa.data.batching import token_budget_batches
         from bertqa.data.readers import read_examples
         from bertqa.data.tokenization import BertTokenizer
-        from bertqa.data.windows import WindowSettings, make_windows
+        from bertqa.data.windows import make_windows
         from bertqa.model.bert import BertOutput
+        from bertqa.settings import WindowSettings
 
         job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
         scores = np.load(Path(folder) / "windows.npz")

@@ -40,7 +40,8 @@ class OurWindows:
         from bertqa.data.readers import read_examples
         from bertqa.data.tokenization import BertTokenizer
         from bertqa.data.window_cache import cached_windows
-        from bertqa.data.windows import WindowSettings, make_windows
+        from bertqa.data.windows import make_windows
+        from bertqa.settings import WindowSettings
 
         examples = read_examples(Path(source))
         tokenizer = BertTokenizer.load(Path(model))

@@ -24,10 +24,11 @@ from benchmarks.data import random_questions, squad_file
 from benchmarks.harness import peak_mib
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, WindowSettings, make_windows
+from bertqa.data.windows import WindowSet, make_windows
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, save_model
 from bertqa.model.config import BertConfig
+from bertqa.settings import WindowSettings
 
 SIZES = {
     "minilm": BertConfig(

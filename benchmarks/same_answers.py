@@ -33,11 +33,11 @@ from benchmarks.harness import (
     table,
 )
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.answering.metrics import evaluate_v1
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
+from bertqa.settings import DecodingSettings
 
 MAX_LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
 BATCH = 16

@@ -36,7 +36,8 @@ from bertqa.answering.answerer import load_for_training
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.windows import WindowSet
 from bertqa.runtime import local_runtime
-from bertqa.training.loop import Run, TrainingSettings
+from bertqa.settings import TrainingSettings
+from bertqa.training.loop import Run
 from bertqa.training.run_folder import RunFolder
 
 LEARNING_RATE = 2e-5

@@ -40,7 +40,8 @@ from benchmarks.harness import (
 from benchmarks.processes import share_equal
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
+from bertqa.settings import WindowSettings
 
 EXACT, DEFAULT, INTEGERS = "bertqa, fp32", "bertqa, default precision", "bertqa, int8"
 # Per cent of equal answers that a row must have, in fp32 and in lower precision.

@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from bertqa.answering.answerer import check_window_fits, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import checkpoint_name, save_model
 from bertqa.model.config import BertConfig
 from bertqa.model.packing import PackedBatch
+from bertqa.settings import WindowSettings
 
 SECONDS = 5
 MEMORY = 1 << 30  # bytes of address space that all rounds together may add

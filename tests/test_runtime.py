@@ -270,7 +270,6 @@ def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Pat
     model = write_checkpoint(tmp_path / "tiny")
     code = (
         "import os, sys, infer\n"
-        "from bertqa import checkpoint\n"
         "load = infer.QuestionAnswerer.from_pretrained\n"
         "def noted(*a, **k):\n"
         "    print(os.environ.get('LRU_CACHE_CAPACITY'))\n"

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from bertqa.answering.answers import Prediction
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.answering.evaluation import DecodingSettings, Prediction, predict
+from bertqa.answering.evaluation import predict
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
@@ -21,6 +22,7 @@ from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import make_ready
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, local_runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 _AT_ONCE = 1024  # questions that are cut into windows together

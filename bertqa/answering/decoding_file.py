@@ -11,10 +11,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bertqa.answering.evaluation import DecodingSettings
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError, shown
 from bertqa.files import DECODING_FILE, is_there, read_json_object, write_json
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _KINDS = {
     "version_2_with_negative": "true or false",

@@ -7,19 +7,18 @@ come out in the order of the questions.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bertqa.answering.answers import Answer, Prediction, WindowResult, prediction_of
 from bertqa.answering.decoding import DECODERS, WindowSpans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.data.batching import collate, token_budget_batches
-from bertqa.data.graphemes import has_joins, snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
@@ -28,82 +27,10 @@ from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings
 
 _BLOCK = 2048  # windows whose answers are made together
 _DECODED_TOGETHER = 32768  # tokens: one batch of the model is too little work for one search
-
-# The null odds of a question whose context has no tokens, and so no span: beyond every threshold,
-# and still a number, which JSON and the search for the best threshold need.
-_NO_SPAN_ODDS = torch.finfo(torch.float32).max
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How spans become answers; the names are run_qa's.
-
-    Attributes:
-        n_best_size: answers kept for each question.
-        max_answer_length: most tokens of an answer.
-        decoder: "exact", or "top20" for run_qa's search.
-        version_2_with_negative: "" is an answer too, where the scores of [CLS] say so.
-        null_score_diff_threshold: the answer is "" if the null score passes the best span's by
-            more than this.
-    """
-
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    decoder: str = "exact"
-    version_2_with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("n_best_size", "max_answer_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} leaves no answer: give 1 or more")
-        if self.decoder not in DECODERS:
-            raise UserError(f"--decoder {self.decoder} is unknown: pass exact or top20")
-
-
-class Answer(NamedTuple):
-    """One answer to a question: ``text == context[start:end]``.
-
-    Attributes:
-        start, end: code points of the context; both 0 for "no answer", whose text is "".
-        start_logit, end_logit: S.T_start and E.T_end; their sum is the score.
-        probability: of this answer among all spans of the question (and "no answer", where that
-            is one). With the top20 decoder among the n best only, as run_qa has it.
-    """
-
-    text: str
-    start: int
-    end: int
-    start_logit: float
-    end_logit: float
-    probability: float
-
-    @property
-    def score(self) -> float:
-        """S.T_start + E.T_end."""
-        return self.start_logit + self.end_logit
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the model says to one question.
-
-    Attributes:
-        text: the answer; "" for no answer.
-        answers: the n best, best first; with version_2_with_negative "" is among them.
-        best_span: text of the best answer that is not "".
-        null_odds: null score minus the score of the best span, the largest float32 where there
-            is no span; None without version_2_with_negative.
-    """
-
-    id: str
-    text: str
-    answers: tuple[Answer, ...]
-    best_span: str
-    null_odds: float | None
 
 
 def predict(
@@ -297,30 +224,6 @@ class _Block:
     windows: range
 
 
-# A span of a context: score, start and end in code points, start logit, end logit, probability
-# among all spans of its window, and later of its question. There are twenty to a question: plain
-# tuples of numbers cost Python's garbage collector nothing.
-_Span = tuple[float, int, int, float, float, float]
-
-# An Answer out of its six fields in order, without the detour that a named tuple's own call takes.
-_AnswerFields = tuple[str, int, int, float, float, float]
-_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
-
-
-@dataclass
-class _WindowResult:
-    """The spans of one window, best first.
-
-    Attributes:
-        null: the two scores of [CLS].
-        log_total: what the probabilities are normalised by, see ``WindowSpans``.
-    """
-
-    spans: list[_Span]
-    null: tuple[float, float]
-    log_total: float
-
-
 def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
     """Examples in order, as many at a time as have about ``_BLOCK`` windows."""
     owner = windows.example
@@ -341,7 +244,7 @@ def _run_block(
     runtime: Runtime,
     with_loss: bool,
     interventions: Interventions = NOTHING,
-) -> tuple[list[_WindowResult], float]:
+) -> tuple[list[WindowResult], float]:
     """The results of the block's windows, in their order, and the sum of their losses."""
 
     @torch.inference_mode()
@@ -352,7 +255,7 @@ def _run_block(
         loss = _loss_sum(windows, chosen, output, tokens.lengths) if with_loss else 0.0
         return chosen, output, loss
 
-    results: dict[int, _WindowResult] = {}
+    results: dict[int, WindowResult] = {}
     undecoded: list[tuple[Tensor, BertOutput]] = []
     tokens_undecoded = 0
     loss_sum = 0.0
@@ -384,7 +287,7 @@ def _loss_sum(
 @torch.inference_mode()
 def _decode(
     windows: WindowSet, outputs: Sequence[tuple[Tensor, BertOutput]], settings: DecodingSettings
-) -> dict[int, _WindowResult]:
+) -> dict[int, WindowResult]:
     """The results of some windows, given the indices and the scores of each batch of them."""
     chosen = torch.cat([indices for indices, _ in outputs])
     start_logits = torch.cat([output.start_logits for _, output in outputs])
@@ -407,7 +310,7 @@ def _decode(
     return dict(zip(chosen.tolist(), _window_results(windows, chosen, spans), strict=True))
 
 
-def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> list[_WindowResult]:
+def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> list[WindowResult]:
     """Spans of tokens to spans of characters, window by window."""
     owner = chosen[spans.window.cpu()]
     row = windows.contexts.bounds[windows.context_of[windows.example[owner]]] + windows.first[owner]
@@ -421,19 +324,16 @@ def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> l
     nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
     totals = spans.log_total.tolist()
     return [
-        _WindowResult(rows[bounds[i] : bounds[i + 1]], null, total)
+        WindowResult(rows[bounds[i] : bounds[i + 1]], null, total)
         for i, (null, total) in enumerate(zip(nulls, totals, strict=True))
     ]
-
-
-# --- windows to answers --------------------------------------------------------------------------
 
 
 def _predictions(
     examples: Sequence[Example],
     windows: WindowSet,
     block: _Block,
-    results: Sequence[_WindowResult],
+    results: Sequence[WindowResult],
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """One prediction for each example of the block."""
@@ -442,109 +342,4 @@ def _predictions(
         owners, torch.arange(block.examples.start, block.examples.stop + 1, dtype=torch.int32)
     ).tolist()
     for i, number in enumerate(block.examples):
-        yield _prediction(examples[number], results[bounds[i] : bounds[i + 1]], settings)
-
-
-def _prediction(
-    example: Example, results: Sequence[_WindowResult], settings: DecodingSettings
-) -> Prediction:
-    """Join the windows of one question."""
-    null = min((result.null for result in results), key=sum)
-    context = example.context
-    spans = results[0].spans if len(results) == 1 else _of_question(results)
-    if has_joins(context):
-        spans = [_whole(context, span) for span in spans]
-    # The spans of one window are in order. Two are alike where several tokens are one character.
-    if len(results) > 1 or len({span[1:3] for span in spans}) < len(spans):
-        spans = _merged(spans, settings)
-    if settings.version_2_with_negative or not spans:
-        spans = _with_null(spans, results, null, settings)
-    if settings.decoder == "top20":
-        spans = _among_themselves(spans)
-    answers = tuple(
-        [
-            _answer((context[start:end], start, end, start_logit, end_logit, weight))
-            for _, start, end, start_logit, end_logit, weight in spans
-        ]
-    )
-    best = next((answer for answer in answers if answer.text), None)
-    best_span = best.text if best else ""
-    if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, answers, best_span, None)
-    odds = sum(null) - best.score if best else _NO_SPAN_ODDS
-    text = "" if odds > settings.null_score_diff_threshold else best_span
-    return Prediction(example.id, text, answers, best_span, odds)
-
-
-def _of_question(results: Sequence[_WindowResult]) -> list[_Span]:
-    """The spans of all windows, with probabilities among all spans of the question."""
-    total = _log_sum([result.log_total for result in results])
-    spans: list[_Span] = []
-    for result in results:
-        share = math.exp(result.log_total - total)
-        spans += [(*span[:5], span[5] * share) for span in result.spans]
-    return spans
-
-
-def _log_sum(totals: Sequence[float]) -> float:
-    """log of the sum of the exponentials; -inf if all are."""
-    highest = max(totals)
-    if highest == -math.inf:
-        return highest
-    return highest + math.log(sum(math.exp(total - highest) for total in totals))
-
-
-def _whole(context: str, span: _Span) -> _Span:
-    """The span without half a written character at its ends."""
-    score, start, end, start_logit, end_logit, weight = span
-    start, end = snap_to_graphemes(context, start, end)
-    return (score, start, end, start_logit, end_logit, weight)
-
-
-def _merged(spans: list[_Span], settings: DecodingSettings) -> list[_Span]:
-    """The n best of all windows of a question.
-
-    The exact decoder counts the same characters once, at their best score: two windows share a
-    span, or the tokens are parts of one written character. Equal scores stand earliest start
-    first, then shortest. run_qa keeps all, in the order they were found.
-    """
-    if settings.decoder == "top20":
-        return sorted(spans, key=_worst_last)[: settings.n_best_size]
-    spans = sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
-    distinct: dict[tuple[int, int], _Span] = {}
-    for span in spans:
-        distinct.setdefault((span[1], span[2]), span)
-        if len(distinct) == settings.n_best_size:
-            break
-    return list(distinct.values())
-
-
-def _worst_last(span: _Span) -> float:
-    return -span[0]
-
-
-def _with_null(
-    spans: list[_Span],
-    results: Sequence[_WindowResult],
-    null: tuple[float, float],
-    settings: DecodingSettings,
-) -> list[_Span]:
-    """Put "no answer" in its place among the spans; after a span of the same score."""
-    of_spans, of_null = _log_sum([result.log_total for result in results]), sum(null)
-    total = _log_sum([of_spans, of_null])
-    share = math.exp(of_spans - total)
-    entry = (of_null, 0, 0, *null, math.exp(of_null - total))
-    answers = [(*span[:5], span[5] * share) for span in spans]
-    answers = sorted([*answers, entry], key=_worst_last)
-    # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
-    if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
-        return answers if answers[-1] is entry else answers[:-1]
-    return answers
-
-
-def _among_themselves(spans: list[_Span]) -> list[_Span]:
-    """The spans, best first, with probabilities among these alone, as run_qa has them."""
-    best = spans[0][0]
-    weights = [math.exp(score - best) for score, *_ in spans]
-    total = sum(weights)
-    return [(*span[:5], weight / total) for span, weight in zip(spans, weights, strict=True)]
+        yield prediction_of(examples[number], results[bounds[i] : bounds[i + 1]], settings)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bertqa.answering.answerer import QuestionAnswerer, as_pipeline
-from bertqa.answering.evaluation import Prediction
+from bertqa.answering.answers import Prediction
 from bertqa.answering.metrics import normalize_answer, question_scores
 from bertqa.data.offsets import other_offsets
 from bertqa.data.readers import Line, iter_json_lines

@@ -41,8 +41,9 @@ from bertqa.data.labels import Outcome
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import shown
+from bertqa.settings import WindowSettings
 
 
 class Cause(str, Enum):

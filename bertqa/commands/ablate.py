@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering.evaluation import DecodingSettings, Evaluation, Evaluator
+from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
@@ -45,6 +45,7 @@ from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.config import BertConfig
 from bertqa.report.charts import heat_map
 from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import DecodingSettings
 
 FIGURES = "ablation.json"
 PICTURE = "ablation.svg"

@@ -15,12 +15,11 @@ from typing import NoReturn
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding import DECODERS
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.answering.evaluation import DecodingSettings
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
 from bertqa.model.names import find_folder
-from bertqa.runtime import INT8, PRECISIONS
+from bertqa.runtime import PRECISIONS
+from bertqa.settings import INT8, DecodingSettings, WindowSettings
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
 _TOO_LARGE = 2**63  # whole numbers end here for torch

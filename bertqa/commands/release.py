@@ -30,7 +30,6 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import data_fingerprint
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE, WEIGHTS_FILE, new_folder, read_json_object, write_text
 from bertqa.model.checkpoint import load_checkpoint, save_model
@@ -38,6 +37,7 @@ from bertqa.report.analysis import Group, breakdown
 from bertqa.report.charts import Line, line_chart, smoothed
 from bertqa.report.training_page import time_spent
 from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import WindowSettings
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:

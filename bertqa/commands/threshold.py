@@ -23,7 +23,7 @@ import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.evaluation import DecodingSettings, best_point, curve_of
+from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.commands.flags import (
     Parser,
@@ -40,6 +40,7 @@ from bertqa.model.folders import is_shipped
 from bertqa.model.names import find_folder
 from bertqa.report.charts import Line, line_chart
 from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import DecodingSettings
 
 _DRAWN = 400  # points of the curve in the picture
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, WindowSettings, make_windows
+from bertqa.data.windows import WindowSet, make_windows
 from bertqa.errors import UserError
 from bertqa.files import new_folder
+from bertqa.settings import WindowSettings
 
 # Whose code decides what the windows are: whoever edits it gets new ones.
 _MAKERS = ("window_cache.py", "windows.py", "labels.py", "graphemes.py", "tokenization.py")

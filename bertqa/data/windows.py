@@ -21,43 +21,7 @@ from bertqa.data.labels import answer_tokens, outcomes
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.errors import UserError
-
-_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
-
-
-@dataclass(frozen=True)
-class WindowSettings:
-    """How contexts are cut.
-
-    Attributes:
-        max_seq_length: most tokens of a window, the special ones included.
-        doc_stride: context tokens that two neighbouring windows share.
-        max_query_length: questions are cut to this many tokens, as Google's script does with 64;
-            None refuses a question that is too long instead.
-    """
-
-    max_seq_length: int = 384
-    doc_stride: int = 128
-    max_query_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.doc_stride < 0:
-            raise UserError(f"--doc_stride {self.doc_stride} is negative: give 0 or more tokens")
-        if self.max_query_length is not None and self.max_query_length < 1:
-            raise UserError(
-                f"--max_query_length {self.max_query_length} leaves no question: give 1 or more"
-            )
-        if self.longest_question < 1:
-            raise UserError(
-                f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
-                "leaves no room for a question: give a window longer than the overlap by at least "
-                f"{_SPECIAL_TOKENS + 2} tokens"
-            )
-
-    @property
-    def longest_question(self) -> int:
-        """Most tokens a question may have, so that each window goes on by at least one token."""
-        return self.max_seq_length - _SPECIAL_TOKENS - self.doc_stride - 1
+from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 
 @dataclass(frozen=True)
@@ -120,7 +84,7 @@ class WindowSet:
     @cached_property
     def lengths(self) -> Tensor:
         """``(W,)``, tokens of each window, the special ones included."""
-        return self.question_lengths + self.count + _SPECIAL_TOKENS
+        return self.question_lengths + self.count + SPECIAL_TOKENS
 
     @cached_property
     def context_starts(self) -> Tensor:
@@ -168,7 +132,7 @@ def make_windows(
     contexts = tokenizer.encode(list(places))
     questions = tokenizer.encode([e.question for e in examples])
     questions, cut_questions = _fit_questions(questions, examples, settings)
-    room = settings.max_seq_length - _SPECIAL_TOKENS - questions.lengths
+    room = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
     example, first, count = _cut(contexts.lengths[context_of], room, settings.doc_stride)
     answer = answer_tokens(examples, contexts, context_of)
     start, end = _label(

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet, WindowSettings
+from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
 from bertqa.explain.differences import Differences
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import local_runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 from bertqa.training.optim import make_optimizer, set_learning_rate
 
 FORMS = ("readable", "fast")  # of our attention

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from bertqa.answering.answerer import asked, check_window_fits, usual_windows
+from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import DECODERS, WindowSpans
-from bertqa.answering.evaluation import Answer, DecodingSettings, Prediction, predict
+from bertqa.answering.evaluation import predict
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.graphemes import has_joins, snap_to_graphemes
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import Window, WindowSet, WindowSettings, make_windows
+from bertqa.data.windows import Window, WindowSet, make_windows
 from bertqa.errors import UserError
 from bertqa.explain.attribution import (
     Attribution,
@@ -34,6 +35,7 @@ from bertqa.model.bert import BertForQuestionAnswering, BertOutput
 from bertqa.model.cpu_inference import is_prepacked
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 
 STEPS = 64  # of the integral of the attributions
 _TOKENS = 4096  # of a batch, when all windows are read again

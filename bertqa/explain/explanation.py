@@ -10,9 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bertqa.answering.evaluation import Answer, DecodingSettings, Prediction
+from bertqa.answering.answers import Answer, Prediction
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.explain.attribution import Attribution
+from bertqa.settings import DecodingSettings
 
 _MATRIX = 30  # the span matrix has at most so many rows and columns
 

@@ -10,19 +10,15 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from bertqa.answering.answers import _among_themselves, _with_null, prediction_of
 from bertqa.answering.decoding import exact_spans, top20_spans
-from bertqa.answering.evaluation import (
-    DecodingSettings,
-    _among_themselves,
-    _prediction,
-    _window_results,
-    _with_null,
-)
+from bertqa.answering.evaluation import _window_results
 from bertqa.explain.attribution import _effects, integrated_gradients
 from bertqa.explain.explainer import _reading
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.hooks import Interventions
 from bertqa.model.bert import BertForQuestionAnswering, SpanHead, attention, window_losses
+from bertqa.settings import DecodingSettings
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +80,7 @@ def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
     )
     null = (
         source_of(_with_null, "share = math.exp(of_spans - total)"),
-        source_of(_prediction, 'text = "" if odds >'),
+        source_of(prediction_of, 'text = "" if odds >'),
     )
     return {
         "context": (head, probability),

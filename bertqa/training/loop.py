@@ -10,14 +10,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bertqa.answering.evaluation import DecodingSettings, Evaluation, Evaluator
+from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.batching import (
     TrainingBatch,
     mix_seed,
@@ -32,100 +31,17 @@ from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.checkpoint import BadWeights
 from bertqa.runtime import Runtime
-from bertqa.training.optim import SCHEDULES, learning_rate, make_optimizer, set_learning_rate
+from bertqa.settings import DecodingSettings, TrainingSettings
+from bertqa.training.optim import learning_rate, make_optimizer, set_learning_rate
 from bertqa.training.run_folder import Progress, RunFolder, check_free, evaluation_table
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train: run_qa's names, the defaults of transformers' question-answering notebook.
-
-    Attributes:
-        num_train_epochs: passes over the windows; may be a fraction.
-        max_steps: optimiser steps; if not None it overrides the epochs.
-        learning_rate: its peak.
-        warmup_ratio: share of the steps in which the rate rises to its peak.
-        lr_scheduler_type: what it does then, "linear" or "constant_with_warmup".
-        weight_decay: AdamW's, on weights; biases and LayerNorm have none.
-        adam_epsilon: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm. The loss is the sum of the start's
-            and the end's, twice that of run_qa: its 1.0 is 2.0 here. 0 switches clipping off.
-        dropout: rate of all dropout, of hidden numbers and of attention's probabilities; None
-            keeps the checkpoint's two, in BERT 0.1.
-        layerwise_lr_decay: each layer learns at the rate of the one above times this, the last
-            one at that of S and E times this, the embeddings slowest; 1 is the same for all.
-        freeze_word_embeddings: leave the vectors of the vocabulary as they are. For a
-            rare word's lone gradient, however small, Adam moves each number by about 30 times the
-            learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that
-            takes words a long way from where pre-training put them.
-        per_device_train_batch_size: windows that one process takes at once.
-        gradient_accumulation_steps: times that it does so for one optimiser step.
-        seed: of the order of windows and of dropout.
-        logging_steps, eval_steps, save_steps: log, evaluate, save every so many steps;
-            eval_steps None evaluates after each epoch.
-        save_total_limit: checkpoints kept to resume from.
-    """
-
-    num_train_epochs: float = 3.0
-    max_steps: int | None = None
-    learning_rate: float = 2e-5
-    warmup_ratio: float = 0.0
-    lr_scheduler_type: str = "linear"
-    weight_decay: float = 0.01
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 2.0
-    dropout: float | None = None
-    layerwise_lr_decay: float = 1.0
-    freeze_word_embeddings: bool = False
-    per_device_train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    seed: int = 42
-    logging_steps: int = 10
-    eval_steps: int | None = None
-    save_steps: int = 500
-    save_total_limit: int = 1
-
-    def __post_init__(self) -> None:
-        positive = (
-            "num_train_epochs", "max_steps", "learning_rate", "adam_epsilon",
-            "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
-            "eval_steps", "save_steps", "save_total_limit",
-        )  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name} {value} is not possible: give a number above 0")
-        for name in ("weight_decay", "max_grad_norm", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(
-                f"--warmup_ratio {self.warmup_ratio} is not a share of the steps: give 0 or more, "
-                "below 1"
-            )
-        if self.lr_scheduler_type not in SCHEDULES:
-            raise UserError(
-                f"--lr_scheduler_type {self.lr_scheduler_type} is unknown: pass "
-                f"{' or '.join(SCHEDULES)}"
-            )
-        if not 0 < self.layerwise_lr_decay <= 1:
-            raise UserError(
-                f"--layerwise_lr_decay {self.layerwise_lr_decay} is not possible: give a number "
-                "above 0, and at most 1"
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout} is no rate: give 0 or more, below 1")
-
-    def windows_per_step(self, world_size: int) -> int:
-        """Windows that one optimiser step sees, over all processes."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
-
-    def total_steps(self, num_windows: int, world_size: int) -> int:
-        """Optimiser steps of the whole run."""
-        if self.max_steps is not None:
-            return self.max_steps
-        epoch = steps_per_epoch(num_windows, self.windows_per_step(world_size))
-        return math.ceil(self.num_train_epochs * epoch)
+def total_steps(settings: TrainingSettings, num_windows: int, world_size: int) -> int:
+    """Optimiser steps of the whole run."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    epoch = steps_per_epoch(num_windows, settings.windows_per_step(world_size))
+    return math.ceil(settings.num_train_epochs * epoch)
 
 
 class Run:
@@ -168,7 +84,7 @@ class Run:
         )
         self.windows_per_step = settings.windows_per_step(runtime.world_size)
         self.steps_per_epoch = steps_per_epoch(len(windows), self.windows_per_step)
-        self.total_steps = settings.total_steps(len(windows), runtime.world_size)
+        self.total_steps = total_steps(settings, len(windows), runtime.world_size)
         self.progress = Progress()
         # Loss and gradient norm of the last steps. They stay on the device until they are needed:
         # asking a GPU for a number at every step would make it wait.

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 
-SCHEDULES = ("linear", "constant_with_warmup")
-
 
 def learning_rate(
     step: int, peak: float, total_steps: int, warmup_steps: int, schedule: str = "linear"

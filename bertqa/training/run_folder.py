@@ -25,19 +25,13 @@ from typing import Any
 
 import torch
 
+from bertqa.answering.answers import Prediction
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.evaluation import (
-    DecodingSettings,
-    Evaluation,
-    Prediction,
-    best_point,
-    write_predictions,
-)
+from bertqa.answering.evaluation import Evaluation, best_point, write_predictions
 from bertqa.commands.threshold import keep_curve
 from bertqa.data.labels import LabelReport
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.files import (
     DECODING_FILE,
@@ -51,6 +45,7 @@ from bertqa.files import (
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
 from bertqa.report.training_page import Answered, report_page
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step

@@ -8,13 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from bertqa.answering import answerer as answering
 from bertqa.answering.answerer import QuestionAnswerer, load_for_training
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.model import folders
 from bertqa.model.names import find_folder
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.corpus import PAIRS
 from tests.helpers import STORIES, write_checkpoint
 

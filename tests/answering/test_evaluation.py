@@ -13,20 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from bertqa.answering import evaluation
-from bertqa.answering.evaluation import (
-    Answer,
-    DecodingSettings,
-    Evaluator,
-    Prediction,
-    predict,
-    score,
-    write_predictions,
-)
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.evaluation import Evaluator, predict, score, write_predictions
 from bertqa.answering.metrics import evaluate_v1, evaluate_v2
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain.hooks import NOTHING
 from bertqa.model.bert import BertOutput
@@ -34,6 +27,7 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.corpus import PAIRS
 from tests.helpers import (
     STORIES,

@@ -15,13 +15,14 @@ import pytest
 
 from bertqa.answering import json_lines as module
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.evaluation import Answer, DecodingSettings, Prediction, score
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.evaluation import score
 from bertqa.answering.json_lines import Counts, LineOutput, answer_lines, score_lines
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 SMALL = WindowSettings(96, doc_stride=16)

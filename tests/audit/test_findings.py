@@ -19,8 +19,9 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, check_version
 from bertqa.data.text import NOWHERE, Excerpt, excerpt, shortened, visible
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
+from bertqa.settings import WindowSettings
 from tests.audit.test_repair import data_sets
 from tests.helpers import STORIES, STORIES_V2, Page, write_tokenizer
 

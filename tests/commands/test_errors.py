@@ -33,7 +33,6 @@ from bertqa.answering import json_lines as answer_lines
 from bertqa.answering import metrics
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.answering.json_lines import LineOutput
 from bertqa.audit.repair import save_examples
 from bertqa.commands import ablate, average, release, threshold, verify
@@ -42,7 +41,7 @@ from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import cached_windows
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain import attribution as inside
 from bertqa.explain import comparison
@@ -58,7 +57,8 @@ from bertqa.model.folders import SHIPPED_MODEL
 from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
-from bertqa.training.loop import Run, TrainingSettings
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.loop import Run
 from bertqa.training.optim import make_optimizer
 from bertqa.training.run_folder import Progress, RunFolder, check_free
 from tests.fuzz_checkpoints import CONFIG, WORDS, read_files, write_good

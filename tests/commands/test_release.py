@@ -23,10 +23,10 @@ from bertqa.commands.flags import run_script
 from bertqa.commands.release import read_stage, read_step
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.report.charts import Line
+from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]

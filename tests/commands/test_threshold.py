@@ -13,22 +13,17 @@ import torch
 import infer
 import train
 from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.answers import Prediction
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.evaluation import (
-    DecodingSettings,
-    Prediction,
-    _at_threshold,
-    best_point,
-    curve_of,
-)
+from bertqa.answering.evaluation import _at_threshold, best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.commands import threshold
 from bertqa.commands.flags import run_script
 from bertqa.commands.threshold import keep_curve
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError, shown
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 HERE = ["--device", "cpu", "--precision", "fp32"]

@@ -15,7 +15,8 @@ from bertqa.data.batching import (
 )
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
+from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
+from bertqa.settings import WindowSettings
 from tests.helpers import write_checkpoint
 
 ODD = {

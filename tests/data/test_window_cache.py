@@ -15,8 +15,9 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
+from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
 SIZES = WindowSettings(160, 30, 40)
@@ -207,7 +208,7 @@ def test_whatever_changes_is_made_again(tmp_path, tokenizer, counted):
 @pytest.mark.parametrize("maker", ["windows.py", "labels.py", "tokenization.py"])
 def test_edited_code_is_another_key(tmp_path, tokenizer, counted, monkeypatch, maker):
     package = shutil.copytree(Path(feature_cache.__file__).parent, tmp_path / "package")
-    monkeypatch.setattr(feature_cache, "__file__", str(package / "feature_cache.py"))
+    monkeypatch.setattr(feature_cache, "__file__", str(package / "window_cache.py"))
     feature_cache._code.cache_clear()
     cached_windows([PLAIN], tokenizer, SIZES, tmp_path / "cache")
     with (package / maker).open("a") as file:

@@ -18,8 +18,9 @@ from bertqa.data.labels import CAUSES, Outcome, label_report
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, WindowSettings, label_text, make_windows
+from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import UserError
+from bertqa.settings import WindowSettings
 from tests.corpus import PAIRS
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.evaluation import DecodingSettings, Evaluation, Evaluator
+from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import ablate
 from bertqa.commands.ablate import Effect, parts_of, ranked, ranking
 from bertqa.commands.flags import run_script
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.explain.hooks import Interventions
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.runtime import local_runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import STORIES, STORIES_V2, TINY, write_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings
 from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
@@ -27,6 +25,7 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import write_checkpoint
 
 ROOT = Path(__file__).parents[2]

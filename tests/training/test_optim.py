@@ -9,13 +9,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from bertqa.model.checkpoint import checkpoint_name
-from bertqa.training.optim import (
-    SCHEDULES,
-    learning_rate,
-    make_optimizer,
-    parameter_groups,
-    set_learning_rate,
-)
+from bertqa.settings import SCHEDULES
+from bertqa.training.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 from tests.helpers import our_model, their_model
 
 PEAK = 3e-5

@@ -19,10 +19,11 @@ from transformers import Trainer, TrainingArguments
 from bertqa.data.batching import step_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet, WindowSettings, make_windows
+from bertqa.data.windows import WindowSet, make_windows
 from bertqa.model.checkpoint import checkpoint_name, load_checkpoint
 from bertqa.runtime import Runtime
-from bertqa.training.loop import Run, TrainingSettings
+from bertqa.settings import TrainingSettings, WindowSettings
+from bertqa.training.loop import Run
 from bertqa.training.optim import learning_rate
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import STORIES, TheirModel, write_checkpoint
