@@ -269,13 +269,15 @@ def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Pat
     """oneDNN reads them once; later they are without effect."""
     model = write_checkpoint(tmp_path / "tiny")
     code = (
-        "import os, sys, infer\n"
+        "import os, sys\n"
+        "from bertqa.commands import infer\n"
+        "from bertqa.commands.flags import run_script\n"
         "load = infer.QuestionAnswerer.from_pretrained\n"
         "def noted(*a, **k):\n"
         "    print(os.environ.get('LRU_CACHE_CAPACITY'))\n"
         "    return load(*a, **k)\n"
         "infer.QuestionAnswerer.from_pretrained = noted\n"
-        "sys.exit(infer.run_script(infer.main, infer.parse_flags(sys.argv[1:])))\n"
+        "sys.exit(run_script(infer.main, infer.parse_flags(sys.argv[1:])))\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in LIMITS}
     flags = ["--model", model, "--input", STORIES, "--output_dir", tmp_path / "o", "--json"]

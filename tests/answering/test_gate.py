@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import infer
 from bertqa import QuestionAnswerer
 from bertqa.answering.evaluation import score
+from bertqa.commands import infer
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples
 from bertqa.errors import UserError

@@ -27,15 +27,13 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
-import infer
-import train
 from bertqa.answering import json_lines as answer_lines
 from bertqa.answering import metrics
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.answering.json_lines import LineOutput
 from bertqa.audit.repair import save_examples
-from bertqa.commands import ablate, average, release, threshold, verify
+from bertqa.commands import ablate, average, infer, release, threshold, train, verify
 from bertqa.commands.flags import decoding_settings, run_script
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
@@ -64,7 +62,7 @@ from bertqa.training.run_folder import Progress, RunFolder, check_free
 from tests.fuzz_checkpoints import CONFIG, WORDS, read_files, write_good
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [*sorted((ROOT / "bertqa").glob("*.py")), ROOT / "train.py", ROOT / "infer.py"]
+SOURCES = sorted((ROOT / "bertqa").rglob("*.py"))
 WEIGHTS, INDEX, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 TOKENIZER, CONFIG_FILE = "tokenizer.json", "config.json"
 NAME, POSITIONS = "bert.embeddings.LayerNorm.bias", "bert.embeddings.position_ids"

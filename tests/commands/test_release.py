@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import score
 from bertqa.audit.repair import save_examples
-from bertqa.commands import average, release
+from bertqa.commands import average, release, train
 from bertqa.commands.flags import run_script
 from bertqa.commands.release import read_stage, read_step
 from bertqa.data.readers import read_examples

@@ -21,8 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import infer
-import train
+from bertqa.commands import infer, train
 from bertqa.commands.flags import Parser, run_script
 from bertqa.data import window_cache as feature_cache
 from bertqa.data.readers import read_examples

@@ -10,14 +10,12 @@ import datasets
 import pytest
 import torch
 
-import infer
-import train
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.answering.evaluation import _at_threshold, best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
-from bertqa.commands import threshold
+from bertqa.commands import infer, threshold, train
 from bertqa.commands.flags import run_script
 from bertqa.commands.threshold import keep_curve
 from bertqa.data.readers import read_examples

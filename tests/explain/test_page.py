@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import infer
 from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.commands import infer
+from bertqa.commands.flags import run_script
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.explain.explainer import explain
 from bertqa.explain.explanation import Explanation
@@ -323,7 +324,7 @@ def test_small_helpers() -> None:
 
 def call(*arguments: object) -> int:
     try:
-        return infer.run_script(infer.main, infer.parse_flags([str(a) for a in arguments]))
+        return run_script(infer.main, infer.parse_flags([str(a) for a in arguments]))
     except SystemExit as end:
         return int(end.code or 0)
 

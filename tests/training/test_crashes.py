@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
+from bertqa.commands import train
 from bertqa.commands.flags import run_script
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.training import loop as training

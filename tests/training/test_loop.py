@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-import train
 from bertqa import QuestionAnswerer
 from bertqa.answering.answerer import load_folder, load_for_training
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluation, Evaluator
+from bertqa.commands import train
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.window_cache import data_fingerprint
