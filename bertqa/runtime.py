@@ -13,13 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.model.cpu_inference import can_prepack
+from bertqa.settings import INT8
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Runtime:
     @property
     def precision(self) -> str:
         """What --precision calls it: fp32, bf16, fp16 or int8."""
-        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        names = {dtype: name for name, dtype in DTYPES.items()}
         return INT8 if self.int8 else names[self.dtype]
 
     @property
@@ -138,14 +136,9 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
     chosen = select_device(device, local_rank)
     if chosen.type == "cpu":
         _keep_freed_memory()
-    if precision != INT8:
-        return Runtime(chosen, select_precision(precision, chosen))
-    if not can_prepack(chosen, int8=True):
-        raise UserError(
-            f"--precision int8 runs on CPUs with instructions for it (VNNI), not on this {chosen}: "
-            "pass another precision, or --device cpu where the CPU has them"
-        )
-    return Runtime(chosen, select_precision("auto", chosen), int8=True)
+    if precision == INT8:  # whether there are integer layers for it, cpu_inference.py knows
+        return Runtime(chosen, select_precision("auto", chosen), int8=True)
+    return Runtime(chosen, select_precision(precision, chosen))
 
 
 def _keep_freed_memory() -> None:
@@ -231,7 +224,7 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if _has_native_bf16(device) else torch.float32
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU: pass bf16, fp32 or auto on the CPU")
-    return PRECISIONS[name]
+    return DTYPES[name]
 
 
 def _has_native_bf16(device: torch.device) -> bool:

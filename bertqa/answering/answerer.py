@@ -19,7 +19,7 @@ from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
-from bertqa.model.cpu_inference import make_ready
+from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DecodingSettings, WindowSettings
@@ -134,6 +134,8 @@ class QuestionAnswerer:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
         """
         runtime = local_runtime(device, precision)
+        if runtime.int8:
+            check_int8(runtime.device)  # before a model is looked for
         folder = find_folder(str(name), allow_bin=allow_bin)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
         own_windows, own_decoding = read_decoding_file(folder)

@@ -13,13 +13,11 @@ from dataclasses import asdict, replace
 from typing import NoReturn
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding import DECODERS
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
 from bertqa.model.names import find_folder
-from bertqa.runtime import PRECISIONS
-from bertqa.settings import INT8, DecodingSettings, WindowSettings
+from bertqa.settings import DECODERS, INT8, PRECISIONS, DecodingSettings, WindowSettings
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
 _TOO_LARGE = 2**63  # whole numbers end here for torch

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.kernels import JointPart
 
@@ -131,6 +132,19 @@ def can_prepack(
     return not int8 or (built and torch.cpu._is_vnni_supported())
 
 
+def check_int8(device: torch.device) -> None:
+    """Refuse ``--precision int8`` where there are no integer layers.
+
+    Raises:
+        UserError: this torch or this processor lacks the operators.
+    """
+    if not can_prepack(device, int8=True):
+        raise UserError(
+            f"--precision int8 runs on CPUs with instructions for it (VNNI), not on this {device}: "
+            "pass another precision, or --device cpu where the CPU has them"
+        )
+
+
 def is_prepacked(model: BertForQuestionAnswering) -> bool:
     """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
     return any(isinstance(module, (PrepackedLinear, Int8Linear)) for module in model.modules())
@@ -146,8 +160,11 @@ def make_ready(
     stays as it is.
 
     Raises:
+        UserError: ``int8`` where there are no integer layers.
         ValueError: it was made ready in another precision, from which there is no way back.
     """
+    if int8:
+        check_int8(device)
     if is_prepacked(model):
         first: Any = model.layers[0]
         up = first.feed_forward.up

@@ -641,8 +641,8 @@ CASES: dict[str, Callable[[Room], object]] = {
     # runtime
     "a dead process": dead_process,
     "int8": lambda r: (
-        r.patch.setattr("bertqa.runtime.can_prepack", lambda *a, **k: False)
-        or local_runtime("cpu", "int8")
+        r.patch.setattr("bertqa.model.cpu_inference.can_prepack", lambda *a, **k: False)
+        or QuestionAnswerer.from_pretrained("x", device="cpu", precision="int8")
     ),
     "more processes than GPUs": gpus,
     "no such device": lambda r: select_device("cuda:99"),
