@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bertqa.data.windows import WindowSet
+    from bertqa.data.labels import LabelledWindows
 
 N_BEST, LONGEST = 20, 30  # run_qa's defaults
 
@@ -31,14 +31,14 @@ def write_job(source: Path, model: Path, folder: Path, trained: bool) -> int:
     import torch
 
     from bertqa.data.batching import collate
+    from bertqa.data.labels import make_labelled_windows
     from bertqa.data.readers import read_examples
     from bertqa.data.tokenization import BertTokenizer
-    from bertqa.data.windows import make_windows
     from bertqa.settings import WindowSettings
 
     examples = read_examples(source)
     tokenizer = BertTokenizer.load(model)
-    windows = make_windows(examples, tokenizer, WindowSettings())
+    windows = make_labelled_windows(examples, tokenizer, WindowSettings())
     stream = collate(windows, torch.arange(len(windows)))
     start, end = _model_scores(windows, model) if trained else _drawn_scores(windows)
     context = stream.token_type_ids.bool()
@@ -64,7 +64,7 @@ def write_job(source: Path, model: Path, folder: Path, trained: bool) -> int:
     return len(examples)
 
 
-def _context_rows(windows: "WindowSet") -> "Tensor":
+def _context_rows(windows: "LabelledWindows") -> "Tensor":
     """The rows of ``windows.contexts`` that the windows hold, window after window."""
     import torch
 
@@ -74,7 +74,7 @@ def _context_rows(windows: "WindowSet") -> "Tensor":
     return first[window] + torch.arange(len(window)) - (count.cumsum(0) - count)[window]
 
 
-def _drawn_scores(windows: "WindowSet") -> tuple["Tensor", "Tensor"]:
+def _drawn_scores(windows: "LabelledWindows") -> tuple["Tensor", "Tensor"]:
     """Scores like a trained model's: a few high ones, at the ends of words, the answer's first.
 
     Drawn for the tokens of each question's context, so that two windows that share a token give
@@ -111,7 +111,7 @@ def _drawn_scores(windows: "WindowSet") -> tuple["Tensor", "Tensor"]:
     return scores[0], scores[1]
 
 
-def _model_scores(windows: "WindowSet", model: Path) -> tuple["Tensor", "Tensor"]:
+def _model_scores(windows: "LabelledWindows", model: Path) -> tuple["Tensor", "Tensor"]:
     """The scores that a fine-tuned checkpoint gives."""
     import torch
 
@@ -173,9 +173,9 @@ class OurDecoding:
 
         from bertqa.answering import evaluation
         from bertqa.data.batching import token_budget_batches
+        from bertqa.data.labels import make_labelled_windows
         from bertqa.data.readers import read_examples
         from bertqa.data.tokenization import BertTokenizer
-        from bertqa.data.windows import make_windows
         from bertqa.model.bert import BertOutput
         from bertqa.settings import WindowSettings
 
@@ -185,7 +185,7 @@ class OurDecoding:
         self.settings = evaluation.DecodingSettings(N_BEST, LONGEST, decoder)
         self.examples = read_examples(Path(job["source"]))
         tokenizer = BertTokenizer.load(Path(job["model"]))
-        self.windows = make_windows(self.examples, tokenizer, WindowSettings())
+        self.windows = make_labelled_windows(self.examples, tokenizer, WindowSettings())
         start, end = torch.from_numpy(scores["start"]), torch.from_numpy(scores["end"])
         lengths = self.windows.lengths
         bounds = lengths.cumsum(0)

@@ -28,7 +28,7 @@ def _spread(count: int) -> list[int]:
 
 
 class OurWindows:
-    """make_windows, or cached_windows with an empty cache.
+    """make_labelled_windows, or cached_windows with an empty cache.
 
     Args:
         source: a SQuAD file.
@@ -37,10 +37,10 @@ class OurWindows:
     """
 
     def __init__(self, source: str, model: str, cache: str | None) -> None:
+        from bertqa.data.labels import make_labelled_windows
         from bertqa.data.readers import read_examples
         from bertqa.data.tokenization import BertTokenizer
         from bertqa.data.window_cache import cached_windows
-        from bertqa.data.windows import make_windows
         from bertqa.settings import WindowSettings
 
         examples = read_examples(Path(source))
@@ -48,7 +48,7 @@ class OurWindows:
         self.cache = None if cache is None else Path(cache)
         job = (examples, tokenizer, WindowSettings(MAX_LENGTH, STRIDE))
         self.made: Callable[[], Any] = (
-            partial(make_windows, *job)
+            partial(make_labelled_windows, *job)
             if self.cache is None
             else partial(cached_windows, *job, self.cache)
         )

@@ -29,7 +29,7 @@ from benchmarks.models import (
 )
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.batching import collate, token_budget_batches
-from bertqa.data.windows import WindowSet
+from bertqa.data.labels import LabelledWindows
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -111,7 +111,7 @@ def by_length(lengths: Tensor, batch_size: int) -> Cut:
     return list(lengths.argsort(descending=True, stable=True).split(batch_size))
 
 
-def padded(windows: WindowSet, chosen: Tensor, width: int = 0) -> dict[str, Tensor]:
+def padded(windows: LabelledWindows, chosen: Tensor, width: int = 0) -> dict[str, Tensor]:
     """The chosen windows as a rectangle ``(N, S)`` of at least ``width`` tokens, with its mask."""
     stream = collate(windows, chosen)
     columns = (stream.input_ids, torch.ones_like(stream.input_ids), stream.token_type_ids)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.data import random_questions, squad_file
 from benchmarks.harness import peak_mib
+from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, make_windows
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, save_model
 from bertqa.model.config import BertConfig
@@ -110,15 +110,17 @@ def window_source(split: str, count: int, data: Path | None, folder: Path) -> di
 
 def windows_of(
     model: str, *, questions: str | None = None, lengths: Sequence[int] = ()
-) -> WindowSet:
+) -> LabelledWindows:
     """The windows that ``window_source`` chose, for the checkpoint folder ``model``."""
     if questions is None:
         return random_windows(lengths)
     tokenizer = BertTokenizer.load(Path(model))
-    return make_windows(read_examples(Path(questions)), tokenizer, WindowSettings(LONGEST, OVERLAP))
+    return make_labelled_windows(
+        read_examples(Path(questions)), tokenizer, WindowSettings(LONGEST, OVERLAP)
+    )
 
 
-def random_windows(lengths: Sequence[int]) -> WindowSet:
+def random_windows(lengths: Sequence[int]) -> LabelledWindows:
     """Windows of given lengths and random tokens, each with a label of three tokens at most."""
     generator = torch.Generator().manual_seed(_SEED)
     total = torch.tensor(lengths)
@@ -138,7 +140,7 @@ def random_windows(lengths: Sequence[int]) -> WindowSet:
     start = question + 2 + context // 3
     end = torch.minimum(start + 2, total - 2)
     zeros = torch.zeros_like(number)
-    return WindowSet(
+    return LabelledWindows(
         questions=random_table(question), contexts=random_table(context), context_of=number,
         example=number, first=zeros, count=context.int(), start_position=start.int(),
         end_position=end.int(), outcome=zeros, cut_questions=zeros, cls_id=2, sep_id=3,

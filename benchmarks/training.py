@@ -34,7 +34,7 @@ from benchmarks.models import (
 from benchmarks.speed_table import Agreement, Amount, Row, speed_table
 from bertqa.answering.answerer import load_for_training
 from bertqa.data.batching import collate, step_windows
-from bertqa.data.windows import WindowSet
+from bertqa.data.labels import LabelledWindows
 from bertqa.runtime import local_runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.loop import Run
@@ -186,12 +186,14 @@ def transformers(**arguments: Any) -> PeerSteps:
 # --- both ----------------------------------------------------------------------------------------
 
 
-def batch_of_step(windows: WindowSet, batch_size: int, step: int) -> Tensor:
+def batch_of_step(windows: LabelledWindows, batch_size: int, step: int) -> Tensor:
     """The windows of an optimiser step, as bertqa's loop draws them."""
     return step_windows(len(windows), batch_size, TrainingSettings().seed, step)
 
 
-def _scores(forward: Any, batch_of: Any, chosen: Tensor, windows: WindowSet) -> dict[str, Any]:
+def _scores(
+    forward: Any, batch_of: Any, chosen: Tensor, windows: LabelledWindows
+) -> dict[str, Any]:
     """The scores of one batch, in its own order of windows."""
     place = torch.arange(len(chosen))
     task = ForwardTask(
@@ -239,7 +241,7 @@ def _peer(
     return Row(contender, precision)
 
 
-def amounts_of(windows: WindowSet, flags: argparse.Namespace) -> list[Amount]:
+def amounts_of(windows: LabelledWindows, flags: argparse.Namespace) -> list[Amount]:
     """What each round that counts takes on; the steps of the round before them do not count."""
     amounts = []
     for number in range(1, flags.rounds + 1):

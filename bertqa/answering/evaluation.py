@@ -19,6 +19,7 @@ from bertqa.answering.answers import Answer, Prediction, WindowResult, predictio
 from bertqa.answering.decoding import DECODERS, WindowSpans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.data.batching import collate, token_budget_batches
+from bertqa.data.labels import LabelledWindows
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
@@ -42,7 +43,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Answer each example, in order; ``windows`` are those of ``examples``."""
     for block in _blocks(windows, len(examples)):
-        results, _ = _run_block(model, windows, block, settings, runtime, with_loss=False)
+        results, _ = _run_block(model, windows, block, settings, runtime)
         yield from _predictions(examples, windows, block, results, settings)
 
 
@@ -88,7 +89,7 @@ class Evaluator:
     """
 
     examples: Sequence[Example]
-    windows: WindowSet
+    windows: LabelledWindows
     settings: DecodingSettings
     runtime: Runtime
     chooses_threshold: bool = False
@@ -114,7 +115,7 @@ class Evaluator:
         blocks = list(_blocks(self.windows, len(self.examples)))
         for block in blocks[runtime.rank :: runtime.world_size]:
             results, losses = _run_block(
-                ready, self.windows, block, self.settings, runtime, with_loss=True,
+                ready, self.windows, block, self.settings, runtime, labels=self.windows,
                 interventions=interventions,
             )  # fmt: skip
             loss_sum += losses
@@ -242,17 +243,21 @@ def _run_block(
     block: _Block,
     settings: DecodingSettings,
     runtime: Runtime,
-    with_loss: bool,
+    labels: LabelledWindows | None = None,
     interventions: Interventions = NOTHING,
 ) -> tuple[list[WindowResult], float]:
-    """The results of the block's windows, in their order, and the sum of their losses."""
+    """The results of the block's windows, in their order, and the sum of their losses.
+
+    Args:
+        labels: the same windows with labels; without them no loss is computed.
+    """
 
     @torch.inference_mode()
     def run(chosen: Tensor) -> tuple[Tensor, BertOutput, float]:
         tokens = collate(windows, chosen)
         with runtime.autocast():
             output = model(tokens.to(runtime.device), interventions=interventions)
-        loss = _loss_sum(windows, chosen, output, tokens.lengths) if with_loss else 0.0
+        loss = _loss_sum(labels, chosen, output, tokens.lengths) if labels else 0.0
         return chosen, output, loss
 
     results: dict[int, WindowResult] = {}
@@ -275,7 +280,7 @@ def _run_block(
 
 
 def _loss_sum(
-    windows: WindowSet, chosen: Tensor, output: BertOutput, lengths: Sequence[int]
+    windows: LabelledWindows, chosen: Tensor, output: BertOutput, lengths: Sequence[int]
 ) -> float:
     """The training objective's sum over the chosen windows."""
     device = output.start_logits.device

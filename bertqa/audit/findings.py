@@ -37,11 +37,11 @@ import torch
 
 from bertqa.answering.metrics import normalize_answer
 from bertqa.audit.repair import loose_occurrences, occurrences, stands
-from bertqa.data.labels import Outcome
+from bertqa.data.labels import LabelledWindows, Outcome, label_text, make_labelled_windows
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet, label_text, make_windows
+from bertqa.data.windows import WindowSet
 from bertqa.errors import shown
 from bertqa.settings import WindowSettings
 
@@ -283,7 +283,7 @@ def audit(
             found.append(_finding(cause, examples, row, detail, around))
     labelled = [e if _has_label(e) else replace(e, answers=None) for e in examples]
     limit = min(settings.longest_question, settings.max_query_length or settings.longest_question)
-    windows = make_windows(labelled, tokenizer, replace(settings, max_query_length=limit))
+    windows = make_labelled_windows(labelled, tokenizer, replace(settings, max_query_length=limit))
     found += _label_faults(examples, windows, settings)
     found += _long_questions(examples, windows, settings, limit)
     order = {cause: number for number, cause in enumerate(Cause)}
@@ -426,7 +426,7 @@ def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
 
 
 def _label_faults(
-    examples: Sequence[Example], windows: WindowSet, settings: WindowSettings
+    examples: Sequence[Example], windows: LabelledWindows, settings: WindowSettings
 ) -> Iterator[Finding]:
     """Labels that do not give back their answer; of blanks ``_answer_faults`` tells."""
     labelled = windows.start_position > 0
@@ -467,7 +467,7 @@ def _long_questions(
         yield _finding(cause, examples, row, f"{tokens} tokens, of which {limit} fit")
 
 
-def _figures(windows: WindowSet, limit: int) -> WindowFigures:
+def _figures(windows: LabelledWindows, limit: int) -> WindowFigures:
     per_question = torch.bincount(windows.example)
     context_tokens = int(windows.count.sum())
     # What a context has, each of its questions needs once.

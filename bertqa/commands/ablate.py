@@ -36,9 +36,9 @@ from bertqa.commands.flags import (
     run_script,
     window_settings,
 )
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain.hooks import Interventions
 from bertqa.files import said_plainly, write_json, write_text
@@ -90,7 +90,7 @@ def main(flags: argparse.Namespace) -> None:
     check_version(examples, str(flags.data), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    windows = make_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
+    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
     parts = list(parts_of(qa.model.config, flags.how))
     began = time.monotonic()

@@ -34,7 +34,13 @@ from bertqa.commands.flags import (
     window_settings,
 )
 from bertqa.commands.threshold import has_both_kinds
-from bertqa.data.labels import Outcome, label_report
+from bertqa.data.labels import (
+    LabelledWindows,
+    Outcome,
+    label_report,
+    label_text,
+    make_labelled_windows,
+)
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import (
     Example,
@@ -46,7 +52,6 @@ from bertqa.data.squad import (
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
 from bertqa.model.config import load_config
@@ -206,7 +211,7 @@ def train(
     check_window_fits(model.config, cutting)
     say(runtime, report)
 
-    def cut(examples: list[Example]) -> WindowSet:
+    def cut(examples: list[Example]) -> LabelledWindows:
         return main_first(
             runtime, lambda: cached_windows(examples, tokenizer, cutting, default_cache_dir())
         )
@@ -385,7 +390,7 @@ def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:
     tokenizer = BertTokenizer.load(find_folder(flags.model, allow_bin=flags.allow_bin))
     examples, _ = load_data(flags)
     chosen = random.Random(flags.seed).sample(examples, min(flags.show, len(examples)))
-    windows = make_windows(chosen, tokenizer, cutting)
+    windows = make_labelled_windows(chosen, tokenizer, cutting)
     for i, example in enumerate(chosen):
         for name, text in (
             ("id", example.id), ("question", example.question), ("context", example.context),
@@ -400,9 +405,10 @@ def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:
         for number_of, window in enumerate(range(first, last), start=1):
             shown = windows[window]
             text = label_text(windows, window, example.context)
+            label = "{}..{}".format(*windows.label_of(window))
             print(
                 f"window    {number_of} of {last - first}: {len(shown.input_ids)} tokens, label "
-                f"{shown.start_position}..{shown.end_position} = {text!r}"
+                f"{label} = {text!r}"
             )
             print(f"          {visible(' '.join(tokenizer.tokens(shown.input_ids)))}")
         print()

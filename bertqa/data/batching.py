@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bertqa.data.labels import LabelledWindows
 from bertqa.data.windows import WindowSet
 from bertqa.model.packing import PackedBatch
 
@@ -54,7 +55,7 @@ def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
     return PackedBatch(input_ids, (in_context >= 0).long(), place, tuple(lengths.tolist()))
 
 
-def training_batch(windows: WindowSet, chosen: Tensor) -> TrainingBatch:
+def training_batch(windows: LabelledWindows, chosen: Tensor) -> TrainingBatch:
     """The chosen windows, ``(N,)`` indices, with their labels."""
     return TrainingBatch(
         collate(windows, chosen),

@@ -1,4 +1,4 @@
-"""Gold answers -> labels on tokens, and what became of each answer on the way.
+"""Windows and gold answers -> labels, and what became of each answer on the way.
 
 The label of an answer is the tokens that share a character with it. Mostly they give back its
 text exactly; where they cannot, the cause is kept, counted and listed.
@@ -6,7 +6,7 @@ text exactly; where they cannot, the cause is kept, counted and listed.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import visible
-from bertqa.data.tokenization import TokenTable
+from bertqa.data.tokenization import BertTokenizer, TokenTable
+from bertqa.data.windows import WindowSet, make_windows
+from bertqa.settings import WindowSettings
 
 
 class Outcome(IntEnum):
@@ -41,6 +43,79 @@ CAUSES = {
     Outcome.NO_TOKENS: "answer has no tokens, labelled [CLS]",
     Outcome.CUT: "answer is whole in no window, labelled [CLS]",
 }
+
+
+@dataclass(frozen=True)
+class LabelledWindows(WindowSet):
+    """Windows with the labels that training and evaluation need; E examples, W windows.
+
+    Attributes:
+        start_position, end_position: ``(W,)`` int32, first and last token of the answer, counted in
+            the window; both 0, which is [CLS], where the window does not hold the whole answer.
+        outcome: ``(E,)`` uint8, an ``Outcome`` for each example.
+    """
+
+    start_position: Tensor
+    end_position: Tensor
+    outcome: Tensor
+
+    def label_of(self, window: int) -> tuple[int, int]:
+        """First and last token of the answer in one window; (0, 0) is [CLS]."""
+        return int(self.start_position[window]), int(self.end_position[window])
+
+
+def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWindows:
+    """Label the windows of ``examples`` with their first gold answers."""
+    contexts, context_of = windows.contexts, windows.context_of.long()
+    answer = answer_tokens(examples, contexts, context_of)
+    start, end = _positions(windows, *answer)
+    held = torch.zeros(len(examples), dtype=torch.bool)
+    held[windows.example[start > 0].long()] = True
+    columns = {field.name: getattr(windows, field.name) for field in fields(WindowSet)}
+    return LabelledWindows(
+        **columns,
+        start_position=start.int(),
+        end_position=end.int(),
+        outcome=outcomes(examples, contexts, context_of, answer, held),
+    )
+
+
+def make_labelled_windows(
+    examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
+) -> LabelledWindows:
+    """Cut the windows of ``examples`` and label them.
+
+    Raises:
+        UserError: a question is longer than the window allows.
+    """
+    return label_windows(make_windows(examples, tokenizer, settings), examples)
+
+
+def _positions(windows: WindowSet, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The label of each window, ``(W,)`` int64 each.
+
+    Args:
+        first, last: ``(E,)``, the answer's tokens, counted in the context.
+    """
+    example = windows.example.long()
+    first, last = first[example] - windows.first, last[example] - windows.first
+    inside = (first >= 0) & (last >= first) & (last < windows.count)
+    context_start = windows.context_starts
+    return (
+        torch.where(inside, first + context_start, 0),
+        torch.where(inside, last + context_start, 0),
+    )
+
+
+def label_text(windows: LabelledWindows, window: int, context: str) -> str:
+    """What the label of a window says: a slice of the context, "" for [CLS]."""
+    start, end = windows.label_of(window)
+    if start == 0:
+        return ""
+    offsets = windows[window].offsets
+    first, last = offsets[start], offsets[end]
+    assert first is not None and last is not None
+    return context[slice(*snap_to_graphemes(context, first[0], last[1]))]
 
 
 def answer_tokens(

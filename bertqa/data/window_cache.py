@@ -22,9 +22,9 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, make_windows
 from bertqa.errors import UserError
 from bertqa.files import new_folder
 from bertqa.settings import WindowSettings
@@ -65,8 +65,8 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
 
 def cached_windows(
     examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings, cache_dir: Path
-) -> WindowSet:
-    """``make_windows``, or what it made of the same input before.
+) -> LabelledWindows:
+    """``make_labelled_windows``, or what it made of the same input before.
 
     Raises:
         UserError: a question is too long, or the cache cannot be written.
@@ -79,7 +79,7 @@ def cached_windows(
             return _load(folder, tokenizer)
         except Exception:  # a file that was cut short or deleted: Arrow raises many kinds
             shutil.rmtree(folder, ignore_errors=True)
-    windows = make_windows(examples, tokenizer, settings)
+    windows = make_labelled_windows(examples, tokenizer, settings)
     try:
         with new_folder(folder) as partial:
             _save(partial, windows)
@@ -98,7 +98,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _save(folder: Path, windows: WindowSet) -> None:
+def _save(folder: Path, windows: LabelledWindows) -> None:
     for name in _TABLES:
         table: TokenTable = getattr(windows, name)
         _write(folder, name, {"ids": table.ids, "starts": table.starts, "ends": table.ends})
@@ -107,11 +107,11 @@ def _save(folder: Path, windows: WindowSet) -> None:
     _write(folder, "windows", {name: getattr(windows, name) for name in _PER_WINDOW})
 
 
-def _load(folder: Path, tokenizer: BertTokenizer) -> WindowSet:
+def _load(folder: Path, tokenizer: BertTokenizer) -> LabelledWindows:
     columns: dict[str, Any] = {**_read(folder, "examples"), **_read(folder, "windows")}
     for name in _TABLES:
         columns[name] = TokenTable(**_read(folder, name), **_read(folder, f"{name}-bounds"))
-    return WindowSet(**columns, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
+    return LabelledWindows(**columns, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
 
 
 def _write(folder: Path, name: str, columns: dict[str, Tensor]) -> None:

@@ -1,12 +1,12 @@
-"""Examples -> windows with labels.
+"""Examples -> windows.
 
 A window is ``[CLS] question [SEP] piece of context [SEP]``. A context that is too long for one
 window is cut into several, each of which repeats the last ``doc_stride`` context tokens of the one
 before (run_qa's meaning of the word; in Google's script it is the step from window to window).
 
 Each distinct context and each question is tokenised once and kept once; a window is only a few
-numbers that say which question and which piece of which context it joins. Training and evaluation
-use the same windows from the same code.
+numbers that say which question and which piece of which context it joins. Training, evaluation and
+answering use the same windows; labels.py adds the labels that training needs.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bertqa.data.graphemes import snap_to_graphemes
-from bertqa.data.labels import answer_tokens, outcomes
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.errors import UserError
@@ -32,15 +30,12 @@ class Window:
         example: index of its example.
         input_ids, token_type_ids: ``L`` numbers each.
         offsets: for each token the slice of the context it covers, None outside the context.
-        start_position, end_position: the label, places in the window; (0, 0) is [CLS].
     """
 
     example: int
     input_ids: list[int]
     token_type_ids: list[int]
     offsets: list[tuple[int, int] | None]
-    start_position: int
-    end_position: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,6 @@ class WindowSet:
         example: ``(W,)``, whose window it is; windows of an example stand together, in order.
         first: ``(W,)``, the first context token of the window, counted in its context.
         count: ``(W,)``, context tokens in the window.
-        start_position, end_position: ``(W,)``, the label as places in the window; 0 is [CLS].
-        outcome: ``(E,)``, an ``Outcome`` for each example.
         cut_questions: ``(E,)``, tokens that ``max_query_length`` cut off each question.
         cls_id, sep_id: the special tokens that frame question and context.
     """
@@ -66,9 +59,6 @@ class WindowSet:
     example: Tensor
     first: Tensor
     count: Tensor
-    start_position: Tensor
-    end_position: Tensor
-    outcome: Tensor
     cut_questions: Tensor
     cls_id: int
     sep_id: int
@@ -110,15 +100,13 @@ class WindowSet:
             input_ids=[self.cls_id, *question, self.sep_id, *context, self.sep_id],
             token_type_ids=[0] * place + [1] * (count + 1),
             offsets=[*[None] * place, *map(tuple, spans), None],
-            start_position=int(self.start_position[window]),
-            end_position=int(self.end_position[window]),
         )
 
 
 def make_windows(
     examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
 ) -> WindowSet:
-    """Cut and label the windows of ``examples``.
+    """Cut the windows of ``examples``.
 
     The windows equal, token for token, those of transformers' tokenizer with
     ``truncation="only_second"``, ``stride`` and ``return_overflowing_tokens``.
@@ -134,16 +122,6 @@ def make_windows(
     questions, cut_questions = _fit_questions(questions, examples, settings)
     room = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
     example, first, count = _cut(contexts.lengths[context_of], room, settings.doc_stride)
-    answer = answer_tokens(examples, contexts, context_of)
-    start, end = _label(
-        answer[0][example] - first,
-        answer[1][example] - first,
-        count,
-        place=questions.lengths[example] + 2,
-    )
-    held = torch.zeros(len(examples), dtype=torch.bool).index_put_(
-        (example[start > 0],), torch.tensor(True)
-    )
     return WindowSet(
         questions=questions,
         contexts=contexts,
@@ -151,9 +129,6 @@ def make_windows(
         example=example.int(),
         first=first.int(),
         count=count.int(),
-        start_position=start.int(),
-        end_position=end.int(),
-        outcome=outcomes(examples, contexts, context_of, answer, held),
         cut_questions=cut_questions.int(),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
@@ -202,20 +177,3 @@ def _cut(lengths: Tensor, room: Tensor, doc_stride: int) -> tuple[Tensor, Tensor
     number = torch.arange(len(example)) - (windows.cumsum(0) - windows)[example]
     first = number * step[example]
     return example, first, torch.minimum(room[example], lengths[example] - first)
-
-
-def _label(first: Tensor, last: Tensor, count: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Label of each window, from the answer's tokens counted from the window's first: ``(W,)``."""
-    inside = (first >= 0) & (last >= first) & (last < count)
-    return torch.where(inside, first + place, 0), torch.where(inside, last + place, 0)
-
-
-def label_text(windows: WindowSet, window: int, context: str) -> str:
-    """What the label of a window says: a slice of the context, "" for [CLS]."""
-    start = int(windows.start_position[window])
-    if start == 0:
-        return ""
-    offsets = windows[window].offsets
-    first, last = offsets[start], offsets[int(windows.end_position[window])]
-    assert first is not None and last is not None
-    return context[slice(*snap_to_graphemes(context, first[0], last[1]))]

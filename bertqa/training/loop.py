@@ -24,8 +24,8 @@ from bertqa.data.batching import (
     steps_per_epoch,
     training_batch,
 )
+from bertqa.data.labels import LabelledWindows
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
 from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
@@ -61,7 +61,7 @@ class Run:
         self,
         model: BertForQuestionAnswering,
         tokenizer: BertTokenizer,
-        windows: WindowSet,
+        windows: LabelledWindows,
         evaluator: Evaluator | None,
         settings: TrainingSettings,
         runtime: Runtime,

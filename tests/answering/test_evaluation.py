@@ -17,9 +17,9 @@ from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluator, predict, score, write_predictions
 from bertqa.answering.metrics import evaluate_v1, evaluate_v2
 from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain.hooks import NOTHING
 from bertqa.model.bert import BertOutput
@@ -111,7 +111,8 @@ def logits_of(model, window):
 def told(model, examples, windows):
     """For each example its windows as (offsets, start logits, end logits)."""
     rows = {example.id: [] for example in examples}
-    for window in map(windows.__getitem__, range(len(windows))):
+    for number in range(len(windows)):
+        window = windows[number]
         rows[examples[window.example].id].append((window.offsets, *logits_of(model, window)))
     return rows
 
@@ -210,7 +211,7 @@ def ask(tokenizer):
             )
 
         examples = [Example("x", "q", context)]
-        made = make_windows(examples, tokenizer, windows)
+        made = make_labelled_windows(examples, tokenizer, windows)
         settings = DecodingSettings(**decoding)
         (prediction,) = predict(Scripted(script), examples, made, settings, RUNTIME)
         return prediction
@@ -219,7 +220,7 @@ def ask(tokenizer):
 
 
 def test_the_letters_are_cut_as_the_tests_below_suppose(tokenizer):
-    windows = make_windows([Example("x", "q", LETTERS)], tokenizer, FOUR_LETTERS)
+    windows = make_labelled_windows([Example("x", "q", LETTERS)], tokenizer, FOUR_LETTERS)
     shown = ["".join(tokenizer.tokens(windows[i].input_ids)) for i in range(len(windows))]
     assert shown == [f"[CLS]q[SEP]{four}[SEP]" for four in ("abcd", "cdef", "efgh", "ghij")]
 
@@ -248,7 +249,7 @@ def test_a_span_that_two_windows_share_is_one_answer_to_exact_and_two_to_top20(a
 def test_a_shared_span_counts_at_its_better_score(tokenizer):
     # The same letters stand at other places in the next window, and score by place.
     examples = [Example("x", "q", LETTERS)]
-    windows = make_windows(examples, tokenizer, FOUR_LETTERS)
+    windows = make_labelled_windows(examples, tokenizer, FOUR_LETTERS)
     model = Scripted(lambda ids: ([float(i) for i in range(len(ids))], [0.0] * len(ids)))
     settings = DecodingSettings(n_best_size=ALL)
     (prediction,) = predict(model, examples, windows, settings, RUNTIME)
@@ -393,7 +394,7 @@ def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, 
         *stories_v2[:3],
         Example("lost", "q", INVISIBLE * 3, answers=(INVISIBLE,), answer_starts=(0,)),
     ]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(version_2_with_negative=True, decoder=decoder)
     predictions = list(predict(Scripted(jagged), examples, windows, settings, RUNTIME))
     figures = score(examples, predictions, settings)
@@ -408,7 +409,7 @@ def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, 
 def test_a_character_of_several_tokens_is_one_answer(tokenizer, windows):
     """An uncased BERT takes a Korean syllable apart, and its parts cover the same characters."""
     example = Example("x", "q", "각 나라 " * 3)
-    cut = make_windows([example], tokenizer, windows)
+    cut = make_labelled_windows([example], tokenizer, windows)
     [prediction] = predict(Scripted(jagged), [example], cut, DecodingSettings(), RUNTIME)
     places = [(answer.start, answer.end) for answer in prediction.answers]
     assert len(cut) == 1 and cut.contexts.lengths.tolist() != [6]  # there are such tokens
@@ -437,7 +438,7 @@ def test_logits_on_a_device_without_float64_are_decoded_elsewhere(tokenizer, mon
             return self.as_subclass(torch.Tensor)
 
     example = Example("x", "q", "one two three")
-    windows = make_windows([example], tokenizer, ONE_WINDOW)
+    windows = make_labelled_windows([example], tokenizer, ONE_WINDOW)
     logits = torch.arange(float(windows.lengths[0]))
     output = BertOutput(logits.as_subclass(OnMps), logits.as_subclass(OnMps))
     found = evaluation._decode(windows, [(torch.tensor([0]), output)], DecodingSettings())
@@ -469,7 +470,7 @@ def same(prediction):
 @pytest.mark.parametrize("n_best_size", [4, 20])
 def test_exact_answers_are_those_of_a_plain_search(tokenizer, version_2, n_best_size):
     examples = [*stories_v2[:4], *pairs[9:25:3]]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(n_best_size, 7, version_2_with_negative=version_2)
     model = Scripted(jagged)
     rows = told(model, examples, windows)
@@ -496,7 +497,7 @@ def test_neither_blocks_nor_batches_change_an_answer(
     tokenizer, monkeypatch, decoder, block, budget
 ):
     examples = [*stories[:5], Example("none", "q", INVISIBLE), *pairs[:3], *stories_v2[:4]]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(decoder=decoder, version_2_with_negative=True)
     at_once, in_parts = Scripted(jagged), Scripted(jagged)
     wanted = list(predict(at_once, examples, windows, settings, RUNTIME))
@@ -517,7 +518,7 @@ def test_neither_blocks_nor_batches_change_an_answer(
 def test_cores_with_batches_of_their_own_change_no_answer(tokenizer, model, monkeypatch):
     """A real model, whose batches take different times."""
     examples = [*stories[:20], *stories_v2[:4]]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(version_2_with_negative=True)
     evaluator = Evaluator(examples, windows, settings, RUNTIME)
     monkeypatch.setattr(Runtime, "tokens_per_batch", 300)
@@ -532,7 +533,7 @@ def test_cores_with_batches_of_their_own_change_no_answer(tokenizer, model, monk
 
 
 def test_a_block_has_about_as_many_windows_as_it_should(tokenizer, monkeypatch):
-    windows = make_windows(stories, tokenizer, NARROW)
+    windows = make_labelled_windows(stories, tokenizer, NARROW)
     monkeypatch.setattr(evaluation, "_BLOCK", 10)
     blocks = list(evaluation._blocks(windows, len(stories)))
     assert [i for block in blocks for i in block.examples] == list(range(len(stories)))
@@ -550,7 +551,7 @@ def test_the_order_of_the_questions_changes_no_answer(tokenizer, decoder):
     settings = DecodingSettings(decoder=decoder)
     found = []
     for order in (examples, examples[::-1], [*examples[7:], *examples[:7]]):
-        windows = make_windows(order, tokenizer, NARROW)
+        windows = make_labelled_windows(order, tokenizer, NARROW)
         predictions = list(predict(Scripted(jagged), order, windows, settings, RUNTIME))
         assert [p.id for p in predictions] == [e.id for e in order]
         found.append({p.id: same(p) for p in predictions})
@@ -559,7 +560,7 @@ def test_the_order_of_the_questions_changes_no_answer(tokenizer, decoder):
 
 def test_a_model_gives_the_same_scores_whatever_the_batches(model, tokenizer, monkeypatch):
     examples = stories[:4]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     wanted = list(predict(model, examples, windows, DecodingSettings(), RUNTIME))
     monkeypatch.setattr(Runtime, "tokens_per_batch", 150)
     found = list(predict(model, examples, windows, DecodingSettings(), RUNTIME))
@@ -580,7 +581,7 @@ def continues(text, place):
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 def test_an_answer_is_a_slice_of_its_context_in_whole_characters(model, tokenizer, decoder):
     examples = [*stories, *pairs]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(decoder=decoder)
     answers = 0
     for example, prediction in zip(
@@ -623,7 +624,7 @@ def theirs(checkpoint):
 def asked(theirs, tokenizer):
     """Questions, their windows, and what transformers' model says of each."""
     examples = [*stories_v2[::2], *stories[:4], *pairs[:2], *pairs[13:16]]
-    windows = make_windows(examples, tokenizer, NARROW)
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
     shown = [windows[i] for i in range(len(windows))]
     rows = {example.id: [] for example in examples}
     for first in range(0, len(shown), 64):
@@ -673,17 +674,18 @@ def labelled(request, tokenizer):
     """Questions with gold answers, their windows and the settings they want."""
     examples = stories[:6] if request.param == "v1" else stories_v2[::2]
     settings = DecodingSettings(version_2_with_negative=request.param == "v2")
-    return examples, make_windows(examples, tokenizer, NARROW), settings
+    return examples, make_labelled_windows(examples, tokenizer, NARROW), settings
 
 
 def test_the_loss_is_the_mean_over_the_windows(model, labelled, monkeypatch):
     monkeypatch.setattr(evaluation, "_BLOCK", 30)
     examples, windows, settings = labelled
     losses = []
-    for window in map(windows.__getitem__, range(len(windows))):
+    for number in range(len(windows)):
+        window, (first, last) = windows[number], windows.label_of(number)
         start, end = (torch.tensor(row) for row in logits_of(model, window))
         log_start, log_end = F.log_softmax(start, dim=0), F.log_softmax(end, dim=0)
-        losses.append(-log_start[window.start_position] - log_end[window.end_position])
+        losses.append(-log_start[first] - log_end[last])
     assert windows.start_position.bool().any()  # not all labels are [CLS]
     assert not windows.start_position.bool().all()
     found = Evaluator(examples, windows, settings, RUNTIME)(model)
@@ -709,7 +711,7 @@ def test_an_evaluation_is_the_predictions_and_their_official_figures(model, labe
 
 def test_right_answers_score_full_marks(tokenizer):
     examples = [Example("x", "q", LETTERS, ("c d",), (4,)), Example("y", "q", "a b", ("b",), (2,))]
-    windows = make_windows(examples, tokenizer, ONE_WINDOW)
+    windows = make_labelled_windows(examples, tokenizer, ONE_WINDOW)
     right = {"c": 5.0, "b": 1.0}, {"d": 5.0, "b": 1.0}
 
     def script(ids):

@@ -14,12 +14,11 @@ from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, audit
 from bertqa.audit.page import audit_page
 from bertqa.audit.repair import repair
 from bertqa.audit.text import audit_text, changes_text, save_json
-from bertqa.data.labels import CAUSES
+from bertqa.data.labels import CAUSES, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, check_version
 from bertqa.data.text import NOWHERE, Excerpt, excerpt, shortened, visible
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.settings import WindowSettings
 from tests.audit.test_repair import data_sets
@@ -201,7 +200,7 @@ def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bo
         check_examples(rows, "x")
         check_answers(rows, "x")
         check_version(rows, "x", negative)
-        make_windows(rows, tokenizer, WindowSettings(10, 2))
+        make_labelled_windows(rows, tokenizer, WindowSettings(10, 2))
     except UserError:
         return True
     return False
@@ -216,7 +215,7 @@ def test_an_audit_refuses_what_training_refuses(
     found = audit(rows, tokenizer, windows, version_2_with_negative=negative)
     assert bool(found.refused) == refuses(rows, tokenizer, negative)
     if not found.refused:
-        outcome = make_windows(rows, tokenizer, windows).outcome.tolist()
+        outcome = make_labelled_windows(rows, tokenizer, windows).outcome.tolist()
         lost = {row for row, value in enumerate(outcome) if value in CAUSES}
         assert lost == {
             f.row for f in found.findings if f.cause is not Cause.CONFLICT

@@ -643,7 +643,7 @@ def test_a_second_start_takes_the_windows_from_the_cache(
     def never(*args: Any) -> None:
         raise AssertionError("the windows were made again")
 
-    monkeypatch.setattr(feature_cache, "make_windows", never)
+    monkeypatch.setattr(feature_cache, "make_labelled_windows", never)
     assert start("second") == first
     assert contents(tmp_path / "cache") == before
 

@@ -13,9 +13,9 @@ from bertqa.data.batching import (
     token_budget_batches,
     training_batch,
 )
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.windows import make_windows
 from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
@@ -26,7 +26,7 @@ def windows(tmp_path_factory):
     tokenizer = write_tokenizer(tmp_path_factory.mktemp("words"))
     nothing = [Example("a", "", "the river"), Example("b", "who", "\u200b"), Example("c", "", "")]
     examples = read_examples(STORIES)[:40] + nothing + read_examples(STORIES_V2)[::7]
-    return make_windows(examples, tokenizer, WindowSettings(150, 20))
+    return make_labelled_windows(examples, tokenizer, WindowSettings(150, 20))
 
 
 def epoch_of(num_windows, batch_size, seed, epoch):
@@ -191,9 +191,9 @@ def test_a_stream_of_a_step(windows):
 def test_labels_go_with_their_windows(windows):
     chosen = torch.arange(len(windows)).flip(0)
     batch = training_batch(windows, chosen)
-    views = [windows[i] for i in chosen.tolist()]
-    assert batch.start_positions.tolist() == [view.start_position for view in views]
-    assert batch.end_positions.tolist() == [view.end_position for view in views]
+    labels = [windows.label_of(i) for i in chosen.tolist()]
+    assert batch.start_positions.tolist() == [start for start, _ in labels]
+    assert batch.end_positions.tolist() == [end for _, end in labels]
     assert batch.start_positions.dtype == batch.end_positions.dtype == torch.int64
     assert 0 < (batch.start_positions > 0).sum() < len(windows)
     expected = collate(windows, chosen)

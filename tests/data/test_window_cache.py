@@ -11,11 +11,11 @@ import torch
 
 import bertqa.data.window_cache as feature_cache
 from bertqa.data.batching import collate
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer
@@ -49,7 +49,7 @@ def no_work(monkeypatch):
         def fail(*_, **__):
             pytest.fail("windows are made again")
 
-        monkeypatch.setattr(feature_cache, "make_windows", fail)
+        monkeypatch.setattr(feature_cache, "make_labelled_windows", fail)
         monkeypatch.setattr(BertTokenizer, "encode", fail)
 
     return forbid
@@ -60,13 +60,15 @@ def counted(monkeypatch):
     """A list that grows by one each time that windows are made."""
     calls = []
     monkeypatch.setattr(
-        feature_cache, "make_windows", lambda *args: calls.append(1) or make_windows(*args)
+        feature_cache,
+        "make_labelled_windows",
+        lambda *args: calls.append(1) or make_labelled_windows(*args),
     )
     return calls
 
 
 def columns(value, prefix=""):
-    """All tensors and numbers of a WindowSet."""
+    """All tensors and numbers of a LabelledWindows."""
     found = {}
     for field in dataclasses.fields(value):
         content = getattr(value, field.name)
@@ -97,7 +99,7 @@ def names(folder):
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path, examples, tokenizer, no_work):
-    expected = make_windows(examples, tokenizer, SIZES)
+    expected = make_labelled_windows(examples, tokenizer, SIZES)
     first = cached_windows(examples, tokenizer, SIZES, tmp_path / "made")
     assert_equal_windows(first, expected)
     no_work()
@@ -124,7 +126,7 @@ def test_the_second_time_nothing_is_tokenised(tmp_path, examples, tokenizer, no_
     ],
 )
 def test_odd_examples(tmp_path, tokenizer, no_work, odd):
-    expected = make_windows(odd, tokenizer, SIZES)
+    expected = make_labelled_windows(odd, tokenizer, SIZES)
     assert_equal_windows(cached_windows(odd, tokenizer, SIZES, tmp_path), expected)
     no_work()
     assert_equal_windows(cached_windows(odd, tokenizer, SIZES, tmp_path), expected)
@@ -197,10 +199,10 @@ def test_whatever_changes_is_made_again(tmp_path, tokenizer, counted):
     ]
     for number, case in enumerate(cases, start=1):
         windows = cached_windows(*case, cache)
-        assert_equal_windows(windows, make_windows(*case))
+        assert_equal_windows(windows, make_labelled_windows(*case))
         assert len(counted) == number
     for case in cases:
-        assert_equal_windows(cached_windows(*case, cache), make_windows(*case))
+        assert_equal_windows(cached_windows(*case, cache), make_labelled_windows(*case))
     assert len(counted) == len(cases)
     assert len(names(cache)) == len(cases)
 
@@ -329,15 +331,15 @@ def test_a_question_that_is_too_long_is_refused_each_time(tmp_path, tokenizer):
 
 
 def test_another_was_faster(tmp_path, examples, tokenizer, monkeypatch, no_work):
-    expected = make_windows(examples, tokenizer, SIZES)
+    expected = make_labelled_windows(examples, tokenizer, SIZES)
 
     def slow(*args):
-        monkeypatch.setattr(feature_cache, "make_windows", make_windows)
+        monkeypatch.setattr(feature_cache, "make_labelled_windows", make_labelled_windows)
         fast = cached_windows(*args, tmp_path)  # while we were at work
         assert_equal_windows(fast, expected)
-        return make_windows(*args)
+        return make_labelled_windows(*args)
 
-    monkeypatch.setattr(feature_cache, "make_windows", slow)
+    monkeypatch.setattr(feature_cache, "make_labelled_windows", slow)
     assert_equal_windows(cached_windows(examples, tokenizer, SIZES, tmp_path), expected)
     assert len(names(tmp_path)) == 1
     no_work()
@@ -345,9 +347,11 @@ def test_another_was_faster(tmp_path, examples, tokenizer, monkeypatch, no_work)
 
 
 def test_many_writers_at_once(tmp_path, examples, tokenizer, monkeypatch, no_work):
-    expected = make_windows(examples, tokenizer, SIZES)
+    expected = make_labelled_windows(examples, tokenizer, SIZES)
     together = threading.Barrier(4, timeout=60)
-    monkeypatch.setattr(feature_cache, "make_windows", lambda *_: together.wait() * 0 or expected)
+    monkeypatch.setattr(
+        feature_cache, "make_labelled_windows", lambda *_: together.wait() * 0 or expected
+    )
     found, faults = [], []
 
     def work():
@@ -369,7 +373,7 @@ def test_many_writers_at_once(tmp_path, examples, tokenizer, monkeypatch, no_wor
 
 
 def test_a_mapped_cache_may_be_removed(tmp_path, examples, tokenizer):
-    expected = make_windows(examples, tokenizer, SIZES)
+    expected = make_labelled_windows(examples, tokenizer, SIZES)
     cached_windows(examples, tokenizer, SIZES, tmp_path)
     mapped = cached_windows(examples, tokenizer, SIZES, tmp_path)
     (folder,) = tmp_path.iterdir()

@@ -14,11 +14,17 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bertqa.data.graphemes import snap_to_graphemes
-from bertqa.data.labels import CAUSES, Outcome, label_report
+from bertqa.data.labels import (
+    CAUSES,
+    LabelledWindows,
+    Outcome,
+    label_report,
+    label_text,
+    make_labelled_windows,
+)
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import UserError
 from bertqa.settings import WindowSettings
 from tests.corpus import PAIRS
@@ -88,7 +94,7 @@ def test_pairs_in_many_scripts(both, sizes):
     sizes = WindowSettings(*sizes)
     examples = fitting(both[0], asked(*PAIRS), sizes)
     assert len(examples) > 20
-    windows = make_windows(examples, both[0], sizes)
+    windows = make_labelled_windows(examples, both[0], sizes)
     assert len(windows) > 2 * len(examples)
     assert_equal_windows(windows, their_windows(both[1], examples, sizes))
 
@@ -97,7 +103,7 @@ def test_pairs_in_many_scripts(both, sizes):
 def test_stories(both, stories, sizes):
     sizes = WindowSettings(*sizes)
     examples = fitting(both[0], stories, sizes)
-    windows = make_windows(examples, both[0], sizes)
+    windows = make_labelled_windows(examples, both[0], sizes)
     assert len(windows) > len(examples) > 100
     assert_equal_windows(windows, their_windows(both[1], examples, sizes))
 
@@ -110,7 +116,7 @@ def test_tiny_windows(both, doc_stride):
         sizes = WindowSettings(longest, doc_stride)
         pairs = asked(*((question, context) for question in questions for context in contexts))
         examples = fitting(both[0], pairs, sizes)
-        windows = make_windows(examples, both[0], sizes)
+        windows = make_labelled_windows(examples, both[0], sizes)
         assert_equal_windows(windows, their_windows(both[1], examples, sizes))
         assert windows.lengths.max() <= longest
 
@@ -132,7 +138,9 @@ def plain_windows(length, room, doc_stride):
 )
 def test_where_windows_begin_and_end(ours, shapes, doc_stride, more):
     sizes = WindowSettings(3 + max(n for n, _ in shapes) + doc_stride + 1 + more, doc_stride)
-    windows = make_windows(asked(*(("who " * n, "the " * m) for n, m in shapes)), ours, sizes)
+    windows = make_labelled_windows(
+        asked(*(("who " * n, "the " * m) for n, m in shapes)), ours, sizes
+    )
     expected = [
         (i, first, count)
         for i, (question, context) in enumerate(shapes)
@@ -156,7 +164,7 @@ def test_each_text_is_tokenised_once(both, stories, monkeypatch):
     seen = []
     encode = BertTokenizer.encode
     monkeypatch.setattr(BertTokenizer, "encode", lambda self, t: seen.extend(t) or encode(self, t))
-    windows = make_windows(stories, both[0], WindowSettings())
+    windows = make_labelled_windows(stories, both[0], WindowSettings())
     contexts = list(dict.fromkeys(e.context for e in stories))
     assert len(contexts) < len(stories) / 4
     assert Counter(seen) == Counter(contexts) + Counter(e.question for e in stories)
@@ -178,8 +186,8 @@ DTYPES = {
 
 @pytest.mark.parametrize("number", [0, 1, 174])
 def test_the_columns(ours, stories, number):
-    windows = make_windows(stories[:number], ours, WindowSettings())
-    columns = {f.name: getattr(windows, f.name) for f in dataclasses.fields(WindowSet)}
+    windows = make_labelled_windows(stories[:number], ours, WindowSettings())
+    columns = {f.name: getattr(windows, f.name) for f in dataclasses.fields(LabelledWindows)}
     tensors = {name: x for name, x in columns.items() if isinstance(x, torch.Tensor)}
     assert {name: x.dtype for name, x in tensors.items()} == DTYPES
     for name in ("context_of", "outcome", "cut_questions"):
@@ -200,10 +208,10 @@ def test_the_columns(ours, stories, number):
 def test_a_question_that_leaves_no_room(ours):
     sizes = WindowSettings(20, 6)
     assert sizes.longest_question == 10
-    make_windows(asked(("who " * 10, "the river " * 20)), ours, sizes)
+    make_labelled_windows(asked(("who " * 10, "the river " * 20)), ours, sizes)
     examples = asked(("who", "the river"), ("who " * 11, "the river"), ("who " * 12, "a town"))
     with pytest.raises(UserError) as caught:
-        make_windows(examples, ours, sizes)
+        make_labelled_windows(examples, ours, sizes)
     message = str(caught.value)
     assert "\n" not in message
     for word in ("'2'", "12 tokens", "room for 10", "--max_seq_length 20", "--doc_stride 6"):
@@ -220,7 +228,7 @@ def test_questions_are_cut(both, max_query_length, kept):
     context = "the river in the town " * 8
     examples = asked(*((question, context) for question in questions))
     sizes = WindowSettings(20, 6, max_query_length)
-    windows = make_windows(examples, both[0], sizes)
+    windows = make_labelled_windows(examples, both[0], sizes)
     assert windows.questions.lengths.tolist() == list(kept)
     cut = [length - k for length, k in zip(lengths, kept, strict=True)]
     assert windows.cut_questions.tolist() == cut
@@ -235,9 +243,9 @@ def test_questions_are_cut(both, max_query_length, kept):
 
 
 def test_questions_that_fit_are_not_cut(ours, stories):
-    free = make_windows(stories, ours, WindowSettings())
+    free = make_labelled_windows(stories, ours, WindowSettings())
     long = WindowSettings(max_query_length=int(free.questions.lengths.max()))
-    windows = make_windows(stories, ours, long)
+    windows = make_labelled_windows(stories, ours, long)
     assert not windows.cut_questions.any()
     assert torch.equal(windows.questions.ids, free.questions.ids)
 
@@ -265,7 +273,7 @@ def test_the_smallest_window(both):
     sizes = WindowSettings(133, 128)
     assert sizes.longest_question == 1
     examples = asked(("who", "the river " * 70))
-    windows = make_windows(examples, both[0], sizes)
+    windows = make_labelled_windows(examples, both[0], sizes)
     assert windows.count.tolist() == [129] * 12
     assert_equal_windows(windows, their_windows(both[1], examples, sizes))
 
@@ -308,7 +316,7 @@ def our_labels(windows):
 def test_labels_of_stories(both, stories, sizes):
     sizes = WindowSettings(*sizes)
     examples = fitting(both[0], stories, sizes)
-    windows = make_windows(examples, both[0], sizes)
+    windows = make_labelled_windows(examples, both[0], sizes)
     ours, theirs = our_labels(windows), their_labels(both[1], examples, sizes)
     labelled = sum(start > 0 for start, _ in ours)
     assert len(windows) > labelled > 100
@@ -322,7 +330,7 @@ def test_labels_of_stories(both, stories, sizes):
 
 
 def test_every_story_is_labelled_exactly(ours, stories):
-    windows = make_windows(stories, ours, WindowSettings())
+    windows = make_labelled_windows(stories, ours, WindowSettings())
     report = label_report(stories, windows.outcome, windows.cut_questions)
     assert report.counts == {Outcome.EXACT: 174}
     assert report.listed == {}
@@ -332,7 +340,7 @@ def test_every_story_is_labelled_exactly(ours, stories):
 
 def test_stories_without_answers(ours):
     examples = read_examples(STORIES_V2)
-    windows = make_windows(examples, ours, WindowSettings())
+    windows = make_labelled_windows(examples, ours, WindowSettings())
     impossible = sum(e.is_impossible for e in examples)
     assert 5 < impossible < 35
     for i, e in enumerate(examples):
@@ -361,7 +369,7 @@ def one(context, answer, start=None, question="who"):
 
 def labelled(tokenizer, one_example, sizes=None):
     """The windows of an example, the text of each label, and the outcome."""
-    windows = make_windows([one_example], tokenizer, sizes or WindowSettings())
+    windows = make_labelled_windows([one_example], tokenizer, sizes or WindowSettings())
     texts = [label_text(windows, i, one_example.context) for i in range(len(windows))]
     return our_labels(windows), texts, Outcome(int(windows.outcome[0]))
 
@@ -506,7 +514,7 @@ def test_a_report_of_every_outcome(ours):
             one("the town " * 9, "town the town", question="who did what when where how"),
         ]
     )
-    windows = make_windows(examples, ours, WindowSettings(14, 4, max_query_length=5))
+    windows = make_labelled_windows(examples, ours, WindowSettings(14, 4, max_query_length=5))
     report = label_report(examples, windows.outcome, windows.cut_questions)
     assert report.counts == {
         Outcome.EXACT: 2,
@@ -618,7 +626,7 @@ def check_labels(windows, i, e, offsets):
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(example_lists(), st.sampled_from([(384, 128), (16, 4), (12, 1), (11, 0)]))
 def test_labels_of_any_text(ours, examples, sizes):
-    windows = make_windows(examples, ours, WindowSettings(*sizes, max_query_length=3))
+    windows = make_labelled_windows(examples, ours, WindowSettings(*sizes, max_query_length=3))
     assert len(windows.outcome) == len(examples)
     for i, e in enumerate(examples):
         rows = windows.contexts.rows(int(windows.context_of[i]))

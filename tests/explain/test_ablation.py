@@ -15,9 +15,9 @@ from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import ablate
 from bertqa.commands.ablate import Effect, parts_of, ranked, ranking
 from bertqa.commands.flags import run_script
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import make_windows
 from bertqa.explain.hooks import Interventions
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
@@ -79,7 +79,7 @@ def measured(model: BertForQuestionAnswering, checkpoint: Path, data: Path) -> E
     """A model on the same questions, by the way that training measures one."""
     examples = read_examples(data)
     tokenizer = BertTokenizer.load(checkpoint)
-    windows = make_windows(examples, tokenizer, WindowSettings(96, 16, 24))
+    windows = make_labelled_windows(examples, tokenizer, WindowSettings(96, 16, 24))
     return Evaluator(examples, windows, DecodingSettings(), local_runtime("cpu", "fp32"))(model)
 
 
@@ -161,9 +161,9 @@ def test_what_is_printed(
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
-        return make_windows(*arguments)
+        return make_labelled_windows(*arguments)
 
-    monkeypatch.setattr(ablate, "make_windows", counted)
+    monkeypatch.setattr(ablate, "make_labelled_windows", counted)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
     assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
     assert len(calls) == 1  # tokenised once, for all passes
@@ -264,7 +264,7 @@ def test_a_packed_model_is_the_one_that_is_asked(checkpoint: Path) -> None:
     """What ``of_ready`` measures is the model that it is given, not a copy."""
     qa = QuestionAnswerer.from_pretrained(checkpoint, device="cpu", precision="fp32")
     examples = read_examples(STORIES)[:3]
-    windows = make_windows(examples, qa.tokenizer, qa.windows)
+    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
     found = evaluator.of_ready(qa.model)
     assert [p.text for p in found.predictions] == [p.text for p in qa.answer(examples)]

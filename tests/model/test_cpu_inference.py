@@ -20,7 +20,6 @@ from bertqa.model.cpu_inference import (
     quantize_tokens,
 )
 from bertqa.model.kernels import JointPart, linears
-from bertqa.runtime import local_runtime
 from tests.helpers import LENGTHS, TINY, our_batch, random_windows
 
 CPU = torch.device("cpu")
@@ -122,7 +121,7 @@ def test_a_processor_without_the_instructions_is_not_given_them(model, batch, mo
     ready = make_ready(model, CPU, torch.bfloat16)
     assert not is_prepacked(ready) and scores(ready, batch).isfinite().all()
     with pytest.raises(UserError, match="VNNI"):
-        local_runtime("cpu", "int8")
+        make_ready(model, CPU, torch.float32, int8=True)
 
 
 @pytest.mark.parametrize("int8", [False, True])

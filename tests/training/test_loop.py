@@ -26,9 +26,9 @@ from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import train
 from bertqa.data.batching import collate, step_windows
+from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.window_cache import data_fingerprint
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
 from bertqa.model.bert import BertForQuestionAnswering
@@ -109,9 +109,9 @@ def make_run(
 ) -> Run:
     """A run from the checkpoint, as a fresh process would make it."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
-    windows = make_windows(TRAINING, tokenizer, WINDOWS)
+    windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
     if evaluator is None:
-        validation = make_windows(VALIDATION, tokenizer, WINDOWS)
+        validation = make_labelled_windows(VALIDATION, tokenizer, WINDOWS)
         evaluator = Evaluator(VALIDATION, validation, DecodingSettings(), runtime)
     return Run(
         model, tokenizer, windows, evaluator or None, settings, runtime,
@@ -1019,7 +1019,7 @@ def test_transformers_and_the_answerer_open_what_was_trained(
     answer = qa(example.question, example.context)
     assert answer["answer"] == example.context[answer["start"] : answer["end"]] != ""
 
-    windows = make_windows(TRAINING, qa.tokenizer, WindowSettings(384, 64))
+    windows = make_labelled_windows(TRAINING, qa.tokenizer, WindowSettings(384, 64))
     tokens = collate(windows, torch.arange(len(windows)))
     with torch.no_grad():
         ours = qa.model(tokens)
@@ -1031,7 +1031,7 @@ def test_transformers_and_the_answerer_open_what_was_trained(
         torch.testing.assert_close(getattr(ours, name), expected, rtol=0, atol=1e-4)
 
     encoded = their_tokenizer(example.question, example.context)
-    both = make_windows([example], qa.tokenizer, WindowSettings(10_000, 0))
+    both = make_labelled_windows([example], qa.tokenizer, WindowSettings(10_000, 0))
     assert encoded["input_ids"] == both[0].input_ids
     assert encoded["token_type_ids"] == both[0].token_type_ids
 

@@ -17,9 +17,9 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from bertqa.data.batching import step_windows
+from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import WindowSet, make_windows
 from bertqa.model.checkpoint import checkpoint_name, load_checkpoint
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings, WindowSettings
@@ -70,7 +70,7 @@ class Task:
 
     folder: Path
     tokenizer: BertTokenizer
-    windows: WindowSet
+    windows: LabelledWindows
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def task(tmp_path_factory) -> Task:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), **none)
     tokenizer = BertTokenizer.load(folder)
     examples = read_examples(STORIES)[:4]
-    windows = make_windows(examples, tokenizer, WindowSettings(max_seq_length=96, doc_stride=32))
+    windows = make_labelled_windows(
+        examples, tokenizer, WindowSettings(max_seq_length=96, doc_stride=32)
+    )
     return Task(folder, tokenizer, windows)
 
 
@@ -95,7 +97,7 @@ class Outcome:
 # --- theirs --------------------------------------------------------------------------------------
 
 
-def padded(windows: WindowSet, chosen: list[int]) -> dict[str, Tensor]:
+def padded(windows: LabelledWindows, chosen: list[int]) -> dict[str, Tensor]:
     """Windows as their model takes them."""
     rows = [windows[i] for i in chosen]
     longest = max(len(row.input_ids) for row in rows)
@@ -107,8 +109,8 @@ def padded(windows: WindowSet, chosen: list[int]) -> dict[str, Tensor]:
         "input_ids": torch.tensor([fill(row.input_ids) for row in rows]),
         "token_type_ids": torch.tensor([fill(row.token_type_ids) for row in rows]),
         "attention_mask": torch.tensor([fill([1] * len(row.input_ids)) for row in rows]),
-        "start_positions": torch.tensor([row.start_position for row in rows]),
-        "end_positions": torch.tensor([row.end_position for row in rows]),
+        "start_positions": windows.start_position[chosen].long(),
+        "end_positions": windows.end_position[chosen].long(),
     }
 
 
