@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
-from bertqa.answering.answers import Prediction
+from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import predict
 from bertqa.data.squad import Example
@@ -156,6 +156,50 @@ class QuestionAnswerer:
             windows = make_windows(block, self.tokenizer, self.windows)
             yield from predict(self.model, block, windows, self.decoding, self.runtime)
 
+    @overload
+    def __call__(
+        self,
+        question: str,
+        context: str,
+        *,
+        top_k: Literal[1] = 1,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> AnswerEntry: ...
+
+    @overload
+    def __call__(
+        self,
+        question: str,
+        context: str,
+        *,
+        top_k: int,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> AnswerEntry | list[AnswerEntry]: ...
+
+    @overload
+    def __call__(
+        self,
+        question: list[str] | tuple[str, ...],
+        context: str | Sequence[str],
+        *,
+        top_k: Literal[1] = 1,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> list[AnswerEntry]: ...
+
+    @overload
+    def __call__(
+        self,
+        question: list[str] | tuple[str, ...],
+        context: str | Sequence[str],
+        *,
+        top_k: int,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+    ) -> list[AnswerEntry | list[AnswerEntry]]: ...
+
     def __call__(
         self,
         question: str | Sequence[str],
@@ -175,10 +219,8 @@ class QuestionAnswerer:
             handle_impossible_answer: "" is an answer too; None keeps ``decoding``'s.
 
         Returns:
-            For one question ``{"score", "start", "end", "answer"}``, with ``top_k`` above 1 a list
-            of them, best first; for several questions a list of that. ``score`` is the answer's
-            probability, ``start`` and ``end`` are code points of the context:
-            ``answer == context[start:end]``.
+            For one question an ``AnswerEntry``, with ``top_k`` above 1 a list of them, best first;
+            for several questions a list of that.
 
         Raises:
             UserError: an empty question or context, numbers that do not match, ``top_k`` or
@@ -224,12 +266,7 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
 
 
-def as_pipeline(prediction: Prediction, top_k: int) -> Any:
-    """The answer that counts first, then the runners-up, in the removed pipeline's form."""
-    chosen = next(a for a in prediction.answers if a.text == prediction.text)
-    others = [answer for answer in prediction.answers if answer is not chosen]
-    entries = [
-        {"score": a.probability, "start": a.start, "end": a.end, "answer": a.text}
-        for a in [chosen, *others][:top_k]
-    ]
+def as_pipeline(prediction: Prediction, top_k: int) -> AnswerEntry | list[AnswerEntry]:
+    """One answer where one was asked for, else a list, as the removed pipeline has it."""
+    entries = answer_entries(prediction, top_k)
     return entries if top_k > 1 else entries[0]

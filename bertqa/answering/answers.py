@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from bertqa.data.graphemes import has_joins, snap_to_graphemes
 from bertqa.data.squad import Example
@@ -55,6 +55,30 @@ class Prediction:
     answers: tuple[Answer, ...]
     best_span: str
     null_odds: float | None
+
+
+class AnswerEntry(TypedDict):
+    """One answer as transformers' question-answering pipeline gave it.
+
+    Attributes:
+        score: the answer's probability, see ``Answer``.
+        start, end: code points of the context: ``answer == context[start:end]``.
+    """
+
+    score: float
+    start: int
+    end: int
+    answer: str
+
+
+def answer_entries(prediction: Prediction, top_k: int) -> list[AnswerEntry]:
+    """Give the answer that counts first, then the runners-up, ``top_k`` in all."""
+    chosen = next(a for a in prediction.answers if a.text == prediction.text)
+    others = [answer for answer in prediction.answers if answer is not chosen]
+    return [
+        {"score": a.probability, "start": a.start, "end": a.end, "answer": a.text}
+        for a in [chosen, *others][:top_k]
+    ]
 
 
 # A span of a context: score, start and end in code points, start logit, end logit, probability

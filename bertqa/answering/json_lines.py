@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from bertqa.answering.answerer import QuestionAnswerer, as_pipeline
-from bertqa.answering.answers import Prediction
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.metrics import normalize_answer, question_scores
 from bertqa.data.offsets import other_offsets
 from bertqa.data.readers import Line, iter_json_lines
@@ -139,7 +139,7 @@ def _tried(qa: QuestionAnswerer, line: Line) -> Line:
 def _entry(line: Line, prediction: Prediction, output: LineOutput) -> dict[str, Any]:
     """What predictions.jsonl says of a line."""
     assert line.example is not None
-    found = as_pipeline(prediction, max(output.top_k, 2))[: output.top_k]
+    found: list[dict[str, Any]] = [{**entry} for entry in answer_entries(prediction, output.top_k)]
     if output.all_offsets:
         for answer in found:
             answer |= other_offsets(line.example.context, answer["start"], answer["end"])
