@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertqa.answering.decoding import DECODERS
@@ -28,7 +28,7 @@ n_bests = st.sampled_from((1, 2, 3, 5, 20, 1000))
 longest = st.sampled_from((1, 2, 3, 6, 7, 30))
 
 # Reproducible, and never red because the machine is busy.
-quiet = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+quiet = settings(derandomize=True)
 
 EMPTY = (3, [1.0, 9.0, 0.0, 9.0], [2.0, 9.0, 0.0, 9.0])
 ONE_TOKEN = (2, [1.0, 9.0, -1.0, 9.0], [0.0, 9.0, 0.5, 9.0])

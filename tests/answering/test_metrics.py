@@ -145,7 +145,7 @@ def test_normalize_answer_by_hand(text, normal):
 
 
 @given(texts)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_normalize_answer_is_the_published_rule(text):
     assert normalize_answer(text) == " ".join(plain_words(text))
 
@@ -173,7 +173,7 @@ def test_one_pair_by_hand(prediction, gold, exact, v1, v2):
 
 
 @given(texts, texts)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_one_pair_is_the_published_rule(prediction, gold):
     assert exact_match(prediction, gold) == plain_exact(prediction, gold)
     assert f1(prediction, gold) == pytest.approx(plain_f1(prediction, gold, 0.0), abs=1e-12)
@@ -201,7 +201,7 @@ def with_gold(rows):
 
 @pytest.mark.filterwarnings("ignore:Unanswered question")
 @given(questions.map(with_gold))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_evaluate_v1_is_torchmetrics(rows):
     ours, theirs = evaluate_v1(*split(rows)), torchmetrics_figures(rows)
     assert ours["exact_match"] == pytest.approx(theirs["exact_match"], abs=1e-3)
@@ -216,14 +216,14 @@ def test_evaluate_v1_is_torchmetrics(rows):
 
 
 @given(texts, texts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_f1_v2_is_torchmetrics(prediction, gold):
     theirs = torchmetrics_figures([(prediction, [gold])])
     assert 100 * f1_v2(prediction, gold) == pytest.approx(theirs["f1"], abs=1e-3)
 
 
 @given(questions.map(with_gold))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_evaluate_v1_is_the_published_rule(rows):
     assert evaluate_v1(*split(rows)) == pytest.approx(plain_v1(rows), abs=1e-9)
 
@@ -252,7 +252,7 @@ def test_evaluate_v1_refuses_what_it_cannot_score():
 
 
 @given(questions)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_evaluate_v2_is_the_published_rule(rows):
     assert evaluate_v2(*split(rows)) == pytest.approx(plain_v2(rows), abs=1e-9)
 
@@ -324,7 +324,7 @@ def split_scored(rows):
 
 @given(scored_questions)
 @example([("cat", ["cat"], 0.0), ("cat", [], 0.0), ("cat", [], 1.0)])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_point_of_the_curve_is_evaluate_v2_of_its_predictions(rows):
     references, nulls, best = split_scored(rows)
     curve = threshold_curve(references, nulls, best)
@@ -336,7 +336,7 @@ def test_every_point_of_the_curve_is_evaluate_v2_of_its_predictions(rows):
 
 
 @given(scored_questions, st.lists(null_scores, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_best_threshold_is_that_of_brute_force(rows, others):
     references, nulls, best = split_scored(rows)
     figures = evaluate_v2(best, references, nulls, best)

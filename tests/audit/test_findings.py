@@ -206,7 +206,7 @@ def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bo
     return False
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=data_sets(), negative=st.booleans())
 def test_an_audit_refuses_what_training_refuses(
     rows: list[Example], negative: bool, tokenizer: BertTokenizer

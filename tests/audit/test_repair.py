@@ -182,7 +182,7 @@ def data_sets(draw: st.DrawFn) -> list[Example]:
     return rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=data_sets(), ending=st.sampled_from([".json", ".jsonl"]))
 def test_the_copy_reads_back_and_has_nothing_left_to_mend(
     rows: list[Example],

@@ -137,7 +137,7 @@ def check_budget(lengths, budget):
     return batches
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, max_examples=150)
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
 def test_budgets_are_kept(lengths, budget):
     check_budget(lengths, budget)

@@ -60,7 +60,7 @@ def texts_and_slices(draw, characters):
     return parts, start, draw(st.integers(start + 1, length))
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(texts_and_slices(CHARACTERS))
 def test_slices_end_where_written_characters_do(case):
     characters, start, end = case
@@ -71,7 +71,7 @@ def test_slices_end_where_written_characters_do(case):
 COMPOSED = "àéîõüçñøžůṩệặửẫỹǖΐϋήйёўがぱゔヷ가각힣뷁\ufb1d\ufb2c\u0929"
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(texts_and_slices([unicodedata.normalize("NFD", character) for character in COMPOSED]))
 def test_decomposed_text_is_cut_where_composed_text_is(case):
     characters, start, end = case
@@ -131,7 +131,7 @@ ANY = st.sampled_from(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=1000)
+@settings(derandomize=True, max_examples=1000)
 @given(st.lists(ANY, min_size=1, max_size=8).map("".join))
 @example("क\u094d\u200cष")  # what keeps a virama from joining
 def test_the_characters_are_those_of_unicode(text):
@@ -144,7 +144,7 @@ def test_the_characters_are_those_of_unicode(text):
     assert has_joins(text) or theirs == set(range(1, len(text) + 1))
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(st.text(min_size=1, max_size=12), st.data())
 def test_any_text_at_all(text, data):
     start = data.draw(st.integers(0, len(text) - 1))

@@ -63,7 +63,7 @@ def test_odd_questions_are_answered(qa, question):
 TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=60)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(TEXT, TEXT)
 @example("?", "\ud83d")
 @example("\udc80?", "Ada")
@@ -78,7 +78,7 @@ def test_any_two_texts_give_an_answer_unless_one_is_blank(qa, question, context)
         assert_is_cut_whole(context, answer)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, max_examples=200)
 @given(st.lists(st.sampled_from([*ODD["special tokens"].split(), " ", "a", "é"]), min_size=1))
 def test_the_text_of_a_special_token_stays_text(qa, parts):
     text = "".join(parts)

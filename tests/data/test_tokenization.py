@@ -140,7 +140,7 @@ pieces = st.one_of(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, max_examples=150)
 @given(st.lists(pieces, max_size=12).map("".join))
 def test_any_text_at_all(both, text):
     ours, theirs = both

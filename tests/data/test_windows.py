@@ -130,7 +130,7 @@ def plain_windows(length, room, doc_stride):
     return windows
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, max_examples=100)
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=5),
     doc_stride=st.integers(0, 12),
@@ -623,7 +623,7 @@ def check_labels(windows, i, e, offsets):
         assert outcome == Outcome.EXACT
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, max_examples=200)
 @given(example_lists(), st.sampled_from([(384, 128), (16, 4), (12, 1), (11, 0)]))
 def test_labels_of_any_text(ours, examples, sizes):
     windows = make_labelled_windows(examples, ours, WindowSettings(*sizes, max_query_length=3))
