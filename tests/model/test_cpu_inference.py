@@ -27,6 +27,13 @@ assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 pytestmark = pytest.mark.skipif(not can_prepack(CPU), reason="this torch has no oneDNN")
+needs_bf16 = pytest.mark.skipif(
+    not can_prepack(CPU, torch.bfloat16), reason="this processor has no products of bf16"
+)
+needs_int8 = pytest.mark.skipif(
+    not can_prepack(CPU, int8=True), reason="this processor has no 8-bit products"
+)
+WITH_OR_WITHOUT_INT8 = [False, pytest.param(True, marks=needs_int8)]
 
 
 @pytest.fixture
@@ -65,6 +72,7 @@ def test_a_packed_model_shows_the_same_inside(model, batch):
     assert_close(output.attentions, expected.attentions)
 
 
+@needs_bf16
 def test_packing_in_half_precision_changes_no_score(model, batch):
     plain = copy.deepcopy(model)
     plain.embeddings.bfloat16()
@@ -76,7 +84,7 @@ def test_packing_in_half_precision_changes_no_score(model, batch):
     assert ready.head.weight.dtype is torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_a_packed_layer_is_the_linear_layer(dtype):
     torch.manual_seed(1)
     x, weight, bias = torch.randn(37, 48), torch.randn(80, 48), torch.randn(80)
@@ -86,7 +94,7 @@ def test_a_packed_layer_is_the_linear_layer(dtype):
     torch.testing.assert_close(layer(x.to(dtype)).float(), exact, rtol=bound, atol=10 * bound)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
 def test_packed_layers_refuse_to_give_no_gradient(model, batch, int8):
     prepack(model, int8=int8)
     with pytest.raises(RuntimeError, match="no gradients"):
@@ -124,7 +132,7 @@ def test_a_processor_without_the_instructions_is_not_given_them(model, batch, mo
         make_ready(model, CPU, torch.float32, int8=True)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
 def test_a_packed_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
     ready = make_ready(model, CPU, torch.float32, int8=int8)
     before = scores(ready, batch)
@@ -169,6 +177,7 @@ def test_a_token_of_zeros():
     assert torch.isfinite(scale).all()
 
 
+@needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_in_integers_is_close_to_the_linear_layer(dtype):
     torch.manual_seed(4)
@@ -180,6 +189,7 @@ def test_a_layer_in_integers_is_close_to_the_linear_layer(dtype):
     assert_close(result[:, 3], bias[3].to(dtype).float().expand(64))
 
 
+@needs_int8
 def test_outputs_and_tokens_of_very_different_size_keep_their_precision():
     """One scale for all would round the small ones to nothing."""
     torch.manual_seed(5)
@@ -194,6 +204,7 @@ def test_outputs_and_tokens_of_very_different_size_keep_their_precision():
             assert error / exact[part, column].norm() < 0.03
 
 
+@needs_int8
 def test_a_model_in_integers_is_close(model, batch):
     expected = scores(model, batch)
     ready = make_ready(model, CPU, torch.float32, int8=True)

@@ -144,8 +144,10 @@ def check_clock(run: Run) -> None:
             step_windows(len(run.windows), run.windows_per_step, run.settings.seed, step)
             for step in range(before["step"], line["step"])
         ])  # fmt: skip
-        by_the_clock = line["tokens_per_second"] * line["seconds"]
-        assert by_the_clock == pytest.approx(int(run.windows.lengths[seen].sum()), rel=0.05)
+        speed, seconds = line["tokens_per_second"], line["seconds"]
+        rounding = 0.5 * seconds + 0.5e-4 * (speed + 0.5)  # to whole tokens, to 1e-4 seconds
+        tokens = int(run.windows.lengths[seen].sum())
+        assert speed * seconds == pytest.approx(tokens, rel=1e-9, abs=rounding)
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -402,7 +404,7 @@ def test_four_batches_of_four_are_one_of_sixteen(tmp_path: Path, still_checkpoin
     assert len(whole.windows) % 16 not in (0, 4, 8, 12)  # the epoch's last step is uneven
     assert losses_of(tmp_path / "16x1") == pytest.approx(losses_of(tmp_path / "4x4"), rel=1e-6)
     for name, value in weights_of(whole).items():
-        torch.testing.assert_close(weights_of(parts)[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights_of(parts)[name], value, rtol=0, atol=1e-5)
 
 
 def test_the_gradient_is_clipped_to_its_norm(
@@ -741,7 +743,8 @@ def test_resuming_nothing_begins(tmp_path: Path, checkpoint: Path, whole_run: Ru
 
 
 def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Path) -> None:
-    """How often to log and save, and how a step's windows are shared out."""
+    """How often to log and save, and how a step's windows are shared out: but for the rounding of
+    sums in another order, which differs between processors."""
     whole = trained(make_run(tmp_path / "whole", still_checkpoint))
     with stopped_at(6):
         trained(make_run(tmp_path / "run", still_checkpoint))
@@ -1090,8 +1093,9 @@ def test_processes_together_train_as_one_does(
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("5 steps of 12 windows") == 1  # one process speaks
-    assert "training: 25 windows" in result.stdout
+    spoken = [line for line in result.stdout.splitlines() if line.startswith("5 steps of 12 ")]
+    assert len(spoken) == 1  # one process speaks
+    assert "training: 25 windows " in result.stdout
     assert json.loads((folder / "run.json").read_text())["processes"] == processes
     assert losses_of(folder) == pytest.approx(losses_of(one_process), rel=0, abs=1e-5)
     theirs, ours = log_of(one_process)[-1], log_of(folder)[-1]
