@@ -243,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, headers or {}, content, sent=failure.after)
         if failure.stall:
             self.hub.stalled.set()
-            self.hub._released.wait(10)  # not for ever, lest a client without a timeout hang
+            self.hub._released.wait(60)  # not for ever, lest a client without a timeout hang
             if not failure.after:
                 return False
             self.wfile.write(content[failure.after :])

@@ -849,7 +849,7 @@ def test_predictions_that_fail_leave_the_last_files_as_they_were(tmp_path):
         tmp_path, [made_up("1", "old", Answer("old", 0, 3, 1.0, 1.0, 1.0))], DecodingSettings()
     )
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="question 2"):
+    with pytest.raises(UserError, match="question 2 is too long"):
         write_predictions(tmp_path, failing(), DecodingSettings())
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 

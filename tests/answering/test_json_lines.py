@@ -233,7 +233,7 @@ def test_a_signal_ends_it_after_its_block(ask, finished, tmp_path, monkeypatch):
 
 def test_going_on_with_something_else_is_refused(ask, qa, finished, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="begun with top_k 1, now it is 2"):
+    with pytest.raises(UserError, match=r"begun with top_k 1, now it is 2\b"):
         ask(resume=True, top_k=2)
     other = QuestionAnswerer(
         qa.model, qa.tokenizer, WindowSettings(48, doc_stride=16), qa.decoding, qa.runtime

@@ -152,7 +152,7 @@ def test_a_run_whose_best_step_was_not_its_last(runs: list[Path]) -> None:
     line = release._step_line(1, stage._replace(log=log), [0])
     assert ", kept: step 3, the last logged loss until then 7.000; commit" in line
     line = release._step_line(1, stage._replace(log=log[:3]), [0])
-    assert "kept: step 3" in line
+    assert ", kept: step 3," in line
     line = release._step_line(1, stage._replace(log=[*log[:1], *log[2:]]), [0])
     assert "kept" not in line and ", the last logged loss 5.000; commit" in line
 

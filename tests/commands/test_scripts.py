@@ -138,10 +138,9 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path, home: Path) -> 
     assert "Traceback" not in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"{checkpoint}/model.safetensors: 55 tensors loaded"
-    said = "\n".join(lines)
-    assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in said
-    assert "validation: 36 windows of 4 examples" in said
-    assert "8 steps of 16 windows on cpu in torch.float32, from step 0" in said
+    assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in lines
+    assert any(line.startswith("validation: 36 windows of 4 examples,") for line in lines)
+    assert "8 steps of 16 windows on cpu in torch.float32, from step 0" in lines
     assert [line.split()[1] for line in lines[-3:-1]] == ["4", "8"]  # the table of evaluations
     assert lines[-1] == f"saved in {folder}; ask it: python infer.py --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -348,10 +347,10 @@ def test_json_lines_are_answered_line_by_line(
     flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", tmp_path / "in.jsonl"]
     flags += ["--output_dir", tmp_path / "out", "--top_k", 2, "--all_offsets"]
     assert call("infer", *flags) == 2
-    assert "in.jsonl, line 2" in capsys.readouterr().err
+    assert "in.jsonl, line 2 " in capsys.readouterr().err
     assert call("infer", *flags, "--resume", "--skip_bad") == 0
     printed = capsys.readouterr()
-    assert "1 lines answered" in printed.err and "1 rejected" in printed.err
+    assert re.search(r"\b1 lines answered .*, 1 rejected$", printed.err, re.MULTILINE)
     metrics = json.loads(printed.out)
     assert read_json(tmp_path / "out" / "metrics.json") == metrics and metrics["total"] == 2
     text = (tmp_path / "out" / "predictions.jsonl").read_text()
@@ -541,9 +540,7 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     assert f"{good}: 1 questions" in said and "nothing was found" in said and err == ""
     assert checked(checkpoint, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
-    assert [
-        name for name in ("duplicate id: 1", "misplaced: 1", "blanks: 1") if name not in said
-    ] == []
+    assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
     assert checked(checkpoint, good, "--validation_file", bad) == 1
     said = capsys.readouterr().out
     assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
@@ -560,7 +557,7 @@ def test_a_check_needs_no_weights_and_tells_v2_from_v1(
     world = World(tmp_path, checkpoint)
     path = world.rows("v2.json", ROW, ROW | {"id": "none", "question": "Why?", "answers": []})
     assert checked(folder, path) == 1
-    assert "unanswerable: 1" in capsys.readouterr().out
+    assert "unanswerable: 1" in capsys.readouterr().out.splitlines()
     assert checked(folder, path, "--version_2_with_negative") == 0
     assert "nothing was found" in capsys.readouterr().out
 
@@ -584,7 +581,7 @@ def test_a_mended_copy_can_be_trained_on(
         ("first", ("Ada",), (0,)), ("moved", ("1642",), (22,)), ("first-2", ("Ben",), (28,)),
     ]  # fmt: skip
     assert call("train", *world.train("--train_file", copy)) == 0
-    assert "3 examples, 3 answers labelled exactly" in capsys.readouterr().out
+    assert re.search(r"\b3 examples, 3 answers labelled exactly$", capsys.readouterr().out, re.M)
 
 
 def test_what_cannot_be_mended_is_in_the_copy_too(
@@ -696,7 +693,9 @@ def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
 
     result = run("train", home, *flags, "--resume")
     assert result.returncode == 0, result.stderr
-    assert "from step 6" in result.stdout
+    assert (
+        "8 steps of 16 windows on cpu in torch.float32, from step 6" in result.stdout.splitlines()
+    )
     whole, _ = trained
     assert without_speed(tmp_path / "run" / "log.jsonl") == without_speed(whole / "log.jsonl")
     ours = load_file(tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors")

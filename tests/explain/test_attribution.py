@@ -107,11 +107,11 @@ def test_heads_are_taken_away_one_by_one(model, window, mean):
 
 def test_what_is_no_window_is_refused(model, window, baseline):
     two = our_batch(*random_windows((5, 6)))
-    with pytest.raises(UserError, match="2 windows"):
+    with pytest.raises(UserError, match=r"\b2 windows\b"):
         head_effects(model, two, 0, 0)
     with pytest.raises(UserError, match=r"place 21 is not in the window.*0 to 20"):
         integrated_gradients(model, window, baseline, LENGTH)
-    with pytest.raises(UserError, match="place -1"):
+    with pytest.raises(UserError, match=r"place -1\b"):
         layer_effects(model, window, 3, -1)
     with pytest.raises(UserError, match="same length"):
         integrated_gradients(model, window, our_batch(*random_windows((5,))), 3)

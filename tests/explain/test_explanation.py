@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -387,8 +388,8 @@ def test_the_terminal_has_it_in_short(found: Explanation) -> None:
     assert "\x1b" not in plain
     answer = found.answer.answer
     assert f"probability {answer.probability:.4f}" in plain
-    assert f"characters {answer.start}-{answer.end}" in plain
-    assert f"window {found.window + 1} of {len(found.null_scores)}" in plain
+    assert re.search(rf"characters {answer.start}-{answer.end}\b", plain)
+    assert re.search(rf"window {found.window + 1} of {len(found.null_scores)}\b", plain)
     layer, head = found.inside.strongest_head
     heads = plain.split("the most needed\n")[1].split("\n\n")[0].splitlines()
     assert heads[0].endswith(f"  layer {layer}, head {head}") and len(heads) == 5

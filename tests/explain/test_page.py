@@ -201,7 +201,7 @@ def test_the_numbers_stand_in_the_page(
     assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
     for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
         assert f"{number:+.3f}" in plain
-    assert f"{e.window + 1} of {len(e.null_scores)}" in plain
+    assert re.search(rf"\b{e.window + 1} of {len(e.null_scores)}\b", plain)
     assert "answered in bf16, explained in fp32" in plain
     marked = re.search(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
     assert marked and re.sub(r"<[^>]+>", "", marked[1]) == answer.text
@@ -520,20 +520,23 @@ def test_any_head_and_any_token(
 
 
 @in_browser
-def test_384_tokens_stay_fluent(browser: Browser, large: Explanation, tmp_path: Path) -> None:
-    """A key is answered well within what the eye notices, by a wide margin for a busy machine."""
+def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
+    browser: Browser, large: Explanation, tmp_path: Path
+) -> None:
+    """Changes, not seconds, so that it holds on a busy machine: of tokens, not of their pairs."""
     (tmp_path / "large.html").write_text(page(large), encoding="utf-8")
     tab = opened(browser, tmp_path / "large.html")
     tab.run("document.querySelectorAll('#attention-tokens .t')[40].click()")
-    milliseconds = tab.run(
-        "(() => { const times = []; for (let i = 0; i < 30; i++) { const begin = performance.now();"
-        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', "
-        "{key: i % 9 ? 'ArrowRight' : 'ArrowDown', bubbles: true})); document.body.offsetHeight;"
-        "times.push(performance.now() - begin) } return times.sort((a, b) => a - b)[15] })()"
+    changes = tab.run(
+        "(() => { const seen = new MutationObserver(() => {}); seen.observe(document, "
+        "{subtree: true, childList: true, attributes: true, characterData: true}); "
+        "return ['ArrowRight', 'ArrowDown', 'ArrowLeft', 'ArrowUp'].map((key) => { "
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})); "
+        "return seen.takeRecords().length }) })()"
     )
     chosen = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
     assert chosen == 1 and "“" in text_of(tab, "#attention-says")
-    assert 0 < milliseconds < 100
+    assert all(len(large.tokens) <= count <= 5 * len(large.tokens) for count in changes)
     assert tab.complaints() == []
 
 

@@ -286,7 +286,7 @@ def test_two_at_once_download_once(hub: HubServer, weights: Path) -> None:
         for _ in range(2)
     ]
     threads[0].start()
-    assert hub.stalled.wait(10)
+    assert hub.stalled.wait(60)
     threads[1].start()
     while hub.requests.count(("GET", "/api/models/bert")) < 2:
         time.sleep(0.01)
