@@ -21,8 +21,8 @@ from typing import IO, Any, NamedTuple
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.metrics import normalize_answer, question_scores
-from bertqa.data.offsets import other_offsets
 from bertqa.data.readers import Line, iter_json_lines
+from bertqa.data.text import other_offsets
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
 from bertqa.files import read_json_object, said_plainly, write_json

@@ -39,9 +39,9 @@ from bertqa.commands.flags import (
     load_answerer,
     window_settings,
 )
-from bertqa.data.offsets import other_offsets
 from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
+from bertqa.data.text import other_offsets
 from bertqa.errors import UserError
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.page import page

@@ -1,9 +1,9 @@
-"""Places in other programs' counting."""
+"""Offsets as other programs count them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertqa.data.offsets import other_offsets
+from bertqa.data.text import other_offsets
 
 
 def test_an_emoji_has_two_units_and_four_bytes():
