@@ -1,4 +1,4 @@
-"""Pieces of text as a report shows them, nothing hidden, and offsets as other programs count them."""
+"""Pieces of text as a report shows them, nothing hidden; offsets as other programs count them."""
 
 import re
 from collections.abc import Callable
