@@ -58,7 +58,7 @@ def exact_spans(
     Args:
         start_logits, end_logits: ``(T,)`` of the stream.
         lengths: tokens of each window.
-        context_starts: place in each window of its first context token.
+        context_starts: position in each window of its first context token.
     """
     start, end = _context_scores(start_logits, end_logits, lengths, context_starts)
     longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
@@ -98,7 +98,7 @@ def top20_spans(
 ) -> WindowSpans:
     """run_qa's search: the ``n_best`` (20) best starts with the ``n_best`` best ends of a window.
 
-    All tokens of the window compete for a place among the 20, the question's too; pairs outside
+    All tokens of the window compete for a rank among the 20, the question's too; pairs outside
     the context, too long or ending before their start are dropped afterwards, so good spans can
     be missed. Same arguments as ``exact_spans``. Equal scores stand in the order of the search:
     by rank of the start, then by rank of the end.
@@ -106,23 +106,28 @@ def top20_spans(
     first, count = _bounds(start_logits, lengths)
     all_starts = _rectangle(start_logits, first, count)  # (N, S)
     all_ends = _rectangle(end_logits, first, count)
-    place = torch.tensor(context_starts, device=start_logits.device)[:, None, None]
+    context_start = torch.tensor(context_starts, device=start_logits.device)[:, None, None]
     last = count[:, None, None] - 2  # before the final [SEP]
     start = _highest(all_starts, n_best)[:, :, None]
     end = _highest(all_ends, n_best)[:, None, :]
     max_answer_length = min(max_answer_length, all_starts.shape[1])  # it may be any number
-    valid = (start >= place) & (end <= last) & (end >= start) & (end < start + max_answer_length)
+    valid = (
+        (start >= context_start)
+        & (end <= last)
+        & (end >= start)
+        & (end < start + max_answer_length)
+    )
     window, start_rank, end_rank = valid.nonzero().unbind(dim=1)
     start, end = start[window, start_rank, 0], end[window, 0, end_rank]
     scores = all_starts[window, start] + all_ends[window, end]
     rows = _best_rows(window, scores, n_best)
     window, start, end = window[rows], start[rows], end[rows]
     context_scores = _context_scores(start_logits, end_logits, lengths, context_starts)
-    place = place[window, 0, 0]
+    context_start = context_start[window, 0, 0]
     return WindowSpans(
         window,
-        start - place,
-        end - place,
+        start - context_start,
+        end - context_start,
         all_starts[window, start],
         all_ends[window, end],
         *_null_logits(start_logits, end_logits, lengths),
@@ -147,8 +152,8 @@ def _context_scores(
 ) -> tuple[Tensor, Tensor]:
     """S.T_i and E.T_i of the context's tokens alone, ``(N, C)`` each."""
     first, count = _bounds(start_logits, lengths)
-    place = torch.tensor(context_starts, device=start_logits.device)
-    first, count = first + place, count - place - 1  # without the final [SEP]
+    context_start = torch.tensor(context_starts, device=start_logits.device)
+    first, count = first + context_start, count - context_start - 1  # without the final [SEP]
     return _rectangle(start_logits, first, count), _rectangle(end_logits, first, count)
 
 
@@ -159,8 +164,8 @@ def _rectangle(stream: Tensor, first: Tensor, count: Tensor) -> Tensor:
     the values of a row read the stream where they may, and what they read is masked.
     """
     column = torch.arange(int(count.max()) + 1, device=stream.device)
-    places = (first[:, None] + column).clamp_(max=len(stream) - 1)
-    return stream[places].float().masked_fill_(column >= count[:, None], -math.inf)
+    indices = (first[:, None] + column).clamp_(max=len(stream) - 1)
+    return stream[indices].float().masked_fill_(column >= count[:, None], -math.inf)
 
 
 def _sliding(
@@ -190,7 +195,7 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     """Places of the ``count`` highest of each row, ``(N, S)``, highest first; of equals the first.
 
     The bits of a float, read as an integer, have the order of the number once those of the
-    negative ones are turned round. Below them goes the place, so that no two keys are equal.
+    negative ones are turned round. Below them goes the position, so that no two keys are equal.
     """
     bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
     ordered = bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)

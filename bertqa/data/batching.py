@@ -1,4 +1,7 @@
-"""Windows -> batches: random ones for training, ones that fill a token budget for inference."""
+"""Windows -> batches: random ones for training, ones that fill a token budget for inference.
+
+T  tokens in the batch      N  windows in the batch      W  windows in the set
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from bertqa.model.packing import PackedBatch
 
 
 class TrainingBatch(NamedTuple):
-    """A stream of tokens with the labels of its N windows, ``(N,)`` int64 each."""
+    """A packed batch with the labels of its windows, ``(N,)`` int64 each."""
 
     tokens: PackedBatch
     start_positions: Tensor
@@ -28,12 +31,12 @@ class TrainingBatch(NamedTuple):
 
 
 def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
-    """The chosen windows, ``(N,)`` indices, as one stream.
+    """Pack the chosen windows, ``(N,)`` indices into the set.
 
-    Every token of the stream works out from its place in its window what it is: [CLS], the
+    Each token of the batch works out from its position in its window what it is: [CLS], the
     question's, a [SEP], or the context's.
     """
-    lengths = windows.lengths[chosen]
+    lengths = windows.lengths[chosen]  # (N,), as the next five
     example = windows.example[chosen]
     context_row = windows.context_of[example]
     question_first = windows.questions.bounds[example]
@@ -41,22 +44,22 @@ def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
     context_start = windows.context_starts[chosen]
 
     window = torch.arange(len(chosen)).repeat_interleave(lengths)  # (T,), as all below
-    place = torch.arange(len(window)) - (lengths.cumsum(0) - lengths)[window]
-    in_context = place - context_start[window]
-    is_context = (in_context >= 0) & (place < lengths[window] - 1)
-    is_question = (place >= 1) & (in_context < -1)
+    position = torch.arange(len(window)) - (lengths.cumsum(0) - lengths)[window]
+    in_context = position - context_start[window]
+    is_context = (in_context >= 0) & (position < lengths[window] - 1)
+    is_question = (position >= 1) & (in_context < -1)
 
-    input_ids = torch.full_like(place, windows.sep_id)
-    input_ids[place == 0] = windows.cls_id
-    question_row = (question_first[window] + place - 1)[is_question]
+    input_ids = torch.full_like(position, windows.sep_id)
+    input_ids[position == 0] = windows.cls_id
+    question_row = (question_first[window] + position - 1)[is_question]
     input_ids[is_question] = windows.questions.ids[question_row].long()
     context_rows = (context_first[window] + in_context)[is_context]
     input_ids[is_context] = windows.contexts.ids[context_rows].long()
-    return PackedBatch(input_ids, (in_context >= 0).long(), place, tuple(lengths.tolist()))
+    return PackedBatch(input_ids, (in_context >= 0).long(), position, tuple(lengths.tolist()))
 
 
 def training_batch(windows: LabelledWindows, chosen: Tensor) -> TrainingBatch:
-    """The chosen windows, ``(N,)`` indices, with their labels."""
+    """Pack the chosen windows, ``(N,)`` indices into the set, with their labels."""
     return TrainingBatch(
         collate(windows, chosen),
         windows.start_position[chosen].long(),

@@ -170,22 +170,24 @@ def _flat_examples(rows: list[Any], prefix: str) -> Iterator[Example]:
 def _nested_examples(articles: list[Any], source: str) -> Iterator[Example]:
     number = 0
     for a, article in enumerate(articles):
-        place = f"{source}, data[{a}]"
-        require_keys(article, ["paragraphs"], place)
-        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", place)):
-            where = f"{place}.paragraphs[{p}]"
+        location = f"{source}, data[{a}]"
+        require_keys(article, ["paragraphs"], location)
+        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
+            where = f"{location}.paragraphs[{p}]"
             for example in _paragraph_examples(paragraph, number, where, title_of(article)):
                 yield example
                 number += 1
 
 
-def _paragraph_examples(paragraph: Any, number: int, place: str, title: str) -> Iterator[Example]:
+def _paragraph_examples(
+    paragraph: Any, number: int, location: str, title: str
+) -> Iterator[Example]:
     """The examples of one paragraph; the first is the file's question ``number``."""
-    require_keys(paragraph, ["context", "qas"], place)
-    context = checked_text(paragraph["context"], "context", place)
-    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", place)):
-        require_keys(qa, ["question"], f"{place}.qas[{q}]")
-        yield example_of(qa, number + q, context, f"{place}.qas[{q}]", title)
+    require_keys(paragraph, ["context", "qas"], location)
+    context = checked_text(paragraph["context"], "context", location)
+    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
+        require_keys(qa, ["question"], f"{location}.qas[{q}]")
+        yield example_of(qa, number + q, context, f"{location}.qas[{q}]", title)
 
 
 # --- CSV -> Examples -----------------------------------------------------------------------------
@@ -200,7 +202,7 @@ class _WithoutCalls(ast.NodeTransformer):
         return self.visit(node.args[0]) if node.args else node
 
 
-def _answers_cell(cell: str, place: str) -> Any:
+def _answers_cell(cell: str, location: str) -> Any:
     """A cell of the column ``answers``: JSON or a Python literal; nothing in it is run."""
     if not cell.strip():
         return None
@@ -212,23 +214,23 @@ def _answers_cell(cell: str, place: str) -> Any:
         return ast.literal_eval(_WithoutCalls().visit(ast.parse(cell.strip(), mode="eval")))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(
-            f"{place}: answers is {shown(cell)}, neither JSON nor a Python literal; "
+            f"{location}: answers is {shown(cell)}, neither JSON nor a Python literal; "
             'write {"text": [...], "answer_start": [...]}'
         ) from error
 
 
-def _single_answer(text: str, start: str, place: str) -> dict[str, list[Any]] | None:
+def _single_answer(text: str, start: str, location: str) -> dict[str, list[Any]] | None:
     """The cells of the columns ``answer_text`` and ``answer_start``."""
     if not text and not start:
         return None
     # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
     number = re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", start)
     if start and not number:
-        raise wrong_type(start, "answer_start", "a whole number", place)
+        raise wrong_type(start, "answer_start", "a whole number", location)
     return {"text": [text], "answer_start": [int(number[1])] if number else []}
 
 
-def _csv_row(cells: dict[str, str], place: str) -> dict[str, Any]:
+def _csv_row(cells: dict[str, str], location: str) -> dict[str, Any]:
     """The cells as the values a JSON row would have."""
     row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
     row["id"] = cells.get("id") or None
@@ -236,14 +238,16 @@ def _csv_row(cells: dict[str, str], place: str) -> dict[str, Any]:
     impossible = cells.get("is_impossible", "")
     row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
     if "answers" in cells:
-        row["answers"] = _answers_cell(cells["answers"], place)
+        row["answers"] = _answers_cell(cells["answers"], location)
     elif "answer_text" in cells:
-        row["answers"] = _single_answer(cells["answer_text"], cells.get("answer_start", ""), place)
+        row["answers"] = _single_answer(
+            cells["answer_text"], cells.get("answer_start", ""), location
+        )
     return row
 
 
 def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
-    """The place and the fields of each record that is not blank."""
+    """The location and the fields of each record that is not blank."""
     # strict: otherwise a quote that is never closed swallows the rest of the file.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     # Contexts may exceed the default of 131,072. The csv module keeps it for the process.
@@ -262,20 +266,20 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
 
 def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
     records = _csv_records(_lines(stream, source), source, delimiter)
-    place, header = next(records, (source, []))
-    require_keys(dict.fromkeys(header), ["question", "context"], f"{place}: the header")
+    location, header = next(records, (source, []))
+    require_keys(dict.fromkeys(header), ["question", "context"], f"{location}: the header")
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
-        raise UserError(f"{place}: the header has {shown(repeated[0])} twice; rename one")
-    for number, (place, fields) in enumerate(records):
+        raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
+    for number, (location, fields) in enumerate(records):
         if len(fields) != len(header):
             raise UserError(
-                f"{place} has {len(fields)} fields, but the header {len(header)} "
+                f"{location} has {len(fields)} fields, but the header {len(header)} "
                 f"(the first: {shown(fields[0])}); put quotes around fields that hold "
                 f"{shown(delimiter)}, quotes or line ends"
             )
-        row = _csv_row(dict(zip(header, fields, strict=True)), place)
-        yield row_example(row, number, place)
+        row = _csv_row(dict(zip(header, fields, strict=True)), location)
+        yield row_example(row, number, location)
 
 
 def _tsv(stream: BufferedReader, source: str) -> Iterator[Example]:
@@ -307,7 +311,7 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
     # The name is taken as a pattern unless escaped.
     options = {"data_files": glob.escape(source), "split": "train", "streaming": True}
     try:
-        # Streaming writes no second copy of the data, only a lock, for which any place will do.
+        # Streaming writes no second copy of the data, only a lock, for which any folder will do.
         with TemporaryDirectory() as cache:
             rows = list(_table_rows(load_dataset("parquet", cache_dir=cache, **options)))
     except Exception as error:  # The library's errors have no common class.
@@ -340,10 +344,10 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
             f"({_reason(error)}); check both names, or pass --train_file/--validation_file "
             "instead when offline"
         ) from error
-    place = f"data set {shown(name)}, split {shown(split)}"
-    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], place)
+    location = f"data set {shown(name)}, split {shown(split)}"
+    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], location)
     rows = enumerate(_table_rows(table))
-    examples = (row_example(row, number, f"{place}, row {number}") for number, row in rows)
+    examples = (row_example(row, number, f"{location}, row {number}") for number, row in rows)
     return list(shared_texts(examples))
 
 
@@ -410,11 +414,11 @@ def iter_json_lines(path: Path) -> Iterator[Line]:
 
 
 def _line(raw: bytes, number: int, row: int, source: str) -> Line:
-    place = f"{source}, line {number}"
+    location = f"{source}, line {number}"
     try:
         text = _decoded(raw, number, source)
-        example = row_example(_parsed(text, number, source), row, place)
-        check_examples([example], place)
+        example = row_example(_parsed(text, number, source), row, location)
+        check_examples([example], location)
     except UserError as error:
         return Line(number, raw, None, str(error))
     return Line(number, raw, example)

@@ -17,22 +17,24 @@ from bertqa.errors import UserError, shown
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def wrong_type(value: Any, key: str, needed: str, place: str) -> UserError:
+def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
     """The error for a value of the wrong kind."""
     kind = type(value).__name__
-    return UserError(f"{place}: {key} is {shown(value)} ({kind}), but must be {needed}; correct it")
+    return UserError(
+        f"{location}: {key} is {shown(value)} ({kind}), but must be {needed}; correct it"
+    )
 
 
-def require_keys(row: Any, keys: Sequence[str], place: str) -> None:
+def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
     """Raise unless the row is an object that has these keys."""
     if not isinstance(row, dict):
         found = f"{shown(row)} ({type(row).__name__})"
         needed = f"an object with {' and '.join(keys)}"
-        raise UserError(f"{place} is {found}, but must be {needed}; correct it")
+        raise UserError(f"{location} is {found}, but must be {needed}; correct it")
     missing = [key for key in keys if key not in row]
     if missing:
         raise UserError(
-            f"{place} lacks {' and '.join(missing)} (found: {listed(row)}); add or rename it"
+            f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); add or rename it"
         )
 
 
@@ -44,27 +46,27 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def checked_text(value: Any, key: str, place: str) -> str:
+def checked_text(value: Any, key: str, location: str) -> str:
     """The value, if it is text that a tokenizer can read."""
     if not isinstance(value, str):
-        raise wrong_type(value, key, "a string", place)
+        raise wrong_type(value, key, "a string", location)
     # JSON can hold half of a surrogate pair ("\ud83d"): no text, and tokenizers refuse it.
     if not value.isascii() and _SURROGATE.search(value):
-        raise UserError(f"{place}: {key} holds half a surrogate pair, {shown(value)}; remove it")
+        raise UserError(f"{location}: {key} holds half a surrogate pair, {shown(value)}; remove it")
     return value
 
 
-def checked_list(value: Any, key: str, place: str) -> list[Any]:
+def checked_list(value: Any, key: str, location: str) -> list[Any]:
     """The value, if it is a list."""
     if not isinstance(value, list):
-        raise wrong_type(value, key, "a list", place)
+        raise wrong_type(value, key, "a list", location)
     return value
 
 
-def _whole(value: Any, key: str, place: str) -> int:
+def _whole(value: Any, key: str, location: str) -> int:
     # Not isinstance: True is an int.
     if type(value) is not int:
-        raise wrong_type(value, key, "a whole number", place)
+        raise wrong_type(value, key, "a whole number", location)
     return value
 
 
@@ -73,59 +75,59 @@ def _whole(value: Any, key: str, place: str) -> int:
 _Gold = tuple[tuple[str, ...] | None, tuple[int, ...]]
 
 
-def _texts_and_starts(value: Any, place: str) -> tuple[list[Any], list[Any]]:
+def _texts_and_starts(value: Any, location: str) -> tuple[list[Any], list[Any]]:
     """The two lists of any accepted form of ``answers``, their items not yet checked."""
     if isinstance(value, dict):
-        require_keys(value, ["text"], f"{place}: answers")
+        require_keys(value, ["text"], f"{location}: answers")
         starts = value.get("answer_start")
-        texts = checked_list(value["text"], "text", place)
-        return texts, [] if starts is None else checked_list(starts, "answer_start", place)
-    answers = checked_list(value, "answers", place)
+        texts = checked_list(value["text"], "text", location)
+        return texts, [] if starts is None else checked_list(starts, "answer_start", location)
+    answers = checked_list(value, "answers", location)
     if not any(isinstance(answer, dict) for answer in answers):
         return answers, []
     for answer in answers:
-        require_keys(answer, ["text"], f"{place}: an answer")
+        require_keys(answer, ["text"], f"{location}: an answer")
     starts = [answer["answer_start"] for answer in answers if "answer_start" in answer]
     return [answer["text"] for answer in answers], starts
 
 
-def _answers(value: Any, place: str) -> _Gold:
+def _answers(value: Any, location: str) -> _Gold:
     if value is None:
         return None, ()
-    texts, starts = _texts_and_starts(value, place)
+    texts, starts = _texts_and_starts(value, location)
     return (
-        tuple(checked_text(text, "an answer", place) for text in texts),
-        tuple(_whole(start, "answer_start", place) for start in starts),
+        tuple(checked_text(text, "an answer", location) for text in texts),
+        tuple(_whole(start, "answer_start", location) for start in starts),
     )
 
 
-def _gold(row: dict[str, Any], place: str) -> _Gold:
+def _gold(row: dict[str, Any], location: str) -> _Gold:
     """``answers`` and ``is_impossible`` taken together."""
-    answers, starts = _answers(row.get("answers"), place)
+    answers, starts = _answers(row.get("answers"), location)
     impossible = row.get("is_impossible")
     if impossible is None:
         return answers, starts
     if not isinstance(impossible, bool):
-        raise wrong_type(impossible, "is_impossible", "true or false", place)
+        raise wrong_type(impossible, "is_impossible", "true or false", location)
     if not impossible:
         # An answer is said to exist but is not given, as in test sets and unfinished annotations.
         return answers or None, starts
     if answers:
         raise UserError(
-            f"{place}: is_impossible is true, but there is an answer, {shown(answers[0])}; "
+            f"{location}: is_impossible is true, but there is an answer, {shown(answers[0])}; "
             "remove one of the two"
         )
     return (), ()
 
 
-def _identifier(value: Any, number: int, place: str) -> str:
+def _identifier(value: Any, number: int, location: str) -> str:
     if value is None:
         return str(number)
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise wrong_type(value, "id", "a string or a whole number", place)
-    return checked_text(value, "id", place)
+        raise wrong_type(value, "id", "a string or a whole number", location)
+    return checked_text(value, "id", location)
 
 
 def title_of(row: dict[str, Any]) -> str:
@@ -135,14 +137,14 @@ def title_of(row: dict[str, Any]) -> str:
 
 
 def example_of(
-    row: dict[str, Any], number: int, context: str, place: str, title: str = ""
+    row: dict[str, Any], number: int, context: str, location: str, title: str = ""
 ) -> Example:
     """The example of a row whose context is known already; ``number`` serves where it has no id."""
-    answers, starts = _gold(row, place)
+    answers, starts = _gold(row, location)
     return Example(
-        id=_identifier(row.get("id"), number, place),
+        id=_identifier(row.get("id"), number, location),
         # As the scripts of SQuAD do: blanks before a question, found in its files, mean nothing.
-        question=checked_text(row["question"], "question", place).lstrip(),
+        question=checked_text(row["question"], "question", location).lstrip(),
         context=context,
         answers=answers,
         answer_starts=starts,
@@ -150,11 +152,11 @@ def example_of(
     )
 
 
-def row_example(row: Any, number: int, place: str) -> Example:
+def row_example(row: Any, number: int, location: str) -> Example:
     """The example of a row that brings its own context."""
-    require_keys(row, ["question", "context"], place)
-    context = checked_text(row["context"], "context", place)
-    return example_of(row, number, context, place, title_of(row))
+    require_keys(row, ["question", "context"], location)
+    context = checked_text(row["context"], "context", location)
+    return example_of(row, number, context, location, title_of(row))
 
 
 def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:

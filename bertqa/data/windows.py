@@ -4,6 +4,8 @@ A window is ``[CLS] question [SEP] piece of context [SEP]``. A context that is t
 window is cut into several, each of which repeats the last ``doc_stride`` context tokens of the one
 before (run_qa's meaning of the word; in Google's script it is the step from window to window).
 
+E  examples      W  windows      C  distinct contexts      L  tokens of one window
+
 Each distinct context and each question is tokenised once and kept once; a window is only a few
 numbers that say which question and which piece of which context it joins. Training, evaluation and
 answering use the same windows; labels.py adds the labels that training needs.
@@ -40,7 +42,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowSet:
-    """All windows of a list of examples, E examples and W windows, as flat arrays.
+    """All windows of a list of examples, as flat arrays.
 
     Attributes:
         questions: tokens of the E questions, as far as they go into a window.
@@ -89,7 +91,7 @@ class WindowSet:
     def __getitem__(self, window: int) -> Window:
         """One window with everything spelled out; for showing, not for speed."""
         example = int(self.example[window])
-        place, count = int(self.context_starts[window]), int(self.count[window])
+        context_start, count = int(self.context_starts[window]), int(self.count[window])
         start = int(self.contexts.bounds[int(self.context_of[example])]) + int(self.first[window])
         rows = slice(start, start + count)
         question = self.questions.ids[self.questions.rows(example)].tolist()
@@ -98,8 +100,8 @@ class WindowSet:
         return Window(
             example=example,
             input_ids=[self.cls_id, *question, self.sep_id, *context, self.sep_id],
-            token_type_ids=[0] * place + [1] * (count + 1),
-            offsets=[*[None] * place, *map(tuple, spans), None],
+            token_type_ids=[0] * context_start + [1] * (count + 1),
+            offsets=[*[None] * context_start, *map(tuple, spans), None],
         )
 
 
@@ -114,10 +116,10 @@ def make_windows(
     Raises:
         UserError: a question is longer than the window allows.
     """
-    places: dict[str, int] = {}
-    rows = [places.setdefault(e.context, len(places)) for e in examples]
+    row_of: dict[str, int] = {}  # of each distinct context
+    rows = [row_of.setdefault(e.context, len(row_of)) for e in examples]
     context_of = torch.tensor(rows, dtype=torch.int64)
-    contexts = tokenizer.encode(list(places))
+    contexts = tokenizer.encode(list(row_of))
     questions = tokenizer.encode([e.question for e in examples])
     questions, cut_questions = _fit_questions(questions, examples, settings)
     room = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
@@ -154,8 +156,8 @@ def _fit_questions(
     cut = (lengths - limit).clamp(min=0)
     if not cut.any():
         return questions, cut
-    place = torch.arange(len(questions.ids)) - questions.bounds[:-1].repeat_interleave(lengths)
-    kept = place < limit
+    position = torch.arange(len(questions.ids)) - questions.bounds[:-1].repeat_interleave(lengths)
+    kept = position < limit
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths - cut).cumsum(0)])
     return (
         TokenTable(questions.ids[kept], questions.starts[kept], questions.ends[kept], bounds),

@@ -20,8 +20,8 @@ def installed_weights_dir() -> Path:
 
 def is_shipped(folder: Path) -> bool:
     """Whether it is the one of the model that comes with the project."""
-    places = (weights_dir(), installed_weights_dir())
-    return folder.resolve() in [(place / SHIPPED_MODEL).resolve() for place in places]
+    parents = (weights_dir(), installed_weights_dir())
+    return folder.resolve() in [(parent / SHIPPED_MODEL).resolve() for parent in parents]
 
 
 def find_local(name: str, weights_dir: Path) -> Path | None:

@@ -18,8 +18,8 @@ def find_folder(name: str, *, allow_bin: bool = False) -> Path:
     Raises:
         UserError: it is not to be had.
     """
-    for place in (folders.weights_dir(), folders.installed_weights_dir()):
-        local = folders.find_local(name, place)
+    for parent in (folders.weights_dir(), folders.installed_weights_dir()):
+        local = folders.find_local(name, parent)
         if local is not None:
             return local
     if name == folders.SHIPPED_MODEL:
@@ -43,7 +43,7 @@ def _names_here() -> list[str]:
     """The models that are there without a download."""
     return sorted(
         folder.name
-        for place in (folders.weights_dir(), folders.installed_weights_dir())
-        for folder in (place.iterdir() if place.is_dir() else ())
+        for parent in (folders.weights_dir(), folders.installed_weights_dir())
+        for folder in (parent.iterdir() if parent.is_dir() else ())
         if folders.is_checkpoint(folder)
     )

@@ -1,14 +1,16 @@
-"""The stream: the windows of a batch laid end to end, without padding.
+"""The packed batch: the windows of a batch laid end to end, without padding.
 
-T  tokens in the batch      N  windows in the batch      S  tokens of the longest window
+T  tokens in the batch      N  windows in the batch      L  tokens of one window
 
-SQuAD's windows padded to 384 tokens are more than half padding. Here a batch is one row of tokens,
-and the lengths of its windows say where one ends and the next begins:
+More than half of a batch of SQuAD's windows would be padding, were each padded to 384 tokens. Here
+a batch is one row of tokens, and the lengths of its windows say where each ends:
 
     input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]
     token_type_ids    0    0  0   0    1  1   1       0    0  0   0      1    1   1
     position_ids      0    1  2   3    4  5   6       0    1  2   3      4    5   6
     lengths           7                               7
+
+So no attention mask is needed. Others call this layout packed, padding-free or varlen.
 """
 
 from collections.abc import Sequence
@@ -22,13 +24,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One batch of windows as a stream of tokens.
+    """N windows as one row of T tokens.
 
     Attributes:
         input_ids: ``(T,)`` int64, rows of the word embedding.
         token_type_ids: ``(T,)`` int64, 0 up to the question's [SEP], 1 from the context on.
-        position_ids: ``(T,)`` int64, place of each token in its own window.
-        lengths: tokens of each of the N windows; their sum is T. Plain numbers, so that no
+        position_ids: ``(T,)`` int64, position of each token in its own window.
+        lengths: tokens of each of the N windows; their sum is T. Python numbers, so that no
             computation waits for a device to tell them.
     """
 
@@ -45,12 +47,12 @@ class PackedBatch:
     def from_windows(
         cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]]
     ) -> "PackedBatch":
-        """The stream of N windows given as N sequences of ids and N of token types."""
+        """Pack N windows, given as N sequences of ids and N of token types."""
         lengths = tuple(len(window) for window in input_ids)
         return cls(
             torch.tensor([token for window in input_ids for token in window]),
-            torch.tensor([kind for window in token_type_ids for kind in window]),
-            torch.tensor([place for length in lengths for place in range(length)]),
+            torch.tensor([token_type for window in token_type_ids for token_type in window]),
+            torch.tensor([position for length in lengths for position in range(length)]),
             lengths,
         )
 
@@ -61,7 +63,7 @@ class PackedBatch:
         return torch.tensor(bounds, dtype=torch.int32).to(self.input_ids.device, non_blocking=True)
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         if self.input_ids.device == device:
             return self
         return PackedBatch(
@@ -73,6 +75,6 @@ class PackedBatch:
 
 
 def pad_windows(values: Tensor, lengths: Sequence[int], fill: float) -> Tensor:
-    """Values of tokens ``(T,)`` as a rectangle ``(N, S)``, filled up with ``fill``."""
+    """Pad values of tokens to a rectangle: ``(T,)`` to ``(N, longest L)``, the rest is ``fill``."""
     windows = values.split(list(lengths))
     return torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True, padding_value=fill)

@@ -312,7 +312,7 @@ def test_iter_json_lines_stops_reading_at_the_line_it_yields(tmp_path):
     path.write_text(_json_lines(_rows(GOLD[:1])) + "{broken\n")
     lines = iter_json_lines(path)
     assert next(lines).example == GOLD[0]
-    assert "x.jsonl, line 2 " in next(lines).fault
+    assert "x.jsonl, line 2, " in next(lines).fault
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
