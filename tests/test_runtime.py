@@ -279,13 +279,14 @@ def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Pat
     model = write_checkpoint(tmp_path / "tiny")
     code = (
         "import os, sys\n"
+        "from bertqa.answering.answerer import QuestionAnswerer\n"
         "from bertqa.commands import infer\n"
         "from bertqa.commands.flags import run_script\n"
-        "load = infer.QuestionAnswerer.from_pretrained\n"
+        "load = QuestionAnswerer.from_pretrained\n"
         "def noted(*a, **k):\n"
         "    print(os.environ.get('LRU_CACHE_CAPACITY'))\n"
         "    return load(*a, **k)\n"
-        "infer.QuestionAnswerer.from_pretrained = noted\n"
+        "QuestionAnswerer.from_pretrained = noted\n"
         "sys.exit(run_script(infer.main, infer.parse_flags(sys.argv[1:])))\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in LIMITS}

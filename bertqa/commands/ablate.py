@@ -1,6 +1,6 @@
 """What every head and every layer is worth to the answers: EM and F1 without it.
 
-python -m bertqa.commands.ablate MODEL DATA
+bertqa ablate MODEL DATA
 
 asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
 for each head that is masked or averaged (see hooks.py), as infer.py asks them, and prints
@@ -28,14 +28,14 @@ from tqdm import tqdm
 from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands.flags import (
     Parser,
+    add_bin_flag,
     add_decoding_flags,
     add_place_flags,
     add_window_flags,
     decoding_settings,
-    load_answerer,
-    run_script,
     window_settings,
 )
+from bertqa.commands.loading import load_answerer
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
@@ -51,29 +51,32 @@ FIGURES = "ablation.json"
 PICTURE = "ablation.svg"
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m bertqa.commands.ablate``."""
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags of ``bertqa ablate``."""
     # fmt: off
-    parser = Parser(__doc__ or "")
-    add = parser.add_argument
+    parser = Parser(__doc__ or "", prog)
+    add = parser.group("model")
     add("model", metavar="MODEL", help="checkpoint folder, name under weights/, or on the hub")
-    add("data", type=Path, metavar="DATA", help="questions with gold, in any form that is read")
     add("--how", choices=("mask", "mean"), default="mask",
-        help="a head without which is asked gives zeros (mask), or the mean over its window, which "
-        "no longer says where (mean) (default: %(default)s)")
-    add("--max_samples", type=int, default=200, metavar="N",
-        help="the first questions, since all are asked once for every head and layer (default: "
-        "%(default)s)")
-    add("--show", type=int, default=20, metavar="N",
-        help="heads in the printed ranking; all stand in the file (default: %(default)s)")
-    add("--output_dir", type=Path, default=Path("runs/ablation"), metavar="DIR",
-        help="where the files go (default: %(default)s)")
-    add("--overwrite_output_dir", action="store_true", help="replace an ablation that is there")
-    add("--allow_bin", action="store_true",
-        help="read pytorch_model.bin, a pickle, where there is no safetensors file")
+        help="replace a head's output by zeros (mask) or by its mean over the window (mean) "
+        "(default: %(default)s)")
+    add_bin_flag(parser)
     add_place_flags(parser)
+    add = parser.group("data")
+    add("data", type=Path, metavar="DATA",
+        help="questions with gold answers: SQuAD JSON, JSON lines, CSV, parquet")
+    add("--max_samples", type=int, default=200, metavar="N",
+        help="the first N questions; each is asked once for every head and layer (default: "
+        "%(default)s)")
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
+    add = parser.group("output")
+    add("--show", type=int, default=20, metavar="N",
+        help="heads in the printed ranking; the file has all (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("runs/ablation"), metavar="DIR",
+        help="where the files go (default: %(default)s)")
+    add("--overwrite_output_dir", action="store_true",
+        help="replace the files of an earlier ablation")
     # fmt: on
     return parser.parse(arguments)
 
@@ -239,7 +242,3 @@ def picture(effects: Sequence[Effect]) -> str:
         column="head",
         bar="whole layer",
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

@@ -1,6 +1,6 @@
 """The mean of several models' weights, as a model: often better than each, as fast as one.
 
-python -m bertqa.commands.average RUN RUN ... --output_dir DIR
+bertqa average RUN RUN ... --output_dir DIR
 
 Fine-tuned from one common start, models usually lie so near each other that the mean of their
 weights is a model too, and what each has of its own by chance, the order of its batches or what
@@ -11,7 +11,6 @@ of.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bertqa.answering.answerer import load_folder
-from bertqa.commands.flags import Parser, run_script
+from bertqa.commands.flags import Parser
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE, new_folder, read_json_object, write_json
@@ -29,14 +28,14 @@ from bertqa.model.checkpoint import save_model
 AVERAGE_FILE = "average.json"
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m bertqa.commands.average``."""
-    parser = Parser(__doc__ or "")
-    parser.add_argument(
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags of ``bertqa average``."""
+    parser = Parser(__doc__ or "", prog)
+    parser.group("data")(
         "models", nargs="+", type=Path, metavar="RUN",
         help="output folders of train.py, or other folders with a fine-tuned model",
     )  # fmt: skip
-    parser.add_argument(
+    parser.group("output")(
         "--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the mean"
     )
     return parser.parse(arguments)
@@ -104,10 +103,6 @@ def read_average(folder: Path) -> list[str]:
     names = read_json_object(folder / AVERAGE_FILE).get("mean_of")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UserError(
-            f"{folder / AVERAGE_FILE} names no models: write it again with bertqa.commands.average"
+            f"{folder / AVERAGE_FILE} names no models: write it again with bertqa average"
         )
     return names
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

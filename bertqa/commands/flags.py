@@ -1,4 +1,7 @@
-"""What train.py and infer.py share at their edge: flags, and errors as one sentence."""
+"""What the commands share at their edge: flags, settings of them, and errors as one sentence.
+
+No module of torch is imported here, so that ``--help`` costs none of its seconds.
+"""
 
 import argparse
 import errno
@@ -12,11 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NoReturn
 
-from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
-from bertqa.model.names import find_folder
 from bertqa.settings import DECODERS, INT8, PRECISIONS, DecodingSettings, WindowSettings
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
@@ -24,18 +24,30 @@ _TOO_LARGE = 2**63  # whole numbers end here for torch
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags may be written with - or _; a mistake is one sentence and exit code 2."""
+    """Flags may be written with - or _; a mistake is one sentence and exit code 2.
 
-    def __init__(self, description: str) -> None:
+    Args:
+        prog: the command as it was called; None for the name of the script.
+    """
+
+    def __init__(self, description: str, prog: str | None = None) -> None:
         super().__init__(
+            prog=prog,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._adders: dict[str, Callable[..., argparse.Action]] = {}
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """``add_argument`` of the group of that title, which ``--help`` shows under it."""
+        if title not in self._adders:
+            self._adders[title] = self.add_argument_group(title).add_argument
+        return self._adders[title]
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The flags of a command line."""
+        """Parse a command line."""
         flags = self.parse_args(_joined([_with_underscores(argument) for argument in arguments]))
         for name, value in vars(flags).items():
             if isinstance(value, int) and value >= _TOO_LARGE:
@@ -74,45 +86,57 @@ def _one_line(message: str) -> str:
 
 def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False) -> None:
     """Which model, and where it computes; ``answers_only`` offers what cannot be trained in."""
-    parser.add_argument(
+    add_model_name_flag(parser, default)
+    add_place_flags(parser, answers_only=answers_only)
+
+
+def add_model_name_flag(parser: Parser, default: str) -> None:
+    """Which model, and whether it may be a pickle."""
+    parser.group("model")(
         "--model", default=default, metavar="NAME",
         help="checkpoint folder, name under weights/, or name on the hub, from which it is "
         "downloaded into weights/ (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    add_bin_flag(parser)
+
+
+def add_bin_flag(parser: Parser) -> None:
+    """Whether weights may come from a pickle."""
+    parser.group("model")(
         "--allow_bin", action="store_true",
-        help="read pytorch_model.bin, a pickle, where there is no safetensors file",
+        help="read pytorch_model.bin, a pickle, if there is no safetensors file",
     )  # fmt: skip
-    add_place_flags(parser, answers_only=answers_only)
 
 
 def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
     """Where a model computes, and how precisely."""
-    precisions = ["auto", *PRECISIONS, *[INT8] * answers_only]
-    int8 = "; int8 is for CPUs, faster and off by a little" if answers_only else ""
-    parser.add_argument(
-        "--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"
-    )
-    parser.add_argument(
-        "--precision", default="auto", choices=precisions,
-        help=f"of the matrix products; auto takes bf16 where the processor has it{int8} "
+    add = parser.group("model")
+    add(
+        "--device", default="auto",
+        help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps (default: auto)",
+    )  # fmt: skip
+    int8 = "; int8 is for CPUs, faster and slightly less exact" if answers_only else ""
+    add(
+        "--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * answers_only],
+        help=f"of matrix products; auto takes bf16 if the processor supports it{int8} "
         "(default: auto)",
     )  # fmt: skip
 
 
 def add_window_flags(parser: Parser) -> None:
     """How contexts are cut into windows."""
-    parser.add_argument(
+    add = parser.group("windows")
+    add(
         "--max_seq_length", type=int, metavar="TOKENS",
         help="longest window: question, context and special tokens (default: "
         f"{_WINDOWS.max_seq_length})",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--doc_stride", type=int, metavar="TOKENS",
         help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
         f"means the step from window to window (default: {_WINDOWS.doc_stride})",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--max_query_length", type=int, metavar="TOKENS",
         help="cut longer questions, as Google's script does with 64 (default: refuse those that "
         "do not fit)",
@@ -120,34 +144,40 @@ def add_window_flags(parser: Parser) -> None:
 
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
-    """How scores become answers; ``answers_only`` knows what the model says of itself."""
-    parser.add_argument(
+    """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
+    add = parser.group("decoding")
+    add(
         "--n_best_size", type=int, default=_DECODING.n_best_size, metavar="N",
         help="answers kept for each question (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--max_answer_length", type=int, default=_DECODING.max_answer_length, metavar="TOKENS",
         help="longest answer (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--decoder", default="exact", choices=list(DECODERS),
+    add(
+        "--decoder", default=_DECODING.decoder, choices=DECODERS,
         help="exact: all spans; top20: run_qa's search, the n_best_size (20) best "
-        "starts with as many best ends (default: exact)",
+        "starts with as many best ends (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--version_2_with_negative", action="store_true", default=None,
-        help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
-    )  # fmt: skip
+    add_negative_flag(parser)
     if answers_only:
-        parser.add_argument(
+        add(
             "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
             help="every question has one (default: what the model's decoding.json says)",
         )  # fmt: skip
     default = "the model's own, else 0" if answers_only else "0, or chosen on a held-out part"
-    parser.add_argument(
+    add(
         "--null_score_diff_threshold", type=float, metavar="X",
-        help='with --version_2_with_negative: answer "" if the null score passes the best span\'s '
+        help='with --version_2_with_negative: answer "" if the null score exceeds the best span\'s '
         f"by more than this (default: {default})",
+    )  # fmt: skip
+
+
+def add_negative_flag(parser: Parser, group: str = "decoding") -> None:
+    """Whether a question may have no answer."""
+    parser.group(group)(
+        "--version_2_with_negative", action="store_true", default=None,
+        help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
     )  # fmt: skip
 
 
@@ -194,26 +224,8 @@ def decoding_settings(
     )
 
 
-def load_answerer(flags: argparse.Namespace) -> QuestionAnswerer:
-    """The model that the flags name, asked as its decoding.json and the flags say.
-
-    Raises:
-        UserError: it is not to be had, or cannot be asked so.
-    """
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
-    windows, decoding = read_decoding_file(folder)
-    return QuestionAnswerer.from_pretrained(
-        folder,
-        windows=window_settings(flags, stored=windows),
-        decoding=decoding_settings(flags, stored=decoding),
-        device=flags.device,
-        precision=flags.precision,
-        allow_bin=flags.allow_bin,
-    )
-
-
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:
-    """Run a script's ``main``; its exit code, which is 0 unless ``main`` gives another.
+    """Run a command's ``main``; its exit code, which is 0 unless ``main`` gives another.
 
     What the user can mend becomes one sentence on stderr and exit code 2.
     """

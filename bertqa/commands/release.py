@@ -1,6 +1,6 @@
 """A finished run as a folder to hand on: weights in half precision, and a model card.
 
-python -m bertqa.commands.release RUN --output_dir weights/NAME --encoder TEXT --data TEXT \
+bertqa release RUN --output_dir weights/NAME --encoder TEXT --data TEXT \
     --eval_file FILE
 
 The card, README.md, is written from what the run left behind: its settings, versions, commit and
@@ -14,7 +14,6 @@ import hashlib
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import score
 from bertqa.commands.average import AVERAGE_FILE, read_average
-from bertqa.commands.flags import Parser, run_script
+from bertqa.commands.flags import Parser
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples
 from bertqa.data.tokenization import BertTokenizer
@@ -40,19 +39,20 @@ from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import WindowSettings
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m bertqa.commands.release``."""
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags of ``bertqa release``."""
     # fmt: off
-    parser = Parser(__doc__ or "")
-    add = parser.add_argument
+    parser = Parser(__doc__ or "", prog)
+    add = parser.group("data")
     add("runs", nargs="+", type=Path, metavar="RUN",
-        help="output folder of train.py or of bertqa.commands.average; several, in order, if they "
+        help="output folder of bertqa train or of bertqa average; several, in order, if they "
         "went on from each other")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
     add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
     add("--eval_file", type=Path, required=True, metavar="FILE",
         help="questions to measure it on, with gold answers")
+    add = parser.group("output")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     # fmt: on
     return parser.parse(arguments)
 
@@ -459,7 +459,3 @@ def _group_table(groups: Sequence[Group]) -> str:
         f"| {g.by} | {g.name} | {g.count:,} | {g.exact_match:.1f} | {g.f1:.1f} |" for g in groups
     ]
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

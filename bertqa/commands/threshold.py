@@ -1,6 +1,6 @@
 """When to say that a text holds no answer: the null score's threshold, chosen and kept.
 
-python -m bertqa.commands.threshold MODEL FILE
+bertqa threshold MODEL FILE
 
 asks the questions of FILE, which the model was not trained on, takes the threshold with the best
 F1 (Devlin et al. 2019, section 4.3, choose tau so) and keeps it beside the model:
@@ -15,7 +15,6 @@ chosen on the questions that a model is then judged by flatters it.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from bertqa.commands.flags import (
     Parser,
     add_place_flags,
     add_window_flags,
-    run_script,
     window_settings,
 )
 from bertqa.data.readers import read_examples
@@ -45,11 +43,14 @@ from bertqa.settings import DecodingSettings
 _DRAWN = 400  # points of the curve in the picture
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m bertqa.commands.threshold``."""
-    parser = Parser(__doc__ or "")
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or name under weights/")
-    parser.add_argument("file", type=Path, metavar="FILE", help="questions with gold, as in v2.0")
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags of ``bertqa threshold``."""
+    parser = Parser(__doc__ or "", prog)
+    parser.group("model")("model", metavar="MODEL", help="checkpoint folder or name under weights/")
+    parser.group("data")(
+        "file", type=Path, metavar="FILE",
+        help="questions with gold answers, some of them without any, as in SQuAD v2.0",
+    )  # fmt: skip
     add_place_flags(parser)
     add_window_flags(parser)
     return parser.parse(arguments)
@@ -113,7 +114,3 @@ def keep_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
         f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
     )
     write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

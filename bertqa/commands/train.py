@@ -1,15 +1,14 @@
 """Fine-tune BERT for extractive question answering.
 
-python train.py                                  bert-base-uncased on SQuAD, 3 epochs
-python train.py --train_file my.json --validation_file dev.json --output_dir runs/mine
-python train.py --resume ...                     go on where a run was stopped
-torchrun --nproc_per_node=2 train.py ...         the same on several processes
-python train.py --check ...                      what is wrong with the data, without training
+bertqa train                                       bert-base-uncased on SQuAD, 3 epochs
+bertqa train --train_file my.json --validation_file dev.json --output_dir runs/mine
+bertqa train --resume ...                          continue a run where it was stopped
+torchrun --nproc_per_node=2 -m bertqa train ...    the same on several processes
+bertqa train --check ...                           bertqa check: validate the data
 """
 
 import argparse
 import math
-import os
 import random
 import subprocess
 import sys
@@ -21,10 +20,7 @@ from typing import Any, TypeVar
 
 from bertqa.answering.answerer import check_window_fits, load_for_training
 from bertqa.answering.evaluation import Evaluator
-from bertqa.audit.findings import Audit, audit
-from bertqa.audit.page import save_page
-from bertqa.audit.repair import COPY_ENDINGS, repair, save_examples
-from bertqa.audit.text import audit_text, changes_text, save_json
+from bertqa.commands import check
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
@@ -34,6 +30,7 @@ from bertqa.commands.flags import (
     window_settings,
 )
 from bertqa.commands.threshold import has_both_kinds
+from bertqa.commands.training_data import ENCODER, add_data_flags, check_data_flags, load_data
 from bertqa.data.labels import (
     LabelledWindows,
     Outcome,
@@ -41,21 +38,11 @@ from bertqa.data.labels import (
     label_text,
     make_labelled_windows,
 )
-from bertqa.data.readers import load_hub_dataset, read_examples
-from bertqa.data.squad import (
-    Example,
-    check_answers,
-    check_examples,
-    check_version,
-    split_by_article,
-)
+from bertqa.data.squad import Example
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
 from bertqa.errors import UserError
-from bertqa.files import check_new_file
-from bertqa.model.config import load_config
-from bertqa.model.folders import is_checkpoint
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 from bertqa.settings import SCHEDULES, DecodingSettings, TrainingSettings, WindowSettings
@@ -65,63 +52,74 @@ from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 DEFAULTS = TrainingSettings()
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags; their names are run_qa's."""
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags; their names are run_qa's."""
+    parser = Parser(__doc__ or "", prog)
+    add_data_flags(parser)
+    add_sample_flags(parser)
+    add_model_flags(parser, default=ENCODER)
+    add_optimisation_flags(parser)
+    add_window_flags(parser)
+    add_decoding_flags(parser)
+    add_output_flags(parser)
+    check.add_check_flags(parser, "with --check: ")
+    return parser.parse(arguments)
+
+
+def add_sample_flags(parser: Parser) -> None:
+    """How much of the data is read, and whether it is only looked at."""
     # fmt: off
-    parser = Parser(__doc__ or "")
-    add_model_flags(parser, default="bert-base-uncased")
-    add = parser.add_argument
-    add(
-        "--dataset",
-        metavar="NAME",
-        help="data set of the hub, name or name:config (default: squad)",
-    )
-    add("--train_file", type=Path, metavar="FILE", help="SQuAD JSON, JSON lines, CSV, parquet")
-    add("--validation_file", type=Path, metavar="FILE", help="the same forms")
-    add("--validation_split_percentage", type=int, metavar="N",
-        help="hold out N per cent of the training articles and evaluate on their questions")
+    add = parser.group("data")
     add("--max_train_samples", type=int, metavar="N", help="train on the first N examples")
     add("--max_eval_samples", type=int, metavar="N", help="evaluate on the first N examples")
-    add("--show", type=int, metavar="N", help="print N random training examples and stop")
+    add("--show", type=int, metavar="N", help="print N random training examples and exit")
     add("--check", action="store_true",
-        help="find every fault of the data, and stop; the other flags may stay; exit code 0: "
-        "train.py takes the data, 1: it refuses them, 2: they cannot be read")
-    add("--repair", type=Path, metavar="FILE",
-        help="with --check: write the training data, repaired where that needs no guess, as .json "
-        "(run_qa's flat form) or .jsonl; the exit code is then that of the copy")
-    add("--report", type=Path, metavar="FILE",
-        help="with --check: write all that was found, as .html or .json")
-    add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
-        help="new folder for the model, the log and the checkpoints (default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the run in --output_dir")
+        help="validate the data and exit, as bertqa check does; the other flags are ignored")
+    # fmt: on
+
+
+def add_optimisation_flags(parser: Parser) -> None:
+    """The fields of ``TrainingSettings`` but for those of ``add_output_flags``."""
+    # fmt: off
+    add = parser.group("optimisation")
     add("--num_train_epochs", type=float, default=DEFAULTS.num_train_epochs, metavar="N",
         help="passes over the training windows (default: %(default)s)")
-    add("--max_steps", type=int, metavar="N", help="optimiser steps, in place of the epochs")
+    add("--max_steps", type=int, metavar="N", help="optimiser steps; overrides the epochs")
     add("--learning_rate", type=float, default=DEFAULTS.learning_rate, metavar="X",
-        help="its peak (default: %(default)s)")
+        help="peak learning rate (default: %(default)s)")
     add("--lr_scheduler_type", default=DEFAULTS.lr_scheduler_type, choices=SCHEDULES,
-        help="after the peak it falls to 0 in a line, or stays (default: %(default)s)")
+        help="after the peak: linear decay to 0, or constant (default: %(default)s)")
     add("--warmup_ratio", type=float, default=DEFAULTS.warmup_ratio, metavar="X",
-        help="share of the steps in which the rate rises to its peak (default: %(default)s)")
+        help="fraction of steps for linear warmup (default: %(default)s)")
     add("--weight_decay", type=float, default=DEFAULTS.weight_decay, metavar="X",
-        help="on weights, not on biases and LayerNorm (default: %(default)s)")
+        help="AdamW's, on weights, not on biases and LayerNorm (default: %(default)s)")
     add("--adam_epsilon", type=float, default=DEFAULTS.adam_epsilon, metavar="X",
-        help="AdamW's (default: %(default)s)")
+        help="AdamW's epsilon (default: %(default)s)")
     add("--max_grad_norm", type=float, default=DEFAULTS.max_grad_norm, metavar="X",
         help="clip gradients to this norm, 0 for never; the loss is start plus end as in the "
         "paper, run_qa takes the mean of the two: its 1.0 is 2.0 here (default: %(default)s)")
     add("--dropout", type=float, metavar="X",
-        help="rate of all dropout (default: the checkpoint's own, in BERT 0.1)")
+        help="all dropout rates (default: the checkpoint's own, in BERT 0.1)")
     add("--layerwise_lr_decay", type=float, default=DEFAULTS.layerwise_lr_decay, metavar="X",
-        help="learning rate of each layer, by that of the layer above (default: %(default)s)")
+        help="learning rate of each layer relative to the layer above (default: %(default)s)")
     add("--freeze_word_embeddings", action="store_true",
-        help="do not train the vectors of the vocabulary; keeps rare words at high learning rates")
+        help="do not train the word embeddings; protects rare words at high learning rates")
     add("--per_device_train_batch_size", type=int, default=DEFAULTS.per_device_train_batch_size,
-        metavar="N", help="windows that one process takes at once (default: %(default)s)")
+        metavar="N", help="batch size per process, in windows (default: %(default)s)")
     add("--gradient_accumulation_steps", type=int, default=DEFAULTS.gradient_accumulation_steps,
         metavar="N", help="batches for one optimiser step (default: %(default)s)")
     add("--seed", type=int, default=DEFAULTS.seed, metavar="N",
-        help="of the order of windows, dropout and fresh S and E (default: %(default)s)")
+        help="of the order of windows, dropout and newly drawn S and E (default: %(default)s)")
+    # fmt: on
+
+
+def add_output_flags(parser: Parser) -> None:
+    """Where the run is kept, and how often it logs, evaluates and saves."""
+    # fmt: off
+    add = parser.group("output")
+    add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
+        help="new folder for the model, the log and the checkpoints (default: %(default)s)")
+    add("--resume", action="store_true", help="continue the run in --output_dir")
     add("--logging_steps", type=int, default=DEFAULTS.logging_steps, metavar="N",
         help="a line in log.jsonl every N steps (default: %(default)s)")
     add("--eval_steps", type=int, metavar="N", help="evaluate every N steps (default: each epoch)")
@@ -129,10 +127,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="a checkpoint to resume from every N steps (default: %(default)s)")
     add("--save_total_limit", type=int, default=DEFAULTS.save_total_limit, metavar="N",
         help="checkpoints to keep (default: %(default)s)")
-    add_window_flags(parser)
-    add_decoding_flags(parser)
     # fmt: on
-    return parser.parse(arguments)
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -141,7 +136,7 @@ def main(flags: argparse.Namespace) -> int:
     cutting, decoding = window_settings(flags), decoding_settings(flags)
     check_flags(flags)
     if flags.check:
-        return check(flags, cutting)
+        return check.main(flags)
     if flags.show:
         show(flags, cutting)
         return 0
@@ -158,21 +153,7 @@ def main(flags: argparse.Namespace) -> int:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Refuse flags that contradict each other or ask for nothing."""
-    if flags.dataset and (flags.train_file or flags.validation_file):
-        raise UserError("--dataset and --train_file/--validation_file exclude each other: pass one")
-    if flags.validation_file and not flags.train_file:
-        raise UserError(
-            f"--validation_file {flags.validation_file} needs a --train_file beside it: pass both"
-        )
-    percentage = flags.validation_split_percentage
-    if percentage is not None and flags.validation_file:
-        raise UserError(
-            "--validation_file and --validation_split_percentage exclude each other: pass one"
-        )
-    if percentage is not None and not 1 <= percentage <= 50:
-        raise UserError(
-            f"--validation_split_percentage {percentage} is not possible: give 1 to 50 per cent"
-        )
+    check_data_flags(flags)
     threshold = flags.null_score_diff_threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(
@@ -188,12 +169,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in ("repair", "report"):
         if getattr(flags, name) and not flags.check:
             raise UserError(f"--{name} {getattr(flags, name)} needs --check beside it: pass both")
-    if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
-        raise UserError(f"--repair and --report both name {flags.repair}: name two files")
-    if flags.repair:
-        check_new_file(flags.repair, "--repair", COPY_ENDINGS)
-    if flags.report:
-        check_new_file(flags.report, "--report", (".html", ".json"))
+    check.check_output_flags(flags)
 
 
 def train(
@@ -317,72 +293,6 @@ def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
         failure.is_said = not runtime.is_main
         raise failure
     return value if value is not None else make()
-
-
-def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, checked; the second is empty where there are none."""
-    percentage = flags.validation_split_percentage
-    parts = read_data(flags)
-    limits = (flags.max_train_samples, flags.max_eval_samples)
-    for source, examples in parts:
-        try:
-            check_examples(examples, source)
-            check_answers(examples, source)
-        except UserError as error:
-            hint = "; --check finds all faults" if examples else ""
-            raise UserError(f"{error}{hint}") from error
-        check_version(examples, source, flags.version_2_with_negative)
-    train = parts[0][1]
-    validation = parts[1][1] if len(parts) > 1 else []
-    if percentage:
-        train, validation = split_by_article(train, percentage)
-    return train[: limits[0]], validation[: limits[1]]
-
-
-def read_data(flags: argparse.Namespace) -> list[tuple[str, list[Example]]]:
-    """The training data, then those to evaluate on, if any, each with its name; not yet checked."""
-    if flags.train_file:
-        paths = [path for path in (flags.train_file, flags.validation_file) if path]
-        return [(str(path), read_examples(path)) for path in paths]
-    name = flags.dataset or "squad"
-    splits = ("train",) if flags.validation_split_percentage else ("train", "validation")
-    return [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
-
-
-def check(flags: argparse.Namespace, cutting: WindowSettings) -> int:
-    """Say what is wrong with the data, write what was asked for, and give the exit code."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
-        return 0
-    parts = read_data(flags)
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
-    if is_checkpoint(folder):  # a tokenizer alone would do
-        check_window_fits(load_config(folder)[0], cutting)
-    tokenizer = BertTokenizer.load(folder)
-    negative = bool(flags.version_2_with_negative)
-
-    def audited(source: str, examples: list[Example]) -> Audit:
-        return audit(examples, tokenizer, cutting, source=source, version_2_with_negative=negative)
-
-    audits = [audited(*part) for part in parts]
-    judged = audits
-    for found in audits:
-        print(audit_text(found) + "\n", flush=True)
-    changes = None
-    if flags.repair:
-        repaired = repair(parts[0][1], tokenizer)
-        changes = repaired.changes
-        copy = audited(str(flags.repair), repaired.examples)
-        save_examples(flags.repair, repaired.examples)
-        print(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
-        judged = [copy, *audits[1:]]
-        audits = [audits[0], copy, *audits[1:]]
-    if flags.report:
-        save = save_page if flags.report.suffix == ".html" else save_json
-        save(flags.report, audits, changes)
-    written = [str(path) for path in (flags.repair, flags.report) if path]
-    if written:
-        print(f"wrote {', '.join(written)}")
-    return int(any(found.refused for found in judged))
 
 
 def show(flags: argparse.Namespace, cutting: WindowSettings) -> None:

@@ -1,6 +1,6 @@
 """This BERT beside transformers' on any checkpoint: each number on the way, and the answers.
 
-python -m bertqa.commands.verify MODEL
+bertqa verify MODEL
 
 Both sides read the folder by their own code, in float32 on the CPU, without dropout. Theirs takes
 the windows one by one (attn_implementation="eager"), ours as streams of several, with both of its
@@ -24,7 +24,6 @@ Exit code 0: all within their bounds; 1: a row FAILED; 2: bad input.
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from torch import nn
 
 from bertqa.answering.answerer import check_window_fits, load_for_training, usual_windows
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.commands.flags import Parser, add_window_flags, run_script, window_settings
+from bertqa.commands.flags import Parser, add_bin_flag, add_window_flags, window_settings
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import make_windows
@@ -87,26 +86,26 @@ SAMPLES = (
 )
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m bertqa.commands.verify``."""
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags of ``bertqa verify``."""
     # fmt: off
-    parser = Parser(__doc__ or "")
-    add = parser.add_argument
-    add("model", metavar="MODEL",
+    parser = Parser(__doc__ or "", prog)
+    parser.group("model")("model", metavar="MODEL",
         help="checkpoint folder, name under weights/, or name on the hub; one without S and E gets "
-        "them drawn, the same for both sides")
+        "random ones, the same for both sides")
+    add_bin_flag(parser)
+    add_window_flags(parser)
+    add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
         help="questions to compare on (default: six that come with this command, one of them about "
         "a text longer than a window)")
     add("--max_samples", type=int, default=32, metavar="N",
         help="the first of them (default: %(default)s)")
+    add = parser.group("output")
     add("--bound", type=float, default=BOUND, metavar="X",
         help="largest relative difference of a forward pass; ten times that of gradients and of "
         "the step (default: %(default)s)")
-    add("--markdown", type=Path, metavar="FILE", help="write the report there, in Markdown")
-    add("--allow_bin", action="store_true",
-        help="read pytorch_model.bin, a pickle, where there is no safetensors file")
-    add_window_flags(parser)
+    add("--markdown", type=Path, metavar="FILE", help="write the report in Markdown")
     # fmt: on
     return parser.parse(arguments)
 
@@ -222,7 +221,3 @@ def copy_head(ours: BertForQuestionAnswering, theirs: nn.Module) -> None:
         for name, parameter in theirs.named_parameters():
             if name.startswith("qa_outputs."):
                 parameter.copy_(getattr(ours.head, name.removeprefix("qa_outputs.")))
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))

@@ -33,8 +33,21 @@ from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.answering.json_lines import LineOutput
 from bertqa.audit.repair import save_examples
-from bertqa.commands import ablate, average, infer, release, threshold, train, verify
+from bertqa.commands import (
+    ablate,
+    average,
+    context,
+    infer,
+    release,
+    threshold,
+    train,
+    verify,
+)
+from bertqa.commands import explain as explain_command
+from bertqa.commands.context import read_context
 from bertqa.commands.flags import decoding_settings, run_script
+from bertqa.commands.training_data import load_data
+from bertqa.commands.whole_file import answer_file, answer_json_lines, check_file_flags
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
 from bertqa.data.tokenization import BertTokenizer
@@ -285,17 +298,17 @@ def hub_dataset(room: Room) -> None:
 
 def overwrite(room: Room) -> None:
     room.write("out/predictions.json", "{}")
-    infer.answer_file(infer.parse_flags(["--input", "x", "--output_dir", str(room.path / "out")]))
+    answer_file(infer.parse_flags(["--input", "x", "--output_dir", str(room.path / "out")]))
 
 
 def whole_file(*flags: object) -> None:
     given = ["--input", "a.json", "--output_dir", "none", *map(str, flags)]
-    infer.check_file_flags(infer.parse_flags(given), in_lines=False)
+    check_file_flags(infer.parse_flags(given), in_lines=False)
 
 
 def first_line(room: Room) -> None:
     given = ["--input", str(room.write("in.jsonl", "{}")), "--output_dir", str(room.path / "out")]
-    infer.answer_json_lines(infer.parse_flags(given))
+    answer_json_lines(infer.parse_flags(given))
 
 
 def lines(
@@ -347,8 +360,8 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def endless_context(room: Room) -> object:
-    room.patch.setattr(infer, "LARGEST_CONTEXT", 2**20)
-    return infer.read_context(argparse.Namespace(context_file=Path("/dev/zero")))
+    room.patch.setattr(context, "LARGEST_CONTEXT", 2**20)
+    return read_context(argparse.Namespace(context_file=Path("/dev/zero")))
 
 
 def no_disk(room: Room) -> None:
@@ -744,13 +757,14 @@ CASES: dict[str, Callable[[Room], object]] = {
     "one file twice": lambda r: train.check_flags(
         given("--check", "--repair", "a.json", "--report", "a.json")
     ),
-    "a fault in training data": lambda r: train.load_data(
+    "a fault in training data": lambda r: load_data(
         given("--train_file", r.rows(ROW | {"answers": {"text": ["b"], "answer_start": [3]}}))
     ),
     # infer.py
     "two ways": lambda r: asked("--demo", "--question", "a"),
     "two contexts": lambda r: asked("--question", "a", "--context", "b", "--context_file", "c"),
     "no context": lambda r: asked("--question", "a"),
+    "nothing asked": lambda r: explain_command.main(explain_command.parse_flags([])),
     "a context for nothing": lambda r: asked("--demo", "--context", "a"),
     "a context alone": lambda r: asked("--context", "a"),
     "no output": lambda r: asked("--input", "a"),
@@ -766,8 +780,8 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a page that is a folder": lambda r: explained("--explain", r.path),
     "a page without a folder": lambda r: explained("--explain", r.path / "no" / "a.html"),
     "a page that is there": lambda r: explained("--explain", r.write("a.html", "mine")),
-    "no context file": lambda r: infer.read_context(argparse.Namespace(context_file=r.path / "x")),
-    "a context file that is no text": lambda r: infer.read_context(
+    "no context file": lambda r: read_context(argparse.Namespace(context_file=r.path / "x")),
+    "a context file that is no text": lambda r: read_context(
         argparse.Namespace(context_file=r.write("x", b"\xff"))
     ),
     "a context file without an end": endless_context,

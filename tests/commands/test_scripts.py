@@ -21,7 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bertqa.commands import infer, train
+from bertqa.commands import asking, check, infer, train, whole_file
+from bertqa.commands.context import read_context
 from bertqa.commands.flags import Parser, run_script
 from bertqa.data import window_cache as feature_cache
 from bertqa.data.readers import read_examples
@@ -32,6 +33,7 @@ from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"train": train, "infer": infer}
+COMMANDS = SCRIPTS | {"check": check}
 
 CONTEXT = "Ada built the quay in 1642. Ben swept it."
 ROW = {
@@ -64,8 +66,8 @@ def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def call(script: str, *arguments: object) -> int:
-    """Run a script in this process; its exit code."""
-    module = SCRIPTS[script]
+    """Run a command in this process; its exit code."""
+    module = COMMANDS[script]
     try:
         return run_script(module.main, module.parse_flags([str(a) for a in arguments]))
     except SystemExit as end:  # as argparse ends for a flag that it does not know
@@ -382,13 +384,13 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
     assert capsys.readouterr().out == result.stdout
 
     lines = result.stdout.splitlines()
-    assert infer.DEMO_CONTEXT in lines and infer.DEMO_HISTORY in lines
-    for question in infer.DEMO_QUESTIONS:
+    assert asking.DEMO_CONTEXT in lines and asking.DEMO_HISTORY in lines
+    for question in asking.DEMO_QUESTIONS:
         place = lines.index(question)
         start, end, text = LINE.fullmatch(lines[place + 1]).groups()[1:]
-        assert infer.DEMO_CONTEXT[int(start) : int(end)] == text
+        assert asking.DEMO_CONTEXT[int(start) : int(end)] == text
         assert not LINE.fullmatch(lines[place + 2])
-    n_best = lines[lines.index(infer.DEMO_HISTORY_QUESTION) + 1 :]
+    n_best = lines[lines.index(asking.DEMO_HISTORY_QUESTION) + 1 :]
     assert len(n_best) == 5
     scores = [float(LINE.fullmatch(line)[1]) for line in n_best]
     assert scores == sorted(scores, reverse=True)
@@ -428,7 +430,7 @@ def test_in_a_terminal_it_asks(
         process.kill()
         os.close(ours)
     demo, _, own = said.partition("Paste a text")
-    assert infer.DEMO_HISTORY_QUESTION in demo
+    assert asking.DEMO_HISTORY_QUESTION in demo
     answers = [line for line in own.splitlines() if LINE.fullmatch(line)]
     context = CONTEXT[:14] + "\n" + CONTEXT[14:]
     expected = "".join(
@@ -545,6 +547,28 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     said = capsys.readouterr().out
     assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_the_command_checks_as_train_does(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
+    flags = ["--model", checkpoint, "--train_file", bad, *WINDOWS]
+    assert checked(checkpoint, bad, "--report", tmp_path / "of_train.json") == 1
+    said = capsys.readouterr().out
+    assert call("check", *flags, "--report", tmp_path / "of_check.json") == 1
+    assert capsys.readouterr().out == said.replace("of_train", "of_check")
+    assert (tmp_path / "of_train.json").read_bytes() == (tmp_path / "of_check.json").read_bytes()
+    assert call("check", *flags, "--repair", tmp_path / "copy.json") == 0
+    assert len(read_examples(tmp_path / "copy.json")) == 3
+    for wrong, words in (
+        (["--validation_split_percentage", 99], "give 1 to 50 per cent"),
+        (["--repair", tmp_path / "copy.json"], "copy.json is there already"),
+        (["--doc_stride", -1], "--doc_stride -1 is negative"),
+    ):
+        capsys.readouterr()
+        assert call("check", *flags, *wrong) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_check_needs_no_weights_and_tells_v2_from_v1(
@@ -1574,12 +1598,12 @@ def test_no_file_of_others_is_replaced_or_removed(
     (tmp_path / file).write_text("mine")
     flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
     with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
-        infer.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
+        whole_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
     assert {path.name for path in tmp_path.iterdir()} == {file}
 
 
 def test_a_byte_order_mark_counts_where_bytes_are_told(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfAda built it.")
     given = ["--question", "Who?", "--context_file", str(tmp_path / "text.txt"), "--json"]
-    assert infer.read_context(infer.parse_flags(given)) == "Ada built it."
-    assert infer.read_context(infer.parse_flags([*given, "--all_offsets"])) == "\ufeffAda built it."
+    assert read_context(infer.parse_flags(given)) == "Ada built it."
+    assert read_context(infer.parse_flags([*given, "--all_offsets"])) == "\ufeffAda built it."

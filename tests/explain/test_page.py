@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.commands import explain as explain_command
 from bertqa.commands import infer
 from bertqa.commands.flags import run_script
 from bertqa.data.tokenization import BertTokenizer
@@ -322,9 +324,9 @@ def test_small_helpers() -> None:
 # --- infer.py ------------------------------------------------------------------------------------
 
 
-def call(*arguments: object) -> int:
+def call(*arguments: object, command: ModuleType = infer) -> int:
     try:
-        return run_script(infer.main, infer.parse_flags([str(a) for a in arguments]))
+        return run_script(command.main, command.parse_flags([str(a) for a in arguments]))
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -356,6 +358,28 @@ def test_infer_explains_in_the_terminal(
     assert call(*ask, *flag) == 0
     out = capsys.readouterr().out
     assert out.startswith(QUESTION) and "best span that S and E read" in out and "\x1b" not in out
+
+
+def test_the_command_explains_as_infer_does(
+    ask: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = [tmp_path / "infer.html", tmp_path / "explain.html"]
+    assert call(*ask, "--explain", pages[0], "--top_k", 2) == 0
+    printed = capsys.readouterr().out
+    assert call(*ask, pages[1], "--top_k", 2, command=explain_command) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (printed, f"wrote {pages[1]}\n")
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert call(*ask, pages[1], command=explain_command) == 2
+    assert "is there already: name another file, or pass --overwrite" in capsys.readouterr().err
+    assert call(*ask, pages[1], "--overwrite", command=explain_command) == 0
+    capsys.readouterr()
+    assert call(*ask, "--explain") == 0
+    printed = capsys.readouterr().out
+    assert call(*ask, command=explain_command) == 0
+    assert capsys.readouterr().out == printed
+    assert call(*ask[:-4], command=explain_command) == 2  # no question
+    assert "--question is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])

@@ -1,0 +1,73 @@
+"""Validate a data set, and repair what needs no guess.
+
+bertqa check --train_file mine.json                           every fault, with ids and text
+bertqa check --train_file mine.json --report audit.html       a page of all of it
+bertqa check --train_file mine.json --repair repaired.json    and a repaired copy
+
+It reads the tokenizer of --model and no weights, and takes as long as making the windows. Exit
+code 0: bertqa train accepts the data (it may list labels that it would train on all the same);
+1: it refuses them; 2: they cannot be read. With --repair it is the copy's.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertqa.commands.flags import (
+    Parser,
+    add_model_name_flag,
+    add_negative_flag,
+    add_window_flags,
+    window_settings,
+)
+from bertqa.commands.training_data import ENCODER, add_data_flags, check_data_flags
+from bertqa.errors import UserError
+from bertqa.files import check_new_file
+
+COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
+
+
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags, a part of those of ``bertqa train``."""
+    parser = Parser(__doc__ or "", prog)
+    add_data_flags(parser)
+    add_negative_flag(parser, "data")
+    add_model_name_flag(parser, default=ENCODER)
+    add_window_flags(parser)
+    add_check_flags(parser)
+    return parser.parse(arguments)
+
+
+def add_check_flags(parser: Parser, condition: str = "") -> None:
+    """Where the results go; ``condition`` says when the flags may be given."""
+    # fmt: off
+    add = parser.group("output")
+    add("--repair", type=Path, metavar="FILE",
+        help=f"{condition}write the training data, repaired where that needs no guess, as .json "
+        "(run_qa's flat form) or .jsonl; the exit code is then that of the copy")
+    add("--report", type=Path, metavar="FILE",
+        help=f"{condition}write all findings, as .html or .json")
+    # fmt: on
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Check the flags, then the data; the exit code."""
+    window_settings(flags)
+    check_data_flags(flags)
+    check_output_flags(flags)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
+        return 0
+    from bertqa.commands.checking import check  # late: --help needs no torch
+
+    return check(flags)
+
+
+def check_output_flags(flags: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, before the work."""
+    if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
+        raise UserError(f"--repair and --report both name {flags.repair}: name two files")
+    if flags.repair:
+        check_new_file(flags.repair, "--repair", COPY_ENDINGS)
+    if flags.report:
+        check_new_file(flags.report, "--report", REPORT_ENDINGS)

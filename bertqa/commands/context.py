@@ -1,0 +1,62 @@
+"""The text that a question is about: ``--context`` or ``--context_file``."""
+
+import argparse
+from pathlib import Path
+
+from bertqa.commands.flags import Parser
+from bertqa.errors import UserError
+
+LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
+
+
+def add_question_flags(parser: Parser) -> None:
+    """One question, and its text."""
+    add = parser.group("question")
+    add("--question", metavar="TEXT", help="the question")
+    add("--context", metavar="TEXT", help="the text that holds the answer")
+    add("--context_file", type=Path, metavar="FILE", help="the same, from a UTF-8 text file")
+
+
+def add_top_k_flag(parser: Parser) -> None:
+    """How many answers are shown."""
+    parser.group("output")(
+        "--top_k", type=int, default=1, metavar="N", help="answers to show (default: %(default)s)"
+    )
+
+
+def check_question_flags(flags: argparse.Namespace) -> None:
+    """Refuse two texts, a question without any, and no answer at all."""
+    if flags.context is not None and flags.context_file:
+        raise UserError("--context and --context_file exclude each other: pass one")
+    if flags.question is not None and not has_context(flags):
+        raise UserError("--question needs a text to look in: add --context or --context_file")
+    if flags.top_k < 1:
+        raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
+
+
+def has_context(flags: argparse.Namespace) -> bool:
+    """Whether a text is given."""
+    return flags.context is not None or flags.context_file is not None
+
+
+def read_context(flags: argparse.Namespace) -> str:
+    """The text of --context or --context_file."""
+    if flags.context_file is None:
+        return str(flags.context)
+    try:
+        with flags.context_file.open("rb") as file:
+            content = file.read(LARGEST_CONTEXT + 1)  # a device such as /dev/zero has no end
+        if len(content) > LARGEST_CONTEXT:
+            raise UserError(
+                f"--context_file {flags.context_file} holds more than {LARGEST_CONTEXT >> 20} MiB: "
+                "name a text, or cut it into several"
+            )
+        text = content.decode("utf-8")  # line ends stay as they are: offsets count them
+        # A byte order mark is no text; where places are told in bytes as well, it counts.
+        return text if flags.all_offsets else text.removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(
+            f"--context_file {flags.context_file} cannot be read: {error.strerror}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--context_file {flags.context_file} is not UTF-8: convert it") from error

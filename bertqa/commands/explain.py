@@ -1,0 +1,91 @@
+"""Explain one answer: what it was made of, as a page or in the terminal.
+
+bertqa explain --question "Who?" --context "Ada did."                 in the terminal
+bertqa explain --question "Who?" --context_file text.txt answer.html  as a page
+
+The page needs neither network nor scripts: the probabilities of start and end, the spans that
+competed, what S and E read after each layer, the attention of every head, what the answer loses
+without each of them, and what each token adds to its score.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertqa.commands.context import (
+    add_question_flags,
+    add_top_k_flag,
+    check_question_flags,
+    read_context,
+)
+from bertqa.commands.flags import (
+    Parser,
+    add_decoding_flags,
+    add_model_flags,
+    add_window_flags,
+    decoding_settings,
+    window_settings,
+)
+from bertqa.errors import UserError
+from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.settings import DecodingSettings
+
+TERMINAL = Path("-")  # what stands for no file
+
+
+def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the flags, a part of those of ``bertqa infer``."""
+    parser = Parser(__doc__ or "", prog)
+    add_question_flags(parser)
+    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
+    add_window_flags(parser)
+    add_decoding_flags(parser, answers_only=True)
+    add_top_k_flag(parser)
+    add = parser.group("output")
+    add(
+        "page", type=Path, nargs="?", default=TERMINAL, metavar="FILE",
+        help="HTML page to write, such as answer.html (default: print a short form)",
+    )  # fmt: skip
+    add("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.set_defaults(json=False, all_offsets=False)  # as asking.py prints answers
+    return parser.parse(arguments)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Answer, explain, print or write."""
+    if flags.question is None:
+        raise UserError("--question is missing: add it, and --context or --context_file")
+    check_question_flags(flags)
+    file = page_file(flags.page)
+    check_page(file, "", "--overwrite", flags.overwrite)
+    # Before a model is fetched, of which nobody knows yet whether it says "no answer".
+    window_settings(flags)
+    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+    context = read_context(flags)
+    from bertqa.commands.explaining import explain_one  # late: --help needs no torch
+
+    explain_one(flags, context, file)
+
+
+def page_file(given: Path) -> Path | None:
+    """The file of an explanation; None for the terminal."""
+    return None if given == TERMINAL else given
+
+
+def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: bool) -> None:
+    """Refuse a page that cannot be written, before the work.
+
+    Args:
+        flag: what the file was given with, as "--explain "; "" if by its place.
+        overwrite_flag: the one that allows to replace a page.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise UserError(f"{flag}{file} is a folder: name a file in it, such as answer.html")
+    if not file.parent.is_dir():
+        raise UserError(f"{flag}{file}: there is no folder {file.parent}: name another, or add it")
+    if file.exists() and not overwrite:
+        raise UserError(
+            f"{flag}{file} is there already: name another file, or pass {overwrite_flag}"
+        )
