@@ -1,6 +1,63 @@
-"""BERT for extractive question answering, written from scratch in PyTorch."""
+"""BERT for extractive question answering, written from scratch in PyTorch.
 
-from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.errors import UserError
+The core, in reading order, an evening:
 
-__all__ = ["QuestionAnswerer", "UserError"]
+    model/packing         a batch without padding: one row of tokens and the length of each window
+    model/bert            all of BERT: embeddings, layers, the vectors S and E, the loss
+    data/squad            a question, its context, its answers
+    data/windows          long contexts -> overlapping windows of tokens
+    data/labels           answers -> start and end tokens
+    data/batching         windows -> batches
+    answering/decoding    scores -> the best spans
+    answering/answers     spans -> answers
+    training/optim        AdamW and the learning rate
+    training/loop         the training loop
+
+Public names, which keep their place and meaning; everything else may change with any version:
+
+    bertqa                       QuestionAnswerer, Example, UserError, __version__
+    bertqa.settings              WindowSettings, DecodingSettings, TrainingSettings
+    bertqa.model.bert            BertForQuestionAnswering, BertOutput
+    bertqa.model.checkpoint      load_checkpoint
+    bertqa.model.packing         PackedBatch
+    bertqa.data.readers          read_examples
+    bertqa.data.tokenization     BertTokenizer
+    bertqa.data.windows          make_windows
+    bertqa.data.batching         collate
+    bertqa.answering.answerer    asked
+    bertqa.explain.explainer     explain
+    bertqa.explain.hooks         Interventions, patch_from
+    bertqa.explain.page          page
+    bertqa.audit.findings        audit
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
+    from bertqa.data.squad import Example  # late: for type checkers and editors
+    from bertqa.errors import UserError  # late: for type checkers and editors
+
+__version__ = "0.1.0"
+
+# Imported when they are first asked for: torch takes seconds, and --help does without it.
+_LAZY = {
+    "Example": "bertqa.data.squad",
+    "QuestionAnswerer": "bertqa.answering.answerer",
+    "UserError": "bertqa.errors",
+}
+
+__all__ = ["Example", "QuestionAnswerer", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value  # the next time this function is not asked
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

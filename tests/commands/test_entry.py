@@ -1,0 +1,242 @@
+"""``bertqa``, ``python -m bertqa`` and ``import bertqa``: what they offer, and what they cost."""
+
+import argparse
+import ast
+import importlib
+import os
+import pickle
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import bertqa
+from bertqa import runtime, settings
+from bertqa.__main__ import COMMANDS, main
+from bertqa.answering import decoding
+from bertqa.audit import repair
+from bertqa.commands import check
+from bertqa.commands.flags import Parser
+
+ROOT = Path(__file__).parents[2]
+
+# What takes time to import and is for the work alone.
+HEAVY = (
+    "torch", "numpy", "tokenizers", "safetensors", "datasets", "huggingface_hub", "tqdm",
+    "transformers",
+)  # fmt: skip
+
+# Commands whose file still imports torch before the flags are parsed.
+TO_LIGHTEN = {"train", "verify", "ablate", "threshold", "release", "average"}
+
+
+def python(code: str, *arguments: str) -> str:
+    """What the code prints in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"bertqa.commands.{command}")
+
+
+def test_every_file_with_flags_is_a_command_and_the_other_way_round() -> None:
+    files = (ROOT / "bertqa" / "commands").glob("*.py")
+    assert {f.stem for f in files if "\ndef parse_flags(" in f.read_text("utf-8")} == set(COMMANDS)
+    for name in COMMANDS:
+        assert callable(module_of(name).main)
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        said = capsys.readouterr().out
+        for name, does in COMMANDS.items():
+            assert re.search(rf"^  {name} +{re.escape(does)}$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom bertqa.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    *text, heavy = python(code, *command.split(), "--help").splitlines()
+    assert text[0].startswith(f"usage: bertqa {command or 'COMMAND'} ")
+    assert (heavy != "[]") == (command in TO_LIGHTEN), heavy
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_its_examples_and_explains_every_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert f"\nbertqa {command} " in said
+    assert "\npositional arguments:" not in said  # every argument is in a group with a name
+    *_, rest = said.split("\noptions:")
+    explained = re.findall(r"^  (?:--?\w+|[A-Z]+).*(?:\n {10,}\S.*)*", rest, re.MULTILINE)
+    assert len(explained) > 2
+    assert all(re.search(r"(\S  +|\n {10,})[\w\"]", entry) for entry in explained)
+
+
+def test_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert said == f"bertqa {bertqa.__version__}, torch {version('torch')}\n"
+
+
+def test_the_version_of_torch_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(", torch not installed\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "bertqa: unknown command 'trian' (did you mean 'train'?)"),
+        (["xyz", "--help"], "bertqa: unknown command 'xyz'"),
+        (["--model", "x"], "bertqa: --model must follow a command"),
+        (["train", "--trian"], "bertqa train: unrecognized arguments: --trian"),
+        (["infer", "--top_k", "x"], "bertqa infer: argument --top_k: invalid int value: 'x'"),
+        (["threshold"], "bertqa threshold: the following arguments are required: MODEL, FILE"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_command(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        code = end.code
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    assert re.fullmatch(re.escape(said) + r"; --help lists the (commands|flags)\n", captured.err)
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [(["-m", "bertqa", "train"], "bertqa train"), (["train.py"], "train.py")],
+)
+def test_a_mistake_names_the_program_as_it_was_called(called: list[str], name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *called, "--learning_rate"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"{name}: argument --learning_rate: expected one argument; --help lists the flags\n"
+    )
+
+
+def test_what_a_command_returns_is_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--train_file", str(tmp_path / "none.json")]) == 2
+    assert f"error: {tmp_path / 'none.json'} does not exist" in capsys.readouterr().err
+
+
+def test_flags_of_one_title_stand_together(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("A test.", "test")
+    parser.group("data")("--first")
+    parser.group("model")("--second")
+    parser.group("data")("--third")
+    with pytest.raises(SystemExit):
+        parser.parse(["--help"])
+    said = capsys.readouterr().out
+    assert re.search(r"\ndata:\n  --first .*\n  --third .*\n\nmodel:\n  --second ", said)
+    assert parser.parse(["--third", "x"]) == argparse.Namespace(
+        debug=False, first=None, second=None, third="x"
+    )
+
+
+# --- what settings.py lists without importing it -------------------------------------------------
+
+
+def test_the_choices_of_the_flags_are_those_that_are_implemented() -> None:
+    assert tuple(runtime.PRECISIONS) == settings.PRECISIONS
+    assert runtime.INT8 == settings.INT8
+    assert tuple(decoding.DECODERS) == settings.DECODERS
+    assert check.COPY_ENDINGS == repair.COPY_ENDINGS
+
+
+# --- the names of the package --------------------------------------------------------------------
+
+
+def test_the_package_is_imported_without_its_libraries() -> None:
+    code = f"import sys, bertqa; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code) == "[]\n"
+
+
+def test_the_names_come_when_they_are_asked_for() -> None:
+    assert set(bertqa.__all__) <= set(dir(bertqa))
+    everything: dict[str, object] = {}
+    exec("from bertqa import *", everything)
+    assert set(bertqa.__all__) <= set(everything)
+    for name in bertqa.__all__:
+        assert everything[name] is getattr(bertqa, name)
+    assert pickle.loads(pickle.dumps(bertqa.QuestionAnswerer)) is bertqa.QuestionAnswerer
+    example = bertqa.Example("1", "Who?", "Ada.")
+    assert pickle.loads(pickle.dumps(example)) == example
+    with pytest.raises(AttributeError, match="no attribute 'Answerer'"):
+        _ = bertqa.Answerer
+    with pytest.raises(ImportError):
+        exec("from bertqa import Answerer")
+
+
+def test_type_checkers_see_the_names_that_are_lazy() -> None:
+    tree = ast.parse((ROOT / "bertqa" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == bertqa._LAZY
+    assert set(bertqa.__all__) == {*seen, "__version__"}
+
+
+def listed(begin: str) -> list[tuple[str, str]]:
+    """The rows of a list of the package's docstring: a name, and what stands beside it."""
+    *_, rest = (bertqa.__doc__ or "").partition(begin)
+    text = rest.split("\n\n")[1]
+    return [
+        (name, beside) for name, beside in re.findall(r"^    (\S+)  +(.+)$", text, re.MULTILINE)
+    ]
+
+
+def test_the_public_names_are_there() -> None:
+    rows = listed("Public names")
+    assert len(rows) > 5
+    for module, names in rows:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_the_reading_order_names_files() -> None:
+    rows = listed("in reading order")
+    assert len(rows) == 10
+    for name, _ in rows:
+        assert (ROOT / "bertqa" / f"{name}.py").is_file(), name
