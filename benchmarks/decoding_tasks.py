@@ -204,7 +204,7 @@ class OurDecoding:
         from bertqa.answering import evaluation
 
         for block, outputs in self.blocks:
-            results = {}
+            results: dict[int, Any] = {}
             for output in outputs:
                 results |= evaluation._decode(self.windows, [output], self.settings)
             ordered = [results[window] for window in block.windows]
