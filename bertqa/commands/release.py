@@ -354,7 +354,7 @@ def model_card(
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     parts = [
         f"# {name}",
-        f"BERT for extractive question answering, made by bertqa's `train.py`.\n\n"
+        f"BERT for extractive question answering, made by `bertqa train`.\n\n"
         f"- encoder: {encoder}\n- trained on: {data}\n"
         f"- {eval_name}: **EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}** on "
         f"{measured.total:,} questions, in {measured.precision}"
@@ -366,7 +366,7 @@ def model_card(
             if measured.says_no_answer
             else "It answers every question, also one that the text does not answer."
         ),
-        f'```bash\npython infer.py --model {name} --question "..." --context "..."\n```',
+        f'```bash\nbertqa infer --model {name} --question "..." --context "..."\n```',
         "## Training",
         "```bash\n"
         + "\n".join(
@@ -403,11 +403,11 @@ def _command(number: int, step: Step, start: Sequence[int]) -> str:
     """The command of a run as it was given, but for the folders of the machine."""
     if isinstance(step, Mean):
         folders = " ".join(f"runs/{i}" for i in start)
-        return f"python -m bertqa.commands.average {folders} --output_dir runs/{number}"
-    words = [str(word) for word in step.description["command"][1:]]
-    processes = step.description["processes"]
-    shown = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-    shown.append("train.py")
+        return f"bertqa average {folders} --output_dir runs/{number}"
+    program, *words = [str(word) for word in step.description["command"]] or ["train.py"]
+    shown = _program(Path(program).name, step.description["processes"])
+    if words[:1] == ["train"]:  # the command of bertqa, not a flag
+        del words[0]
     replaced = {"--output_dir": f"runs/{number}"}
     replaced["--model"] = f"runs/{start[0]}" if start[0] else "ENCODER"
     flag = ""
@@ -423,6 +423,19 @@ def _command(number: int, step: Step, start: Sequence[int]) -> str:
             value = Path(value).name
         shown.append(given + equals + value if given.startswith("--") else value)
     return shlex.join(word for word in shown if word != "--resume")
+
+
+def _program(name: str, processes: int) -> list[str]:
+    """How a run is started whose ``sys.argv[0]`` had that name.
+
+    It was train.py in a clone, the script ``bertqa``, or __main__.py of ``python -m bertqa``.
+    """
+    launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+    if name == "train.py":
+        return [*launcher, name]
+    if name == "__main__.py" or processes > 1:
+        return [*launcher, "-m", "bertqa", "train"]
+    return ["bertqa", "train"]
 
 
 def _step_line(number: int, step: Step, start: Sequence[int]) -> str:

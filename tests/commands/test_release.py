@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 import xml.etree.ElementTree as ET
@@ -19,7 +20,7 @@ from bertqa.answering.evaluation import score
 from bertqa.audit.repair import save_examples
 from bertqa.commands import average, release, train
 from bertqa.commands.flags import run_script
-from bertqa.commands.release import read_stage, read_step
+from bertqa.commands.release import Stage, _command, read_stage, read_step
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
@@ -231,7 +232,7 @@ def test_a_mean_is_handed_on_with_all_that_it_was_made_of(
     whole, half = (load_file(path / "model.safetensors") for path in (family[3], out))
     assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
     card = (out / "README.md").read_text()
-    assert "\npython -m bertqa.commands.average runs/2 runs/3 --output_dir runs/4\n" in card
+    assert "\nbertqa average runs/2 runs/3 --output_dir runs/4\n" in card
     assert "\n- 4: the mean of the weights of 2 and 3\n" in card
     assert card.count("A mean has no points") == 1
     assert "average.json" not in {path.name for path in out.iterdir()}
@@ -313,6 +314,28 @@ def test_the_card_tells_how_it_was_trained(runs: list[Path], folder: Path) -> No
     commit = json.loads((runs[1] / "run.json").read_text())["git_commit"]
     assert f"commit `{commit}`" in card and f"torch {torch.__version__}" in card
     assert str(runs[0].parent) not in card
+
+
+@pytest.mark.parametrize(
+    ("program", "processes", "shown"),
+    [
+        (["train.py"], 1, "python train.py"),
+        (["/home/me/bertqa/train.py"], 2, "torchrun --nproc_per_node=2 train.py"),
+        (["/home/me/.venv/bin/bertqa", "train"], 1, "bertqa train"),
+        (["/home/me/bertqa/bertqa/__main__.py", "train"], 1, "python -m bertqa train"),
+        (
+            ["/home/me/bertqa/bertqa/__main__.py", "train"], 2,
+            "torchrun --nproc_per_node=2 -m bertqa train",
+        ),
+    ],
+)  # fmt: skip
+def test_the_card_shows_a_command_that_runs(program: list[str], processes: int, shown: str) -> None:
+    given = ["--model", "/home/me/base", "--train-file=/data/a.json", "--resume", "--seed", "7"]
+    run = Stage({"command": [*program, *given], "processes": processes}, [])
+    flags = "--model ENCODER --train-file=a.json --seed 7"
+    assert _command(1, run, [0]) == f"{shown} {flags}"
+    parsed = shlex.split(flags)
+    assert train.parse_flags(parsed).train_file == Path("a.json")
 
 
 def test_the_curves_go_on_from_run_to_run(runs: list[Path], folder: Path) -> None:
