@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import json
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from bertqa.answering import decoding
 from bertqa.audit import repair
 from bertqa.commands import check
 from bertqa.commands.flags import Parser
+from tests.helpers import STORIES, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -240,3 +242,29 @@ def test_the_reading_order_names_files() -> None:
     assert len(rows) == 10
     for name, _ in rows:
         assert (ROOT / "bertqa" / f"{name}.py").is_file(), name
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def test_torchrun_starts_the_command_in_several_processes(tmp_path: Path) -> None:
+    model, run = write_checkpoint(tmp_path / "tiny"), tmp_path / "run"
+    flags = [
+        "--model", model, "--train_file", STORIES, "--max_train_samples", 2, "--max_steps", 1,
+        "--max_seq_length", 64, "--doc_stride", 16, "--max_query_length", 24, "--device", "cpu",
+        "--precision", "fp32", "--output_dir", run,
+    ]  # fmt: skip
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [sys.executable, *launcher, "-m", "bertqa", "train", *map(str, flags)],
+        cwd=ROOT,
+        env=os.environ
+        | {"HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    described = json.loads((run / "run.json").read_text())
+    assert described["processes"] == 2
+    program, *words = described["command"]
+    assert program == str(ROOT / "bertqa" / "__main__.py")
+    assert words == ["train", *map(str, flags)]
