@@ -34,7 +34,6 @@ SHARED = ("data", "bertqa.model.packing")
 # Modules that still import what they should not.
 TO_CUT = {
     "bertqa.answering.evaluation", "bertqa.model.bert", "bertqa.training.run_folder",
-    "bertqa.training.run_folder",
 }  # fmt: skip
 
 # What only a late import names, and pyproject.toml no dependency: the command says how to get it.
@@ -131,6 +130,12 @@ def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
         and not (found.is_typing and name_of(path) == "bertqa")  # the names that it has lazily
     ]
     assert bool(wrong) == (name_of(path) in TO_CUT), wrong
+
+
+def test_flags_as_they_were_parsed_stay_in_the_commands() -> None:
+    """What goes to another room is typed settings and plain values."""
+    having = {name_of(p) for p in FILES for found in imports_of(p) if found.module == "argparse"}
+    assert {room_of(name) for name in having} == {"commands"}
 
 
 def test_imports_form_no_cycle() -> None:

@@ -23,7 +23,7 @@ Training stops at the first fault. An audit goes on and finds them all, each und
     question cut         --max_query_length cuts it
     conflicting answers  another row asks the same, and they have no answer in common
 
-train.py refuses a data set for the first eight. For the others it goes on, with a label that does
+Training refuses a data set for the first eight. For the others it goes on, with a label that does
 not give back the answer, or with two labels that contradict each other. The same question is the
 same but for case and blanks, the same answer one that the official rules of exact match accept.
 """
@@ -114,7 +114,7 @@ RULES = {
     Cause.CONFLICT: Rule("another row asks the same, and they have no answer in common"),
 }  # fmt: skip
 
-# For these train.py refuses a data set.
+# For these training refuses a data set.
 REFUSED = frozenset(
     {
         Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN, Cause.MISPLACED,
@@ -252,7 +252,7 @@ class Audit:
 
     @property
     def refused(self) -> int:
-        """Questions for which train.py refuses the data set; 0 if it takes it."""
+        """Questions for which training refuses the data set; 0 if it takes it."""
         return len({finding.row for finding in self.findings if finding.cause in REFUSED})
 
 

@@ -49,17 +49,17 @@ def figures_text(audit: Audit) -> str:
 
 
 def verdict(audit: Audit) -> str:
-    """Whether train.py takes the data set, in a line."""
+    """Whether training takes the data set, in a line."""
     if audit.refused:
-        return f"train.py refuses it, for {audit.refused:,} of its questions"
+        return f"bertqa train refuses it, for {audit.refused:,} of its questions"
     if audit.findings:
-        return "train.py takes it, with what is listed below"
-    return "train.py takes it; nothing was found"
+        return "bertqa train takes it, with what is listed below"
+    return "bertqa train takes it; nothing was found"
 
 
 def groups(audit: Audit) -> Iterator[tuple[str, list[Cause]]]:
-    """The causes that have findings, by what train.py makes of them."""
-    for title, is_refused in (("train.py refuses", True), ("train.py goes on with", False)):
+    """The causes that have findings, by what training makes of them."""
+    for title, is_refused in (("bertqa train refuses", True), ("bertqa train goes on with", False)):
         causes = [cause for cause in audit.by_cause if (cause in REFUSED) == is_refused]
         if causes:
             yield title, causes

@@ -3,7 +3,7 @@
 bertqa ablate MODEL DATA
 
 asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
-for each head that is masked or averaged (see hooks.py), as infer.py asks them, and prints
+for each head that is masked or averaged (see hooks.py), as bertqa infer asks them, and prints
 what is lost without it, the largest loss of F1 first. In --output_dir stand
 
     ablation.json        all figures

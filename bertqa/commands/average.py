@@ -6,8 +6,8 @@ Fine-tuned from one common start, models usually lie so near each other that the
 weights is a model too, and what each has of its own by chance, the order of its batches or what
 dropout zeroed, cancels out (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
 Generalization", 2018; Wortsman et al., "Model soups", 2022). The folder can be asked, trained
-further (``train.py --model DIR``) and handed on (release.py); average.json says what it is the mean
-of.
+further (``bertqa train --model DIR``) and released (``bertqa release``); average.json
+says what it is the mean of.
 """
 
 import argparse

@@ -6,12 +6,12 @@ asks the questions of FILE, which the model was not trained on, takes the thresh
 F1 (Devlin et al. 2019, section 4.3, choose tau so) and keeps it beside the model:
 
     decoding.json        that there is "no answer", the threshold and the windows that it is for;
-                         infer.py obeys it
+                         bertqa infer obeys it
     threshold.json       the curve: a row of threshold, EM and F1 for each that makes a difference
     threshold.svg        its picture
 
-train.py does the same with the questions that --validation_split_percentage holds out. A threshold
-chosen on the questions that a model is then judged by flatters it.
+bertqa train does the same with the questions that --validation_split_percentage holds out. A
+threshold chosen on the questions that a model is then judged by flatters it.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def load_data(flags: argparse.Namespace) -> tuple[list[Example], list[Example]]:
             check_examples(examples, source)
             check_answers(examples, source)
         except UserError as error:
-            hint = "; --check finds all faults" if examples else ""
+            hint = "; bertqa check finds all faults" if examples else ""
             raise UserError(f"{error}{hint}") from error
         check_version(examples, source, flags.version_2_with_negative)
     train = parts[0][1]

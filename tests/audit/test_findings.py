@@ -102,7 +102,7 @@ def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
         assert found.findings == () and found.refused == 0
         assert found.exact == len(examples) - found.unanswerable
         assert (found.unanswerable > 0) == negative
-        assert "train.py takes it; nothing was found" in audit_text(found)
+        assert "bertqa train takes it; nothing was found" in audit_text(found)
 
 
 def test_repeated_ids(tokenizer: BertTokenizer) -> None:
@@ -305,7 +305,7 @@ def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> No
     found = faulty[1]
     text = audit_text(found, shown=2)
     lines = text.splitlines()
-    assert "train.py refuses it, for 31 of its questions" in lines
+    assert "bertqa train refuses it, for 31 of its questions" in lines
     place = lines.index("misplaced: 30")
     name = r'0 <b onclick="x">&amp;</b>\u202e\x07'
     assert lines[place + 1].startswith(f"  row 0, {name}: answer 'Ada' is said to stand at 3: ")

@@ -594,7 +594,7 @@ def test_a_mended_copy_can_be_trained_on(
     bad, copy = world.rows("bad.json", *FAULTY), tmp_path / "new" / f"repaired{ending}"
     before = bad.read_bytes()
     assert call("train", *world.train("--train_file", bad)) == 2
-    assert "--check finds all faults" in capsys.readouterr().err
+    assert "bertqa check finds all faults" in capsys.readouterr().err
     assert checked(checkpoint, bad, "--repair", copy) == 0  # the copy's code
     said = capsys.readouterr().out
     assert "repaired: 3\n  row 1, moved: the answer '1642' at 3 is now '1642' at 22" in said
@@ -618,7 +618,7 @@ def test_what_cannot_be_mended_is_in_the_copy_too(
     }
     bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY, lost)
     assert checked(checkpoint, bad, "--repair", tmp_path / "copy.json") == 1
-    assert "train.py refuses it, for 1 of its questions" in capsys.readouterr().out
+    assert "bertqa train refuses it, for 1 of its questions" in capsys.readouterr().out
     assert read_examples(tmp_path / "copy.json")[3] == read_examples(bad)[3]
 
 
