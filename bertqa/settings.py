@@ -4,7 +4,8 @@ No module of torch is imported here, so that ``--help`` costs none of its second
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from bertqa.errors import UserError
 
@@ -75,6 +76,62 @@ class DecodingSettings:
                 raise UserError(f"--{name} {getattr(self, name)} leaves no answer: give 1 or more")
         if self.decoder not in DECODERS:
             raise UserError(f"--decoder {self.decoder} is unknown: pass exact or top20")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What is asked for in place of what a model's decoding.json and the defaults say.
+
+    The fields are those of ``WindowSettings`` and ``DecodingSettings``; None asks for nothing.
+    """
+
+    max_seq_length: int | None = None
+    doc_stride: int | None = None
+    max_query_length: int | None = None
+    n_best_size: int | None = None
+    max_answer_length: int | None = None
+    decoder: str | None = None
+    version_2_with_negative: bool | None = None
+    null_score_diff_threshold: float | None = None
+
+    def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
+        """The windows of a model, or the default ones, with what is asked for.
+
+        Raises:
+            UserError: no window can be like that.
+        """
+        return replace(stored or WindowSettings(), **self._given(WindowSettings))
+
+    def decoding(self, stored: DecodingSettings | None = None) -> DecodingSettings:
+        """The decoding of a model, or the default one, with what is asked for.
+
+        Raises:
+            UserError: a value is out of range, or a threshold is given without "no answer".
+        """
+        settings = replace(stored or DecodingSettings(), **self._given(DecodingSettings))
+        threshold = self.null_score_diff_threshold
+        if threshold is not None and math.isnan(threshold):
+            raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
+        if threshold is not None and not settings.version_2_with_negative:
+            raise UserError(
+                f"--null_score_diff_threshold {threshold} decides nothing without "
+                "--version_2_with_negative: pass both or neither"
+            )
+        return settings
+
+    def check(self) -> None:
+        """Refuse what no model can be asked for, before one is looked for.
+
+        Raises:
+            UserError: as ``windows`` and ``decoding`` do. Whether a model knows "no answer" is not
+                known yet, so a threshold alone passes, unless "no answer" is ruled out.
+        """
+        self.windows()
+        self.decoding(DecodingSettings(version_2_with_negative=True))
+
+    def _given(self, kind: type) -> dict[str, Any]:
+        names = [field.name for field in fields(kind)]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, local_runtime
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
+NOTHING_ASKED = Overrides()
 _AT_ONCE = 1024  # questions that are cut into windows together
 
 
@@ -94,6 +95,7 @@ class QuestionAnswerer:
     Attributes:
         model, tokenizer: what was loaded.
         windows, decoding: how contexts are cut and spans become answers.
+        folder: the checkpoint that it was loaded from; None for a model given to the constructor.
         runtime: device and precision; a model given to the constructor is converted to them and
             packed (see cpu_inference.py), and gives no gradients any more.
     """
@@ -114,6 +116,7 @@ class QuestionAnswerer:
             model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
         )
         self.tokenizer = tokenizer
+        self.folder: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -122,13 +125,17 @@ class QuestionAnswerer:
         *,
         windows: WindowSettings | None = None,
         decoding: DecodingSettings | None = None,
+        overrides: Overrides = NOTHING_ASKED,
         device: str = "auto",
         precision: str = "auto",
         allow_bin: bool = False,
     ) -> "QuestionAnswerer":
         """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
 
-        Without ``windows`` and ``decoding`` it is asked as its decoding.json says, if it has one.
+        Args:
+            windows, decoding: how contexts are cut and spans become answers; None takes what the
+                model's decoding.json says, if it has one.
+            overrides: single settings to take in place of those.
 
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
@@ -137,13 +144,15 @@ class QuestionAnswerer:
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
         folder = find_folder(str(name), allow_bin=allow_bin)
-        model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
         own_windows, own_decoding = read_decoding_file(folder)
-        if own_windows and windows in (None, own_windows):
-            check_window_fits(
-                model.config, own_windows, f"{folder / DECODING_FILE}: max_seq_length"
-            )
-        return cls(model, tokenizer, windows or own_windows, decoding or own_decoding, runtime)
+        decoding = overrides.decoding(decoding or own_decoding)
+        model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
+        windows = overrides.windows(windows or own_windows or usual_windows(model.config))
+        if windows == own_windows:
+            check_window_fits(model.config, windows, f"{folder / DECODING_FILE}: max_seq_length")
+        answerer = cls(model, tokenizer, windows, decoding, runtime)
+        answerer.folder = folder
+        return answerer
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Answer examples in order; a stream of any length in constant memory.

@@ -32,8 +32,7 @@ from bertqa.commands.flags import (
     add_decoding_flags,
     add_place_flags,
     add_window_flags,
-    decoding_settings,
-    window_settings,
+    overrides,
 )
 from bertqa.commands.loading import load_answerer
 from bertqa.data.labels import make_labelled_windows
@@ -45,7 +44,6 @@ from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.config import BertConfig
 from bertqa.report.charts import heat_map
 from bertqa.runtime import limit_onednn_cache
-from bertqa.settings import DecodingSettings
 
 FIGURES = "ablation.json"
 PICTURE = "ablation.svg"
@@ -136,8 +134,7 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"{flags.output_dir / existing[0]} is there already: name another --output_dir, or "
             "pass --overwrite_output_dir"
         )
-    window_settings(flags)
-    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+    overrides(flags).check()
 
 
 # --- what is taken away, and what that costs -----------------------------------------------------

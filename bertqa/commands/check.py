@@ -19,7 +19,7 @@ from bertqa.commands.flags import (
     add_model_name_flag,
     add_negative_flag,
     add_window_flags,
-    window_settings,
+    overrides,
 )
 from bertqa.commands.training_data import ENCODER, add_data_flags, check_data_flags
 from bertqa.errors import UserError
@@ -53,7 +53,7 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
 
 def main(flags: argparse.Namespace) -> int:
     """Check the flags, then the data; the exit code."""
-    window_settings(flags)
+    overrides(flags).windows()
     check_data_flags(flags)
     check_output_flags(flags)
     if os.environ.get("RANK", "0") != "0":  # of several processes one is enough

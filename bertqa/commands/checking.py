@@ -7,7 +7,7 @@ from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
-from bertqa.commands.flags import window_settings
+from bertqa.commands.flags import overrides
 from bertqa.commands.training_data import read_data
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
@@ -18,7 +18,7 @@ from bertqa.model.names import find_folder
 
 def check(flags: argparse.Namespace) -> int:
     """Print the faults of the data, write what was asked for, and give the exit code."""
-    cutting = window_settings(flags)
+    cutting = overrides(flags).windows()
     parts = read_data(flags)
     folder = find_folder(flags.model, allow_bin=flags.allow_bin)
     if is_checkpoint(folder):  # a tokenizer alone would do

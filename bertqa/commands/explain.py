@@ -23,12 +23,10 @@ from bertqa.commands.flags import (
     add_decoding_flags,
     add_model_flags,
     add_window_flags,
-    decoding_settings,
-    window_settings,
+    overrides,
 )
 from bertqa.errors import UserError
 from bertqa.model.folders import SHIPPED_MODEL
-from bertqa.settings import DecodingSettings
 
 TERMINAL = Path("-")  # what stands for no file
 
@@ -58,9 +56,7 @@ def main(flags: argparse.Namespace) -> None:
     check_question_flags(flags)
     file = page_file(flags.page)
     check_page(file, "", "--overwrite", flags.overwrite)
-    # Before a model is fetched, of which nobody knows yet whether it says "no answer".
-    window_settings(flags)
-    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+    overrides(flags).check()
     context = read_context(flags)
     from bertqa.commands.explaining import explain_one  # late: --help needs no torch
 

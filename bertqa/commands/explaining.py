@@ -18,7 +18,6 @@ from bertqa.explain.page import page
 from bertqa.explain.terminal import render
 from bertqa.files import write_text
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.names import find_folder
 
 
 def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> None:
@@ -32,8 +31,9 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
     if file is not None:
         print_found(flags, context, as_pipeline(prediction, flags.top_k))
     windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
+    folder = qa.folder
     del qa  # its layers are packed and give no gradients; there is to be room for the others
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    assert folder is not None  # it was loaded from one
     model = load_checkpoint(folder, allow_bin=flags.allow_bin)[0].to(runtime.device)
     with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:
         explanation = explain(

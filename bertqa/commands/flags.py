@@ -6,18 +6,24 @@ No module of torch is imported here, so that ``--help`` costs none of its second
 import argparse
 import errno
 import io
-import math
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields
 from typing import NoReturn
 
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
-from bertqa.settings import DECODERS, INT8, PRECISIONS, DecodingSettings, WindowSettings
+from bertqa.settings import (
+    DECODERS,
+    INT8,
+    PRECISIONS,
+    DecodingSettings,
+    Overrides,
+    WindowSettings,
+)
 
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
 _TOO_LARGE = 2**63  # whole numbers end here for torch
@@ -181,47 +187,10 @@ def add_negative_flag(parser: Parser, group: str = "decoding") -> None:
     )  # fmt: skip
 
 
-def window_settings(
-    flags: argparse.Namespace, stored: WindowSettings | None = None
-) -> WindowSettings:
-    """The window flags as settings; where one is not given, what is ``stored`` with the model.
-
-    Raises:
-        UserError: windows that cannot be.
-    """
-    given = {name: getattr(flags, name) for name in asdict(_WINDOWS)}
-    return replace(stored or _WINDOWS, **{k: v for k, v in given.items() if v is not None})
-
-
-def decoding_settings(
-    flags: argparse.Namespace, stored: DecodingSettings | None = None
-) -> DecodingSettings:
-    """The decoding flags as settings.
-
-    Args:
-        stored: what the model was made with, where it says so; flags that are given go before.
-
-    Raises:
-        UserError: values that cannot be, or that contradict each other.
-    """
-    stored = stored or DecodingSettings()
-    threshold, negative = flags.null_score_diff_threshold, flags.version_2_with_negative
-    if negative is None:
-        negative = stored.version_2_with_negative
-    if threshold is not None and math.isnan(threshold):
-        raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
-    if threshold is not None and not negative:
-        raise UserError(
-            f"--null_score_diff_threshold {threshold} decides nothing without "
-            "--version_2_with_negative: pass both or neither"
-        )
-    return DecodingSettings(
-        flags.n_best_size,
-        flags.max_answer_length,
-        flags.decoder,
-        negative,
-        stored.null_score_diff_threshold if threshold is None else threshold,
-    )
+def overrides(flags: argparse.Namespace) -> Overrides:
+    """The window and decoding flags that a command has and that were given."""
+    given = {field.name: getattr(flags, field.name, None) for field in fields(Overrides)}
+    return Overrides(**given)
 
 
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:

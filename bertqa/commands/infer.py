@@ -26,12 +26,10 @@ from bertqa.commands.flags import (
     add_decoding_flags,
     add_model_flags,
     add_window_flags,
-    decoding_settings,
-    window_settings,
+    overrides,
 )
 from bertqa.errors import UserError
 from bertqa.model.folders import SHIPPED_MODEL
-from bertqa.settings import DecodingSettings
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -113,9 +111,7 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError("--all_offsets goes with --json, or with --input and JSON lines: add one")
     if flags.explain is not None:
         check_explain_flags(flags)
-    # Before a model is fetched, of which nobody knows yet whether it says "no answer".
-    window_settings(flags)
-    decoding_settings(flags, DecodingSettings(version_2_with_negative=True))
+    overrides(flags).check()
 
 
 def check_explain_flags(flags: argparse.Namespace) -> None:

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.decoding_file import write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.commands.flags import (
     Parser,
     add_place_flags,
     add_window_flags,
-    window_settings,
+    overrides,
 )
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples
@@ -66,23 +66,22 @@ def main(flags: argparse.Namespace) -> None:
             f"{flags.file} has not both questions with an answer and questions without, so one "
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
-    window_settings(flags)  # before a model is looked for
+    overrides(flags).check()  # before a model is looked for
     folder = find_folder(flags.model)
     if is_shipped(folder):
         raise UserError(
             f"{flags.model} is the model that comes with the project, which stays as it is: copy "
             "its folder, and name the copy"
         )
-    windows = window_settings(flags, stored=read_decoding_file(folder)[0])
     limit_onednn_cache()
     qa = QuestionAnswerer.from_pretrained(
-        folder, windows=windows, decoding=DecodingSettings(version_2_with_negative=True),
-        device=flags.device, precision=flags.precision,
+        folder, decoding=DecodingSettings(version_2_with_negative=True),
+        overrides=overrides(flags), device=flags.device, precision=flags.precision,
     )  # fmt: skip
     curve = curve_of(examples, list(qa.answer(examples)))
     best = best_point(curve)
     keep_curve(folder, curve)
-    write_decoding_file(folder, best.threshold, windows)
+    write_decoding_file(folder, best.threshold, qa.windows)
     print(
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}; "
         f"kept in {folder / DECODING_FILE}"

@@ -26,8 +26,7 @@ from bertqa.commands.flags import (
     add_decoding_flags,
     add_model_flags,
     add_window_flags,
-    decoding_settings,
-    window_settings,
+    overrides,
 )
 from bertqa.commands.threshold import has_both_kinds
 from bertqa.commands.training_data import ENCODER, add_data_flags, check_data_flags, load_data
@@ -133,7 +132,7 @@ def add_output_flags(parser: Parser) -> None:
 def main(flags: argparse.Namespace) -> int:
     """Data, model, run; the exit code."""
     settings = TrainingSettings(**{name: getattr(flags, name) for name in asdict(DEFAULTS)})
-    cutting, decoding = window_settings(flags), decoding_settings(flags)
+    cutting, decoding = overrides(flags).windows(), overrides(flags).decoding()
     check_flags(flags)
     if flags.check:
         return check.main(flags)

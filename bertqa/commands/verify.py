@@ -33,7 +33,7 @@ from torch import nn
 
 from bertqa.answering.answerer import check_window_fits, load_for_training, usual_windows
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.commands.flags import Parser, add_bin_flag, add_window_flags, window_settings
+from bertqa.commands.flags import Parser, add_bin_flag, add_window_flags, overrides
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import make_windows
@@ -119,7 +119,7 @@ def main(flags: argparse.Namespace) -> int:
     limit_onednn_cache()
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=flags.allow_bin)
     stored = read_decoding_file(folder)[0] or usual_windows(ours.config)
-    settings = window_settings(flags, stored=stored)
+    settings = overrides(flags).windows(stored)
     check_window_fits(ours.config, settings)
     windows = make_windows(examples, tokenizer, settings)
     theirs, their_tokenizer = load_theirs(library, folder)
@@ -153,7 +153,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--max_samples {flags.max_samples} leaves no question: give 1 or more")
     if flags.markdown and flags.markdown.exists():
         raise UserError(f"--markdown {flags.markdown} is there already: name a new file")
-    window_settings(flags)
+    overrides(flags).check()
 
 
 def read_questions(flags: argparse.Namespace) -> list[Example]:

@@ -45,7 +45,7 @@ from bertqa.commands import (
 )
 from bertqa.commands import explain as explain_command
 from bertqa.commands.context import read_context
-from bertqa.commands.flags import decoding_settings, run_script
+from bertqa.commands.flags import overrides, run_script
 from bertqa.commands.training_data import load_data
 from bertqa.commands.whole_file import answer_file, answer_json_lines, check_file_flags
 from bertqa.data.readers import load_hub_dataset, read_examples
@@ -464,12 +464,12 @@ CASES: dict[str, Callable[[Room], object]] = {
     "not finite": lambda r: r.weights(lambda t: t[NAME].fill_(math.nan)),
     "positions": lambda r: r.weights(lambda t: t.update({POSITIONS: torch.ones(64)})),
     # cli
-    "no threshold": lambda r: decoding_settings(
+    "no threshold": lambda r: overrides(
         given("--null_score_diff_threshold", "nan", "--version_2_with_negative")
-    ),
-    "a threshold for nothing": lambda r: decoding_settings(
+    ).decoding(),
+    "a threshold for nothing": lambda r: overrides(
         given("--null_score_diff_threshold", "1")
-    ),
+    ).decoding(),
     # config
     "no number": lambda r: r.json(CONFIG_FILE, lambda e: e.update(hidden_size="x")),
     "no rate": lambda r: BertConfig(hidden_dropout_prob=2),
