@@ -177,8 +177,7 @@ def test_flags_of_one_title_stand_together(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_choices_of_the_flags_are_those_that_are_implemented() -> None:
-    assert tuple(runtime.PRECISIONS) == settings.PRECISIONS
-    assert runtime.INT8 == settings.INT8
+    assert tuple(runtime.DTYPES) == settings.PRECISIONS
     assert tuple(decoding.DECODERS) == settings.DECODERS
     assert check.COPY_ENDINGS == repair.COPY_ENDINGS
 
