@@ -33,7 +33,7 @@ from bertqa.commands.flags import (
     window_settings,
 )
 from bertqa.data.readers import read_examples
-from bertqa.data.squad import Example, check_answers, check_examples
+from bertqa.data.squad import check_answers, check_examples, has_both_kinds
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE, write_json, write_text
 from bertqa.model.folders import is_shipped
@@ -86,11 +86,6 @@ def main(flags: argparse.Namespace) -> None:
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}; "
         f"kept in {folder / DECODING_FILE}"
     )
-
-
-def has_both_kinds(examples: Sequence[Example]) -> bool:
-    """Whether a threshold can be chosen on them: some have an answer, some have none."""
-    return len({example.is_impossible for example in examples}) == 2
 
 
 def keep_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:

@@ -33,7 +33,6 @@ from bertqa.commands.flags import (
     decoding_settings,
     window_settings,
 )
-from bertqa.commands.threshold import has_both_kinds
 from bertqa.data.labels import Outcome, label_report
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import (
@@ -41,11 +40,13 @@ from bertqa.data.squad import (
     check_answers,
     check_examples,
     check_version,
+    data_fingerprint,
+    has_both_kinds,
     split_by_article,
 )
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
+from bertqa.data.window_cache import cached_windows, default_cache_dir
 from bertqa.data.windows import WindowSet, label_text, make_windows
 from bertqa.errors import UserError
 from bertqa.files import check_new_file

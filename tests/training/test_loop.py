@@ -27,7 +27,7 @@ from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import train
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.readers import read_examples
-from bertqa.data.window_cache import data_fingerprint
+from bertqa.data.squad import data_fingerprint
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
