@@ -32,11 +32,11 @@ from benchmarks.models import (
     windows_of,
 )
 from benchmarks.speed_table import Agreement, Amount, Row, speed_table
-from bertqa.answering.answerer import load_for_training
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.windows import WindowSet
 from bertqa.runtime import local_runtime
 from bertqa.settings import TrainingSettings
+from bertqa.training.checkpoints import load_for_training
 from bertqa.training.loop import Run
 from bertqa.training.run_folder import RunFolder
 

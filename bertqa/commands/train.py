@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertqa.answering.answerer import check_window_fits, load_for_training
+from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
 from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
@@ -55,6 +55,7 @@ from bertqa.model.folders import is_checkpoint
 from bertqa.model.names import find_folder
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 from bertqa.settings import SCHEDULES, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.checkpoints import load_for_training
 from bertqa.training.loop import Run
 from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 

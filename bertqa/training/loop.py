@@ -32,8 +32,9 @@ from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.checkpoint import BadWeights
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings
+from bertqa.training.checkpoints import Checkpoints, Progress
 from bertqa.training.optim import learning_rate, make_optimizer, set_learning_rate
-from bertqa.training.run_folder import Progress, RunFolder, check_free, evaluation_table
+from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 
 
 def total_steps(settings: TrainingSettings, num_windows: int, world_size: int) -> int:
@@ -75,6 +76,7 @@ class Run:
         self.model = model.to(runtime.device)
         self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
         self.settings, self.runtime, self.folder = settings, runtime, folder
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
         self.example_ids = example_ids
         self.optimizer = make_optimizer(
             model, settings.weight_decay, settings.adam_epsilon, settings.layerwise_lr_decay
@@ -101,7 +103,7 @@ class Run:
         check_free(self.folder.path, resume)
         if resume:
             self.folder.check_same_run()
-            self.progress = self.folder.load_last(self.model, self.optimizer)
+            self.progress = self.checkpoints.load_last(self.model, self.optimizer)
             if self.progress.scaler:
                 self.scaler.load_state_dict(self.progress.scaler)
         if len(set(self.runtime.gather(self.progress.step))) > 1:
@@ -111,7 +113,8 @@ class Run:
             )
         self.runtime.wait_for_all()  # all have looked before one writes
         if self.runtime.is_main:
-            self.folder.open(self.progress)
+            self.folder.open(self.progress.step)
+            self.checkpoints.open()
 
     # --- the loop ---
 
@@ -251,7 +254,7 @@ class Run:
         )
         examples = sorted({int(self.windows.example[window]) for window in chosen.tolist()})
         ids = [self.example_ids[i] if self.example_ids else str(i) for i in examples]
-        last = self.folder.last_checkpoint()
+        last = self.checkpoints.last()
         if self.runtime.is_main:
             failure = {"step": step, **failure, "example_ids": ids}
             failure["last_checkpoint"] = str(last) if last else None
@@ -343,10 +346,7 @@ class Run:
         self.progress.scaler = self.scaler.state_dict()
         if self.runtime.is_main:
             with self._going_on():
-                self.folder.save(
-                    self.model, self.tokenizer, self.optimizer, self.progress,
-                    self.settings.save_total_limit,
-                )  # fmt: skip
+                self.checkpoints.save(self.model, self.tokenizer, self.optimizer, self.progress)
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -362,7 +362,7 @@ class Run:
             message = f"at step {step}, or at one since the last checkpoint, {error.fault}"
             raise self._failure(message, step, {"weights": error.fault}) from error
         except UserError as error:
-            last = self.folder.last_checkpoint()
+            last = self.checkpoints.last()
             if last is None:
                 raise
             raise UserError(

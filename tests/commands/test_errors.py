@@ -56,9 +56,10 @@ from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.checkpoints import Checkpoints, Progress
 from bertqa.training.loop import Run
 from bertqa.training.optim import make_optimizer
-from bertqa.training.run_folder import Progress, RunFolder, check_free
+from bertqa.training.run_folder import RunFolder, check_free
 from tests.fuzz_checkpoints import CONFIG, WORDS, read_files, write_good
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +184,7 @@ def settle_infinity(room: Room) -> None:
     run.progress, run._pending = Progress(step=1), [(torch.tensor(math.inf), torch.tensor(1.0))]
     run.scaler = torch.amp.GradScaler("cpu", enabled=False)
     run.folder, run.runtime = RunFolder(room.path, {}), local_runtime("cpu", "fp32")
+    run.checkpoints = Checkpoints(room.path / "checkpoints")
     run.windows = make_windows(
         [Example("q", "who", "fox")], BertTokenizer.load(room.folder()), WindowSettings(16, 4)
     )
@@ -197,7 +199,7 @@ def resume_another(room: Room) -> None:
     room.folder().rename(last)
     save_file({"x": torch.ones(1)}, last / "optimizer.safetensors")
     (last / "progress.json").write_text("{}")
-    RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+    Checkpoints(room.path / "checkpoints").load_last(model, make_optimizer(model, 0.0, 1e-8))
 
 
 def full_cache(room: Room) -> None:
@@ -211,7 +213,7 @@ def resume_damaged(room: Room) -> None:
     last = room.path / "checkpoints" / "step-1"
     last.mkdir(parents=True)
     model = BertForQuestionAnswering(CONFIG)
-    RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+    Checkpoints(room.path / "checkpoints").load_last(model, make_optimizer(model, 0.0, 1e-8))
 
 
 def save_what_is_no_weight(room: Room) -> None:
@@ -354,7 +356,7 @@ def endless_context(room: Room) -> object:
 def no_disk(room: Room) -> None:
     """One checkpoint is whole, and for the next one there is no place."""
     run = Run.__new__(Run)
-    run.folder = RunFolder(room.path, {})
+    run.checkpoints = Checkpoints(room.path / "checkpoints")
     (room.path / "checkpoints" / "step-1").mkdir(parents=True)
     with run._going_on():
         write_text(room.write("file", "") / "model", "")

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from bertqa import QuestionAnswerer
-from bertqa.answering.answerer import load_folder, load_for_training
+from bertqa.answering.answerer import load_folder
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import train
@@ -35,9 +35,10 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
-from bertqa.training import run_folder as runs
+from bertqa.training import checkpoints as runs
+from bertqa.training.checkpoints import Checkpoints, Progress, load_for_training
 from bertqa.training.loop import Run, total_steps
-from bertqa.training.run_folder import Progress, RunFolder, check_free, evaluation_table
+from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -337,13 +338,13 @@ def test_saves_fall_on_evaluations_too(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    save = RunFolder.save
+    save = Checkpoints.save
 
-    def note(self: RunFolder, *given: Any) -> None:
+    def note(self: Checkpoints, *given: Any) -> None:
         saved.append(next(value for value in given if isinstance(value, Progress)).step)
         save(self, *given)
 
-    monkeypatch.setattr(RunFolder, "save", note)
+    monkeypatch.setattr(Checkpoints, "save", note)
     trained(make_run(tmp_path / "run", checkpoint))
     assert saved == [4, 7, 8, 12]
 
@@ -769,7 +770,7 @@ def test_another_run_does_not_go_on_with_this_one(
 ) -> None:
     folder = tmp_path / "run"
     description = DESCRIPTION | {"data": DESCRIPTION["data"] | {"windows": {"a": 1, "b": 2}}}
-    RunFolder(folder, description).open(Progress())
+    RunFolder(folder, description).open(0)
     before = contents(folder)
     RunFolder(folder, description).check_same_run()
     other = description | {part: description[part] | {key: value}}
@@ -826,7 +827,7 @@ def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
     monkeypatch.setattr(run.optimizer, "step", spoiled)
     with pytest.raises(UserError, match=r"at step 5, or .*query.weight holds numbers") as caught:
         trained(run)
-    last = run.folder.last_checkpoint()
+    last = run.checkpoints.last()
     assert (last is not None) == (save_steps == 1)
     advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
     assert advice in str(caught.value) and "questions are in" in str(caught.value)
