@@ -53,6 +53,7 @@ from bertqa.files import check_new_file
 from bertqa.model.config import load_config
 from bertqa.model.folders import is_checkpoint
 from bertqa.model.names import find_folder
+from bertqa.report.run_report import RunReport
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 from bertqa.settings import SCHEDULES, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
@@ -237,7 +238,8 @@ def train(
     description["data"]["chooses_threshold"] = chooses
     folder = RunFolder(flags.output_dir, description)
     ids = [example.id for example in train_examples]
-    run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder, ids)
+    report_writer = RunReport(flags.output_dir)
+    run = Run(model, tokenizer, windows, evaluator, settings, runtime, folder, ids, report_writer)
     run.start(flags.resume)
     if runtime.is_main:
         folder.keep_labels(labels)

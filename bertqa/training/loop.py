@@ -31,8 +31,9 @@ from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.checkpoint import BadWeights
 from bertqa.runtime import Runtime
-from bertqa.settings import DecodingSettings, TrainingSettings
+from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
+from bertqa.training.observer import Measured, Nobody, Observer
 from bertqa.training.optim import learning_rate, make_optimizer, set_learning_rate
 from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
 
@@ -56,6 +57,7 @@ class Run:
         settings, runtime: how and where.
         folder: where the run leaves what it makes.
         example_ids: of the examples that the windows are of, for messages; their numbers if none.
+        observer: is told of log lines, evaluations and the end.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Run:
         runtime: Runtime,
         folder: RunFolder,
         example_ids: Sequence[str] = (),
+        observer: Observer | None = None,
     ) -> None:
         if settings.dropout is not None:
             model.set_dropout(settings.dropout)
@@ -77,7 +80,7 @@ class Run:
         self.tokenizer, self.windows, self.evaluator = tokenizer, windows, evaluator
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
-        self.example_ids = example_ids
+        self.example_ids, self.observer = example_ids, observer or Nobody()
         self.optimizer = make_optimizer(
             model, settings.weight_decay, settings.adam_epsilon, settings.layerwise_lr_decay
         )
@@ -132,6 +135,8 @@ class Run:
         )  # fmt: skip
         with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
             self._steps(bar, interrupts)
+        if self.runtime.is_main:
+            self.observer.at_end(self.progress)
         return self.progress
 
     def _steps(self, bar: Any, interrupts: Interrupts) -> None:
@@ -290,6 +295,7 @@ class Run:
         }
         if self.runtime.is_main:
             self.folder.append_log(line)
+            self.observer.after_log(line)
 
     def _count_seconds(self) -> None:
         """Put the time since it was last counted down to the training."""
@@ -314,32 +320,32 @@ class Run:
                 "f1": evaluation.f1,
             }
         self.progress.evaluations.append(row)
-        self._keep_if_best(evaluation)
+        is_best = self._keep_if_best(evaluation)
         if self.runtime.is_main:
             self.folder.append_log(row)
-            self._report(evaluation)
+            if evaluation and self.evaluator:
+                self.folder.keep_answers(self.progress.step, evaluation.predictions)
+                examples, decoding = self.evaluator.examples, self.evaluator.settings
+                measured = Measured(row, is_best, evaluation, examples, decoding)
+            else:
+                measured = Measured(row, is_best)
+            self.observer.after_evaluation(measured)
             bar.write(evaluation_table(self.progress.evaluations))
 
-    def _report(self, evaluation: Evaluation | None) -> None:
-        if evaluation:
-            self.folder.keep_answers(self.progress.step, evaluation.predictions)
-        examples = self.evaluator.examples if self.evaluator else ()
-        settings = self.evaluator.settings if self.evaluator else DecodingSettings()
-        self.folder.write_report(examples, v2=settings.version_2_with_negative)
-
-    def _keep_if_best(self, evaluation: Evaluation | None) -> None:
+    def _keep_if_best(self, evaluation: Evaluation | None) -> bool:
         """Keep the model with the best F1 so far; without a validation set, the last one."""
         best = self.progress.best_f1
         if evaluation:
             if best is not None and evaluation.f1 <= best:
-                return
+                return False
             self.progress.best_f1 = evaluation.f1
         if not self.runtime.is_main:
-            return
+            return True
         with self._going_on():
             self.folder.keep_best(self.model, self.tokenizer)
         if evaluation and self.evaluator:
             self.folder.keep_predictions(evaluation, self.evaluator.settings)
+        return True
 
     def _save(self) -> None:
         self._settle()

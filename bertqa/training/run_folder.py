@@ -1,17 +1,17 @@
 """The folder of a training run: what it holds, and whether a run may go on in it.
 
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
-    decoding.json, threshold.json, threshold.svg         when it says "no answer", see threshold.py
+    decoding.json, threshold.json                        when it says "no answer", and how well
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
     log.jsonl                                            one line for each logged step
-    report.html                                          all of this to look at
     evaluations/step-00000500.json                       the answers of the last two evaluations
     checkpoints/step-00000500/                           see checkpoints.py
     failure.json                                         the step whose loss was no number
 
 All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
+Pages and pictures are for an observer, see observer.py.
 """
 
 import json
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.decoding_file import (
+    read_decoding_file,
+    write_curve,
+    write_decoding_file,
+)
 from bertqa.answering.evaluation import Evaluation, best_point, write_predictions
-from bertqa.commands.threshold import keep_curve
 from bertqa.data.labels import LabelReport
-from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.files import (
@@ -39,7 +41,6 @@ from bertqa.files import (
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
-from bertqa.report.training_page import Answered, report_page
 from bertqa.settings import DecodingSettings, WindowSettings
 
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step
@@ -173,7 +174,7 @@ class RunFolder:
             windows, _ = read_decoding_file(self.path)
             threshold = best_point(evaluation.curve).threshold
             write_decoding_file(self.path, threshold, windows or WindowSettings())
-            keep_curve(self.path, evaluation.curve)
+            write_curve(self.path, evaluation.curve)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of an evaluation beside those of the one before."""
@@ -183,38 +184,32 @@ class RunFolder:
             with said_plainly(old, "removed"):
                 old.unlink()
 
-    def write_report(self, examples: Sequence[Example], *, v2: bool) -> None:
-        """Bring report.html up to date.
-
-        Args:
-            examples: the validation questions; none if there are none.
-            v2: "" is an answer too.
-        """
-        log = [
-            json.loads(line)
-            for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        answered = self._answered(examples, v2) if examples else None
-        title = self.path.resolve().name
-        page = report_page(title, self.description, log, answered)
-        write_text(self.path / "report.html", page)
-
-    def _answered(self, examples: Sequence[Example], v2: bool) -> Answered | None:
-        """The answers of the last evaluation, and of the one before."""
-        files = sorted((self.path / "evaluations").glob("step-*.json"))
-        if not files:
-            return None
-        steps = [int(file.stem.removeprefix("step-")) for file in files[-2:]]
-        # Our own files, however large: as many answers as there are questions.
-        answers = [read_json_object(file, largest=file.stat().st_size) for file in files[-2:]]
-        if len(files) == 1:
-            return Answered(examples, steps[0], answers[0], v2=v2)
-        return Answered(examples, steps[1], answers[1], steps[0], answers[0], v2)
-
     def keep_failure(self, failure: dict[str, Any]) -> Path:
         """Write what is known of a step that failed; the file."""
         write_json(self.path / "failure.json", failure)
         return self.path / "failure.json"
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What run.json says in a run's folder."""
+    return _own(path / "run.json")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of the log in a run's folder."""
+    text = (path / "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def last_answers(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Step and answers, id -> text, of the last two evaluations in a run's folder, in order."""
+    files = sorted((path / "evaluations").glob("step-*.json"))[-2:]
+    return [(int(file.stem.removeprefix("step-")), _own(file)) for file in files]
+
+
+def _own(file: Path) -> dict[str, Any]:
+    """A file that a run has written, however large: as many answers as there are questions."""
+    return read_json_object(file, largest=file.stat().st_size)
 
 
 def _answers_of(folder: Path, step: int) -> Path:
