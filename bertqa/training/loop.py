@@ -158,9 +158,7 @@ class Run:
                 loss += part.detach()
                 self.progress.tokens_since_log += len(batch.tokens.input_ids)
 
-            # Processes get a signal at different steps, and must end after the same one.
-            to_stop = torch.tensor(float(interrupts.number > 0), device=self.runtime.device)
-            self.runtime.sum_over_ranks([loss, to_stop, *self._gradients()])
+            self.runtime.sum_over_ranks([loss, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
             grad_norm = self._clip()
             self.scaler.step(self.optimizer)
@@ -178,11 +176,9 @@ class Run:
             if self._due(self.settings.save_steps) or self._evaluation_due():
                 self._save()
             self._started = time.perf_counter()  # the log's time is that of the training alone
-            is_asked = interrupts.number > 0
-            if self.runtime.world_size > 1:  # what all have heard counts, not what this one has
-                is_asked = bool(to_stop > 0)
-            if is_asked:
-                self._stop(interrupts.number or signal.SIGTERM)
+            # Processes get a signal at different steps, and must end after the same one.
+            if number := self.runtime.max_over_ranks(interrupts.number):
+                self._stop(number)
 
     def _stop(self, number: int) -> None:
         """Save, and end the run.

@@ -475,6 +475,7 @@ def test_every_step_and_process_draws_its_own_dropout(
     monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
     monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
+    monkeypatch.setattr(Runtime, "max_over_ranks", lambda runtime, number: number)
     for seed in (42, 43):
         for rank in (0, 1):
             settings = replace(SETTINGS, seed=seed, max_steps=3, gradient_accumulation_steps=1)
@@ -582,18 +583,20 @@ def test_a_signal_in_the_last_step_stops_nothing(
 def test_all_processes_end_after_the_same_step(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process got the signal, in step 3: its word comes with the sum."""
+    """The other process got the signal, in step 3."""
 
-    def sum_with_another(runtime: Runtime, tensors: Any) -> None:
-        tensors[1] += float(run.progress.step == 2)
+    def of_another(runtime: Runtime, number: int) -> int:
+        assert number == 0  # none came here
+        return signal.SIGINT if run.progress.step == 3 else 0
 
     monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
-    monkeypatch.setattr(Runtime, "sum_over_ranks", sum_with_another)
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
+    monkeypatch.setattr(Runtime, "max_over_ranks", of_another)
     run = make_run(
         tmp_path / "run", checkpoint, runtime=Runtime(CPU, world_size=2), evaluator=False
     )
-    with pytest.raises(Stopped, match="after step 3 of 12"):
+    with pytest.raises(Stopped, match="stopped by SIGINT after step 3 of 12"):
         trained(run)
     assert checkpoints_of(tmp_path / "run")[-1] == "step-00000003"
 
