@@ -197,6 +197,17 @@ def test_the_largest_number_of_any_process(monkeypatch: pytest.MonkeyPatch) -> N
     assert [runtime.max_over_ranks(number) for number in (0, 3, 15)] == [3, 3, 15]
 
 
+def test_memory_that_is_short_is_not_taken_for_a_dead_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("torch.distributed.barrier", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        Runtime(CPU, world_size=2).wait_for_all()
+
+
 def test_only_the_first_process_is_main() -> None:
     assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
 

@@ -57,8 +57,9 @@ from bertqa.report.run_report import RunReport
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 from bertqa.settings import SCHEDULES, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
-from bertqa.training.loop import Run
-from bertqa.training.run_folder import RunFolder, check_free, evaluation_table
+from bertqa.training.evaluations import evaluation_table
+from bertqa.training.run import Run
+from bertqa.training.run_folder import RunFolder, check_free
 
 DEFAULTS = TrainingSettings()
 
@@ -244,9 +245,10 @@ def train(
     if runtime.is_main:
         folder.keep_labels(labels)
         folder.keep_decoding(decoding, cutting)
+    plan = run.loop.plan
     say(
         runtime,
-        f"{run.total_steps} steps of {run.windows_per_step} windows on {runtime.device} in "
+        f"{plan.total_steps} steps of {plan.windows_per_step} windows on {runtime.device} in "
         f"{runtime.dtype}, from step {run.progress.step}",
     )
     progress = run.train()

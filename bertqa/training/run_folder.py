@@ -17,7 +17,7 @@ Pages and pictures are for an observer, see observer.py.
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +139,11 @@ class RunFolder:
             kept = [line + "\n" for line in lines if _step_of(line) <= step]
             write_text(log, "".join(kept))
 
-    def append_log(self, line: dict[str, Any]) -> None:
+    def append_log(self, line: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""
         log = self.path / "log.jsonl"
         with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(dict(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that comes after it counts on it
 
@@ -184,7 +184,7 @@ class RunFolder:
             with said_plainly(old, "removed"):
                 old.unlink()
 
-    def keep_failure(self, failure: dict[str, Any]) -> Path:
+    def keep_failure(self, failure: Mapping[str, Any]) -> Path:
         """Write what is known of a step that failed; the file."""
         write_json(self.path / "failure.json", failure)
         return self.path / "failure.json"
@@ -222,16 +222,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, RecursionError, KeyError, TypeError):
         return math.inf
-
-
-def evaluation_table(rows: list[dict[str, float]]) -> str:
-    """The evaluations of a run as a table, a line each."""
-    titles = {
-        "epoch": "{:.2f}", "step": "{:.0f}", "training_loss": "{:.4f}",
-        "validation_loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}",
-    }  # fmt: skip
-    lines = ["".join(f"{title.replace('_', ' '):>17}" for title in titles)]
-    for row in rows:
-        cells = (form.format(row[title]) if title in row else "-" for title, form in titles.items())
-        lines.append("".join(f"{cell:>17}" for cell in cells))
-    return "\n".join(lines)

@@ -57,8 +57,12 @@ from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
-from bertqa.training.loop import Run
+from bertqa.training.failures import Failures
+from bertqa.training.log import TrainingLog
+from bertqa.training.loop import Step
 from bertqa.training.optim import make_optimizer
+from bertqa.training.plan import Plan
+from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder, check_free
 from tests.fuzz_checkpoints import CONFIG, WORDS, read_files, write_good
 
@@ -99,7 +103,7 @@ class Room:
                 (folder / name).write_bytes(content)
         return folder
 
-    def load(self, **changed: bytes | None) -> object:
+    def load(self, **changed: bytes | None) -> Any:
         return load_folder(self.folder(**changed), True, True)
 
     def json(self, name: str, change: Callable[[dict[str, Any]], object]) -> object:
@@ -179,17 +183,21 @@ def error_of(kind: type[Exception], **attributes: object) -> Exception:
     return error
 
 
-def settle_infinity(room: Room) -> None:
-    run = Run.__new__(Run)
-    run.progress, run._pending = Progress(step=1), [(torch.tensor(math.inf), torch.tensor(1.0))]
-    run.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    run.folder, run.runtime = RunFolder(room.path, {}), local_runtime("cpu", "fp32")
-    run.checkpoints = Checkpoints(room.path / "checkpoints")
-    run.windows = make_windows(
+def failures(room: Room) -> Failures:
+    """Of a run of one question, in the room's folder."""
+    windows = make_windows(
         [Example("q", "who", "fox")], BertTokenizer.load(room.folder()), WindowSettings(16, 4)
     )
-    run.windows_per_step, run.settings, run.example_ids = 1, TrainingSettings(), ["q"]
-    run._settle()
+    plan = Plan(TrainingSettings(), len(windows))
+    checkpoints = Checkpoints(room.path / "checkpoints")
+    return Failures(RunFolder(room.path, {}), checkpoints, plan, windows, ["q"])
+
+
+def settle_infinity(room: Room) -> None:
+    plan, progress = Plan(TrainingSettings(), num_windows=1), Progress(step=1)
+    log = TrainingLog(plan, failures(room), skips_overflow=False)
+    log.add(Step(1, torch.tensor(math.inf), torch.tensor(1.0), tokens=3), progress)
+    log.settle(progress)
 
 
 def resume_another(room: Room) -> None:
@@ -225,9 +233,12 @@ def save_what_is_no_weight(room: Room) -> None:
 
 def folders_apart(room: Room) -> None:
     room.patch.setattr(Runtime, "gather", lambda self, value: [value, 1])
-    run = Run.__new__(Run)
-    run.folder, run.runtime = RunFolder(room.path / "new", {}), local_runtime("cpu", "fp32")
-    run.progress = Progress()
+    model, tokenizer, _ = room.load()
+    windows = make_windows([Example("q", "who", "fox")], tokenizer, WindowSettings(16, 4))
+    folder = RunFolder(room.path / "new", {})
+    run = Run(
+        model, tokenizer, windows, None, TrainingSettings(), local_runtime("cpu", "fp32"), folder
+    )
     run.start(resume=False)
 
 
@@ -355,10 +366,8 @@ def endless_context(room: Room) -> object:
 
 def no_disk(room: Room) -> None:
     """One checkpoint is whole, and for the next one there is no place."""
-    run = Run.__new__(Run)
-    run.checkpoints = Checkpoints(room.path / "checkpoints")
     (room.path / "checkpoints" / "step-1").mkdir(parents=True)
-    with run._going_on():
+    with failures(room).while_saving(2):
         write_text(room.write("file", "") / "model", "")
 
 
