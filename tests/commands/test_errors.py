@@ -55,9 +55,10 @@ from bertqa.model.folders import SHIPPED_MODEL
 from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
-from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
 from bertqa.training.failures import Failures
+from bertqa.training.job import load_data
 from bertqa.training.log import TrainingLog
 from bertqa.training.loop import Step
 from bertqa.training.optim import make_optimizer
@@ -738,25 +739,27 @@ CASES: dict[str, Callable[[Room], object]] = {
     "nothing to take away": lambda r: taken_away(r, "--max_samples", 0),
     "an ablation is there": lambda r: taken_away(r.write(ablate.FIGURES, "{}") and r),
     # train.py
-    "a data set and a file": lambda r: train.check_flags(
+    "a data set and a file": lambda r: train.data_settings(
         given("--dataset", "a", "--train_file", "b")
     ),
-    "validation alone": lambda r: train.check_flags(given("--validation_file", "b")),
-    "validation twice": lambda r: train.check_flags(
+    "validation alone": lambda r: train.data_settings(given("--validation_file", "b")),
+    "validation twice": lambda r: train.data_settings(
         given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9)
     ),
-    "a percentage": lambda r: train.check_flags(given("--validation_split_percentage", 99)),
+    "a percentage": lambda r: train.data_settings(given("--validation_split_percentage", 99)),
     "an infinite threshold": lambda r: train.check_flags(
         given("--null_score_diff_threshold", "inf")
     ),
-    "no samples": lambda r: train.check_flags(given("--max_train_samples", 0)),
+    "no samples": lambda r: train.data_settings(given("--max_train_samples", 0)),
+    "nothing to show": lambda r: train.check_flags(given("--show", 0)),
     "to check and to show": lambda r: train.check_flags(given("--check", "--show", 1)),
     "to repair unchecked": lambda r: train.check_flags(given("--repair", "a.json")),
     "one file twice": lambda r: train.check_flags(
         given("--check", "--repair", "a.json", "--report", "a.json")
     ),
-    "a fault in training data": lambda r: train.load_data(
-        given("--train_file", r.rows(ROW | {"answers": {"text": ["b"], "answer_start": [3]}}))
+    "a fault in training data": lambda r: load_data(
+        DataSettings(train_file=r.rows(ROW | {"answers": {"text": ["b"], "answer_start": [3]}})),
+        version_2_with_negative=False,
     ),
     # infer.py
     "two ways": lambda r: asked("--demo", "--question", "a"),

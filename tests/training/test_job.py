@@ -1,4 +1,4 @@
-"""train.py as a whole, in one process or several."""
+"""A training as a whole: as a function, as train.py, in one process or several."""
 
 import json
 import os
@@ -21,9 +21,93 @@ from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
-from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training import job, provenance
+from bertqa.training.job import main_first
+from bertqa.training.provenance import git_commit
 from tests.helpers import STORIES, their_batch, unpadded
-from tests.training.runs import CPU, EXAMPLES, ROOT, SETTINGS, TRAINING, WINDOWS, log_of, losses_of
+from tests.training.runs import (
+    CPU,
+    EXAMPLES,
+    FP32,
+    ROOT,
+    SETTINGS,
+    TRAINING,
+    WINDOWS,
+    log_of,
+    losses_of,
+)
+
+
+def test_a_training_without_a_command_line(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What train.py does, as a function: the same run, said to whom it may concern."""
+    said: list[object] = []
+    data = DataSettings(
+        train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
+    )
+    settings = TrainingSettings(max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3)
+    progress = job.train(
+        str(checkpoint), data, tmp_path / "called",
+        settings=settings, windows=WINDOWS, runtime=FP32, say=said.append,
+    )  # fmt: skip
+    assert progress.step == 2
+    names = [str(line).partition(":")[0] for line in said[1:3]]
+    assert names == ["training", "validation"]
+    assert str(said[3]).startswith("2 steps of 4 windows on cpu in torch.float32, from step 0")
+    assert str(said[4]).splitlines()[0].split()[:2] == ["epoch", "step"]
+    assert not (tmp_path / "called" / "report.html").exists()  # that is an observer's work
+
+    flags = train_flags(
+        checkpoint, tmp_path / "commanded", "--validation_file", str(STORIES),
+        "--max_train_samples", "4", "--max_eval_samples", "3", "--max_steps", "2",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert train.main(train.parse_flags(flags)) == 0
+    assert capsys.readouterr().out.startswith("\n".join(map(str, said[:4])))
+    called, commanded = (tmp_path / name for name in ("called", "commanded"))
+    assert log_of(called) == log_of(commanded)
+    for name in ("model.safetensors", "predictions.json", "labels.json"):
+        assert (called / name).read_bytes() == (commanded / name).read_bytes()
+    assert (commanded / "report.html").exists()
+
+
+def test_a_process_that_is_not_the_first_says_nothing(
+    tmp_path: Path, checkpoint: Path, alone_of_two: None
+) -> None:
+    said: list[object] = []
+    data = DataSettings(train_file=STORIES, max_train_samples=4)
+    job.train(
+        str(checkpoint), data, tmp_path / "run", settings=TrainingSettings(max_steps=1),
+        windows=WINDOWS, runtime=Runtime(CPU, rank=1, world_size=2), say=said.append,
+    )  # fmt: skip
+    assert said == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset": "squad", "train_file": Path("a")}, "exclude each other"),
+        ({"validation_file": Path("b")}, "--validation_file b needs a --train_file"),
+        (
+            {
+                "train_file": Path("a"),
+                "validation_file": Path("b"),
+                "validation_split_percentage": 5,
+            },
+            "--validation_file and --validation_split_percentage exclude each other",
+        ),
+        ({"validation_split_percentage": 0}, "--validation_split_percentage 0"),
+        ({"validation_split_percentage": 51}, "--validation_split_percentage 51"),
+        ({"max_train_samples": 0}, "--max_train_samples 0"),
+        ({"max_eval_samples": -1}, "--max_eval_samples -1"),
+    ],
+)
+def test_data_that_cannot_be_are_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        DataSettings(**given)
 
 
 def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
@@ -68,7 +152,7 @@ def test_run_json_says_what_was_run(
     assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert None not in versions.values()
     assert run == {
-        "git_commit": train.git_commit(),
+        "git_commit": git_commit(),
         "command": ["train.py", *flags],
         "device": "cpu",
         "processes": 1,
@@ -78,8 +162,8 @@ def test_run_json_says_what_was_run(
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
-    assert train.git_commit() is None  # no repository
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "train.py"))
+    assert git_commit() is None  # no repository
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
@@ -92,11 +176,14 @@ def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.Monke
     git("commit", "-m", "first")
     git("tag", "-a", "v1", "-m", "a name must not hide the commit")
     commit = git("rev-parse", "HEAD")
-    assert train.git_commit() == commit
+    assert git_commit() == commit
     (tmp_path / "train.py").write_text("2")
-    assert train.git_commit() == f"{commit}-dirty"
+    assert git_commit() == f"{commit}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert train.git_commit() is None  # no git
+    assert git_commit() is None  # no git
+
+
+# --- what comes of it ----------------------------------------------------------------------------
 
 
 def test_transformers_and_the_answerer_open_what_was_trained(
@@ -218,7 +305,7 @@ def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatc
 
     for rank, make in ((0, fail), (1, never)):
         with pytest.raises(UserError, match="does not exist"):
-            train.main_first(Runtime(CPU, rank=rank, world_size=2), make)
+            main_first(Runtime(CPU, rank=rank, world_size=2), make)
 
 
 def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,4 +313,4 @@ def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value, None])
     for rank in (0, 1):
         runtime = Runtime(CPU, rank=rank, world_size=2)
-        assert train.main_first(runtime, lambda: made.append(1) or len(made)) == rank + 1
+        assert main_first(runtime, lambda: made.append(1) or len(made)) == rank + 1
