@@ -8,6 +8,8 @@ from typing import Any
 
 from bertqa.runtime import Runtime
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def surroundings(runtime: Runtime) -> dict[str, Any]:
     """What goes into run.json of them."""
@@ -29,12 +31,28 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def git_commit() -> str | None:
-    """The commit of this source tree, marked if files differ from it; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+def git_commit(package: Path = _PACKAGE) -> str | None:
+    """The commit of the source tree that a package is in, marked if files differ from it.
+
+    None outside git, and for an installed copy: it may lie in a virtual environment inside the
+    user's own repository, whose commit says nothing of this code.
+    """
+    tree = package.parent
+    project = tree / "pyproject.toml"
+    if not project.is_file() or 'name = "bertqa"' not in project.read_text(encoding="utf-8"):
+        return None
+    if _git(tree, "rev-parse", "--show-prefix") != "":  # the tree is not the repository's top
+        return None
+    if not _git(tree, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"):
+        return None
+    return _git(tree, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None where it refuses or is not installed."""
     try:
         result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -22,7 +22,7 @@ from bertqa.errors import UserError
 from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
-from bertqa.training import job, provenance
+from bertqa.training import job
 from bertqa.training.job import main_first
 from bertqa.training.provenance import git_commit
 from tests.helpers import STORIES, their_batch, unpadded
@@ -159,28 +159,76 @@ def test_run_json_says_what_was_run(
     }
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+# --- the commit ----------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def source_tree(folder: Path, project: str = "bertqa") -> Path:
+    """A folder as this project's is, in no repository; its package."""
+    package = folder / "bertqa"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("1")
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    return package
+
+
+def committed(folder: Path) -> str:
+    """Everything in a folder as the first commit of a repository; the commit."""
+    git(folder, "init")
+    git(folder, "add", "--force", ".")
+    git(folder, "commit", "-m", "first")
+    return git(folder, "rev-parse", "HEAD")
+
+
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+
+
+@needs_git
 def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "train.py"))
-    assert git_commit() is None  # no repository
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    git("init")
-    (tmp_path / "train.py").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    git("tag", "-a", "v1", "-m", "a name must not hide the commit")
-    commit = git("rev-parse", "HEAD")
-    assert git_commit() == commit
-    (tmp_path / "train.py").write_text("2")
-    assert git_commit() == f"{commit}-dirty"
+    package = source_tree(tmp_path)
+    assert git_commit(package) is None  # no repository
+    commit = committed(tmp_path)
+    git(tmp_path, "tag", "-a", "v1", "-m", "a name must not hide the commit")
+    assert git_commit(package) == commit
+    (package / "__init__.py").write_text("2")
+    assert git_commit(package) == f"{commit}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_commit() is None  # no git
+    assert git_commit(package) is None  # no git
+
+
+@needs_git
+def test_the_commit_of_another_project_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    theirs = source_tree(tmp_path / "theirs", project="thesis")
+    within = source_tree(tmp_path / "whole" / "third_party")
+    beside = source_tree(tmp_path / "untracked")
+    for folder in (tmp_path / "theirs", tmp_path / "whole"):
+        committed(folder)
+    git(tmp_path / "untracked", "init")
+    assert [git_commit(package) for package in (theirs, within, beside)] == [None] * 3
+
+
+@needs_git
+def test_an_installed_copy_has_no_commit(tmp_path: Path) -> None:
+    """In a virtual environment inside a repository of the user's, be it committed with it."""
+    place = tmp_path / ".venv" / "lib" / "site-packages"
+    shutil.copytree(ROOT / "bertqa", place / "bertqa", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "thesis"\n')
+    committed(tmp_path)
+    code = "from bertqa.training import provenance as p; print(p.__file__, p.git_commit())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(place)},
+    )  # fmt: skip
+    assert result.stdout.split() == [str(place / "bertqa/training/provenance.py"), "None"]
 
 
 # --- what comes of it ----------------------------------------------------------------------------
