@@ -57,30 +57,34 @@ def child(
     delay: float,
     file_size: int,
     environment: dict[str, str],
+    number: int,
 ) -> None:
     """train.py in a process of its own, with its accident."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with Path(said).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     count_down(os, "fsync", killed_at_sync)
-    count_down(training, "set_learning_rate", killed_at_step, delay)
+    count_down(training, "set_learning_rate", killed_at_step, delay, number)
     code = run_script(train.main, train.parse_flags(flags))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def count_down(module: object, name: str, calls: int, delay: float = 0.0) -> None:
-    """Let this process be killed some seconds after a function's n-th call; 0 calls for never."""
+def count_down(
+    module: object, name: str, calls: int, delay: float = 0.0, number: int = signal.SIGKILL
+) -> None:
+    """Send this process a signal some seconds after a function's n-th call; 0 calls for never."""
     real, left = getattr(module, name), [calls]
 
     def killed() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
     def counted(*arguments: object) -> object:
         left[0] -= 1
@@ -103,9 +107,11 @@ def start(
     delay: float = 0.0,
     file_size: int = 0,
     environment: dict[str, str] | None = None,
+    number: int = signal.SIGKILL,
 ) -> BaseProcess:
     arguments = (
         flags, str(said), killed_at_sync, killed_at_step, delay, file_size, environment or {},
+        number,
     )  # fmt: skip
     process = server.Process(target=child, args=arguments)
     process.start()
@@ -233,6 +239,39 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def meeting() -> list[dict[str, str]]:
+    """The environments of two processes that find each other."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    server, home: Path, checkpoint: Path
+) -> None:
+    """Only the second is signalled, in step 5; the first saves, and the run goes on as if not."""
+    run = ("--max_steps", 12, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3)
+    folders = home / "signalled", home / "unsignalled"
+    said = [home / "signalled0.txt", home / "signalled1.txt"]
+
+    def two(folder: Path, step: int = 0) -> list[tuple[int, str]]:
+        flags = flags_of(checkpoint, folder, *run, "--per_device_train_batch_size", 4)
+        steps = (0, step)
+        processes = [
+            start(server, flags, said[rank], environment=environment, killed_at_step=steps[rank],
+                  number=signal.SIGTERM)
+            for rank, environment in enumerate(meeting())
+        ]  # fmt: skip
+        return [ended(process, words) for process, words in zip(processes, said, strict=True)]
+
+    (code, words), (other_code, _) = two(folders[0], step=5)
+    assert code == other_code == 128 + signal.SIGTERM, words
+    assert "stopped by SIGTERM after step 5 of 12, which is saved" in words
+    assert max(folders[0].glob("checkpoints/*")).name == "step-00000005"
+    for folder in folders:
+        assert [code for code, _ in two(folder)] == [0, 0]
+    assert outcome(folders[0]) == outcome(folders[1])
+
+
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
     server, home: Path
 ) -> None:
@@ -246,12 +285,10 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
         flags_of(still, folders[0], *run, "--per_device_train_batch_size", 4),
         flags_of(still, folders[1], *run, "--per_device_train_batch_size", 8),
     ]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes, said = [], [home / "rank0.txt", home / "rank1.txt"]
-    for rank in (0, 1):
-        ranked = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    for rank, environment in enumerate(meeting()):
         processes.append(
-            start(server, flags[0], said[rank], environment=ranked, killed_at_step=8 * rank)
+            start(server, flags[0], said[rank], environment=environment, killed_at_step=8 * rank)
         )
     assert ended(processes[1], said[1])[0] == -signal.SIGKILL
     since = time.monotonic()

@@ -213,6 +213,7 @@ def test_the_commit_of_another_project_is_not_recorded(
     for folder in (tmp_path / "theirs", tmp_path / "whole"):
         committed(folder)
     git(tmp_path / "untracked", "init")
+    git(tmp_path / "untracked", "commit", "--allow-empty", "-m", "first")
     assert [git_commit(package) for package in (theirs, within, beside)] == [None] * 3
 
 

@@ -113,7 +113,12 @@ def test_a_process_without_a_window_gives_gradients_of_zero(
     assert len(loop.windows) % 2 == 1
     last = loop.plan.steps_per_epoch - 1
     assert 0 < last < loop.plan.total_steps
+    zeros = []
+    loop.optimizer.register_step_pre_hook(
+        lambda *_: zeros.extend(torch.equal(p.grad, p * 0) for p in loop.model.parameters())
+    )
     step = next(loop.steps(first=last))
+    assert len(zeros) == len(list(loop.model.parameters())) and all(zeros)
     assert (float(step.loss), float(step.grad_norm), step.tokens) == (0.0, 0.0, 0)
 
 
