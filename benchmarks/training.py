@@ -9,6 +9,7 @@ as there); "padded" is to 384 tokens, as in run_qa, "longest" to the longest of 
 import argparse
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,19 @@ from benchmarks.models import (
     windows_of,
 )
 from benchmarks.speed_table import Agreement, Amount, Row, speed_table
-from bertqa.answering.answerer import load_for_training
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.labels import LabelledWindows
 from bertqa.runtime import local_runtime
 from bertqa.settings import TrainingSettings
-from bertqa.training.loop import Run
-from bertqa.training.run_folder import RunFolder
+from bertqa.training.checkpoints import load_for_training
+from bertqa.training.loop import TrainingLoop
 
 LEARNING_RATE = 2e-5
+_ENOUGH = 10**6  # steps: more than are ever measured
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement
 
 
 # --- ours ----------------------------------------------------------------------------------------
-
-
-class _Bar:
-    """Stands where the loop has its progress bar."""
-
-    def update(self) -> None:
-        """Show nothing."""
-
-
-class _StepsOnly(Run):
-    """A run that neither logs nor evaluates nor saves."""
-
-    def _due(self, every: int) -> bool:
-        return False
-
-    def go_on(self, steps: int) -> None:
-        """Do so many steps more and wait for them."""
-        self.total_steps = self.progress.step + steps
-        self._steps(_Bar())
-        self._settle()  # turns the losses into numbers, and so waits for a GPU
 
 
 class OurSteps:
@@ -73,36 +54,36 @@ class OurSteps:
     def __init__(
         self, model: str, source: dict[str, Any], precision: str, batch_size: int, steps: int
     ) -> None:
-        loaded, tokenizer, _ = load_for_training(model)
+        loaded, _, _ = load_for_training(model)
         settings = TrainingSettings(
-            learning_rate=LEARNING_RATE, per_device_train_batch_size=batch_size
+            max_steps=_ENOUGH, learning_rate=LEARNING_RATE, per_device_train_batch_size=batch_size
         )
-        runtime = local_runtime(precision=precision)
-        folder = RunFolder(Path(model) / "run", {})  # never opened: nothing is written
         windows = windows_of(model, **source)
-        self.run = _StepsOnly(loaded, tokenizer, windows, None, settings, runtime, folder)
+        self.loop = TrainingLoop(loaded, windows, settings, local_runtime(precision=precision))
         self.batch_size, self.steps = batch_size, steps
+        self._steps = self.loop.steps()
 
     def work(self) -> None:
         """The next steps."""
-        self.run.model.train()
-        self.run.go_on(self.steps)
+        self.loop.model.train()
+        *_, last = islice(self._steps, self.steps)
+        float(last.loss)  # waits for a GPU
 
     def result(self) -> dict[str, list[float]]:
         """The scores of the first batch without dropout."""
-        run = self.run
-        run.model.eval()
-        chosen = batch_of_step(run.windows, self.batch_size, 0)
+        loop = self.loop
+        loop.model.eval()
+        chosen = batch_of_step(loop.windows, self.batch_size, 0)
 
         def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            with run.runtime.autocast():
-                outputs = [run.model(batch) for batch in batches]
+            with loop.runtime.autocast():
+                outputs = [loop.model(batch) for batch in batches]
             return [(output.start_logits, output.end_logits) for output in outputs]
 
         def stream(chosen: Tensor) -> Any:
-            return collate(run.windows, chosen).to(run.runtime.device)
+            return collate(loop.windows, chosen).to(loop.runtime.device)
 
-        return _scores(forward, stream, chosen, run.windows)
+        return _scores(forward, stream, chosen, loop.windows)
 
     def peak_mib(self) -> float:
         """Of the process, or of the GPU."""

@@ -96,6 +96,15 @@ class Runtime:
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
+    def max_over_ranks(self, number: int) -> int:
+        """The largest number that any process has."""
+        if self.world_size == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        with _others_alive():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order of rank."""
         if self.world_size == 1:

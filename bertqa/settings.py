@@ -1,10 +1,11 @@
-"""What a user can set, with the defaults: windows, decoding, training.
+"""What a user can set, with the defaults: windows, decoding, data, training.
 
 No module of torch is imported here, so that ``--help`` costs none of its seconds.
 """
 
 import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError
@@ -132,6 +133,50 @@ class Overrides:
     def _given(self, kind: type) -> dict[str, Any]:
         names = [field.name for field in fields(kind)]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which questions to train on, and which to evaluate on; without any, SQuAD v1.1 of the hub.
+
+    Attributes:
+        dataset: of the hub, name or name:config, with the splits train and validation.
+        train_file, validation_file: files of any form that readers.py knows, in its place.
+        validation_split_percentage: hold out so many per cent of the training articles, and
+            evaluate on their questions.
+        max_train_samples, max_eval_samples: take the first so many; None takes all.
+    """
+
+    dataset: str | None = None
+    train_file: Path | None = None
+    validation_file: Path | None = None
+    validation_split_percentage: int | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dataset and (self.train_file or self.validation_file):
+            raise UserError(
+                "--dataset and --train_file/--validation_file exclude each other: pass one"
+            )
+        if self.validation_file and not self.train_file:
+            raise UserError(
+                f"--validation_file {self.validation_file} needs a --train_file beside it: pass "
+                "both"
+            )
+        percentage = self.validation_split_percentage
+        if percentage is not None and self.validation_file:
+            raise UserError(
+                "--validation_file and --validation_split_percentage exclude each other: pass one"
+            )
+        if percentage is not None and not 1 <= percentage <= 50:
+            raise UserError(
+                f"--validation_split_percentage {percentage} is not possible: give 1 to 50 per cent"
+            )
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value} asks for no example: give 1 or more")
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ def test_one_process_talks_to_itself() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors, kept, strict=True))
     value = object()
     assert runtime.gather(value) == [value]
+    assert runtime.max_over_ranks(15) == 15
     runtime.wait_for_all()
     stop_runtime()
 
@@ -184,6 +185,27 @@ def test_the_sum_over_ranks_goes_back_where_it_came_from(monkeypatch: pytest.Mon
     assert transposed.tolist() == [[11, 21], [31, 41], [51, 61]]
     assert matrix.tolist() == [[11, 31, 51], [21, 41, 61]]
     assert vector.tolist() == [70, 80]
+
+
+def test_the_largest_number_of_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(number: torch.Tensor, how: dist.ReduceOp) -> None:
+        assert how is dist.ReduceOp.MAX
+        number.clamp_(min=3)  # the other process sent a 3
+
+    monkeypatch.setattr(runtime_module.dist, "all_reduce", all_reduce)
+    runtime = Runtime(CPU, world_size=2)
+    assert [runtime.max_over_ranks(number) for number in (0, 3, 15)] == [3, 3, 15]
+
+
+def test_memory_that_is_short_is_not_taken_for_a_dead_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("torch.distributed.barrier", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        Runtime(CPU, world_size=2).wait_for_all()
 
 
 def test_only_the_first_process_is_main() -> None:

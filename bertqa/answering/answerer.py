@@ -6,8 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
-
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import predict
@@ -27,18 +25,6 @@ from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
 _AT_ONCE = 1024  # questions that are cut into windows together
-
-
-def load_for_training(
-    name: str, *, seed: int = 42, allow_bin: bool = False
-) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
-    """The model and tokenizer of a name; S and E are drawn afresh, by ``seed``, if it has none.
-
-    Raises:
-        UserError: it is not to be had, corrupt, or no BERT.
-    """
-    torch.manual_seed(seed)
-    return load_folder(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
 
 
 def load_folder(

@@ -6,11 +6,12 @@ lowest of its windows'. So their settings stand in the file as well.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from bertqa.answering.metrics import ThresholdPoint
 from bertqa.errors import UserError, shown
 from bertqa.files import DECODING_FILE, is_there, read_json_object, write_json
 from bertqa.settings import DecodingSettings, WindowSettings
@@ -67,3 +68,13 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
         version_2_with_negative=entries["version_2_with_negative"],
         null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
     )
+
+
+def write_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
+    """Write threshold.json: EM and F1 at every threshold that makes a difference.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    columns = list(ThresholdPoint._fields)
+    write_json(folder / "threshold.json", {"columns": columns, "rows": [list(p) for p in curve]})

@@ -21,7 +21,7 @@ from bertqa.commands.flags import (
     add_window_flags,
     overrides,
 )
-from bertqa.commands.training_data import ENCODER, add_data_flags, check_data_flags
+from bertqa.commands.training_data import ENCODER, add_data_flags, data_settings
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
 
@@ -54,13 +54,13 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
 def main(flags: argparse.Namespace) -> int:
     """Check the flags, then the data; the exit code."""
     overrides(flags).windows()
-    check_data_flags(flags)
+    data = data_settings(flags)
     check_output_flags(flags)
     if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
         return 0
     from bertqa.commands.checking import check  # late: --help needs no torch
 
-    return check(flags)
+    return check(flags, data)
 
 
 def check_output_flags(flags: argparse.Namespace) -> None:

@@ -8,18 +8,19 @@ from bertqa.audit.page import save_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.commands.flags import overrides
-from bertqa.commands.training_data import read_data
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.config import load_config
 from bertqa.model.folders import is_checkpoint
 from bertqa.model.names import find_folder
+from bertqa.settings import DataSettings
+from bertqa.training.job import read_data
 
 
-def check(flags: argparse.Namespace) -> int:
+def check(flags: argparse.Namespace, data: DataSettings) -> int:
     """Print the faults of the data, write what was asked for, and give the exit code."""
     cutting = overrides(flags).windows()
-    parts = read_data(flags)
+    parts = read_data(data)
     folder = find_folder(flags.model, allow_bin=flags.allow_bin)
     if is_checkpoint(folder):  # a tokenizer alone would do
         check_window_fits(load_config(folder)[0], cutting)

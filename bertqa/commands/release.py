@@ -26,9 +26,8 @@ from bertqa.answering.evaluation import score
 from bertqa.commands.average import AVERAGE_FILE, read_average
 from bertqa.commands.flags import Parser
 from bertqa.data.readers import read_examples
-from bertqa.data.squad import Example, check_answers, check_examples
+from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.window_cache import data_fingerprint
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE, WEIGHTS_FILE, new_folder, read_json_object, write_text
 from bertqa.model.checkpoint import load_checkpoint, save_model

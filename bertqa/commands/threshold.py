@@ -18,12 +18,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding_file import write_decoding_file
+from bertqa.answering.decoding_file import write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
-from bertqa.answering.metrics import ThresholdPoint
 from bertqa.commands.flags import (
     Parser,
     add_place_flags,
@@ -31,16 +28,14 @@ from bertqa.commands.flags import (
     overrides,
 )
 from bertqa.data.readers import read_examples
-from bertqa.data.squad import Example, check_answers, check_examples
+from bertqa.data.squad import check_answers, check_examples, has_both_kinds
 from bertqa.errors import UserError
-from bertqa.files import DECODING_FILE, write_json, write_text
+from bertqa.files import DECODING_FILE
 from bertqa.model.folders import is_shipped
 from bertqa.model.names import find_folder
-from bertqa.report.charts import Line, line_chart
+from bertqa.report.threshold_curve import draw_curve
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings
-
-_DRAWN = 400  # points of the curve in the picture
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -80,36 +75,10 @@ def main(flags: argparse.Namespace) -> None:
     )  # fmt: skip
     curve = curve_of(examples, list(qa.answer(examples)))
     best = best_point(curve)
-    keep_curve(folder, curve)
+    write_curve(folder, curve)
+    draw_curve(folder, curve)
     write_decoding_file(folder, best.threshold, qa.windows)
     print(
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}; "
         f"kept in {folder / DECODING_FILE}"
     )
-
-
-def has_both_kinds(examples: Sequence[Example]) -> bool:
-    """Whether a threshold can be chosen on them: some have an answer, some have none."""
-    return len({example.is_impossible for example in examples}) == 2
-
-
-def keep_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
-    """Put the curve beside a model, as data and as a picture."""
-    columns = list(ThresholdPoint._fields)
-    write_json(folder / "threshold.json", {"columns": columns, "rows": [list(p) for p in curve]})
-    # A question without any span has the largest float32 for its odds; the picture ends before.
-    drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
-    if not drawable:
-        return
-    best = drawable.index(best_point(drawable))
-    count = min(_DRAWN, len(drawable))
-    even = {number * (len(drawable) - 1) // max(1, count - 1) for number in range(count)}
-    shown = [drawable[number] for number in sorted(even | {best})]
-    lines = [
-        Line("F1", [(p.threshold, p.f1) for p in shown]),
-        Line("exact match", [(p.threshold, p.exact) for p in shown]),
-    ]
-    title = (
-        f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
-    )
-    write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))

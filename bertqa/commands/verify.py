@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertqa.answering.answerer import check_window_fits, load_for_training, usual_windows
+from bertqa.answering.answerer import check_window_fits, usual_windows
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.commands.flags import Parser, add_bin_flag, add_window_flags, overrides
 from bertqa.data.readers import read_examples
@@ -44,6 +44,7 @@ from bertqa.files import write_text
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.names import find_folder
 from bertqa.runtime import limit_onednn_cache
+from bertqa.training.checkpoints import load_for_training
 
 BOUND = 5e-5
 

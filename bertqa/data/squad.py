@@ -1,5 +1,6 @@
 """One question about one text, and what every data set must be before it is used."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,29 @@ class Example:
     def is_impossible(self) -> bool:
         """Whether the gold says that the context holds no answer."""
         return self.answers == ()
+
+
+def has_both_kinds(examples: Sequence[Example]) -> bool:
+    """Whether a threshold can be chosen on them: some have an answer, some have none."""
+    return len({example.is_impossible for example in examples}) == 2
+
+
+def data_fingerprint(examples: Sequence[Example]) -> str:
+    """A digest of all that is in the examples; 32 hexadecimal digits.
+
+    A context that several questions share is read once: at first sight it goes in with its
+    number, afterwards the number stands for it.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    numbers: dict[str, int] = {}
+    for example in examples:
+        known = len(numbers)
+        number = numbers.setdefault(example.context, known)
+        context = example.context if number == known else None
+        fields = (example.id, example.question, number, context, example.answers)
+        text = repr((fields, example.answer_starts))  # quotes and commas keep the fields apart
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def split_by_article(

@@ -23,7 +23,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
 from bertqa.data.labels import LabelledWindows, make_labelled_windows
-from bertqa.data.squad import Example
+from bertqa.data.squad import Example, data_fingerprint
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.errors import UserError
 from bertqa.files import new_folder
@@ -43,24 +43,6 @@ _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # the last bytes of every Arrow stre
 def default_cache_dir() -> Path:
     """Beside what the datasets library caches; HF_DATASETS_CACHE or HF_HOME move it."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "bertqa-features"
-
-
-def data_fingerprint(examples: Sequence[Example]) -> str:
-    """A digest of all that is in the examples; 32 hexadecimal digits.
-
-    A context that several questions share is read once: at first sight it goes in with its
-    number, afterwards the number stands for it.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    numbers: dict[str, int] = {}
-    for example in examples:
-        known = len(numbers)
-        number = numbers.setdefault(example.context, known)
-        context = example.context if number == known else None
-        fields = (example.id, example.question, number, context, example.answers)
-        text = repr((fields, example.answer_starts))  # quotes and commas keep the fields apart
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def cached_windows(

@@ -1,41 +1,38 @@
-"""The folder of a training run: what stands in it, and how a stopped run goes on.
+"""The folder of a training run: what it holds, and whether a run may go on in it.
 
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
-    decoding.json, threshold.json, threshold.svg         when it says "no answer", see threshold.py
+    decoding.json, threshold.json                        when it says "no answer", and how well
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
     log.jsonl                                            one line for each logged step
-    report.html                                          all of this to look at
     evaluations/step-00000500.json                       the answers of the last two evaluations
-    checkpoints/step-00000500/                           all that is needed to go on from there
+    checkpoints/step-00000500/                           see checkpoints.py
     failure.json                                         the step whose loss was no number
 
 All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
+Pages and pictures are for an observer, see observer.py.
 """
 
 import json
 import math
 import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.decoding_file import (
+    read_decoding_file,
+    write_curve,
+    write_decoding_file,
+)
 from bertqa.answering.evaluation import Evaluation, best_point, write_predictions
-from bertqa.commands.threshold import keep_curve
 from bertqa.data.labels import LabelReport
-from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.files import (
     DECODING_FILE,
-    new_folder,
     read_json_object,
     said_plainly,
     write_json,
@@ -43,11 +40,9 @@ from bertqa.files import (
     write_text,
 )
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
-from bertqa.report.training_page import Answered, report_page
+from bertqa.model.checkpoint import save_model
 from bertqa.settings import DecodingSettings, WindowSettings
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step
 # must stay. Another split of a step draws other dropout, though.
 _FREE_SETTINGS = (
@@ -60,31 +55,6 @@ _BEFORE_THE_FLAG = {
     "lr_scheduler_type": "linear", "chooses_threshold": False, "freeze_word_embeddings": False,
     "layerwise_lr_decay": 1.0,
 }  # fmt: skip
-
-
-@dataclass
-class Progress:
-    """What a run knows of itself besides weights and optimiser; kept in each checkpoint.
-
-    Attributes:
-        step: optimiser steps done.
-        losses_since_log, losses_since_evaluation: of each step since then.
-        tokens_since_log, seconds_since_log: of this process, evaluations apart.
-        grad_norm: of the last step.
-        evaluations: a row for each evaluation, see ``evaluation_table``.
-        best_f1: of the model kept at the folder's top; None before the first evaluation.
-        scaler: state of the fp16 loss scaler; empty for other precisions.
-    """
-
-    step: int = 0
-    losses_since_log: list[float] = field(default_factory=list)
-    losses_since_evaluation: list[float] = field(default_factory=list)
-    tokens_since_log: int = 0
-    seconds_since_log: float = field(default=0.0, compare=False)
-    grad_norm: float = 0.0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best_f1: float | None = None
-    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def check_free(path: Path, resume: bool) -> None:
@@ -134,10 +104,6 @@ class RunFolder:
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path, self.description = path, description
 
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
     def check_same_run(self) -> None:
         """See that the run in the folder, if there is one, is the one described.
 
@@ -157,31 +123,27 @@ class RunFolder:
                         "give the same settings and data, or another --output_dir"
                     )
 
-    def open(self, progress: Progress) -> None:
-        """Make the folder, or drop the log lines of steps that will be done again."""
+    def open(self, step: int) -> None:
+        """Make the folder, or drop what tells of steps after ``step``, which will be done again."""
         if not (self.path / "run.json").exists():  # first: it marks the folder as a run's
             write_json(self.path / "run.json", self.description)
-        with said_plainly(self._checkpoints, "made"):
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-            for partial in self._checkpoints.glob(".*.partial"):  # of a run that was killed
-                shutil.rmtree(partial)
         with said_plainly(self.path, "written"):
             (self.path / "failure.json").unlink(missing_ok=True)
         for answers in (self.path / "evaluations").glob("step-*.json"):
-            if answers > _answers_of(answers.parent, progress.step):  # they will be given again
+            if answers > _answers_of(answers.parent, step):  # they will be given again
                 with said_plainly(answers, "removed"):
                     answers.unlink()
         log = self.path / "log.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line + "\n" for line in lines if _step_of(line) <= progress.step]
+            kept = [line + "\n" for line in lines if _step_of(line) <= step]
             write_text(log, "".join(kept))
 
-    def append_log(self, line: dict[str, Any]) -> None:
+    def append_log(self, line: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""
         log = self.path / "log.jsonl"
         with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(dict(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that comes after it counts on it
 
@@ -212,45 +174,7 @@ class RunFolder:
             windows, _ = read_decoding_file(self.path)
             threshold = best_point(evaluation.curve).threshold
             write_decoding_file(self.path, threshold, windows or WindowSettings())
-            keep_curve(self.path, evaluation.curve)
-
-    def save(
-        self,
-        model: BertForQuestionAnswering,
-        tokenizer: BertTokenizer,
-        optimizer: torch.optim.Optimizer,
-        progress: Progress,
-        keep: int,
-    ) -> None:
-        """Write a checkpoint, which is a model's folder too, and drop all but the newest ``keep``.
-
-        Raises:
-            UserError: the disk refuses it, or the weights are no longer those of any BERT.
-        """
-        path = self._checkpoints / f"step-{progress.step:08d}"
-        if path.exists():
-            return
-        moments = {
-            f"{name}.{key}": optimizer.state[parameter][key].cpu()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-            for key in _MOMENTS
-        }
-        with new_folder(path) as folder:
-            save_model(folder, model)
-            tokenizer.save(folder)
-            write_tensors(folder / "optimizer.safetensors", moments)
-            write_json(folder / "progress.json", asdict(progress))
-        for old in sorted(self._checkpoints.glob("step-*"))[:-keep]:
-            # Renamed first: killed in the middle of this, a run leaves no half checkpoint.
-            dropped = old.with_name(f".{old.name}.partial")
-            with said_plainly(old, "removed"):
-                old.rename(dropped)
-                shutil.rmtree(dropped)
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint to go on from; None before there is one."""
-        return max(self._checkpoints.glob("step-*"), default=None)
+            write_curve(self.path, evaluation.curve)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of an evaluation beside those of the one before."""
@@ -260,76 +184,32 @@ class RunFolder:
             with said_plainly(old, "removed"):
                 old.unlink()
 
-    def write_report(self, examples: Sequence[Example], *, v2: bool) -> None:
-        """Bring report.html up to date.
-
-        Args:
-            examples: the validation questions; none if there are none.
-            v2: "" is an answer too.
-        """
-        log = [
-            json.loads(line)
-            for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        answered = self._answered(examples, v2) if examples else None
-        title = self.path.resolve().name
-        page = report_page(title, self.description, log, answered)
-        write_text(self.path / "report.html", page)
-
-    def _answered(self, examples: Sequence[Example], v2: bool) -> Answered | None:
-        """The answers of the last evaluation, and of the one before."""
-        files = sorted((self.path / "evaluations").glob("step-*.json"))
-        if not files:
-            return None
-        steps = [int(file.stem.removeprefix("step-")) for file in files[-2:]]
-        # Our own files, however large: as many answers as there are questions.
-        answers = [read_json_object(file, largest=file.stat().st_size) for file in files[-2:]]
-        if len(files) == 1:
-            return Answered(examples, steps[0], answers[0], v2=v2)
-        return Answered(examples, steps[1], answers[1], steps[0], answers[0], v2)
-
-    def keep_failure(self, failure: dict[str, Any]) -> Path:
+    def keep_failure(self, failure: Mapping[str, Any]) -> Path:
         """Write what is known of a step that failed; the file."""
         write_json(self.path / "failure.json", failure)
         return self.path / "failure.json"
 
-    def load_last(
-        self, model: BertForQuestionAnswering, optimizer: torch.optim.Optimizer
-    ) -> Progress:
-        """Put the newest checkpoint into model and optimiser; where there is none, change nothing.
 
-        Raises:
-            UserError: the checkpoint is corrupt or of another model.
-        """
-        newest = self.last_checkpoint()
-        if newest is None:
-            return Progress()
-        try:
-            saved, _ = load_checkpoint(newest)
-            moments = read_tensors(newest / "optimizer.safetensors")
-            progress = read_json_object(newest / "progress.json")
-        except UserError as error:  # its advice is for a file that can be had again
-            because = str(error).rpartition(": ")[0]
-            raise UserError(
-                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
-                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
-            ) from error
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state = optimizer.state_dict()
-        try:
-            state["state"] = {
-                i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
-                for i, parameter in enumerate(parameters)
-            }
-            model.load_state_dict(saved.state_dict())
-            optimizer.load_state_dict(state)
-            return Progress(**progress)
-        except (KeyError, RuntimeError, TypeError) as error:  # a name, a shape, a key
-            raise UserError(
-                f"{newest} is not whole, or of another model: remove it to go on from the "
-                "checkpoint before it, or from the start"
-            ) from error
+def read_description(path: Path) -> dict[str, Any]:
+    """What run.json says in a run's folder."""
+    return _own(path / "run.json")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of the log in a run's folder."""
+    text = (path / "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def last_answers(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Step and answers, id -> text, of the last two evaluations in a run's folder, in order."""
+    files = sorted((path / "evaluations").glob("step-*.json"))[-2:]
+    return [(int(file.stem.removeprefix("step-")), _own(file)) for file in files]
+
+
+def _own(file: Path) -> dict[str, Any]:
+    """A file that a run has written, however large: as many answers as there are questions."""
+    return read_json_object(file, largest=file.stat().st_size)
 
 
 def _answers_of(folder: Path, step: int) -> Path:
@@ -342,16 +222,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, RecursionError, KeyError, TypeError):
         return math.inf
-
-
-def evaluation_table(rows: list[dict[str, float]]) -> str:
-    """The evaluations of a run as a table, a line each."""
-    titles = {
-        "epoch": "{:.2f}", "step": "{:.0f}", "training_loss": "{:.4f}",
-        "validation_loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}",
-    }  # fmt: skip
-    lines = ["".join(f"{title.replace('_', ' '):>17}" for title in titles)]
-    for row in rows:
-        cells = (form.format(row[title]) if title in row else "-" for title, form in titles.items())
-        lines.append("".join(f"{cell:>17}" for cell in cells))
-    return "\n".join(lines)

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertqa.answering import answerer as answering
-from bertqa.answering.answerer import QuestionAnswerer, load_for_training
+from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.errors import UserError
 from bertqa.model import folders
 from bertqa.model.names import find_folder
 from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.training.checkpoints import load_for_training
 from tests.corpus import PAIRS
 from tests.helpers import STORIES, write_checkpoint
 

@@ -46,7 +46,6 @@ from bertqa.commands import (
 from bertqa.commands import explain as explain_command
 from bertqa.commands.context import read_context
 from bertqa.commands.flags import overrides, run_script
-from bertqa.commands.training_data import load_data
 from bertqa.commands.whole_file import answer_file, answer_json_lines, check_file_flags
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
@@ -68,10 +67,16 @@ from bertqa.model.folders import SHIPPED_MODEL
 from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
-from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
-from bertqa.training.loop import Run
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.checkpoints import Checkpoints, Progress
+from bertqa.training.failures import Failures
+from bertqa.training.job import load_data
+from bertqa.training.log import TrainingLog
+from bertqa.training.loop import Step
 from bertqa.training.optim import make_optimizer
-from bertqa.training.run_folder import Progress, RunFolder, check_free
+from bertqa.training.plan import Plan
+from bertqa.training.run import Run
+from bertqa.training.run_folder import RunFolder, check_free
 from tests.fuzz_checkpoints import CONFIG, WORDS, read_files, write_good
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +116,7 @@ class Room:
                 (folder / name).write_bytes(content)
         return folder
 
-    def load(self, **changed: bytes | None) -> object:
+    def load(self, **changed: bytes | None) -> Any:
         return load_folder(self.folder(**changed), True, True)
 
     def json(self, name: str, change: Callable[[dict[str, Any]], object]) -> object:
@@ -191,16 +196,21 @@ def error_of(kind: type[Exception], **attributes: object) -> Exception:
     return error
 
 
-def settle_infinity(room: Room) -> None:
-    run = Run.__new__(Run)
-    run.progress, run._pending = Progress(step=1), [(torch.tensor(math.inf), torch.tensor(1.0))]
-    run.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    run.folder, run.runtime = RunFolder(room.path, {}), local_runtime("cpu", "fp32")
-    run.windows = make_windows(
+def failures(room: Room) -> Failures:
+    """Of a run of one question, in the room's folder."""
+    windows = make_windows(
         [Example("q", "who", "fox")], BertTokenizer.load(room.folder()), WindowSettings(16, 4)
     )
-    run.windows_per_step, run.settings, run.example_ids = 1, TrainingSettings(), ["q"]
-    run._settle()
+    plan = Plan(TrainingSettings(), len(windows))
+    checkpoints = Checkpoints(room.path / "checkpoints")
+    return Failures(RunFolder(room.path, {}), checkpoints, plan, windows, ["q"])
+
+
+def settle_infinity(room: Room) -> None:
+    plan, progress = Plan(TrainingSettings(), num_windows=1), Progress(step=1)
+    log = TrainingLog(plan, failures(room), skips_overflow=False)
+    log.add(Step(1, torch.tensor(math.inf), torch.tensor(1.0), tokens=3), progress)
+    log.settle(progress)
 
 
 def resume_another(room: Room) -> None:
@@ -210,7 +220,7 @@ def resume_another(room: Room) -> None:
     room.folder().rename(last)
     save_file({"x": torch.ones(1)}, last / "optimizer.safetensors")
     (last / "progress.json").write_text("{}")
-    RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+    Checkpoints(room.path / "checkpoints").load_last(model, make_optimizer(model, 0.0, 1e-8))
 
 
 def full_cache(room: Room) -> None:
@@ -224,7 +234,7 @@ def resume_damaged(room: Room) -> None:
     last = room.path / "checkpoints" / "step-1"
     last.mkdir(parents=True)
     model = BertForQuestionAnswering(CONFIG)
-    RunFolder(room.path, {}).load_last(model, make_optimizer(model, 0.0, 1e-8))
+    Checkpoints(room.path / "checkpoints").load_last(model, make_optimizer(model, 0.0, 1e-8))
 
 
 def save_what_is_no_weight(room: Room) -> None:
@@ -236,9 +246,12 @@ def save_what_is_no_weight(room: Room) -> None:
 
 def folders_apart(room: Room) -> None:
     room.patch.setattr(Runtime, "gather", lambda self, value: [value, 1])
-    run = Run.__new__(Run)
-    run.folder, run.runtime = RunFolder(room.path / "new", {}), local_runtime("cpu", "fp32")
-    run.progress = Progress()
+    model, tokenizer, _ = room.load()
+    windows = make_windows([Example("q", "who", "fox")], tokenizer, WindowSettings(16, 4))
+    folder = RunFolder(room.path / "new", {})
+    run = Run(
+        model, tokenizer, windows, None, TrainingSettings(), local_runtime("cpu", "fp32"), folder
+    )
     run.start(resume=False)
 
 
@@ -366,10 +379,8 @@ def endless_context(room: Room) -> object:
 
 def no_disk(room: Room) -> None:
     """One checkpoint is whole, and for the next one there is no place."""
-    run = Run.__new__(Run)
-    run.folder = RunFolder(room.path, {})
     (room.path / "checkpoints" / "step-1").mkdir(parents=True)
-    with run._going_on():
+    with failures(room).while_saving(2):
         write_text(room.write("file", "") / "model", "")
 
 
@@ -740,25 +751,27 @@ CASES: dict[str, Callable[[Room], object]] = {
     "nothing to take away": lambda r: taken_away(r, "--max_samples", 0),
     "an ablation is there": lambda r: taken_away(r.write(ablate.FIGURES, "{}") and r),
     # train.py
-    "a data set and a file": lambda r: train.check_flags(
+    "a data set and a file": lambda r: train.data_settings(
         given("--dataset", "a", "--train_file", "b")
     ),
-    "validation alone": lambda r: train.check_flags(given("--validation_file", "b")),
-    "validation twice": lambda r: train.check_flags(
+    "validation alone": lambda r: train.data_settings(given("--validation_file", "b")),
+    "validation twice": lambda r: train.data_settings(
         given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9)
     ),
-    "a percentage": lambda r: train.check_flags(given("--validation_split_percentage", 99)),
+    "a percentage": lambda r: train.data_settings(given("--validation_split_percentage", 99)),
     "an infinite threshold": lambda r: train.check_flags(
         given("--null_score_diff_threshold", "inf")
     ),
-    "no samples": lambda r: train.check_flags(given("--max_train_samples", 0)),
+    "no samples": lambda r: train.data_settings(given("--max_train_samples", 0)),
+    "nothing to show": lambda r: train.check_flags(given("--show", 0)),
     "to check and to show": lambda r: train.check_flags(given("--check", "--show", 1)),
     "to repair unchecked": lambda r: train.check_flags(given("--repair", "a.json")),
     "one file twice": lambda r: train.check_flags(
         given("--check", "--repair", "a.json", "--report", "a.json")
     ),
     "a fault in training data": lambda r: load_data(
-        given("--train_file", r.rows(ROW | {"answers": {"text": ["b"], "answer_start": [3]}}))
+        DataSettings(train_file=r.rows(ROW | {"answers": {"text": ["b"], "answer_start": [3]}})),
+        version_2_with_negative=False,
     ),
     # infer.py
     "two ways": lambda r: asked("--demo", "--question", "a"),

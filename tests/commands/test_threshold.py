@@ -12,15 +12,19 @@ import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.answering.decoding_file import (
+    read_decoding_file,
+    write_curve,
+    write_decoding_file,
+)
 from bertqa.answering.evaluation import _at_threshold, best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.commands import infer, threshold, train
 from bertqa.commands.flags import run_script
-from bertqa.commands.threshold import keep_curve
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
+from bertqa.report.threshold_curve import draw_curve
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
@@ -214,13 +218,15 @@ def test_a_threshold_is_refused_where_all_questions_are_alike(
 
 def test_odds_without_a_span_have_no_picture(tmp_path: Path) -> None:
     largest = float(torch.finfo(torch.float32).max)
-    keep_curve(tmp_path, [ThresholdPoint(largest, 50.0, 50.0)])
+    curve = [ThresholdPoint(largest, 50.0, 50.0)]
+    write_curve(tmp_path, curve)
+    draw_curve(tmp_path, curve)
     assert (tmp_path / "threshold.json").exists() and not (tmp_path / "threshold.svg").exists()
 
 
 def test_the_picture_holds_the_best_point_and_the_last(tmp_path: Path) -> None:
     points = [ThresholdPoint(float(i), 50.0, 50.0 + (i == 1197)) for i in range(1199)]
-    keep_curve(tmp_path, points)
+    draw_curve(tmp_path, points)
     svg = (tmp_path / "threshold.svg").read_text()
     line = next(ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline"))
     places = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]

@@ -13,9 +13,9 @@ import bertqa.data.window_cache as feature_cache
 from bertqa.data.batching import collate
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
-from bertqa.data.squad import Example
+from bertqa.data.squad import Example, data_fingerprint
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.data.window_cache import cached_windows, data_fingerprint, default_cache_dir
+from bertqa.data.window_cache import cached_windows, default_cache_dir
 from bertqa.errors import UserError
 from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_tokenizer

@@ -7,8 +7,9 @@ import pytest
 from bertqa.answering.answers import Prediction
 from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
+from bertqa.report.run_report import write_report
 from bertqa.report.training_page import Answered, report_page, time_spent
-from bertqa.training.run_folder import Progress, RunFolder
+from bertqa.training.run_folder import RunFolder
 from tests.helpers import Page
 
 DESCRIPTION = {
@@ -110,18 +111,18 @@ def test_before_there_is_much_to_tell() -> None:
 def test_a_run_leaves_it(tmp_path: Path) -> None:
     """Two evaluations of answers are kept, and those of steps that come again are dropped."""
     folder = RunFolder(tmp_path / "run", DESCRIPTION)
-    folder.open(Progress())
+    folder.open(0)
     for step, answers in ((5, BEFORE), (10, BEFORE), (20, NOW)):
         folder.append_log({"step": step, "loss": 1.0})
         predictions = [Prediction(id_, text, (), text, None) for id_, text in answers.items()]
         folder.keep_answers(step, predictions)
-    folder.write_report(EXAMPLES, v2=False)
+    write_report(folder.path, EXAMPLES, v2=False)
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert "From step 10 to step 20" in page.texts and "2 won" in page.texts
     names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
     assert names == ["step-00000010.json", "step-00000020.json"]
     with pytest.MonkeyPatch.context() as patch:  # there is no limit to what we wrote ourselves
         patch.setattr("bertqa.training.run_folder.read_json_object.__defaults__", (4,))
-        folder.write_report(EXAMPLES, v2=False)
-    folder.open(Progress(step=12))
+        write_report(folder.path, EXAMPLES, v2=False)
+    folder.open(12)
     assert [path.name for path in (tmp_path / "run" / "evaluations").iterdir()] == names[:1]

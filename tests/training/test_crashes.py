@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.distributed import TCPStore
 from bertqa.commands import train
 from bertqa.commands.flags import run_script
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.training import loop as training
+from bertqa.training import loop
 from tests.helpers import STORIES, write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
@@ -58,33 +59,41 @@ def child(
     calls_later: int,
     file_size: int,
     environment: dict[str, str],
+    number: int,
 ) -> None:
     """train.py in a process of its own, with its accident."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with Path(said).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     count_down(os, "fsync", killed_at_sync)
-    count_down(training, "set_learning_rate", killed_at_step, calls_later)
+    count_down(loop, "set_learning_rate", killed_at_step, calls_later, number)
     code = run_script(train.main, train.parse_flags(flags))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def count_down(module: object, name: str, calls: int, calls_later: int = 0) -> None:
-    """Kill this process in a function's n-th call, or so many calls of any function later.
+def count_down(
+    module: object,
+    name: str,
+    calls: int,
+    calls_later: int = 0,
+    number: int = signal.SIGKILL,
+) -> None:
+    """Send this process a signal in a function's n-th call, or so many calls of any later.
 
     Calls and not seconds, so that a fast machine gets no further than a slow one. 0 is never.
     """
     real, left, later = getattr(module, name), [calls], [calls_later]
 
     def kill() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
     def count_any(*event: object) -> None:
         later[0] -= 1
@@ -112,10 +121,11 @@ def start(
     calls_later: int = 0,
     file_size: int = 0,
     environment: dict[str, str] | None = None,
+    number: int = signal.SIGKILL,
 ) -> BaseProcess:
     arguments = (
         flags, str(said), killed_at_sync, killed_at_step, calls_later, file_size,
-        environment or {},
+        environment or {}, number,
     )  # fmt: skip
     process = server.Process(target=child, args=arguments)
     process.start()
@@ -243,20 +253,53 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert outcome(folder) == outcome(whole)
 
 
-@pytest.fixture
-def meeting() -> Iterator[dict[str, str]]:
-    """Where processes meet, as torchrun arranges it: at a port that is taken before they start."""
+@contextmanager
+def meeting() -> Iterator[list[dict[str, str]]]:
+    """The environments of two processes that meet as torchrun arranges it.
+
+    Their port is taken before they start, so nobody else can take it meanwhile.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    yield {
+    shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
     }
+    yield [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
     del store  # which closes it
 
 
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    server, home: Path, checkpoint: Path
+) -> None:
+    """Only the second is signalled, in step 5; the first saves, and the run goes on as if not."""
+    run = ("--max_steps", 12, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3)
+    folders = home / "signalled", home / "unsignalled"
+    said = [home / "signalled0.txt", home / "signalled1.txt"]
+
+    def two(folder: Path, step: int = 0) -> list[tuple[int, str]]:
+        flags = flags_of(checkpoint, folder, *run, "--per_device_train_batch_size", 4)
+        steps = (0, step)
+        with meeting() as environments:
+            processes = [
+                start(server, flags, words, environment=environment, killed_at_step=at,
+                      number=signal.SIGTERM)
+                for words, environment, at in zip(said, environments, steps, strict=True)
+            ]  # fmt: skip
+            return [ended(process, words) for process, words in zip(processes, said, strict=True)]
+
+    (code, words), (other_code, _) = two(folders[0], step=5)
+    assert code == other_code == 128 + signal.SIGTERM, words
+    assert "stopped by SIGTERM after step 5 of 12, which is saved" in words
+    assert max(folders[0].glob("checkpoints/*")).name == "step-00000005"
+    for folder in folders:
+        assert [code for code, _ in two(folder)] == [0, 0]
+    assert outcome(folders[0]) == outcome(folders[1])
+
+
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
-    server, home: Path, meeting: dict[str, str]
+    server, home: Path
 ) -> None:
     still = write_checkpoint(
         home / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **TINY
@@ -268,14 +311,14 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
         flags_of(still, folders[0], *run, "--per_device_train_batch_size", 4),
         flags_of(still, folders[1], *run, "--per_device_train_batch_size", 8),
     ]
-    processes, said = [], [home / "rank0.txt", home / "rank1.txt"]
-    for rank in (0, 1):
-        ranked = meeting | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(
-            start(server, flags[0], said[rank], environment=ranked, killed_at_step=8 * rank)
-        )
-    assert ended(processes[1], said[1])[0] == -signal.SIGKILL
-    code, words = ended(processes[0], said[0])  # long before torch.distributed would give up
+    said = [home / "rank0.txt", home / "rank1.txt"]
+    with meeting() as environments:
+        processes = [
+            start(server, flags[0], said[rank], environment=environment, killed_at_step=8 * rank)
+            for rank, environment in enumerate(environments)
+        ]
+        assert ended(processes[1], said[1])[0] == -signal.SIGKILL
+        code, words = ended(processes[0], said[0])  # long before torch.distributed would give up
     assert code == 2, words
     errors = [line for line in words.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "another process" in errors[0] and "--resume" in errors[0], words

@@ -23,8 +23,8 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.checkpoint import checkpoint_name, load_checkpoint
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings, WindowSettings
-from bertqa.training.loop import Run
 from bertqa.training.optim import learning_rate
+from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import STORIES, TheirModel, write_checkpoint
 

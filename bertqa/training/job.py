@@ -1,0 +1,220 @@
+"""A whole training: from the names of a model and of data to a folder that answers questions.
+
+    data = DataSettings(train_file=Path("my.json"), validation_split_percentage=10)
+    train("bert-base-uncased", data, Path("runs/mine"), settings=TrainingSettings(seed=1))
+
+train.py is this with flags.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bertqa.answering.answerer import check_window_fits
+from bertqa.answering.evaluation import Evaluator
+from bertqa.data.labels import LabelledWindows, LabelReport, label_report
+from bertqa.data.readers import load_hub_dataset, read_examples
+from bertqa.data.squad import (
+    Example,
+    check_answers,
+    check_examples,
+    check_version,
+    data_fingerprint,
+    has_both_kinds,
+    split_by_article,
+)
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.window_cache import cached_windows, default_cache_dir
+from bertqa.errors import UserError
+from bertqa.runtime import Runtime, local_runtime
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.checkpoints import Progress, load_for_training
+from bertqa.training.evaluations import evaluation_table
+from bertqa.training.observer import Observer
+from bertqa.training.provenance import surroundings
+from bertqa.training.run import Run
+from bertqa.training.run_folder import RunFolder, check_free
+
+Say = Callable[[object], object]
+T = TypeVar("T")
+
+
+def train(
+    model: str,
+    data: DataSettings,
+    output_dir: Path,
+    *,
+    settings: TrainingSettings | None = None,
+    windows: WindowSettings | None = None,
+    decoding: DecodingSettings | None = None,
+    runtime: Runtime | None = None,
+    choose_threshold: bool = True,
+    resume: bool = False,
+    allow_bin: bool = False,
+    observer: Observer | None = None,
+    say: Say = print,
+) -> Progress:
+    """Fine-tune a model; it is in ``output_dir`` afterwards, the best one by F1.
+
+    Args:
+        model: a checkpoint folder, a name under weights/, or one on the hub.
+        data: what to train on, and what to evaluate on.
+        output_dir: a new folder; see run_folder.py for what it will hold.
+        settings, windows, decoding: how; their defaults where None.
+        runtime: device, precision and processes; None settles them for one process.
+        choose_threshold: where some questions have no answer and a part is held out by
+            ``validation_split_percentage``, let it choose the threshold of "no answer" in place
+            of ``decoding``. Of questions that training never saw that may be learned.
+        resume: go on with the run in ``output_dir``, if there is one.
+        allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
+        observer: is told of log lines, evaluations and the end.
+        say: is given each line to print.
+
+    Raises:
+        UserError: data, model, folder or disk are not as they must be, or a loss is not finite.
+        Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
+    """
+    settings, runtime = settings or TrainingSettings(), runtime or local_runtime()
+    windows, decoding = windows or WindowSettings(), decoding or DecodingSettings()
+    tell: Say = say if runtime.is_main else _say_nothing
+    check_free(output_dir, resume)
+    if resume and not (output_dir / "run.json").exists():
+        tell(f"--resume: {output_dir} holds no run yet, so one begins there")
+
+    negative = decoding.version_2_with_negative
+    parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative))
+    loaded, tokenizer, report = main_first(
+        runtime, lambda: load_for_training(model, seed=settings.seed, allow_bin=allow_bin)
+    )
+    check_window_fits(loaded.config, windows)
+    tell(report)
+    training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
+    tell(f"training: {training}")
+    chooses = bool(choose_threshold and data.validation_split_percentage and negative)
+    if chooses and not has_both_kinds(validation.examples):
+        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
+        chooses = False
+    evaluator = None
+    if validation.examples:
+        tell(f"validation: {validation}")
+        evaluator = Evaluator(validation.examples, validation.windows, decoding, runtime, chooses)
+
+    data_entries = {
+        "train": data_fingerprint(training.examples),
+        "validation": data_fingerprint(validation.examples),
+        "windows": asdict(windows),
+        "decoding": asdict(decoding),
+        "chooses_threshold": chooses,
+    }
+    folder = RunFolder(output_dir, describe(model, settings, data_entries, runtime))
+    ids = [example.id for example in training.examples]
+    run = Run(
+        loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer
+    )
+    run.start(resume)
+    if runtime.is_main:
+        folder.keep_labels({"training": training.labels, "validation": validation.labels})
+        folder.keep_decoding(decoding, windows)
+    plan = run.loop.plan
+    tell(
+        f"{plan.total_steps} steps of {plan.windows_per_step} windows on {runtime.device} in "
+        f"{runtime.dtype}, from step {run.progress.step}"
+    )
+    progress = run.train()
+    tell(evaluation_table(progress.evaluations))
+    return progress
+
+
+def _say_nothing(what: object) -> None:
+    """One process speaks for all."""
+
+
+def describe(
+    model: str, settings: TrainingSettings, data: dict[str, Any], runtime: Runtime
+) -> dict[str, Any]:
+    """What goes into run.json: all that decides the numbers, and what else they depend on."""
+    decisive = {
+        "windows_per_step": settings.windows_per_step(runtime.world_size),
+        "precision": str(runtime.dtype),
+        "model": model,
+    }
+    return {"settings": asdict(settings) | decisive, "data": data, **surroundings(runtime)}
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Examples, their windows, and what became of their labels."""
+
+    examples: Sequence[Example]
+    windows: LabelledWindows
+    labels: LabelReport
+
+    def __str__(self) -> str:
+        return f"{len(self.windows)} windows of {self.labels}"
+
+
+def _cut(
+    examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
+) -> _Part:
+    """Cut examples into windows, or find those that were cut before."""
+    windows = main_first(
+        runtime, lambda: cached_windows(examples, tokenizer, settings, default_cache_dir())
+    )
+    return _Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
+
+
+def load_data(
+    data: DataSettings, *, version_2_with_negative: bool
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, checked; the second is empty where there are none.
+
+    Raises:
+        UserError: they cannot be read, or training cannot use them.
+    """
+    parts = read_data(data)
+    for source, examples in parts:
+        try:
+            check_examples(examples, source)
+            check_answers(examples, source)
+        except UserError as error:
+            hint = "; bertqa check finds all faults" if examples else ""
+            raise UserError(f"{error}{hint}") from error
+        check_version(examples, source, version_2_with_negative)
+    train = parts[0][1]
+    validation = parts[1][1] if len(parts) > 1 else []
+    if data.validation_split_percentage:
+        train, validation = split_by_article(train, data.validation_split_percentage)
+    return train[: data.max_train_samples], validation[: data.max_eval_samples]
+
+
+def read_data(data: DataSettings) -> list[tuple[str, list[Example]]]:
+    """The training data, then those to evaluate on, if any, each with its name; not yet checked."""
+    if data.train_file:
+        paths = [path for path in (data.train_file, data.validation_file) if path]
+        return [(str(path), read_examples(path)) for path in paths]
+    name = data.dataset or "squad"
+    splits = ("train",) if data.validation_split_percentage else ("train", "validation")
+    return [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
+    """Let the main process download or tokenise; the others find it done, or fail as it did."""
+    value: T | None = None
+    failure: UserError | None = None
+    if runtime.is_main:
+        try:
+            value = make()
+        except UserError as error:
+            failure = error
+    failure = runtime.gather(failure)[0]  # the others wait here
+    if failure:
+        failure.is_said = not runtime.is_main
+        raise failure
+    return value if value is not None else make()

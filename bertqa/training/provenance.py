@@ -1,0 +1,59 @@
+"""What a run depends on besides its settings and data: versions, commit, command line, device."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bertqa.runtime import Runtime
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def surroundings(runtime: Runtime) -> dict[str, Any]:
+    """What goes into run.json of them."""
+    packages = ("torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm")
+    return {
+        "versions": {"python": sys.version.split()[0]} | {p: version_of(p) for p in packages},
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "device": str(runtime.device),
+        "processes": runtime.world_size,
+    }
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit(package: Path = _PACKAGE) -> str | None:
+    """The commit of the source tree that a package is in, marked if files differ from it.
+
+    None outside git, and for an installed copy: it may lie in a virtual environment inside the
+    user's own repository, whose commit says nothing of this code.
+    """
+    tree = package.parent
+    project = tree / "pyproject.toml"
+    if not project.is_file() or 'name = "bertqa"' not in project.read_text(encoding="utf-8"):
+        return None
+    if _git(tree, "rev-parse", "--show-prefix") != "":  # the tree is not the repository's top
+        return None
+    if not _git(tree, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"):
+        return None
+    return _git(tree, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None where it refuses or is not installed."""
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

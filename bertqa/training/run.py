@@ -1,0 +1,172 @@
+"""A training run: the steps of loop.py, and what comes between them."""
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from bertqa.answering.evaluation import Evaluator
+from bertqa.data.labels import LabelledWindows
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
+from bertqa.interrupts import Interrupts, Stopped
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.runtime import Runtime
+from bertqa.settings import TrainingSettings
+from bertqa.training.checkpoints import Checkpoints, Progress
+from bertqa.training.evaluations import evaluation_table, measure
+from bertqa.training.failures import Failures
+from bertqa.training.log import TrainingLog, bar_text
+from bertqa.training.loop import TrainingLoop
+from bertqa.training.observer import Nobody, Observer
+from bertqa.training.run_folder import RunFolder, check_free
+
+
+class Run:
+    """One training run.
+
+    Args:
+        model: in float32; it is moved to the runtime's device and trained in place.
+        tokenizer: saved beside the model.
+        windows: the training set.
+        evaluator: measures the model on the validation set; None trains without.
+        settings, runtime: how and where.
+        folder: where the run leaves what it makes.
+        example_ids: of the examples that the windows are of, for messages; their numbers if none.
+        observer: is told of log lines, evaluations and the end.
+
+    Attributes:
+        loop: model, optimiser and plan.
+        progress: how far it has come.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: BertTokenizer,
+        windows: LabelledWindows,
+        evaluator: Evaluator | None,
+        settings: TrainingSettings,
+        runtime: Runtime,
+        folder: RunFolder,
+        example_ids: Sequence[str] = (),
+        observer: Observer | None = None,
+    ) -> None:
+        self.loop = TrainingLoop(model, windows, settings, runtime)
+        self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime
+        self.folder, self.observer = folder, observer or Nobody()
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
+        self.progress = Progress()
+        self._failures = Failures(
+            folder, self.checkpoints, self.loop.plan, windows, example_ids, is_main=runtime.is_main
+        )
+        skips_overflow = self.loop.scaler.is_enabled()
+        self._log = TrainingLog(self.loop.plan, self._failures, skips_overflow)
+
+    def start(self, resume: bool) -> None:
+        """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
+
+        Raises:
+            UserError: the folder holds something and ``resume`` is not asked for, or another run,
+                or is not the same for all processes.
+        """
+        check_free(self.folder.path, resume)
+        if resume:
+            self.folder.check_same_run()
+            self.progress = self.checkpoints.load_last(self.loop.model, self.loop.optimizer)
+            if self.progress.scaler:
+                self.loop.scaler.load_state_dict(self.progress.scaler)
+        if len(set(self.runtime.gather(self.progress.step))) > 1:
+            raise UserError(
+                f"--output_dir {self.folder.path} holds other checkpoints for one process than for "
+                "another: give one folder that all machines of the run share"
+            )
+        self.runtime.wait_for_all()  # all have looked before one writes
+        if self.runtime.is_main:
+            self.folder.open(self.progress.step)
+            self.checkpoints.open()
+
+    def train(self) -> Progress:
+        """Train to the last step; log, evaluate and save on the way.
+
+        Raises:
+            UserError: the loss is no longer a finite number, or the disk refuses a file.
+            Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
+        """
+        plan, progress = self.loop.plan, self.progress
+        bar = tqdm(
+            total=plan.total_steps, initial=progress.step, unit="step",
+            disable=not self.runtime.is_main, dynamic_ncols=True,
+        )  # fmt: skip
+        with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
+            self._log.start_clock()
+            for step in self.loop.steps(first=progress.step):
+                progress.step = step.number
+                bar.update()
+                self._log.add(step, progress)
+                if plan.logs_after(progress.step):
+                    self._write_log(bar)
+                self._log.stop_clock(progress)  # what follows is not the training itself
+                if plan.evaluates_after(progress.step):
+                    self._evaluate(bar)
+                if plan.saves_after(progress.step):
+                    self._save()
+                self._log.start_clock()
+                # Processes get a signal at different steps, and must end after the same one.
+                if number := self.runtime.max_over_ranks(interrupts.number):
+                    self._stop(number)
+        if self.runtime.is_main:
+            self.observer.at_end(progress)
+        return progress
+
+    def _write_log(self, bar: Any) -> None:
+        """Add a line to log.jsonl and beside the progress bar."""
+        line = self._log.line(self.progress)
+        bar.set_postfix_str(bar_text(line))
+        if self.runtime.is_main:
+            self.folder.append_log(line)
+            self.observer.after_log(line)
+
+    def _evaluate(self, bar: Any) -> None:
+        """Measure the model; keep it at the folder's top if it is the best so far."""
+        self._log.settle(self.progress)
+        measured = measure(self.loop.model, self.evaluator, self.loop.plan, self.progress)
+        if not self.runtime.is_main:
+            return
+        if measured.is_best:
+            with self._failures.while_saving(self.progress.step):
+                self.folder.keep_best(self.loop.model, self.tokenizer)
+            if measured.evaluation:
+                self.folder.keep_predictions(measured.evaluation, measured.settings)
+        self.folder.append_log(measured.row)
+        if measured.evaluation:
+            self.folder.keep_answers(self.progress.step, measured.evaluation.predictions)
+        self.observer.after_evaluation(measured)
+        bar.write(evaluation_table(self.progress.evaluations))
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        self._log.settle(self.progress)
+        self.progress.scaler = self.loop.scaler.state_dict()
+        if self.runtime.is_main:
+            with self._failures.while_saving(self.progress.step):
+                self.checkpoints.save(
+                    self.loop.model, self.tokenizer, self.loop.optimizer, self.progress
+                )
+
+    def _stop(self, number: int) -> None:
+        """Save, and end the run.
+
+        Raises:
+            Stopped: always, but after the last step, where there is nothing left to stop.
+        """
+        step, total = self.progress.step, self.loop.plan.total_steps
+        if step == total:
+            return
+        self._save()
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {step} of {total}, which is "
+            "saved: the same command with --resume goes on",
+            number,
+        )

@@ -1,0 +1,62 @@
+"""What the tests of the training share."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from bertqa.runtime import Runtime
+from bertqa.training.run import Run
+from tests.helpers import write_checkpoint
+from tests.training.runs import make_run, trained
+
+
+@pytest.fixture(scope="package", autouse=True)
+def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches go into a temporary folder, and one thread works: what is equal bit for bit is so
+    with the same number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            patch.delenv(variable, raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    dropout = json.loads((folder / "config.json").read_text())
+    assert dropout["hidden_dropout_prob"] == dropout["attention_probs_dropout_prob"] == 0.1
+    return folder
+
+
+@pytest.fixture(scope="package")
+def still_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without dropout."""
+    return write_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "still",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+@pytest.fixture(scope="package")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Run:
+    """A run of twelve steps, never stopped."""
+    return trained(make_run(tmp_path_factory.mktemp("runs") / "whole", checkpoint))
+
+
+@pytest.fixture
+def alone_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of two hears nothing of the other one, and waits for it nowhere."""
+    monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
+    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
+    monkeypatch.setattr(Runtime, "max_over_ranks", lambda runtime, number: number)

@@ -1,0 +1,179 @@
+"""Runs of twelve steps on a tiny model, and what the tests of the training ask of their folders."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bertqa.answering.evaluation import Evaluator
+from bertqa.data.labels import make_labelled_windows
+from bertqa.data.readers import read_examples
+from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.checkpoints import load_for_training
+from bertqa.training.loop import TrainingLoop
+from bertqa.training.observer import Observer
+from bertqa.training.run import Run
+from bertqa.training.run_folder import RunFolder
+from tests.helpers import STORIES
+
+ROOT = Path(__file__).parents[2]
+
+
+class ScaledRuntime(Runtime):
+    """Scales the loss as for fp16, and computes in float32, since fp16 is for GPUs."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+CPU = torch.device("cpu")
+FP32, BF16, SCALED = Runtime(CPU), Runtime(CPU, torch.bfloat16), ScaledRuntime(CPU, torch.float16)
+WINDOWS = WindowSettings(max_seq_length=96, doc_stride=16, max_query_length=24)
+
+EXAMPLES = read_examples(STORIES)
+TRAINING, VALIDATION = EXAMPLES[:5], EXAMPLES[60:63]
+
+# Twelve steps; logs, evaluations and saves fall on the same step only here and there.
+SETTINGS = TrainingSettings(
+    max_steps=12,
+    learning_rate=5e-3,
+    warmup_ratio=0.2,
+    per_device_train_batch_size=3,
+    gradient_accumulation_steps=2,
+    logging_steps=3,
+    eval_steps=7,
+    save_steps=4,
+    # The keys' biases move nothing, so that their gradient is rounding alone; a smaller epsilon
+    # would make steps of it, other ones for another order of the same sum.
+    adam_epsilon=1e-4,
+)
+DESCRIPTION = {"settings": {"seed": 42, "model": "tiny"}, "data": {"train": "0123"}}
+
+
+def make_loop(
+    checkpoint: Path, settings: TrainingSettings = SETTINGS, runtime: Runtime = FP32
+) -> TrainingLoop:
+    """The loop alone: no folder, no log, no evaluation."""
+    model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
+    return TrainingLoop(
+        model, make_labelled_windows(TRAINING, tokenizer, WINDOWS), settings, runtime
+    )
+
+
+def make_run(
+    folder: Path,
+    checkpoint: Path,
+    settings: TrainingSettings = SETTINGS,
+    runtime: Runtime = FP32,
+    evaluator: Any = None,
+    observer: Observer | None = None,
+) -> Run:
+    """A run from the checkpoint, as a fresh process would make it; evaluator False for none."""
+    model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
+    windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
+    if evaluator is None:
+        validation = make_labelled_windows(VALIDATION, tokenizer, WINDOWS)
+        evaluator = Evaluator(VALIDATION, validation, DecodingSettings(), runtime)
+    return Run(
+        model, tokenizer, windows, evaluator or None, settings, runtime,
+        RunFolder(folder, DESCRIPTION), [example.id for example in TRAINING], observer,
+    )  # fmt: skip
+
+
+def trained(run: Run, resume: bool = False) -> Run:
+    run.start(resume)
+    run.train()
+    return run
+
+
+# --- accidents -----------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """As if the machine had gone down."""
+
+
+def in_step(run: Run, step: int, act: Callable[[], object]) -> None:
+    """Let something happen in the middle of an optimiser step, from 0: before its update."""
+
+    def hook(*arguments: object) -> None:
+        if run.progress.step == step:
+            act()
+
+    run.loop.optimizer.register_step_pre_hook(hook)
+
+
+def goes_down(run: Run, step: int, resume: bool = False) -> None:
+    """Train until the machine goes down in the middle of an optimiser step, from 0."""
+
+    def down() -> None:
+        raise Stop
+
+    in_step(run, step, down)
+    with pytest.raises(Stop):
+        trained(run, resume)
+
+
+# --- what a run left -----------------------------------------------------------------------------
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """The lines of the log without what differs from run to run."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        for of_the_clock in ("tokens_per_second", "seconds"):
+            line.pop(of_the_clock, None)
+    return lines
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [line["loss"] for line in log_of(folder) if "loss" in line]
+
+
+def check_clock(run: Run) -> None:
+    """That speed and seconds of each line in the log are of all steps since the line before."""
+    text = (run.folder.path / "log.jsonl").read_text()
+    logged = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    assert logged
+    plan, lengths = run.loop.plan, run.loop.windows.lengths
+    for before, line in zip([{"step": 0}, *logged], logged, strict=False):
+        seen = torch.cat([plan.windows_of(step) for step in range(before["step"], line["step"])])
+        by_the_clock = line["tokens_per_second"] * line["seconds"]
+        assert by_the_clock == pytest.approx(int(lengths[seen].sum()), rel=0.05)
+
+
+def weights_of(loop: TrainingLoop | Run) -> dict[str, Tensor]:
+    model = (loop.loop if isinstance(loop, Run) else loop).model
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def checkpoints_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files; of a checkpoint's progress without the time that it took."""
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in files:
+        if path.name == "progress.json":
+            progress = json.loads(files[path])
+            assert progress.pop("seconds_since_log") >= 0
+            files[path] = json.dumps(progress).encode()
+    return {str(path.relative_to(folder)): content for path, content in files.items()}
+
+
+def every_step(settings: TrainingSettings = SETTINGS) -> TrainingSettings:
+    """The same with a log line for each step."""
+    return replace(settings, logging_steps=1)

@@ -1,0 +1,268 @@
+"""A run that goes down at any moment goes on from its last checkpoint as if nothing had been."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bertqa.errors import UserError
+from bertqa.files import write_json
+from bertqa.report.run_report import RunReport
+from bertqa.training import checkpoints
+from bertqa.training.run import Run
+from bertqa.training.run_folder import RunFolder
+from tests.training.runs import (
+    BF16,
+    SCALED,
+    SETTINGS,
+    Stop,
+    check_clock,
+    checkpoints_of,
+    contents,
+    goes_down,
+    log_of,
+    make_run,
+    same,
+    trained,
+    weights_of,
+)
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [[4], [6], [2], [7], [8], [11], [1, 5, 10]],
+    ids=["at a save", "between saves", "before the first save", "after an evaluation",
+         "at a save after an evaluation", "before the last step", "three times"],
+)  # fmt: skip
+def test_a_resumed_run_is_the_same_run(
+    tmp_path: Path, checkpoint: Path, whole_run: Run, stops: list[int]
+) -> None:
+    folder = tmp_path / "run"
+    for number, stop in enumerate(stops):
+        goes_down(make_run(folder, checkpoint), stop, resume=number > 0)
+    torch.manual_seed(99)  # another process, another state of the random numbers
+    run = trained(make_run(folder, checkpoint), resume=True)
+    assert same(weights_of(run), weights_of(whole_run))
+    assert log_of(folder) == log_of(whole_run.folder.path)
+    check_clock(run)
+    assert run.progress == whole_run.progress
+    ours, theirs = contents(folder), contents(whole_run.folder.path)
+    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they tell the speed
+    assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
+
+
+@pytest.mark.parametrize("stop", [2, 6])
+def test_a_resumed_run_is_the_same_run_in_bf16(tmp_path: Path, checkpoint: Path, stop: int) -> None:
+    folders = tmp_path / "whole", tmp_path / "resumed"
+    whole = trained(make_run(folders[0], checkpoint, runtime=BF16))
+    goes_down(make_run(folders[1], checkpoint, runtime=BF16), stop)
+    resumed = trained(make_run(folders[1], checkpoint, runtime=BF16), resume=True)
+    assert same(weights_of(resumed), weights_of(whole))
+    assert log_of(folders[0]) == log_of(folders[1])
+
+
+def test_the_scaler_of_fp16_goes_on_as_well(tmp_path: Path, checkpoint: Path) -> None:
+    """It has skipped a step and halved its factor twice by then."""
+    folders = tmp_path / "whole", tmp_path / "resumed"
+    settings = replace(SETTINGS, logging_steps=1)
+
+    def scaled(folder: Path) -> Run:
+        run = make_run(folder, checkpoint, settings, SCALED, evaluator=False)
+        run.loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
+        return run
+
+    whole = trained(scaled(folders[0]))
+    goes_down(scaled(folders[1]), 6)
+    resumed = scaled(folders[1])
+    resumed.start(resume=True)
+    assert resumed.loop.scaler.get_scale() < 2.0**127
+    resumed.train()
+    assert same(weights_of(resumed), weights_of(whole))
+    assert log_of(folders[0]) == log_of(folders[1])
+    assert resumed.progress.scaler == whole.progress.scaler != {}
+
+
+def test_frozen_embeddings_have_no_moments_and_go_on(tmp_path: Path, checkpoint: Path) -> None:
+    settings = replace(SETTINGS, freeze_word_embeddings=True, save_total_limit=9)
+    whole = trained(make_run(tmp_path / "whole", checkpoint, settings))
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder.path, folder)
+    assert checkpoints_of(folder)[-1] == "step-00000012"
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    resumed = make_run(folder, checkpoint, settings)
+    resumed.start(resume=True)
+    assert resumed.progress.step == 8
+    resumed.train()
+    assert same(weights_of(resumed), weights_of(whole))
+
+
+# --- which there are -----------------------------------------------------------------------------
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, checkpoint: Path) -> None:
+    settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
+    trained(make_run(tmp_path / "run", checkpoint, settings, evaluator=False))
+    assert checkpoints_of(tmp_path / "run") == [
+        "step-00000008", "step-00000010", "step-00000012",
+    ]  # fmt: skip
+    one = replace(SETTINGS, save_steps=5)
+    trained(make_run(tmp_path / "one", checkpoint, one, evaluator=False))
+    assert checkpoints_of(tmp_path / "one") == ["step-00000012"]
+
+
+def test_saves_fall_on_evaluations_too(tmp_path: Path, checkpoint: Path) -> None:
+    trained(make_run(tmp_path / "run", checkpoint, replace(SETTINGS, save_total_limit=9)))
+    assert checkpoints_of(tmp_path / "run") == [
+        "step-00000004", "step-00000007", "step-00000008", "step-00000012",
+    ]  # fmt: skip
+
+
+def test_of_several_checkpoints_the_newest_is_gone_on_from(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
+    goes_down(make_run(tmp_path / "run", checkpoint, settings), 7)
+    names = ["step-00000004", "step-00000006", "step-00000007"]
+    assert checkpoints_of(tmp_path / "run") == names
+    run = make_run(tmp_path / "run", checkpoint, settings)
+    run.start(resume=True)
+    assert run.progress.step == 7
+    run.train()
+    assert same(weights_of(run), weights_of(whole_run))
+
+
+def test_a_run_that_is_done_is_done(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run.folder.path, folder)
+    before = contents(folder)
+    run = trained(make_run(folder, checkpoint), resume=True)
+    assert run.progress == whole_run.progress
+    assert contents(folder) == before
+
+
+def test_resuming_nothing_begins(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
+    run = trained(make_run(tmp_path / "run", checkpoint), resume=True)
+    assert same(weights_of(run), weights_of(whole_run))
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Path) -> None:
+    """How often to log and save, and how a step's windows are shared out."""
+    whole = trained(make_run(tmp_path / "whole", still_checkpoint))
+    goes_down(make_run(tmp_path / "run", still_checkpoint), 6)
+    other = replace(
+        SETTINGS, logging_steps=5, save_steps=5, save_total_limit=2,
+        per_device_train_batch_size=6, gradient_accumulation_steps=1,
+    )  # fmt: skip
+    run = trained(make_run(tmp_path / "run", still_checkpoint, other), resume=True)
+    # The same sums in another order: AdamW enlarges what is rounded where gradients are small.
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(run)[name], value, rtol=0, atol=1e-5)
+
+
+# --- accidents while it writes -------------------------------------------------------------------
+
+
+def stop_in_progress_json(path: Path, value: Any) -> None:
+    """``write_json`` until the checkpoint of step 8."""
+    if value["step"] == 8:
+        raise Stop
+    write_json(path, value)
+
+
+def stop_after_half_a_line(folder: RunFolder, line: dict[str, Any]) -> None:
+    text = json.dumps(line)
+    done = line["step"] < 9
+    with (folder.path / "log.jsonl").open("a") as file:
+        file.write(text + "\n" if done else text[: len(text) // 2])
+    if not done:
+        raise Stop
+
+
+def stop(*arguments: object) -> None:
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "accident"),
+    [
+        (checkpoints, "write_json", stop_in_progress_json),
+        (RunFolder, "keep_predictions", stop),
+        (RunFolder, "append_log", stop_after_half_a_line),
+    ],
+    ids=["in a checkpoint", "between model and predictions", "after half a line"],
+)
+def test_a_run_that_goes_down_while_it_writes(
+    tmp_path: Path,
+    checkpoint: Path,
+    whole_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    accident: Callable[..., None],
+) -> None:
+    folder = tmp_path / "run"
+    run = make_run(folder, checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, accident)
+        with pytest.raises(Stop):
+            trained(run)
+    resumed = trained(make_run(folder, checkpoint), resume=True)
+    assert same(weights_of(resumed), weights_of(whole_run))
+    assert log_of(folder) == log_of(whole_run.folder.path)
+
+
+def test_a_disk_that_is_full_at_any_write_loses_nothing(
+    tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file it is that the disk has no room for: one sentence, and the run goes on."""
+    sync, calls = os.fsync, 0
+
+    def full_at(last: int) -> Callable[[int], None]:
+        def counted(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
+
+        return counted
+
+    def observed(folder: Path) -> Run:
+        return make_run(folder, checkpoint, observer=RunReport(folder))
+
+    monkeypatch.setattr(os, "fsync", full_at(0))
+    trained(observed(tmp_path / "counted"))
+    assert calls > 60
+    said = set()
+    for last in range(1, calls + 1, 8):
+        calls, folder = 0, tmp_path / f"full-{last}"
+        monkeypatch.setattr(os, "fsync", full_at(last))
+        with pytest.raises(UserError, match="cannot be written: No space left on device") as error:
+            trained(observed(folder))
+        said.add(str(error.value).partition(" cannot be")[0].rpartition("/")[2])
+        monkeypatch.setattr(os, "fsync", sync)
+        resumed = trained(observed(folder), resume=(folder / "run.json").exists())
+        assert same(weights_of(resumed), weights_of(whole_run)), last
+        assert log_of(folder) == log_of(whole_run.folder.path)
+        assert (folder / "report.html").exists()
+    assert len(said) > 4, said  # different files
+
+
+def test_a_checkpoint_that_was_never_finished_is_swept_away(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    folder = tmp_path / "run"
+    goes_down(make_run(folder, checkpoint), 6)
+    partial = folder / "checkpoints" / ".step-00000006.4711.partial"
+    partial.mkdir()
+    (partial / "config.json").write_text("{")
+    resumed = trained(make_run(folder, checkpoint), resume=True)
+    assert same(weights_of(resumed), weights_of(whole_run))
+    assert checkpoints_of(folder) == ["step-00000012"]

@@ -1,0 +1,365 @@
+"""A training as a whole: as a function, as train.py, in one process or several."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from bertqa import QuestionAnswerer
+from bertqa.commands import train
+from bertqa.data.batching import collate
+from bertqa.data.labels import make_labelled_windows
+from bertqa.data.squad import data_fingerprint
+from bertqa.errors import UserError
+from bertqa.model.checkpoint import read_tensors
+from bertqa.runtime import Runtime
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training import job
+from bertqa.training.job import main_first
+from bertqa.training.provenance import git_commit
+from tests.helpers import STORIES, their_batch, unpadded
+from tests.training.runs import (
+    CPU,
+    EXAMPLES,
+    FP32,
+    ROOT,
+    SETTINGS,
+    TRAINING,
+    WINDOWS,
+    log_of,
+    losses_of,
+)
+
+
+def test_a_training_without_a_command_line(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What train.py does, as a function: the same run, said to whom it may concern."""
+    said: list[object] = []
+    data = DataSettings(
+        train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
+    )
+    settings = TrainingSettings(max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3)
+    progress = job.train(
+        str(checkpoint), data, tmp_path / "called",
+        settings=settings, windows=WINDOWS, runtime=FP32, say=said.append,
+    )  # fmt: skip
+    assert progress.step == 2
+    names = [str(line).partition(":")[0] for line in said[1:3]]
+    assert names == ["training", "validation"]
+    assert str(said[3]).startswith("2 steps of 4 windows on cpu in torch.float32, from step 0")
+    assert str(said[4]).splitlines()[0].split()[:2] == ["epoch", "step"]
+    assert not (tmp_path / "called" / "report.html").exists()  # that is an observer's work
+
+    flags = train_flags(
+        checkpoint, tmp_path / "commanded", "--validation_file", str(STORIES),
+        "--max_train_samples", "4", "--max_eval_samples", "3", "--max_steps", "2",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert train.main(train.parse_flags(flags)) == 0
+    assert capsys.readouterr().out.startswith("\n".join(map(str, said[:4])))
+    called, commanded = (tmp_path / name for name in ("called", "commanded"))
+    assert log_of(called) == log_of(commanded)
+    for name in ("model.safetensors", "predictions.json", "labels.json"):
+        assert (called / name).read_bytes() == (commanded / name).read_bytes()
+    assert (commanded / "report.html").exists()
+
+
+def test_a_process_that_is_not_the_first_says_nothing(
+    tmp_path: Path, checkpoint: Path, alone_of_two: None
+) -> None:
+    said: list[object] = []
+    data = DataSettings(train_file=STORIES, max_train_samples=4)
+    job.train(
+        str(checkpoint), data, tmp_path / "run", settings=TrainingSettings(max_steps=1),
+        windows=WINDOWS, runtime=Runtime(CPU, rank=1, world_size=2), say=said.append,
+    )  # fmt: skip
+    assert said == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset": "squad", "train_file": Path("a")}, "exclude each other"),
+        ({"validation_file": Path("b")}, "--validation_file b needs a --train_file"),
+        (
+            {
+                "train_file": Path("a"),
+                "validation_file": Path("b"),
+                "validation_split_percentage": 5,
+            },
+            "--validation_file and --validation_split_percentage exclude each other",
+        ),
+        ({"validation_split_percentage": 0}, "--validation_split_percentage 0"),
+        ({"validation_split_percentage": 51}, "--validation_split_percentage 51"),
+        ({"max_train_samples": 0}, "--max_train_samples 0"),
+        ({"max_eval_samples": -1}, "--max_eval_samples -1"),
+    ],
+)
+def test_data_that_cannot_be_are_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        DataSettings(**given)
+
+
+def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
+    # fmt: off
+    return [
+        "--model", str(checkpoint), "--train_file", str(STORIES), "--output_dir", str(folder),
+        "--max_seq_length", "96", "--doc_stride", "16", "--max_query_length", "24",
+        "--device", "cpu", "--precision", "fp32", *more,
+    ]
+    # fmt: on
+
+
+def test_run_json_says_what_was_run(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    flags = train_flags(
+        checkpoint, folder, "--validation_file", str(STORIES), "--max_train_samples", "4",
+        "--max_eval_samples", "3", "--max_steps", "2", "--learning_rate", "1e-3",
+        "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "3",
+        "--max_answer_length", "12",
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    train.main(train.parse_flags(flags))
+    run = json.loads((folder / "run.json").read_text())
+    settings = run.pop("settings")
+    assert settings.pop("windows_per_step") == 6
+    assert settings.pop("precision") == "torch.float32"
+    assert settings.pop("model") == str(checkpoint)
+    assert TrainingSettings(**settings) == TrainingSettings(
+        max_steps=2, learning_rate=1e-3, gradient_accumulation_steps=2,
+        per_device_train_batch_size=3,
+    )  # fmt: skip
+    data = run.pop("data")
+    assert data["train"] == data_fingerprint(EXAMPLES[:4])
+    assert data["validation"] == data_fingerprint(EXAMPLES[:3]) != data["train"]
+    assert WindowSettings(**data["windows"]) == WINDOWS
+    assert DecodingSettings(**data["decoding"]) == DecodingSettings(max_answer_length=12)
+    versions = run.pop("versions")
+    assert versions["torch"] == torch.__version__
+    assert versions["datasets"] == datasets.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert None not in versions.values()
+    assert run == {
+        "git_commit": git_commit(),
+        "command": ["train.py", *flags],
+        "device": "cpu",
+        "processes": 1,
+    }
+
+
+# --- the commit ----------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def source_tree(folder: Path, project: str = "bertqa") -> Path:
+    """A folder as this project's is, in no repository; its package."""
+    package = folder / "bertqa"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("1")
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    return package
+
+
+def committed(folder: Path) -> str:
+    """Everything in a folder as the first commit of a repository; the commit."""
+    git(folder, "init")
+    git(folder, "add", "--force", ".")
+    git(folder, "commit", "-m", "first")
+    return git(folder, "rev-parse", "HEAD")
+
+
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+
+
+@needs_git
+def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    package = source_tree(tmp_path)
+    assert git_commit(package) is None  # no repository
+    commit = committed(tmp_path)
+    git(tmp_path, "tag", "-a", "v1", "-m", "a name must not hide the commit")
+    assert git_commit(package) == commit
+    (package / "__init__.py").write_text("2")
+    assert git_commit(package) == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit(package) is None  # no git
+
+
+@needs_git
+def test_the_commit_of_another_project_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    theirs = source_tree(tmp_path / "theirs", project="thesis")
+    within = source_tree(tmp_path / "whole" / "third_party")
+    beside = source_tree(tmp_path / "untracked")
+    for folder in (tmp_path / "theirs", tmp_path / "whole"):
+        committed(folder)
+    git(tmp_path / "untracked", "init")
+    git(tmp_path / "untracked", "commit", "--allow-empty", "-m", "first")
+    assert [git_commit(package) for package in (theirs, within, beside)] == [None] * 3
+
+
+@needs_git
+def test_an_installed_copy_has_no_commit(tmp_path: Path) -> None:
+    """In a virtual environment inside a repository of the user's, be it committed with it."""
+    place = tmp_path / ".venv" / "lib" / "site-packages"
+    shutil.copytree(ROOT / "bertqa", place / "bertqa", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "thesis"\n')
+    committed(tmp_path)
+    code = "from bertqa.training import provenance as p; print(p.__file__, p.git_commit())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(place)},
+    )  # fmt: skip
+    assert result.stdout.split() == [str(place / "bertqa/training/provenance.py"), "None"]
+
+
+# --- what comes of it ----------------------------------------------------------------------------
+
+
+def test_transformers_and_the_answerer_open_what_was_trained(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    folder = tmp_path / "run"
+    flags = train_flags(checkpoint, folder, "--max_train_samples", "4", "--max_steps", "2")
+    train.main(train.parse_flags(flags))
+    theirs = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    their_tokenizer = AutoTokenizer.from_pretrained(folder)
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+    example = TRAINING[1]
+    answer = qa(example.question, example.context)
+    assert answer["answer"] == example.context[answer["start"] : answer["end"]] != ""
+
+    windows = make_labelled_windows(TRAINING, qa.tokenizer, WindowSettings(384, 64))
+    tokens = collate(windows, torch.arange(len(windows)))
+    with torch.no_grad():
+        ours = qa.model(tokens)
+        rows = [windows[i] for i in range(len(windows))]
+        batch = their_batch([w.input_ids for w in rows], [w.token_type_ids for w in rows])
+        output = theirs(**batch)
+    for name in ("start_logits", "end_logits"):
+        expected = unpadded(getattr(output, name), tokens.lengths)
+        torch.testing.assert_close(getattr(ours, name), expected, rtol=0, atol=1e-4)
+
+    encoded = their_tokenizer(example.question, example.context)
+    both = make_labelled_windows([example], qa.tokenizer, WindowSettings(10_000, 0))
+    assert encoded["input_ids"] == both[0].input_ids
+    assert encoded["token_type_ids"] == both[0].token_type_ids
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+# Short windows, so that the validation set has several blocks for the processes to share. The last
+# step of an epoch has one window of twelve, so that all processes but one have none there.
+# fmt: off
+SHARED_RUN = [
+    "--validation_file", str(STORIES), "--max_train_samples", "1", "--max_eval_samples", "90",
+    "--max_seq_length", "24", "--doc_stride", "0", "--max_query_length", "2",
+    "--max_steps", "5", "--logging_steps", "1", "--learning_rate", "1e-3",
+    "--eval_steps", "100", "--save_steps", "100", "--adam_epsilon", str(SETTINGS.adam_epsilon),
+]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, still_checkpoint: Path) -> Path:
+    """The folder of a run of one process, twelve windows a step."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    flags = train_flags(
+        still_checkpoint, folder, *SHARED_RUN, "--per_device_train_batch_size", "12"
+    )
+    train.main(train.parse_flags(flags))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "times"), [(2, 3, 2), (3, 4, 1)], ids=["two", "three"]
+)
+def test_processes_together_train_as_one_does(
+    tmp_path: Path,
+    still_checkpoint: Path,
+    one_process: Path,
+    processes: int,
+    batch: int,
+    times: int,
+) -> None:
+    folder = tmp_path / "run"
+    flags = train_flags(
+        still_checkpoint, folder, *SHARED_RUN, "--per_device_train_batch_size", str(batch),
+        "--gradient_accumulation_steps", str(times),
+    )  # fmt: skip
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    result = subprocess.run(
+        [sys.executable, *launcher, "train.py", *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("5 steps of 12 windows") == 1  # one process speaks
+    assert "training: 25 windows" in result.stdout
+    assert json.loads((folder / "run.json").read_text())["processes"] == processes
+    assert losses_of(folder) == pytest.approx(losses_of(one_process), rel=0, abs=1e-5)
+    theirs, ours = log_of(one_process)[-1], log_of(folder)[-1]
+    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-5)
+    predictions = [json.loads((f / "predictions.json").read_text()) for f in (one_process, folder)]
+    assert len(predictions[0]) == 90 and predictions[0].keys() == predictions[1].keys()
+    same_texts = [predictions[0][id_] == predictions[1][id_] for id_ in predictions[0]]
+    assert sum(same_texts) >= 85  # all but those between whose spans rounding may decide
+    expected = read_tensors(one_process / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there is an error of all processes, not a connection that breaks."""
+    said: list[Any] = []
+
+    def gather(runtime: Runtime, value: Any) -> list[Any]:
+        said.append(value)
+        return [said[0], None]
+
+    monkeypatch.setattr(Runtime, "gather", gather)
+
+    def fail() -> None:
+        raise UserError("nope.json does not exist")
+
+    def never() -> None:
+        raise AssertionError("only the first process tries")
+
+    for rank, make in ((0, fail), (1, never)):
+        with pytest.raises(UserError, match="does not exist"):
+            main_first(Runtime(CPU, rank=rank, world_size=2), make)
+
+
+def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value, None])
+    for rank in (0, 1):
+        runtime = Runtime(CPU, rank=rank, world_size=2)
+        assert main_first(runtime, lambda: made.append(1) or len(made)) == rank + 1

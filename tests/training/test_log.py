@@ -1,0 +1,177 @@
+"""The log: what each line says, and a loss that is no number."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from bertqa.answering.answerer import load_folder
+from bertqa.errors import UserError
+from bertqa.model.bert import window_losses
+from bertqa.training.log import bar_text
+from bertqa.training.run import Run
+from tests.training.runs import (
+    SCALED,
+    SETTINGS,
+    TRAINING,
+    check_clock,
+    checkpoints_of,
+    every_step,
+    in_step,
+    log_of,
+    losses_of,
+    make_run,
+    same,
+    trained,
+    weights_of,
+)
+
+
+def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
+    text = (whole_run.folder.path / "log.jsonl").read_text()
+    assert text.endswith("\n")
+    lines = [json.loads(line) for line in text.splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    keys = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"]
+    assert all(list(line) == keys for line in logged)
+    assert [line["step"] for line in logged] == [3, 6, 9, 12]
+    epoch = math.ceil(len(whole_run.loop.windows) / 6)
+    assert [line["epoch"] for line in logged] == [round(s / epoch, 4) for s in (3, 6, 9, 12)]
+    # Three steps of warm-up from 0 (a fifth of twelve, rounded up), then down to 0 at step 12.
+    rates = [line["learning_rate"] for line in logged]
+    assert rates == pytest.approx([5e-3 * x for x in (2 / 3, 7 / 9, 4 / 9, 1 / 9)])
+    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in logged)
+    check_clock(whole_run)
+    assert logged[-1]["loss"] < logged[0]["loss"]
+
+
+def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    every = trained(make_run(tmp_path / "run", checkpoint, every_step()))
+    assert same(weights_of(every), weights_of(whole_run))  # looking changes nothing
+    each = losses_of(tmp_path / "run")
+    assert len(each) == 12
+    means = [sum(each[i : i + 3]) / 3 for i in (0, 3, 6, 9)]
+    assert losses_of(whole_run.folder.path) == pytest.approx(means, rel=1e-12)
+    # An evaluation's training loss: of all steps since the one before.
+    rows = whole_run.progress.evaluations
+    assert rows[0]["training_loss"] == pytest.approx(sum(each[:7]) / 7)
+    assert rows[1]["training_loss"] == pytest.approx(sum(each[7:]) / 5)
+    # Also where evaluations fall between log lines.
+    often = replace(SETTINGS, eval_steps=2, logging_steps=5)
+    run = trained(make_run(tmp_path / "often", checkpoint, often))
+    found = [row["training_loss"] for row in run.progress.evaluations]
+    assert found == pytest.approx([sum(each[i : i + 2]) / 2 for i in range(0, 12, 2)])
+
+
+def test_a_line_beside_the_progress_bar() -> None:
+    line = {"loss": 1.23456, "learning_rate": 2e-5, "tokens_per_second": 12345, "grad_norm": None}
+    assert bar_text(line) == "loss 1.235, lr 2.0e-05, 12,345 tokens/s"
+
+
+# --- what is not finite --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("logging_steps", "eval_steps"), [(1, 100), (5, 100), (100, 100), (100, 6)]
+)
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    logging_steps: int,
+    eval_steps: int,
+) -> None:
+    """Whatever comes first after it: a log line, an evaluation, a save."""
+    folder = tmp_path / "run"
+    settings = replace(
+        SETTINGS, logging_steps=logging_steps, eval_steps=eval_steps, save_steps=2,
+        save_total_limit=9,
+    )  # fmt: skip
+
+    def never(model: object) -> None:
+        raise AssertionError("a model of such a step is measured")
+
+    run = make_run(folder, checkpoint, settings, evaluator=never)
+
+    def spoiled(*arguments: object) -> Tensor:
+        factor = value if run.progress.step == 4 else 1.0  # the fifth step
+        return window_losses(*arguments) * factor
+
+    monkeypatch.setattr("bertqa.training.loop.window_losses", spoiled)
+    with pytest.raises(UserError, match=f"step 5 has loss {value}") as caught:
+        trained(run)
+    last = folder / "checkpoints" / "step-00000004"
+    assert f"--model {last}, the checkpoint from before" in str(caught.value)
+    load_folder(last, allow_bin=False, require_head=True)  # that command finds all it needs
+    assert checkpoints_of(folder) == ["step-00000002", "step-00000004"]
+    failure = json.loads((folder / "failure.json").read_text())
+    assert (failure["step"], failure["loss"]) == (5, str(value))
+    assert failure["last_checkpoint"] == str(last)
+    windows = run.loop.plan.windows_of(4)
+    asked = {TRAINING[int(run.loop.windows.example[window])].id for window in windows}
+    assert set(failure["example_ids"]) == asked and len(asked) > 1
+    assert not (folder / "model.safetensors").exists()
+    logged = [line["step"] for line in log_of(folder)] if logging_steps == 1 else []
+    assert logged == [1, 2, 3, 4][: len(logged)] and (logging_steps > 1 or logged)
+
+
+def overflow_in(run: Run, step: int) -> None:
+    """Let a gradient be infinite in one step, from 0."""
+    run.loop.model.head.weight.register_hook(
+        lambda gradient: gradient * (math.inf if run.progress.step == step else 1.0)
+    )
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_as_well(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    settings = replace(SETTINGS, save_steps=1)
+    run = make_run(tmp_path / "run", checkpoint, settings)
+    overflow_in(run, 2)  # the third
+    with pytest.raises(UserError, match=r"step 3 has loss \d.* and gradient norm (inf|nan)"):
+        trained(run)
+    assert checkpoints_of(tmp_path / "run")[-1] == "step-00000002"
+    assert (tmp_path / "run" / "failure.json").exists()
+    trained(make_run(tmp_path / "run", checkpoint, settings), resume=True)
+    assert not (tmp_path / "run" / "failure.json").exists()
+
+
+def test_a_gradient_that_overflows_in_fp16_is_logged_as_none(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint, every_step(), SCALED, evaluator=False)
+    overflow_in(run, 2)
+    trained(run)
+    norms = [line["grad_norm"] for line in log_of(tmp_path / "run") if "loss" in line]
+    assert [number for number, norm in enumerate(norms) if norm is None] == [2]
+
+
+@pytest.mark.parametrize("save_steps", [1, 100])
+def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
+    tmp_path: Path, checkpoint: Path, save_steps: int
+) -> None:
+    """At a checkpoint, and where the best model is to be kept; the loss may still be finite."""
+    settings = replace(SETTINGS, save_steps=save_steps, eval_steps=5)
+    run = make_run(tmp_path / "run", checkpoint, settings)
+
+    def spoil() -> None:
+        run.loop.model.layers[0].attention.query.weight.data[0, 0] = 1e6
+
+    in_step(run, 4, spoil)  # the fifth
+    with pytest.raises(UserError, match=r"at step 5, or .*query.weight holds numbers") as caught:
+        trained(run)
+    last = run.checkpoints.last()
+    assert (last is not None) == (save_steps == 1)
+    advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
+    assert advice in str(caught.value) and "questions are in" in str(caught.value)
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["step"] == 5 and "query.weight" in failure["weights"]
+    assert len(failure["example_ids"]) > 1
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -1,0 +1,95 @@
+"""How many steps a run has, and what comes after which."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from bertqa.errors import UserError
+from bertqa.settings import TrainingSettings
+from bertqa.training.plan import Plan
+from tests.training.runs import SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "world_size", "expected"),
+    [
+        (3.0, None, 1, 33),  # 11 steps of at most 6 windows in an epoch of 61
+        (1.0, None, 1, 11),
+        (0.5, None, 1, 6),
+        (1.5, None, 1, 17),
+        (0.001, None, 1, 1),
+        (1.0, None, 2, 6),
+        (1.0, 100, 1, 100),
+        (3.0, 1, 1, 1),
+    ],
+)
+def test_steps_of_a_run(
+    epochs: float, max_steps: int | None, world_size: int, expected: int
+) -> None:
+    settings = replace(SETTINGS, num_train_epochs=epochs, max_steps=max_steps)
+    assert Plan(settings, 61, world_size).total_steps == expected
+
+
+def test_what_is_due_after_which_step() -> None:
+    plan = Plan(SETTINGS, 61)
+    steps = range(1, 13)
+    assert [step for step in steps if plan.logs_after(step)] == [3, 6, 9, 12]
+    assert [step for step in steps if plan.evaluates_after(step)] == [7, 12]
+    assert [step for step in steps if plan.saves_after(step)] == [4, 7, 8, 12]
+
+
+def test_a_fraction_of_an_epoch_is_evaluated_at_its_end() -> None:
+    plan = Plan(replace(SETTINGS, max_steps=None, num_train_epochs=1.5, eval_steps=None), 61)
+    assert [step for step in range(1, 18) if plan.evaluates_after(step)] == [11, 17]
+    assert (plan.epoch(11), plan.epoch(22)) == (1.0, 2.0)
+
+
+def test_the_learning_rate_of_each_step() -> None:
+    """Three steps of warm-up from 0, a fifth of twelve rounded up, then a line to 0 at step 12."""
+    plan = Plan(SETTINGS, 61)
+    rates = [plan.learning_rate(step) for step in range(13)]
+    assert rates[:4] == pytest.approx([5e-3 * step / 3 for step in range(4)])
+    assert rates[3:] == pytest.approx([5e-3 * (12 - step) / 9 for step in range(3, 13)])
+    stays = replace(SETTINGS, lr_scheduler_type="constant_with_warmup")
+    assert {Plan(stays, 61).learning_rate(step) for step in range(3, 12)} == {5e-3}
+
+
+def test_the_windows_of_an_epoch_are_all_windows_once() -> None:
+    plan = Plan(SETTINGS, 61)
+    epoch = [plan.windows_of(step).tolist() for step in range(plan.steps_per_epoch)]
+    assert [len(windows) for windows in epoch] == [6] * 10 + [1]
+    assert sorted(window for windows in epoch for window in windows) == list(range(61))
+    alone, shared = (Plan(SETTINGS, 61, world_size).windows_of(2) for world_size in (2, 1))
+    assert len(alone) == 12 and set(alone.tolist()) != set(shared.tolist())
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_train_epochs", 0.0),
+        ("num_train_epochs", math.inf),
+        ("max_steps", 0),
+        ("learning_rate", math.nan),
+        ("warmup_ratio", 1.0),
+        ("warmup_ratio", -0.1),
+        ("warmup_ratio", math.nan),
+        ("lr_scheduler_type", "cosine"),
+        ("weight_decay", -0.01),
+        ("adam_epsilon", 0.0),
+        ("max_grad_norm", -1.0),
+        ("per_device_train_batch_size", 0),
+        ("gradient_accumulation_steps", -2),
+        ("seed", -1),
+        ("logging_steps", 0),
+        ("eval_steps", 0),
+        ("save_steps", -5),
+        ("save_total_limit", 0),
+    ],
+)
+def test_settings_that_cannot_be_are_named(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"--{name} {value}"):
+        replace(TrainingSettings(), **{name: value})

@@ -1,0 +1,245 @@
+"""Between the steps: evaluations, the best model, what an observer is told, and signals."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.evaluation import Evaluation
+from bertqa.interrupts import Stopped
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings
+from bertqa.training.checkpoints import Progress, load_for_training
+from bertqa.training.evaluations import evaluation_table
+from bertqa.training.observer import Measured, Observer
+from bertqa.training.run import Run
+from tests.training.runs import (
+    CPU,
+    SETTINGS,
+    VALIDATION,
+    checkpoints_of,
+    contents,
+    goes_down,
+    in_step,
+    log_of,
+    make_run,
+    same,
+    trained,
+    weights_of,
+)
+
+# --- evaluations ---------------------------------------------------------------------------------
+
+
+def test_a_line_in_the_log_for_each_evaluation(whole_run: Run) -> None:
+    evaluated = [line for line in log_of(whole_run.folder.path) if "loss" not in line]
+    keys = ["epoch", "step", "training_loss", "validation_loss", "exact_match", "f1"]
+    assert all(list(line) == keys for line in evaluated)
+    assert [line["step"] for line in evaluated] == [7, 12]
+    assert evaluated == whole_run.progress.evaluations
+
+
+def test_the_evaluation_table() -> None:
+    rows = [
+        {"epoch": 1.0, "step": 500, "training_loss": 1.23456, "validation_loss": 2.5,
+         "exact_match": 81.234, "f1": 88.5678},
+        {"epoch": 1.5, "step": 1000, "training_loss": 0.5},
+    ]  # fmt: skip
+    title, first, second = evaluation_table(rows).splitlines()
+    assert title.split("  ") != title  # columns
+    names = ["epoch", "step", "training loss", "validation loss", "exact match", "f1"]
+    assert [name.strip() for name in title.split("  ") if name.strip()] == names
+    assert first.split() == ["1.00", "500", "1.2346", "2.5000", "81.23", "88.57"]
+    assert second.split() == ["1.50", "1000", "0.5000", "-", "-", "-"]
+    assert len(title) == len(first) == len(second)
+
+
+def test_without_a_validation_set_the_last_model_is_kept(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "run"
+    run = trained(make_run(folder, checkpoint, evaluator=False))
+    kept, _, _ = load_for_training(str(folder))
+    assert same(kept.state_dict(), weights_of(run))
+    assert [sorted(row) for row in run.progress.evaluations] == [
+        ["epoch", "step", "training_loss"]
+    ] * 2
+    assert not (folder / "predictions.json").exists()
+
+
+@dataclass
+class ScriptedEvaluator:
+    """Finds the F1 values it was given, one after another, and remembers the models it saw."""
+
+    f1: list[float]
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
+    seen: list[dict[str, Tensor]] = field(default_factory=list)
+    examples: tuple[()] = ()
+
+    def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
+        self.seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        text = f"answer {len(self.seen)}"
+        answer = Answer(text, 0, len(text), 1.0, 2.0, 0.5)
+        prediction = Prediction("id", text, (answer,), text, None)
+        f1 = self.f1.pop(0)
+        return Evaluation([prediction], 1.5, {"exact_match": f1 / 2, "f1": f1})
+
+
+def test_the_best_model_by_f1_is_kept_and_not_the_last(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "run"
+    evaluator = ScriptedEvaluator([10.0, 50.0, 50.0, 30.0])
+    settings = replace(SETTINGS, eval_steps=3)
+    run = trained(make_run(folder, checkpoint, settings, evaluator=evaluator))
+    assert [row["f1"] for row in run.progress.evaluations] == [10, 50, 50, 30]
+    assert run.progress.best_f1 == 50
+    kept, _, _ = load_for_training(str(folder))
+    first, best, equal, last = evaluator.seen
+    assert same(kept.state_dict(), best)
+    assert not same(best, equal) and not same(best, last) and not same(best, first)
+    assert json.loads((folder / "predictions.json").read_text()) == {"id": "answer 2"}
+    assert json.loads((folder / "metrics.json").read_text()) == {"exact_match": 25, "f1": 50}
+    assert same(last, weights_of(run))
+
+
+def test_the_best_model_stays_the_best_after_a_stop(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "run"
+    settings = replace(SETTINGS, eval_steps=3)
+    first = ScriptedEvaluator([10.0, 50.0])
+    goes_down(make_run(folder, checkpoint, settings, evaluator=first), step=8)
+    second = ScriptedEvaluator([40.0, 30.0])
+    trained(make_run(folder, checkpoint, settings, evaluator=second), resume=True)
+    kept, _, _ = load_for_training(str(folder))
+    assert same(kept.state_dict(), first.seen[1])
+    assert [row["f1"] for row in log_of(folder) if "f1" in row] == [10, 50, 40, 30]
+
+
+def test_the_evaluator_does_not_disturb_the_training(tmp_path: Path, checkpoint: Path) -> None:
+    often = trained(make_run(tmp_path / "a", checkpoint, replace(SETTINGS, eval_steps=1)))
+    never = trained(make_run(tmp_path / "b", checkpoint, evaluator=False))
+    assert same(weights_of(often), weights_of(never))
+    assert often.loop.model.training
+
+
+# --- the observer --------------------------------------------------------------------------------
+
+
+@dataclass
+class Diary(Observer):
+    """Writes down what it is told, and how many lines the log has by then."""
+
+    folder: Path
+    lines: list[tuple[str, float | None, int]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+
+    def _note(self, what: str, step: float | None) -> None:
+        self.lines.append((what, step, len(log_of(self.folder))))
+
+    def after_log(self, line: Mapping[str, float | None]) -> None:
+        self._note("log", line["step"])
+
+    def after_evaluation(self, measured: Measured) -> None:
+        self.measured.append(measured)
+        self._note("evaluation", measured.row["step"])
+
+    def at_end(self, progress: Progress) -> None:
+        self._note("end", progress.step)
+
+
+def test_what_an_observer_is_told_and_when(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    """Each word comes when the log has the line that it is about."""
+    diary = Diary(tmp_path / "run")
+    run = trained(make_run(tmp_path / "run", checkpoint, observer=diary))
+    assert diary.lines == [
+        ("log", 3, 1), ("log", 6, 2), ("evaluation", 7, 3), ("log", 9, 4), ("log", 12, 5),
+        ("evaluation", 12, 6), ("end", 12, 6),
+    ]  # fmt: skip
+    assert [measured.row for measured in diary.measured] == run.progress.evaluations
+    first = diary.measured[0]
+    assert first.is_best and first.examples == VALIDATION and first.settings == DecodingSettings()
+    assert first.evaluation and first.evaluation.f1 == first.row["f1"]
+    assert same(weights_of(run), weights_of(whole_run))  # being watched changes nothing
+
+
+def test_an_observer_is_told_which_model_is_the_best(tmp_path: Path, checkpoint: Path) -> None:
+    diary, evaluator = Diary(tmp_path / "run"), ScriptedEvaluator([10.0, 50.0, 50.0, 30.0])
+    settings = replace(SETTINGS, eval_steps=3)
+    trained(make_run(tmp_path / "run", checkpoint, settings, evaluator=evaluator, observer=diary))
+    assert [measured.is_best for measured in diary.measured] == [True, True, False, False]
+    diary = Diary(tmp_path / "none")
+    trained(make_run(tmp_path / "none", checkpoint, evaluator=False, observer=diary))
+    assert [(each.is_best, each.evaluation) for each in diary.measured] == [(True, None)] * 2
+
+
+def test_a_run_that_is_stopped_has_no_end(tmp_path: Path, checkpoint: Path) -> None:
+    diary = Diary(tmp_path / "run")
+    run = make_run(tmp_path / "run", checkpoint, observer=diary)
+    in_step(run, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        trained(run)
+    assert diary.lines[-1] == ("evaluation", 7, 3)
+
+
+def test_only_the_first_process_tells(tmp_path: Path, checkpoint: Path, alone_of_two: None) -> None:
+    diary = Diary(tmp_path / "run")
+    runtime = Runtime(CPU, rank=1, world_size=2)
+    settings = replace(SETTINGS, max_steps=3)
+    run = make_run(tmp_path / "run", checkpoint, settings, runtime, False, diary)
+    trained(run)
+    assert run.progress.step == 3
+    assert diary.lines == []
+    assert not (tmp_path / "run").exists()  # nor does it write
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+def test_a_signal_in_the_middle_of_a_step_lets_it_end(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    folder = tmp_path / "run"
+    run = make_run(folder, checkpoint)
+    in_step(run, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="SIGTERM after step 5 of 12"):
+        trained(run)
+    assert checkpoints_of(folder)[-1] == "step-00000005"
+    resumed = trained(make_run(folder, checkpoint), resume=True)
+    assert same(weights_of(resumed), weights_of(whole_run))
+    assert log_of(folder) == log_of(whole_run.folder.path)
+
+
+def test_a_signal_in_the_last_step_stops_nothing(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint)
+    in_step(run, 11, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trained(run)
+    assert (
+        contents(run.folder.path)["model.safetensors"]
+        == (contents(whole_run.folder.path)["model.safetensors"])
+    )
+
+
+def test_all_processes_end_after_the_same_step(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, alone_of_two: None
+) -> None:
+    """The other process got the signal, in step 3."""
+
+    def of_another(runtime: Runtime, number: int) -> int:
+        assert number == 0  # none came here
+        return signal.SIGINT if run.progress.step == 3 else 0
+
+    monkeypatch.setattr(Runtime, "max_over_ranks", of_another)
+    run = make_run(
+        tmp_path / "run", checkpoint, runtime=Runtime(CPU, world_size=2), evaluator=False
+    )
+    with pytest.raises(Stopped, match="stopped by SIGINT after step 3 of 12") as stop:
+        trained(run)
+    assert stop.value.exit_code == 130
+    assert checkpoints_of(tmp_path / "run")[-1] == "step-00000003"

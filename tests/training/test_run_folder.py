@@ -1,0 +1,82 @@
+"""Whether a run may begin or go on in a folder."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bertqa.errors import UserError
+from bertqa.files import write_json
+from bertqa.runtime import Runtime
+from bertqa.training.run_folder import RunFolder, check_free
+from tests.training.runs import DESCRIPTION, contents, make_run
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("settings", "seed", 43, "has seed 42, not 43"),
+        ("settings", "model", "other", "has model 'tiny', not 'other'"),
+        ("data", "train", "4567", "began with other train questions than --train_file holds"),
+        ("data", "windows", {"a": 1, "b": 3}, "has b 2, not 3"),
+    ],
+)
+def test_another_run_does_not_go_on_with_this_one(
+    tmp_path: Path, part: str, key: str, value: Any, said: str
+) -> None:
+    folder = tmp_path / "run"
+    description = DESCRIPTION | {"data": DESCRIPTION["data"] | {"windows": {"a": 1, "b": 2}}}
+    RunFolder(folder, description).open(0)
+    before = contents(folder)
+    RunFolder(folder, description).check_same_run()
+    other = description | {part: description[part] | {key: value}}
+    with pytest.raises(UserError, match=said):
+        RunFolder(folder, other).check_same_run()
+    assert contents(folder) == before
+
+
+def test_a_run_from_before_a_flag_existed_goes_on(tmp_path: Path) -> None:
+    now = {"lr_scheduler_type": "linear", "dropout": None, "seed": 42}
+    write_json(tmp_path / "run.json", {"settings": {"seed": 42}, "data": {}})
+    RunFolder(tmp_path, {"settings": now, "data": {"chooses_threshold": False}}).check_same_run()
+    other = now | {"lr_scheduler_type": "constant_with_warmup"}
+    with pytest.raises(UserError, match="lr_scheduler_type 'linear', not 'constant_with_warmup'"):
+        RunFolder(tmp_path, {"settings": other, "data": {}}).check_same_run()
+
+
+def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"--output_dir {tmp_path} is not empty"):
+            make_run(tmp_path, checkpoint, evaluator=False).start(resume)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e6])
+def test_weights_that_would_not_be_loaded_again_are_not_saved(
+    tmp_path: Path, checkpoint: Path, value: float
+) -> None:
+    """Too large a step can leave the loss finite: layer norm brings any size back to one."""
+    run = make_run(tmp_path / "run", checkpoint, evaluator=False)
+    run.start(resume=False)
+    with torch.no_grad():
+        run.loop.model.layers[0].attention.query.weight[0, 0] = value
+    with pytest.raises(UserError, match=r"query.weight holds numbers.*lower --learning_rate"):
+        run.folder.keep_best(run.loop.model, run.tokenizer)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_folder_that_is_another_for_each_process(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint, evaluator=False)
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: [value, 500])
+    with pytest.raises(UserError, match="other checkpoints for one process than for another"):
+        run.start(resume=False)
+
+
+def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be looked at: File name too long"):
+        check_free(tmp_path / ("x" * 300), resume=False)
