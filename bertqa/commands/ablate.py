@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answering.evaluation import Evaluation, Evaluator
+from bertqa.commands.answerer_flags import load_answerer
 from bertqa.commands.flags import (
     Parser,
     add_bin_flag,
@@ -34,7 +35,6 @@ from bertqa.commands.flags import (
     add_window_flags,
     overrides,
 )
-from bertqa.commands.loading import load_answerer
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version

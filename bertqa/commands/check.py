@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.commands.data_flags import ENCODER, add_data_flags, data_settings
 from bertqa.commands.flags import (
     Parser,
     add_model_name_flag,
@@ -21,7 +22,6 @@ from bertqa.commands.flags import (
     add_window_flags,
     overrides,
 )
-from bertqa.commands.training_data import ENCODER, add_data_flags, data_settings
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
 
@@ -58,7 +58,7 @@ def main(flags: argparse.Namespace) -> int:
     check_output_flags(flags)
     if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
         return 0
-    from bertqa.commands.checking import check  # late: --help needs no torch
+    from bertqa.commands.check_work import check  # late: --help needs no torch
 
     return check(flags, data)
 

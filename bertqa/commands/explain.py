@@ -12,18 +12,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.context import (
-    add_question_flags,
-    add_top_k_flag,
-    check_question_flags,
-    read_context,
-)
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
     add_model_flags,
     add_window_flags,
     overrides,
+)
+from bertqa.commands.question_flags import (
+    add_question_flags,
+    add_top_k_flag,
+    check_question_flags,
+    read_context,
 )
 from bertqa.errors import UserError
 from bertqa.model.folders import SHIPPED_MODEL
@@ -45,7 +45,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         help="HTML page to write, such as answer.html (default: print a short form)",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace FILE if it exists")
-    parser.set_defaults(json=False, all_offsets=False)  # as asking.py prints answers
+    parser.set_defaults(json=False, all_offsets=False)  # as infer_questions.py prints answers
     return parser.parse(arguments)
 
 
@@ -58,7 +58,7 @@ def main(flags: argparse.Namespace) -> None:
     check_page(file, "", "--overwrite", flags.overwrite)
     overrides(flags).check()
     context = read_context(flags)
-    from bertqa.commands.explaining import explain_one  # late: --help needs no torch
+    from bertqa.commands.explain_work import explain_one  # late: --help needs no torch
 
     explain_one(flags, context, file)
 

@@ -13,13 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.context import (
-    add_question_flags,
-    add_top_k_flag,
-    check_question_flags,
-    has_context,
-    read_context,
-)
 from bertqa.commands.explain import TERMINAL, check_page, page_file
 from bertqa.commands.flags import (
     Parser,
@@ -27,6 +20,13 @@ from bertqa.commands.flags import (
     add_model_flags,
     add_window_flags,
     overrides,
+)
+from bertqa.commands.question_flags import (
+    add_question_flags,
+    add_top_k_flag,
+    check_question_flags,
+    has_context,
+    read_context,
 )
 from bertqa.errors import UserError
 from bertqa.model.folders import SHIPPED_MODEL
@@ -73,17 +73,20 @@ def main(flags: argparse.Namespace) -> None:
     has_terminal = sys.stdin.isatty()
     check_flags(flags, has_terminal)
     if flags.input:
-        from bertqa.commands.whole_file import answer_file  # late: --help needs no torch
+        from bertqa.commands.infer_file import answer_file  # late: --help needs no torch
 
         answer_file(flags)
         return
     context = read_context(flags) if has_context(flags) else None
     if context is not None and flags.explain is not None:
-        from bertqa.commands.explaining import explain_one  # late: only to explain
+        from bertqa.commands.explain_work import explain_one  # late: only to explain
 
         explain_one(flags, context, page_file(flags.explain))
         return
-    from bertqa.commands.asking import answer_question, converse  # late: --help needs no torch
+    from bertqa.commands.infer_questions import (  # late: --help needs no torch
+        answer_question,
+        converse,
+    )
 
     if context is not None and flags.question is not None:
         answer_question(flags, context)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bertqa.commands import check
+from bertqa.commands.data_flags import ENCODER, add_data_flags, data_settings
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
@@ -21,7 +22,6 @@ from bertqa.commands.flags import (
     add_window_flags,
     overrides,
 )
-from bertqa.commands.training_data import ENCODER, add_data_flags, data_settings
 from bertqa.errors import UserError
 from bertqa.settings import SCHEDULES, TrainingSettings
 
@@ -115,11 +115,11 @@ def main(flags: argparse.Namespace) -> int:
     if flags.check:
         return check.main(flags)
     if flags.show:
-        from bertqa.commands.showing import show  # late: --help needs no torch
+        from bertqa.commands.train_show import show  # late: --help needs no torch
 
         show(flags, data, windows, decoding)
         return 0
-    from bertqa.commands.running import run  # late: --help needs no torch
+    from bertqa.commands.train_work import run  # late: --help needs no torch
 
     run(flags, data, settings, windows, decoding)
     return 0

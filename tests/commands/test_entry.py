@@ -33,7 +33,7 @@ HEAVY = (
 )  # fmt: skip
 
 # Commands whose file still imports torch before the flags are parsed.
-TO_LIGHTEN = {"verify", "ablate", "threshold", "release", "average"}
+TO_LIGHTEN = {"verify", "ablate"}
 
 
 def python(code: str, *arguments: str) -> str:

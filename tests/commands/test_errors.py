@@ -36,17 +36,17 @@ from bertqa.audit.repair import save_examples
 from bertqa.commands import (
     ablate,
     average,
-    context,
     infer,
+    question_flags,
     release,
     threshold,
     train,
     verify,
 )
 from bertqa.commands import explain as explain_command
-from bertqa.commands.context import read_context
 from bertqa.commands.flags import overrides, run_script
-from bertqa.commands.whole_file import answer_file, answer_json_lines, check_file_flags
+from bertqa.commands.infer_file import answer_file, answer_json_lines, check_file_flags
+from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
 from bertqa.data.tokenization import BertTokenizer
@@ -66,6 +66,8 @@ from bertqa.model.config import BertConfig, parse_config
 from bertqa.model.folders import SHIPPED_MODEL
 from bertqa.model.names import find_folder
 from bertqa.model.packing import PackedBatch
+from bertqa.report import average as means
+from bertqa.report import card as cards
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
@@ -363,7 +365,7 @@ def two_kinds(room: Room) -> object:
     other = room.path / "other"
     shutil.copytree(folder, other)
     change_json(other / CONFIG_FILE, lambda e: e.update(layer_norm_eps=1e-6))
-    return average.mean_of([folder, other])
+    return means.mean_of([folder, other])
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -373,7 +375,7 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def endless_context(room: Room) -> object:
-    room.patch.setattr(context, "LARGEST_CONTEXT", 2**20)
+    room.patch.setattr(question_flags, "LARGEST_CONTEXT", 2**20)
     return read_context(argparse.Namespace(context_file=Path("/dev/zero")))
 
 
@@ -582,32 +584,32 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a mean that is there": lambda r: average.main(
         argparse.Namespace(models=[r.path, r.path], output_dir=r.path)
     ),
-    "a mean of one twice": lambda r: average.mean_of([r.path, r.path]),
+    "a mean of one twice": lambda r: means.mean_of([r.path, r.path]),
     "two runs of one name": lambda r: r.release(r.run("x/a"), r.run("y/a")),
     "a run from another": lambda r: r.release(
         r.run(settings={"model": str(r.run("z")), "windows_per_step": 1, "precision": "fp32"})
     ),
-    "a mean of one": lambda r: average.mean_of([r.path]),
-    "a mean with one run's threshold": lambda r: average.mean_of(
+    "a mean of one": lambda r: means.mean_of([r.path]),
+    "a mean with one run's threshold": lambda r: means.mean_of(
         [r.write("a/decoding.json", "{}").parent, r.path]
     ),
     "a mean of two kinds": two_kinds,
-    "a mean of nothing": lambda r: average.read_average(r.write("average.json", "{}").parent),
+    "a mean of nothing": lambda r: means.read_average(r.write("average.json", "{}").parent),
     "questions without an answer": lambda r: r.release(r.run(), eval_file=r.rows(UNANSWERABLE)),
     "what was trained on": lambda r: r.release(
         r.run(
             data={
-                "train": release.data_fingerprint(read_examples(r.rows(ROW))),
+                "train": cards.data_fingerprint(read_examples(r.rows(ROW))),
                 "validation": "",
                 "windows": {},
             }
         )
     ),
-    "no run": lambda r: release.read_stage(r.path),
-    "not one of ours": lambda r: release.read_stage(r.write("run.json", "{}").parent),
-    "no log": lambda r: release.read_stage(r.run(log=None)),
-    "half a log": lambda r: release.read_stage(r.run(log="{\n{}\n")),
-    "an empty log": lambda r: release.read_stage(r.run(log="")),
+    "no run": lambda r: cards.read_stage(r.path),
+    "not one of ours": lambda r: cards.read_stage(r.write("run.json", "{}").parent),
+    "no log": lambda r: cards.read_stage(r.run(log=None)),
+    "half a log": lambda r: cards.read_stage(r.run(log="{\n{}\n")),
+    "an empty log": lambda r: cards.read_stage(r.run(log="")),
     # rows
     "a wrong type": read('[{"question": 1, "context": "b"}]'),
     "no row": read("[7]"),

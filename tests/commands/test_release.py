@@ -20,11 +20,13 @@ from bertqa.answering.evaluation import score
 from bertqa.audit.repair import save_examples
 from bertqa.commands import average, release, train
 from bertqa.commands.flags import run_script
-from bertqa.commands.release import Stage, _command, read_stage, read_step
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model.checkpoint import load_checkpoint
+from bertqa.report import average as means
+from bertqa.report import card as cards
+from bertqa.report.card import Stage, _command, read_stage, read_step
 from bertqa.report.charts import Line
 from bertqa.settings import WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
@@ -87,14 +89,14 @@ def test_a_run_that_branched_off(
 ) -> None:
     third = trained(tmp_path / "third", runs[0], "--seed", 8)
     steps = [read_step(run) for run in (*runs, third)]
-    assert release.starts_of([*runs, third], steps) == [[0], [1], [1]]
+    assert cards.starts_of([*runs, third], steps) == [[0], [1], [1]]
     description = steps[1].description | {"settings": {"model": "something else"}}
     renamed = steps[1]._replace(description=description)
     with pytest.raises(UserError, match=r"third started from first, which is not named before it"):
-        release.starts_of([runs[1], third], [renamed, steps[2]])
+        cards.starts_of([runs[1], third], [renamed, steps[2]])
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
-    release.write_curves(tmp_path, steps, [[0], [1], [1]])
+    cards.write_curves(tmp_path, steps, [[0], [1], [1]])
     losses, kept = drawn[0], steps[0].kept
     assert [line.name for line in losses] == ["runs 1, 2", "runs 1, 2", "run 3"]
     places = [[place for place, _ in line.points] for line in losses]
@@ -110,7 +112,7 @@ def test_no_run_is_left_out_of_the_curves(
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     starts = [[0], [1], [1], [2, 3], [4], [4], [4], [4]]
-    release.write_curves(tmp_path, [*steps, *steps[-1:] * 3], starts)
+    cards.write_curves(tmp_path, [*steps, *steps[-1:] * 3], starts)
     losses, scored = drawn
     first, second, third = "runs 1, 2, 5", "runs 3, 6", "runs 7, 8"
     assert [line.name for line in losses] == [
@@ -133,11 +135,11 @@ def test_names_of_many_runs_find_a_place(
     steps = [read_step(runs[0])] * 99
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
-    release.write_curves(tmp_path, steps, [[0]] * 99)
+    cards.write_curves(tmp_path, steps, [[0]] * 99)
     names = [line.name for line in drawn[0]]
     assert names == ["run 1", "run 2", *["runs 3, 4, 5, 6, …"] * 97]
     pairs = [[number // 2] for number in range(99)]  # two from each
-    release.write_curves(tmp_path, steps, pairs)
+    cards.write_curves(tmp_path, steps, pairs)
     assert {line.name for line in drawn[2]} == {"runs 1, 3, 5, 7, …", "runs 2, 4, 6, 8, …"}
 
 
@@ -150,11 +152,11 @@ def test_a_run_whose_best_step_was_not_its_last(runs: list[Path]) -> None:
         {"step": 4, "epoch": 0.3, "loss": 5.0},
         {"step": 4, "epoch": 0.3, "f1": 40.0},
     ]
-    line = release._step_line(1, stage._replace(log=log), [0])
+    line = cards._step_line(1, stage._replace(log=log), [0])
     assert ", kept: step 3, the last logged loss until then 7.000; commit" in line
-    line = release._step_line(1, stage._replace(log=log[:3]), [0])
+    line = cards._step_line(1, stage._replace(log=log[:3]), [0])
     assert ", kept: step 3," in line
-    line = release._step_line(1, stage._replace(log=[*log[:1], *log[2:]]), [0])
+    line = cards._step_line(1, stage._replace(log=[*log[:1], *log[2:]]), [0])
     assert "kept" not in line and ", the last logged loss 5.000; commit" in line
 
 
@@ -168,7 +170,7 @@ def test_a_run_that_was_measured_on_other_questions(
     steps = [read_step(run) for run in (first, trained(tmp_path / "second", first))]
     drawn: list[list[Line]] = []
     monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
-    release.write_curves(tmp_path, steps, [[0], [1]])
+    cards.write_curves(tmp_path, steps, [[0], [1]])
     losses, (f1, exact) = drawn
     kept = steps[0].kept
     places = [step for line in losses for step, _ in line.points]
@@ -215,11 +217,11 @@ def test_the_mean_of_runs_is_a_model(family: list[Path]) -> None:
     for name, weights in mean.items():
         torch.testing.assert_close(weights, (parts[0][name] + parts[1][name]) / 2)
         assert not torch.equal(parts[0][name], parts[1][name]) or "position" in name
-    three = average.mean_of(family[:3]).state_dict()
+    three = means.mean_of(family[:3]).state_dict()
     weights = [load_checkpoint(run)[0].state_dict() for run in family[:3]]
     for name, value in three.items():
         torch.testing.assert_close(value, torch.stack([w[name] for w in weights]).mean(dim=0))
-    by_hand = QuestionAnswerer(average.mean_of(family[1:3]), BertTokenizer.load(family[1]))
+    by_hand = QuestionAnswerer(means.mean_of(family[1:3]), BertTokenizer.load(family[1]))
     asked = ("Who built it?", "Ada built it.")
     assert QuestionAnswerer.from_pretrained(family[3])(*asked) == by_hand(*asked)
 
@@ -244,19 +246,19 @@ def test_a_run_that_went_on_from_a_mean(family: list[Path], tmp_path: Path) -> N
     card = (out / "README.md").read_text()
     assert re.search(r"\npython train\.py --model runs/4 .*--output_dir runs/5 --seed 9\n", card)
     steps = [read_step(run) for run in family]
-    assert release.starts_of(family, steps) == [[0], [1], [1], [2, 3], [4]]
+    assert cards.starts_of(family, steps) == [[0], [1], [1], [2, 3], [4]]
     with pytest.raises(UserError, match=r"mean is a mean with third, which is not named before"):
-        release.starts_of([*family[:2], family[3]], [*steps[:2], steps[3]])
+        cards.starts_of([*family[:2], family[3]], [*steps[:2], steps[3]])
     for started_from, run in ((0, 1), (3, 4)):  # a run, and a mean
         with pytest.raises(UserError, match=rf"{family[started_from]}: name that one before it"):
-            release.starts_of([family[run]], [steps[run]])
+            cards.starts_of([family[run]], [steps[run]])
 
 
 def test_two_runs_from_the_encoder(runs: list[Path], tmp_path: Path) -> None:
     encoder = read_step(runs[0]).description["settings"]["model"]
     another = trained(tmp_path / "another", Path(encoder), "--seed", 3)
     steps = [read_step(run) for run in (runs[0], another)]
-    assert release.starts_of([runs[0], another], steps) == [[0], [0]]
+    assert cards.starts_of([runs[0], another], steps) == [[0], [0]]
 
 
 def test_what_has_no_mean(

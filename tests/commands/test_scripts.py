@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bertqa.commands import asking, check, infer, train, whole_file
-from bertqa.commands.context import read_context
+from bertqa.commands import check, infer, infer_file, infer_questions, train
 from bertqa.commands.flags import Parser, run_script
+from bertqa.commands.question_flags import read_context
 from bertqa.data import window_cache as feature_cache
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
@@ -384,13 +384,13 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
     assert capsys.readouterr().out == result.stdout
 
     lines = result.stdout.splitlines()
-    assert asking.DEMO_CONTEXT in lines and asking.DEMO_HISTORY in lines
-    for question in asking.DEMO_QUESTIONS:
+    assert infer_questions.DEMO_CONTEXT in lines and infer_questions.DEMO_HISTORY in lines
+    for question in infer_questions.DEMO_QUESTIONS:
         place = lines.index(question)
         start, end, text = LINE.fullmatch(lines[place + 1]).groups()[1:]
-        assert asking.DEMO_CONTEXT[int(start) : int(end)] == text
+        assert infer_questions.DEMO_CONTEXT[int(start) : int(end)] == text
         assert not LINE.fullmatch(lines[place + 2])
-    n_best = lines[lines.index(asking.DEMO_HISTORY_QUESTION) + 1 :]
+    n_best = lines[lines.index(infer_questions.DEMO_HISTORY_QUESTION) + 1 :]
     assert len(n_best) == 5
     scores = [float(LINE.fullmatch(line)[1]) for line in n_best]
     assert scores == sorted(scores, reverse=True)
@@ -430,7 +430,7 @@ def test_in_a_terminal_it_asks(
         process.kill()
         os.close(ours)
     demo, _, own = said.partition("Paste a text")
-    assert asking.DEMO_HISTORY_QUESTION in demo
+    assert infer_questions.DEMO_HISTORY_QUESTION in demo
     answers = [line for line in own.splitlines() if LINE.fullmatch(line)]
     context = CONTEXT[:14] + "\n" + CONTEXT[14:]
     expected = "".join(
@@ -1598,7 +1598,7 @@ def test_no_file_of_others_is_replaced_or_removed(
     (tmp_path / file).write_text("mine")
     flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
     with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
-        whole_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
+        infer_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
     assert {path.name for path in tmp_path.iterdir()} == {file}
 
 

@@ -19,7 +19,7 @@ from bertqa.answering.json_lines import (
     answer_lines,
     score_lines,
 )
-from bertqa.commands.loading import load_answerer
+from bertqa.commands.answerer_flags import load_answerer
 from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
 from bertqa.errors import UserError
