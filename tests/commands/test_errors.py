@@ -48,7 +48,7 @@ from bertqa.explain import attribution as inside
 from bertqa.explain import comparison
 from bertqa.explain.differences import Differences
 from bertqa.explain.explainer import explain
-from bertqa.explain.hooks import Interventions
+from bertqa.explain.hooks import Patch, intervene, record
 from bertqa.files import check_new_file, read_json_object, write_text
 from bertqa.folders import SHIPPED_MODEL
 from bertqa.model import hub
@@ -316,7 +316,14 @@ def lines(
 def look(room: Room, **changes: Any) -> None:
     """A window of three tokens through a model with an intervention."""
     model = room.answerer().model
-    model(THREE_TOKENS, interventions=Interventions(**changes))
+    with torch.inference_mode(), intervene(model, **changes):
+        model(THREE_TOKENS)
+
+
+def listen(room: Room, name: str) -> None:
+    """Record a module of a model."""
+    with record(room.answerer().model, [name]):
+        pass
 
 
 def dead_process(room: Room) -> None:
@@ -615,10 +622,14 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a head that is not there": lambda r: look(r, mask_heads={(0, 99)}),
     "a head twice": lambda r: look(r, mask_heads={(0, 0)}, mean_heads={(0, 0)}),
     "a layer that is not there": lambda r: look(r, skip_layers={99}),
-    "states that are not there": lambda r: look(r, states={99: (torch.zeros(1), torch.zeros(1))}),
-    "states of no token": lambda r: look(
-        r, states={0: (torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
+    "a patch of what has no tokens": lambda r: look(
+        r, patch={"head": Patch(torch.zeros(1), torch.zeros(1))}
     ),
+    "a patch of no token": lambda r: look(
+        r, patch={"layers.0": Patch(torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
+    ),
+    "a module that is not there": lambda r: listen(r, "layers.99"),
+    "a module that is not called": lambda r: listen(r, "layers"),
     "two lengths": lambda r: inside.integrated_gradients(
         r.answerer().model, THREE_TOKENS, TWO_TOKENS, 0
     ),
