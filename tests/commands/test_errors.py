@@ -326,6 +326,17 @@ def listen(room: Room, name: str) -> None:
         pass
 
 
+def save_changed(room: Room, change: Callable[[BertForQuestionAnswering], object]) -> None:
+    """Save a model after a change."""
+    model = BertForQuestionAnswering(CONFIG)
+    change(model)
+    save_model(room.path / "changed", model)
+
+
+def wrap(model: BertForQuestionAnswering) -> None:
+    model.layers[0].attention.query = torch.nn.Sequential(model.layers[0].attention.query)
+
+
 def dead_process(room: Room) -> None:
     room.patch.setattr("torch.distributed.barrier", fail(RuntimeError("Connection closed")))
     Runtime(torch.device("cpu"), world_size=2).wait_for_all()
@@ -630,6 +641,13 @@ CASES: dict[str, Callable[[Room], object]] = {
     ),
     "a module that is not there": lambda r: listen(r, "layers.99"),
     "a module that is not called": lambda r: listen(r, "layers"),
+    "a wrapper that cannot be saved": lambda r: save_changed(r, wrap),
+    "a weight of another shape": lambda r: save_changed(
+        r, lambda model: setattr(model, "config", replace(model.config, vocab_size=7))
+    ),
+    "a weight that cannot be saved": lambda r: save_changed(
+        r, lambda model: model.register_parameter("more", torch.nn.Parameter(torch.zeros(1)))
+    ),
     "two lengths": lambda r: inside.integrated_gradients(
         r.answerer().model, THREE_TOKENS, TWO_TOKENS, 0
     ),

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from bertqa.answering.evaluation import DecodingSettings, Evaluator
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSettings, make_windows
+from bertqa.errors import UserError
 from bertqa.model import kernels
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, span_loss
-from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.checkpoint import check_saveable, load_checkpoint, save_model
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import (
     Int8Linear,
@@ -558,6 +559,86 @@ def test_a_wrapper_of_float32_is_trained_in_bf16(model, batch, position):
         output = model(batch)
     output.start_logits.sum().backward()
     assert model.get_submodule(LAYER + position).base.weight.grad.isfinite().all()
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def refusals() -> Iterator[tuple[str, Callable[[BertForQuestionAnswering], object], str]]:
+    yield (
+        "wrapper",
+        lambda m: put(m, "layers.0.attention.query", LowRank),
+        ("layers.0.attention.query must be a Linear, got LowRank"),
+    )
+    yield (
+        "subclass",
+        lambda m: put(m, "layers.2.feed_forward.up", subclass),
+        ("layers.2.feed_forward.up must be a Linear, got NegatedLinear"),
+    )
+    yield (
+        "parametrised",
+        lambda m: put(m, "layers.1.attention.output", negate_weight),
+        ("layers.1.attention.output must be a Linear, got ParametrizedLinear"),
+    )
+    yield (
+        "around a layer",
+        lambda m: put(m, "layers.1", Doubled),
+        ("layers.1 must be a Layer, got Doubled"),
+    )
+    yield "head", lambda m: put(m, "head", Doubled), "head must be a SpanHead, got Doubled"
+    yield (
+        "a layer less",
+        lambda m: m.layers.__delitem__(2),
+        "layers.2 must be a Layer, got NoneType",
+    )
+    yield (
+        "more words",
+        lambda m: put(m, "embeddings.word", lambda _: nn.Embedding(105, 36)),
+        (r"embeddings.word.weight must have the shape \(101, 36\) by its config, got \(105, 36\)"),
+    )
+    yield (
+        "no bias",
+        lambda m: setattr(m.layers[0].feed_forward.down, "bias", None),
+        ("layers.0.feed_forward.down.bias must have .* got no such weight"),
+    )
+    yield (
+        "beside",
+        lambda m: m.layers[0].add_module("adapter", nn.Linear(2, 2)),
+        ("no place for layers.0.adapter.bias"),
+    )
+
+
+REFUSALS = list(refusals())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
+def test_what_cannot_be_saved_is_named(model, tmp_path, change, words):
+    check_saveable(model)
+    change(model)
+    with pytest.raises(UserError, match=words):
+        check_saveable(model)
+    with pytest.raises(UserError, match=words):
+        save_model(tmp_path / "folder", model)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_merged_and_a_hooked_model_are_saved(model, batch, tmp_path):
+    """Hooks are no part of a checkpoint."""
+    model = merged(model, "attention.query")
+    model.layers[0].register_forward_hook(lambda *_: None)
+    save_model(tmp_path, model)
+    loaded, _ = load_checkpoint(tmp_path)
+    torch.testing.assert_close(scores(loaded, batch), scores(model, batch), rtol=0, atol=1e-5)
+
+
+def test_a_subclass_of_the_whole_model_is_saved(tmp_path):
+    class Mine(BertForQuestionAnswering):
+        pass
+
+    save_model(tmp_path, Mine(BertConfig(**TINY)))
+    assert type(load_checkpoint(tmp_path)[0]) is BertForQuestionAnswering
 
 
 def test_a_subclass_of_a_part_is_not_prepacked(model, batch):
