@@ -26,7 +26,7 @@ Public names, which keep their place and meaning; everything else may change wit
     bertqa.data.batching         collate
     bertqa.answering.answerer    asked
     bertqa.explain.explainer     explain
-    bertqa.explain.hooks         Interventions, patch_from
+    bertqa.explain.hooks         record, intervene, patch_from, logit_lens
     bertqa.explain.page          page
     bertqa.audit.findings        audit
 """

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,10 +78,11 @@ class Runtime:
         if self.device.type != "cpu" or cores == 1 or len(batches) < 2 * cores:
             yield from map(work, batches)
             return
+        context = copy_context()  # what the caller has entered, such as interventions, holds there
         # torch keeps the number for each thread, and hands the last one set to threads to come.
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                yield from pool.map(work, batches)
+                yield from pool.map(lambda batch: context.copy().run(work, batch), batches)
             finally:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(cores)

@@ -12,7 +12,7 @@ import pytest
 import bertqa
 from bertqa.__main__ import COMMANDS
 from bertqa.explain.explanation import Explanation
-from bertqa.model.bert import BertOutput
+from bertqa.explain.hooks import Recording
 from tests.helpers import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +33,10 @@ def test_the_code_that_looks_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (code,) = blocks_of("Look inside")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
-    explanation, output = names["explanation"], names["output"]
-    assert isinstance(explanation, Explanation) and isinstance(output, BertOutput)
+    explanation, seen = names["explanation"], names["seen"]
+    assert isinstance(explanation, Explanation) and isinstance(seen, Recording)
     assert "Who built it?" in Path("answer.html").read_text(encoding="utf-8")
-    assert len(output.hidden_states) == len(output.layer_logits) == len(output.attentions) + 1
+    assert set(seen) == {"layers.2", "layers.2.attention.probabilities"}
 
 
 def test_the_code_that_asks() -> None:

@@ -31,11 +31,6 @@ MAY_IMPORT = {
 # The one type that both model and data know: what a batch is.
 SHARED = ("data", "bertqa.model.packing")
 
-# Modules that still import what they should not.
-TO_CUT = {
-    "bertqa.answering.evaluation", "bertqa.model.bert",
-}  # fmt: skip
-
 # What only a late import names, and pyproject.toml no dependency: the command says how to get it.
 OPTIONAL = {"transformers"}
 
@@ -129,7 +124,7 @@ def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
         and (room, found.module) != SHARED
         and not (found.is_typing and name_of(path) == "bertqa")  # the names that it has lazily
     ]
-    assert bool(wrong) == (name_of(path) in TO_CUT), wrong
+    assert wrong == []
 
 
 def test_flags_as_they_were_parsed_stay_in_the_commands() -> None:
@@ -195,8 +190,6 @@ def test_a_plain_question_imports_what_it_needs() -> None:
     others = {"training", "report", "explain", "audit"}
     found = {name for name in modules.split() if name.partition(".")[0] == "bertqa"}
     found = {name for name in found if room_of(name) in others}
-    if {"bertqa.answering.evaluation", "bertqa.model.bert"} & TO_CUT:
-        found -= {"bertqa.explain", "bertqa.explain.hooks"}
     assert found == set()
 
 

@@ -23,7 +23,6 @@ from bertqa.data.labels import LabelledWindows
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
-from bertqa.explain.hooks import NOTHING, Interventions
 from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.model.cpu_inference import is_prepacked, make_ready
@@ -101,23 +100,16 @@ class Evaluator:
         own = model if is_prepacked(model) else copy.deepcopy(model)
         return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
 
-    def of_ready(
-        self, ready: BertForQuestionAnswering, interventions: Interventions = NOTHING
-    ) -> Evaluation:
-        """The same of a model that was made ready, such as a ``QuestionAnswerer``'s.
-
-        Args:
-            interventions: what to change in every forward pass, see hooks.py.
-        """
+    def of_ready(self, ready: BertForQuestionAnswering) -> Evaluation:
+        """The same of a model that was made ready, such as a ``QuestionAnswerer``'s."""
         runtime = self.runtime
         predictions: list[Prediction] = []
         loss_sum = 0.0
         blocks = list(_blocks(self.windows, len(self.examples)))
         for block in blocks[runtime.rank :: runtime.world_size]:
             results, losses = _run_block(
-                ready, self.windows, block, self.settings, runtime, labels=self.windows,
-                interventions=interventions,
-            )  # fmt: skip
+                ready, self.windows, block, self.settings, runtime, labels=self.windows
+            )
             loss_sum += losses
             predictions += _predictions(self.examples, self.windows, block, results, self.settings)
         return self._gathered(predictions, loss_sum)
@@ -244,7 +236,6 @@ def _run_block(
     settings: DecodingSettings,
     runtime: Runtime,
     labels: LabelledWindows | None = None,
-    interventions: Interventions = NOTHING,
 ) -> tuple[list[WindowResult], float]:
     """The results of the block's windows, in their order, and the sum of their losses.
 
@@ -256,7 +247,7 @@ def _run_block(
     def run(chosen: Tensor) -> tuple[Tensor, BertOutput, float]:
         tokens = collate(windows, chosen)
         with runtime.autocast():
-            output = model(tokens.to(runtime.device), interventions=interventions)
+            output = model(tokens.to(runtime.device))
         loss = _loss_sum(labels, chosen, output, tokens.lengths) if labels else 0.0
         return chosen, output, loss
 

@@ -18,14 +18,14 @@ worth together is not the sum (Michel et al., "Are Sixteen Heads Really Better t
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering.evaluation import Evaluation, Evaluator
+from bertqa.answering.evaluation import Evaluator
 from bertqa.commands.answerer_flags import load_answerer
 from bertqa.commands.flags import (
     Parser,
@@ -39,9 +39,8 @@ from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
 from bertqa.errors import UserError
-from bertqa.explain.hooks import Interventions
+from bertqa.explain.ablation import Effect, part_effects, parts_of, ranked
 from bertqa.files import said_plainly, write_json, write_text
-from bertqa.model.config import BertConfig
 from bertqa.report.charts import heat_map
 from bertqa.runtime import limit_onednn_cache
 
@@ -102,10 +101,8 @@ def main(flags: argparse.Namespace) -> None:
         f"and layers: about {seconds:.0f} s",
         file=sys.stderr,
     )
-    effects = [
-        Effect.of(part, evaluator.of_ready(qa.model, part.change), whole)
-        for part in tqdm(parts, unit="pass", disable=None)
-    ]
+    with tqdm(total=len(parts), unit="pass", disable=None) as bar:
+        effects = part_effects(qa.model, evaluator, parts, whole, bar.update)
     heading = (
         f"the whole model: EM {whole.exact_match:.2f}, F1 {whole.f1:.2f}, loss {whole.loss:.4f} "
         f"({len(examples)} questions in {len(windows)} windows of {flags.data})"
@@ -137,75 +134,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     overrides(flags).check()
 
 
-# --- what is taken away, and what that costs -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """A layer, or a head of it, and the change that takes it away; both are counted from 0."""
-
-    layer: int
-    head: int | None
-    change: Interventions
-
-
-def parts_of(config: BertConfig, how: str) -> Iterator[ModelPart]:
-    """Every layer, then every head.
-
-    Args:
-        how: "mask" or "mean", for heads.
-    """
-    for layer in range(config.num_hidden_layers):
-        yield ModelPart(layer, None, Interventions(skip_layers=frozenset({layer})))
-    for layer in range(config.num_hidden_layers):
-        for head in range(config.num_attention_heads):
-            change = Interventions.without_head(layer, head, mean=how == "mean")
-            yield ModelPart(layer, head, change)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What the model is worth without a part.
-
-    Attributes:
-        head: None for the whole layer.
-        exact_match, f1, loss: without it, as in ``Evaluation``.
-        exact_match_lost, f1_lost: in points; negative where the answers are better without it.
-        loss_added: the same of the loss.
-    """
-
-    layer: int
-    head: int | None
-    exact_match: float
-    f1: float
-    loss: float
-    exact_match_lost: float
-    f1_lost: float
-    loss_added: float
-
-    @classmethod
-    def of(cls, part: ModelPart, without: Evaluation, whole: Evaluation) -> "Effect":
-        """The figures without a part beside those of the whole model."""
-        return cls(
-            part.layer,
-            part.head,
-            without.exact_match,
-            without.f1,
-            without.loss,
-            whole.exact_match - without.exact_match,
-            whole.f1 - without.f1,
-            without.loss - whole.loss,
-        )
-
-    @property
-    def name(self) -> str:
-        """What was taken away."""
-        return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
-
-
-def ranked(effects: Sequence[Effect]) -> list[Effect]:
-    """The most needed first: by F1 lost, then by EM, then by what the loss gained."""
-    return sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added))
+# --- what is shown -------------------------------------------------------------------------------
 
 
 def ranking(effects: Sequence[Effect], heads: int) -> str:

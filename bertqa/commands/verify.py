@@ -4,10 +4,10 @@ bertqa verify MODEL
 
 Both sides read the folder by their own code, in float32 on the CPU, without dropout. Theirs takes
 the windows one by one (attn_implementation="eager"), ours as streams of several, with both of its
-forms of attention: the readable one of bert.py and the fast one of kernels.py. A row of the table
-is one quantity at one layer, counted from 0 as in the names of checkpoints: the largest absolute
-difference, and the largest as a share of the largest magnitude in the tensor, which its bound is
-for. Gradients and steps are measured parameter by parameter, and the worst is named.
+implementations of attention: the reference in bert.py and the fused one in kernels.py. A row of the
+table is one quantity at one layer, counted from 0 as in the names of checkpoints: the largest
+absolute difference, and the largest as a share of the largest magnitude in the tensor, which its
+bound is for. Gradients and steps are measured parameter by parameter, and the worst is named.
 
 The bound is 5e-5, some hundred times the rounding of one float32 operation (6e-8). Numbers that
 were summed in another order are up to 3e-6 apart after 6 layers, and farther after 24; a wrong

@@ -5,13 +5,14 @@ gradients are needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is 
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.explain.hooks import NOTHING, Interventions
+from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.packing import PackedBatch
 
@@ -110,7 +111,8 @@ def _score(
 ) -> Tensor:
     """The score of one token in each copy of a window that ``embedded`` holds, ``(n,)``."""
     copies = _repeated(batch, len(embedded) // batch.lengths[0])
-    output = model(copies, embedded=embedded)
+    with intervene(model, embeddings=embedded):
+        output = model(copies)
     scores = output.end_logits if of_end else output.start_logits
     return scores.view(len(copies.lengths), -1)[:, place]
 
@@ -147,12 +149,14 @@ def head_effects(
         UserError: not one window, or a place outside.
     """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    changes = [
-        Interventions.without_head(layer, head, mean=mean)
-        for layer in range(layers)
-        for head in range(heads)
-    ]
-    return _effects(model, batch, start, end, changes, progress).view(layers, heads)
+    places = [(layer, head) for layer in range(layers) for head in range(heads)]
+    interventions = (
+        intervene(model, mean_heads={head}) if mean else intervene(model, mask_heads={head})
+        for head in places
+    )
+    return intervention_effects(model, batch, start, end, interventions, progress=progress).view(
+        layers, heads
+    )
 
 
 def layer_effects(
@@ -169,32 +173,42 @@ def layer_effects(
         UserError: not one window, or a place outside.
     """
     layers = range(model.config.num_hidden_layers)
-    changes = [Interventions(skip_layers=frozenset({layer})) for layer in layers]
-    return _effects(model, batch, start, end, changes, progress)
+    interventions = (intervene(model, skip_layers={layer}) for layer in layers)
+    return intervention_effects(model, batch, start, end, interventions, progress=progress)
 
 
 @torch.no_grad()
-def _effects(
+def intervention_effects(
     model: BertForQuestionAnswering,
     batch: PackedBatch,
     start: int,
     end: int,
-    changes: Iterable[Interventions],
-    progress: Progress | None,
+    interventions: Iterable[AbstractContextManager[None]],
+    *,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """What each change adds to the loss of the span."""
+    """How much log-likelihood the span loses in each of some interventions, one number for each.
+
+    Args:
+        batch: one window.
+        interventions: calls of ``intervene(model, ...)``.
+        progress: is told of each pass: one for an intervention.
+
+    Raises:
+        UserError: not one window, or a place outside.
+    """
     _check(batch, start)
     _check(batch, end)
     model.eval()
     places = [torch.tensor([place], device=batch.input_ids.device) for place in (start, end)]
 
-    def loss(change: Interventions) -> float:
-        output = model(batch, interventions=change)
-        return float(window_losses(output, batch.lengths, *places))
+    def loss() -> float:
+        return float(window_losses(model(batch), batch.lengths, *places))
 
-    plain, effects = loss(NOTHING), []
-    for change in changes:
-        effects.append(loss(change) - plain)
+    plain, effects = loss(), []
+    for intervention in interventions:
+        with intervention:
+            effects.append(loss() - plain)
         if progress:
             progress(1)
     return torch.tensor(effects)

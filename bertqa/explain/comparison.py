@@ -21,14 +21,15 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError
 from bertqa.explain.differences import Differences
-from bertqa.model.bert import BertForQuestionAnswering, window_losses
+from bertqa.explain.hooks import attention_names, hidden_state_names, record
+from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
 from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import local_runtime
 from bertqa.settings import DecodingSettings, WindowSettings
 from bertqa.training.optim import make_optimizer, set_learning_rate
 
-FORMS = ("readable", "fast")  # of our attention
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "fused")  # of our attention
 _BACKWARD = 10  # gradients and steps: so many times the bound
 _SEED = 42
 _TOKENS = 1024  # of a stream: two of the longest windows and more
@@ -55,7 +56,7 @@ def compare(
     bound: float,
 ) -> Differences:
     """All rows. ``sides.ours`` is packed at the end, and gives no gradients any more."""
-    found = Differences(bound, FORMS)
+    found = Differences(bound, IMPLEMENTATIONS)
     ours, theirs = sides.ours, sides.theirs
     compare_windows(found, examples, windows, settings, sides.their_tokenizer)
     compare_weights(found, ours, theirs)
@@ -66,11 +67,13 @@ def compare(
         batch = collate(windows, chosen)
         expected = their_pass(theirs, batch, labels[:, chosen])
         _add(sums.setdefault("theirs", {}), expected.gradients)
-        for form in FORMS:
-            ours.use_fast_attention(form == "fast")
-            got = our_pass(ours, batch, labels[:, chosen], with_attentions=form == "readable")
-            compare_passes(found, form, got, expected)
-            _add(sums.setdefault(form, {}), got.gradients)
+        for implementation in IMPLEMENTATIONS:
+            ours.set_attention_implementation(implementation)
+            got = our_pass(
+                ours, batch, labels[:, chosen], with_attentions=implementation == "reference"
+            )
+            compare_passes(found, implementation, got, expected)
+            _add(sums.setdefault(implementation, {}), got.gradients)
         parts = [scores.split(list(batch.lengths)) for scores in expected.logits]
         logits |= dict(zip(chosen.tolist(), zip(*parts, strict=True), strict=True))
     # The loss of a batch is the mean over its windows.
@@ -78,8 +81,8 @@ def compare(
         side: {name: total.pop(name) / len(windows) for name in list(total)}
         for side, total in sums.items()
     }
-    for form in FORMS:
-        compare_parameters(found, "gradient", form, mean[form], mean["theirs"])
+    for implementation in IMPLEMENTATIONS:
+        compare_parameters(found, "gradient", implementation, mean[implementation], mean["theirs"])
     compare_step(found, ours, theirs, mean)
     compare_answers(found, sides, examples, windows, settings, logits)
     return found
@@ -131,12 +134,15 @@ def our_pass(
     ours: BertForQuestionAnswering, batch: PackedBatch, labels: Tensor, *, with_attentions: bool
 ) -> Pass:
     """All windows as one stream."""
-    output = ours(batch, output_hidden_states=True, output_attentions=with_attentions)
+    states = hidden_state_names(ours)
+    attentions = attention_names(ours) if with_attentions else []
+    with record(ours, [*states, *attentions]) as seen:
+        output = ours(batch)
     losses = window_losses(output, batch.lengths, labels[0], labels[1])
     return Pass(
-        output.hidden_states,
-        output.attentions,
-        (output.start_logits, output.end_logits),
+        [seen[name] for name in states],
+        [seen[name] for name in attentions],
+        output,
         losses,
         _gradients(ours, losses.sum()),
     )
@@ -177,20 +183,20 @@ def _joined(passes: Sequence[Pass], gradients: dict[str, Tensor]) -> Pass:
     )
 
 
-def compare_passes(found: Differences, form: str, got: Pass, expected: Pass) -> None:
+def compare_passes(found: Differences, implementation: str, got: Pass, expected: Pass) -> None:
     """Embeddings, every layer, scores and losses of a batch."""
     rows = [found.row("embeddings")]
     for layer in range(len(expected.attentions)):
         looks = found.row("attention probabilities", str(layer))
         if got.attentions:
             for a, b in zip(got.attentions[layer], expected.attentions[layer], strict=True):
-                looks.see(form, a, b)
+                looks.see(implementation, a, b)
         rows.append(found.row("hidden states", str(layer)))
     for row, a, b in zip(rows, got.hidden_states, expected.hidden_states, strict=True):
-        row.see(form, a, b)
+        row.see(implementation, a, b)
     for name, a, b in zip(("start", "end"), got.logits, expected.logits, strict=True):
-        found.row(f"{name} logits").see(form, a, b)
-    found.row("loss").see(form, got.losses, expected.losses)
+        found.row(f"{name} logits").see(implementation, a, b)
+    found.row("loss").see(implementation, got.losses, expected.losses)
 
 
 # --- parameters ----------------------------------------------------------------------------------
@@ -210,9 +216,9 @@ def compare_weights(found: Differences, ours: nn.Module, theirs: nn.Module) -> N
             "folder; take transformers 5"
         )
     row = found.row("weights", times=0)
-    for form in FORMS:
+    for implementation in IMPLEMENTATIONS:
         for name, weight in mine.items():
-            row.see(form, weight, expected[name], part=name)
+            row.see(implementation, weight, expected[name], part=name)
 
 
 def is_unseen(name: str, num_layers: int) -> bool:
@@ -228,7 +234,7 @@ def is_unseen(name: str, num_layers: int) -> bool:
 def compare_parameters(
     found: Differences,
     quantity: str,
-    form: str,
+    implementation: str,
     got: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
 ) -> None:
@@ -245,7 +251,7 @@ def compare_parameters(
         row = found.row(quantity, layers[name], times=_BACKWARD)
         scale = largest[layers[name]] if is_unseen(name, num_layers) else None
         part = name.removeprefix("bert.").removeprefix(f"encoder.layer.{layers[name]}.")
-        row.see(form, got[name], tensor, part=part, magnitude=scale)
+        row.see(implementation, got[name], tensor, part=part, magnitude=scale)
 
 
 def _layer_of(name: str) -> str:
@@ -277,11 +283,11 @@ def compare_step(
     groups = [{"params": decaying, "weight_decay": _DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=_RATE, eps=epsilon)
     expected = _moved(theirs, optimizer, gradients["theirs"])
-    for form in FORMS:
+    for implementation in IMPLEMENTATIONS:
         optimizer = make_optimizer(ours, _DECAY, epsilon)
         set_learning_rate(optimizer, _RATE)
-        got = _moved(ours, optimizer, gradients[form])
-        compare_parameters(found, "AdamW step", form, got, expected)
+        got = _moved(ours, optimizer, gradients[implementation])
+        compare_parameters(found, "AdamW step", implementation, got, expected)
 
 
 @torch.no_grad()
@@ -320,8 +326,8 @@ def compare_windows(
         got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
         if got != list(_their_windows(their_tokenizer, examples[i], settings)):
             different.append(examples[i].id)
-    for form in FORMS:
-        found.row("windows of a question", times=0).count(form, different, len(whole))
+    for implementation in IMPLEMENTATIONS:
+        found.row("windows of a question", times=0).count(implementation, different, len(whole))
 
 
 def _their_windows(
@@ -373,7 +379,7 @@ def compare_answers(
         same_text = example.context[start:end] == prediction.text
         if not same_text and not abs(prediction.answers[0].score - best.score) <= tie:
             different.append(example.id)
-    found.row("answers", times=0).count("fast", different, len(examples))
+    found.row("answers", times=0).count("fused", different, len(examples))
 
 
 def _spans(

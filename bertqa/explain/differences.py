@@ -13,19 +13,19 @@ class Part:
 
     Attributes:
         magnitude: the largest of the reference, in absolute value.
-        differences: form -> the largest absolute difference from the reference.
+        differences: variant -> the largest absolute difference from the reference.
     """
 
     magnitude: float = 0.0
     differences: dict[str, float] = field(default_factory=dict)
 
-    def relative(self, form: str) -> float:
+    def relative(self, variant: str) -> float:
         """The largest difference, as a share of the largest magnitude.
 
         The magnitude is the whole tensor's, not that of the number at the same place: a number
         near zero is a sum of large ones, and its rounding is theirs.
         """
-        difference = self.differences.get(form, 0.0)
+        difference = self.differences.get(variant, 0.0)
         if not math.isfinite(difference):
             return math.inf  # even where the reference is no number either
         if difference == 0:
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass
 class Row:
-    """One quantity at one layer, in each form in which it was computed.
+    """One quantity at one layer, in each variant in which it was computed.
 
     Attributes:
         bound: what the relative difference of no part may pass.
@@ -50,7 +50,7 @@ class Row:
 
     def see(
         self,
-        form: str,
+        variant: str,
         ours: Tensor,
         reference: Tensor,
         *,
@@ -66,36 +66,36 @@ class Row:
         seen = self.parts.setdefault(part, Part())
         seen.magnitude = max(seen.magnitude, own)
         difference = _largest(ours - reference)
-        seen.differences[form] = max(seen.differences.get(form, 0.0), difference)
+        seen.differences[variant] = max(seen.differences.get(variant, 0.0), difference)
 
-    def count(self, form: str, different: Sequence[str], total: int) -> None:
+    def count(self, variant: str, different: Sequence[str], total: int) -> None:
         """Take ``total`` things into account, of which those named differ."""
         names = ", ".join(different[:3]) + ", ..." * (len(different) > 3)
-        self.parts.setdefault(names, Part(total)).differences[form] = len(different)
+        self.parts.setdefault(names, Part(total)).differences[variant] = len(different)
 
-    def absolute(self, form: str) -> float | None:
-        """The largest difference of all parts; None where the row has no such form."""
-        found = [p.differences[form] for p in self.parts.values() if form in p.differences]
+    def absolute(self, variant: str) -> float | None:
+        """The largest difference of all parts; None where the row has no such variant."""
+        found = [p.differences[variant] for p in self.parts.values() if variant in p.differences]
         return max(found, default=None)
 
-    def relative(self, form: str) -> float:
+    def relative(self, variant: str) -> float:
         """The largest relative difference of all parts."""
-        return max((part.relative(form) for part in self.parts.values()), default=0.0)
+        return max((part.relative(variant) for part in self.parts.values()), default=0.0)
 
     @property
-    def forms(self) -> list[str]:
-        """The forms in which the row was seen."""
+    def variants(self) -> list[str]:
+        """The variants in which the row was seen."""
         return list(dict.fromkeys(f for part in self.parts.values() for f in part.differences))
 
     @property
     def is_ok(self) -> bool:
-        """Whether no form passes the bound."""
-        return all(self.relative(form) <= self.bound for form in self.forms)
+        """Whether no variant passes the bound."""
+        return all(self.relative(variant) <= self.bound for variant in self.variants)
 
     @property
     def worst(self) -> str:
         """The part with the largest relative difference; "" where there is none."""
-        shares = {n: max(map(part.relative, self.forms)) for n, part in self.parts.items()}
+        shares = {n: max(map(part.relative, self.variants)) for n, part in self.parts.items()}
         return max(shares, key=shares.__getitem__) if any(shares.values()) else ""
 
 
@@ -110,11 +110,11 @@ class Differences:
 
     Attributes:
         bound: the usual one of a row.
-        forms: the columns of the table.
+        variants: the columns of the table.
     """
 
-    def __init__(self, bound: float, forms: Sequence[str]) -> None:
-        self.bound, self.forms = bound, tuple(forms)
+    def __init__(self, bound: float, variants: Sequence[str]) -> None:
+        self.bound, self.variants = bound, tuple(variants)
         self._rows: dict[tuple[str, str], Row] = {}
 
     def row(self, quantity: str, layer: str = "", times: float = 1) -> Row:
@@ -156,20 +156,24 @@ class Differences:
     @property
     def _left(self) -> set[int]:
         """The columns of words: quantity, layer, result and worst part."""
-        last = 3 + 2 * len(self.forms)
+        last = 3 + 2 * len(self.variants)
         return {0, 1, last, last + 1}
 
     def _cells(self) -> list[list[str]]:
-        measures = [f"{form}, {kind}" for form in self.forms for kind in ("largest", "relative")]
+        measures = [
+            f"{variant}, {kind}" for variant in self.variants for kind in ("largest", "relative")
+        ]
         header = ["quantity", "layer", *measures, "bound", "result", "largest at"]
         return [header, *map(self._cells_of, self.rows)]
 
     def _cells_of(self, row: Row) -> list[str]:
         figures = []
-        for form in self.forms:
-            absolute = row.absolute(form)
+        for variant in self.variants:
+            absolute = row.absolute(variant)
             seen = absolute is not None
-            figures += [_shown(absolute or 0.0), _shown(row.relative(form))] if seen else ["", ""]
+            figures += (
+                [_shown(absolute or 0.0), _shown(row.relative(variant))] if seen else ["", ""]
+            )
         result = "ok" if row.is_ok else "FAILED"
         return [row.quantity, row.layer, *figures, _shown(row.bound), result, row.worst]
 

@@ -31,7 +31,8 @@ from bertqa.explain.attribution import (
     without_words,
 )
 from bertqa.explain.explanation import Candidate, Explanation, Inside, LayerReading
-from bertqa.model.bert import BertForQuestionAnswering, BertOutput
+from bertqa.explain.hooks import attention_names, hidden_state_names, logit_lens, record
+from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.cpu_inference import is_prepacked
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
@@ -91,8 +92,11 @@ def explain(
     window = finder.windows[answer.window]
     batch = _batch(model, cut, [answer.window])
     with torch.no_grad():
-        output = model(batch, output_attentions=True, output_layer_logits=True)
-    layer_logits = torch.stack([torch.stack(pair) for pair in output.layer_logits]).cpu()
+        with record(model, [*hidden_state_names(model), *attention_names(model)]) as seen:
+            output = model(batch)
+        lens = logit_lens(model, [seen[name] for name in hidden_state_names(model)])
+    layer_logits = torch.stack([torch.stack(pair) for pair in lens]).cpu()
+    attentions = torch.stack([seen[name][0] for name in attention_names(model)]).cpu()
     return Explanation(
         question=question,
         context=context,
@@ -112,7 +116,7 @@ def explain(
         end_logits=output.end_logits.cpu(),
         layer_logits=layer_logits,
         layers=tuple(_reading(finder, answer, pair, decoding) for pair in layer_logits),
-        inside=_look_inside(model, tokenizer, batch, answer, output, steps, progress),
+        inside=_look_inside(model, tokenizer, batch, answer, attentions, steps, progress),
     )
 
 
@@ -121,7 +125,7 @@ def _look_inside(
     tokenizer: BertTokenizer,
     batch: PackedBatch,
     answer: Candidate,
-    output: BertOutput,
+    attentions: Tensor,
     steps: int,
     progress: Progress | None,
 ) -> Inside:
@@ -129,7 +133,7 @@ def _look_inside(
     first, last = answer.first, answer.last
     baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
     return Inside(
-        attentions=torch.stack([layer[0] for layer in output.attentions]).cpu(),
+        attentions=attentions,
         head_effects=head_effects(model, batch, first, last, progress=progress),
         layer_effects=layer_effects(model, batch, first, last, progress=progress),
         start_parts=_parts(model, batch, baseline, first, False, steps, progress),

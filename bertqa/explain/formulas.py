@@ -1,23 +1,20 @@
-"""The formulas on the page of an answer, and the lines of code that compute them.
+"""The formulas on the page of an answer, and the functions and classes that compute them.
 
-Where a line stands is looked up in the source when the page is written, so no number goes stale.
+Where one stands is looked up in the source when the page is written, so no number goes stale.
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from bertqa.answering.answers import _among_themselves, _with_null, prediction_of
+from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import exact_spans, top20_spans
-from bertqa.answering.evaluation import _window_results
-from bertqa.explain.attribution import _effects, integrated_gradients
-from bertqa.explain.explainer import _reading
-from bertqa.explain.explanation import Explanation
-from bertqa.explain.hooks import Interventions
-from bertqa.model.bert import BertForQuestionAnswering, SpanHead, attention, window_losses
+from bertqa.explain.attribution import integrated_gradients, intervention_effects
+from bertqa.explain.explanation import Explanation, LayerReading
+from bertqa.explain.hooks import intervene, logit_lens
+from bertqa.model.bert import AttentionProbabilities, SpanHead, window_losses
 from bertqa.settings import DecodingSettings
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -25,80 +22,49 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Source:
-    """A function of this project, and the line of it that a formula stands for.
+    """A function or class of this project that a formula stands for.
 
     Attributes:
-        key: of the function, for a link.
+        key: its name, for a link.
         path: of the file, from the root of the repository.
-        first: number of the function's first line.
+        first: number of its first line.
         lines: its lines.
-        line: the number of the line that matters.
     """
 
     key: str
     path: str
     first: int
     lines: tuple[str, ...]
-    line: int
 
     @property
     def place(self) -> str:
         """Path and line, as editors and compilers write them."""
-        return f"{self.path}:{self.line}"
+        return f"{self.path}:{self.first}"
 
 
-def source_of(function: Callable[..., Any], words: str) -> Source:
-    """The line of a function that holds some words.
-
-    Raises:
-        ValueError: no line does, or several.
-    """
-    lines, first = inspect.getsourcelines(function)
-    found = [number for number, line in enumerate(lines) if words in line]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} lines of {function.__qualname__} have {words!r}")
-    path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").resolve()
-    relative = path.relative_to(_ROOT).as_posix()
+def source_of(named: Any) -> Source:
+    """Where a function or class stands in the code."""
+    lines, first = inspect.getsourcelines(named)
+    path = Path(inspect.getsourcefile(inspect.unwrap(named)) or "").resolve()
     shown = dedent("".join(lines)).splitlines()
-    return Source(function.__qualname__, relative, first, tuple(shown), first + found[0])
+    return Source(named.__qualname__, path.relative_to(_ROOT).as_posix(), first, tuple(shown))
 
 
 def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
-    """For each picture of the page the lines that compute it."""
-    probability = source_of(Explanation.start_probabilities.fget, "softmax(dim=0)")  # type: ignore[attr-defined]
-    head = source_of(SpanHead.forward, "F.linear(")
-    spans = (
-        source_of(top20_spans, "scores = all_starts[window, start] + all_ends[window, end]")
-        if decoding.decoder == "top20"
-        else source_of(exact_spans, "scores = start[window, first, None]")
-    )
-    loss = source_of(window_losses, "return start_loss + end_loss")
-    share = (
-        source_of(_among_themselves, "weight / total")
-        if decoding.decoder == "top20"
-        else source_of(_window_results, "weights = (scores - spans.log_total")
-    )
-    null = (
-        source_of(_with_null, "share = math.exp(of_spans - total)"),
-        source_of(prediction_of, 'text = "" if odds >'),
-    )
-    return {
-        "context": (head, probability),
-        "candidates": (spans, share, *(null if decoding.version_2_with_negative else ())),
-        "matrix": (source_of(Explanation.span_matrix, "self.start_logits[i]"),),
-        "lens": (
-            source_of(BertForQuestionAnswering.forward, "self.head(state) for state"),
-            source_of(_reading, "start.softmax(dim=0)[answer.first]"),
-        ),
-        "heads": (
-            source_of(_effects, "effects.append(loss(change) - plain)"),
-            source_of(Interventions.of_layer, "torch.zeros_like(gathered)"),
-            source_of(BertForQuestionAnswering.forward, "not in interventions.skip_layers"),
-            loss,
-        ),
-        "attention": (source_of(attention, "probability = scores.softmax"),),
-        "parts": (source_of(integrated_gradients, "tokens = ((x - x0)"),),
+    """For each picture of the page what computes it."""
+    start_probabilities = Explanation.start_probabilities.fget  # type: ignore[attr-defined]
+    search = top20_spans if decoding.decoder == "top20" else exact_spans
+    null = (Prediction, DecodingSettings) if decoding.version_2_with_negative else ()
+    found: dict[str, tuple[Any, ...]] = {
+        "context": (SpanHead, start_probabilities),
+        "candidates": (search, Answer, *null),
+        "matrix": (Explanation.span_matrix,),
+        "lens": (logit_lens, LayerReading),
+        "heads": (intervention_effects, intervene, window_losses),
+        "attention": (AttentionProbabilities,),
+        "parts": (integrated_gradients,),
     }
+    return {key: tuple(map(source_of, group)) for key, group in found.items()}
 
 
 # --- MathML, which browsers draw and screen readers speak ----------------------------------------

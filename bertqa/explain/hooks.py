@@ -1,113 +1,280 @@
-"""Changes to a forward pass: what a head, a layer or a state does shows when it is taken away.
+"""Record what a forward pass computes, and change it, through PyTorch's hooks.
+
+    with record(model, ["layers.2", "layers.2.attention.probabilities"]) as seen:
+        model(batch)
+    seen["layers.2"]                             # (T, D), after layer 2
+    seen["layers.2.attention.probabilities"][0]  # (H, L, L), of the first window
+
+    with intervene(model, mask_heads={(2, 3)}, skip_layers={0}):
+        model(batch)
+
+Names are those of ``model.named_modules()``; layers and heads are counted from 0. Both hold for the
+thread that entered them, so that threads which share a model do not disturb one another, and both
+see what other hooks did: a recording has the values with which the pass went on. Attention that is
+recorded takes the reference implementation, which differs from the fused one by rounding.
 
 Masking heads follows Michel et al., "Are Sixteen Heads Really Better than One?", 2019; replacing
 states by those of another run is what Vig et al., "Investigating Gender Bias in Language Models
 Using Causal Mediation Analysis", 2020, and later work call activation patching.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bertqa.errors import UserError
-from bertqa.model.config import BertConfig
+from bertqa.errors import UserError, shown
+from bertqa.model.bert import BertForQuestionAnswering
 
 Head = tuple[int, int]  # layer and head, both from 0
 
-# What the heads of a layer gathered, ``(T, H, K)``, and the windows' lengths -> the same, changed.
-HeadChange = Callable[[Tensor, Sequence[int]], Tensor]
+# What a layer calls several times: the first two once for each window, the last one after attention
+# and after the feed-forward part.
+_REPEATED = re.compile(r"layers\.\d+\.(attention\.probabilities|attention\.dropout|dropout)")
 
 
-@dataclass(frozen=True)
-class Interventions:
-    """What to change in a forward pass; by default nothing.
+def hidden_state_names(model: BertForQuestionAnswering) -> list[str]:
+    """The modules whose outputs are the hidden states: the embeddings, then each layer."""
+    return ["embeddings", *(f"layers.{n}" for n in range(len(model.layers)))]
 
-    Attributes:
-        mask_heads: heads that give zeros in place of what they gathered.
-        mean_heads: heads that give every token the mean of what the tokens of its window gathered,
-            so that they still say what is in the window but no longer where.
-        skip_layers: layers, from 0, that give back what they were given.
-        states: place in ``BertOutput.hidden_states`` (0 after the embeddings, n + 1 after
-            layer n) -> the tokens of the stream, ``(k,)`` int64, and the states ``(k, D)`` that
-            they have from there on.
+
+def attention_names(model: BertForQuestionAnswering) -> list[str]:
+    """The modules whose outputs are the attention probabilities, layer by layer."""
+    return [f"layers.{n}.attention.probabilities" for n in range(len(model.layers))]
+
+
+def logit_lens(
+    model: BertForQuestionAnswering, hidden_states: Iterable[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """What S and E say of each of the hidden states ``(T, D)``: start and end logits, ``(T,)``.
+
+    The head has learned to read those after the last layer only.
+    """
+    return [model.head(hidden) for hidden in hidden_states]
+
+
+# --- recording -----------------------------------------------------------------------------------
+
+
+class Recording(Mapping[str, Any]):
+    """What modules gave in the last forward pass: name -> output.
+
+    An output is a tensor, as a rule ``(T, D)``; that of ``head`` and of the model itself, whose
+    name is "", is a pair of them. Of the modules that a layer calls several times it is a list, in
+    the order of the calls: of ``attention.probabilities`` and ``attention.dropout`` ``(H, L, L)``
+    for each window, of the layer's ``dropout`` ``(T, D)`` after attention and after the
+    feed-forward part.
+
+    Modules that have not been called yet are not in it.
     """
 
-    mask_heads: Set[Head] = frozenset()
-    mean_heads: Set[Head] = frozenset()
-    skip_layers: Set[int] = frozenset()
-    states: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._calls: dict[str, list[Any]] = {}
 
-    @classmethod
-    def without_head(cls, layer: int, head: int, *, mean: bool = False) -> "Interventions":
-        """One head masked, or averaged."""
-        chosen = frozenset({(layer, head)})
-        return cls(mean_heads=chosen) if mean else cls(mask_heads=chosen)
+    def __getitem__(self, name: str) -> Any:
+        calls = self._calls[name]
+        return list(calls) if _REPEATED.fullmatch(name) else calls[-1]
 
-    def check(self, config: BertConfig) -> None:
-        """Refuse what the model has no place for.
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._calls)
 
-        Raises:
-            UserError: a layer, head or place that is not there, or a head that is to be masked and
-                averaged.
-        """
-        layers, heads = config.num_hidden_layers, config.num_attention_heads
-        for layer, head in [*self.mask_heads, *self.mean_heads]:
-            if not (0 <= layer < layers and 0 <= head < heads):
-                raise UserError(
-                    f"head {head} of layer {layer} is not there: the model has layers 0 to "
-                    f"{layers - 1} with heads 0 to {heads - 1}, name one of these"
-                )
-        for layer, head in self.mask_heads & self.mean_heads:
-            raise UserError(
-                f"head {head} of layer {layer} is both in mask_heads and in mean_heads: drop one"
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def _keep(self, name: str, output: Any) -> None:
+        kept = self._calls.setdefault(name, [])
+        if not _REPEATED.fullmatch(name):
+            kept.clear()
+        kept.append(output)
+
+    def _forget(self, name: str) -> None:
+        self._calls.pop(name, None)
+
+
+@contextmanager
+def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Recording]:
+    """Record what modules give while the context is entered; it can be read afterwards too.
+
+    Tensors are kept as they are, with their gradient functions. Calls in other threads are not
+    recorded.
+
+    Args:
+        names: of modules, such as ``hidden_state_names(model)``.
+
+    Raises:
+        UserError: the model has no module of that name, or never calls it.
+    """
+    seen, thread = Recording(), threading.get_ident()
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
+                seen._keep(name, output)
+
+        return hook
+
+    def forget(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if threading.get_ident() == thread:
+                seen._forget(name)
+
+        return hook
+
+    modules = {name: _module(model, name) for name in names}
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            if _REPEATED.fullmatch(name):
+                caller = model.get_submodule(name.rpartition(".")[0])
+                hooks.callback(caller.register_forward_pre_hook(forget(name)).remove)
+            hooks.callback(module.register_forward_hook(keep(name)).remove)
+        yield seen
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        (nearest,) = get_close_matches(name, modules, n=1, cutoff=0)
+        raise UserError(
+            f"the model has no module {shown(name)}: name one of its own, did you mean {nearest!r}?"
+        )
+    module = modules[name]
+    if type(module).forward is nn.Module.forward:
+        raise UserError(f"{name!r} is a container, which is never called: name a module in it")
+    return module
+
+
+# --- intervening ---------------------------------------------------------------------------------
+
+
+class Patch(NamedTuple):
+    """What some tokens get in place of a module's output.
+
+    Attributes:
+        tokens: ``(k,)`` int64, positions in the batch.
+        states: ``(k, D)``.
+    """
+
+    tokens: Tensor
+    states: Tensor
+
+
+def patch_from(seen: Mapping[str, Any], name: str, tokens: Sequence[int]) -> dict[str, Patch]:
+    """The patch that gives some tokens the states that they had in another run.
+
+    Args:
+        seen: of the other run, from ``record``.
+        name: of the module whose output is patched.
+        tokens: positions in the batch, the same in both runs.
+    """
+    chosen = torch.tensor(list(tokens), dtype=torch.int64)
+    return {name: Patch(chosen, seen[name][chosen])}
+
+
+# The interventions that this thread, or rather its context, is in. A pool of threads that works for
+# it runs in copies of the context, as in ``Runtime.map_batches``.
+_entered: ContextVar[tuple[object, ...]] = ContextVar("interventions", default=())
+
+
+@contextmanager
+def intervene(
+    model: BertForQuestionAnswering,
+    *,
+    mask_heads: Set[Head] = frozenset(),
+    mean_heads: Set[Head] = frozenset(),
+    skip_layers: Set[int] = frozenset(),
+    patch: Mapping[str, Patch] | None = None,
+    embeddings: Tensor | None = None,
+) -> Iterator[None]:
+    """Change every forward pass of the model while the context is entered.
+
+    Interventions may be nested; of two that change the same, the outer one has the last word. They
+    hold for copies of the model too, such as an ``Evaluator`` makes.
+
+    Args:
+        mask_heads: heads whose output is zeros.
+        mean_heads: heads whose output is, for every token, its mean over the window: they still
+            say what is in the window but no longer where.
+        skip_layers: layers whose output is their input. They are computed none the less.
+        patch: name of a module with an output of each token ``(T, D)``, such as "layers.2" ->
+            the states that some tokens get in its place.
+        embeddings: ``(T, D)`` in place of what ``embeddings`` makes of the ids.
+
+    Raises:
+        UserError: a layer, head, module or token that is not there, or a head that is both to be
+            masked and averaged.
+    """
+    patch = patch or {}
+    _check(model, mask_heads, mean_heads, skip_layers, patch)
+    intervention = object()
+
+    def here(change: Callable[..., Any]) -> Callable[..., Any]:
+        # A function, since a copy of the model has the same functions but copies of all else.
+        def hook(module: nn.Module, args: Any, *output: Any) -> Any:
+            return change(args, *output) if intervention in _entered.get() else None
+
+        return hook
+
+    with ExitStack() as hooks:
+
+        def before(name: str, change: Callable[[Any], Any]) -> None:
+            module = _module(model, name)
+            handle = module.register_forward_pre_hook(here(change), prepend=True)
+            hooks.callback(handle.remove)
+
+        def after(name: str, change: Callable[[Any, Any], Any]) -> None:
+            handle = _module(model, name).register_forward_hook(here(change), prepend=True)
+            hooks.callback(handle.remove)
+
+        # Of one module the hook that was registered last is the first to run.
+        for name, states in patch.items():
+            after(name, _patching(name, states))
+        for layer in skip_layers:
+            after(f"layers.{layer}", lambda args, output: args[0])
+        if embeddings is not None:
+            after("embeddings", lambda args, output: embeddings.to(output))
+        for layer in {layer for layer, _ in [*mask_heads, *mean_heads]}:
+            masked, averaged = (
+                sorted(head for at, head in heads if at == layer)
+                for heads in (mask_heads, mean_heads)
             )
-        for layer in self.skip_layers:
-            if not 0 <= layer < layers:
-                raise UserError(
-                    f"layer {layer} is not there: the model has 0 to {layers - 1}, name one"
-                )
-        for place in self.states:
-            if not 0 <= place <= layers:
-                raise UserError(
-                    f"hidden_states have no place {place}: name 0, after the embeddings, to "
-                    f"{layers}, after the last layer"
-                )
+            note, change = _changing_heads(masked, averaged, model.config.num_attention_heads)
+            before(f"layers.{layer}.attention", note)
+            before(f"layers.{layer}.attention.output", change)
+        _entered.set((*_entered.get(), intervention))
+        try:
+            yield
+        finally:
+            _entered.set(tuple(other for other in _entered.get() if other is not intervention))
 
-    def of_layer(self, layer: int) -> HeadChange | None:
-        """What to do with the heads of one layer; None for nothing."""
-        masked = [head for at, head in self.mask_heads if at == layer]
-        averaged = [head for at, head in self.mean_heads if at == layer]
-        if not masked and not averaged:
-            return None
 
-        def change(gathered: Tensor, lengths: Sequence[int]) -> Tensor:
-            if averaged:
-                windows = gathered.split(list(lengths))
-                means = torch.cat([w.mean(dim=0, keepdim=True).expand_as(w) for w in windows])
-                gathered = gathered.index_copy(1, *_columns(means, averaged))
-            if masked:
-                gathered = gathered.index_copy(1, *_columns(torch.zeros_like(gathered), masked))
-            return gathered
+def _changing_heads(
+    masked: Sequence[int], averaged: Sequence[int], num_heads: int
+) -> tuple[Callable[[Any], None], Callable[[Any], Any]]:
+    """Hooks before ``attention``, for the windows' lengths, and before its ``output`` layer."""
+    windows = threading.local()
 
-        return change
+    def note(args: Any) -> None:
+        windows.lengths = list(args[1].lengths)
 
-    def patched(self, place: int, hidden: Tensor) -> Tensor:
-        """The states at a place, ``(T, D)``, with those that were given from outside.
+    def change(args: Any) -> Any:
+        attn_output = args[0].unflatten(-1, (num_heads, -1))  # (T, D) -> (T, H, K)
+        if averaged:
+            means = [
+                w.mean(dim=0, keepdim=True).expand_as(w) for w in attn_output.split(windows.lengths)
+            ]
+            attn_output = attn_output.index_copy(1, *_columns(torch.cat(means), averaged))
+        if masked:
+            zeros = torch.zeros_like(attn_output)
+            attn_output = attn_output.index_copy(1, *_columns(zeros, masked))
+        return (attn_output.flatten(1), *args[1:])
 
-        Raises:
-            UserError: one is for a token that is not there.
-        """
-        if place not in self.states:
-            return hidden
-        tokens, states = self.states[place]
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(hidden):
-            raise UserError(
-                f"states of hidden_states[{place}] are for tokens {int(tokens.min())} to "
-                f"{int(tokens.max())}: name tokens from 0 to {len(hidden) - 1}"
-            )
-        return hidden.index_copy(0, tokens.to(hidden.device), states.to(hidden))
+    return note, change
 
 
 def _columns(values: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -116,16 +283,49 @@ def _columns(values: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
     return chosen, values[:, chosen]
 
 
-NOTHING = Interventions()
+def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
+    """The hook after the module ``name`` that puts states in."""
+    tokens, states = patch
+
+    def change(args: Any, output: Tensor) -> Tensor:
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(output):
+            raise UserError(
+                f"the patch of {name!r} is for tokens {int(tokens.min())} to {int(tokens.max())}: "
+                f"name tokens from 0 to {len(output) - 1}"
+            )
+        return output.index_copy(0, tokens.to(output.device), states.to(output))
+
+    return change
 
 
-def patch_from(hidden_states: Sequence[Tensor], place: int, tokens: Sequence[int]) -> Interventions:
-    """The intervention that gives some tokens the states that they had in another run.
-
-    Args:
-        hidden_states: of the other run, ``BertOutput.hidden_states``.
-        place: which of them.
-        tokens: places in the stream, the same in both runs.
-    """
-    chosen = torch.tensor(list(tokens), dtype=torch.int64)
-    return Interventions(states={place: (chosen, hidden_states[place][chosen])})
+def _check(
+    model: BertForQuestionAnswering,
+    mask_heads: Set[Head],
+    mean_heads: Set[Head],
+    skip_layers: Set[int],
+    patch: Mapping[str, Patch],
+) -> None:
+    """Refuse what the model has no place for."""
+    layers, heads = len(model.layers), model.config.num_attention_heads
+    for layer, head in [*mask_heads, *mean_heads]:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise UserError(
+                f"head {head} of layer {layer} is not there: the model has layers 0 to "
+                f"{layers - 1} with heads 0 to {heads - 1}, name one of these"
+            )
+    for layer, head in mask_heads & mean_heads:
+        raise UserError(
+            f"head {head} of layer {layer} is both in mask_heads and in mean_heads: drop one"
+        )
+    for layer in skip_layers:
+        if not 0 <= layer < layers:
+            raise UserError(
+                f"layer {layer} is not there: the model has 0 to {layers - 1}, name one"
+            )
+    for name in patch:
+        _module(model, name)
+        if name in ("", "head") or _REPEATED.fullmatch(name):
+            raise UserError(
+                f"{name!r} has no output of each token (T, D) to patch: name another module, such "
+                "as 'layers.0'"
+            )

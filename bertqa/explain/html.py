@@ -115,7 +115,7 @@ def section_of(key: str, lead: str, content: str, formulas: Sequence[str], notes
 
 
 def code_links(found: Iterable[Source]) -> str:
-    """The lines of code, by name, with a way to them."""
+    """The functions and classes, by place, with a way to them."""
     links = (
         f'<a href="#{anchor(source)}"><code>{escape(source.place)}</code></a>' for source in found
     )
@@ -123,5 +123,5 @@ def code_links(found: Iterable[Source]) -> str:
 
 
 def anchor(source: Source) -> str:
-    """The id of a line of code in the page."""
-    return f"code-{source.key.replace('.', '-')}-{source.line}"
+    """The id of a function or class in the page."""
+    return f"code-{source.key.replace('.', '-')}"

@@ -87,7 +87,7 @@ def lens_section(e: Explanation, found: Sequence[Source]) -> str:
 
 
 def _layer_name(number: int) -> str:
-    """Layers are counted from 0, as in checkpoints and in ``Interventions``."""
+    """Layers are counted from 0, as in checkpoints and in ``intervene``."""
     return f"layer {number - 1}" if number else "embeddings"
 
 

@@ -1,6 +1,6 @@
 """What an answer was made of, as one page: HTML without libraries, network or need of scripts.
 
-Every picture stands with the formula that it shows and the lines of code that compute it. The page
+Every picture stands with the formula that it shows and the code that computes it. The page
 is whole as it is written; its script, page.js, adds the free choice of layer, head and token.
 """
 
@@ -36,8 +36,8 @@ def page(explanation: Explanation, *, source_url: str | None = SOURCE_URL) -> st
     """The page of one answer.
 
     Args:
-        source_url: where the repository's files can be read, for links beside the lines of code
-            that the page holds; None leaves them out.
+        source_url: where the repository's files can be read, for links beside the code that
+            the page holds; None leaves them out.
     """
     e = explanation
     style = (_FILES / "page.css").read_text(encoding="utf-8")
@@ -106,26 +106,21 @@ def _code(found: Sequence[Source], source_url: str | None) -> str:
     """The functions themselves, so that the page is whole by itself."""
     parts = []
     for source in dict.fromkeys(found):
-        lines = "\n".join(
-            f'<mark id="{anchor(source)}">{escape(line)}</mark>'
-            if source.first + i == source.line
-            else escape(line)
-            for i, line in enumerate(source.lines)
-        )
         last = source.first + len(source.lines) - 1
         link = (
-            f' <a href="{escape(source_url.rstrip("/"))}/{source.path}#L{source.line}">in the '
+            f' <a href="{escape(source_url.rstrip("/"))}/{source.path}#L{source.first}">in the '
             "repository</a>"
             if source_url
             else ""
         )
         parts.append(
-            f"<details open><summary><code>{escape(source.key)}</code> in {escape(source.path)}, "
-            f'lines {source.first} to {last}</summary><pre tabindex="0"><code>{lines}</code></pre>'
+            f'<details open id="{anchor(source)}"><summary><code>{escape(source.key)}</code> in '
+            f"{escape(source.path)}, lines {source.first} to {last}</summary>"
+            f'<pre tabindex="0"><code>{escape(chr(10).join(source.lines))}</code></pre>'
             f"{link}</details>"
         )
     return (
         f'<section id="code" aria-labelledby="h-code"><h2 id="h-code">{SECTIONS["code"]}</h2>'
-        '<p class="lead">The functions that computed what is above; the line of each formula is '
-        f"marked.</p>{''.join(parts)}</section></main>"
+        '<p class="lead">The functions and classes that computed what is above.</p>'
+        f"{''.join(parts)}</section></main>"
     )

@@ -11,17 +11,21 @@ runs over the tokens of one window. So there is no attention mask, and what stan
 paper's mathematics: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for
 Language Understanding", 2019, section 4.2; the layer is that of Vaswani et al., "Attention Is All
 You Need", 2017, with the norm after the residual sum.
+
+Every module here is called, so PyTorch's hooks fire, and a module put in its place takes effect.
+kernels.py fuses only what has neither. explain/hooks.py records what the modules give, and changes
+it.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertqa.explain.hooks import NOTHING, HeadChange, Interventions
 from bertqa.model import kernels
 from bertqa.model.config import BertConfig
 from bertqa.model.packing import PackedBatch, pad_windows
@@ -40,7 +44,7 @@ class Dropout(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What a token is at the start: the sum of its word, its place and its token type."""
+    """Word + position + token-type embeddings."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -58,35 +62,25 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(word + token_type + position))
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], dropout: Dropout
-) -> tuple[Tensor, list[Tensor]]:
-    """softmax(Q K^T / sqrt(K)) V, window by window: the readable form.
+class AttentionProbabilities(nn.Module):
+    """softmax(Q K^T / sqrt(K)) of one window: how much each token attends to each other one."""
 
-    The fast forms in kernels.py are held equal to this one by the tests.
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """``(H, L, K)`` twice to ``(H, L, L)``: row i has what token i attends to."""
+        scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+        return scores.softmax(dim=-1)
 
-    Args:
-        query, key, value: ``(T, H, K)``.
-        lengths: tokens of each window.
-        dropout: applied to the probabilities, as in the published BERT.
 
-    Returns:
-        What each token gathered, ``(T, H, K)``, and the probabilities before dropout: for each
-        window ``(H, L, L)``, from the token that looks to the token that is looked at.
-    """
-    gathered, probabilities = [], []
-    windows = (x.split(list(lengths)) for x in (query, key, value))
-    for window in zip(*windows, strict=True):
-        q, k, v = (x.transpose(0, 1) for x in window)  # (L, H, K) -> (H, L, K)
-        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (H, L, L)
-        probability = scores.softmax(dim=-1)
-        gathered.append((dropout(probability) @ v).transpose(0, 1))  # (L, H, K)
-        probabilities.append(probability)
-    return torch.cat(gathered), probabilities
+Implementation = Literal["fused", "reference"]
 
 
 class SelfAttention(nn.Module):
-    """Each token gathers from the tokens of its window, H times side by side."""
+    """Multi-head self-attention within each window.
+
+    Attributes:
+        implementation: "fused" takes a fast one of kernels.py where that has the same effect,
+            "reference" always the one below, which the tests hold it equal to.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -95,36 +89,47 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.probabilities = AttentionProbabilities()
         self.dropout = Dropout(config.attention_probs_dropout_prob)
-        self.fast = True
+        self.implementation: Implementation = "fused"
 
-    def forward(
-        self,
-        hidden: Tensor,
-        batch: PackedBatch,
-        keep: list[list[Tensor]] | None = None,
-        change: HeadChange | None = None,
-    ) -> Tensor:
-        """``(T, D)`` to ``(T, D)``.
-
-        ``keep`` is appended the probabilities of every window; ``change`` sees what was gathered.
-        """
+    def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """``(T, D)`` to ``(T, D)``."""
         # (T, D) -query, key, value-> 3 of (T, D) -split into heads-> 3 of (T, H, K)
         query, key, value = (
             x.view(-1, self.num_heads, self.head_size)
             for x in kernels.linears(hidden, (self.query, self.key, self.value))
         )
-        rate = self.dropout.rate if self.training else 0.0
-        fast_attention = kernels.choose_attention(query) if self.fast else None
-        if fast_attention is None or keep is not None:
-            gathered, probabilities = attention(query, key, value, batch.lengths, self.dropout)
-            if keep is not None:
-                keep.append(probabilities)
+        fused = kernels.choose_attention(query, key, value) if self._may_fuse() else None
+        if fused is None:
+            attn_output = self.reference(query, key, value, batch.lengths)
         else:
-            gathered = fast_attention(query, key, value, batch, rate)
-        if change is not None:
-            gathered = change(gathered, batch.lengths)
-        return self.output(gathered.flatten(1))  # (T, H, K) -> (T, D) -output-> (T, D)
+            rate = self.dropout.rate if self.dropout.training else 0.0
+            attn_output = fused(query, key, value, batch, rate)
+        return self.output(attn_output.flatten(1))  # (T, H, K) -> (T, D) -output-> (T, D)
+
+    def reference(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """softmax(Q K^T / sqrt(K)) V, window by window: 3 of ``(T, H, K)`` to ``(T, H, K)``.
+
+        Dropout is applied to the probabilities, as in the published BERT.
+        """
+        attn_outputs = []
+        windows = (x.split(list(lengths)) for x in (query, key, value))
+        for window in zip(*windows, strict=True):
+            q, k, v = (x.transpose(0, 1) for x in window)  # (L, H, K) -> (H, L, K)
+            probabilities = self.dropout(self.probabilities(q, k))  # (H, L, L)
+            attn_outputs.append((probabilities @ v).transpose(0, 1))  # (H, L, K) -> (L, H, K)
+        return torch.cat(attn_outputs)
+
+    def _may_fuse(self) -> bool:
+        """Whether nobody would notice that ``probabilities`` and ``dropout`` are not called."""
+        return (
+            self.implementation == "fused"
+            and kernels.is_plain(self.probabilities, AttentionProbabilities)
+            and kernels.is_plain(self.dropout, Dropout)
+        )
 
 
 class FeedForward(nn.Module):
@@ -141,7 +146,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: gather from the others, think alone; norm after each sum."""
+    """Post-LN Transformer layer."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -151,16 +156,9 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        batch: PackedBatch,
-        keep: list[list[Tensor]] | None = None,
-        change: HeadChange | None = None,
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """``(T, D)`` to ``(T, D)``."""
-        gathered = self.attention(hidden, batch, keep, change)
-        hidden = self.attention_norm(hidden + self.dropout(gathered))
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, batch)))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
@@ -194,24 +192,11 @@ class SpanHead(nn.Module):
         return start_logits, end_logits
 
 
-@dataclass(frozen=True)
-class BertOutput:
-    """What one forward pass gives.
-
-    Attributes:
-        start_logits, end_logits: ``(T,)`` float32, S.T_i and E.T_i of each token.
-        hidden_states: on request, ``(T, D)`` after the embeddings and after each layer.
-        attentions: on request, for each layer and each window ``(H, L, L)``; of a layer that was
-            skipped none.
-        layer_logits: on request, what the head says of each of ``hidden_states``: start and end
-            scores, each ``(T,)``. It has learned to read the last ones only.
-    """
+class BertOutput(NamedTuple):
+    """S.T_i and E.T_i of each token, ``(T,)`` in float32."""
 
     start_logits: Tensor
     end_logits: Tensor
-    hidden_states: list[Tensor] = field(default_factory=list)
-    attentions: list[list[Tensor]] = field(default_factory=list)
-    layer_logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class BertForQuestionAnswering(nn.Module):
@@ -238,11 +223,17 @@ class BertForQuestionAnswering(nn.Module):
             else:
                 nn.init.normal_(parameter, std=self.config.initializer_range)
 
-    def use_fast_attention(self, fast: bool) -> None:
-        """Let kernels.py choose the form of attention, or always take the readable one."""
+    def set_attention_implementation(self, implementation: Implementation) -> None:
+        """Take "fused" or "reference" attention in all layers, see ``SelfAttention``.
+
+        Raises:
+            ValueError: another name.
+        """
+        if implementation not in get_args(Implementation):
+            raise ValueError(f"implementation must be fused or reference, got {implementation!r}")
         for module in self.modules():
             if isinstance(module, SelfAttention):
-                module.fast = fast
+                module.implementation = implementation
 
     def set_dropout(self, rate: float) -> None:
         """Take one rate for all dropout in place of the checkpoint's two; what is saved has it."""
@@ -253,48 +244,12 @@ class BertForQuestionAnswering(nn.Module):
             if isinstance(module, Dropout):
                 module.rate = rate
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_layer_logits: bool = False,
-        interventions: Interventions = NOTHING,
-        embedded: Tensor | None = None,
-    ) -> BertOutput:
-        """Scores of every token of the stream; the intermediate results on request.
-
-        Args:
-            interventions: what to change on the way, see hooks.py.
-            embedded: vectors ``(T, D)`` to take in place of what ``embeddings`` makes of the ids.
-
-        Raises:
-            UserError: the interventions name a layer or head that is not there.
-        """
-        interventions.check(self.config)
-        hidden = self.embeddings(batch) if embedded is None else embedded
-        hidden = interventions.patched(0, hidden)
-        keep_states = output_hidden_states or output_layer_logits
-        states = [hidden] if keep_states else []
-        attentions: list[list[Tensor]] = []
-        for number, layer in enumerate(self.layers):
-            if number not in interventions.skip_layers:
-                keep = attentions if output_attentions else None
-                hidden = layer(hidden, batch, keep, interventions.of_layer(number))
-            elif output_attentions:
-                attentions.append([])
-            hidden = interventions.patched(number + 1, hidden)
-            if keep_states:
-                states.append(hidden)
-        start_logits, end_logits = self.head(hidden)
-        return BertOutput(
-            start_logits,
-            end_logits,
-            states if output_hidden_states else [],
-            attentions,
-            [self.head(state) for state in states] if output_layer_logits else [],
-        )
+    def forward(self, batch: PackedBatch) -> BertOutput:
+        """Score every token as the start and as the end of the answer."""
+        hidden = self.embeddings(batch)  # (T, D)
+        for layer in self.layers:
+            hidden = layer(hidden, batch)
+        return BertOutput(*self.head(hidden))
 
 
 def window_losses(

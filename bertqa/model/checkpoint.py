@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from bertqa.errors import UserError, printable, reason, shown
 from bertqa.files import CONFIG_FILE, WEIGHTS_FILE, write_file, write_json
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.config import config_entries, load_config
-from bertqa.model.cpu_inference import is_prepacked
+from bertqa.model.config import BertConfig, config_entries, load_config
+from bertqa.model.kernels import Prepacked
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
@@ -117,8 +117,7 @@ def load_checkpoint(
     renamed = _rename(tensors, source)
     # The config may ask for millions of layers; the model is built once the file has their names.
     initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
-    with torch.device("meta"), _NothingDrawn():  # shapes only: the numbers come from the file
-        model = BertForQuestionAnswering(config)
+    model = _shapes_of(config)  # the numbers come from the file
     wanted = {checkpoint_name(name): p for name, p in model.named_parameters()}
     for name, parameter in wanted.items():
         if name not in initialised:
@@ -148,6 +147,44 @@ class BadWeights(UserError):
     fault = ""
 
 
+def check_saveable(model: BertForQuestionAnswering) -> None:
+    """Refuse a model that is more, or other, than what its checkpoint would load as.
+
+    A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
+    with the same weights, or a parametrisation computes something else with them. Hooks are no part
+    of a checkpoint and may be there; so may the model be of a subclass itself.
+
+    Raises:
+        ValueError: the model is packed: its weights are no longer there as such.
+        UserError: the first module or weight that is not the one of bert.py.
+    """
+    if any(isinstance(module, Prepacked) for module in model.modules()):
+        raise ValueError("a packed model cannot be saved: load it without packing")
+    plain, found = _shapes_of(model.config), dict(model.named_modules(remove_duplicate=False))
+    for name, module in plain.named_modules():
+        if name and type(found.get(name)) is not type(module):
+            kinds = [type(each).__name__ for each in (found.get(name), module)]
+            raise UserError(
+                f"the model cannot be saved: {name} must be a {kinds[1]}, got {kinds[0]}, which a "
+                f"checkpoint cannot hold: merge its weights into a {kinds[1]} and put that there"
+            )
+    shapes, own = (
+        {name: tuple(parameter.shape) for name, parameter in each.named_parameters()}
+        for each in (plain, model)
+    )
+    for name, shape in shapes.items():
+        if own.get(name) != shape:
+            raise UserError(
+                f"the model cannot be saved: {name} must have the shape {shape} by its config, got "
+                f"{own.get(name, 'no such weight')}: correct one of the two"
+            )
+    for name in sorted(own.keys() - shapes.keys()):
+        raise UserError(
+            f"the model cannot be saved: a checkpoint has no place for {name}: merge it into the "
+            "other weights, or remove it"
+        )
+
+
 def save_model(
     folder: Path, model: BertForQuestionAnswering, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -158,10 +195,9 @@ def save_model(
     Raises:
         BadWeights: a weight is one that would not be loaded again.
         UserError: the folder cannot be written.
-        ValueError: the model is packed: its weights are no longer there as such.
+        ValueError, UserError: see ``check_saveable``.
     """
-    if is_prepacked(model):
-        raise ValueError("a packed model cannot be saved: load it without packing")
+    check_saveable(model)
     for name, parameter in model.named_parameters():
         if fault := _no_weights(parameter.detach()):
             error = BadWeights(
@@ -208,6 +244,12 @@ def _today(name: str) -> str:
         name = f"bert.{name}"
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
+    """The model of a config without numbers."""
+    with torch.device("meta"), _NothingDrawn():
+        return BertForQuestionAnswering(config)
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -6,21 +6,21 @@ that is done once, after loading: ``prepack`` replaces the linear layers of a mo
 answer. The operators have no public names in torch; they are used here and nowhere else.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
-from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.kernels import JointPart
+from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
+from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
 
 _LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
 _SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
 _ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
 
 
-class PrepackedLinear(nn.Module):
+class PrepackedLinear(Prepacked):
     """``x W^T + b`` with a weight that oneDNN has laid out; for inference, without gradients.
 
     Args:
@@ -44,7 +44,7 @@ class PrepackedLinear(nn.Module):
         return out
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Prepacked):
     """``x W^T + b`` in 8-bit integers, about 1 % off.
 
     Each output's weights share one scale, as does each token's input. A token's scale comes from
@@ -147,7 +147,12 @@ def check_int8(device: torch.device) -> None:
 
 def is_prepacked(model: BertForQuestionAnswering) -> bool:
     """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
-    return any(isinstance(module, (PrepackedLinear, Int8Linear)) for module in model.modules())
+    return _first_prepacked(model) is not None
+
+
+def _first_prepacked(model: BertForQuestionAnswering) -> PrepackedLinear | Int8Linear | None:
+    found = (m for m in model.modules() if isinstance(m, (PrepackedLinear, Int8Linear)))
+    return next(found, None)
 
 
 def make_ready(
@@ -156,8 +161,9 @@ def make_ready(
     """Move and convert a model that from now on only answers, in place; prepack it where possible.
 
     The encoder is converted once here, where autocast would convert all weights again for every
-    batch. S and E stay as they are: the last step is not rounded. A model that is ready already
-    stays as it is.
+    batch. S and E stay as they are: the last step is not rounded. A module that stands in place of
+    a linear layer stays in float32 too, gets float32 and is left to autocast, as in training. A
+    model that is ready already stays as it is.
 
     Raises:
         UserError: ``int8`` where there are no integer layers.
@@ -165,38 +171,66 @@ def make_ready(
     """
     if int8:
         check_int8(device)
-    if is_prepacked(model):
-        first: Any = model.layers[0]
-        up = first.feed_forward.up
-        if (up.bias.dtype, isinstance(up, Int8Linear)) != (dtype, int8):
+    if (first := _first_prepacked(model)) is not None:
+        if (first.bias.dtype, isinstance(first, Int8Linear)) != (dtype, int8):
             raise ValueError("the model is packed in another precision: load it again")
         return model
     model.to(device).eval()
     model.embeddings.to(dtype)
-    model.layers.to(dtype)
+    _convert_layers(model, dtype)
     if can_prepack(device, dtype, int8):
         prepack(model, int8=int8)
     return model
+
+
+def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None:
+    """Convert all but what stands in place of a linear layer; that is put between conversions."""
+    others = [
+        (parent, name, module)
+        for parent, names in _positions(model)
+        for name in names
+        if type(module := getattr(parent, name)) is not nn.Linear
+    ]
+    for parent, name, _ in others:
+        setattr(parent, name, nn.Identity())
+    model.layers.to(dtype)
+    for parent, name, module in others:
+        setattr(parent, name, module)
+        if dtype is not torch.float32:
+            module.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:]))
+            module.register_forward_hook(lambda module, args, output: output.to(dtype))
+
+
+def _positions(model: BertForQuestionAnswering) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+    """Where linear layers belong: a module, and its names for those that have one input."""
+    kinds = (SelfAttention, FeedForward)  # no subclass, which may use its layers in another way
+    for module in [module for module in model.layers.modules() if type(module) in kinds]:
+        if isinstance(module, SelfAttention):
+            yield from ((module, names) for names in (("query", "key", "value"), ("output",)))
+        else:
+            yield from ((module, (name,)) for name in ("up", "down"))
 
 
 def prepack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
     """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
 
     With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
+    What is no plain linear layer (see ``is_plain_linear``) stays and is called.
     """
-    kind = Int8Linear if int8 else PrepackedLinear
-    for layer in model.layers:
-        attention: Any = layer.attention  # whose layers are no longer nn.Linear from here on
-        feed_forward: Any = layer.feed_forward
-        together = (attention.query, attention.key, attention.value)
-        joint = kind(
-            torch.cat([part.weight for part in together]),
-            torch.cat([part.bias for part in together]),
-        )
-        sizes = [part.out_features for part in together]
-        attention.query, attention.key, attention.value = (
-            JointPart(joint, number, sizes) for number in range(len(together))
-        )
-        attention.output = kind(attention.output.weight, attention.output.bias)
-        feed_forward.up = kind(feed_forward.up.weight, feed_forward.up.bias)
-        feed_forward.down = kind(feed_forward.down.weight, feed_forward.down.bias)
+    for parent, names in _positions(model):
+        plain = [name for name in names if is_plain_linear(getattr(parent, name))]
+        for together in [plain] if len(plain) == len(names) else [[name] for name in plain]:
+            _replace(parent, together, Int8Linear if int8 else PrepackedLinear)
+
+
+def _replace(
+    parent: nn.Module, names: Sequence[str], kind: type[PrepackedLinear] | type[Int8Linear]
+) -> None:
+    """Replace the linear layers of these names, which have one input, by a single product."""
+    layers = [getattr(parent, name) for name in names]
+    product = kind(
+        torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    )
+    sizes = [layer.out_features for layer in layers]
+    for number, name in enumerate(names):
+        setattr(parent, name, JointPart(product, number, sizes) if len(names) > 1 else product)

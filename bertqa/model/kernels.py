@@ -1,21 +1,23 @@
-"""The fast forms of what bert.py says readably, and the one place that chooses among them.
+"""The fused implementations of what bert.py computes step by step, and the rules for taking them.
 
-Each form here computes what a readable line of bert.py computes; the tests hold them equal.
-T, H, K, L as in bert.py.
+Each computes what the reference in bert.py computes; the tests hold them equal. A fused
+implementation does not call the modules that it stands in for, so it is taken only where nothing
+could notice: see ``is_plain``. T, H, K, L as in bert.py.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as torch_module
 
 from bertqa.model.packing import PackedBatch
 
-# (query, key, value, batch, dropout rate) -> gathered; tensors (T, H, K).
+# (query, key, value, batch, dropout rate) -> attn_output; tensors (T, H, K).
 AttentionImplementation = Callable[[Tensor, Tensor, Tensor, PackedBatch, float], Tensor]
 
 _STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part in 100,000 at most
@@ -77,7 +79,61 @@ class _Dropout(torch.autograd.Function):
         return keep(grad, mask).mul_(ctx.scale), None
 
 
-class JointPart(nn.Module):
+# --- which modules may be fused -------------------------------------------------------------------
+
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
+_LINEAR_FORWARD = nn.Linear.forward
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
+    """Whether to call a module does nothing but what ``kind.forward`` does.
+
+    A subclass, a wrapper and a parametrised module are of another type. A hook, on the module or
+    global, and a replaced ``forward`` want to be called. A model is asked at every forward pass,
+    so hooks may come and go.
+    """
+    return (
+        type(module) is kind
+        and not (
+            module._forward_pre_hooks
+            or module._forward_hooks
+            or module._backward_pre_hooks
+            or module._backward_hooks
+        )
+        and "forward" not in module.__dict__
+        and not any(_GLOBAL_HOOKS)
+    )
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is ``x W^T + b`` and nothing else, so that W and b may be used without it.
+
+    Weights that are no ordinary parameters, such as those of torchao and FSDP, know themselves how
+    to multiply.
+    """
+    return (
+        is_plain(module, nn.Linear)
+        and nn.Linear.forward is _LINEAR_FORWARD
+        and type(module._parameters.get("weight")) is nn.Parameter
+        and type(module._parameters.get("bias")) is nn.Parameter
+    )
+
+
+# --- several linear layers of one input ----------------------------------------------------------
+
+
+class Prepacked(nn.Module):
+    """A linear layer in one of the formats of cpu_inference.py, for inference only."""
+
+
+class JointPart(Prepacked):
     """One of several layers of the same input that ``joint`` computes in a single product."""
 
     def __init__(self, joint: nn.Module, part: int, sizes: Sequence[int]) -> None:
@@ -91,19 +147,35 @@ class JointPart(nn.Module):
 
 
 def linears(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Several linear layers of one input as a single matrix product: ``(T, D)`` to each output."""
-    first = layers[0]
-    if isinstance(first, JointPart):
-        parts: Sequence[Tensor] = first.joint(x).split(first.sizes, dim=-1)
-        return parts
-    linear_layers = cast(Sequence[nn.Linear], layers)
-    weight = torch.cat([layer.weight for layer in linear_layers])
-    bias = torch.cat([layer.bias for layer in linear_layers])
-    return F.linear(x, weight, bias).split([layer.out_features for layer in linear_layers], dim=-1)
+    """Several layers of one input, ``(T, D)`` to each output.
+
+    Plain linear layers are a single matrix product; other modules are called.
+    """
+    parts = [layer for layer in layers if is_plain(layer, JointPart)]
+    if len(parts) == len(layers) and _are_one(parts):
+        outputs: Sequence[Tensor] = parts[0].joint(x).split(parts[0].sizes, dim=-1)
+        return outputs
+    plain = [layer for layer in layers if is_plain_linear(layer)]
+    if len(plain) == len(layers):
+        weight = torch.cat([layer.weight for layer in plain])
+        bias = torch.cat([layer.bias for layer in plain])
+        return F.linear(x, weight, bias).split([layer.out_features for layer in plain], dim=-1)
+    return [layer(x) for layer in layers]
 
 
-def choose_attention(query: Tensor) -> AttentionImplementation | None:
-    """The fastest form for tensors like ``query``; None where only the readable form runs."""
+def _are_one(parts: Sequence[JointPart]) -> bool:
+    """Whether these are all the parts of one product, in its order."""
+    joint, count = parts[0].joint, len(parts[0].sizes)
+    return [(part.joint, part.part) for part in parts] == [(joint, i) for i in range(count)]
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def choose_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionImplementation | None:
+    """The fastest implementation for such tensors; None where only the reference runs."""
+    if not query.dtype == key.dtype == value.dtype:  # one of them comes from a wrapped layer
+        return None
     if query.device.type == "cpu":
         return cpu_attention
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
@@ -130,7 +202,7 @@ def cpu_attention(
 
 
 class _WindowAttention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(K)) V for each window, as in ``model.attention``.
+    """softmax(Q K^T / sqrt(K)) V for each window, as in ``SelfAttention.reference``.
 
     A softmax is exponentials over their sum, and the sum is one number for a whole row: it is
     divided by where rows are K numbers long, not L. Below, ``weights`` are exponentials that have
@@ -140,10 +212,10 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, rate):  # type: ignore[no-untyped-def]
-        gathered = torch.empty(query.shape, dtype=query.dtype)  # (T, H, K)
+        attn_output = torch.empty(query.shape, dtype=query.dtype)  # (T, H, K)
         softmax_scale = 1 / math.sqrt(query.shape[-1])
         saved = [] if any(ctx.needs_input_grad) else None
-        for q, k, v, out in _windows(lengths, query, key, value, gathered):
+        for q, k, v, out in _windows(lengths, query, key, value, attn_output):
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, L, K)
             q = torch.mul(q, softmax_scale, out=q.new_empty(q.shape))  # a copy, as for k and v
             k, v = k.contiguous(), v.contiguous()
@@ -157,19 +229,19 @@ class _WindowAttention(torch.autograd.Function):
             if saved is not None:
                 saved.append((q, k, v, weights, scale, mask))
         if saved is not None:
-            ctx.save_for_backward(gathered)
+            ctx.save_for_backward(attn_output)
         ctx.lengths, ctx.saved, ctx.softmax_scale = lengths, saved, softmax_scale
         ctx.dropout_scale = dropout_scale if rate else 1.0
-        return gathered
+        return attn_output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (gathered,) = ctx.saved_tensors
-        d_query, d_key, d_value = (torch.empty_like(gathered) for _ in range(3))
+        (attn_output,) = ctx.saved_tensors
+        d_query, d_key, d_value = (torch.empty_like(attn_output) for _ in range(3))
         # The softmax's gradient is P * (dP - sum of dP * P over the row), and that sum is the
         # inner product of a token's output with its output's gradient.
-        rows = (grad * gathered).sum(dim=-1, keepdim=True) / ctx.dropout_scale  # (T, H, 1)
+        rows = (grad * attn_output).sum(dim=-1, keepdim=True) / ctx.dropout_scale  # (T, H, 1)
         windows = _windows(ctx.lengths, grad, rows, d_query, d_key, d_value)
         for views, kept_back in zip(windows, ctx.saved, strict=True):
             d_out, row, *gradients = (x.transpose(0, 1) for x in views)  # (H, L, K)

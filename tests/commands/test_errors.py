@@ -57,7 +57,7 @@ from bertqa.explain import attribution as inside
 from bertqa.explain import comparison
 from bertqa.explain.differences import Differences
 from bertqa.explain.explainer import explain
-from bertqa.explain.hooks import Interventions
+from bertqa.explain.hooks import Patch, intervene, record
 from bertqa.files import check_new_file, read_json_object, write_text
 from bertqa.model import hub
 from bertqa.model.bert import BertForQuestionAnswering
@@ -343,7 +343,25 @@ def lines(
 def look(room: Room, **changes: Any) -> None:
     """A window of three tokens through a model with an intervention."""
     model = room.answerer().model
-    model(THREE_TOKENS, interventions=Interventions(**changes))
+    with torch.inference_mode(), intervene(model, **changes):
+        model(THREE_TOKENS)
+
+
+def listen(room: Room, name: str) -> None:
+    """Record a module of a model."""
+    with record(room.answerer().model, [name]):
+        pass
+
+
+def save_changed(room: Room, change: Callable[[BertForQuestionAnswering], object]) -> None:
+    """Save a model after a change."""
+    model = BertForQuestionAnswering(CONFIG)
+    change(model)
+    save_model(room.path / "changed", model)
+
+
+def wrap(model: BertForQuestionAnswering) -> None:
+    model.layers[0].attention.query = torch.nn.Sequential(model.layers[0].attention.query)
 
 
 def dead_process(room: Room) -> None:
@@ -640,9 +658,20 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a head that is not there": lambda r: look(r, mask_heads={(0, 99)}),
     "a head twice": lambda r: look(r, mask_heads={(0, 0)}, mean_heads={(0, 0)}),
     "a layer that is not there": lambda r: look(r, skip_layers={99}),
-    "states that are not there": lambda r: look(r, states={99: (torch.zeros(1), torch.zeros(1))}),
-    "states of no token": lambda r: look(
-        r, states={0: (torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
+    "a patch of what has no tokens": lambda r: look(
+        r, patch={"head": Patch(torch.zeros(1), torch.zeros(1))}
+    ),
+    "a patch of no token": lambda r: look(
+        r, patch={"layers.0": Patch(torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
+    ),
+    "a module that is not there": lambda r: listen(r, "layers.99"),
+    "a module that is not called": lambda r: listen(r, "layers"),
+    "a wrapper that cannot be saved": lambda r: save_changed(r, wrap),
+    "a weight of another shape": lambda r: save_changed(
+        r, lambda model: setattr(model, "config", replace(model.config, vocab_size=7))
+    ),
+    "a weight that cannot be saved": lambda r: save_changed(
+        r, lambda model: model.register_parameter("more", torch.nn.Parameter(torch.zeros(1)))
     ),
     "two lengths": lambda r: inside.integrated_gradients(
         r.answerer().model, THREE_TOKENS, TWO_TOKENS, 0

@@ -95,7 +95,7 @@ def test_a_run_that_branched_off(
     with pytest.raises(UserError, match=r"third started from first, which is not named before it"):
         cards.starts_of([runs[1], third], [renamed, steps[2]])
     drawn: list[list[Line]] = []
-    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    monkeypatch.setattr(cards, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     cards.write_curves(tmp_path, steps, [[0], [1], [1]])
     losses, kept = drawn[0], steps[0].kept
     assert [line.name for line in losses] == ["runs 1, 2", "runs 1, 2", "run 3"]
@@ -110,7 +110,7 @@ def test_no_run_is_left_out_of_the_curves(
     """Two that branched off and their mean, as in ``family``, and four side by side from that."""
     steps = [read_step(run) for run in family]
     drawn: list[list[Line]] = []
-    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    monkeypatch.setattr(cards, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     starts = [[0], [1], [1], [2, 3], [4], [4], [4], [4]]
     cards.write_curves(tmp_path, [*steps, *steps[-1:] * 3], starts)
     losses, scored = drawn
@@ -134,7 +134,7 @@ def test_names_of_many_runs_find_a_place(
 ) -> None:
     steps = [read_step(runs[0])] * 99
     drawn: list[list[Line]] = []
-    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    monkeypatch.setattr(cards, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     cards.write_curves(tmp_path, steps, [[0]] * 99)
     names = [line.name for line in drawn[0]]
     assert names == ["run 1", "run 2", *["runs 3, 4, 5, 6, …"] * 97]
@@ -169,7 +169,7 @@ def test_a_run_that_was_measured_on_other_questions(
     first = trained(tmp_path / "first", runs[0], source=part)
     steps = [read_step(run) for run in (first, trained(tmp_path / "second", first))]
     drawn: list[list[Line]] = []
-    monkeypatch.setattr(release, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
+    monkeypatch.setattr(cards, "line_chart", lambda title, x, lines: drawn.append(lines) or "")
     cards.write_curves(tmp_path, steps, [[0], [1]])
     losses, (f1, exact) = drawn
     kept = steps[0].kept

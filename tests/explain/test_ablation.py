@@ -13,18 +13,26 @@ from torch import nn
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.commands import ablate
-from bertqa.commands.ablate import Effect, parts_of, ranked, ranking
+from bertqa.commands.ablate import ranking
 from bertqa.commands.flags import run_script
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.explain.hooks import Interventions
+from bertqa.explain.ablation import Effect, ModelPart, parts_of, ranked
+from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.runtime import local_runtime
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.helpers import STORIES, STORIES_V2, TINY, write_checkpoint
+from tests.helpers import (
+    STORIES,
+    STORIES_V2,
+    TINY,
+    our_batch,
+    random_windows,
+    write_checkpoint,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
@@ -126,18 +134,32 @@ def test_the_figures_are_those_of_a_model_without_the_part(
     assert_told(rows[2, 3], measured(headless, checkpoint, data))
 
 
-def test_a_head_is_masked_or_averaged() -> None:
+def test_parts_are_all_layers_then_all_heads() -> None:
     config = BertConfig(num_hidden_layers=2, num_attention_heads=3, hidden_size=6)
-    for how, name in (("mask", "mask_heads"), ("mean", "mean_heads")):
-        layers, heads = [], []
-        for part in parts_of(config, how):
-            if part.head is None:
-                assert part.change == Interventions(skip_layers={part.layer})
-                layers.append(part.layer)
-            else:
-                assert part.change == Interventions(**{name: {(part.layer, part.head)}})
-                heads.append((part.layer, part.head))
-        assert layers == [0, 1] and heads == [(i, j) for i in (0, 1) for j in (0, 1, 2)]
+    for how in ("mask", "mean"):
+        parts = list(parts_of(config, how))
+        assert [(part.layer, part.head) for part in parts] == [
+            (0, None), (1, None), *((i, j) for i in (0, 1) for j in (0, 1, 2)),
+        ]  # fmt: skip
+        assert all(part.how == how for part in parts if part.head is not None)
+
+
+def test_a_head_is_masked_or_averaged_and_a_layer_skipped() -> None:
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
+    batch = our_batch(*random_windows())
+    for part, changes in (
+        (ModelPart(1), {"skip_layers": {1}}),
+        (ModelPart(1, 2), {"mask_heads": {(1, 2)}}),
+        (ModelPart(1, 2, "mean"), {"mean_heads": {(1, 2)}}),
+    ):
+        with torch.no_grad(), part.taken_from(model):
+            found = model(batch)
+        with torch.no_grad(), intervene(model, **changes):
+            expected = model(batch)
+        assert torch.equal(found.start_logits, expected.start_logits)
+        with torch.no_grad():
+            assert not torch.equal(found.start_logits, model(batch).start_logits)
 
 
 def test_the_picture_has_every_part(folder: Path) -> None:
@@ -189,8 +211,7 @@ def test_what_is_printed(
 def effect(layer: int, head: int | None, em: float, f1: float, loss: float) -> Effect:
     whole = Evaluation([], 1.0, {"exact_match": 50.0, "f1": 60.0})
     without = Evaluation([], 1.0 + loss, {"exact_match": 50.0 - em, "f1": 60.0 - f1})
-    part = ablate.ModelPart(layer, head, Interventions())
-    return Effect.of(part, without, whole)
+    return Effect.of(ModelPart(layer, head), without, whole)
 
 
 def test_the_loss_ranks_what_costs_the_same() -> None:

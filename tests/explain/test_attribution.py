@@ -1,5 +1,7 @@
 """Attributions add up, and what an ablation says is what the loss says."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from bertqa.explain.attribution import (
     layer_effects,
     without_words,
 )
-from bertqa.explain.hooks import Interventions
+from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.packing import PackedBatch
 from tests.helpers import TINY, our_batch, our_model, random_windows, their_model
@@ -89,9 +91,9 @@ def test_heads_are_taken_away_one_by_one(model, window, mean):
     assert found.shape == (TINY["num_hidden_layers"], TINY["num_attention_heads"])
     labels = torch.tensor([9]), torch.tensor([11])
 
-    def loss(**changes: object) -> float:
-        with torch.no_grad():
-            output = model(window, interventions=Interventions(**changes))
+    def loss(**changes: Any) -> float:
+        with torch.no_grad(), intervene(model, **changes):
+            output = model(window)
         return float(window_losses(output, window.lengths, *labels))
 
     for layer, head in ((0, 0), (1, 3), (2, 1)):

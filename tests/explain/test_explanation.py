@@ -18,7 +18,8 @@ from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.explanation import Explanation
-from bertqa.explain.formulas import FORMULAS, source_of, sources
+from bertqa.explain.formulas import FORMULAS, sources
+from bertqa.explain.hooks import record
 from bertqa.explain.html import answer_text
 from bertqa.explain.script_data import clean, packed_attention, quantised
 from bertqa.explain.terminal import on_one_line, render
@@ -195,9 +196,10 @@ def test_what_is_inside_is_of_the_answer(
     effects = head_effects(model, batch, found.answer.first, found.answer.last)
     torch.testing.assert_close(found.inside.head_effects, effects)
     assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
-    with torch.no_grad():
-        output = model(batch, output_attentions=True)
-    torch.testing.assert_close(found.inside.attentions[1], output.attentions[1][0])
+    with torch.no_grad(), record(model, ["layers.1.attention.probabilities"]) as seen:
+        model(batch)
+    (probabilities,) = seen["layers.1.attention.probabilities"]
+    torch.testing.assert_close(found.inside.attentions[1], probabilities)
     assert found.inside.start_parts.score == pytest.approx(
         float(found.start_logits[found.answer.first]), abs=1e-4
     )
@@ -352,22 +354,20 @@ def test_no_character_that_a_page_has_no_place_for() -> None:
 # --- formulas and code ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_a_link_leads_to_the_line_that_computes(decoder: str) -> None:
-    for group in sources(DecodingSettings(decoder=decoder)).values():
-        for source in group:
-            file = (ROOT / source.path).read_text(encoding="utf-8").splitlines()
-            line = source.lines[source.line - source.first]
-            assert file[source.line - 1].strip() == line.strip() != ""
-            assert file[source.first - 1].strip() == source.lines[0].strip()
-            assert source.place == f"{source.path}:{source.line}"
-
-
-def test_words_that_are_gone_are_missed() -> None:
-    with pytest.raises(ValueError, match="0 lines of explain"):
-        source_of(explain, "words that are not in it")
-    with pytest.raises(ValueError, match=r"\d+ lines of explain"):
-        source_of(explain, "model")
+def test_a_link_leads_to_the_code_that_computes(decoder: str, null: bool) -> None:
+    found = sources(DecodingSettings(decoder=decoder, version_2_with_negative=null))
+    keys = [source.key for source in found["candidates"]]
+    assert (f"{decoder}_spans" in keys) and ("Prediction" in keys) == null
+    for source in (source for group in found.values() for source in group):
+        file = (ROOT / source.path).read_text(encoding="utf-8").splitlines()
+        there = file[source.first - 1 : source.first - 1 + len(source.lines)]
+        assert [line.strip() for line in there] == [line.strip() for line in source.lines]
+        assert source.place == f"{source.path}:{source.first}"
+        name = source.key.rpartition(".")[2]
+        assert not name.startswith("_")  # a reader is led to what others may call
+        assert any(f"{kind} {name}" in line for kind in ("def", "class") for line in source.lines)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -1,19 +1,35 @@
-"""Heads masked or averaged, layers skipped, states replaced: exactly that and nothing else."""
+"""What is recorded, masked, averaged, skipped or patched: exactly that and nothing else."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from bertqa.errors import UserError
-from bertqa.explain.hooks import Interventions, patch_from
+from bertqa.explain.hooks import (
+    Patch,
+    Recording,
+    attention_names,
+    hidden_state_names,
+    intervene,
+    logit_lens,
+    patch_from,
+    record,
+)
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
 from bertqa.model.packing import PackedBatch
+from bertqa.runtime import local_runtime
 from tests.helpers import LENGTHS, TINY, our_batch, our_model, random_windows, their_model
 
 LAYERS, HEADS = TINY["num_hidden_layers"], TINY["num_attention_heads"]
 K = TINY["hidden_size"] // HEADS
+NAMES = ["embeddings", *(f"layers.{layer}" for layer in range(LAYERS))]
+NOTHING = Patch(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 36))
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +37,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BertForQuestionAnswering:
     return our_model(their_model(), tmp_path_factory.mktemp("interventions"))
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "readable"], autouse=True)
+@pytest.fixture(params=["fused", "reference"], autouse=True)
 def either(model: BertForQuestionAnswering, request: pytest.FixtureRequest) -> None:
-    model.use_fast_attention(request.param)
+    model.set_attention_implementation(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +54,19 @@ def other() -> PackedBatch:
 
 
 @torch.no_grad()
-def run(model: BertForQuestionAnswering, batch: PackedBatch, **asked: object) -> BertOutput:
-    return model(batch, output_hidden_states=True, **asked)
+def run(model: BertForQuestionAnswering, batch: PackedBatch, **changes: Any) -> BertOutput:
+    with intervene(model, **changes):
+        return model(batch)
+
+
+@torch.no_grad()
+def states_of(
+    model: BertForQuestionAnswering, batch: PackedBatch, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """The hidden states by name."""
+    with record(model, hidden_state_names(model)) as seen, intervene(model, **changes):
+        model(batch)
+    return dict(seen)
 
 
 def same(a: BertOutput, b: BertOutput) -> bool:
@@ -58,22 +85,20 @@ def test_the_way_of_an_intervention_changes_nothing_by_itself(model, batch):
     silent.layers[1].attention.output.weight.data[:, columns(2)] = 0.0
     silent.layers[1].attention.value.weight.data[columns(2)] = 0.0
     silent.layers[1].attention.value.bias.data[columns(2)] = 0.0
-    change = Interventions(mask_heads={(1, 2)})
-    assert same(run(silent, batch), run(silent, batch, interventions=change))
+    assert same(run(silent, batch), run(silent, batch, mask_heads={(1, 2)}))
 
 
 def test_a_state_for_a_token_that_is_not_there(model, batch):
-    states = run(model, batch).hidden_states
     for token in (-1, len(batch.input_ids)):
-        change = Interventions(states={1: (torch.tensor([token]), states[1][:1])})
+        patch = {"layers.0": Patch(torch.tensor([token]), torch.zeros(1, 36))}
         with pytest.raises(UserError, match=f"tokens {token} to {token}: name tokens from 0 to"):
-            run(model, batch, interventions=change)
+            run(model, batch, patch=patch)
 
 
 @pytest.mark.parametrize("heads", [{(0, 0)}, {(1, 3)}, {(0, 1), (0, 2), (2, 3)}])
 def test_a_masked_head_adds_nothing(model, batch, heads):
     """As if its columns of the output matrix were zeros, and whatever its values are."""
-    masked = run(model, batch, interventions=Interventions(mask_heads=heads))
+    masked = run(model, batch, mask_heads=heads)
     assert not same(masked, run(model, batch))
     without, other_values = copy.deepcopy(model), copy.deepcopy(model)
     for layer, head in heads:
@@ -82,7 +107,7 @@ def test_a_masked_head_adds_nothing(model, batch, heads):
     removed = run(without, batch)
     torch.testing.assert_close(masked.start_logits, removed.start_logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(masked.end_logits, removed.end_logits, rtol=0, atol=1e-5)
-    assert same(masked, run(other_values, batch, interventions=Interventions(mask_heads=heads)))
+    assert same(masked, run(other_values, batch, mask_heads=heads))
 
 
 def test_with_all_heads_masked_the_layers_see_each_token_alone(model):
@@ -91,9 +116,9 @@ def test_with_all_heads_masked_the_layers_see_each_token_alone(model):
     ids = beside.input_ids.clone()
     ids[4] = alone.input_ids[4]
     beside = PackedBatch(ids, alone.token_type_ids, alone.position_ids, alone.lengths)
-    found = [run(model, b, interventions=Interventions(mask_heads=every)) for b in (alone, beside)]
-    assert torch.equal(found[0].hidden_states[-1][4], found[1].hidden_states[-1][4])
-    assert not torch.equal(found[0].hidden_states[-1][3], found[1].hidden_states[-1][3])
+    found = [states_of(model, b, mask_heads=every)["layers.2"] for b in (alone, beside)]
+    assert torch.equal(found[0][4], found[1][4])
+    assert not torch.equal(found[0][3], found[1][3])
 
 
 @pytest.mark.parametrize("heads", [[0], [1, 3]])
@@ -104,8 +129,7 @@ def test_an_averaged_head_gives_its_windows_mean(model, batch, heads):
     )
     try:
         run(model, batch)
-        averaged = Interventions(mean_heads=frozenset((1, head) for head in heads))
-        run(model, batch, interventions=averaged)
+        run(model, batch, mean_heads=frozenset((1, head) for head in heads))
     finally:
         handle.remove()
     plain, changed = seen
@@ -121,86 +145,322 @@ def test_a_skipped_layer_is_one_that_is_not_there(model, batch, skipped):
     shorter = copy.deepcopy(model)
     kept = [layer for i, layer in enumerate(shorter.layers) if i not in skipped]
     shorter.layers = nn.ModuleList(kept)
-    changes = Interventions(skip_layers=skipped)
-    assert same(run(model, batch, interventions=changes), run(shorter, batch))
-    found = run(model, batch, interventions=changes, output_attentions=True)
-    assert len(found.hidden_states) == LAYERS + 1
+    assert same(run(model, batch, skip_layers=skipped), run(shorter, batch))
+    found = states_of(model, batch, skip_layers=skipped)
+    assert list(found) == NAMES
     for layer in range(LAYERS):
-        assert (found.attentions[layer] == []) == (layer in skipped)
-        unchanged = torch.equal(found.hidden_states[layer], found.hidden_states[layer + 1])
+        unchanged = torch.equal(found[NAMES[layer]], found[NAMES[layer + 1]])
         assert unchanged == (layer in skipped)
 
 
-@pytest.mark.parametrize("place", range(LAYERS + 1))
-def test_a_run_patched_with_itself_changes_nothing(model, batch, place):
-    plain = run(model, batch)
-    for tokens in ([0], [3, 50, 7], range(sum(LENGTHS))):
-        patch = patch_from(plain.hidden_states, place, tokens)
-        assert same(run(model, batch, interventions=patch), plain)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_patched_with_itself_changes_nothing(model, batch, name):
+    plain, seen = run(model, batch), states_of(model, batch)
+    for tokens in ([0], [3, 50, 7], range(sum(LENGTHS)), []):
+        assert same(run(model, batch, patch=patch_from(seen, name, tokens)), plain)
 
 
-@pytest.mark.parametrize("place", range(LAYERS + 1))
-def test_a_run_patched_whole_is_the_other_run(model, batch, other, place):
-    theirs = run(model, other)
-    patch = patch_from(theirs.hidden_states, place, range(sum(LENGTHS)))
-    assert same(run(model, batch, interventions=patch), theirs)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_patched_whole_is_the_other_run(model, batch, other, name):
+    patch = patch_from(states_of(model, other), name, range(sum(LENGTHS)))
+    assert same(run(model, batch, patch=patch), run(model, other))
 
 
 def test_a_patched_token_moves_its_own_window_alone(model, batch, other):
-    plain, theirs = run(model, batch), run(model, other)
+    plain, theirs = run(model, batch), states_of(model, other)
     token = LENGTHS[0] + 2  # of the second window
-    found = run(model, batch, interventions=patch_from(theirs.hidden_states, 1, [token]))
-    assert torch.equal(found.hidden_states[1][token], theirs.hidden_states[1][token])
+    patch = patch_from(theirs, "layers.0", [token])
+    assert torch.equal(
+        states_of(model, batch, patch=patch)["layers.0"][token], theirs["layers.0"][token]
+    )
+    found = run(model, batch, patch=patch)
     parts = zip(found.start_logits.split(LENGTHS), plain.start_logits.split(LENGTHS), strict=True)
     moved = [not torch.equal(a, b) for a, b in parts]
     assert moved == [False, True, False, False, False]
-    last = run(model, batch, interventions=patch_from(theirs.hidden_states, LAYERS, [token]))
+    last = run(model, batch, patch=patch_from(theirs, NAMES[-1], [token]))
     differs = last.start_logits != plain.start_logits
     assert differs.nonzero().flatten().tolist() == [token]
 
 
+def test_any_module_with_an_output_of_each_token_is_patched(model, batch):
+    """All of what attention adds replaced by zeros is a layer of which only the rest is left."""
+    zeros = Patch(torch.arange(sum(LENGTHS)), torch.zeros(sum(LENGTHS), 36))
+    without = copy.deepcopy(model)
+    without.layers[1].attention.output.weight.data.zero_()
+    without.layers[1].attention.output.bias.data.zero_()
+    assert same(run(model, batch, patch={"layers.1.attention": zeros}), run(without, batch))
+
+
 def test_gradients_pass_through(model, batch):
     """What is masked gets none."""
-    changes = Interventions(mask_heads={(1, 0)}, mean_heads={(1, 2)}, skip_layers={0})
     own = copy.deepcopy(model)
-    own(batch, interventions=changes).start_logits.square().sum().backward()
+    with intervene(own, mask_heads={(1, 0)}, mean_heads={(1, 2)}, skip_layers={0}):
+        own(batch).start_logits.square().sum().backward()
     value = own.layers[1].attention.value.weight.grad
     assert not value[columns(0)].any()
     assert all(value[columns(head)].any() for head in (1, 2, 3))
     assert own.layers[0].attention.value.weight.grad is None
 
 
-def test_the_head_reads_every_layer(model, batch):
-    with torch.no_grad():
-        found = model(batch, output_layer_logits=True, output_hidden_states=True)
-        assert len(found.layer_logits) == LAYERS + 1
-        for state, (start, end) in zip(found.hidden_states, found.layer_logits, strict=True):
-            torch.testing.assert_close(start, state @ model.head.S + model.head.bias[0])
-            torch.testing.assert_close(end, state @ model.head.E + model.head.bias[1])
-        assert torch.equal(found.layer_logits[-1][0], found.start_logits)
-        assert torch.equal(found.layer_logits[-1][1], found.end_logits)
-        alone = model(batch, output_layer_logits=True)
-        assert alone.hidden_states == [] and len(alone.layer_logits) == LAYERS + 1
-        assert model(batch).layer_logits == []
-
-
 def test_vectors_in_place_of_ids(model, batch, other):
     with torch.no_grad():
         vectors = model.embeddings(other)
-        assert same(model(batch, embedded=vectors), model(other))
+    assert same(run(model, batch, embeddings=vectors), run(model, other))
+
+
+def test_several_changes_at_once(model, batch, other):
+    """A skipped layer and given embeddings are patched as any other output."""
+    theirs = states_of(model, other)
+    patch = patch_from(theirs, "layers.0", [4]) | patch_from(theirs, "embeddings", [2])
+    zeros = torch.zeros(sum(LENGTHS), 36)
+    found = states_of(model, batch, embeddings=zeros, skip_layers={0}, patch=patch)
+    expected = zeros.clone()
+    expected[2] = theirs["embeddings"][2]
+    assert torch.equal(found["embeddings"], expected)
+    expected[4] = theirs["layers.0"][4]
+    assert torch.equal(found["layers.0"], expected)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (Interventions(mask_heads={(3, 0)}), "head 0 of layer 3 is not there.*0 to 2"),
-        (Interventions(mean_heads={(0, 4)}), "head 4 of layer 0 is not there.*0 to 3"),
-        (Interventions(mask_heads={(-1, 0)}), "layer -1"),
-        (Interventions(mask_heads={(1, 1)}, mean_heads={(1, 1)}), "both"),
-        (Interventions(skip_layers={3}), "layer 3 is not there"),
-        (Interventions(states={4: (torch.tensor([0]), torch.zeros(1, 36))}), "no place 4"),
+        ({"mask_heads": {(3, 0)}}, "head 0 of layer 3 is not there.*0 to 2"),
+        ({"mean_heads": {(0, 4)}}, "head 4 of layer 0 is not there.*0 to 3"),
+        ({"mask_heads": {(-1, 0)}}, "layer -1"),
+        ({"mask_heads": {(1, 1)}, "mean_heads": {(1, 1)}}, "both"),
+        ({"skip_layers": {3}}, "layer 3 is not there"),
+        ({"patch": {"layers.3": NOTHING}}, "no module 'layers.3'.*did you mean 'layers.2'"),
+        ({"patch": {"head": NOTHING}}, "'head' has no output of each token"),
+        ({"patch": {"layers.0.attention.probabilities": NOTHING}}, "no output of each token"),
+        ({"patch": {"layers": NOTHING}}, "'layers' is a container"),
     ],
 )
 def test_what_is_not_there_is_refused(model, batch, changes, words):
     with pytest.raises(UserError, match=words):
-        run(model, batch, interventions=changes)
+        run(model, batch, **changes)
+    assert not hooks_of(model)
+
+
+# --- recording -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_recording_changes_no_number(model, batch, training):
+    own = copy.deepcopy(model).train(training)
+
+    def run_with(names: list[str]) -> tuple[BertOutput, Recording]:
+        torch.manual_seed(0)
+        with record(own, names) as seen:
+            return own(batch), seen
+
+    plain, nothing = run_with([])
+    assert not dict(nothing)
+    output, states = run_with(NAMES)
+    assert same(output, plain)
+    assert [states[name].shape for name in NAMES] == [(sum(LENGTHS), 36)] * 4
+    output, both = run_with([*NAMES, *attention_names(own)])
+    torch.testing.assert_close(output, plain)
+    for name in attention_names(own):
+        assert [p.shape for p in both[name]] == [(4, length, length) for length in LENGTHS]
+        for probabilities in both[name]:
+            torch.testing.assert_close(
+                probabilities.sum(dim=-1), torch.ones(probabilities.shape[:-1])
+            )
+            assert (probabilities > 0).all()
+
+
+def test_every_module_that_is_called_can_be_recorded(model, batch):
+    names = [n for n, m in model.named_modules() if not isinstance(m, nn.ModuleList)]
+    with record(model, names) as seen:
+        output = model(batch)
+    assert set(seen) == set(names) and len(seen) == len(names)
+    assert seen[""] is output and same(BertOutput(*seen["head"]), output)
+    assert [len(x) for name, x in seen.items() if isinstance(x, list)] == [5, 5, 2] * LAYERS
+    attended, thought = seen["layers.1.dropout"]
+    assert attended is seen["layers.1.attention"] and thought is seen["layers.1.feed_forward"]
+    torch.testing.assert_close(output, model(batch), rtol=0, atol=1e-5)
+
+
+def test_a_recording_is_of_the_last_pass_and_can_be_read_afterwards(model, batch, other):
+    names = ["layers.1", "layers.1.attention.probabilities", "layers.1.dropout"]
+    with record(model, names) as seen:
+        assert "layers.1" not in seen and len(seen) == 0
+        model(other)
+        model(batch)
+    model(other)  # nobody listens any more
+    with record(model, names) as again:
+        model(batch)
+    for name in names:
+        torch.testing.assert_close(seen[name], again[name], rtol=0, atol=0)
+    with pytest.raises(KeyError):
+        seen["layers.0"]
+
+
+def test_a_layer_by_itself_is_recorded_too(model, batch):
+    hidden = model.embeddings(batch)
+    with record(model, ["layers.0.attention.probabilities"]) as seen:
+        for _ in range(2):
+            model.layers[0](hidden, batch)
+    assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
+
+
+def test_gradients_reach_what_was_recorded(model, batch):
+    with record(model, ["layers.0"]) as seen:
+        output = model(batch)
+    (gradient,) = torch.autograd.grad(output.start_logits.sum(), seen["layers.0"])
+    assert gradient.any()
+
+
+def test_a_recording_has_what_the_pass_went_on_with(model, batch):
+    """Whichever of the two was entered first."""
+    inner = states_of(model, batch, skip_layers={1})
+    with intervene(model, skip_layers={1}), record(model, NAMES) as outer:
+        model(batch)
+    for name in NAMES:
+        assert torch.equal(inner[name], outer[name])
+    assert torch.equal(outer["layers.1"], outer["layers.0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("layers.7", r"no module 'layers.7'.*did you mean 'layers\.\d'"),
+        ("layers.1.attention.probs", "did you mean 'layers.1.attention.probabilities'"),
+        ("embedding", "did you mean 'embeddings'"),
+        ("layers", "'layers' is a container"),
+    ],
+)
+def test_a_name_that_is_not_there(model, name, words):
+    with pytest.raises(UserError, match=words), record(model, ["embeddings", name]):
+        pass
+    assert not hooks_of(model)
+
+
+def test_the_head_reads_every_layer(model, batch):
+    with torch.no_grad():
+        states = states_of(model, batch)
+        found = logit_lens(model, states.values())
+        assert len(found) == LAYERS + 1
+        for state, (start, end) in zip(states.values(), found, strict=True):
+            torch.testing.assert_close(start, state @ model.head.S + model.head.bias[0])
+            torch.testing.assert_close(end, state @ model.head.E + model.head.bias[1])
+        assert same(BertOutput(*found[-1]), model(batch))
+
+
+# --- no traces -----------------------------------------------------------------------------------
+
+
+def hooks_of(model: nn.Module) -> list[str]:
+    """The modules that have hooks."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    ]
+
+
+CHANGES: dict[str, Any] = {
+    "mask_heads": {(0, 1)},
+    "mean_heads": {(2, 0)},
+    "skip_layers": {1},
+    "patch": {"layers.2": Patch(torch.tensor([3]), torch.ones(1, 36))},
+    "embeddings": torch.zeros(sum(LENGTHS), 36),
+}
+
+
+def test_nothing_is_left_behind(model, batch):
+    plain = run(model, batch)
+    with record(model, [*NAMES, *attention_names(model)]), intervene(model, **CHANGES):
+        assert not same(model(batch), plain)
+        assert hooks_of(model)
+    assert not hooks_of(model)
+    assert same(run(model, batch), plain)
+
+
+def test_nothing_is_left_behind_by_an_error(model, batch):
+    plain = run(model, batch)
+    with (
+        pytest.raises(ZeroDivisionError),
+        record(model, [*NAMES, *attention_names(model)]),
+        intervene(model, **CHANGES),
+    ):
+        model(batch)
+        raise ZeroDivisionError
+    assert not hooks_of(model)
+    assert same(run(model, batch), plain)
+
+
+def test_nested_changes_add_up(model, batch):
+    both = run(model, batch, skip_layers={0}, mask_heads={(1, 2)})
+    with intervene(model, skip_layers={0}):
+        assert same(run(model, batch, mask_heads={(1, 2)}), both)
+        once = model(batch)
+    assert same(once, run(model, batch, skip_layers={0}))
+
+
+def test_a_copy_is_changed_as_long_as_the_model_is(model, batch):
+    """As an ``Evaluator`` measures one."""
+    plain = run(model, batch)
+    with intervene(model, **CHANGES):
+        expected, copied = model(batch), copy.deepcopy(model)
+        assert same(copied(batch), expected)
+    assert same(copied(batch), plain)
+
+
+def test_threads_that_share_a_model_do_not_disturb_one_another(model, batch, other):
+    """Each records and changes what it wants, all at the same time."""
+    wanted = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
+    alone = [states_of(model, given, skip_layers={skipped}) for skipped, given in wanted]
+    all_in = threading.Barrier(len(wanted), timeout=60)
+    together: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        skipped, given = wanted[number]
+        names = [*NAMES, *attention_names(model)]
+        with torch.no_grad(), record(model, names) as seen, intervene(model, skip_layers={skipped}):
+            all_in.wait()
+            for _ in range(5):
+                model(given)
+            all_in.wait()
+        together[number] = seen
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(wanted))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, expected in enumerate(alone):
+        seen = together[number]
+        torch.testing.assert_close({name: seen[name] for name in NAMES}, expected)
+        for name in attention_names(model):
+            assert len(seen[name]) == len(LENGTHS)
+    assert not hooks_of(model)
+
+
+def test_averaged_heads_in_two_threads(model):
+    """The windows of one are not those of the other."""
+    batches = [our_batch(*random_windows(lengths)) for lengths in (LENGTHS, (20, 9), (3, 3, 3))]
+    alone = [run(model, given, mean_heads={(0, 1), (2, 3)}) for given in batches]
+    with intervene(model, mean_heads={(0, 1), (2, 3)}), ThreadPoolExecutor(3) as pool:
+        contexts = [copy_context() for _ in range(30)]
+        jobs = [pool.submit(c.run, model, batches[i % 3]) for i, c in enumerate(contexts)]
+        found = [job.result() for job in jobs]
+    for i, output in enumerate(found):
+        torch.testing.assert_close(output, alone[i % 3])
+
+
+def test_the_threads_of_a_runtime_work_for_the_one_that_changed(model, batch, monkeypatch):
+    runtime = local_runtime("cpu", "fp32")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    threads = set()
+
+    def work(given: PackedBatch) -> BertOutput:
+        threads.add(threading.get_ident())
+        return run(model, given)
+
+    expected = run(model, batch, skip_layers={1})
+    with intervene(model, skip_layers={1}):
+        found = list(runtime.map_batches(work, [batch] * 8))
+    assert threading.get_ident() not in threads
+    for output in found:
+        torch.testing.assert_close(output, expected)

@@ -184,7 +184,7 @@ def test_every_picture_has_its_formula_and_its_code(
         assert "<math" in section
         for source in group:
             assert source.place in section
-            assert f'id="code-{source.key.replace(".", "-")}-{source.line}"' in pages[kind]
+            assert f'id="code-{source.key.replace(".", "-")}"' in pages[kind]
 
 
 def test_lines_of_code_lead_to_the_repository_where_there_is_one(

@@ -189,13 +189,12 @@ def test_the_other_gelu(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not {"weights", "embeddings", "attention probabilities 0"} & failed(found)
 
 
-def fast_attention(*arguments: Any) -> torch.Tensor:
-    return 1.001 * ATTENTION(*arguments)
+def fused_attention(*arguments: Any) -> torch.Tensor:
+    return 1.001 * FUSED(*arguments)
 
 
-def readable_attention(*arguments: Any) -> Any:
-    gathered, probabilities = READABLE(*arguments)
-    return gathered, [1.001 * p for p in probabilities]
+def probabilities(*arguments: Any) -> torch.Tensor:
+    return 1.001 * PROBABILITIES(*arguments)
 
 
 def start_alone(output: Any, lengths: Any, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -214,20 +213,26 @@ def shifted(*arguments: Any) -> Any:
     return windows
 
 
-ATTENTION, READABLE = kernels.cpu_attention, model.attention
+FUSED, PROBABILITIES = kernels.cpu_attention, model.AttentionProbabilities.forward
 LOSSES, OPTIMIZER, WINDOWS_OF = model.window_losses, comparison.make_optimizer, verify.make_windows
 
 
 @pytest.mark.parametrize(
     ("where", "name", "fault", "expected", "unexpected"),
     [
-        (kernels, "cpu_attention", fast_attention, "hidden states 0", "attention probabilities 0"),
-        (model, "attention", readable_attention, "attention probabilities 0", "hidden states 0"),
+        (kernels, "cpu_attention", fused_attention, "hidden states 0", "attention probabilities 0"),
+        (
+            model.AttentionProbabilities,
+            "forward",
+            probabilities,
+            "attention probabilities 0",
+            "embeddings",
+        ),
         (comparison, "window_losses", start_alone, "loss", "end logits"),
         (comparison, "make_optimizer", decaying_more, "AdamW step 0", "gradient 0"),
         (verify, "make_windows", shifted, "windows of a question", "embeddings"),
     ],
-    ids=["fast attention", "readable attention", "loss", "optimiser", "windows"],
+    ids=["fused attention", "attention probabilities", "loss", "optimiser", "windows"],
 )
 def test_each_part_has_its_row(
     run: Any, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, fault: Any, expected: str,
@@ -239,10 +244,12 @@ def test_each_part_has_its_row(
     assert expected in failed(found) and unexpected not in failed(found)
 
 
-def test_which_form_of_attention_failed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "cpu_attention", fast_attention)
+def test_which_implementation_of_attention_failed(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "cpu_attention", fused_attention)
     row = next(row for row in run()[1].rows if row.quantity == "hidden states")
-    assert row.relative("readable") <= row.bound < row.relative("fast")
+    assert row.relative("reference") <= row.bound < row.relative("fused")
 
 
 def test_an_answer_that_is_another(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +263,7 @@ def test_an_answer_that_is_another(run: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(comparison.QuestionAnswerer, "answer", wrong)
     code, found = run()
     assert code == 1 and failed(found) == {"answers"}
-    assert found.rows[-1].absolute("fast") == 2 and found.rows[-1].worst
+    assert found.rows[-1].absolute("fused") == 2 and found.rows[-1].worst
 
 
 def test_two_answers_of_one_score_count_as_the_same(
@@ -274,7 +281,7 @@ def test_two_answers_of_one_score_count_as_the_same(
 
 def test_bounds_are_near_what_rounding_does(run: Any, checkpoint: Path) -> None:
     code, found = run()
-    largest = max(row.relative(form) for row in found.rows for form in row.forms)
+    largest = max(row.relative(variant) for row in found.rows for variant in row.variants)
     assert code == 0 and 0 < largest < 2e-5  # the bounds are 5e-5 and 5e-4
     code, found = run(checkpoint, "--bound", 1e-9)
     assert code == 1 and "hidden states 1" in failed(found)
@@ -316,13 +323,13 @@ def test_a_reference_that_is_no_number_passes_no_bound() -> None:
 
 def test_each_form_keeps_its_count() -> None:
     row = Row("q", "", bound=0)
-    row.count("readable", ["x"], 10)
-    row.count("fast", ["x"], 10)
-    assert row.absolute("readable") == row.absolute("fast") == 1
+    row.count("reference", ["x"], 10)
+    row.count("fused", ["x"], 10)
+    assert row.absolute("reference") == row.absolute("fused") == 1
     row = Row("q", "", bound=0)
-    row.count("readable", [], 10)
-    row.count("fast", ["x", "y"], 10)
-    assert (row.absolute("readable"), row.absolute("fast")) == (0, 2)
+    row.count("reference", [], 10)
+    row.count("fused", ["x", "y"], 10)
+    assert (row.absolute("reference"), row.absolute("fused")) == (0, 2)
 
 
 def test_a_difference_from_nothing_is_infinite() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model import kernels
 from bertqa.model.bert import (
     BertForQuestionAnswering,
@@ -91,6 +92,15 @@ def batch() -> PackedBatch:
     return our_batch(*random_windows())
 
 
+def with_hidden_states(
+    model: BertForQuestionAnswering, batch: PackedBatch
+) -> tuple[BertOutput, list[torch.Tensor]]:
+    names = hidden_state_names(model)
+    with record(model, names) as seen:
+        output = model(batch)
+    return output, [seen[name] for name in names]
+
+
 def their_loss(theirs: TheirModel, twice: bool = True) -> torch.Tensor:
     """The mean over the windows of their loss on one window, doubled to be the sum that ours is."""
     losses = []
@@ -142,10 +152,10 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 
 
 def test_hidden_states_and_logits(pair, batch):
-    ours = pair.ours(batch, output_hidden_states=True)
+    ours, states = with_hidden_states(pair.ours, batch)
     theirs = pair.theirs(**their_batch(*random_windows()), output_hidden_states=True)
-    assert len(ours.hidden_states) == len(theirs.hidden_states)
-    for our_state, their_state in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+    assert len(states) == len(theirs.hidden_states)
+    for our_state, their_state in zip(states, theirs.hidden_states, strict=True):
         assert_close(our_state, unpadded(their_state))
     assert_close(pair.ours.embeddings(batch), unpadded(theirs.hidden_states[0]))
     assert_close(ours.start_logits, unpadded(theirs.start_logits))
@@ -155,7 +165,10 @@ def test_hidden_states_and_logits(pair, batch):
 @pytest.mark.parametrize("size", SIZES)
 def test_attention_probabilities(size, tmp_path, batch):
     theirs = their_model(**SIZES[size])
-    ours = our_model(theirs, tmp_path)(batch, output_attentions=True).attentions
+    model = our_model(theirs, tmp_path)
+    with record(model, attention_names(model)) as seen:
+        model(batch)
+    ours = [seen[name] for name in attention_names(model)]
     padded = theirs(**their_batch(*random_windows()), output_attentions=True).attentions
     assert len(ours) == len(padded) == theirs.config.num_hidden_layers
     for our_layer, their_layer in zip(ours, padded, strict=True):
@@ -218,8 +231,8 @@ def test_adamw_steps(tiny, batch, how):
         assert moved < 1e-4 if is_unseen(name, tiny.ours) else moved > 1e-3, name
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "readable"])
-def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, fast):
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, implementation):
     """With one and the same multiplier instead of random ones, training equals theirs.
 
     The two rates differ, so that one in place of the other is seen too.
@@ -231,7 +244,7 @@ def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, fast):
     rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.6}
     theirs = their_model(**rates).train()
     ours = our_model(theirs, tmp_path).train()
-    ours.use_fast_attention(fast)
+    ours.set_attention_implementation(implementation)
     in_eval = ours.eval()(batch).start_logits
     ours.train()
     monkeypatch.setattr(nn.functional, "dropout", their_dropout)
@@ -252,10 +265,8 @@ def test_layer_norm_eps_is_the_configs(tiny, tmp_path, batch):
     ours = our_model(theirs, tmp_path / "eps")
     eps = {module.eps for module in ours.modules() if isinstance(module, nn.LayerNorm)}
     assert eps == {0.3}
-    usual = tiny.ours(batch, output_hidden_states=True).hidden_states
-    for small, large in zip(
-        usual, ours(batch, output_hidden_states=True).hidden_states, strict=True
-    ):
+    states = (with_hidden_states(model, batch)[1] for model in (tiny.ours, ours))
+    for small, large in zip(*states, strict=True):
         assert (small - large).abs().max() > 1e-2
 
 
@@ -270,8 +281,7 @@ def test_S_and_E_are_rows_0_and_1(tiny, batch):
     ours, theirs = tiny.ours, tiny.theirs
     assert torch.equal(ours.head.S, theirs.qa_outputs.weight[0])
     assert torch.equal(ours.head.E, theirs.qa_outputs.weight[1])
-    output = ours(batch, output_hidden_states=True)
-    last = output.hidden_states[-1]
+    output, (*_, last) = with_hidden_states(ours, batch)
     assert_close(output.start_logits, last @ ours.head.S + theirs.qa_outputs.bias[0])
     assert_close(output.end_logits, last @ ours.head.E + theirs.qa_outputs.bias[1])
 
@@ -339,42 +349,9 @@ def test_loss_of_a_window_of_one_token_is_zero():
     assert window_losses(output, (1,), none, none).tolist() == [0.0]
 
 
-# --- outputs on request --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_outputs_on_request(ours, batch, training):
-    ours.train(training)
-
-    def run(**wanted: bool) -> BertOutput:
-        torch.manual_seed(0)
-        return ours(batch, **wanted)
-
-    plain = run()
-    assert plain.hidden_states == [] and plain.attentions == []
-    states = run(output_hidden_states=True)
-    assert torch.equal(states.start_logits, plain.start_logits)
-    assert torch.equal(states.end_logits, plain.end_logits)
-    assert [x.shape for x in states.hidden_states] == [(sum(LENGTHS), 36)] * 4
-    assert states.attentions == []
-    looks = run(output_attentions=True)
-    assert_close(looks.start_logits, plain.start_logits)
-    assert_close(looks.end_logits, plain.end_logits)
-    assert looks.hidden_states == []
-    assert [[p.shape for p in layer] for layer in looks.attentions] == [
-        [(4, length, length) for length in LENGTHS]
-    ] * 3
-    for probability in (p for layer in looks.attentions for p in layer):
-        assert_close(probability.sum(dim=-1), torch.ones(probability.shape[:-1]))
-        assert (probability > 0).all()
-    both = run(output_hidden_states=True, output_attentions=True)
-    assert len(both.hidden_states) == 4 and len(both.attentions) == 3
-    assert torch.equal(both.start_logits, looks.start_logits)
-
-
 def test_logits_come_from_the_last_hidden_state(ours, batch):
-    output = ours(batch, output_hidden_states=True)
-    start_logits, end_logits = ours.head(output.hidden_states[-1])
+    output, states = with_hidden_states(ours, batch)
+    start_logits, end_logits = ours.head(states[-1])
     assert torch.equal(start_logits, output.start_logits)
     assert torch.equal(end_logits, output.end_logits)
 
@@ -382,9 +359,9 @@ def test_logits_come_from_the_last_hidden_state(ours, batch):
 # --- windows do not see each other ---------------------------------------------------------------
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "readable"])
+@pytest.fixture(params=["fused", "reference"])
 def either(request, ours) -> BertForQuestionAnswering:
-    ours.use_fast_attention(request.param)
+    ours.set_attention_implementation(request.param)
     return ours
 
 
@@ -427,26 +404,24 @@ def test_what_stands_in_the_other_windows(either):
         )
 
 
-# --- the forms of attention ----------------------------------------------------------------------
+# --- the implementations of attention ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_fast_and_readable_attention(ours, batch, training):
+def test_fused_and_reference_attention(ours, batch, training):
     """With the same seed also the same numbers are dropped."""
     ours.train(training)
     results = []
-    for fast in (True, False):
-        ours.use_fast_attention(fast)
+    for implementation in ("fused", "reference"):
+        ours.set_attention_implementation(implementation)
         torch.manual_seed(5)
-        output = ours(batch, output_hidden_states=True)
+        output, states = with_hidden_states(ours, batch)
         found = gradients(ours, span_loss(output, batch.lengths, STARTS, ENDS))
-        results.append((output, found))
-    (fast_output, fast_gradients), (readable_output, readable_gradients) = results
-    for a, b in zip(fast_output.hidden_states, readable_output.hidden_states, strict=True):
+        results.append(([*states, *output], found))
+    (fused_numbers, fused_gradients), (reference_numbers, reference_gradients) = results
+    for a, b in zip(fused_numbers, reference_numbers, strict=True):
         assert_close(a, b)
-    assert_close(fast_output.start_logits, readable_output.start_logits)
-    assert_close(fast_output.end_logits, readable_output.end_logits)
-    assert_same(fast_gradients, readable_gradients)
+    assert_same(fused_gradients, reference_gradients)
 
 
 def test_training_drops_and_eval_does_not(ours, batch):
@@ -459,13 +434,13 @@ def test_training_drops_and_eval_does_not(ours, batch):
 
 @pytest.fixture
 def calls(monkeypatch) -> Iterator[list[float]]:
-    """The dropout rates with which the fast attention of the CPU was called."""
+    """The dropout rates with which the fused attention of the CPU was called."""
     rates: list[float] = []
-    form = kernels.cpu_attention
+    fused = kernels.cpu_attention
 
     def counted(query, key, value, batch, rate):
         rates.append(rate)
-        return form(query, key, value, batch, rate)
+        return fused(query, key, value, batch, rate)
 
     monkeypatch.setattr(kernels, "cpu_attention", counted)
     return rates
@@ -477,13 +452,17 @@ def test_which_attention_runs(ours, batch, calls):
     ours.train()(batch)
     assert calls[3:] == [0.1] * 3
     calls.clear()
-    ours(batch, output_attentions=True)
-    ours.use_fast_attention(False)
+    with record(ours, ["layers.1.attention.probabilities"]):
+        ours(batch)
+    assert len(calls) == 2  # of the two layers that nobody looks at
+    ours.set_attention_implementation("reference")
     ours(batch)
-    assert calls == []
-    ours.use_fast_attention(True)
+    assert len(calls) == 2
+    ours.set_attention_implementation("fused")
     ours(batch)
-    assert len(calls) == 3
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match="must be fused or reference, got 'fast'"):
+        ours.set_attention_implementation("fast")
 
 
 # --- bfloat16 ------------------------------------------------------------------------------------
@@ -493,9 +472,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a.float() - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "readable"])
-def test_bf16_autocast_is_close(ours, batch, fast):
-    ours.use_fast_attention(fast)
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_bf16_autocast_is_close(ours, batch, implementation):
+    ours.set_attention_implementation(implementation)
     exact = ours(batch)
     exact_gradients = gradients(ours, our_loss(ours, batch))
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bertqa.errors import UserError
+from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
 from bertqa.model.config import BertConfig
@@ -64,12 +65,13 @@ def test_a_packed_model_gives_the_same_scores(model, batch):
 
 
 def test_a_packed_model_shows_the_same_inside(model, batch):
-    with torch.inference_mode():
-        expected = model(batch, output_hidden_states=True, output_attentions=True)
-        prepack(model)
-        output = model(batch, output_hidden_states=True, output_attentions=True)
-    assert_close(output.hidden_states, expected.hidden_states)
-    assert_close(output.attentions, expected.attentions)
+    names = [*hidden_state_names(model), *attention_names(model)]
+    with torch.inference_mode(), record(model, names) as expected:
+        model(batch)
+    prepack(model)
+    with torch.inference_mode(), record(model, names) as found:
+        model(batch)
+    assert_close(dict(found), dict(expected))
 
 
 @needs_bf16

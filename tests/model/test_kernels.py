@@ -1,4 +1,4 @@
-"""The fast forms of kernels.py equal the readable lines of bert.py that they stand for."""
+"""The fused implementations of kernels.py equal the reference in bert.py."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.model import kernels
-from bertqa.model.bert import BertForQuestionAnswering, Dropout, attention, span_loss
+from bertqa.model.bert import BertForQuestionAnswering, Dropout, SelfAttention, span_loss
 from bertqa.model.config import BertConfig
 from bertqa.model.kernels import choose_attention, cpu_attention, dropout, flash_attention, linears
 from bertqa.model.packing import PackedBatch
@@ -193,13 +193,13 @@ def draw(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dtype, se
     return whole, parts, lay(lengths)
 
 
-def both_forms(lengths, heads, size, dtype, rate, seed=7):
-    """Value and gradient of the fast form and of the readable one, with the same masks."""
+def both_implementations(lengths, heads, size, dtype, rate, seed=7):
+    """Value and gradient of the fused and of the reference implementation, with the same masks."""
     results = []
-    for form in (cpu_attention, readable):
+    for implementation in (cpu_attention, reference):
         whole, parts, batch = draw(lengths, heads, size, dtype)
         torch.manual_seed(seed)
-        out = form(*parts, batch, rate)
+        out = implementation(*parts, batch, rate)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
         # A gradient that is no plain contiguous tensor, as behind a transpose.
         weight = weight.transpose(0, 2).contiguous().transpose(0, 2)
@@ -208,24 +208,31 @@ def both_forms(lengths, heads, size, dtype, rate, seed=7):
     return results
 
 
-def readable(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float) -> Tensor:
-    return attention(query, key, value, batch.lengths, Dropout(rate))[0]
+def self_attention(rate: float) -> SelfAttention:
+    with torch.random.fork_rng([]):  # its linear layers draw numbers, and dropout is seeded
+        return SelfAttention(BertConfig(**TINY | {"attention_probs_dropout_prob": rate}))
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float) -> Tensor:
+    return self_attention(rate).reference(query, key, value, batch.lengths)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_cpu_attention(shape, rate, dtype):
-    (fast, fast_gradient), (plain, plain_gradient) = both_forms(*SHAPES[shape], dtype, rate)
+    (fused, fused_gradient), (plain, plain_gradient) = both_implementations(
+        *SHAPES[shape], dtype, rate
+    )
     tight = 1e-12 if dtype is torch.float64 else 6e-6
-    assert_close(fast, plain, rtol=tight * 3, atol=tight)
-    assert_close(fast_gradient, plain_gradient, rtol=tight * 3, atol=tight)
-    assert fast.dtype == dtype and fast.abs().max() > 0.1
+    assert_close(fused, plain, rtol=tight * 3, atol=tight)
+    assert_close(fused_gradient, plain_gradient, rtol=tight * 3, atol=tight)
+    assert fused.dtype == dtype and fused.abs().max() > 0.1
 
 
 def test_cpu_attention_in_bf16():
-    exact, _ = both_forms(LENGTHS, 4, 9, torch.float64, 0.1)
-    half, _ = both_forms(LENGTHS, 4, 9, torch.bfloat16, 0.1)
+    exact, _ = both_implementations(LENGTHS, 4, 9, torch.float64, 0.1)
+    half, _ = both_implementations(LENGTHS, 4, 9, torch.bfloat16, 0.1)
     for found, wanted in zip(half, exact, strict=True):
         assert found.dtype == torch.bfloat16
         assert ((found.double() - wanted).norm() / wanted.norm()).item() < 0.02
@@ -241,17 +248,17 @@ def test_scores_whose_exponentials_leave_the_range(dtype, size):
     parts = torch.randn(3, 19, heads, number, generator=generator)
     parts[0, 7], parts[1, 6:15] = size, abs(size) + 0.1 * parts[1, 6:15]
     found = []
-    for form in (cpu_attention, readable):
+    for implementation in (cpu_attention, reference):
         query, key, value = leaves = [x.to(dtype).requires_grad_() for x in parts]
         torch.manual_seed(3)
-        out = form(query, key, value, batch, 0.3)
+        out = implementation(query, key, value, batch, 0.3)
         found.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
     assert ((parts[0, 7, 0] @ parts[1, 6:15, 0].T) / 4).abs().min() > 100
-    for fast, plain in zip(*found, strict=True):
-        assert fast.isfinite().all()
+    for fused, plain in zip(*found, strict=True):
+        assert fused.isfinite().all()
         # In float32 a score near 900 is known to one part in ten thousand.
         bound = 1e-4 if dtype is torch.float32 else 1e-12
-        assert (fast - plain).norm() <= bound * plain.norm()
+        assert (fused - plain).norm() <= bound * plain.norm()
 
 
 def test_cpu_attention_drops():
@@ -272,8 +279,8 @@ def test_cpu_attention_of_one_token_is_its_value():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
-@pytest.mark.parametrize("form", [cpu_attention, readable], ids=["fast", "readable"])
-def test_gradient_is_the_slope(form, rate):
+@pytest.mark.parametrize("implementation", [cpu_attention, reference], ids=["fused", "reference"])
+def test_gradient_is_the_slope(implementation, rate):
     """The gradient written by hand against finite differences, in float64."""
     lengths, heads, size = (3, 1, 4), 2, 3
     batch = lay(lengths)
@@ -285,7 +292,7 @@ def test_gradient_is_the_slope(form, rate):
 
     def run(*parts: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same masks each time
-        return form(*parts, batch, rate)
+        return implementation(*parts, batch, rate)
 
     torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
 
@@ -307,14 +314,17 @@ def test_windows_are_kept_apart():
     assert (gradient[4:10] != 0).any(dim=1).all()
 
 
-# --- the readable form itself --------------------------------------------------------------------
+# --- the reference itself ------------------------------------------------------------------------
 
 
-def test_readable_attention_by_hand():
+def test_reference_attention_by_hand():
     """softmax(Q K^T / sqrt(K)) V in plain Python."""
     lengths = (2, 4, 1)
     _, (query, key, value), _ = draw(lengths, 2, 3, torch.float64)
-    gathered, probabilities = attention(query, key, value, lengths, Dropout(0.0))
+    module = self_attention(rate=0.0)
+    probabilities: list[Tensor] = []
+    module.probabilities.register_forward_hook(lambda _, args, out: probabilities.append(out))
+    attn_output = module.reference(query, key, value, lengths)
     first = 0
     for window, length in enumerate(lengths):
         places = range(first, first + length)
@@ -332,17 +342,26 @@ def test_readable_attention_by_hand():
                 wanted = [
                     sum(w * v[j][d] for w, j in zip(weights, places, strict=True)) for d in range(3)
                 ]
-                assert gathered[i, head].tolist() == pytest.approx(wanted)
+                assert attn_output[i, head].tolist() == pytest.approx(wanted)
         first += length
 
 
-def test_readable_probabilities_are_those_before_dropout():
-    _, (query, key, value), batch = draw(LENGTHS, 4, 9, torch.float32)
-    _, without = attention(query, key, value, batch.lengths, Dropout(0.0))
-    gathered, kept = attention(query, key, value, batch.lengths, Dropout(0.5))
-    for a, b in zip(kept, without, strict=True):
-        exactly(a, b)
-    assert (gathered - readable(query, key, value, batch, 0.0)).abs().max() > 0.1
+def test_dropout_acts_on_the_probabilities_and_leaves_them_as_they_are():
+    _, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
+    found = []
+    for rate in (0.0, 0.5):
+        module, probabilities, dropped = self_attention(rate), [], []
+        for name, kept in (("probabilities", probabilities), ("dropout", dropped)):
+            module.get_submodule(name).register_forward_hook(
+                lambda _, args, out, kept=kept: kept.append(out.clone())
+            )
+        found.append((module.reference(*parts, batch.lengths), probabilities, dropped))
+    (without, plain, same), (attn_output, kept, dropped) = found
+    exactly(kept, plain)
+    exactly(same, plain)
+    for before, after in zip(kept, dropped, strict=True):
+        assert ((after == 0) | torch.isclose(after, 2 * before)).all()
+    assert (attn_output - without).abs().max() > 0.1
 
 
 # --- several linear layers at once ---------------------------------------------------------------
@@ -366,20 +385,20 @@ def test_linears(widths):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-# --- which form runs -----------------------------------------------------------------------------
+# --- which implementation runs -------------------------------------------------------------------
 
 
-def test_cpu_tensors_take_the_cpu_form():
+def test_cpu_tensors_take_the_cpu_implementation():
     for dtype in (torch.float32, torch.bfloat16):
-        assert choose_attention(torch.empty(3, 2, 8, dtype=dtype)) is cpu_attention
+        assert choose_attention(*torch.empty(3, 3, 2, 8, dtype=dtype)) is cpu_attention
 
 
-def test_other_devices_take_the_readable_form():
-    assert choose_attention(torch.empty(3, 2, 8, device="meta")) is None
+def test_other_devices_take_the_reference():
+    assert choose_attention(*torch.empty(3, 3, 2, 8, device="meta")) is None
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_size", "capability", "form"),
+    ("dtype", "head_size", "capability", "implementation"),
     [
         (torch.bfloat16, 64, (8, 0), flash_attention),
         (torch.float16, 32, (9, 0), flash_attention),
@@ -391,15 +410,15 @@ def test_other_devices_take_the_readable_form():
         (torch.bfloat16, 264, (9, 0), None),
     ],
 )
-def test_cuda_tensors(monkeypatch, dtype, head_size, capability, form):
+def test_cuda_tensors(monkeypatch, dtype, head_size, capability, implementation):
     """What is asked of a tensor, asked of a stand-in, for there need be no such device here."""
     built = torch.backends.cuda
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(built, "is_flash_attention_available", lambda: True)
     query = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(3, 2, head_size))
-    assert choose_attention(query) is form
+    assert choose_attention(query, query, query) is implementation
     monkeypatch.setattr(built, "is_flash_attention_available", lambda: False)
-    assert choose_attention(query) is None
+    assert choose_attention(query, query, query) is None
 
 
 # --- on a GPU ------------------------------------------------------------------------------------
@@ -429,22 +448,22 @@ def test_gpu_takes_flash_attention():
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("FlashAttention needs Ampere or later")
     _, parts, _ = draw_on_gpu()
-    assert choose_attention(parts[0]) is flash_attention
+    assert choose_attention(*parts) is flash_attention
 
 
 @gpu
-def test_flash_attention_equals_the_readable_form():
+def test_flash_attention_equals_the_reference():
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("FlashAttention needs Ampere or later")
     whole, parts, batch = draw_on_gpu()
     exact = [x.double() for x in parts]
-    fast, plain = flash_attention(*parts, batch, 0.0), readable(*exact, batch, 0.0)
-    assert fast.shape == plain.shape and fast.dtype == torch.bfloat16
-    assert apart(fast, plain) < 0.01
-    weight = torch.randn_like(fast)
-    [fast_gradient] = torch.autograd.grad(fast, whole, weight)
+    fused, plain = flash_attention(*parts, batch, 0.0), reference(*exact, batch, 0.0)
+    assert fused.shape == plain.shape and fused.dtype == torch.bfloat16
+    assert apart(fused, plain) < 0.01
+    weight = torch.randn_like(fused)
+    [fused_gradient] = torch.autograd.grad(fused, whole, weight)
     [plain_gradient] = torch.autograd.grad(plain, whole, weight.double())
-    assert apart(fast_gradient, plain_gradient) < 0.02
+    assert apart(fused_gradient, plain_gradient) < 0.02
 
 
 @gpu

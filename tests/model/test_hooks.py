@@ -1,0 +1,658 @@
+"""Every module of the model is called: hooks fire, and what stands in a module's place acts."""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+)
+from torch.nn.utils import parametrizations, parametrize
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.evaluation import DecodingSettings, Evaluator
+from bertqa.data.labels import make_labelled_windows
+from bertqa.data.readers import read_examples
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
+from bertqa.model import kernels
+from bertqa.model.bert import BertForQuestionAnswering, FeedForward, span_loss
+from bertqa.model.checkpoint import check_saveable, load_checkpoint, save_model
+from bertqa.model.config import BertConfig
+from bertqa.model.cpu_inference import (
+    Int8Linear,
+    PrepackedLinear,
+    can_prepack,
+    is_prepacked,
+    make_ready,
+)
+from bertqa.model.kernels import JointPart, linears
+from bertqa.model.packing import PackedBatch
+from bertqa.runtime import Runtime
+from bertqa.settings import WindowSettings
+from tests.helpers import LENGTHS, STORIES, TINY, our_batch, random_windows, write_checkpoint
+
+CPU = torch.device("cpu")
+POSITIONS = [
+    "attention.query", "attention.key", "attention.value", "attention.output",
+    "feed_forward.up", "feed_forward.down",
+]  # fmt: skip
+LAYER = "layers.1."  # of the model of these tests, whose layers are 0 to 2
+
+# How a model may be run: in training, or ready for answering in a precision.
+READY = {
+    "fp32": (torch.float32, False),
+    "bf16": (torch.bfloat16, False),
+    "int8": (torch.float32, True),
+}
+WAYS = ["train", "eval", *READY]
+AVAILABLE = [name for name, (dtype, int8) in READY.items() if can_prepack(CPU, dtype, int8)]
+needs_prepacking = pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def model() -> BertForQuestionAnswering:
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:  # large enough that each part matters
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def batch() -> PackedBatch:
+    return our_batch(*random_windows())
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    if request.param in READY and request.param not in AVAILABLE:
+        pytest.skip("this processor cannot")
+    return request.param
+
+
+def made_ready(model: BertForQuestionAnswering, way: str) -> BertForQuestionAnswering:
+    if way in READY:
+        dtype, int8 = READY[way]
+        return make_ready(model, CPU, dtype, int8=int8)
+    return model.train(way == "train")
+
+
+def scores(model: BertForQuestionAnswering, batch: PackedBatch) -> Tensor:
+    """Both logits; dropout, if there is any, always drops the same."""
+    torch.manual_seed(3)
+    with torch.inference_mode(not model.training):
+        return torch.stack(tuple(model(batch)))
+
+
+def called(model: nn.Module) -> list[str]:
+    """The modules that have a forward."""
+    return [name for name, module in model.named_modules() if not isinstance(module, nn.ModuleList)]
+
+
+def wanted_calls(name: str) -> int:
+    """How often one forward pass calls a module."""
+    if re.search(r"attention\.(probabilities|dropout)$", name):
+        return len(LENGTHS)
+    return 2 if re.fullmatch(r"layers\.\d\.dropout", name) else 1
+
+
+# --- hooks ---------------------------------------------------------------------------------------
+
+
+def test_a_hook_on_every_module_fires(model, batch, way):
+    """And moves the logits by rounding alone."""
+    model = made_ready(model, way)
+    plain = scores(model, batch)
+    bound = 1e-5 if way not in ("bf16", "int8") else 0.05 * float(plain.abs().max())
+    names = called(model)
+    assert len(names) == 8 + 14 * 3 + (3 if is_prepacked(model) else 0)
+    for name in names:
+        module, calls = model.get_submodule(name), Counter()
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["before"])),
+            module.register_forward_hook(lambda *_, calls=calls: calls.update(["after"])),
+        ]
+        found = scores(model, batch)
+        for hook in hooks:
+            hook.remove()
+        assert calls == {"before": wanted_calls(name), "after": wanted_calls(name)}, name
+        torch.testing.assert_close(found, plain, rtol=0, atol=bound, msg=name)
+    assert torch.equal(scores(model, batch), plain)  # fused again
+
+
+def test_hooks_on_all_modules_at_once(model, batch, way):
+    model = made_ready(model, way)
+    plain, calls = scores(model, batch), Counter()
+    for name in called(model):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.update([name]))
+    found = scores(model, batch)
+    for name in called(model):
+        # The one product of query, key and value is computed for each of them.
+        assert calls[name] == (3 if name.endswith(".joint") else wanted_calls(name)), name
+    if way in ("train", "eval", "fp32"):
+        torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_a_hook_gives_is_what_counts(model, batch, way, position):
+    model = made_ready(model, way)
+    plain = scores(model, batch)
+    module = model.get_submodule(LAYER + position)
+    hook = module.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    found = scores(model, batch)
+    hook.remove()
+    assert (found - plain).abs().max() > 1e-2
+    before = module.register_forward_pre_hook(lambda module, args: torch.zeros_like(args[0]))
+    assert (scores(model, batch) - plain).abs().max() > 1e-2
+    before.remove()
+    assert torch.equal(scores(model, batch), plain)
+
+
+def test_a_backward_hook_on_every_module_fires(model, batch):
+    starts, ends = torch.zeros(2, len(LENGTHS), dtype=torch.int64)
+
+    def gradients() -> dict[str, Tensor]:
+        loss = span_loss(model(batch), LENGTHS, starts, ends)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+    plain = gradients()
+    for name in called(model):
+        if re.search(r"embeddings\.(word|position|token_type)$|^embeddings$|^$", name):
+            continue  # what goes in has no gradient
+        module, calls = model.get_submodule(name), Counter()
+        hooks = [
+            module.register_full_backward_pre_hook(lambda *_, calls=calls: calls.update(["pre"])),
+            module.register_full_backward_hook(lambda *_, calls=calls: calls.update(["full"])),
+        ]
+        found = gradients()
+        for hook in hooks:
+            hook.remove()
+        assert calls == {"pre": wanted_calls(name), "full": wanted_calls(name)}, name
+        for parameter, gradient in found.items():
+            torch.testing.assert_close(gradient, plain[parameter], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        register_module_forward_hook,
+        register_module_forward_pre_hook,
+        register_module_full_backward_hook,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_global_hooks_see_every_module(model, batch, register):
+    names = {module: name for name, module in model.named_modules()}
+    calls: Counter[str] = Counter()
+
+    def see(module: nn.Module, *_: Any) -> None:
+        if module in names:
+            calls.update([names[module]])
+
+    plain = torch.stack(tuple(model(batch)))
+    hook = register(see)
+    try:
+        found = torch.stack(tuple(model(batch)))
+        found.sum().backward()
+    finally:
+        hook.remove()
+    for name in called(model):
+        assert calls[name] == wanted_calls(name), name
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
+
+
+@needs_prepacking
+def test_hooks_from_before_and_after_prepacking(model, batch):
+    """One from before is kept with its linear layer; one on what is prepacked fires as well."""
+    calls: Counter[str] = Counter()
+    model.get_submodule(LAYER + "attention.key").register_forward_hook(
+        lambda *_: calls.update(["before"])
+    )
+    expected = scores(model, batch)
+    model = made_ready(model, "fp32")
+    attention = model.layers[1].attention
+    assert type(attention.key) is nn.Linear and type(attention.query) is PrepackedLinear
+    assert type(model.layers[0].attention.key) is JointPart
+    attention.query.register_forward_hook(lambda *_: calls.update(["after"]))
+    calls.clear()
+    torch.testing.assert_close(scores(model, batch), expected, rtol=0, atol=1e-5)
+    assert calls == {"before": 1, "after": 1}
+
+
+# --- modules in place of others ------------------------------------------------------------------
+
+
+class LowRank(nn.Module):
+    """``base(x) + x A B``, as LoRA has it; without the attributes of a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        generator = torch.Generator().manual_seed(base.in_features)
+        self.a = nn.Parameter(torch.randn(base.in_features, 2, generator=generator) * 0.3)
+        self.b = nn.Parameter(torch.randn(2, base.out_features, generator=generator) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.a @ self.b
+
+    def merged(self) -> nn.Linear:
+        linear = copy.deepcopy(self.base)
+        with torch.no_grad():
+            linear.weight += (self.a @ self.b).T
+        return linear
+
+
+def put(model: nn.Module, name: str, make: Callable[[Any], nn.Module]) -> None:
+    """Replace a module by what is made of it."""
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    setattr(holder, leaf, make(getattr(holder, leaf)))
+
+
+def wrapped(model: BertForQuestionAnswering, position: str) -> BertForQuestionAnswering:
+    """A copy with a wrapper in one position of one layer."""
+    model = copy.deepcopy(model)
+    put(model, LAYER + position, LowRank)
+    return model
+
+
+def merged(model: BertForQuestionAnswering, position: str) -> BertForQuestionAnswering:
+    """What the wrapper says, as a plain model."""
+    model = wrapped(model, position)
+    put(model, LAYER + position, LowRank.merged)
+    return model
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_wrapper_is_trained(model, batch, position):
+    starts, ends = torch.zeros(2, len(LENGTHS), dtype=torch.int64)
+    losses = []
+    for each in (model, wrapped(model, position), merged(model, position)):
+        each.train()
+        torch.manual_seed(1)
+        losses.append(span_loss(each(batch), LENGTHS, starts, ends))
+        losses[-1].backward()
+        if isinstance(wrapper := each.get_submodule(LAYER + position), LowRank):
+            for parameter in wrapper.parameters():
+                assert parameter.grad is not None and parameter.grad.any()
+    plain, with_wrapper, with_merged = (loss.item() for loss in losses)
+    assert abs(with_wrapper - plain) > 1e-3
+    assert with_wrapper == pytest.approx(with_merged, abs=1e-4)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_wrapper_acts_however_the_model_is_run(model, batch, way, position):
+    plain, ours, theirs = (
+        scores(made_ready(each, way), batch)
+        for each in (copy.deepcopy(model), wrapped(model, position), merged(model, position))
+    )
+    assert (ours - plain).abs().max() > 0.05
+    bound = 1e-4 if way not in ("bf16", "int8") else 0.05 * float(theirs.abs().max())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
+
+@needs_prepacking
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_is_not_wrapped_is_prepacked(model, position, name):
+    ready = made_ready(wrapped(model, position), name)
+    kind = Int8Linear if name == "int8" else PrepackedLinear
+    for other in POSITIONS:
+        module = ready.get_submodule(LAYER + other)
+        if other == position:
+            assert type(module) is LowRank and type(module.base) is nn.Linear
+        elif other in POSITIONS[:3] and position not in POSITIONS[:3]:
+            assert type(module) is JointPart and type(module.joint) is kind
+        else:
+            assert type(module) is kind
+    assert is_prepacked(ready)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.mark.parametrize("name", AVAILABLE or ["fp32"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_wrapper_is_evaluated_and_answers(folder, position, name):
+    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
+    settings = WindowSettings(96, 16, 24)
+    examples = read_examples(STORIES)[:6]
+    windows = make_labelled_windows(examples, tokenizer, settings)
+    dtype, int8 = READY[name]
+    runtime, decoding = Runtime(CPU, dtype, int8=int8), DecodingSettings(n_best_size=1)
+    evaluator = Evaluator(examples, windows, decoding, runtime)
+    losses, answers = [], []
+    for each in (model, wrapped(model, position), merged(model, position)):
+        losses.append(evaluator(each).loss)
+        qa = QuestionAnswerer(each, tokenizer, settings, decoding, runtime)
+        answers.append([prediction.answers[0] for prediction in qa.answer(examples)])
+    plain, ours, theirs = answers
+    assert losses[1] != pytest.approx(losses[0], abs=1e-2)
+    assert [a.score for a in ours] != pytest.approx([a.score for a in plain], abs=1e-2)
+    close = 1e-4 if name == "fp32" else 0.05
+    assert losses[1] == pytest.approx(losses[2], rel=close)
+    if name == "fp32":
+        assert [a.text for a in ours] == [a.text for a in theirs]
+    assert [a.score for a in ours] == pytest.approx([a.score for a in theirs], rel=close)
+
+
+class Doubled(nn.Module):
+    """Any module, its output twice as large."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, *args: Any) -> Any:
+        output = self.base(*args)
+        return tuple(2 * x for x in output) if isinstance(output, tuple) else 2 * output
+
+
+def test_a_wrapper_of_any_module_acts(model, batch, way):
+    if way == "int8":
+        pytest.skip("as with fp32")
+    plain = scores(made_ready(copy.deepcopy(model), way), batch)
+    for name in called(model):
+        if name == "" or (way != "train" and re.fullmatch(".*dropout", name)):
+            continue
+        other = copy.deepcopy(model)
+        put(other, name, Doubled)
+        moved = (scores(made_ready(other, way), batch) - plain).abs().max()
+        assert moved > 1e-2, name
+
+
+# --- what does not look like a wrapper -----------------------------------------------------------
+
+
+class Negated(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return -weight
+
+
+def negate_weight(linear: nn.Linear) -> nn.Module:
+    return parametrize.register_parametrization(linear, "weight", Negated())
+
+
+def replace_forward(linear: nn.Linear) -> nn.Module:
+    linear.forward = lambda x: F.linear(x, -linear.weight, linear.bias)  # type: ignore[method-assign]
+    return linear
+
+
+class NegatedLinear(nn.Linear):
+    """A subclass with the same weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, -self.weight, self.bias)
+
+
+def subclass(linear: nn.Linear) -> nn.Module:
+    other = NegatedLinear(linear.in_features, linear.out_features)
+    other.load_state_dict(linear.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("change", [negate_weight, replace_forward, subclass])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_other_ways_to_change_a_linear_layer(model, batch, way, position, change):
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.get_submodule(LAYER + position).weight.neg_()
+    plain = scores(made_ready(copy.deepcopy(model), way), batch)
+    wanted = scores(made_ready(expected, way), batch)
+    put(model, LAYER + position, change)
+    found = scores(made_ready(model, way), batch)
+    assert (found - plain).abs().max() > 0.05
+    bound = 1e-4 if way not in ("bf16", "int8") else 0.05 * float(wanted.abs().max())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weight_norm_is_trained(model, batch, norm):
+    """It splits a weight into length and direction, which get the gradients."""
+    plain = scores(model, batch)
+    module = norm(model.layers[1].attention.query)
+    torch.testing.assert_close(scores(model, batch), plain, rtol=0, atol=1e-5)
+    model(batch).start_logits.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    assert len(gradients) == 3 and all(gradient.any() for gradient in gradients.values())
+
+
+def test_a_forward_replaced_for_all_linear_layers(model, batch, monkeypatch):
+    plain, forward = scores(model, batch), nn.Linear.forward
+    calls: Counter[int] = Counter()
+
+    def counted(self: nn.Linear, x: Tensor) -> Tensor:
+        calls.update([id(self)])
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    torch.testing.assert_close(scores(model, batch), plain, rtol=0, atol=1e-5)
+    assert len(calls) == 6 * 3 and set(calls.values()) == {1}
+
+
+class OwnWeight(torch.Tensor):
+    """A weight that multiplies by itself, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            x, weight, bias = args
+            return 2 * F.linear(x, weight.as_subclass(Tensor), bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_weights_that_multiply_by_themselves_do(model, batch, way):
+    expected = copy.deepcopy(model)
+    put(expected, LAYER + "attention.value", lambda linear: subclass_doubled(linear))
+    linear = model.layers[1].attention.value
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(OwnWeight))
+    assert not kernels.is_plain_linear(linear)
+    if way not in ("bf16", "int8"):
+        torch.testing.assert_close(
+            scores(made_ready(model, way), batch), scores(made_ready(expected, way), batch)
+        )
+
+
+def subclass_doubled(linear: nn.Linear) -> nn.Linear:
+    other = copy.deepcopy(linear)
+    with torch.no_grad():
+        other.weight *= 2
+        other.bias *= 2
+    return other
+
+
+def test_a_linear_layer_without_bias(model, batch, way):
+    expected = copy.deepcopy(model)
+    for position in POSITIONS:
+        nn.init.zeros_(expected.get_submodule(LAYER + position).bias)
+        model.get_submodule(LAYER + position).bias = None
+    found, wanted = scores(made_ready(model, way), batch), scores(made_ready(expected, way), batch)
+    bound = 1e-5 if way not in ("bf16", "int8") else 0.05 * float(wanted.abs().max())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=bound)
+
+
+def test_parts_of_different_products_are_computed_apart():
+    """Prepacked layers that were moved to other positions stay what they are."""
+    torch.manual_seed(0)
+    products = [nn.Linear(5, 6), nn.Linear(5, 6)]
+    parts = [[JointPart(product, number, [2, 2, 2]) for number in range(3)] for product in products]
+    x = torch.randn(4, 5)
+    for chosen in ([0, 1, 2], [2, 1, 0], [0, 0, 0]):
+        layers = [parts[0][number] for number in chosen]
+        torch.testing.assert_close(list(linears(x, layers)), [layer(x) for layer in layers])
+    mixed = [parts[0][0], parts[1][1], parts[0][2]]
+    torch.testing.assert_close(list(linears(x, mixed)), [layer(x) for layer in mixed])
+    two = parts[0][:2]
+    torch.testing.assert_close(list(linears(x, two)), [layer(x) for layer in two])
+
+
+# --- precisions ----------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """In float32 whatever comes in: its factor is no parameter, so nothing converts it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.factor = base, torch.full((base.out_features,), 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) * self.factor
+
+
+class OnlyFloat32(nn.Module):
+    """Refuses other inputs, as dynamically quantised layers do."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype is torch.float32
+        return 1.5 * F.linear(x, self.base.weight, self.base.bias)
+
+
+@needs_prepacking
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", [name for name in AVAILABLE if name != "fp32"])
+@pytest.mark.parametrize("kind", [Scaled, OnlyFloat32])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_wrapper_of_float32_answers_in_other_precisions(
+    model, batch, position, kind, name, autocast
+):
+    if name == "int8":  # as QuestionAnswerer has it where bfloat16 is native
+        dtype, int8 = torch.bfloat16, True
+    else:
+        dtype, int8 = READY[name]
+    put(model, LAYER + position, kind)
+    expected = scores(model, batch)
+    ready = make_ready(model, CPU, dtype, int8=int8)
+    with torch.autocast("cpu", dtype) if autocast else nullcontext():
+        found = scores(ready, batch)
+    assert (found - expected).norm() / expected.norm() < 0.1
+    assert next(ready.get_submodule(LAYER + position).parameters()).dtype is torch.float32
+    assert make_ready(ready, CPU, dtype, int8=int8) is ready
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_wrapper_of_float32_is_trained_in_bf16(model, batch, position):
+    put(model, LAYER + position, Scaled)
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch)
+    output.start_logits.sum().backward()
+    assert model.get_submodule(LAYER + position).base.weight.grad.isfinite().all()
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def refusals() -> Iterator[tuple[str, Callable[[BertForQuestionAnswering], object], str]]:
+    yield (
+        "wrapper",
+        lambda m: put(m, "layers.0.attention.query", LowRank),
+        ("layers.0.attention.query must be a Linear, got LowRank"),
+    )
+    yield (
+        "subclass",
+        lambda m: put(m, "layers.2.feed_forward.up", subclass),
+        ("layers.2.feed_forward.up must be a Linear, got NegatedLinear"),
+    )
+    yield (
+        "parametrised",
+        lambda m: put(m, "layers.1.attention.output", negate_weight),
+        ("layers.1.attention.output must be a Linear, got ParametrizedLinear"),
+    )
+    yield (
+        "around a layer",
+        lambda m: put(m, "layers.1", Doubled),
+        ("layers.1 must be a Layer, got Doubled"),
+    )
+    yield "head", lambda m: put(m, "head", Doubled), "head must be a SpanHead, got Doubled"
+    yield (
+        "a layer less",
+        lambda m: m.layers.__delitem__(2),
+        "layers.2 must be a Layer, got NoneType",
+    )
+    yield (
+        "more words",
+        lambda m: put(m, "embeddings.word", lambda _: nn.Embedding(105, 36)),
+        (r"embeddings.word.weight must have the shape \(101, 36\) by its config, got \(105, 36\)"),
+    )
+    yield (
+        "no bias",
+        lambda m: setattr(m.layers[0].feed_forward.down, "bias", None),
+        ("layers.0.feed_forward.down.bias must have .* got no such weight"),
+    )
+    yield (
+        "beside",
+        lambda m: m.layers[0].add_module("adapter", nn.Linear(2, 2)),
+        ("no place for layers.0.adapter.bias"),
+    )
+
+
+REFUSALS = list(refusals())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
+def test_what_cannot_be_saved_is_named(model, tmp_path, change, words):
+    check_saveable(model)
+    change(model)
+    with pytest.raises(UserError, match=words):
+        check_saveable(model)
+    with pytest.raises(UserError, match=words):
+        save_model(tmp_path / "folder", model)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_merged_and_a_hooked_model_are_saved(model, batch, tmp_path):
+    """Hooks are no part of a checkpoint."""
+    model = merged(model, "attention.query")
+    model.layers[0].register_forward_hook(lambda *_: None)
+    save_model(tmp_path, model)
+    loaded, _ = load_checkpoint(tmp_path)
+    torch.testing.assert_close(scores(loaded, batch), scores(model, batch), rtol=0, atol=1e-5)
+
+
+def test_a_subclass_of_the_whole_model_is_saved(tmp_path):
+    class Mine(BertForQuestionAnswering):
+        pass
+
+    save_model(tmp_path, Mine(BertConfig(**TINY)))
+    assert type(load_checkpoint(tmp_path)[0]) is BertForQuestionAnswering
+
+
+def test_a_subclass_of_a_part_is_not_prepacked(model, batch):
+    """It may use its layers in another way."""
+
+    class Swish(FeedForward):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return F.linear(F.silu(self.up(hidden)), self.down.weight, self.down.bias)
+
+    own = Swish(model.config)
+    own.load_state_dict(model.layers[1].feed_forward.state_dict())
+    model.layers[1].feed_forward = own
+    expected = scores(model, batch)
+    torch.testing.assert_close(
+        scores(made_ready(model, "fp32"), batch), expected, rtol=0, atol=1e-5
+    )
