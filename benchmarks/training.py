@@ -56,7 +56,10 @@ class OurSteps:
     ) -> None:
         loaded, _, _ = load_for_training(model)
         settings = TrainingSettings(
-            max_steps=_ENOUGH, learning_rate=LEARNING_RATE, per_device_train_batch_size=batch_size
+            max_steps=_ENOUGH,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant_with_warmup",  # as the peers'
+            per_device_train_batch_size=batch_size,
         )
         windows = windows_of(model, **source)
         self.loop = TrainingLoop(loaded, windows, settings, local_runtime(precision=precision))

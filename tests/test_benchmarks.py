@@ -3,12 +3,17 @@
 import importlib
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import all as every
+from benchmarks import harness, models, operators, training
 from benchmarks.data import add_model_flag
 from benchmarks.decoding import share_agreed
 from benchmarks.equal_training import verdict
@@ -22,7 +27,9 @@ from benchmarks.harness import (
     ratio_text,
     table,
 )
+from benchmarks.models import SIZES
 from benchmarks.same_answers import NOTHING, Found, cause
+from bertqa.model.config import BertConfig
 
 
 @pytest.fixture
@@ -206,3 +213,64 @@ def test_no_file_takes_the_name_of_a_standard_module():
     """The peer's script runs in this folder: its imports, and its libraries', must not end here."""
     names = {path.stem for path in (every.ROOT / "benchmarks").glob("*.py")}
     assert not names & sys.stdlib_module_names
+
+
+# --- training, for real --------------------------------------------------------------------------
+
+
+class InThisProcess:
+    """Stands where the harness has a process for each contender, which takes seconds to start."""
+
+    def __init__(self, contender: Contender, threads: int) -> None:
+        module, function = contender.factory.split(":")
+        self.task = getattr(importlib.import_module(module), function)(**contender.arguments)
+
+    def ask(self, line: str) -> dict[str, Any]:
+        if line == "result":
+            return {"result": self.task.result()}
+        self.task.work()
+        return {"seconds": 1.0, "peak_mib": 1.0}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags for a model of next to no size."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setitem(SIZES, "base", BertConfig(intermediate_size=16, **sizes))
+    monkeypatch.setattr(models, "_ROOF_FLOPS", 1e6)
+    return ["--size", "base", "--folder", str(tmp_path), "--threads", "1"]
+
+
+def printed_table(main: Callable[[], None], flags: list[str]) -> list[list[str]]:
+    """The rows, without their header, that a benchmark prints when it is run with flags."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setattr(sys, "argv", ["it", *flags])
+        main()
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_training(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_Worker", InThisProcess)
+    monkeypatch.setattr(training, "has_native_bf16", lambda: False)  # half as many contenders
+    flags = [*tiny, "--rounds", "1", "--batch_size", "2", "--steps", "2"]
+    rows = printed_table(training.main, flags)
+    peers = [
+        f"transformers {attention} fp32 {width}"
+        for width in ("padded", "longest")
+        for attention in ("eager", "sdpa")
+    ]
+    assert [row[0] for row in rows][:5] == [*peers, "bertqa fp32"]
+    assert [row[1] for row in rows] == ["4.0"] * 5 + [""], rows  # windows in a second; none refused
+
+
+def test_the_operators_of_training(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "BATCH_SIZE", 2)
+    monkeypatch.setattr(operators, "STEPS", 1)
+    rows = printed_table(operators.main, [*tiny, "--training", "--precision", "fp32"])
+    assert len(rows) == operators.ROWS + 1
+    assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=0.05 * len(rows))
+    assert any("adamw" in name for name, _ in rows)

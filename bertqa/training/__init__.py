@@ -1,1 +1,11 @@
-"""The training loop, its optimiser, and the folder of a run."""
+"""Training. To read how BERT is fine-tuned, read in this order:
+
+optim         AdamW: what decays, how fast each layer learns, the learning rate of each step
+plan          how many steps there are, and what comes after which
+loop          the optimiser step: windows, forward, loss, backward, clip, update
+run           what comes between the steps; how a run begins, goes on and ends
+log, evaluations, checkpoints, failures, observer    what it calls there
+run_folder    all that a run leaves behind, file by file
+job           a whole training from names of model and data: what train.py does
+provenance    what else a run depends on: versions, commit, device
+"""

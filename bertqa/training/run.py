@@ -12,6 +12,7 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.interrupts import Interrupts, Stopped
 from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import check_saveable
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
@@ -68,9 +69,10 @@ class Run:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
 
         Raises:
-            UserError: the folder holds something and ``resume`` is not asked for, or another run,
-                or is not the same for all processes.
+            UserError: the model has modules that could not be saved, the folder holds something and
+                ``resume`` is not asked for, or another run, or is not the same for all processes.
         """
+        check_saveable(self.loop.model)
         check_free(self.folder.path, resume)
         if resume:
             self.folder.check_same_run()

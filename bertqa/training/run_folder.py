@@ -18,6 +18,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from bertqa.files import (
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step
 # must stay. Another split of a step draws other dropout, though.
@@ -50,11 +51,15 @@ _FREE_SETTINGS = (
     "gradient_accumulation_steps",
 )  # fmt: skip
 
-# What a run did that is older than the setting; None where it does not stand here.
-_BEFORE_THE_FLAG = {
-    "lr_scheduler_type": "linear", "chooses_threshold": False, "freeze_word_embeddings": False,
-    "layerwise_lr_decay": 1.0,
-}  # fmt: skip
+# What a run did that is older than a setting: a new setting defaults to what was done before it.
+_BEFORE: dict[str, dict[str, Any]] = {
+    "settings": asdict(TrainingSettings()),
+    "data": {
+        "windows": asdict(WindowSettings()),
+        "decoding": asdict(DecodingSettings()),
+        "chooses_threshold": False,
+    },
+}
 
 
 def check_free(path: Path, resume: bool) -> None:
@@ -82,13 +87,16 @@ def check_free(path: Path, resume: bool) -> None:
         )
 
 
-def _differs(key: str, then: Any, now: Any) -> str:
-    """What a run had that is another now; data are known by their digests, which say nothing."""
-    if key in ("train", "validation"):
+def _difference(key: str, then: Any, now: Any, before: Any) -> str:
+    """What a run had that is another now, "" for nothing; ``before`` is what it had if unsaid."""
+    if isinstance(now, dict):
+        then, before = (value if isinstance(value, dict) else {} for value in (then, before))
+        parts = (_difference(k, then.get(k, before.get(k)), now[k], None) for k in now)
+        return next(filter(None, parts), "")
+    if then == now:
+        return ""
+    if key in ("train", "validation"):  # known by their digests, which say nothing
         return f"began with other {key} questions than --{key}_file holds now"
-    if isinstance(then, dict) and isinstance(now, dict):
-        key = next(k for k in now if then.get(k) != now[k])
-        then, now = then.get(key), now[key]
     return f"has {key} {then!r}, not {now!r}"
 
 
@@ -112,15 +120,16 @@ class RunFolder:
         """
         if not (self.path / "run.json").exists():
             return
-        before = read_json_object(self.path / "run.json")
+        run = read_json_object(self.path / "run.json")
         for part in ("settings", "data"):
-            then, now = before.get(part, {}), self.description[part]
-            for key in now:
-                then.setdefault(key, _BEFORE_THE_FLAG.get(key))
-                if key not in _FREE_SETTINGS and then[key] != now[key]:
+            decisive = {k: v for k, v in self.description[part].items() if k not in _FREE_SETTINGS}
+            for key, now in decisive.items():
+                before = _BEFORE[part].get(key)
+                then = run.get(part, {}).get(key, before)
+                if difference := _difference(key, then, now, before):
                     raise UserError(
-                        f"--resume: the run in {self.path} {_differs(key, then[key], now[key])}: "
-                        "give the same settings and data, or another --output_dir"
+                        f"--resume: the run in {self.path} {difference}: give the same settings "
+                        "and data, or another --output_dir"
                     )
 
     def open(self, step: int) -> None:

@@ -32,9 +32,6 @@ HEAVY = (
     "transformers",
 )  # fmt: skip
 
-# Commands whose file still imports torch before the flags are parsed.
-TO_LIGHTEN = {"verify", "ablate"}
-
 
 def python(code: str, *arguments: str) -> str:
     """What the code prints in a process of its own."""
@@ -77,7 +74,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     )
     *text, heavy = python(code, *command.split(), "--help").splitlines()
     assert text[0].startswith(f"usage: bertqa {command or 'COMMAND'} ")
-    assert (heavy != "[]") == (command in TO_LIGHTEN), heavy
+    assert heavy == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -54,7 +54,7 @@ from bertqa.data.window_cache import cached_windows
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain import attribution as inside
-from bertqa.explain import comparison
+from bertqa.explain import comparison, verification
 from bertqa.explain.differences import Differences
 from bertqa.explain.explainer import explain
 from bertqa.explain.hooks import Patch, intervene, record
@@ -418,12 +418,12 @@ def mistyped(room: Room) -> object:
 
 def without_transformers(room: Room) -> None:
     room.patch.setitem(sys.modules, "transformers", None)
-    verify.their_library()
+    verification.their_library()
 
 
 def theirs_is_shut(room: Room) -> None:
     shut = SimpleNamespace(from_pretrained=fail(ValueError("no")))
-    verify.load_theirs(SimpleNamespace(AutoModelForQuestionAnswering=shut), room.path)
+    verification.load_theirs(SimpleNamespace(AutoModelForQuestionAnswering=shut), room.path)
 
 
 def other_names(room: Room) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.evaluation import Evaluation, Evaluator
-from bertqa.commands import ablate
-from bertqa.commands.ablate import ranking
+from bertqa.commands import ablate, ablate_work
+from bertqa.commands.ablate_work import ranking
 from bertqa.commands.flags import run_script
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
@@ -185,7 +185,7 @@ def test_what_is_printed(
         calls.append(arguments)
         return make_labelled_windows(*arguments)
 
-    monkeypatch.setattr(ablate, "make_labelled_windows", counted)
+    monkeypatch.setattr(ablate_work, "make_labelled_windows", counted)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
     assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
     assert len(calls) == 1  # tokenised once, for all passes

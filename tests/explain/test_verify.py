@@ -20,7 +20,7 @@ from bertqa.commands import verify
 from bertqa.commands.flags import run_script
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.explain import comparison
+from bertqa.explain import comparison, verification
 from bertqa.explain.differences import Differences, Row
 from bertqa.model import bert as model
 from bertqa.model import kernels
@@ -54,13 +54,13 @@ def run(
 ) -> Callable[..., tuple[int, Differences]]:
     """The command on two questions: its exit code, and the rows that it printed."""
     seen: list[Differences] = []
-    whole = verify.compare
+    whole = verification.compare
 
     def kept(*arguments: Any) -> Differences:
         seen.append(whole(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(verify, "compare", kept)
+    monkeypatch.setattr(verification, "compare", kept)
 
     def call_it(folder: Path = checkpoint, *more: object) -> tuple[int, Differences]:
         code = call(folder, "--input", questions, *WINDOWS, *more)
@@ -113,11 +113,11 @@ def test_all_rows_on_its_own_texts(
 
 def test_one_of_its_texts_is_longer_than_a_window(checkpoint: Path) -> None:
     tokenizer = BertTokenizer.load(checkpoint)
-    windows = make_windows(verify.SAMPLES, tokenizer, WindowSettings())
+    windows = make_windows(verification.SAMPLES, tokenizer, WindowSettings())
     counts = torch.bincount(windows.example)
     assert counts[1] > 1 and counts[0] == 1
     assert len({int(length) for length in windows.lengths}) > 3
-    words = [len(example.context.split()) for example in verify.SAMPLES]
+    words = [len(example.context.split()) for example in verification.SAMPLES]
     assert max(words) > 384  # so it is for every tokenizer
 
 
@@ -214,7 +214,11 @@ def shifted(*arguments: Any) -> Any:
 
 
 FUSED, PROBABILITIES = kernels.cpu_attention, model.AttentionProbabilities.forward
-LOSSES, OPTIMIZER, WINDOWS_OF = model.window_losses, comparison.make_optimizer, verify.make_windows
+LOSSES, OPTIMIZER, WINDOWS_OF = (
+    model.window_losses,
+    comparison.make_optimizer,
+    verification.make_windows,
+)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ LOSSES, OPTIMIZER, WINDOWS_OF = model.window_losses, comparison.make_optimizer, 
         ),
         (comparison, "window_losses", start_alone, "loss", "end logits"),
         (comparison, "make_optimizer", decaying_more, "AdamW step 0", "gradient 0"),
-        (verify, "make_windows", shifted, "windows of a question", "embeddings"),
+        (verification, "make_windows", shifted, "windows of a question", "embeddings"),
     ],
     ids=["fused attention", "attention probabilities", "loss", "optimiser", "windows"],
 )
@@ -388,6 +392,6 @@ def test_a_folder_that_only_we_can_open(
         def __getattr__(self, name: str) -> Any:
             raise ValueError("no such model")
 
-    monkeypatch.setattr(verify, "their_library", Closed)
+    monkeypatch.setattr(verification, "their_library", Closed)
     assert call(checkpoint) == 2
     assert "transformers cannot open" in capsys.readouterr().err

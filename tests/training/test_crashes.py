@@ -80,13 +80,9 @@ def child(
 
 
 def count_down(
-    module: object,
-    name: str,
-    calls: int,
-    calls_later: int = 0,
-    number: int = signal.SIGKILL,
+    module: object, name: str, calls: int, calls_later: int = 0, number: int = signal.SIGKILL
 ) -> None:
-    """Send this process a signal in a function's n-th call, or so many calls of any later.
+    """Signal this process in a function's n-th call, or so many calls of any function later.
 
     Calls and not seconds, so that a fast machine gets no further than a slow one. 0 is never.
     """
@@ -255,18 +251,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 @contextmanager
 def meeting() -> Iterator[list[dict[str, str]]]:
-    """The environments of two processes that meet as torchrun arranges it.
-
-    Their port is taken before they start, so nobody else can take it meanwhile.
+    """The environments of two processes that meet as torchrun arranges it: at a port that is taken
+    before they start.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
+    place = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": "2",
     }
-    yield [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    yield [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
     del store  # which closes it
 
 
@@ -278,23 +273,22 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
     folders = home / "signalled", home / "unsignalled"
     said = [home / "signalled0.txt", home / "signalled1.txt"]
 
-    def two(folder: Path, step: int = 0) -> list[tuple[int, str]]:
+    def both(folder: Path, step: int = 0) -> list[tuple[int, str]]:
         flags = flags_of(checkpoint, folder, *run, "--per_device_train_batch_size", 4)
-        steps = (0, step)
         with meeting() as environments:
             processes = [
-                start(server, flags, words, environment=environment, killed_at_step=at,
-                      number=signal.SIGTERM)
-                for words, environment, at in zip(said, environments, steps, strict=True)
+                start(server, flags, said[rank], environment=environments[rank],
+                      killed_at_step=step * rank, number=signal.SIGTERM)
+                for rank in (0, 1)
             ]  # fmt: skip
             return [ended(process, words) for process, words in zip(processes, said, strict=True)]
 
-    (code, words), (other_code, _) = two(folders[0], step=5)
+    (code, words), (other_code, _) = both(folders[0], step=5)
     assert code == other_code == 128 + signal.SIGTERM, words
     assert "stopped by SIGTERM after step 5 of 12, which is saved" in words
     assert max(folders[0].glob("checkpoints/*")).name == "step-00000005"
     for folder in folders:
-        assert [code for code, _ in two(folder)] == [0, 0]
+        assert [code for code, _ in both(folder)] == [0, 0]
     assert outcome(folders[0]) == outcome(folders[1])
 
 
@@ -311,12 +305,14 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
         flags_of(still, folders[0], *run, "--per_device_train_batch_size", 4),
         flags_of(still, folders[1], *run, "--per_device_train_batch_size", 8),
     ]
-    said = [home / "rank0.txt", home / "rank1.txt"]
+    processes, said = [], [home / "rank0.txt", home / "rank1.txt"]
     with meeting() as environments:
-        processes = [
-            start(server, flags[0], said[rank], environment=environment, killed_at_step=8 * rank)
-            for rank, environment in enumerate(environments)
-        ]
+        for rank in (0, 1):
+            process = start(
+                server, flags[0], said[rank], environment=environments[rank],
+                killed_at_step=8 * rank,
+            )  # fmt: skip
+            processes.append(process)
         assert ended(processes[1], said[1])[0] == -signal.SIGKILL
         code, words = ended(processes[0], said[0])  # long before torch.distributed would give up
     assert code == 2, words

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from torch import Tensor
 
 from bertqa.answering.answerer import load_folder
+from bertqa.answering.evaluation import Evaluation
 from bertqa.errors import UserError
 from bertqa.model.bert import window_losses
+from bertqa.settings import DecodingSettings
 from bertqa.training.log import bar_text
 from bertqa.training.run import Run
 from tests.training.runs import (
@@ -66,6 +69,26 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
     run = trained(make_run(tmp_path / "often", checkpoint, often))
     found = [row["training_loss"] for row in run.progress.evaluations]
     assert found == pytest.approx([sum(each[i : i + 2]) / 2 for i in range(0, 12, 2)])
+
+
+def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    def slow(model: object) -> Evaluation:
+        time.sleep(0.5)
+        return Evaluation([], 1.0, {"exact_match": 0.0, "f1": 0.0})
+
+    slow.examples, slow.settings = (), DecodingSettings()  # type: ignore[attr-defined]
+    run = make_run(tmp_path / "run", checkpoint, evaluator=slow)
+    run.loop.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.05))
+    started = time.perf_counter()
+    trained(run)
+    elapsed = time.perf_counter() - started
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    seconds = [line["seconds"] for line in lines if "loss" in line]
+    assert len(seconds) == 4 and all(each > 3 * 0.05 for each in seconds)
+    assert sum(seconds) < elapsed - 2 * 0.5  # there were two evaluations
 
 
 def test_a_line_beside_the_progress_bar() -> None:

@@ -29,11 +29,23 @@ from tests.training.runs import (
     goes_down,
     in_step,
     log_of,
+    losses_of,
+    make_loop,
     make_run,
     same,
     trained,
     weights_of,
 )
+
+
+def test_a_run_is_the_steps_of_its_loop(checkpoint: Path, whole_run: Run) -> None:
+    """What comes between them changes nothing; whoever wants the steps alone has them."""
+    loop = make_loop(checkpoint)
+    losses = [float(step.loss) for step in loop.steps()]
+    assert same(weights_of(loop), weights_of(whole_run))
+    every_third = [sum(losses[i : i + 3]) / 3 for i in range(0, 12, 3)]
+    assert losses_of(whole_run.folder.path) == every_third
+
 
 # --- evaluations ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Whether a run may begin or go on in a folder."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from bertqa.errors import UserError
 from bertqa.files import write_json
 from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.run_folder import RunFolder, check_free
 from tests.training.runs import DESCRIPTION, contents, make_run
 
@@ -37,13 +39,27 @@ def test_another_run_does_not_go_on_with_this_one(
     assert contents(folder) == before
 
 
-def test_a_run_from_before_a_flag_existed_goes_on(tmp_path: Path) -> None:
-    now = {"lr_scheduler_type": "linear", "dropout": None, "seed": 42}
-    write_json(tmp_path / "run.json", {"settings": {"seed": 42}, "data": {}})
-    RunFolder(tmp_path, {"settings": now, "data": {"chooses_threshold": False}}).check_same_run()
-    other = now | {"lr_scheduler_type": "constant_with_warmup"}
-    with pytest.raises(UserError, match="lr_scheduler_type 'linear', not 'constant_with_warmup'"):
-        RunFolder(tmp_path, {"settings": other, "data": {}}).check_same_run()
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    """It did what the setting's default does; those of windows and decoding as well."""
+    old = {"seed": 42}, {"windows": {"max_seq_length": 384}, "decoding": {"n_best_size": 20}}
+    write_json(tmp_path / "run.json", {"settings": old[0], "data": old[1]})
+    settings = asdict(TrainingSettings(logging_steps=7))
+    data: dict[str, Any] = {
+        "windows": asdict(WindowSettings()),
+        "decoding": asdict(DecodingSettings()),
+        "chooses_threshold": False,
+    }
+    RunFolder(tmp_path, {"settings": settings, "data": data}).check_same_run()
+    for changed, said in (
+        ({"settings": settings | {"lr_scheduler_type": "constant_with_warmup"}, "data": data},
+         "lr_scheduler_type 'linear', not 'constant_with_warmup'"),
+        ({"settings": settings, "data": data | {"chooses_threshold": True}},
+         "chooses_threshold False, not True"),
+        ({"settings": settings, "data": data | {"windows": data["windows"] | {"doc_stride": 64}}},
+         "doc_stride 128, not 64"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            RunFolder(tmp_path, changed).check_same_run()
 
 
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path, checkpoint: Path) -> None:
