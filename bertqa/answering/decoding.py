@@ -56,7 +56,7 @@ def exact_spans(
     Equal scores stand in a fixed order, whatever the batch: earliest start, then shortest.
 
     Args:
-        start_logits, end_logits: ``(T,)`` of the stream.
+        start_logits, end_logits: ``(T,)`` of the packed batch.
         lengths: tokens of each window.
         context_starts: position in each window of its first context token.
     """
@@ -138,9 +138,9 @@ def top20_spans(
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
-def _bounds(stream: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where in the stream each window begins, and how many tokens it has: ``(N,)`` each."""
-    count = torch.tensor(lengths, device=stream.device)
+def _bounds(packed: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where in the batch each window begins, and how many tokens it has: ``(N,)`` each."""
+    count = torch.tensor(lengths, device=packed.device)
     return count.cumsum(0) - count, count
 
 
@@ -157,15 +157,15 @@ def _context_scores(
     return _rectangle(start_logits, first, count), _rectangle(end_logits, first, count)
 
 
-def _rectangle(stream: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """``count`` values of the stream from ``first`` on, one row for each window, -inf beyond them.
+def _rectangle(packed: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """``count`` values of the batch from ``first`` on, one row for each window, -inf beyond them.
 
     There is a column to spare, so that a row without values has a maximum. Columns that are beyond
-    the values of a row read the stream where they may, and what they read is masked.
+    the values of a row read the batch where they may, and what they read is masked.
     """
-    column = torch.arange(int(count.max()) + 1, device=stream.device)
-    indices = (first[:, None] + column).clamp_(max=len(stream) - 1)
-    return stream[indices].float().masked_fill_(column >= count[:, None], -math.inf)
+    column = torch.arange(int(count.max()) + 1, device=packed.device)
+    indices = (first[:, None] + column).clamp_(max=len(packed) - 1)
+    return packed[indices].float().masked_fill_(column >= count[:, None], -math.inf)
 
 
 def _sliding(

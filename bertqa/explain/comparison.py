@@ -1,7 +1,7 @@
 """Two computations of one BERT side by side: this one, and transformers' for verify.py.
 
 ``theirs`` is transformers' BertForQuestionAnswering in float32, with attn_implementation="eager",
-and takes one window after the other; ``ours`` takes streams of several. Nothing here imports
+and takes one window after the other; ``ours`` takes packed batches of several. Nothing here imports
 transformers.
 """
 
@@ -32,7 +32,7 @@ from bertqa.training.optim import make_optimizer, set_learning_rate
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "fused")  # of our attention
 _BACKWARD = 10  # gradients and steps: so many times the bound
 _SEED = 42
-_TOKENS = 1024  # of a stream: two of the longest windows and more
+_TOKENS = 1024  # of a batch: two of the longest windows and more
 
 # The step's settings. AdamW's step is in proportion to its rate, and here the rate is so large that
 # the step is not lost in the rounding of the weights that it is added to.
@@ -133,7 +133,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def our_pass(
     ours: BertForQuestionAnswering, batch: PackedBatch, labels: Tensor, *, with_attentions: bool
 ) -> Pass:
-    """All windows as one stream."""
+    """All windows as one packed batch."""
     states = hidden_state_names(ours)
     attentions = attention_names(ours) if with_attentions else []
     with record(ours, [*states, *attentions]) as seen:

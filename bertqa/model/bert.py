@@ -4,13 +4,13 @@ T  tokens in the batch, of all its windows     D  hidden_size         V  vocab_s
 N  windows in the batch                        H  attention heads     F  intermediate_size
 L  tokens of one window                        K  head size, D / H    P  max_position_embeddings
 
-A batch is a stream of tokens (see packing.py), not a padded rectangle. Embeddings, linear layers,
-LayerNorm and the vectors S and E work on tokens ``(T, D)`` and know nothing of windows. Only two
-places do: attention, where a token sees the tokens of its own window, and the loss, whose softmax
-runs over the tokens of one window. So there is no attention mask, and what stands here is the
-paper's mathematics: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for
-Language Understanding", 2019, section 4.2; the layer is that of Vaswani et al., "Attention Is All
-You Need", 2017, with the norm after the residual sum.
+A batch is packed (see packing.py), not padded. Embeddings, linear layers, LayerNorm and the vectors
+S and E work on tokens ``(T, D)`` and know nothing of windows. Only two parts do: attention, where a
+token attends to the tokens of its own window, and the loss, whose softmax runs over the tokens of
+one window. So there is no attention mask, and this file is the paper's mathematics: Devlin et al.,
+"BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2019, section
+4.2; the layer is that of Vaswani et al., "Attention Is All You Need", 2017, with the norm after the
+residual sum.
 
 Every module here is called, so PyTorch's hooks fire, and a module put in its place takes effect.
 kernels.py fuses only what has neither. explain/hooks.py records what the modules give, and changes
@@ -55,7 +55,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """The stream's ids to vectors ``(T, D)``."""
+        """Ids ``(T,)`` to vectors ``(T, D)``."""
         word = self.word(batch.input_ids)
         position = self.position(batch.position_ids)
         token_type = self.token_type(batch.token_type_ids)
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each token alone, through F hidden units and back."""
+    """Position-wise feed-forward network: each token alone, through F hidden units and back."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def window_losses(
 
     Args:
         output: of N windows of ``lengths`` tokens.
-        start_positions, end_positions: ``(N,)`` int64, place of the label in its own window.
+        start_positions, end_positions: ``(N,)`` int64, the label's tokens in their own window.
     """
     # A window shorter than the longest is filled up with -inf, which the softmax turns into 0.
     start_logits = pad_windows(output.start_logits, lengths, -math.inf)  # (N, longest L)

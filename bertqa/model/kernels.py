@@ -224,7 +224,7 @@ class _WindowAttention(torch.autograd.Function):
             if rate:
                 mask, dropout_scale = keep_mask(weights.shape, rate)
                 kept, scale = keep(weights, mask), scale * dropout_scale
-            # (L, H, K) of the stream as (H, L, K): the product goes where it belongs.
+            # (L, H, K) of the batch as (H, L, K): the product goes where it belongs.
             torch.mul(torch.bmm(kept, v), scale, out=out.transpose(0, 1))
             if saved is not None:
                 saved.append((q, k, v, weights, scale, mask))
@@ -292,7 +292,7 @@ def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float
 ) -> Tensor:
-    """One variable-length FlashAttention call (Dao 2023) for the whole stream, on CUDA.
+    """One variable-length FlashAttention call (Dao 2023) for the whole packed batch, on CUDA.
 
     The public ``varlen_attn`` of torch has no dropout, and attention dropout is part of BERT's
     recipe; the operator below it has, so it is called here and nowhere else.
