@@ -23,7 +23,6 @@ _ON_CPU = (
     "inference --size base --windows 32 --rounds 3",
     "training --rounds 3 --steps 1",
     "whole_job --questions 1000 --batch_sizes 1 8 --rounds 1",
-    "features",
     "decoding --rounds 5",
     "startup --rounds 9",
     "memory",

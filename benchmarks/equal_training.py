@@ -24,7 +24,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.data import first_questions, squad_file
-from benchmarks.feature_tasks import Prepare, save_table
 from benchmarks.harness import (
     ROOT,
     command_line,
@@ -37,6 +36,7 @@ from benchmarks.harness import (
     table,
 )
 from benchmarks.models import checkpoint
+from benchmarks.peer_windows import Prepare, save_table
 
 BATCH = 16
 LAST = 20  # steps at the end that the final loss is the mean of

@@ -16,15 +16,18 @@ The core, in reading order, an evening:
 Public names, which keep their place and meaning; everything else may change with any version:
 
     bertqa                       QuestionAnswerer, Example, UserError, __version__
-    bertqa.settings              WindowSettings, DecodingSettings, TrainingSettings
+    bertqa.settings              WindowSettings, DecodingSettings, Overrides
+    bertqa.settings              TrainingSettings, DataSettings
     bertqa.model.bert            BertForQuestionAnswering, BertOutput
-    bertqa.model.checkpoint      load_checkpoint
+    bertqa.model.config          BertConfig
+    bertqa.model.checkpoint      load_checkpoint, save_model
     bertqa.model.packing         PackedBatch
     bertqa.data.readers          read_examples
     bertqa.data.tokenization     BertTokenizer
     bertqa.data.windows          make_windows
     bertqa.data.batching         collate
     bertqa.answering.answerer    asked
+    bertqa.training.job          train
     bertqa.explain.explainer     explain
     bertqa.explain.hooks         record, intervene, patch_from, logit_lens
     bertqa.explain.page          page

@@ -135,7 +135,7 @@ def test_every_table_of_the_page_has_a_place():
     page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     names = [
         "inference minilm", "inference minilm one", "inference base", "training minilm",
-        "whole job", "features", "decoding", "startup", "memory", "lines",
+        "whole job", "decoding", "startup", "memory", "lines",
         "inference base gpu",
         "inference large gpu", "training base batch 32 gpu", "training large batch 32 gpu",
         "training large batch 64 gpu", "profile bf16", "profile int8", "profile training",
@@ -157,7 +157,7 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
     found = list(every.commands(given, tmp_path / "f"))
     if on_gpu:
         assert found.pop()[1:] == ["-m", "pytest", "-m", "gpu"]
-    assert len(found) == (5 if on_gpu else 13)
+    assert len(found) == (5 if on_gpu else 12)
     for command in found:
         benchmark = importlib.import_module(command[2])
         taken: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms are the folders of bertqa/, in the order of ``RIGHT_OF``."""
+"""Who may import whom: the rooms are the folders of bertqa/, in the order of ``MAY_IMPORT``."""
 
 import ast
 import os

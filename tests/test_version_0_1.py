@@ -87,7 +87,7 @@ def test_a_run_whose_data_have_changed_is_refused(
     assert resumed(home / "run") == 2
     errors = capsys.readouterr().err.splitlines()
     assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
-    assert "began with other train questions than --train_file holds now" in errors[-1]
+    assert "began with other train questions than are read now" in errors[-1]
     assert (home / "run" / "log.jsonl").read_bytes() == before
 
 

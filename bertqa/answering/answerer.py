@@ -129,7 +129,8 @@ class QuestionAnswerer:
         runtime = local_runtime(device, precision)
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
-        folder = find_folder(str(name), allow_bin=allow_bin)
+        is_found = isinstance(name, Path) and name.is_dir()
+        folder = Path(name) if is_found else find_folder(str(name), allow_bin=allow_bin)
         own_windows, own_decoding = read_decoding_file(folder)
         decoding = overrides.decoding(decoding or own_decoding)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)

@@ -1,4 +1,7 @@
-"""Spans -> answers: the windows of one question joined, and what the model says to it."""
+"""Join the spans of a question's windows into its answers: slices of the context, best first.
+
+n  answers kept, ``n_best_size``; scores are S.T_i + E.T_j in float32, as decoding.py gives them
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -155,7 +158,7 @@ def _log_sum(totals: Sequence[float]) -> float:
 
 
 def _whole(context: str, span: Span) -> Span:
-    """The span without half a written character at its ends."""
+    """The span without half a grapheme cluster at its ends."""
     score, start, end, start_logit, end_logit, weight = span
     start, end = snap_to_graphemes(context, start, end)
     return (score, start, end, start_logit, end_logit, weight)
@@ -165,7 +168,7 @@ def _merged(spans: list[Span], settings: DecodingSettings) -> list[Span]:
     """The n best of all windows of a question.
 
     The exact decoder counts the same characters once, at their best score: two windows share a
-    span, or the tokens are parts of one written character. Equal scores stand earliest start
+    span, or the tokens are parts of one grapheme cluster. Equal scores stand earliest start
     first, then shortest. run_qa keeps all, in the order they were found.
     """
     if settings.decoder == "top20":
@@ -189,7 +192,7 @@ def _with_null(
     null: tuple[float, float],
     settings: DecodingSettings,
 ) -> list[Span]:
-    """Put "no answer" in its place among the spans; after a span of the same score."""
+    """Put "no answer" among the spans by its score; after a span of the same score."""
     of_spans, of_null = _log_sum([result.log_total for result in results]), sum(null)
     total = _log_sum([of_spans, of_null])
     share = math.exp(of_spans - total)

@@ -1,13 +1,14 @@
-"""Scores of tokens -> spans of tokens.
+"""Search the best spans of tokens, given the score of each token as a start and as an end.
 
 The score of the span from token i to token j >= i is S.T_i + E.T_j (Devlin et al. 2019, section
 4.2). A span lies in the context and has at most ``max_answer_length`` tokens.
 
-``exact_spans`` looks at every such span. ``top20_spans`` looks at the 20 best starts and the 20
+``exact_spans`` searches all such spans. ``top20_spans`` searches the 20 best starts and the 20
 best ends of a window only, as run_qa does. Both work on all windows of a batch at once.
 
-N  windows      C  context tokens of the longest, and one      S  the same with the question
-M  max_answer_length                                           n  n_best
+T  tokens in the batch      C  context tokens of the longest window, and one to spare
+N  windows                  Q  the same with the question's tokens
+R  spans or starts found    M  max_answer_length             n  n_best
 """
 
 import math
@@ -27,7 +28,7 @@ class WindowSpans:
         window: ``(R,)``, ascending: whose span it is.
         start, end: ``(R,)``, first and last token, counted from the window's first context token.
         start_logit, end_logit: ``(R,)`` float32, S.T_start and E.T_end. The spans of a window
-            stand best first.
+            are ordered, best first.
         null_start_logit, null_end_logit: ``(N,)`` float32, the scores of [CLS]: "no answer".
         log_total: ``(N,)`` float32, log of the sum of exp(score) over all spans of a window,
             not only the ones kept: what a probability is normalised by.
@@ -53,7 +54,7 @@ def exact_spans(
 ) -> WindowSpans:
     """The ``n_best`` spans of each window, among all with start <= end.
 
-    Equal scores stand in a fixed order, whatever the batch: earliest start, then shortest.
+    Equal scores have a fixed order, whatever the batch: earliest start, then shortest.
 
     Args:
         start_logits, end_logits: ``(T,)`` of the packed batch.
@@ -100,11 +101,11 @@ def top20_spans(
 
     All tokens of the window compete for a rank among the 20, the question's too; pairs outside
     the context, too long or ending before their start are dropped afterwards, so good spans can
-    be missed. Same arguments as ``exact_spans``. Equal scores stand in the order of the search:
+    be missed. Same arguments as ``exact_spans``. Equal scores have the order of the search:
     by rank of the start, then by rank of the end.
     """
     first, count = _bounds(start_logits, lengths)
-    all_starts = _rectangle(start_logits, first, count)  # (N, S)
+    all_starts = _rectangle(start_logits, first, count)  # (N, Q)
     all_ends = _rectangle(end_logits, first, count)
     context_start = torch.tensor(context_starts, device=start_logits.device)[:, None, None]
     last = count[:, None, None] - 2  # before the final [SEP]
@@ -192,7 +193,7 @@ def _sliding(
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
-    """Places of the ``count`` highest of each row, ``(N, S)``, highest first; of equals the first.
+    """Positions of the ``count`` highest of each row, of equals the first: to ``(N, count)``.
 
     The bits of a float, read as an integer, have the order of the number once those of the
     negative ones are turned round. Below them goes the position, so that no two keys are equal.

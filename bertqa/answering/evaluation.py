@@ -96,7 +96,7 @@ class Evaluator:
     def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
         """Answer all questions and score the answers."""
         runtime = self.runtime
-        # What is measured is what will answer: a copy, made ready as infer.py makes it.
+        # What is measured is what will answer: a copy, made ready as an answerer makes it.
         own = model if is_prepacked(model) else copy.deepcopy(model)
         return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
 

@@ -282,8 +282,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 sound = False
             if not sound:
                 raise UserError(
-                    f"{path}, line {number} is not one that infer.py writes: restore the file, or "
-                    "name another --output_dir"
+                    f"{path}, line {number} is not one that bertqa infer writes: restore the "
+                    "file, or name another --output_dir"
                 )
             yield end, entry
 

@@ -15,7 +15,7 @@ Training stops at the first fault. An audit goes on and finds them all, each und
     question too long    it has more tokens than a window has room for
 
     blanks               the answer has blanks at its ends; the label is the rest
-    combining marks      the answer ends inside a written character; the label takes it whole
+    combining marks      the answer ends inside a grapheme cluster; the label takes it whole
     invisible            the answer has characters without tokens at its ends; the label is the rest
     inside a token       the answer ends inside a token; the label takes it whole
     no tokens            no token covers any of the answer; it is labelled [CLS]
@@ -102,7 +102,7 @@ RULES = {
     Cause.LONG_QUESTION: Rule("it has more tokens than a window has room for"),
     Cause.BLANKS: Rule("the answer has blanks at its ends; the label is the rest", "stripped"),
     Cause.COMBINING: Rule(
-        "the answer ends inside a written character; the label takes it whole"
+        "the answer ends inside a grapheme cluster; the label takes it whole"
     ),
     Cause.INVISIBLE: Rule(
         "the answer has characters without tokens at its ends; the label is the rest"

@@ -79,7 +79,7 @@ def occurrences(context: str, text: str) -> list[int]:
 def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     """Slices of the context that are the text but for case, blanks and Unicode form.
 
-    They begin and end where written characters do: "cafe" is not found in "café".
+    They begin and end where grapheme clusters do: "cafe" is not found in "café".
     """
     folded, origins = _folded(context)
     wanted = _folded(text.strip())[0]

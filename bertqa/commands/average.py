@@ -22,7 +22,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     parser = Parser(__doc__ or "", prog)
     parser.group("data")(
         "models", nargs="+", type=Path, metavar="RUN",
-        help="output folders of train.py, or other folders with a fine-tuned model",
+        help="output folders of bertqa train, or other folders with a fine-tuned model",
     )  # fmt: skip
     parser.group("output")(
         "--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the mean"

@@ -1,4 +1,4 @@
-"""Windows -> batches: random ones for training, ones that fill a token budget for inference.
+"""Pack windows into batches: random ones for training, ones of a token budget for inference.
 
 T  tokens in the batch      N  windows in the batch      W  windows in the set
 """

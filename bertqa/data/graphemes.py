@@ -1,4 +1,4 @@
-"""Where a written character ends: what a reader sees as one may be several code points.
+"""Where a grapheme cluster ends: what a reader sees as one may be several code points.
 
 The rules are those of Unicode's UAX 29, "extended grapheme clusters", by their numbers there. The
 classes of code points come from Python's unicodedata, so that a few marks of Burmese, which UAX 29
@@ -59,7 +59,7 @@ _LONG_RUN = 64  # code points that may join, in a row
 
 
 def written_characters(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every written character, in order."""
+    """Start and end of every grapheme cluster, in order."""
     joined = _joined(text)
     start = 0
     while start < len(text):
@@ -70,7 +70,7 @@ def written_characters(text: str) -> Iterator[tuple[int, int]]:
 
 
 def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
-    """Widen ``text[start:end]`` until it cuts no written character in two.
+    """Widen ``text[start:end]`` until it cuts no grapheme cluster in two.
 
     Tokenizers that drop accents give offsets that end before a decomposed accent: the slice of
     "e" + U+0301 would lose it.
@@ -93,7 +93,7 @@ def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)  # neighbouring questions ask about the same text
 def has_joins(text: str) -> bool:
-    """Whether any two code points of a text may be one written character."""
+    """Whether any two code points of a text may be one grapheme cluster."""
     if text.isascii():
         return "\r\n" in text
     return bool(_TIES.search(text)) or any(map(_attaches, set(text)))
@@ -162,7 +162,7 @@ class _Table(_LookBack):
 
 
 def _continues(text: str, place: int, look: _LookBack) -> bool:
-    """Whether the code point at ``place`` belongs to the written character before it."""
+    """Whether the code point at ``place`` belongs to the grapheme cluster before it."""
     before, character = text[place - 1], text[place]
     if before < "\x7f" and character < "\x7f":  # the common case; GB3
         return before == "\r" and character == "\n"
@@ -180,7 +180,7 @@ def _continues(text: str, place: int, look: _LookBack) -> bool:
 
 
 def _attaches(character: str) -> bool:
-    """Whether a code point belongs to the written character before it, whatever that is."""
+    """Whether a code point belongs to the grapheme cluster before it, whatever that is."""
     if character < "\u0300":  # nothing below attaches to anything
         return False
     return unicodedata.category(character) in ("Mn", "Me", "Mc") or bool(_ATTACHED.match(character))
@@ -206,7 +206,7 @@ def _korean(character: str) -> str:
 
 
 def _may_join(character: str) -> bool:
-    """Whether a code point may be part of a written character of any length."""
+    """Whether a code point may be part of a grapheme cluster of any length."""
     return (
         _attaches(character)
         or _is_emoji(character)

@@ -1,4 +1,6 @@
-"""Windows and gold answers -> labels, and what became of each answer on the way.
+"""Label windows with their gold answers, and tell what became of each answer on the way.
+
+E  examples      W  windows of the set
 
 The label of an answer is the tokens that share a character with it. Mostly they give back its
 text exactly; where they cannot, the cause is kept, counted and listed.
@@ -27,7 +29,7 @@ class Outcome(IntEnum):
     UNANSWERABLE = 1  # SQuAD v2.0: labelled [CLS]
     UNLABELLED = 2  # no gold answer is known, or not where it stands
     BLANKS = 3  # the answer has leading or trailing blanks; the label is the rest
-    GRAPHEME = 4  # the answer ends inside a written character; the label takes it whole
+    GRAPHEME = 4  # the answer ends inside a grapheme cluster; the label takes it whole
     INVISIBLE = 5  # characters that no token covers at the answer's ends are not in the label
     INSIDE_TOKEN = 6  # the answer ends inside a token, such as "Japan" in "Japanese"
     NO_TOKENS = 7  # no token covers any of the answer: labelled [CLS]
@@ -37,7 +39,7 @@ class Outcome(IntEnum):
 # Those whose label does not give back the answer, and what the reports say of them.
 CAUSES = {
     Outcome.BLANKS: "answer has blanks at its ends, label is the rest",
-    Outcome.GRAPHEME: "answer ends inside a written character, label takes it whole",
+    Outcome.GRAPHEME: "answer ends inside a grapheme cluster, label takes it whole",
     Outcome.INVISIBLE: "answer has invisible characters at its ends, label is the rest",
     Outcome.INSIDE_TOKEN: "answer ends inside a token, label takes it whole",
     Outcome.NO_TOKENS: "answer has no tokens, labelled [CLS]",

@@ -1,4 +1,7 @@
-"""One question about one text, and what every data set must be before it is used."""
+"""Define an example, one question about one context, and check that a data set can be used.
+
+Text only: offsets count code points of the context, as in SQuAD (Rajpurkar et al. 2016).
+"""
 
 import hashlib
 from collections import Counter

@@ -51,7 +51,7 @@ def excerpt(text: str, start: int, end: int) -> Excerpt:
 def shortened(text: str, longest: int = 400) -> str:
     """The text, or its beginning and its end where it is longer.
 
-    No written character is cut but one that is itself longer, such as a letter with a thousand
+    No grapheme cluster is cut but one that is itself longer, such as a letter with a thousand
     accents.
     """
     if len(text) <= longest:
@@ -61,7 +61,7 @@ def shortened(text: str, longest: int = 400) -> str:
     last = snap_to_graphemes(text, len(text) - half, len(text))[0]
     first = first if first <= longest else half
     last = last if len(text) - last <= longest else len(text) - half
-    if first >= last:  # one written character reaches from the beginning to the end
+    if first >= last:  # one grapheme cluster reaches from the beginning to the end
         first, last = half, len(text) - half
     return f"{text[:first]}...{text[last:]}"
 

@@ -1,4 +1,4 @@
-"""Examples -> windows.
+"""Tokenise examples and cut them into windows, the sequences that the model sees.
 
 A window is ``[CLS] question [SEP] piece of context [SEP]``. A context that is too long for one
 window is cut into several, each of which repeats the last ``doc_stride`` context tokens of the one

@@ -1,4 +1,4 @@
-"""Two computations of one BERT side by side: this one, and transformers' for verify.py.
+"""Two computations of one BERT side by side: this one, and transformers', for verification.py.
 
 ``theirs`` is transformers' BertForQuestionAnswering in float32, with attn_implementation="eager",
 and takes one window after the other; ``ours`` takes packed batches of several. Nothing here imports
@@ -363,7 +363,7 @@ def compare_answers(
     settings: WindowSettings,
     logits: Mapping[int, tuple[Tensor, Tensor]],
 ) -> None:
-    """Our answers, as infer.py with ``--decoder top20`` finds them, beside the notebook's."""
+    """Our answers, as ``bertqa infer --decoder top20`` finds them, beside the notebook's."""
     decoding = DecodingSettings(decoder="top20")
     runtime = local_runtime("cpu", "fp32")
     qa = QuestionAnswerer(sides.ours, sides.tokenizer, settings, decoding, runtime)

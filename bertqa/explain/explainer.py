@@ -1,8 +1,8 @@
-"""All that can be seen of one answer: what stands on the page of ``infer.py --explain``.
+"""All that can be seen of one answer: what the page of ``bertqa explain`` shows.
 
-The answer is the one that infer.py gives. What is behind it (scores by layer, attention, the worth
-of each head, the part of each token) is computed in float32, for the one window in which the answer
-stands; where a text has several windows, the others have their best span in a table.
+The answer is the one that ``bertqa infer`` gives. What is behind it (scores by layer, attention,
+the effect of each head, the part of each token) is computed in float32, for the one window that
+holds the answer; where a text has several windows, the others have their best span in a table.
 
 L  tokens of the window      H  attention heads
 """

@@ -134,7 +134,7 @@ class Explanation:
         answered_in: the precision of ``prediction`` and ``candidates``; all else is in float32.
         decoding: how spans became answers.
         max_seq_length: most tokens of a window.
-        prediction: the answer as infer.py gives it.
+        prediction: the answer as ``bertqa infer`` gives it.
         candidates: the n best, best first, "no answer" among them where that is an answer.
         chosen: which of them is the answer.
         window: the number of the window that is explained, from 0.

@@ -171,9 +171,7 @@ def read_stage(run: Path) -> Stage:
         UserError: it is no run's folder.
     """
     if not (run / "run.json").exists():
-        raise UserError(
-            f"{run} holds no run of train.py (there is no run.json): name one that does"
-        )
+        raise UserError(f"{run} holds no training run (there is no run.json): name one that does")
     description = read_json_object(run / "run.json")
     whole = all(
         isinstance(description.get(part), dict) and set(keys) <= description[part].keys()
@@ -183,7 +181,9 @@ def read_stage(run: Path) -> Stage:
         not whole
         or not {"versions", "git_commit", "command", "device", "processes"} <= description.keys()
     ):
-        raise UserError(f"{run / 'run.json'} is not one that train.py writes: copy the run again")
+        raise UserError(
+            f"{run / 'run.json'} is not one that bertqa train writes: copy the run again"
+        )
     try:
         lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -227,7 +227,7 @@ class Measured(NamedTuple):
 
 
 def measure(folder: Path, examples: Sequence[Example], windows: WindowSettings) -> Measured:
-    """Ask the model in a folder as infer.py asks it."""
+    """Ask the model in a folder as ``bertqa infer`` asks it."""
     qa = QuestionAnswerer.from_pretrained(folder, windows=windows)
     predictions = list(qa.answer(examples))
     v2 = qa.decoding.version_2_with_negative

@@ -3,7 +3,7 @@
     data = DataSettings(train_file=Path("my.json"), validation_split_percentage=10)
     train("bert-base-uncased", data, Path("runs/mine"), settings=TrainingSettings(seed=1))
 
-train.py is this with flags.
+``bertqa train`` is this with flags.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
-from bertqa.data.labels import LabelledWindows, LabelReport, label_report
+from bertqa.data.labels import LabelledWindows, LabelReport, label_report, make_labelled_windows
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import (
     Example,
@@ -25,7 +25,6 @@ from bertqa.data.squad import (
     split_by_article,
 )
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.window_cache import cached_windows, default_cache_dir
 from bertqa.errors import UserError
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
@@ -43,7 +42,7 @@ T = TypeVar("T")
 def train(
     model: str,
     data: DataSettings,
-    output_dir: Path,
+    output_dir: str | Path,
     *,
     settings: TrainingSettings | None = None,
     windows: WindowSettings | None = None,
@@ -68,13 +67,15 @@ def train(
             of ``decoding``. Of questions that training never saw that may be learned.
         resume: go on with the run in ``output_dir``, if there is one.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
-        observer: is told of log lines, evaluations and the end.
+        observer: is told of log lines, evaluations and the end; ``RunReport(output_dir)`` of
+            report/run_report.py draws report.html from them, as ``bertqa train`` does.
         say: is given each line to print.
 
     Raises:
         UserError: data, model, folder or disk are not as they must be, or a loss is not finite.
         Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
     """
+    output_dir = Path(output_dir)
     settings, runtime = settings or TrainingSettings(), runtime or local_runtime()
     windows, decoding = windows or WindowSettings(), decoding or DecodingSettings()
     tell: Say = say if runtime.is_main else _say_nothing
@@ -160,10 +161,8 @@ class _Part:
 def _cut(
     examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
 ) -> _Part:
-    """Cut examples into windows, or find those that were cut before."""
-    windows = main_first(
-        runtime, lambda: cached_windows(examples, tokenizer, settings, default_cache_dir())
-    )
+    """Cut examples into labelled windows; each process does it for itself, in seconds."""
+    windows = main_first(runtime, lambda: make_labelled_windows(examples, tokenizer, settings))
     return _Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
 
 
@@ -194,7 +193,7 @@ def load_data(
 def read_data(data: DataSettings) -> list[tuple[str, list[Example]]]:
     """The training data, then those to evaluate on, if any, each with its name; not yet checked."""
     if data.train_file:
-        paths = [path for path in (data.train_file, data.validation_file) if path]
+        paths = [Path(path) for path in (data.train_file, data.validation_file) if path]
         return [(str(path), read_examples(path)) for path in paths]
     name = data.dataset or "squad"
     splits = ("train",) if data.validation_split_percentage else ("train", "validation")

@@ -1,11 +1,11 @@
 """The training loop: one optimiser step after another.
 
-W  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
+B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
 
-    choose      seed, step       -> (W,) windows                      data/batching.py
+    choose      seed, step       -> (B,) windows                      data/batching.py
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
     forward     (T,) tokens      -> (T,) scores of start and of end   model/bert.py
-    loss        scores, labels   -> (N,) losses; their mean over W    model/bert.py
+    loss        scores, labels   -> (N,) losses; their mean over B    model/bert.py
     backward    the mean         -> a gradient for each parameter, summed over batches, processes
     clip        all gradients    -> of a norm of at most max_grad_norm (Pascanu et al. 2013)
     update      gradients, rate  -> parameters, by AdamW              optim.py
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
     Attributes:
         number: from 1: so many are done.
-        loss: ``()``, mean over the W windows. It is on the device, as is the norm: asking a GPU
+        loss: ``()``, mean over the B windows. It is on the device, as is the norm: asking a GPU
             for a number at every step would make it wait.
         grad_norm: ``()``, of all gradients together, before they were clipped.
         tokens: that this process has seen.
@@ -95,7 +95,7 @@ class TrainingLoop:
             torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
             set_learning_rate(self.optimizer, self.plan.learning_rate(step))
 
-            chosen = self.plan.windows_of(step)  # (W,)
+            chosen = self.plan.windows_of(step)  # (B,)
             loss, tokens = torch.zeros((), device=self.runtime.device), 0
             for batch in self._batches(chosen):
                 with self.runtime.autocast():
@@ -118,7 +118,7 @@ class TrainingLoop:
             yield Step(step + 1, loss, grad_norm, tokens)
 
     def _batches(self, chosen: Tensor) -> Iterator[TrainingBatch]:
-        """This process's share of a step's windows ``(W,)``, as batches on the device."""
+        """This process's share of a step's windows ``(B,)``, as batches on the device."""
         mine = chosen[self.runtime.rank :: self.runtime.world_size]
         for part in mine.split(self.settings.per_device_train_batch_size):  # (N,)
             if len(part):  # the last step of an epoch may have no window for this process

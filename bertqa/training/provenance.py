@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bertqa import __version__
 from bertqa.runtime import Runtime
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -14,8 +15,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def surroundings(runtime: Runtime) -> dict[str, Any]:
     """What goes into run.json of them."""
     packages = ("torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm")
+    versions = {"python": sys.version.split()[0], "bertqa": __version__}
     return {
-        "versions": {"python": sys.version.split()[0]} | {p: version_of(p) for p in packages},
+        "versions": versions | {package: version_of(package) for package in packages},
         "git_commit": git_commit(),
         "command": sys.argv,
         "device": str(runtime.device),

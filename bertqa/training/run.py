@@ -56,7 +56,7 @@ class Run:
     ) -> None:
         self.loop = TrainingLoop(model, windows, settings, runtime)
         self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime
-        self.folder, self.observer = folder, observer or Nobody()
+        self.folder, self.observer = folder, Nobody() if observer is None else observer
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
         self.progress = Progress()
         self._failures = Failures(

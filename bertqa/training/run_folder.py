@@ -1,6 +1,6 @@
 """The folder of a training run: what it holds, and whether a run may go on in it.
 
-    config.json, model.safetensors, tokenizer.json ...   the best model so far, ready for infer.py
+    config.json, model.safetensors, tokenizer.json ...   the best model so far, ready to answer
     decoding.json, threshold.json                        when it says "no answer", and how well
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
@@ -96,7 +96,10 @@ def _difference(key: str, then: Any, now: Any, before: Any) -> str:
     if then == now:
         return ""
     if key in ("train", "validation"):  # known by their digests, which say nothing
-        return f"began with other {key} questions than --{key}_file holds now"
+        return (
+            f"began with other {key} questions than are read now, from other data or by another "
+            "version of bertqa"
+        )
     return f"has {key} {then!r}, not {now!r}"
 
 

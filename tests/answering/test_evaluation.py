@@ -158,7 +158,7 @@ def by_rank(answer):
 def plain_run_qa(context, rows, settings):
     """run_qa's answers of a question, told from its published script: text, odds, n best list.
 
-    Two things are otherwise: an answer takes written characters whole, and where the search finds
+    Two things are otherwise: an answer takes grapheme clusters whole, and where the search finds
     no span the answer is "" (the script makes one up, the word "empty" with the score 0).
     """
     found = []

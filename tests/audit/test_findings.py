@@ -249,7 +249,7 @@ def test_an_excerpt() -> None:
     assert excerpt("e\u0301" + "x" * 39 + "m", 41, 42).before == "e\u0301" + "x" * 39  # whole
     long = excerpt("z" * 500, 0, 500)
     assert len(long.marked) == 163 and "..." in long.marked
-    # A written character of any length does not fill the report.
+    # A grapheme cluster of any length does not fill the report.
     accents = "e" + "\u0301" * 60_000
     around = excerpt(f"{accents} ab {accents}", len(accents) + 1, len(accents) + 3)
     assert around.marked == "ab" and len(around.before) < 300 and len(around.after) < 300

@@ -50,7 +50,6 @@ from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_examples, check_version, split_by_article
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.window_cache import cached_windows
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain import attribution as inside
@@ -223,13 +222,6 @@ def resume_another(room: Room) -> None:
     save_file({"x": torch.ones(1)}, last / "optimizer.safetensors")
     (last / "progress.json").write_text("{}")
     Checkpoints(room.path / "checkpoints").load_last(model, make_optimizer(model, 0.0, 1e-8))
-
-
-def full_cache(room: Room) -> None:
-    room.write("cache", "a file where a folder is to be")
-    tokenizer = BertTokenizer.load(room.folder())
-    example = Example("q", "who", "fox")
-    cached_windows([example], tokenizer, WindowSettings(16, 4), room.path / "cache")
 
 
 def resume_damaged(room: Room) -> None:
@@ -641,7 +633,6 @@ CASES: dict[str, Callable[[Room], object]] = {
     "another run": resume_with_other_flags,
     "another model's state": resume_another,
     "a damaged checkpoint": resume_damaged,
-    "a cache without a place": full_cache,
     "weights of no BERT": save_what_is_no_weight,
     "folders that are not shared": folders_apart,
     # answer_lines

@@ -384,7 +384,7 @@ def test_what_cannot_be_released(
 
 def test_a_run_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run\.json is not one that train\.py writes"):
+    with pytest.raises(UserError, match=r"run\.json is not one that bertqa train writes"):
         read_stage(tmp_path)
 
 

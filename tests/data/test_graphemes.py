@@ -1,4 +1,4 @@
-"""Slices are widened to whole written characters, and never further."""
+"""Slices are widened to whole grapheme clusters, and never further."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
 
-# Each is one written character, however many code points it has.
+# Each is one grapheme cluster, however many code points it has.
 CHARACTERS = (
     *("a", "Z", "1", " ", "\n", "-", "[", "\u00a0", "é", "ß", "中", "か", "각", "н", "\U00020000"),
     *("e\u0301", "e\u0302\u0323", "E\u0301\u0302\u0303\u0304", "x\u20d7", "l\u0336", "n\u0303"),
@@ -163,7 +163,7 @@ def test_written_characters_follow_each_other(text: str) -> None:
     assert all(snap_to_graphemes(text, end, end) == (end, end) for _, end in found)
 
 
-# What a written character of any length can be made of.
+# What a grapheme cluster of any length can be made of.
 RUNS = ("🇫", "🇫🇷", "\u0301", "👍\u200d", "👍\ufe0f\u200d", "क\u094d", "\u1161", "©\u200d",
         "👍\u200d\u200d", "👍\u0301\u200d", "क\u094d\u200c")  # fmt: skip
 

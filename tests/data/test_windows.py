@@ -541,7 +541,7 @@ def test_a_report_of_every_outcome(ours):
         "16 examples, 2 answers labelled exactly",
         "  unanswerable, labelled [CLS]: 2",
         "  answer has blanks at its ends, label is the rest: 2 (4, 5)",
-        "  answer ends inside a written character, label takes it whole: 1 (6)",
+        "  answer ends inside a grapheme cluster, label takes it whole: 1 (6)",
         "  answer has invisible characters at its ends, label is the rest: 1 (7)",
         "  answer ends inside a token, label takes it whole: 5 (8, 9, 10, ...)",
         "  answer has no tokens, labelled [CLS]: 1 (13)",

@@ -1,4 +1,4 @@
-"""What an explanation says is what the model, the decoder and inside.py say."""
+"""What an explanation says is what the model, the decoder and attribution.py say."""
 
 import base64
 import copy

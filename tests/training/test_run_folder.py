@@ -21,7 +21,7 @@ from tests.training.runs import DESCRIPTION, contents, make_run
     [
         ("settings", "seed", 43, "has seed 42, not 43"),
         ("settings", "model", "other", "has model 'tiny', not 'other'"),
-        ("data", "train", "4567", "began with other train questions than --train_file holds"),
+        ("data", "train", "4567", "began with other train questions than are read now"),
         ("data", "windows", {"a": 1, "b": 3}, "has b 2, not 3"),
     ],
 )
