@@ -133,8 +133,14 @@ class _Passes(threading.local):
 def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Recording]:
     """Record what modules give while the context is entered; it can be read afterwards too.
 
-    Tensors are kept as they are, with their gradient functions. The passes of copies of the model
-    are recorded too, such as an ``Evaluator`` makes.
+    Tensors are kept as they are, with their gradient functions; an answerer's have none and take
+    part in computations under ``torch.no_grad()`` only. The passes of copies of the model are
+    recorded too, such as an ``Evaluator`` makes.
+
+    A module that is recorded has a hook, and attention with hooks takes the reference
+    implementation, which differs from the fused one by rounding. So do, meanwhile, passes of the
+    same model in threads that record nothing, and for good a copy that is made meanwhile: copy
+    before, where that matters.
 
     Args:
         names: of modules, such as ``hidden_state_names(model)``.

@@ -356,6 +356,19 @@ def test_a_copy_is_recorded_as_long_as_the_model_is(model, batch, other):
     assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
 
 
+def test_recorded_attention_is_the_reference_for_all_meanwhile(model, batch):
+    """Also in a thread that records nothing, and in a copy."""
+    plain = run(model, batch)
+    own = copy.deepcopy(model)
+    own.set_attention_implementation("reference")
+    reference = run(own, batch)
+    with record(model, attention_names(model)), ThreadPoolExecutor(1) as pool:
+        assert same(pool.submit(run, model, batch).result(), reference)
+        copied = copy.deepcopy(model)
+    assert same(run(copied, batch), reference)
+    assert same(run(model, batch), plain)
+
+
 def test_gradients_reach_what_was_recorded(model, batch):
     with record(model, ["layers.0"]) as seen:
         output = model(batch)
