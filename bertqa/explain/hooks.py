@@ -146,8 +146,14 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
         names: of modules, such as ``hidden_state_names(model)``.
 
     Raises:
-        UserError: the model has no module of that name, or never calls it.
+        UserError: the model has no module of that name, or never calls it; or one name is given
+            where a list of them belongs.
     """
+    if isinstance(names, str):
+        raise UserError(
+            f"names must be a list of a model's modules, got the text {shown(names)}: pass "
+            f"[{shown(names)}]"
+        )
     seen, passes, recording = Recording(), _Passes(), object()
 
     def begin(args: Any) -> None:
@@ -262,8 +268,8 @@ def intervene(
         embeddings: ``(T, D)`` in place of what ``embeddings`` makes of the ids.
 
     Raises:
-        UserError: a layer, head, module or token that is not there, or a head that is both to be
-            masked and averaged.
+        UserError: a layer, head, module or token that is not there, a head that is both to be
+            masked and averaged, or, in the forward pass, states or embeddings of another shape.
     """
     patch = patch or {}
     _check(model, mask_heads, mean_heads, skip_layers, patch)
@@ -287,7 +293,7 @@ def intervene(
         for layer in skip_layers:
             after(f"layers.{layer}", lambda args, output: args[0])
         if embeddings is not None:
-            after("embeddings", lambda args, output: embeddings.to(output))
+            after("embeddings", _embedding(embeddings))
         for layer in {layer for layer, _ in [*mask_heads, *mean_heads]}:
             masked, averaged = (
                 sorted(head for at, head in heads if at == layer)
@@ -330,6 +336,20 @@ def _columns(values: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
     return chosen, values[:, chosen]
 
 
+def _embedding(embeddings: Tensor) -> Callable[[Any, Tensor], Tensor]:
+    """The hook after ``embeddings`` that gives others."""
+
+    def change(args: Any, output: Tensor) -> Tensor:
+        if embeddings.shape != output.shape:
+            raise UserError(
+                f"what replaces 'embeddings' must have the shape {tuple(output.shape)}, a row for "
+                f"each token, got {tuple(embeddings.shape)}: give those of this batch"
+            )
+        return embeddings.to(output)
+
+    return change
+
+
 def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
     """The hook after the module ``name`` that puts states in."""
     tokens, states = patch
@@ -339,6 +359,11 @@ def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
             raise UserError(
                 f"the patch of {name!r} is for tokens {int(tokens.min())} to {int(tokens.max())}: "
                 f"name tokens from 0 to {len(output) - 1}"
+            )
+        if states.shape != (wanted := (len(tokens), output.shape[-1])):
+            raise UserError(
+                f"the patch of {name!r} must have states of the shape {wanted}, one row for each "
+                f"of its tokens, got {tuple(states.shape)}: take those of this module"
             )
         return output.index_copy(0, tokens.to(output.device), states.to(output))
 

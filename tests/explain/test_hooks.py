@@ -107,6 +107,20 @@ def test_a_state_for_a_token_that_is_not_there(model, batch):
             run(model, batch, patch=patch)
 
 
+@pytest.mark.parametrize("shape", [(2, 35), (1, 36), (3, 36), (36,), (2, 1)])
+def test_states_of_another_shape(model, batch, shape):
+    patch = {"layers.0": Patch(torch.tensor([3, 7]), torch.zeros(shape))}
+    with pytest.raises(UserError, match=r"'layers.0' must have states of the shape .2, 36.*got"):
+        run(model, batch, patch=patch)
+
+
+def test_embeddings_of_another_shape(model, batch):
+    tokens = sum(LENGTHS)
+    for shape in ((tokens - 1, 36), (tokens, 35), (1, 36), (36,)):
+        with pytest.raises(UserError, match=rf"shape \({tokens}, 36\).*got \({shape[0]},"):
+            run(model, batch, embeddings=torch.zeros(shape))
+
+
 @pytest.mark.parametrize("heads", [{(0, 0)}, {(1, 3)}, {(0, 1), (0, 2), (2, 3)}])
 def test_a_masked_head_adds_nothing(model, batch, heads):
     """As if its columns of the output matrix were zeros, and whatever its values are."""
@@ -399,6 +413,11 @@ def test_a_name_that_is_not_there(model, name, words):
     with pytest.raises(UserError, match=words), record(model, ["embeddings", name]):
         pass
     assert not hooks_of(model)
+
+
+def test_one_name_where_a_list_belongs(model):
+    with pytest.raises(UserError, match=r"must be a list .*got the text 'layers.0': pass \["):
+        record(model, "layers.0").__enter__()
 
 
 def test_the_head_reads_every_layer(model, batch):
