@@ -672,6 +672,9 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a module that is not called": lambda r: listen(r, ["layers"]),
     "a name for a list": lambda r: listen(r, "layers.0"),
     "a wrapper that cannot be saved": lambda r: save_changed(r, wrap),
+    "a forward that cannot be saved": lambda r: save_changed(
+        r, lambda model: setattr(model.head, "forward", abs)
+    ),
     "a weight of another shape": lambda r: save_changed(
         r, lambda model: setattr(model, "config", replace(model.config, vocab_size=7))
     ),

@@ -586,6 +586,16 @@ def refusals() -> Iterator[tuple[str, Callable[[BertForQuestionAnswering], objec
         lambda m: put(m, "layers.1", Doubled),
         ("layers.1 must be a Layer, got Doubled"),
     )
+    yield (
+        "another forward",
+        lambda m: replace_forward(m.layers[0].attention.key),
+        "the forward of layers.0.attention.key was replaced",
+    )
+    yield (
+        "another forward of the whole",
+        lambda m: setattr(m, "forward", lambda batch: None),
+        "the forward of the model itself was replaced",
+    )
     yield "head", lambda m: put(m, "head", Doubled), "head must be a SpanHead, got Doubled"
     yield (
         "a layer less",
