@@ -9,9 +9,9 @@
         model(batch)
 
 Names are those of ``model.named_modules()``; layers and heads are counted from 0. Both hold for the
-thread that entered them, so that threads which share a model do not disturb one another, and both
-see what other hooks did: a recording has the values with which the pass went on. Attention that is
-recorded takes the reference implementation, which differs from the fused one by rounding.
+thread that entered them and for those that work for it, such as a ``QuestionAnswerer``'s, so that
+others which share the model neither change nor are recorded. Both see what other hooks did: a
+recording has the values with which the pass went on.
 
 Masking heads follows Michel et al., "Are Sixteen Heads Really Better than One?", 2019; replacing
 states by those of another run is what Vig et al., "Investigating Gender Bias in Language Models
@@ -59,11 +59,41 @@ def logit_lens(
     return [model.head(hidden) for hidden in hidden_states]
 
 
+# The recordings and interventions that this thread, or rather its context, is in. A pool of threads
+# that works for it runs in copies of the context, as in ``Runtime.map_batches``.
+_entered: ContextVar[tuple[object, ...]] = ContextVar("entered", default=())
+
+
+@contextmanager
+def _enter(what: object) -> Iterator[None]:
+    _entered.set((*_entered.get(), what))
+    try:
+        yield
+    finally:
+        _entered.set(tuple(other for other in _entered.get() if other is not what))
+
+
+def _while_entered(what: object, change: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that calls ``change`` with a module's arguments and output where ``what`` is entered.
+
+    It is a function, since a copy of the model has the same functions but copies of all else: so
+    what is entered holds for the copy too, and is over for it at the same time.
+    """
+
+    def hook(module: nn.Module, args: Any, *output: Any) -> Any:
+        return change(args, *output) if what in _entered.get() else None
+
+    return hook
+
+
 # --- recording -----------------------------------------------------------------------------------
 
 
+_Calls = dict[str, list[Any]]  # name of a module -> what its calls gave
+
+
 class Recording(Mapping[str, Any]):
-    """What modules gave in the last forward pass: name -> output.
+    """What modules gave in one forward pass, the last that was completed: name -> output.
 
     An output is a tensor, as a rule ``(T, D)``; that of ``head`` and of the model itself, whose
     name is "", is a pair of them. Of the modules that a layer calls several times it is a list, in
@@ -71,11 +101,14 @@ class Recording(Mapping[str, Any]):
     for each window, of the layer's ``dropout`` ``(T, D)`` after attention and after the
     feed-forward part.
 
-    Modules that have not been called yet are not in it.
+    Modules that have not been called yet are not in it. A pass that fails leaves it as it is. What
+    a thread calls by itself, such as a single layer, takes its place in that thread's last pass.
+    Where several threads work, which pass completes last is chance, and it changes until they are
+    done: read it then.
     """
 
     def __init__(self) -> None:
-        self._calls: dict[str, list[Any]] = {}
+        self._calls: _Calls = {}
 
     def __getitem__(self, name: str) -> Any:
         calls = self._calls[name]
@@ -87,53 +120,87 @@ class Recording(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._calls)
 
-    def _keep(self, name: str, output: Any) -> None:
-        kept = self._calls.setdefault(name, [])
-        if not _REPEATED.fullmatch(name):
-            kept.clear()
-        kept.append(output)
 
-    def _forget(self, name: str) -> None:
-        self._calls.pop(name, None)
+class _Passes(threading.local):
+    """The calls of this thread, so that those of passes at the same time do not mix."""
+
+    def __init__(self) -> None:
+        self.last: _Calls = {}
+        self.under_way: list[_Calls] = []  # of several, each was begun within the one before
 
 
 @contextmanager
 def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Recording]:
     """Record what modules give while the context is entered; it can be read afterwards too.
 
-    Tensors are kept as they are, with their gradient functions. Calls in other threads are not
-    recorded.
+    Tensors are kept as they are, with their gradient functions; an answerer's have none and take
+    part in computations under ``torch.no_grad()`` only. The passes of copies of the model are
+    recorded too, such as an ``Evaluator`` makes.
+
+    A module that is recorded has a hook, and attention with hooks takes the reference
+    implementation, which differs from the fused one by rounding. So do, meanwhile, passes of the
+    same model in threads that record nothing, and for good a copy that is made meanwhile: copy
+    before, where that matters.
 
     Args:
         names: of modules, such as ``hidden_state_names(model)``.
 
     Raises:
-        UserError: the model has no module of that name, or never calls it.
+        UserError: the model has no module of that name, or never calls it; or one name is given
+            where a list of them belongs.
     """
-    seen, thread = Recording(), threading.get_ident()
+    if isinstance(names, str):
+        raise UserError(
+            f"names must be a list of a model's modules, got the text {shown(names)}: pass "
+            f"[{shown(names)}]"
+        )
+    seen, passes, recording = Recording(), _Passes(), object()
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                seen._keep(name, output)
+    def begin(args: Any) -> None:
+        passes.under_way.append({})
 
-        return hook
+    def complete(args: Any, output: Any) -> None:
+        # No output: the pass has failed. None under way: it began before the recording did.
+        if (done := passes.under_way.pop() if passes.under_way else None) and output is not None:
+            passes.last = seen._calls = done
 
-    def forget(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if threading.get_ident() == thread:
-                seen._forget(name)
+    def keep(name: str) -> Callable[[Any, Any], None]:
+        def change(args: Any, output: Any) -> None:
+            calls = passes.under_way[-1] if passes.under_way else passes.last
+            earlier = calls.get(name, []) if _REPEATED.fullmatch(name) else []
+            calls[name] = [*earlier, output]
+            if not passes.under_way:
+                seen._calls = calls
 
-        return hook
+        return change
+
+    def forget(name: str) -> Callable[[Any], None]:
+        def change(args: Any) -> None:
+            (passes.under_way[-1] if passes.under_way else passes.last).pop(name, None)
+
+        return change
 
     modules = {name: _module(model, name) for name in names}
     with ExitStack() as hooks:
+
+        def before(module: nn.Module, change: Callable[[Any], None], first: bool = False) -> None:
+            hook = _while_entered(recording, change)
+            hooks.callback(module.register_forward_pre_hook(hook, prepend=first).remove)
+
+        def after(
+            module: nn.Module, change: Callable[[Any, Any], None], last: bool = False
+        ) -> None:
+            hook = _while_entered(recording, change)
+            hooks.callback(module.register_forward_hook(hook, always_call=last).remove)
+
+        before(model, begin, first=True)
         for name, module in modules.items():
             if _REPEATED.fullmatch(name):
-                caller = model.get_submodule(name.rpartition(".")[0])
-                hooks.callback(caller.register_forward_pre_hook(forget(name)).remove)
-            hooks.callback(module.register_forward_hook(keep(name)).remove)
-        yield seen
+                before(model.get_submodule(name.rpartition(".")[0]), forget(name))
+            after(module, keep(name))
+        after(model, complete, last=True)
+        with _enter(recording):
+            yield seen
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -176,11 +243,6 @@ def patch_from(seen: Mapping[str, Any], name: str, tokens: Sequence[int]) -> dic
     return {name: Patch(chosen, seen[name][chosen])}
 
 
-# The interventions that this thread, or rather its context, is in. A pool of threads that works for
-# it runs in copies of the context, as in ``Runtime.map_batches``.
-_entered: ContextVar[tuple[object, ...]] = ContextVar("interventions", default=())
-
-
 @contextmanager
 def intervene(
     model: BertForQuestionAnswering,
@@ -206,29 +268,23 @@ def intervene(
         embeddings: ``(T, D)`` in place of what ``embeddings`` makes of the ids.
 
     Raises:
-        UserError: a layer, head, module or token that is not there, or a head that is both to be
-            masked and averaged.
+        UserError: a layer, head, module or token that is not there, a head that is both to be
+            masked and averaged, or, in the forward pass, states or embeddings of another shape.
     """
     patch = patch or {}
     _check(model, mask_heads, mean_heads, skip_layers, patch)
     intervention = object()
 
-    def here(change: Callable[..., Any]) -> Callable[..., Any]:
-        # A function, since a copy of the model has the same functions but copies of all else.
-        def hook(module: nn.Module, args: Any, *output: Any) -> Any:
-            return change(args, *output) if intervention in _entered.get() else None
-
-        return hook
-
     with ExitStack() as hooks:
 
         def before(name: str, change: Callable[[Any], Any]) -> None:
-            module = _module(model, name)
-            handle = module.register_forward_pre_hook(here(change), prepend=True)
+            hook = _while_entered(intervention, change)
+            handle = _module(model, name).register_forward_pre_hook(hook, prepend=True)
             hooks.callback(handle.remove)
 
         def after(name: str, change: Callable[[Any, Any], Any]) -> None:
-            handle = _module(model, name).register_forward_hook(here(change), prepend=True)
+            hook = _while_entered(intervention, change)
+            handle = _module(model, name).register_forward_hook(hook, prepend=True)
             hooks.callback(handle.remove)
 
         # Of one module the hook that was registered last is the first to run.
@@ -237,7 +293,7 @@ def intervene(
         for layer in skip_layers:
             after(f"layers.{layer}", lambda args, output: args[0])
         if embeddings is not None:
-            after("embeddings", lambda args, output: embeddings.to(output))
+            after("embeddings", _embedding(embeddings))
         for layer in {layer for layer, _ in [*mask_heads, *mean_heads]}:
             masked, averaged = (
                 sorted(head for at, head in heads if at == layer)
@@ -246,11 +302,8 @@ def intervene(
             note, change = _changing_heads(masked, averaged, model.config.num_attention_heads)
             before(f"layers.{layer}.attention", note)
             before(f"layers.{layer}.attention.output", change)
-        _entered.set((*_entered.get(), intervention))
-        try:
+        with _enter(intervention):
             yield
-        finally:
-            _entered.set(tuple(other for other in _entered.get() if other is not intervention))
 
 
 def _changing_heads(
@@ -283,6 +336,20 @@ def _columns(values: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
     return chosen, values[:, chosen]
 
 
+def _embedding(embeddings: Tensor) -> Callable[[Any, Tensor], Tensor]:
+    """The hook after ``embeddings`` that gives others."""
+
+    def change(args: Any, output: Tensor) -> Tensor:
+        if embeddings.shape != output.shape:
+            raise UserError(
+                f"what replaces 'embeddings' must have the shape {tuple(output.shape)}, a row for "
+                f"each token, got {tuple(embeddings.shape)}: give those of this batch"
+            )
+        return embeddings.to(output)
+
+    return change
+
+
 def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
     """The hook after the module ``name`` that puts states in."""
     tokens, states = patch
@@ -292,6 +359,11 @@ def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
             raise UserError(
                 f"the patch of {name!r} is for tokens {int(tokens.min())} to {int(tokens.max())}: "
                 f"name tokens from 0 to {len(output) - 1}"
+            )
+        if states.shape != (wanted := (len(tokens), output.shape[-1])):
+            raise UserError(
+                f"the patch of {name!r} must have states of the shape {wanted}, one row for each "
+                f"of its tokens, got {tuple(states.shape)}: take those of this module"
             )
         return output.index_copy(0, tokens.to(output.device), states.to(output))
 

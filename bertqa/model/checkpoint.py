@@ -151,7 +151,8 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     """Refuse a model that is more, or other, than what its checkpoint would load as.
 
     A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
-    with the same weights, or a parametrisation computes something else with them. Hooks are no part
+    with the same weights, a parametrisation or a replaced ``forward`` computes something else with
+    them. Hooks are no part
     of a checkpoint and may be there; so may the model be of a subclass itself.
 
     Raises:
@@ -160,6 +161,13 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     """
     if any(isinstance(module, Prepacked) for module in model.modules()):
         raise ValueError("a packed model cannot be saved: load it without packing")
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise UserError(
+                f"the model cannot be saved: the forward of {name or 'the model itself'} was "
+                "replaced, which a checkpoint cannot hold: remove the replacement (del "
+                "module.forward)"
+            )
     plain, found = _shapes_of(model.config), dict(model.named_modules(remove_duplicate=False))
     for name, module in plain.named_modules():
         if name and type(found.get(name)) is not type(module):

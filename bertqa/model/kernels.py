@@ -7,7 +7,8 @@ could notice: see ``is_plain``. T, H, K, L as in bert.py.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeGuard, TypeVar
+from types import FunctionType
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,6 @@ _GLOBAL_HOOKS = (
     torch_module._global_backward_pre_hooks,
     torch_module._global_backward_hooks,
 )
-_LINEAR_FORWARD = nn.Linear.forward
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -96,8 +96,8 @@ def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
     """Whether to call a module does nothing but what ``kind.forward`` does.
 
     A subclass, a wrapper and a parametrised module are of another type. A hook, on the module or
-    global, and a replaced ``forward`` want to be called. A model is asked at every forward pass,
-    so hooks may come and go.
+    global, and a replaced ``forward``, of the module or its class, want to be called. A model is
+    asked at every forward pass, so hooks may come and go.
     """
     return (
         type(module) is kind
@@ -108,7 +108,22 @@ def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
             or module._backward_hooks
         )
         and "forward" not in module.__dict__
+        and _has_own_forward(kind)
         and not any(_GLOBAL_HOOKS)
+    )
+
+
+def _has_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether the ``forward`` of a class is the one that its source defines.
+
+    The globals of a function are those of the module that defines it, and a decorator that gives
+    a wrapper the name of what it wraps leaves them as they are.
+    """
+    forward: Any = kind.forward
+    return (
+        isinstance(forward, FunctionType)
+        and forward.__globals__["__name__"] == kind.__module__
+        and forward.__qualname__ == f"{kind.__qualname__}.forward"
     )
 
 
@@ -120,7 +135,6 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """
     return (
         is_plain(module, nn.Linear)
-        and nn.Linear.forward is _LINEAR_FORWARD
         and type(module._parameters.get("weight")) is nn.Parameter
         and type(module._parameters.get("bias")) is nn.Parameter
     )

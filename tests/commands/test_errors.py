@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -339,9 +339,9 @@ def look(room: Room, **changes: Any) -> None:
         model(THREE_TOKENS)
 
 
-def listen(room: Room, name: str) -> None:
-    """Record a module of a model."""
-    with record(room.answerer().model, [name]):
+def listen(room: Room, names: Iterable[str]) -> None:
+    """Record modules of a model."""
+    with record(room.answerer().model, names):
         pass
 
 
@@ -655,9 +655,17 @@ CASES: dict[str, Callable[[Room], object]] = {
     "a patch of no token": lambda r: look(
         r, patch={"layers.0": Patch(torch.tensor([99]), torch.zeros(1, CONFIG.hidden_size))}
     ),
-    "a module that is not there": lambda r: listen(r, "layers.99"),
-    "a module that is not called": lambda r: listen(r, "layers"),
+    "states of another width": lambda r: look(
+        r, patch={"layers.0": Patch(torch.tensor([0]), torch.zeros(1, 1))}
+    ),
+    "embeddings of other tokens": lambda r: look(r, embeddings=torch.zeros(1, CONFIG.hidden_size)),
+    "a module that is not there": lambda r: listen(r, ["layers.99"]),
+    "a module that is not called": lambda r: listen(r, ["layers"]),
+    "a name for a list": lambda r: listen(r, "layers.0"),
     "a wrapper that cannot be saved": lambda r: save_changed(r, wrap),
+    "a forward that cannot be saved": lambda r: save_changed(
+        r, lambda model: setattr(model.head, "forward", abs)
+    ),
     "a weight of another shape": lambda r: save_changed(
         r, lambda model: setattr(model, "config", replace(model.config, vocab_size=7))
     ),

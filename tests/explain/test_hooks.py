@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.data.readers import read_examples
 from bertqa.errors import UserError
 from bertqa.explain.hooks import (
     Patch,
@@ -23,8 +26,17 @@ from bertqa.explain.hooks import (
 )
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
 from bertqa.model.packing import PackedBatch
-from bertqa.runtime import local_runtime
-from tests.helpers import LENGTHS, TINY, our_batch, our_model, random_windows, their_model
+from bertqa.runtime import Runtime, local_runtime
+from tests.helpers import (
+    LENGTHS,
+    STORIES,
+    TINY,
+    our_batch,
+    our_model,
+    random_windows,
+    their_model,
+    write_checkpoint,
+)
 
 LAYERS, HEADS = TINY["num_hidden_layers"], TINY["num_attention_heads"]
 K = TINY["hidden_size"] // HEADS
@@ -93,6 +105,20 @@ def test_a_state_for_a_token_that_is_not_there(model, batch):
         patch = {"layers.0": Patch(torch.tensor([token]), torch.zeros(1, 36))}
         with pytest.raises(UserError, match=f"tokens {token} to {token}: name tokens from 0 to"):
             run(model, batch, patch=patch)
+
+
+@pytest.mark.parametrize("shape", [(2, 35), (1, 36), (3, 36), (36,), (2, 1)])
+def test_states_of_another_shape(model, batch, shape):
+    patch = {"layers.0": Patch(torch.tensor([3, 7]), torch.zeros(shape))}
+    with pytest.raises(UserError, match=r"'layers.0' must have states of the shape .2, 36.*got"):
+        run(model, batch, patch=patch)
+
+
+def test_embeddings_of_another_shape(model, batch):
+    tokens = sum(LENGTHS)
+    for shape in ((tokens - 1, 36), (tokens, 35), (1, 36), (36,)):
+        with pytest.raises(UserError, match=rf"shape \({tokens}, 36\).*got \({shape[0]},"):
+            run(model, batch, embeddings=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("heads", [{(0, 0)}, {(1, 3)}, {(0, 1), (0, 2), (2, 3)}])
@@ -304,6 +330,59 @@ def test_a_layer_by_itself_is_recorded_too(model, batch):
     assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
 
 
+def test_a_pass_that_fails_is_not_recorded(model, batch, other):
+    names = [*NAMES, *attention_names(model)]
+    with record(model, names) as seen:
+        model(batch)
+        before = dict(seen)
+        handle = model.head.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(other)
+        handle.remove()
+        assert all(seen[name] is before[name] for name in NAMES)
+        model.layers[0](before["embeddings"], batch)  # takes its place beside the others
+        assert seen["layers.0"] is not before["layers.0"]
+        assert seen["layers.1"] is before["layers.1"]
+        assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
+
+
+def test_a_recording_that_is_entered_during_a_pass_is_of_the_next_one(model, batch):
+    late = ExitStack()
+    with late:
+        seen: list[Recording] = []
+        handle = model.layers[1].register_forward_hook(
+            lambda *_: seen.append(late.enter_context(record(model, NAMES)))
+        )
+        model(batch)
+        handle.remove()
+        model(batch)
+    assert list(seen[0]) == NAMES and len(seen) == 1
+
+
+def test_a_copy_is_recorded_as_long_as_the_model_is(model, batch, other):
+    with record(model, [*NAMES, *attention_names(model)]) as seen:
+        copied = copy.deepcopy(model)
+        expected = copied(batch)
+        assert same(BertOutput(*model.head(seen["layers.2"])), expected)
+    before = dict(seen)
+    copied(other)
+    assert list(seen) == list(before) and all(seen[name] is before[name] for name in NAMES)
+    assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
+
+
+def test_recorded_attention_is_the_reference_for_all_meanwhile(model, batch):
+    """Also in a thread that records nothing, and in a copy."""
+    plain = run(model, batch)
+    own = copy.deepcopy(model)
+    own.set_attention_implementation("reference")
+    reference = run(own, batch)
+    with record(model, attention_names(model)), ThreadPoolExecutor(1) as pool:
+        assert same(pool.submit(run, model, batch).result(), reference)
+        copied = copy.deepcopy(model)
+    assert same(run(copied, batch), reference)
+    assert same(run(model, batch), plain)
+
+
 def test_gradients_reach_what_was_recorded(model, batch):
     with record(model, ["layers.0"]) as seen:
         output = model(batch)
@@ -334,6 +413,11 @@ def test_a_name_that_is_not_there(model, name, words):
     with pytest.raises(UserError, match=words), record(model, ["embeddings", name]):
         pass
     assert not hooks_of(model)
+
+
+def test_one_name_where_a_list_belongs(model):
+    with pytest.raises(UserError, match=r"must be a list .*got the text 'layers.0': pass \["):
+        record(model, "layers.0").__enter__()
 
 
 def test_the_head_reads_every_layer(model, batch):
@@ -464,3 +548,48 @@ def test_the_threads_of_a_runtime_work_for_the_one_that_changed(model, batch, mo
     assert threading.get_ident() not in threads
     for output in found:
         torch.testing.assert_close(output, expected)
+
+
+def test_the_passes_of_a_runtimes_threads_are_recorded_apart(model, monkeypatch):
+    """Two are always in their midst at once, with windows of other lengths."""
+    batches = [our_batch(*random_windows(lengths)) for lengths in (LENGTHS, (20, 9))] * 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(*_: Any) -> None:
+        both.wait()
+
+    handle = model.layers[1].register_forward_hook(meet)
+    try:
+        with record(model, ["", *NAMES, *attention_names(model)]) as seen:
+            found = list(local_runtime("cpu", "fp32").map_batches(model, batches))
+    finally:
+        handle.remove()
+    (number,) = (i for i, output in enumerate(found) if output is seen[""])
+    assert seen["embeddings"].equal(model.embeddings(batches[number]))
+    assert same(BertOutput(*model.head(seen["layers.2"])), found[number])
+    for name in attention_names(model):
+        assert tuple(len(p[0]) for p in seen[name]) == batches[number].lengths
+
+
+@torch.no_grad()
+def test_what_an_answerer_computes_is_recorded(tmp_path, monkeypatch):
+    """Also where its threads compute it."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(Runtime, "tokens_per_batch", 200)
+    folder = write_checkpoint(tmp_path)
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+    threads = set()
+    qa.model.register_forward_hook(lambda *_: threads.add(threading.get_ident()))
+    names = [*hidden_state_names(qa.model), *attention_names(qa.model), "head"]
+    with record(qa.model, names) as seen:
+        answers = list(qa.answer(read_examples(STORIES)))
+    assert answers and threads and threading.get_ident() not in threads
+    assert sorted(seen) == sorted(names)
+    tokens = len(seen["embeddings"])
+    for name in attention_names(qa.model):
+        assert sum(len(p[0]) for p in seen[name]) == tokens
+    for ours, theirs in zip(
+        qa.model.head(seen[hidden_state_names(qa.model)[-1]]), seen["head"], strict=True
+    ):
+        assert ours.equal(theirs)

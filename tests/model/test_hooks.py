@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model import kernels
-from bertqa.model.bert import BertForQuestionAnswering, FeedForward, span_loss
+from bertqa.model.bert import (
+    AttentionProbabilities,
+    BertForQuestionAnswering,
+    Dropout,
+    FeedForward,
+    span_loss,
+)
 from bertqa.model.checkpoint import check_saveable, load_checkpoint, save_model
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import (
@@ -448,6 +455,28 @@ def test_a_forward_replaced_for_all_linear_layers(model, batch, monkeypatch):
     assert len(calls) == 6 * 3 and set(calls.values()) == {1}
 
 
+@pytest.mark.parametrize("kind", [AttentionProbabilities, Dropout, nn.Linear, JointPart])
+@pytest.mark.parametrize("named", [False, True], ids=["another name", "its name"])
+def test_a_forward_replaced_on_a_class_is_called(model, batch, monkeypatch, kind, named):
+    if kind is JointPart:
+        if not AVAILABLE:
+            pytest.skip("this torch has no oneDNN")
+        model = made_ready(model, "fp32")
+    plain, forward = scores(model, batch), kind.forward
+    calls: Counter[int] = Counter()
+
+    def counted(self: nn.Module, *args: Tensor) -> Tensor:
+        calls.update([id(self)])
+        return forward(self, *args)
+
+    monkeypatch.setattr(kind, "forward", wraps(forward)(counted) if named else counted)
+    torch.testing.assert_close(scores(model, batch), plain, rtol=0, atol=1e-5)
+    assert calls.keys() == {id(m) for m in model.modules() if type(m) is kind}
+    monkeypatch.undo()
+    calls.clear()
+    assert torch.equal(scores(model, batch), plain) and not calls
+
+
 class OwnWeight(torch.Tensor):
     """A weight that multiplies by itself, as quantised ones do."""
 
@@ -585,6 +614,16 @@ def refusals() -> Iterator[tuple[str, Callable[[BertForQuestionAnswering], objec
         "around a layer",
         lambda m: put(m, "layers.1", Doubled),
         ("layers.1 must be a Layer, got Doubled"),
+    )
+    yield (
+        "another forward",
+        lambda m: replace_forward(m.layers[0].attention.key),
+        "the forward of layers.0.attention.key was replaced",
+    )
+    yield (
+        "another forward of the whole",
+        lambda m: setattr(m, "forward", lambda batch: None),
+        "the forward of the model itself was replaced",
     )
     yield "head", lambda m: put(m, "head", Doubled), "head must be a SpanHead, got Doubled"
     yield (
