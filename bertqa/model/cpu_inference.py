@@ -15,6 +15,7 @@ from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
 from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
 
+_READY_IN = "_ready_in"  # the attribute by which a model remembers its precision
 _LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
 _SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
 _ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
@@ -171,16 +172,28 @@ def make_ready(
     """
     if int8:
         check_int8(device)
-    if (first := _first_prepacked(model)) is not None:
-        if (first.bias.dtype, isinstance(first, Int8Linear)) != (dtype, int8):
-            raise ValueError("the model is packed in another precision: load it again")
+    if (ready_in := _ready_in(model)) not in (None, (dtype, int8)):
+        raise ValueError("the model was made ready in another precision: load it again")
+    if is_prepacked(model):
         return model
     model.to(device).eval()
+    if ready_in is not None:
+        return model
     model.embeddings.to(dtype)
     _convert_layers(model, dtype)
     if can_prepack(device, dtype, int8):
         prepack(model, int8=int8)
+    vars(model)[_READY_IN] = (dtype, int8)
     return model
+
+
+def _ready_in(model: BertForQuestionAnswering) -> tuple[torch.dtype, bool] | None:
+    """The dtype that a model was made ready in, and whether in integers; None if it was not."""
+    if (first := _first_prepacked(model)) is not None:
+        return first.bias.dtype, isinstance(first, Int8Linear)
+    # There may be nothing to prepack, on a GPU or where each layer is wrapped.
+    found: tuple[torch.dtype, bool] | None = vars(model).get(_READY_IN)
+    return found
 
 
 def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None:

@@ -581,6 +581,26 @@ def test_a_wrapper_of_float32_answers_in_other_precisions(
     assert make_ready(ready, CPU, dtype, int8=int8) is ready
 
 
+def test_a_model_of_wrappers_alone_is_made_ready_once(model, batch):
+    """There is nothing to prepack in it, so it has to remember."""
+    for layer in range(len(model.layers)):
+        for position in POSITIONS:
+            put(model, f"layers.{layer}.{position}", OnlyFloat32)
+    ready = make_ready(model, CPU, torch.bfloat16)
+    assert not is_prepacked(ready)
+    expected = scores(ready, batch)
+    again = make_ready(copy.deepcopy(ready), CPU, torch.bfloat16)
+    assert torch.equal(scores(again, batch), expected)
+    assert len(again.layers[0].attention.query._forward_hooks) == 1
+    for other in (
+        {"dtype": torch.float32},
+        {"dtype": torch.bfloat16, "int8": True} if "int8" in AVAILABLE else {"dtype": torch.half},
+    ):
+        with pytest.raises(ValueError, match="made ready in another precision: load it again"):
+            make_ready(ready, CPU, **other)
+    assert torch.equal(scores(ready, batch), expected)
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_wrapper_of_float32_is_trained_in_bf16(model, batch, position):
     put(model, LAYER + position, Scaled)
