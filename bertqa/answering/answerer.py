@@ -83,7 +83,7 @@ class QuestionAnswerer:
         windows, decoding: how contexts are cut and spans become answers.
         folder: the checkpoint that it was loaded from; None for a model given to the constructor.
         runtime: device and precision; a model given to the constructor is converted to them and
-            packed (see cpu_inference.py), and gives no gradients any more.
+            prepacked (see cpu_inference.py), and gives no gradients any more.
     """
 
     def __init__(

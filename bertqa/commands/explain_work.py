@@ -32,7 +32,7 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
         print_found(flags, context, as_pipeline(prediction, flags.top_k))
     windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
     folder = qa.folder
-    del qa  # its layers are packed and give no gradients; there is to be room for the others
+    del qa  # its layers are prepacked and give no gradients; there is to be room for the others
     assert folder is not None  # it was loaded from one
     model = load_checkpoint(folder, allow_bin=flags.allow_bin)[0].to(runtime.device)
     with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:

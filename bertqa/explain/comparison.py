@@ -55,7 +55,7 @@ def compare(
     settings: WindowSettings,
     bound: float,
 ) -> Differences:
-    """All rows. ``sides.ours`` is packed at the end, and gives no gradients any more."""
+    """All rows. ``sides.ours`` is prepacked at the end, and gives no gradients any more."""
     found = Differences(bound, IMPLEMENTATIONS)
     ours, theirs = sides.ours, sides.theirs
     compare_windows(found, examples, windows, settings, sides.their_tokenizer)

@@ -59,7 +59,7 @@ def explain(
     """Answer a question and look at what the answer is made of.
 
     Args:
-        model: in float32 and not packed, as ``load_checkpoint(folder)[0]`` is.
+        model: in float32 and not prepacked, as ``load_checkpoint(folder)[0]`` is.
         windows, decoding: how the context is cut and spans become answers; None takes what
             ``QuestionAnswerer`` takes.
         prediction: the answer, if another form of the same model has found it already, with these
@@ -69,12 +69,12 @@ def explain(
 
     Raises:
         UserError: an empty question or context, a question or windows that are too long, or a
-            packed model, which has no gradients.
+            prepacked model, which has no gradients.
     """
     if is_prepacked(model) or next(model.parameters()).dtype is not torch.float32:
         raise UserError(
-            "explain: this model is made ready for answering, packed or in half precision; give "
-            "the one that bertqa.model.checkpoint.load_checkpoint returns"
+            "explain: this model is made ready for answering, prepacked or in half precision; "
+            "give the one that bertqa.model.checkpoint.load_checkpoint returns"
         )
     examples = asked(question, context)
     windows, decoding = windows or usual_windows(model.config), decoding or DecodingSettings()

@@ -156,11 +156,11 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     of a checkpoint and may be there; so may the model be of a subclass itself.
 
     Raises:
-        ValueError: the model is packed: its weights are no longer there as such.
+        ValueError: the model is prepacked: its weights are no longer there as such.
         UserError: the first module or weight that is not the one of bert.py.
     """
     if any(isinstance(module, Prepacked) for module in model.modules()):
-        raise ValueError("a packed model cannot be saved: load it without packing")
+        raise ValueError("a prepacked model cannot be saved: load it without prepacking")
     for name, module in model.named_modules():
         if "forward" in vars(module):
             raise UserError(
@@ -218,7 +218,7 @@ def save_model(
         checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()
     }
-    write_json(folder / "config.json", config_entries(model.config))
+    write_json(folder / CONFIG_FILE, config_entries(model.config))
     write_tensors(folder / WEIGHTS_FILE, tensors)
 
 

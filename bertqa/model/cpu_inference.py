@@ -84,7 +84,7 @@ class Int8Linear(Prepacked):
 
 def _refuse_gradients(x: Tensor) -> None:
     if torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError("packed layers give no gradients: load the model without packing")
+        raise RuntimeError("prepacked layers give no gradients: load the model without prepacking")
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

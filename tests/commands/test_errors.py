@@ -678,7 +678,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "two windows": lambda r: inside.layer_effects(
         r.answerer().model, PackedBatch(*[torch.zeros(5, dtype=torch.int64)] * 3, (3, 2)), 0, 0
     ),
-    "a packed model to explain": lambda r: explain(
+    "a prepacked model to explain": lambda r: explain(
         r.answerer().model, r.answerer().tokenizer, "who", "the quick fox"
     ),
     "a place outside": lambda r: inside.layer_effects(r.answerer().model, THREE_TOKENS, 3, 0),

@@ -1,4 +1,4 @@
-"""A packed model computes what the model computes."""
+"""A prepacked model computes what the model computes."""
 
 import copy
 from functools import partial
@@ -58,13 +58,13 @@ def scores(model, batch):
     return torch.stack([output.start_logits, output.end_logits])
 
 
-def test_a_packed_model_gives_the_same_scores(model, batch):
+def test_a_prepacked_model_gives_the_same_scores(model, batch):
     expected = scores(model, batch)
     prepack(model)
     assert_close(scores(model, batch), expected)
 
 
-def test_a_packed_model_shows_the_same_inside(model, batch):
+def test_a_prepacked_model_shows_the_same_inside(model, batch):
     names = [*hidden_state_names(model), *attention_names(model)]
     with torch.inference_mode(), record(model, names) as expected:
         model(batch)
@@ -75,7 +75,7 @@ def test_a_packed_model_shows_the_same_inside(model, batch):
 
 
 @needs_bf16
-def test_packing_in_half_precision_changes_no_score(model, batch):
+def test_prepacking_in_half_precision_changes_no_score(model, batch):
     plain = copy.deepcopy(model)
     plain.embeddings.bfloat16()
     plain.layers.bfloat16()
@@ -87,7 +87,7 @@ def test_packing_in_half_precision_changes_no_score(model, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
-def test_a_packed_layer_is_the_linear_layer(dtype):
+def test_a_prepacked_layer_is_the_linear_layer(dtype):
     torch.manual_seed(1)
     x, weight, bias = torch.randn(37, 48), torch.randn(80, 48), torch.randn(80)
     exact = x.to(dtype).float() @ weight.to(dtype).float().T + bias.to(dtype).float()
@@ -97,9 +97,9 @@ def test_a_packed_layer_is_the_linear_layer(dtype):
 
 
 @pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
-def test_packed_layers_refuse_to_give_no_gradient(model, batch, int8):
+def test_prepacked_layers_refuse_to_give_no_gradient(model, batch, int8):
     prepack(model, int8=int8)
-    with pytest.raises(RuntimeError, match="no gradients"):
+    with pytest.raises(RuntimeError, match=r"^prepacked layers give no gradients"):
         model(batch)
 
 
@@ -116,7 +116,7 @@ def test_query_key_and_value_are_one_product_and_still_three_layers(model):
         assert_close(list(linears(x, parts)), expected)
 
 
-def test_packing_is_for_the_cpu():
+def test_prepacking_is_for_the_cpu():
     assert not can_prepack(torch.device("cuda"))
 
 
@@ -135,10 +135,10 @@ def test_a_processor_without_the_instructions_is_not_given_them(model, batch, mo
 
 
 @pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
-def test_a_packed_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
+def test_a_prepacked_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
     ready = make_ready(model, CPU, torch.float32, int8=int8)
     before = scores(ready, batch)
-    with pytest.raises(ValueError, match="packed model cannot be saved"):
+    with pytest.raises(ValueError, match="a prepacked model cannot be saved"):
         save_model(tmp_path / "folder", ready)
     assert not (tmp_path / "folder").exists()
     assert make_ready(ready, CPU, torch.float32, int8=int8) is ready
