@@ -69,7 +69,8 @@ def checkpoint(size: str, folder: Path) -> Path:
         BertTokenizer.load(package).save(target)
     else:  # the windows are random numbers then, and nobody asks for text
         special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        (target / "vocab.txt").write_text("\n".join(special) + "\n", encoding="utf-8")
+        unused = [f"[unused{n}]" for n in range(SIZES[size].vocab_size - len(special))]
+        (target / "vocab.txt").write_text("\n".join([*special, *unused]) + "\n", encoding="utf-8")
     save_model(target, model)
     return target
 
