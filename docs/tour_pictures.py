@@ -117,7 +117,7 @@ def _path(names: Names) -> Picture:
         ("Vectors", f"(T, D) = ({T}, {D})", f"Layer, {layers} times", "bert.py, kernels.py"),
         ("T_i", f"(T, D) = ({T}, {D})", "SpanHead", "bert.py"),
         ("S.T_i and E.T_i", f"(T,) = ({T},) each", "exact_spans", "decoding.py"),
-        ("Spans i to j", "the best of all with j ≥ i, window by window", "predict",
+        ("Spans i to j", "the best of all with j ≥ i, over the whole context", "predict",
          "evaluation.py"),
         ("Answer", "a slice of the text, with its probability", "", ""),
     ]  # fmt: skip

@@ -1,10 +1,7 @@
-"""Join the spans of a question's windows into its answers: slices of the context, best first.
-
-n  answers kept, ``n_best_size``; scores are S.T_i + E.T_j in float32, as decoding.py gives them
-"""
+"""Turn the best spans of a question into its answers: slices of the context, best first."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypedDict
@@ -84,130 +81,72 @@ def answer_entries(prediction: Prediction, top_k: int) -> list[AnswerEntry]:
     ]
 
 
-# A span of a context: score, start and end in code points, start logit, end logit, probability
-# among all spans of its window, and later of its question. There are twenty to a question: plain
-# tuples of numbers cost Python's garbage collector nothing.
-Span = tuple[float, int, int, float, float, float]
-
-# An Answer out of its six fields in order, without the detour that a named tuple's own call takes.
+# An Answer from its six fields in order, without the cost of a named tuple's own constructor.
 _AnswerFields = tuple[str, int, int, float, float, float]
-_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
-
-
-@dataclass
-class WindowResult:
-    """The spans of one window, best first.
-
-    Attributes:
-        null: the two scores of [CLS].
-        log_total: what the probabilities are normalised by, see ``WindowSpans``.
-    """
-
-    spans: list[Span]
-    null: tuple[float, float]
-    log_total: float
+make_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
 
 
 def prediction_of(
-    example: Example, results: Sequence[WindowResult], settings: DecodingSettings
+    example: Example, spans: list[Answer], null: Answer, settings: DecodingSettings
 ) -> Prediction:
-    """Join the windows of one question."""
-    null = min((result.null for result in results), key=sum)
-    context = example.context
-    spans = results[0].spans if len(results) == 1 else _of_question(results)
-    if has_joins(context):
-        spans = [_whole(context, span) for span in spans]
-    # The spans of one window are in order. Two are alike where several tokens are one character.
-    if len(results) > 1 or len({span[1:3] for span in spans}) < len(spans):
-        spans = _merged(spans, settings)
-    if settings.version_2_with_negative or not spans:
-        spans = _with_null(spans, results, null, settings)
-    if settings.decoder == "top20":
-        spans = _among_themselves(spans)
-    answers = tuple(
-        [
-            _answer((context[start:end], start, end, start_logit, end_logit, weight))
-            for _, start, end, start_logit, end_logit, weight in spans
-        ]
-    )
-    best = next((answer for answer in answers if answer.text), None)
-    best_span = best.text if best else ""
-    if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, answers, best_span, None)
-    odds = sum(null) - best.score if best else NO_SPAN_ODDS
-    text = "" if odds > settings.null_score_diff_threshold else best_span
-    return Prediction(example.id, text, answers, best_span, odds)
+    """Turn the best spans of a question into its prediction.
 
-
-def _of_question(results: Sequence[WindowResult]) -> list[Span]:
-    """The spans of all windows, with probabilities among all spans of the question."""
-    total = _log_sum([result.log_total for result in results])
-    spans: list[Span] = []
-    for result in results:
-        share = math.exp(result.log_total - total)
-        spans += [(*span[:5], span[5] * share) for span in result.spans]
-    return spans
-
-
-def _log_sum(totals: Sequence[float]) -> float:
-    """log of the sum of the exponentials; -inf if all are."""
-    highest = max(totals)
-    if highest == -math.inf:
-        return highest
-    return highest + math.log(sum(math.exp(total - highest) for total in totals))
-
-
-def _whole(context: str, span: Span) -> Span:
-    """The span without half a grapheme cluster at its ends."""
-    score, start, end, start_logit, end_logit, weight = span
-    start, end = snap_to_graphemes(context, start, end)
-    return (score, start, end, start_logit, end_logit, weight)
-
-
-def _merged(spans: list[Span], settings: DecodingSettings) -> list[Span]:
-    """The n best of all windows of a question.
-
-    The exact decoder counts the same characters once, at their best score: two windows share a
-    span, or the tokens are parts of one grapheme cluster. Equal scores stand earliest start
-    first, then shortest. run_qa keeps all, in the order they were found.
+    Args:
+        spans: the n best, best first; none where the context has no tokens.
+        null: "no answer", with the scores of [CLS].
     """
+    if has_joins(example.context):
+        spans = [_whole_graphemes(example.context, span) for span in spans]
+    if settings.decoder == "exact":
+        spans = _distinct(spans)
+    answers = spans
+    if settings.version_2_with_negative or not spans:
+        answers = _with_null(spans, null, settings)
     if settings.decoder == "top20":
-        return sorted(spans, key=_worst_last)[: settings.n_best_size]
-    spans = sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
-    distinct: dict[tuple[int, int], Span] = {}
-    for span in spans:
-        distinct.setdefault((span[1], span[2]), span)
-        if len(distinct) == settings.n_best_size:
-            break
-    return list(distinct.values())
+        answers = _among_themselves(answers)
+    best_span = spans[0].text if spans else ""
+    if not settings.version_2_with_negative:
+        return Prediction(example.id, best_span, tuple(answers), best_span, None)
+    odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
+    text = "" if odds > settings.null_score_diff_threshold else best_span
+    return Prediction(example.id, text, tuple(answers), best_span, odds)
 
 
-def _worst_last(span: Span) -> float:
-    return -span[0]
+def _whole_graphemes(context: str, span: Answer) -> Answer:
+    """Extend a span that begins or ends within a grapheme cluster."""
+    start, end = snap_to_graphemes(context, span.start, span.end)
+    return span._replace(text=context[start:end], start=start, end=end)
 
 
-def _with_null(
-    spans: list[Span],
-    results: Sequence[WindowResult],
-    null: tuple[float, float],
-    settings: DecodingSettings,
-) -> list[Span]:
-    """Put "no answer" among the spans by its score; after a span of the same score."""
-    of_spans, of_null = _log_sum([result.log_total for result in results]), sum(null)
-    total = _log_sum([of_spans, of_null])
-    share = math.exp(of_spans - total)
-    entry = (of_null, 0, 0, *null, math.exp(of_null - total))
-    answers = [(*span[:5], span[5] * share) for span in spans]
-    answers = sorted([*answers, entry], key=_worst_last)
+def _distinct(spans: list[Answer]) -> list[Answer]:
+    """Keep the best of the spans of the same characters.
+
+    There are such spans where several tokens are parts of one grapheme cluster.
+    """
+    if len({(span.start, span.end) for span in spans}) == len(spans):
+        return spans
+    kept: dict[tuple[int, int], Answer] = {}
+    for span in sorted(spans, key=lambda span: (-span.score, span.start, span.end)):
+        kept.setdefault((span.start, span.end), span)
+    return list(kept.values())
+
+
+def _with_null(spans: list[Answer], null: Answer, settings: DecodingSettings) -> list[Answer]:
+    """Insert "no answer" by its score, after a span of the same score."""
+    rank = sum(span.score >= null.score for span in spans)
+    answers = [*spans[:rank], null, *spans[rank:]]
     # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
     if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
-        return answers if answers[-1] is entry else answers[:-1]
+        return answers if rank == len(spans) else answers[:-1]
     return answers
 
 
-def _among_themselves(spans: list[Span]) -> list[Span]:
-    """The spans, best first, with probabilities among these alone, as run_qa has them."""
-    best = spans[0][0]
-    weights = [math.exp(score - best) for score, *_ in spans]
+def _among_themselves(answers: list[Answer]) -> list[Answer]:
+    """Normalise the probabilities over these answers alone, as run_qa does."""
+    best = answers[0].score
+    weights = [math.exp(answer.score - best) for answer in answers]
     total = sum(weights)
-    return [(*span[:5], weight / total) for span, weight in zip(spans, weights, strict=True)]
+    return [
+        answer._replace(probability=weight / total)
+        for answer, weight in zip(answers, weights, strict=True)
+    ]

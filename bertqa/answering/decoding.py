@@ -1,239 +1,249 @@
-"""Search the best spans of tokens, given the score of each token as a start and as an end.
+"""Find the best answer spans of a question, given the start and end scores of its tokens.
 
 The score of the span from token i to token j >= i is S.T_i + E.T_j (Devlin et al. 2019, section
-4.2). A span lies in the context and has at most ``max_answer_length`` tokens.
+4.2). A span lies within one window's part of the context and has at most ``max_answer_length``
+tokens. ``exact_spans`` builds one table of all spans of a question over its whole context:
 
-``exact_spans`` searches all such spans. ``top20_spans`` searches the 20 best starts and the 20
-best ends of a window only, as run_qa does. Both work on all windows of a batch at once.
+    i \\ length   1          2          3        ...        M
+    token 0    S.T_0+E.T_0  S.T_0+E.T_1  S.T_0+E.T_2
+    token 1    S.T_1+E.T_1  S.T_1+E.T_2  S.T_1+E.T_3
 
-T  tokens in the batch      C  context tokens of the longest window, and one to spare
-N  windows                  Q  the same with the question's tokens
-R  spans or starts found    M  max_answer_length             n  n_best
+Where sliding windows overlap, several of them score the same span: it is in the table once, with
+the best of these scores. The n best spans and the sum that their probabilities are normalised by
+are both taken from this table. ``top20.py`` has run_qa's approximate search.
+
+T  tokens in the batch      Q  questions      C  context tokens      n  n_best
+N  windows                  R  spans          M  max_answer_length
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
+
 
 @dataclass(frozen=True)
-class WindowSpans:
-    """The best spans of N windows, R spans in all, and what is needed to weigh them.
+class WindowScores:
+    """Start and end scores of all tokens of N windows, and which of them are context.
 
     Attributes:
-        window: ``(R,)``, ascending: whose span it is.
-        start, end: ``(R,)``, first and last token, counted from the window's first context token.
-        start_logit, end_logit: ``(R,)`` float32, S.T_start and E.T_end. The spans of a window
-            are ordered, best first.
-        null_start_logit, null_end_logit: ``(N,)`` float32, the scores of [CLS]: "no answer".
-        log_total: ``(N,)`` float32, log of the sum of exp(score) over all spans of a window,
-            not only the ones kept: what a probability is normalised by.
+        start_logits, end_logits: ``(T,)``, S.T_i and E.T_i of a packed batch.
+        cls: ``(N,)``, position in the batch of each window's [CLS].
+        context: ``(N,)``, position in the batch of its first context token.
+        count: ``(N,)``, its number of context tokens; one [SEP] follows them.
+        first: ``(N,)``, index of its first context token in the whole context.
+        question: ``(N,)``, ascending from 0 without gaps; a question's windows are in order.
     """
 
-    window: Tensor
+    start_logits: Tensor
+    end_logits: Tensor
+    cls: Tensor
+    context: Tensor
+    count: Tensor
+    first: Tensor
+    question: Tensor
+
+    @classmethod
+    def of_batch(
+        cls,
+        start_logits: Tensor,
+        end_logits: Tensor,
+        lengths: Sequence[int],
+        context_starts: Sequence[int],
+    ) -> "WindowScores":
+        """Take each window of a packed batch as a question of its own.
+
+        Args:
+            lengths: tokens of each window.
+            context_starts: index in each window of its first context token.
+        """
+        device = start_logits.device
+        length = torch.tensor(lengths, device=device)
+        context_start = torch.tensor(context_starts, device=device)
+        begin = length.cumsum(0) - length
+        return cls(
+            start_logits,
+            end_logits,
+            cls=begin,
+            context=begin + context_start,
+            count=length - context_start - 1,
+            first=torch.zeros_like(length),
+            question=torch.arange(len(length), device=device),
+        )
+
+
+@dataclass(frozen=True)
+class BestSpans:
+    """The best spans of Q questions, R spans in all.
+
+    Attributes:
+        question: ``(R,)``, ascending; the spans of a question are ordered, best first.
+        start, end: ``(R,)``, first and last token, indices in the whole context.
+        start_logit, end_logit: ``(R,)`` float32, S.T_start and E.T_end.
+        log_total: ``(Q,)`` float64, log of the sum of exp(score) that probabilities are normalised
+            by: over all spans of a question (exact), or over those found (top20).
+        null_start_logit, null_end_logit: ``(Q,)`` float32, the scores of [CLS], "no answer", in
+            the window where their sum is lowest.
+    """
+
+    question: Tensor
     start: Tensor
     end: Tensor
     start_logit: Tensor
     end_logit: Tensor
+    log_total: Tensor
     null_start_logit: Tensor
     null_end_logit: Tensor
-    log_total: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """``(R,)`` float32, S.T_start + E.T_end."""
+        return self.start_logit + self.end_logit
 
 
-def exact_spans(
-    start_logits: Tensor,
-    end_logits: Tensor,
-    lengths: Sequence[int],
-    context_starts: Sequence[int],
-    n_best: int,
-    max_answer_length: int,
-) -> WindowSpans:
-    """The ``n_best`` spans of each window, among all with start <= end.
+def exact_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> BestSpans:
+    """Find the ``n_best`` spans of each question among all spans, and the sum over all.
 
-    Equal scores have a fixed order, whatever the batch: earliest start, then shortest.
+    Of equal scores the earliest start comes first, then the shortest span.
+    """
+    longest = min(max_answer_length, max(1, int(scores.count.max())))
+    windows_of = scores.question.bincount()
+    found = []
+    for windows in _single_windows(scores, windows_of, longest):
+        start, end = context_scores(scores, windows)
+        table = span_table(start, end, longest)
+        row, i, length, _ = _best_of_table(table, n_best)
+        question, j = scores.question[windows], i + length
+        found.append((question[row], i, j, start[row, i], end[row, j], question, _log_sum(table)))
+    for number in (windows_of > 1).nonzero().flatten():
+        windows = (scores.question == number).nonzero().flatten()
+        spans, total = _several_windows(scores, windows, n_best, longest)
+        found.append((number.expand(len(spans[0])), *spans, number[None], total))
+    question, i, j, start_logit, end_logit, owner, total = map(torch.cat, zip(*found, strict=True))
+    order = question.argsort(stable=True)
+    log_total = torch.empty_like(total).scatter_(0, owner, total)
+    start_logit, end_logit = start_logit[order], end_logit[order]
+    nulls = null_logits(scores)
+    return BestSpans(question[order], i[order], j[order], start_logit, end_logit, log_total, *nulls)
+
+
+def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
+    """Compute S.T_i + E.T_j for i <= j < i + M: ``(N, C)`` each -> ``(N, C, M)``.
+
+    ``[n, i, m]`` is the span of m + 1 tokens that starts at token i. Spans that leave the context
+    score -inf.
+    """
+    beyond = F.pad(end, (0, longest - 1), value=-math.inf)  # (N, C + M - 1)
+    return start[:, :, None] + beyond.unfold(1, longest, 1)  # a view: (N, C, M)
+
+
+def _single_windows(scores: WindowScores, windows_of: Tensor, longest: int) -> Iterator[Tensor]:
+    """Group the questions that have one window, windows of similar length together."""
+    single = (windows_of[scores.question] == 1).nonzero().flatten()
+    by_length = single[scores.count[single].argsort(stable=True)]
+    together = max(1, _TABLE_SIZE // (longest * (int(scores.count.max()) + 1)))
+    return iter(by_length.split(together) if len(single) else ())
+
+
+def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return row, start, length - 1 and score of the n best of each row of ``(N, C, M)``."""
+    flat = table.flatten(1)
+    lowest = flat.topk(min(n_best, flat.shape[1])).values[:, -1:]
+    # topk leaves the order of equal scores open; nonzero returns them by start, then by length.
+    row, index = ((flat >= lowest) & (flat > -math.inf)).nonzero().unbind(1)
+    score = flat[row, index]
+    best = best_rows(row, score, n_best)
+    row, index = row[best], index[best]
+    return row, index // table.shape[2], index % table.shape[2], score[best]
+
+
+def _log_sum(table: Tensor) -> Tensor:
+    """Compute log(sum(exp(score))) of each row in float64, -inf without a span: to ``(N,)``."""
+    return table.flatten(1).double().logsumexp(1)
+
+
+def _several_windows(
+    scores: WindowScores, windows: Tensor, n_best: int, longest: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Search one question with several windows: i, j, start and end logits; the log total."""
+    start, end = context_scores(scores, windows)  # (N, C)
+    first, count = scores.first[windows], scores.count[windows]
+    found, totals = [], []
+    for offset, table in _merged_tables(start, end, first.tolist(), count.tolist(), longest):
+        _, i, length, score = _best_of_table(table, n_best)
+        found.append((i + offset, i + offset + length, score))
+        totals.append(_log_sum(table))
+    i, j, score = map(torch.cat, zip(*found, strict=True))
+    best = best_rows(torch.zeros_like(i), score, n_best)
+    i, j = i[best], j[best]
+    # The window that gave the score: of those that hold the whole span, the first with the best.
+    inside = (i >= first[:, None]) & (j < (first + count)[:, None])  # (N, R)
+    start_logit = start.gather(1, (i - first[:, None]).clamp(0, start.shape[1] - 1))
+    end_logit = end.gather(1, (j - first[:, None]).clamp(0, end.shape[1] - 1))
+    window = (start_logit + end_logit).masked_fill(~inside, -math.inf).argmax(0, keepdim=True)
+    logits = start_logit.gather(0, window)[0], end_logit.gather(0, window)[0]
+    return (i, j, *logits), torch.stack(totals).logsumexp(0)
+
+
+def _merged_tables(
+    start: Tensor, end: Tensor, firsts: list[int], counts: list[int], longest: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the table of one question's whole context, in blocks of rows: offset, ``(1, C, M)``.
 
     Args:
-        start_logits, end_logits: ``(T,)`` of the packed batch.
-        lengths: tokens of each window.
-        context_starts: position in each window of its first context token.
+        start, end: ``(N, C)``, the scores in each of its windows.
+        firsts, counts: the range of context tokens of each window.
     """
-    start, end = _context_scores(start_logits, end_logits, lengths, context_starts)
-    longest = min(max_answer_length, end.shape[1])  # no span is longer than its context
-    # Of each start its best span: the n highest of these are n spans, so the n-th best of all
-    # spans scores no less than the n-th of them, and a start whose best span scores less than
-    # that has no span among the n best.
-    best_of_start = start + _sliding(end, longest, torch.maximum, -math.inf)  # (N, C)
-    bound = best_of_start.topk(min(n_best, best_of_start.shape[1]), dim=1).values[:, -1]
-    window, first = (best_of_start >= bound[:, None]).nonzero().unbind(dim=1)  # (R,)
-    beyond = end.new_full((len(end), longest - 1), -math.inf)
-    ends = torch.cat([end, beyond], dim=1).unfold(1, longest, 1)  # (N, C, M), a view
-    scores = start[window, first, None] + ends[window, first]  # (R, M)
-    candidates = (scores >= bound[window, None]) & (scores > -math.inf)
-    row, length = candidates.nonzero().unbind(dim=1)  # ascending: the order of ties
-    best = _best_rows(window[row], scores[row, length], n_best)
-    row, length = row[best], length[best]
-    window, first = window[row], first[row]
-    last = first + length
-    return WindowSpans(
-        window,
-        first,
-        last,
-        start[window, first],
-        end[window, last],
-        *_null_logits(start_logits, end_logits, lengths),
-        _log_totals(start, end, longest),
-    )
+    rows = max(1, _TABLE_SIZE // longest)
+    ends = [first + count for first, count in zip(firsts, counts, strict=True)]
+    for low in range(0, max(ends), rows):
+        high = min(low + rows, max(ends))
+        table = start.new_full((high - low, longest), -math.inf)
+        for n, (first, last) in enumerate(zip(firsts, ends, strict=True)):
+            i, j = max(first, low), min(last, high)
+            if i < j:
+                own = span_table(start[n : n + 1], end[n : n + 1], longest)[0]
+                block = table[i - low : j - low]
+                torch.maximum(block, own[i - first : j - first], out=block)
+        yield low, table[None]
 
 
-def top20_spans(
-    start_logits: Tensor,
-    end_logits: Tensor,
-    lengths: Sequence[int],
-    context_starts: Sequence[int],
-    n_best: int,
-    max_answer_length: int,
-) -> WindowSpans:
-    """run_qa's search: the ``n_best`` (20) best starts with the ``n_best`` best ends of a window.
-
-    All tokens of the window compete for a rank among the 20, the question's too; pairs outside
-    the context, too long or ending before their start are dropped afterwards, so good spans can
-    be missed. Same arguments as ``exact_spans``. Equal scores have the order of the search:
-    by rank of the start, then by rank of the end.
-    """
-    first, count = _bounds(start_logits, lengths)
-    all_starts = _rectangle(start_logits, first, count)  # (N, Q)
-    all_ends = _rectangle(end_logits, first, count)
-    context_start = torch.tensor(context_starts, device=start_logits.device)[:, None, None]
-    last = count[:, None, None] - 2  # before the final [SEP]
-    start = _highest(all_starts, n_best)[:, :, None]
-    end = _highest(all_ends, n_best)[:, None, :]
-    max_answer_length = min(max_answer_length, all_starts.shape[1])  # it may be any number
-    valid = (
-        (start >= context_start)
-        & (end <= last)
-        & (end >= start)
-        & (end < start + max_answer_length)
-    )
-    window, start_rank, end_rank = valid.nonzero().unbind(dim=1)
-    start, end = start[window, start_rank, 0], end[window, 0, end_rank]
-    scores = all_starts[window, start] + all_ends[window, end]
-    rows = _best_rows(window, scores, n_best)
-    window, start, end = window[rows], start[rows], end[rows]
-    context_scores = _context_scores(start_logits, end_logits, lengths, context_starts)
-    context_start = context_start[window, 0, 0]
-    return WindowSpans(
-        window,
-        start - context_start,
-        end - context_start,
-        all_starts[window, start],
-        all_ends[window, end],
-        *_null_logits(start_logits, end_logits, lengths),
-        _log_totals(*context_scores, max_answer_length),
-    )
+# --- also for top20.py ---------------------------------------------------------------------------
 
 
-DECODERS = {"exact": exact_spans, "top20": top20_spans}
+def context_scores(scores: WindowScores, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Gather S.T_i and E.T_i of some windows' context tokens: ``(N, C)`` each."""
+    first, count = scores.context[windows], scores.count[windows]
+    return rectangle(scores.start_logits, first, count), rectangle(scores.end_logits, first, count)
 
 
-def _bounds(packed: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where in the batch each window begins, and how many tokens it has: ``(N,)`` each."""
-    count = torch.tensor(lengths, device=packed.device)
-    return count.cumsum(0) - count, count
+def rectangle(packed: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """Gather ``count`` values of a batch from ``first`` on, a row for each window, padded by -inf.
 
-
-def _context_scores(
-    start_logits: Tensor,
-    end_logits: Tensor,
-    lengths: Sequence[int],
-    context_starts: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """S.T_i and E.T_i of the context's tokens alone, ``(N, C)`` each."""
-    first, count = _bounds(start_logits, lengths)
-    context_start = torch.tensor(context_starts, device=start_logits.device)
-    first, count = first + context_start, count - context_start - 1  # without the final [SEP]
-    return _rectangle(start_logits, first, count), _rectangle(end_logits, first, count)
-
-
-def _rectangle(packed: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """``count`` values of the batch from ``first`` on, one row for each window, -inf beyond them.
-
-    There is a column to spare, so that a row without values has a maximum. Columns that are beyond
-    the values of a row read the batch where they may, and what they read is masked.
+    The last column is padding in all rows, so that a window without context has one, too.
     """
     column = torch.arange(int(count.max()) + 1, device=packed.device)
     indices = (first[:, None] + column).clamp_(max=len(packed) - 1)
     return packed[indices].float().masked_fill_(column >= count[:, None], -math.inf)
 
 
-def _sliding(
-    values: Tensor, width: int, combine: Callable[[Tensor, Tensor], Tensor], neutral: float
-) -> Tensor:
-    """``combine`` over ``values[:, i : i + width]`` for each i: ``(N, C)`` to ``(N, C)``.
-
-    A width is a sum of powers of two (30 = 2 + 4 + 8 + 16), and what covers twice as many values
-    is combined from two that stand side by side.
-    """
-
-    def shifted(x: Tensor, by: int) -> Tensor:
-        return F.pad(x[:, by:], (0, min(by, x.shape[1])), value=neutral)
-
-    covered, result = 0, torch.full_like(values, neutral)
-    power, reach = values, 1
-    while True:
-        if width & reach:
-            result = combine(result, shifted(power, covered))
-            covered += reach
-        if 2 * reach > width:
-            return result
-        power, reach = combine(power, shifted(power, reach)), 2 * reach
-
-
-def _highest(scores: Tensor, count: int) -> Tensor:
-    """Positions of the ``count`` highest of each row, of equals the first: to ``(N, count)``.
-
-    The bits of a float, read as an integer, have the order of the number once those of the
-    negative ones are turned round. Below them goes the position, so that no two keys are equal.
-    """
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
-    ordered = bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)
-    size = scores.shape[1]
-    keys = (ordered.long() << 32) + torch.arange(size - 1, -1, -1, device=scores.device)
-    return keys.topk(min(count, size), dim=1).indices
-
-
-def _best_rows(window: Tensor, scores: Tensor, n_best: int) -> Tensor:
-    """The rows of the ``n_best`` scores of each window, best first; ties keep their order."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[window[order].argsort(stable=True)]
-    sorted_window = window[order]
-    first = torch.searchsorted(sorted_window, sorted_window)  # where the window's rows begin
-    rank = torch.arange(len(order), device=order.device) - first
+def best_rows(group: Tensor, score: Tensor, n_best: int) -> Tensor:
+    """Return the rows of the ``n_best`` scores of each group, best first; ties keep their order."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sorted_group = group[order]
+    begin = torch.searchsorted(sorted_group, sorted_group)  # where the rows of the group begin
+    rank = torch.arange(len(order), device=order.device) - begin
     return order[rank < n_best]
 
 
-def _null_logits(
-    start_logits: Tensor, end_logits: Tensor, lengths: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The scores of each window's [CLS], its first token."""
-    first, _ = _bounds(start_logits, lengths)
-    return start_logits[first].float(), end_logits[first].float()
-
-
-def _log_totals(start: Tensor, end: Tensor, longest: int) -> Tensor:
-    """log of the sum of exp(S.T_i + E.T_j) over all spans: it factorises into starts and ends.
-
-    In float64, whose exponents reach from the best end of a window down to every other.
-
-    Args:
-        start, end: ``(N, C)``.
-        longest: tokens of a span.
-    """
-    end = end.double()
-    highest = end.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    reachable = _sliding((end - highest).exp(), longest, torch.add, 0.0)  # over ends from i on
-    totals = (start + reachable.log() + highest).logsumexp(dim=1)
-    return totals.float()
+def null_logits(scores: WindowScores) -> tuple[Tensor, Tensor]:
+    """Return start and end score of [CLS] where their sum is lowest, ``(Q,)`` each."""
+    start, end = scores.start_logits[scores.cls].float(), scores.end_logits[scores.cls].float()
+    lowest = best_rows(scores.question, -(start.double() + end.double()), 1)
+    return start[lowest], end[lowest]

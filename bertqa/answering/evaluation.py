@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertqa.answering.answers import Answer, Prediction, WindowResult, prediction_of
-from bertqa.answering.decoding import DECODERS, WindowSpans
+from bertqa.answering.answers import Answer, Prediction, make_answer, prediction_of
+from bertqa.answering.decoding import WindowScores, exact_spans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
+from bertqa.answering.top20 import top20_spans
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
 from bertqa.data.squad import Example
@@ -30,7 +31,7 @@ from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
 _BLOCK = 2048  # windows whose answers are made together
-_DECODED_TOGETHER = 32768  # tokens: one batch of the model is too little work for one search
+DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
 def predict(
@@ -42,8 +43,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Answer each example, in order; ``windows`` are those of ``examples``."""
     for block in _blocks(windows, len(examples)):
-        results, _ = _run_block(model, windows, block, settings, runtime)
-        yield from _predictions(examples, windows, block, results, settings)
+        scores, _ = _run_block(model, windows, block, runtime)
+        yield from _predictions(examples, windows, block, scores, settings)
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,9 @@ class Evaluator:
         loss_sum = 0.0
         blocks = list(_blocks(self.windows, len(self.examples)))
         for block in blocks[runtime.rank :: runtime.world_size]:
-            results, losses = _run_block(
-                ready, self.windows, block, self.settings, runtime, labels=self.windows
-            )
+            scores, losses = _run_block(ready, self.windows, block, runtime, labels=self.windows)
             loss_sum += losses
-            predictions += _predictions(self.examples, self.windows, block, results, self.settings)
+            predictions += _predictions(self.examples, self.windows, block, scores, self.settings)
         return self._gathered(predictions, loss_sum)
 
     def _gathered(self, predictions: list[Prediction], loss_sum: float) -> Evaluation:
@@ -233,14 +232,16 @@ def _run_block(
     model: BertForQuestionAnswering,
     windows: WindowSet,
     block: _Block,
-    settings: DecodingSettings,
     runtime: Runtime,
     labels: LabelledWindows | None = None,
-) -> tuple[list[WindowResult], float]:
-    """The results of the block's windows, in their order, and the sum of their losses.
+) -> tuple[WindowScores, float]:
+    """Run the model on a block's windows: their scores, and the sum of their losses.
 
     Args:
         labels: the same windows with labels; without them no loss is computed.
+
+    Raises:
+        UserError: a score is not finite.
     """
 
     @torch.inference_mode()
@@ -251,23 +252,20 @@ def _run_block(
         loss = _loss_sum(labels, chosen, output, tokens.lengths) if labels else 0.0
         return chosen, output, loss
 
-    results: dict[int, WindowResult] = {}
-    undecoded: list[tuple[Tensor, BertOutput]] = []
-    tokens_undecoded = 0
-    loss_sum = 0.0
     first = block.windows.start
     lengths = windows.lengths[first : block.windows.stop]
     batches = (batch + first for batch in token_budget_batches(lengths, runtime.tokens_per_batch))
-    for chosen, output, loss in runtime.map_batches(run, batches):
-        loss_sum += loss
-        undecoded.append((chosen, output))
-        tokens_undecoded += len(output.start_logits)
-        if tokens_undecoded >= _DECODED_TOGETHER:
-            results |= _decode(windows, undecoded, settings)
-            undecoded, tokens_undecoded = [], 0
-    if undecoded:
-        results |= _decode(windows, undecoded, settings)
-    return [results[window] for window in block.windows], loss_sum
+    chosen, outputs, losses = zip(*runtime.map_batches(run, batches), strict=True)
+    start_logits = torch.cat([output.start_logits for output in outputs])
+    end_logits = torch.cat([output.end_logits for output in outputs])
+    if not (start_logits + end_logits).isfinite().all():
+        raise UserError(
+            "the model gives scores that are not finite, so its weights are unusable, or too "
+            "large for the precision: take another model, or --precision fp32"
+        )
+    if start_logits.device.type == "mps":  # it has no float64, which the sums need
+        start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
+    return window_scores(windows, torch.cat(chosen), start_logits, end_logits), sum(losses)
 
 
 def _loss_sum(
@@ -280,62 +278,62 @@ def _loss_sum(
     return float(window_losses(output, lengths, *on_device).sum())
 
 
-@torch.inference_mode()
-def _decode(
-    windows: WindowSet, outputs: Sequence[tuple[Tensor, BertOutput]], settings: DecodingSettings
-) -> dict[int, WindowResult]:
-    """The results of some windows, given the indices and the scores of each batch of them."""
-    chosen = torch.cat([indices for indices, _ in outputs])
-    start_logits = torch.cat([output.start_logits for _, output in outputs])
-    end_logits = torch.cat([output.end_logits for _, output in outputs])
-    if not (start_logits + end_logits).isfinite().all():
-        raise UserError(
-            "the model gives scores that are not finite, so its weights are unusable, or too "
-            "large for the precision: take another model, or --precision fp32"
-        )
-    if start_logits.device.type == "mps":  # it has no float64, which the sums need
-        start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
-    spans = DECODERS[settings.decoder](
-        start_logits,
-        end_logits,
-        windows.lengths[chosen].tolist(),
-        windows.context_starts[chosen].tolist(),
-        settings.n_best_size,
-        settings.max_answer_length,
+def window_scores(
+    windows: WindowSet, chosen: Tensor, start_logits: Tensor, end_logits: Tensor
+) -> WindowScores:
+    """Describe the scores of the ``chosen`` windows, which are concatenated in that order."""
+    order = chosen.argsort()  # from the order of the batches to that of the questions
+    length = windows.lengths[chosen].long()
+    cls = (length.cumsum(0) - length)[order]
+    chosen = chosen[order]
+    owner = windows.example[chosen].long()
+    columns = (
+        cls,
+        cls + windows.context_starts[chosen],
+        windows.count[chosen].long(),
+        windows.first[chosen].long(),
+        owner - owner[0],
     )
-    return dict(zip(chosen.tolist(), _window_results(windows, chosen, spans), strict=True))
+    device = start_logits.device
+    return WindowScores(start_logits, end_logits, *(column.to(device) for column in columns))
 
 
-def _window_results(windows: WindowSet, chosen: Tensor, spans: WindowSpans) -> list[WindowResult]:
-    """Spans of tokens to spans of characters, window by window."""
-    owner = chosen[spans.window.cpu()]
-    row = windows.contexts.bounds[windows.context_of[windows.example[owner]]] + windows.first[owner]
-    start = windows.contexts.starts[row + spans.start.cpu()].tolist()
-    end = windows.contexts.ends[row + spans.end.cpu()].tolist()
-    start_logit, end_logit = spans.start_logit.tolist(), spans.end_logit.tolist()
-    scores = spans.start_logit + spans.end_logit
-    weights = (scores - spans.log_total[spans.window]).double().exp().tolist()
-    rows = list(zip(scores.tolist(), start, end, start_logit, end_logit, weights, strict=True))
-    bounds = torch.searchsorted(spans.window.cpu(), torch.arange(len(chosen) + 1)).tolist()
-    nulls = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
-    totals = spans.log_total.tolist()
-    return [
-        WindowResult(rows[bounds[i] : bounds[i + 1]], null, total)
-        for i, (null, total) in enumerate(zip(nulls, totals, strict=True))
-    ]
-
-
+@torch.inference_mode()
 def _predictions(
     examples: Sequence[Example],
     windows: WindowSet,
     block: _Block,
-    results: Sequence[WindowResult],
+    scores: WindowScores,
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """One prediction for each example of the block."""
-    owners = windows.example[block.windows.start : block.windows.stop]
-    bounds = torch.searchsorted(
-        owners, torch.arange(block.examples.start, block.examples.stop + 1, dtype=torch.int32)
-    ).tolist()
+    spans = DECODERS[settings.decoder](scores, settings.n_best_size, settings.max_answer_length)
+    null_score = spans.null_start_logit.double() + spans.null_end_logit.double()
+    with_null = spans.log_total.logaddexp(null_score)
+    without_span = spans.log_total.isneginf()  # "no answer" is then the only one
+    counts_null = without_span | settings.version_2_with_negative
+    total = torch.where(counts_null, with_null, spans.log_total)
+    weights = (spans.score.double() - total[spans.question]).exp().tolist()
+    owner = spans.question.cpu()
+    row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]
+    start = windows.contexts.starts[row + spans.start.cpu()].tolist()
+    end = windows.contexts.ends[row + spans.end.cpu()].tolist()
+    logits = spans.start_logit.tolist(), spans.end_logit.tolist()
+    rows = list(zip(start, end, *logits, weights, strict=True))
+    bounds = torch.searchsorted(owner, torch.arange(len(block.examples) + 1)).tolist()
+    nulls = [
+        make_answer(("", 0, 0, *columns))
+        for columns in zip(
+            spans.null_start_logit.tolist(),
+            spans.null_end_logit.tolist(),
+            (null_score - total).exp().tolist(),
+            strict=True,
+        )
+    ]
     for i, number in enumerate(block.examples):
-        yield prediction_of(examples[number], results[bounds[i] : bounds[i + 1]], settings)
+        context = examples[number].context
+        answers = [
+            make_answer((context[start:end], start, end, start_logit, end_logit, weight))
+            for start, end, start_logit, end_logit, weight in rows[bounds[i] : bounds[i + 1]]
+        ]
+        yield prediction_of(examples[number], answers, nulls[i], settings)

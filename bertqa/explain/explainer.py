@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bertqa.answering.answerer import asked, check_window_fits, usual_windows
 from bertqa.answering.answers import Answer, Prediction
-from bertqa.answering.decoding import DECODERS, WindowSpans
-from bertqa.answering.evaluation import predict
+from bertqa.answering.decoding import BestSpans, WindowScores
+from bertqa.answering.evaluation import DECODERS, predict, window_scores
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.graphemes import has_joins, snap_to_graphemes
 from bertqa.data.tokenization import BertTokenizer
@@ -108,7 +108,7 @@ def explain(
         candidates=candidates,
         chosen=chosen,
         window=answer.window,
-        best_spans=tuple(_best_spans(finder, scores, decoding)),
+        best_spans=tuple(_best_spans(finder, cut, scores, decoding)),
         null_scores=tuple(float(start[0] + end[0]) for start, end in scores),
         tokens=tuple(tokenizer.tokens(window.input_ids)),
         offsets=tuple(window.offsets),
@@ -228,7 +228,7 @@ class _Finder:
         """The characters of some tokens, none of them cut in two."""
         return snap_to_graphemes(self.context, start, end) if self._has_joins else (start, end)
 
-    def candidate(self, number: int, spans: WindowSpans, log_total: float) -> Candidate | None:
+    def candidate(self, number: int, spans: BestSpans, log_total: float) -> Candidate | None:
         """The best of the spans that were found in one window.
 
         Args:
@@ -247,25 +247,29 @@ class _Finder:
         return Candidate(answer, number, first, last)
 
 
-def _spans(window: Window, start: Tensor, end: Tensor, decoding: DecodingSettings) -> WindowSpans:
+def _spans(window: Window, start: Tensor, end: Tensor, decoding: DecodingSettings) -> BestSpans:
     """The best spans of one window."""
     length = len(window.input_ids)
     place = next((i for i, offset in enumerate(window.offsets) if offset), length - 1)
-    return DECODERS[decoding.decoder](
-        start, end, [length], [place], decoding.n_best_size, decoding.max_answer_length
-    )
+    scores = WindowScores.of_batch(start, end, [length], [place])
+    return DECODERS[decoding.decoder](scores, decoding.n_best_size, decoding.max_answer_length)
 
 
 def _best_spans(
-    finder: _Finder, scores: Sequence[tuple[Tensor, Tensor]], decoding: DecodingSettings
+    finder: _Finder,
+    cut: WindowSet,
+    scores: Sequence[tuple[Tensor, Tensor]],
+    decoding: DecodingSettings,
 ) -> list[Candidate | None]:
-    """The best span of each window, with its probability among the spans of all windows."""
-    found = [_spans(w, *pair, decoding) for w, pair in zip(finder.windows, scores, strict=True)]
-    totals = [float(spans.log_total[0]) for spans in found]
+    """The best span of each window, with its probability among the spans of the whole context."""
+    logits = (torch.cat(columns) for columns in zip(*scores, strict=True))
+    whole = window_scores(cut, torch.arange(len(cut)), *logits)
+    spans = DECODERS[decoding.decoder](whole, decoding.n_best_size, decoding.max_answer_length)
+    total = spans.log_total
     if decoding.version_2_with_negative:
-        totals.append(min(float(start[0] + end[0]) for start, end in scores))
-    total = float(torch.tensor(totals).logsumexp(dim=0))
-    return [finder.candidate(number, spans, total) for number, spans in enumerate(found)]
+        total = total.logaddexp(spans.null_start_logit.double() + spans.null_end_logit.double())
+    found = [_spans(w, *pair, decoding) for w, pair in zip(finder.windows, scores, strict=True)]
+    return [finder.candidate(number, spans, float(total)) for number, spans in enumerate(found)]
 
 
 def _reading(

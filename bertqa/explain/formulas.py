@@ -10,7 +10,8 @@ from textwrap import dedent
 from typing import Any
 
 from bertqa.answering.answers import Answer, Prediction
-from bertqa.answering.decoding import exact_spans, top20_spans
+from bertqa.answering.decoding import exact_spans
+from bertqa.answering.top20 import top20_spans
 from bertqa.explain.attribution import integrated_gradients, intervention_effects
 from bertqa.explain.explanation import Explanation, LayerReading
 from bertqa.explain.hooks import intervene, logit_lens

@@ -1,4 +1,4 @@
-"""Spans against plain loops over all of them, and against run_qa's search told anew."""
+"""Both span searches against plain loops over all spans."""
 
 import math
 
@@ -7,95 +7,140 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bertqa.answering.decoding import DECODERS
+from bertqa.answering import decoding
+from bertqa.answering.decoding import WindowScores
+from bertqa.answering.evaluation import DECODERS
 
-# --- batches -------------------------------------------------------------------------------------
-# A window is (place, start logits, end logits): its tokens are [CLS], the question's, [SEP], the
-# context's from `place` on, [SEP]. The logits are few and their sums exact, so that ties abound.
+# --- questions -----------------------------------------------------------------------------------
+# A question is a list of windows, a window (first, prefix, start logits, end logits): its tokens
+# are [CLS], the question's, [SEP], the context's from token `first` on, [SEP]; the first `prefix`
+# of them are not context. The logits are few and their sums exact, so that ties abound.
 
 logits = st.sampled_from((-2.5, -1.0, 0.0, 0.5, 0.5, 3.0))
 
 
 @st.composite
-def windows(draw):
-    place, context = draw(st.integers(2, 5)), draw(st.integers(0, 7))
-    row = st.lists(logits, min_size=place + context + 1, max_size=place + context + 1)
-    return place, draw(row), draw(row)
+def questions(draw):
+    """One window, or several that overlap as sliding windows do."""
+    prefix, room, overlap = (
+        draw(st.integers(2, 5)),
+        draw(st.integers(1, 7)),
+        draw(st.integers(0, 6)),
+    )
+    tokens = draw(st.integers(0, 16))
+    step = room - min(overlap, room - 1)
+    found = []
+    for first in range(0, max(1, tokens), step):
+        count = min(room, tokens - first)
+        row = st.lists(logits, min_size=prefix + count + 1, max_size=prefix + count + 1)
+        found.append((first, prefix, draw(row), draw(row)))
+        if first + room >= tokens:
+            break
+    return found
 
 
-batches = st.lists(windows(), min_size=1, max_size=5)
+batches = st.lists(questions(), min_size=1, max_size=4)
 n_bests = st.sampled_from((1, 2, 3, 5, 20, 1000))
 longest = st.sampled_from((1, 2, 3, 6, 7, 30))
 
 # Reproducible, and never red because the machine is busy.
-quiet = settings(derandomize=True)
+quiet = settings(derandomize=True, deadline=None)
 
-EMPTY = (3, [1.0, 9.0, 0.0, 9.0], [2.0, 9.0, 0.0, 9.0])
-ONE_TOKEN = (2, [1.0, 9.0, -1.0, 9.0], [0.0, 9.0, 0.5, 9.0])
-ALL_EQUAL = (2, [0.5] * 8, [0.5] * 8)
+EMPTY = [(0, 3, [1.0, 9.0, 0.0, 9.0], [2.0, 9.0, 0.0, 9.0])]
+ONE_TOKEN = [(0, 2, [1.0, 9.0, -1.0, 9.0], [0.0, 9.0, 0.5, 9.0])]
+ALL_EQUAL = [(0, 2, [0.5] * 8, [0.5] * 8)]
+# The second window scores the shared token "1" higher, the third window alone knows tokens 3 and 4.
+THREE_WINDOWS = [
+    (0, 2, [0.5, 0.0, 1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0, 0.0]),
+    (1, 2, [0.0, 0.0, 3.0, 0.5, 0.5, 0.0], [0.25, 0.0, 2.0, 1.0, 0.0, 0.0]),
+    (3, 2, [9.0, 0.0, 1.0, 0.0, 0.0], [9.0, 0.0, 2.0, 2.0, 0.0]),
+]
+
+
+def window_scores(batch):
+    """Pack the windows of all questions into one batch."""
+    windows = [window for question in batch for window in question]
+    lengths = torch.tensor([len(start) for *_, start, _ in windows])
+    prefixes = torch.tensor([prefix for _, prefix, *_ in windows])
+    cls = lengths.cumsum(0) - lengths
+    return WindowScores(
+        torch.tensor([x for *_, start, _ in windows for x in start]),
+        torch.tensor([x for *_, end in windows for x in end]),
+        cls,
+        cls + prefixes,
+        lengths - prefixes - 1,
+        torch.tensor([first for first, *_ in windows]),
+        torch.tensor([number for number, question in enumerate(batch) for _ in question]),
+    )
 
 
 def decode(decoder, batch, n_best, max_answer_length):
-    """Run a decoder; checks all of its answer that does not depend on what the search is."""
-    places, starts, ends = zip(*batch, strict=True)
-    spans = DECODERS[decoder](
-        torch.tensor([x for row in starts for x in row]),
-        torch.tensor([x for row in ends for x in row]),
-        [len(row) for row in starts],
-        places,
-        n_best,
-        max_answer_length,
-    )
-    assert spans.window.tolist() == sorted(spans.window.tolist())
-    for name in ("start_logit", "end_logit", "null_start_logit", "null_end_logit", "log_total"):
+    """Run a decoder; check what does not depend on how it searches."""
+    spans = DECODERS[decoder](window_scores(batch), n_best, max_answer_length)
+    assert spans.question.tolist() == sorted(spans.question.tolist())
+    for name in ("start_logit", "end_logit", "null_start_logit", "null_end_logit"):
         assert getattr(spans, name).dtype == torch.float32
-    assert spans.null_start_logit.tolist() == [row[0] for row in starts]
-    assert spans.null_end_logit.tolist() == [row[0] for row in ends]
+    assert spans.log_total.dtype == torch.float64
+    nulls = [min(((w[2][0], w[3][0]) for w in question), key=sum) for question in batch]
+    found = zip(spans.null_start_logit.tolist(), spans.null_end_logit.tolist(), strict=True)
+    assert list(found) == nulls
     return spans
 
 
-def by_window(spans, batch):
-    """For each window its (score, start, end), once the logits are seen to be of those tokens."""
+def by_question(spans, batch):
+    """For each question its (score, start, end), best first; checks the logits of each."""
     found = [[] for _ in batch]
-    columns = (spans.window, spans.start, spans.end, spans.start_logit, spans.end_logit)
-    for window, i, j, s, e in zip(*(column.tolist() for column in columns), strict=True):
-        place, start, end = batch[window]
-        assert (s, e) == (start[place + i], end[place + j])
-        found[window].append((s + e, i, j))
+    columns = (spans.question, spans.start, spans.end, spans.start_logit, spans.end_logit)
+    for number, i, j, s, e in zip(*(column.tolist() for column in columns), strict=True):
+        pairs = [pair for window in batch[number] for pair in logits_of(window, i, j)]
+        assert (s, e) in pairs
+        found[number].append((s + e, i, j))
     return found
 
 
-# --- the rules, told anew ------------------------------------------------------------------------
+def logits_of(window, i, j):
+    """Start and end logit of a span in a window that holds it."""
+    first, prefix, start, end = window
+    if first <= i and j < first + len(start) - prefix - 1:
+        yield start[prefix + i - first], end[prefix + j - first]
 
 
-def all_spans(window, max_answer_length):
-    """Every (score, i, j) of the context, by earliest start, then shortest."""
-    place, start, end = window
-    tokens = range(place, len(start) - 1)
-    return [
-        (start[i] + end[j], i - place, j - place)
-        for i in tokens
-        for j in tokens
-        if i <= j and j - i + 1 <= max_answer_length
-    ]
+# --- the rules as plain loops --------------------------------------------------------------------
 
 
-def plain_exact(window, n_best, max_answer_length):
-    spans = all_spans(window, max_answer_length)
-    return sorted(spans, key=lambda span: -span[0])[:n_best]  # stable
+def all_spans(question, max_answer_length):
+    """Each span (i, j) of the context with its best score in any window."""
+    best = {}
+    for first, prefix, start, end in question:
+        for i in range(prefix, len(start) - 1):
+            for j in range(i, min(i + max_answer_length, len(start) - 1)):
+                span = i - prefix + first, j - prefix + first
+                best[span] = max(start[i] + end[j], best.get(span, -math.inf))
+    return best
 
 
-def plain_run_qa(window, n_best, max_answer_length):
-    """The n best starts with the n best ends of all tokens; what is no span drops out after."""
-    place, start, end = window
+def plain_exact(question, n_best, max_answer_length):
+    spans = all_spans(question, max_answer_length)
+    ranked = sorted(((score, *span) for span, score in spans.items()), key=by_rank)
+    return ranked[:n_best]
+
+
+def by_rank(span):
+    score, i, j = span
+    return -score, i, j
+
+
+def plain_run_qa(question, n_best, max_answer_length):
+    """The n best starts with the n best ends of all tokens; invalid pairs drop out afterwards."""
     pairs = []
-    for i in sorted(range(len(start)), key=lambda token: -start[token])[:n_best]:
-        for j in sorted(range(len(end)), key=lambda token: -end[token])[:n_best]:
-            if i < place or j < place or len(start) - 1 in (i, j):
-                continue
-            if j < i or j - i + 1 > max_answer_length:
-                continue
-            pairs.append((start[i] + end[j], i - place, j - place))
+    for first, prefix, start, end in question:
+        for i in sorted(range(len(start)), key=lambda token: -start[token])[:n_best]:
+            for j in sorted(range(len(end)), key=lambda token: -end[token])[:n_best]:
+                if i < prefix or j < prefix or len(start) - 1 in (i, j):
+                    continue
+                if j < i or j - i + 1 > max_answer_length:
+                    continue
+                pairs.append((start[i] + end[j], i - prefix + first, j - prefix + first))
     return sorted(pairs, key=lambda pair: -pair[0])[:n_best]
 
 
@@ -106,37 +151,38 @@ PLAIN = {"exact": plain_exact, "top20": plain_run_qa}
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-@settings(quiet, max_examples=150)
+@pytest.mark.parametrize("table_size", [1, 40, 2**20])  # spans in a table: block by block, or whole
+@settings(quiet, max_examples=100)
 @given(batch=batches, n_best=n_bests, max_answer_length=longest)
 @example(batch=[EMPTY], n_best=20, max_answer_length=30)
 @example(batch=[ONE_TOKEN], n_best=1, max_answer_length=1)
 @example(batch=[ALL_EQUAL, EMPTY, ONE_TOKEN, ALL_EQUAL], n_best=3, max_answer_length=2)
-def test_the_spans_are_those_of_a_plain_search(decoder, batch, n_best, max_answer_length):
-    spans = decode(decoder, batch, n_best, max_answer_length)
-    plain = [PLAIN[decoder](window, n_best, max_answer_length) for window in batch]
-    assert by_window(spans, batch) == plain
-
-
-@pytest.mark.parametrize("decoder", ["exact", "top20"])
-@settings(quiet, max_examples=80)
-@given(batch=batches, max_answer_length=longest)
-@example(batch=[EMPTY, ONE_TOKEN], max_answer_length=30)
-def test_the_total_is_of_all_spans_also_of_those_not_kept(decoder, batch, max_answer_length):
-    spans = decode(decoder, batch, 1, max_answer_length)
-    for window, total in zip(batch, spans.log_total.tolist(), strict=True):
-        weights = [math.exp(score) for score, _, _ in all_spans(window, max_answer_length)]
-        assert total == pytest.approx(math.log(sum(weights)) if weights else -math.inf, rel=1e-5)
+@example(batch=[ALL_EQUAL, THREE_WINDOWS, EMPTY], n_best=4, max_answer_length=3)
+def test_the_spans_are_those_of_a_plain_search(
+    table_size, decoder, batch, n_best, max_answer_length
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_TABLE_SIZE", table_size)
+        spans = decode(decoder, batch, n_best, max_answer_length)
+    plain = [PLAIN[decoder](question, n_best, max_answer_length) for question in batch]
+    assert by_question(spans, batch) == plain
+    for question, kept, total in zip(batch, plain, spans.log_total.tolist(), strict=True):
+        scores = [score for score, *_ in kept]
+        if decoder == "exact":  # of all spans, also of those that were not kept
+            scores = list(all_spans(question, max_answer_length).values())
+        wanted = math.log(math.fsum(map(math.exp, scores))) if scores else -math.inf
+        assert total == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @settings(quiet, max_examples=60)
 @given(batch=batches, n_best=n_bests, data=st.data())
-def test_a_window_gets_the_same_spans_in_every_batch(decoder, batch, n_best, data):
+def test_a_question_gets_the_same_spans_in_every_batch(decoder, batch, n_best, data):
     order = data.draw(st.permutations(range(len(batch))))
-    together = by_window(decode(decoder, batch, n_best, 4), batch)
+    together = by_question(decode(decoder, batch, n_best, 4), batch)
     shuffled_batch = [batch[i] for i in order]
-    shuffled = by_window(decode(decoder, shuffled_batch, n_best, 4), shuffled_batch)
-    alone = [by_window(decode(decoder, [window], n_best, 4), [window])[0] for window in batch]
+    shuffled = by_question(decode(decoder, shuffled_batch, n_best, 4), shuffled_batch)
+    alone = [by_question(decode(decoder, [q], n_best, 4), [q])[0] for q in batch]
     assert shuffled == [together[i] for i in order]
     assert alone == together
 
@@ -144,22 +190,38 @@ def test_a_window_gets_the_same_spans_in_every_batch(decoder, batch, n_best, dat
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 def test_long_windows_of_random_scores(decoder):
     generator = torch.Generator().manual_seed(3)
-    batch = []
-    for place, length in ((12, 90), (2, 3), (7, 160), (40, 61)):
+
+    def window(first, prefix, length):
         # Sixteenths: their sums are exact, so a plain sum of Python's is the same number.
         rows = (torch.randn(2, length, generator=generator) * 64).round() / 16
-        batch.append((place, *rows.tolist()))
+        return (first, prefix, *rows.tolist())
+
+    batch = [
+        [window(0, 12, 90)],
+        [window(0, 2, 3)],
+        [window(first, 7, 160) for first in (0, 100, 200)],
+        [window(0, 40, 61)],
+    ]
     for n_best, max_answer_length in ((20, 30), (7, 1), (3, 500)):
-        found = by_window(decode(decoder, batch, n_best, max_answer_length), batch)
-        assert found == [PLAIN[decoder](w, n_best, max_answer_length) for w in batch]
+        found = by_question(decode(decoder, batch, n_best, max_answer_length), batch)
+        assert found == [PLAIN[decoder](q, n_best, max_answer_length) for q in batch]
 
 
 def test_the_total_stays_finite_where_a_plain_sum_of_exponentials_overflows():
-    window = (2, [0.0, 0.0, 500.0, 499.0, 0.0], [0.0, 0.0, 499.0, 500.0, 0.0])
-    spans = decode("exact", [window], 20, 30)
+    window = (0, 2, [0.0, 0.0, 500.0, 499.0, 0.0], [0.0, 0.0, 499.0, 500.0, 0.0])
+    spans = decode("exact", [[window]], 20, 30)
     # Scores 999, 1000, 999.
     wanted = 1000 + math.log(1 + 2 * math.exp(-1))
-    assert spans.log_total.tolist() == [pytest.approx(wanted, rel=1e-6)]
+    assert spans.log_total.tolist() == [pytest.approx(wanted, rel=1e-12)]
+
+
+def test_each_window_of_a_batch_can_be_a_question_of_its_own():
+    windows = [THREE_WINDOWS[0], ALL_EQUAL[0]]
+    starts, ends = ([x for window in windows for x in window[n]] for n in (2, 3))
+    scores = WindowScores.of_batch(torch.tensor(starts), torch.tensor(ends), [6, 8], [2, 2])
+    spans = DECODERS["exact"](scores, 20, 30)
+    batch = [[window] for window in windows]
+    assert by_question(spans, batch) == [plain_exact(question, 20, 30) for question in batch]
 
 
 # --- exact, by hand ------------------------------------------------------------------------------
@@ -169,22 +231,43 @@ def test_an_end_before_its_start_is_no_span():
     # The best start is the last token, the best end the first: two separate maxima would give a
     # span that ends before it starts. Of the true spans, the whole context scores 1 + 2 = 3, the
     # last token alone 5 + 2 = 7, the first alone 1 + 5 = 6.
-    window = (2, [0.0, 0.0, 1.0, 0.0, 5.0, 0.0], [0.0, 0.0, 5.0, 0.0, 2.0, 0.0])
-    assert max(range(2, 5), key=window[1].__getitem__) > max(range(2, 5), key=window[2].__getitem__)
+    question = [(0, 2, [0.0, 0.0, 1.0, 0.0, 5.0, 0.0], [0.0, 0.0, 5.0, 0.0, 2.0, 0.0])]
     for decoder in ("exact", "top20"):
-        assert by_window(decode(decoder, [window], 2, 30), [window]) == [[(7, 2, 2), (6, 0, 0)]]
+        assert by_question(decode(decoder, [question], 2, 30), [question]) == [
+            [(7, 2, 2), (6, 0, 0)]
+        ]
+
+
+def test_a_span_counts_once_with_the_best_score_that_a_window_gives_it():
+    # Token 1 alone: 2 + 1 in the first window, 3 + 2 in the second.
+    exact = decode("exact", [THREE_WINDOWS], 100, 30)
+    found = by_question(exact, [THREE_WINDOWS])[0]
+    assert [(i, j) for _, i, j in found].count((1, 1)) == 1
+    assert found[0] == (5, 1, 1)
+    assert (exact.start_logit[0], exact.end_logit[0]) == (3, 2)  # both of the second window
+    top20 = by_question(decode("top20", [THREE_WINDOWS], 100, 30), [THREE_WINDOWS])[0]
+    assert [(i, j) for _, i, j in top20].count((1, 1)) == 2
+
+
+def test_no_span_crosses_from_a_window_to_the_next():
+    question = [
+        (0, 1, [0.0, 5.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]),
+        (2, 1, [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]),
+    ]
+    found = by_question(decode("exact", [question], 100, 30), [question])[0]
+    assert {(i, j) for _, i, j in found} == {(0, 0), (0, 1), (1, 1), (2, 2), (2, 3), (3, 3)}
 
 
 def test_equal_scores_earliest_start_first_then_shortest():
-    window = (2, [0.0] * 6, [0.0] * 6)
-    (found,) = by_window(decode("exact", [window], 5, 30), [window])
+    question = [(0, 2, [0.0] * 6, [0.0] * 6)]
+    (found,) = by_question(decode("exact", [question], 5, 30), [question])
     assert found == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2)]
 
 
 def test_length_is_counted_in_tokens_both_ends_included():
     # From the first token, each token more makes a better span.
-    window = (2, [0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
-    best = [by_window(decode("exact", [window], 1, m), [window])[0] for m in (1, 2, 3, 4, 5)]
+    question = [(0, 2, [0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0])]
+    best = [by_question(decode("exact", [question], 1, m), [question])[0] for m in (1, 2, 3, 4, 5)]
     assert best == [[(10, 0, 0)], [(11, 0, 1)], [(12, 0, 2)], [(13, 0, 3)], [(13, 0, 3)]]
 
 
@@ -197,35 +280,53 @@ def test_length_is_counted_in_tokens_both_ends_included():
 )
 def test_only_the_context_answers(decoder, spans):
     # [CLS], the question, both [SEP] and the window beside this one score higher than the context.
-    window = (4, [7.0, 8.0, 9.0, 9.0, 1.0, 2.0, 9.0], [7.0, 8.0, 9.0, 9.0, 2.0, 1.0, 9.0])
-    found = by_window(decode(decoder, [window, window], 20, 30), [window, window])
+    question = [(0, 4, [7.0, 8.0, 9.0, 9.0, 1.0, 2.0, 9.0], [7.0, 8.0, 9.0, 9.0, 2.0, 1.0, 9.0])]
+    found = by_question(decode(decoder, [question, question], 20, 30), [question, question])
     assert found == [spans, spans]
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_windows_without_context_have_no_spans(decoder):
+def test_questions_without_context_have_no_spans(decoder):
     spans = decode(decoder, [EMPTY, EMPTY], 20, 30)
-    assert spans.window.tolist() == []
+    assert spans.question.tolist() == []
     assert spans.log_total.tolist() == [-math.inf, -math.inf]
     assert spans.null_start_logit.tolist() == [1.0, 1.0]
+
+
+def test_no_table_is_larger_than_its_bound(monkeypatch):
+    """2 MB of text and any answer length: what is built at once is bounded."""
+    sizes = []
+    original = decoding._best_of_table
+
+    def watched(table, n_best):
+        sizes.append(table.numel())
+        return original(table, n_best)
+
+    monkeypatch.setattr(decoding, "_best_of_table", watched)
+    monkeypatch.setattr(decoding, "_TABLE_SIZE", 2000)
+    long = [(first, 2, [0.5] * 53, [0.5] * 53) for first in range(0, 5000, 25)]
+    decode("exact", [long, ALL_EQUAL, *[[window] for window in long[:5]]], 20, 10_000)
+    assert sum(sizes) > 5000 * 50  # the long context's table, as a whole
+    assert max(sizes) <= 51 * 50  # of one window, whose table has a row to spare
 
 
 # --- what run_qa's search misses -----------------------------------------------------------------
 
 
 def test_the_best_span_may_have_neither_a_best_start_nor_a_best_end():
-    # Three good starts stand at the end of the context and three good ends at its beginning, too
+    # Three good starts are at the end of the context and three good ends at its beginning, too
     # far apart; between them the best span of all, 4 + 4.
     start = [0.0] * 2 + [0.0] * 3 + [4.0, 0.0] + [5.0] * 3 + [0.0]
     end = [0.0] * 2 + [5.0] * 3 + [0.0, 4.0] + [0.0] * 3 + [0.0]
-    window = (2, start, end)
-    assert by_window(decode("exact", [window], 3, 4), [window])[0][0] == (8, 3, 4)
-    assert by_window(decode("top20", [window], 3, 4), [window]) == [[]]
+    question = [(0, 2, start, end)]
+    assert by_question(decode("exact", [question], 3, 4), [question])[0][0] == (8, 3, 4)
+    assert by_question(decode("top20", [question], 3, 4), [question]) == [[]]
 
 
 def test_tokens_of_the_question_take_places_among_the_best_twenty():
     # A question of twenty tokens that all score higher than the context's one.
-    window = (22, [0.0] + [2.0] * 20 + [0.0, 1.0, 0.0], [0.0] + [2.0] * 20 + [0.0, 1.0, 0.0])
-    assert by_window(decode("exact", [window], 20, 30), [window]) == [[(2, 0, 0)]]
-    assert by_window(decode("top20", [window], 20, 30), [window]) == [[]]
-    assert by_window(decode("top20", [window], 21, 30), [window]) == [[(2, 0, 0)]]
+    scores = [0.0] + [2.0] * 20 + [0.0, 1.0, 0.0]
+    question = [(0, 22, scores, scores)]
+    assert by_question(decode("exact", [question], 20, 30), [question]) == [[(2, 0, 0)]]
+    assert by_question(decode("top20", [question], 20, 30), [question]) == [[]]
+    assert by_question(decode("top20", [question], 21, 30), [question]) == [[(2, 0, 0)]]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bertqa.answering import evaluation
+from bertqa.answering import decoding, evaluation
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluator, predict, score, write_predictions
 from bertqa.answering.metrics import evaluate_v1, evaluate_v2
@@ -119,15 +119,14 @@ def told(model, examples, windows):
 # --- the rules, told anew ------------------------------------------------------------------------
 
 
-def plain_spans(context, row, max_answer_length):
-    """Every (score, start, end) of a window in whole characters of the context."""
+def plain_spans(row, max_answer_length):
+    """Every (score, start, end) of a window's tokens, in characters of the context."""
     offsets, start, end = row
     tokens = [token for token, offset in enumerate(offsets) if offset is not None]
     for i in tokens:
         for j in tokens:
             if i <= j < i + max_answer_length:
-                place = snap_to_graphemes(context, offsets[i][0], offsets[j][1])
-                yield (start[i] + end[j], *place)
+                yield (start[i] + end[j], offsets[i], offsets[j])
 
 
 def plain_null(rows):
@@ -135,14 +134,21 @@ def plain_null(rows):
 
 
 def plain_exact(context, rows, settings):
-    """The n best (score, start, end), "no answer" as (score, 0, 0), and their probabilities."""
-    spans = [s for row in rows for s in plain_spans(context, row, settings.max_answer_length)]
-    total = sum(math.exp(span[0]) for span in spans)
+    """The n best (score, start, end), "no answer" as (score, 0, 0), and their probabilities.
+
+    A span of tokens counts once, at the best score that a window gives it.
+    """
+    spans = {}
+    for row in rows:
+        for value, first, last in plain_spans(row, settings.max_answer_length):
+            spans[first, last] = max(value, spans.get((first, last), -math.inf))
+    total = sum(map(math.exp, spans.values()))
+    kept = sorted(spans, key=lambda tokens: (-spans[tokens], tokens))[: settings.n_best_size]
     best = {}
-    for value, start, end in spans:
-        best[start, end] = max(value, best.get((start, end), -math.inf))
+    for first, last in kept:
+        place = snap_to_graphemes(context, first[0], last[1])
+        best.setdefault(place, spans[first, last])
     answers = sorted(((value, *place) for place, value in best.items()), key=by_rank)
-    answers = answers[: settings.n_best_size]
     if settings.version_2_with_negative:
         total += math.exp(plain_null(rows))
         answers.append((plain_null(rows), 0, 0))
@@ -423,28 +429,34 @@ def test_a_packed_model_is_measured_as_it_is(model, labelled):
     assert evaluator(ready).predictions == wanted.predictions
 
 
-def test_logits_on_a_device_without_float64_are_decoded_elsewhere(tokenizer, monkeypatch):
+def test_logits_on_a_device_without_float64_are_decoded_on_the_cpu(tokenizer):
     """Apple's GPUs have none; the sums that probabilities are normalised by need it."""
-    moved = []
 
     class OnMps(torch.Tensor):
+        """A tensor of the CPU that says it is on such a device, until it is moved."""
+
         @property
         def device(self):
             return torch.device("mps")
 
         def cpu(self):
-            moved.append(1)
             return self.as_subclass(torch.Tensor)
 
-    example = Example("x", "q", "one two three")
-    windows = make_labelled_windows([example], tokenizer, ONE_WINDOW)
-    logits = torch.arange(float(windows.lengths[0]))
-    output = BertOutput(logits.as_subclass(OnMps), logits.as_subclass(OnMps))
-    found = evaluation._decode(windows, [(torch.tensor([0]), output)], DecodingSettings())
-    plain = evaluation._decode(
-        windows, [(torch.tensor([0]), BertOutput(logits, logits))], DecodingSettings()
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+
+    class Moved(Scripted):
+        def forward(self, batch):
+            output = super().forward(batch)
+            return BertOutput(*(x.as_subclass(OnMps) for x in output))
+
+    examples = [Example("x", "q", "one two three")]
+    windows = make_labelled_windows(examples, tokenizer, ONE_WINDOW)
+    found, wanted = (
+        list(predict(model(jagged), examples, windows, DecodingSettings(), RUNTIME))
+        for model in (Moved, Scripted)
     )
-    assert found == plain and len(moved) == 2
+    assert found == wanted
 
 
 def test_figures_where_no_question_has_a_span(ask):
@@ -502,7 +514,7 @@ def test_neither_blocks_nor_batches_change_an_answer(
     wanted = list(predict(at_once, examples, windows, settings, RUNTIME))
     monkeypatch.setattr(evaluation, "_BLOCK", block)
     monkeypatch.setattr(Runtime, "tokens_per_batch", budget)
-    monkeypatch.setattr(evaluation, "_DECODED_TOGETHER", 3 * budget)
+    monkeypatch.setattr(decoding, "_TABLE_SIZE", 3 * budget)
     found = list(predict(in_parts, examples, windows, settings, RUNTIME))
     assert list(map(same, found)) == list(map(same, wanted))
     for ours, theirs in zip(found, wanted, strict=True):
