@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from bertqa.files import WEIGHTS_FILE
-from bertqa.model.folders import SHIPPED_MODEL
-from bertqa.model.names import find_folder
+from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from docs.tour_pictures import pictures
 
 FOLDER = Path(__file__).resolve().parent

@@ -1,7 +1,7 @@
 """A small Hugging Face hub on this machine, for the tests: the real client talks to it.
 
-It answers the requests that huggingface_hub makes for a public model, and on demand it fails as
-the hub, or the way to it, can fail.
+It answers the requests that huggingface_hub makes for a model, and on demand it fails as the hub,
+or the connection to it, can fail.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import os
 import re
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,46 +22,34 @@ import pytest
 from huggingface_hub import constants, file_download
 
 ROOT = Path(__file__).resolve().parents[1]
-PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-
-
-@dataclass
-class _Repo:
-    commit: str
-    files: dict[str, bytes]
-    gated: bool = False
-
-
-@dataclass
-class _Failure:
-    """What to do instead of the answer to a request, and how many times more."""
-
-    status: int | None = None
-    body: bytes = b""
-    after: int = 0  # without a status: send so many bytes of the content, then break off
-    stall: bool = False  # ... or send the rest when told to
-    times: int | None = 1  # None: always
+Files = dict[str, bytes]
+Headers = dict[str, str]
 
 
 @dataclass
 class HubServer:
-    """A hub at `url` while its `with` block runs.
+    """A hub at ``url`` while its ``with`` block runs.
 
-    `requests` has (method, path) of each request, `fetched` the files whose content was asked
-    for, `ranges` the Range header of each request that had one: all in order, and yours to clear.
-    `xet_storage`, if set, is where it says that the content of large files is to be had by hf_xet.
+    Attributes:
+        repos: model -> commit -> files; the last commit is the newest.
+        branches: branch or tag -> commit, besides main.
+        gated: models whose files nobody may have.
+        token: what a client must send; "" for nothing.
+        broken: path or file -> what a request for it gets instead: an HTTP status and a body, or
+            the number of bytes of the content after which the connection stalls.
+        fetched: the files whose content was asked for, in order; yours to clear.
+        stalled, go_on: is set when a connection stalls; lets it go on when you set it.
     """
 
-    requests: list[tuple[str, str]] = field(default_factory=list)
+    repos: dict[str, dict[str, Files]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    token: str = ""
+    broken: dict[str, tuple[int, bytes] | int] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
-    ranges: list[str] = field(default_factory=list)
-    url: str = ""
-    xet_storage: str = ""
     stalled: threading.Event = field(default_factory=threading.Event)
-    _repos: dict[str, _Repo] = field(default_factory=dict)
-    _renamed: dict[str, str] = field(default_factory=dict)
-    _failures: dict[tuple[str, str], _Failure] = field(default_factory=dict)
-    _released: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+    url: str = ""
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -74,61 +60,20 @@ class HubServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.release()
+        self.stop()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self.go_on.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
-    def add_repo(self, name: str, files: dict[str, bytes], *, gated: bool = False) -> str:
-        """Serve `files` as model `name`, in place of what it had; return the commit, 40 digits.
-
-        A gated model shows its listing to all and its files to nobody.
-        """
-        digest = hashlib.sha1(name.encode())
-        for path, content in sorted(files.items()):
-            digest.update(path.encode() + b"\0" + content)
-        self._repos[name] = _Repo(digest.hexdigest(), files, gated)
-        return digest.hexdigest()
-
-    def redirect(self, old: str, new: str) -> None:
-        """Answer requests for model `old` as the hub does for a renamed one: look under `new`."""
-        self._renamed[old] = new
-
-    def fail_listing(self, name: str, status: int, body: bytes = b"") -> None:
-        """Answer each request for the listing of `name` with `status` and `body`."""
-        self._failures["GET", f"/api/models/{name}"] = _Failure(status, body=body, times=None)
-
-    def fail_file(self, file: str, status: int, *, method: str = "GET") -> None:
-        """Answer each request for `file`, of any model, with `status`."""
-        self._failures[method, file] = _Failure(status, times=None)
-
-    def break_off(self, file: str, after: int, *, times: int | None = 1) -> None:
-        """Cut the connection after `after` bytes of the content of `file`; None: each time."""
-        self._failures["GET", file] = _Failure(after=after, times=times)
-
-    def stall(self, what: str, after: int = 0) -> None:
-        """Once, send `after` bytes of `what`, a file or an API path; the rest after `release`.
-
-        `stalled` is set when the bytes are out.
-        """
-        self._failures["GET", what] = _Failure(after=after, stall=True)
-
-    def release(self) -> None:
-        """Let the stalled request go on."""
-        self._released.set()
-
-    def heal(self) -> None:
-        """Forget all failures asked for."""
-        self._failures.clear()
-
-    def take_failure(self, method: str, what: str) -> _Failure | None:
-        """Return the failure that is due for a request; used by the handler."""
-        failure = self._failures.get((method, what))
-        if failure is None or failure.times == 0:
-            return None
-        if failure.times is not None:
-            failure.times -= 1
-        return failure
+    def add(self, name: str, files: Files) -> str:
+        """Make ``files`` the newest commit of a model; the commit, 40 digits."""
+        commit = hashlib.sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
+        self.repos.setdefault(name, {})[commit] = files
+        return commit
 
 
 class _Server(ThreadingHTTPServer):
@@ -147,182 +92,96 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path))
-        if "Range" in self.headers:
-            self.hub.ranges.append(self.headers["Range"])
-        if "/xet-read-token/" in path:
-            self._send(HTTPStatus.OK, self._xet_token())
-        elif found := re.fullmatch(r"/api/models/(.+?)(/revision/[^/]+|/tree/[^/]+)?", path):
-            self._answer_api(found[1], found[2] or "")
-        elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
-            self._answer_file(found[1], found[2], found[3])
+        api = re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/([^/]+))?", path)
+        file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
+        name, revision = (file[1], file[2]) if file else (api[1], api[3]) if api else ("", "")
+        commits = self.hub.repos.get(name, {})
+        commit = self.hub.branches.get(revision) or (
+            next(reversed(commits), "") if revision in (None, "main") else revision
+        )
+        broken = self.hub.broken.get(file[3] if file else path)
+        is_known = not self.hub.token or f"Bearer {self.hub.token}" == self.headers["Authorization"]
+        if isinstance(broken, tuple):
+            self.send(broken[0], {}, broken[1])
+        elif not commits or not is_known:
+            # 401 and not 404: so the hub hides which private models there are.
+            self.send(401, {"X-Error-Code": "RepoNotFound"})
+        elif commit not in commits:
+            self.send(404, {"X-Error-Code": "RevisionNotFound"})
+        elif file and name in self.hub.gated:
+            self.send(403, {"X-Error-Code": "GatedRepo"})
+        elif file:
+            self.send_content(file[3], commits[commit][file[3]], commit, broken)
         else:
-            self._send(HTTPStatus.NOT_FOUND)
+            is_tree = api is not None and api[2] == "tree"
+            listing = _tree(commits[commit]) if is_tree else _info(name, commit, commits[commit])
+            self.send(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
 
-    def _answer_api(self, name: str, rest: str) -> None:
-        repo = self._find(name, f"/api/models/%s{rest}")
-        if repo is None or self._fail(f"/api/models/{name}"):
-            return
-        if rest.startswith("/tree/"):
-            listing: Any = [
-                {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
-                for path, content in repo.files.items()
-            ]
-        else:
-            siblings = [{"rfilename": path} for path in repo.files]
-            gated = "manual" if repo.gated else False
-            listing = {"id": name, "sha": repo.commit, "siblings": siblings, "gated": gated}
-        body = json.dumps(listing).encode()
-        self._send(HTTPStatus.OK, {"Content-Type": "application/json"}, body)
+    do_HEAD = do_GET
 
-    def _answer_file(self, name: str, revision: str, file: str) -> None:
-        repo = self._find(name, f"/%s/resolve/{revision}/{file}")
-        if repo is None:
-            return
-        if repo.gated:
-            self._send(HTTPStatus.FORBIDDEN, {"X-Error-Code": "GatedRepo"})
-        elif revision not in ("main", repo.commit):
-            self._send(HTTPStatus.NOT_FOUND, {"X-Error-Code": "RevisionNotFound"})
-        elif file not in repo.files:
-            self._send(HTTPStatus.NOT_FOUND, {"X-Error-Code": "EntryNotFound"})
-        else:
-            self._send_file(repo, file)
-
-    def _send_file(self, repo: _Repo, file: str) -> None:
-        content = repo.files[file]
-        headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": repo.commit}
-        if self.hub.xet_storage and file.endswith(".safetensors"):
-            headers["X-Xet-Hash"] = _etag(content)
-            headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/models/any/xet-read-token/any"
-        status = HTTPStatus.OK
+    def send_content(self, file: str, content: bytes, commit: str, stall_at: int | None) -> None:
+        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit}
         if self.command == "GET":
             self.hub.fetched.append(file)
-            if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-                start = int(found[1])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-                content, status = content[start:], HTTPStatus.PARTIAL_CONTENT
-        if not self._fail(file, headers, content, status):
-            self._send(status, headers, content)
+        self.send(200, headers, content, stall_at)
 
-    def _find(self, name: str, path: str) -> _Repo | None:
-        """Return the model; without one, answer the request: redirect to `path`, or not found."""
-        if name in self.hub._renamed:
-            # The hub's redirects are relative; the client follows them with its credentials.
-            location = path % self.hub._renamed[name]
-            self._send(HTTPStatus.TEMPORARY_REDIRECT, {"Location": location})
-            return None
-        if name not in self.hub._repos:
-            # 401 and not 404: so the hub hides which private models there are.
-            self._send(HTTPStatus.UNAUTHORIZED, {"X-Error-Code": "RepoNotFound"})
-            return None
-        return self.hub._repos[name]
-
-    def _fail(
-        self,
-        what: str,
-        headers: dict[str, str] | None = None,
-        content: bytes = b"",
-        status: HTTPStatus = HTTPStatus.OK,
-    ) -> bool:
-        """Do the failure that is due for `what`; return whether there was one."""
-        failure = self.hub.take_failure(self.command, what)
-        if failure is None:
-            return False
-        if failure.status is not None:
-            self._send(HTTPStatus(failure.status), body=failure.body)
-            return True
-        if failure.after:
-            self._send(status, headers or {}, content, sent=failure.after)
-        if failure.stall:
-            self.hub.stalled.set()
-            self.hub._released.wait(60)  # not for ever, lest a client without a timeout hang
-            if not failure.after:
-                return False
-            self.wfile.write(content[failure.after :])
-            return True
-        self.close_connection = True
-        return True
-
-    def _xet_token(self) -> dict[str, str]:
-        return {
-            "X-Xet-Cas-Url": self.hub.xet_storage,
-            "X-Xet-Access-Token": "token",
-            "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
-        }
-
-    def _send(
-        self,
-        status: HTTPStatus,
-        headers: dict[str, str] | None = None,
-        body: bytes = b"",
-        sent: int | None = None,
+    def send(
+        self, status: int, headers: Headers, body: bytes = b"", stall_at: int | None = None
     ) -> None:
         self.send_response(status)
-        for key, value in (headers or {}).items():
+        for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[:sent])
-        self.wfile.flush()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body[:stall_at])
+        if stall_at is not None:
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.go_on.wait(60)
+            self.wfile.write(body[stall_at:])
 
 
-def _etag(content: bytes) -> str:
+def _info(name: str, commit: str, files: Files) -> Any:
+    return {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+
+
+def _tree(files: Files) -> Any:
+    return [
+        {"type": "file", "path": path, "size": len(content), "oid": _digest(content)}
+        for path, content in files.items()
+    ]
+
+
+def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
-    """Point the client in this process at the hub at `url`, with its own folder at `home`.
+def hub_environment(url: str, home: Path) -> dict[str, str]:
+    """The environment of a process whose client uses the hub at ``url``, its cache in ``home``."""
+    ours = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = {k: v for k, v in os.environ.items() if not _leads_elsewhere(k)}
+    return kept | ours | {"PYTHONPATH": os.pathsep.join(path)}
 
-    The client reads its settings from the environment when it is imported, which is long past.
-    """
-    for variable in PROXY_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HF_HOME", str(home))  # for hf_xet, which reads it when it is imported
-    settings = {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(home / "hub"),
-        "HF_TOKEN_PATH": str(home / "token"),
-        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-        "HF_HUB_OFFLINE": False,
-        # Without it the client looks for news of its own and writes them into its folder.
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """The same for the client in this process, which read the environment when it was imported."""
+    for variable in filter(_leads_elsewhere, list(os.environ)):
+        monkeypatch.delenv(variable)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_DISABLE_TELEMETRY": True,
-    }
-    for name, value in settings.items():
+    }.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value)
     # Older clients have their own copy of this one.
-    template = settings["HUGGINGFACE_CO_URL_TEMPLATE"]
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
-def hub_environment(url: str, home: Path) -> dict[str, str]:
-    """Return the environment for a Python process whose client shall use the hub at `url`.
-
-    Its own folder is at `home`; the package is importable from any working directory.
-    """
-    proxies = {variable.lower() for variable in PROXY_VARIABLES}
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key.lower() not in proxies and not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-    }
-    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return environment | {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": os.pathsep.join(path),
-    }
+def _leads_elsewhere(variable: str) -> bool:
+    return variable.startswith(("HF_", "HUGGING")) or variable.lower().endswith("_proxy")

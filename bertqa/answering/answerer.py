@@ -18,7 +18,7 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
@@ -114,6 +114,7 @@ class QuestionAnswerer:
         overrides: Overrides = NOTHING_ASKED,
         device: str = "auto",
         precision: str = "auto",
+        revision: str | None = None,
         allow_bin: bool = False,
     ) -> "QuestionAnswerer":
         """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
@@ -122,6 +123,7 @@ class QuestionAnswerer:
             windows, decoding: how contexts are cut and spans become answers; None takes what the
                 model's decoding.json says, if it has one.
             overrides: single settings to take in place of those.
+            revision, allow_bin: see ``find_folder``.
 
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
@@ -129,8 +131,7 @@ class QuestionAnswerer:
         runtime = local_runtime(device, precision)
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
-        is_found = isinstance(name, Path) and name.is_dir()
-        folder = Path(name) if is_found else find_folder(str(name), allow_bin=allow_bin)
+        folder = find_folder(str(name), revision=revision, allow_bin=allow_bin)
         own_windows, own_decoding = read_decoding_file(folder)
         decoding = overrides.decoding(decoding or own_decoding)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)

@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.commands.flags import (
+    MODEL_HELP,
     Parser,
-    add_bin_flag,
     add_decoding_flags,
     add_place_flags,
+    add_source_flags,
     add_window_flags,
     overrides,
 )
@@ -38,11 +39,11 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     # fmt: off
     parser = Parser(__doc__ or "", prog)
     add = parser.group("model")
-    add("model", metavar="MODEL", help="checkpoint folder, name under weights/, or on the hub")
+    add("model", metavar="MODEL", help=MODEL_HELP)
     add("--how", choices=("mask", "mean"), default="mask",
         help="replace a head's output by zeros (mask) or by its mean over the window (mean) "
         "(default: %(default)s)")
-    add_bin_flag(parser)
+    add_source_flags(parser)
     add_place_flags(parser)
     add = parser.group("data")
     add("data", type=Path, metavar="DATA",

@@ -17,5 +17,6 @@ def load_answerer(flags: argparse.Namespace) -> QuestionAnswerer:
         overrides=overrides(flags),
         device=flags.device,
         precision=flags.precision,
+        revision=flags.revision,
         allow_bin=flags.allow_bin,
     )

@@ -11,8 +11,7 @@ from bertqa.commands.flags import overrides
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.config import load_config
-from bertqa.model.folders import is_checkpoint
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings
 from bertqa.training.job import read_data
 
@@ -21,7 +20,7 @@ def check(flags: argparse.Namespace, data: DataSettings) -> int:
     """Print the faults of the data, write what was asked for, and give the exit code."""
     cutting = overrides(flags).windows()
     parts = read_data(data)
-    folder = find_folder(flags.model, allow_bin=flags.allow_bin)
+    folder = find_folder(flags.model, revision=flags.revision, allow_bin=flags.allow_bin)
     if is_checkpoint(folder):  # a tokenizer alone would do
         check_window_fits(load_config(folder)[0], cutting)
     tokenizer = BertTokenizer.load(folder)

@@ -26,7 +26,7 @@ from bertqa.commands.question_flags import (
     read_context,
 )
 from bertqa.errors import UserError
-from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.hub import SHIPPED_MODEL
 
 TERMINAL = Path("-")  # what stands for no file
 

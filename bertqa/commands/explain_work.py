@@ -18,6 +18,7 @@ from bertqa.explain.page import page
 from bertqa.explain.terminal import render
 from bertqa.files import write_text
 from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.hub import commit_of
 
 
 def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> None:
@@ -34,11 +35,12 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
     folder = qa.folder
     del qa  # its layers are prepacked and give no gradients; there is to be room for the others
     assert folder is not None  # it was loaded from one
+    name = flags.model if commit_of(folder) else folder.resolve().name
     model = load_checkpoint(folder, allow_bin=flags.allow_bin)[0].to(runtime.device)
     with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:
         explanation = explain(
             model, tokenizer, flags.question, context, windows=windows, decoding=decoding,
-            prediction=prediction, model_name=folder.resolve().name,
+            prediction=prediction, model_name=name,
             answered_in=runtime.precision, progress=bar.update,
         )  # fmt: skip
     if file is None:

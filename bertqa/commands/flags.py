@@ -28,6 +28,11 @@ from bertqa.settings import (
 _WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
 _TOO_LARGE = 2**63  # whole numbers end here for torch
 
+MODEL_HELP = (
+    "checkpoint folder, name under weights/, or name on the hub, from which it is downloaded into "
+    "the Hugging Face cache"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """Flags may be written with - or _; a mistake is one sentence and exit code 2.
@@ -97,18 +102,22 @@ def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False)
 
 
 def add_model_name_flag(parser: Parser, default: str) -> None:
-    """Which model, and whether it may be a pickle."""
+    """Which model, and which form of it."""
     parser.group("model")(
         "--model", default=default, metavar="NAME",
-        help="checkpoint folder, name under weights/, or name on the hub, from which it is "
-        "downloaded into weights/ (default: %(default)s)",
+        help=f"{MODEL_HELP} (default: %(default)s)",
     )  # fmt: skip
-    add_bin_flag(parser)
+    add_source_flags(parser)
 
 
-def add_bin_flag(parser: Parser) -> None:
-    """Whether weights may come from a pickle."""
-    parser.group("model")(
+def add_source_flags(parser: Parser) -> None:
+    """Which of a model's commits, and whether its weights may come from a pickle."""
+    add = parser.group("model")
+    add(
+        "--revision", metavar="REV",
+        help="branch, tag or commit of a model on the hub (default: its newest commit)",
+    )  # fmt: skip
+    add(
         "--allow_bin", action="store_true",
         help="read pytorch_model.bin, a pickle, if there is no safetensors file",
     )  # fmt: skip

@@ -29,7 +29,7 @@ from bertqa.commands.question_flags import (
     read_context,
 )
 from bertqa.errors import UserError
-from bertqa.model.folders import SHIPPED_MODEL
+from bertqa.model.hub import SHIPPED_MODEL
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:

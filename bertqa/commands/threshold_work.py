@@ -10,8 +10,7 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, has_both_kinds
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
-from bertqa.model.folders import is_shipped
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder, is_shipped
 from bertqa.report.threshold_curve import draw_curve
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings
@@ -27,7 +26,7 @@ def choose(flags: argparse.Namespace) -> None:
             f"{flags.file} has not both questions with an answer and questions without, so one "
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
-    folder = find_folder(flags.model)
+    folder = find_folder(flags.model, revision=flags.revision, allow_bin=flags.allow_bin)
     if is_shipped(folder):
         raise UserError(
             f"{flags.model} is the model that comes with the project, which stays as it is: copy "
@@ -37,6 +36,7 @@ def choose(flags: argparse.Namespace) -> None:
     qa = QuestionAnswerer.from_pretrained(
         folder, decoding=DecodingSettings(version_2_with_negative=True),
         overrides=overrides(flags), device=flags.device, precision=flags.precision,
+        allow_bin=flags.allow_bin,
     )  # fmt: skip
     curve = curve_of(examples, list(qa.answer(examples)))
     best = best_point(curve)

@@ -6,7 +6,7 @@ import random
 from bertqa.data.labels import Outcome, label_text, make_labelled_windows
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder
 from bertqa.settings import DataSettings, DecodingSettings, WindowSettings
 from bertqa.training.job import load_data
 
@@ -18,7 +18,8 @@ def show(
     decoding: DecodingSettings,
 ) -> None:
     """Print random examples with their windows and labels."""
-    tokenizer = BertTokenizer.load(find_folder(flags.model, allow_bin=flags.allow_bin))
+    folder = find_folder(flags.model, revision=flags.revision, allow_bin=flags.allow_bin)
+    tokenizer = BertTokenizer.load(folder)
     negative = decoding.version_2_with_negative
     examples, _ = load_data(data, version_2_with_negative=negative)
     chosen = random.Random(flags.seed).sample(examples, min(flags.show, len(examples)))

@@ -22,7 +22,8 @@ def run(
             flags.model, data, flags.output_dir,
             settings=settings, windows=windows, decoding=decoding, runtime=runtime,
             choose_threshold=flags.null_score_diff_threshold is None, resume=flags.resume,
-            allow_bin=flags.allow_bin, observer=RunReport(flags.output_dir), say=say,
+            revision=flags.revision, allow_bin=flags.allow_bin,
+            observer=RunReport(flags.output_dir), say=say,
         )  # fmt: skip
     finally:
         stop_runtime()

@@ -27,7 +27,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.flags import Parser, add_bin_flag, add_window_flags, overrides
+from bertqa.commands.flags import (
+    MODEL_HELP,
+    Parser,
+    add_source_flags,
+    add_window_flags,
+    overrides,
+)
 from bertqa.errors import UserError
 
 BOUND = 5e-5
@@ -38,9 +44,8 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     # fmt: off
     parser = Parser(__doc__ or "", prog)
     parser.group("model")("model", metavar="MODEL",
-        help="checkpoint folder, name under weights/, or name on the hub; one without S and E gets "
-        "random ones, the same for both sides")
-    add_bin_flag(parser)
+        help=f"{MODEL_HELP}; one without S and E gets random ones, the same for both sides")
+    add_source_flags(parser)
     add_window_flags(parser)
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",

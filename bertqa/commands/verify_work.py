@@ -17,7 +17,8 @@ def verify(flags: argparse.Namespace) -> int:
     limit_onednn_cache()
     facts, found = compare_checkpoint(
         flags.model, examples, overrides=overrides(flags), bound=flags.bound,
-        allow_bin=flags.allow_bin, questions_from=str(flags.input or "this command"),
+        revision=flags.revision, allow_bin=flags.allow_bin,
+        questions_from=str(flags.input or "this command"),
     )  # fmt: skip
     print("\n".join([*facts, "", found.as_text(), "", verdict(found)]))
     if flags.markdown:

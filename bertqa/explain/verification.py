@@ -15,7 +15,7 @@ from bertqa.errors import UserError
 from bertqa.explain.comparison import Sides, compare
 from bertqa.explain.differences import Differences
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder
 from bertqa.settings import Overrides
 from bertqa.training.checkpoints import load_for_training
 
@@ -64,6 +64,7 @@ def compare_checkpoint(
     *,
     overrides: Overrides,
     bound: float,
+    revision: str | None = None,
     allow_bin: bool = False,
     questions_from: str = "",
 ) -> tuple[list[str], Differences]:
@@ -73,6 +74,7 @@ def compare_checkpoint(
         model: folder, name under weights/, or name on the hub; one without S and E gets random
             ones, the same for both sides.
         overrides: windows other than those that the model was trained with.
+        revision, allow_bin: see ``find_folder``.
         bound: largest relative difference of a forward pass.
         questions_from: where the questions come from, for the facts.
 
@@ -83,7 +85,7 @@ def compare_checkpoint(
         UserError: transformers is not installed, or one side does not open the checkpoint.
     """
     library = their_library()
-    folder = find_folder(model, allow_bin=allow_bin)
+    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
     stored = read_decoding_file(folder)[0] or usual_windows(ours.config)
     settings = overrides.windows(stored)

@@ -28,13 +28,13 @@ from bertqa.model.checkpoint import (
     save_model,
     write_tensors,
 )
-from bertqa.model.names import find_folder
+from bertqa.model.hub import find_folder
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 
 def load_for_training(
-    name: str, *, seed: int = 42, allow_bin: bool = False
+    name: str, *, seed: int = 42, revision: str | None = None, allow_bin: bool = False
 ) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
     """Load the model and tokenizer of a name; S and E are drawn by ``seed`` if it has none.
 
@@ -42,7 +42,8 @@ def load_for_training(
         UserError: it is not available, corrupt, or no BERT.
     """
     torch.manual_seed(seed)
-    return load_folder(find_folder(name, allow_bin=allow_bin), allow_bin, require_head=False)
+    folder = find_folder(name, revision=revision, allow_bin=allow_bin)
+    return load_folder(folder, allow_bin, require_head=False)
 
 
 @dataclass

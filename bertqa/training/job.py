@@ -26,6 +26,7 @@ from bertqa.data.squad import (
 )
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
+from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
@@ -50,6 +51,7 @@ def train(
     runtime: Runtime | None = None,
     choose_threshold: bool = True,
     resume: bool = False,
+    revision: str | None = None,
     allow_bin: bool = False,
     observer: Observer | None = None,
     say: Say = print,
@@ -66,6 +68,7 @@ def train(
             ``validation_split_percentage``, let it choose the threshold of "no answer" in place
             of ``decoding``. Of questions that training never saw that may be learned.
         resume: go on with the run in ``output_dir``, if there is one.
+        revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
         observer: is told of log lines, evaluations and the end; ``RunReport(output_dir)`` of
             report/run_report.py draws report.html from them, as ``bertqa train`` does.
@@ -86,7 +89,10 @@ def train(
     negative = decoding.version_2_with_negative
     parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative))
     loaded, tokenizer, report = main_first(
-        runtime, lambda: load_for_training(model, seed=settings.seed, allow_bin=allow_bin)
+        runtime,
+        lambda: load_for_training(
+            model, seed=settings.seed, revision=revision, allow_bin=allow_bin
+        ),
     )
     check_window_fits(loaded.config, windows)
     tell(report)
@@ -108,7 +114,8 @@ def train(
         "decoding": asdict(decoding),
         "chooses_threshold": chooses,
     }
-    folder = RunFolder(output_dir, describe(model, settings, data_entries, runtime))
+    commit = commit_of(report.source.parent)
+    folder = RunFolder(output_dir, describe(model, commit, settings, data_entries, runtime))
     ids = [example.id for example in training.examples]
     run = Run(
         loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer
@@ -132,13 +139,21 @@ def _say_nothing(what: object) -> None:
 
 
 def describe(
-    model: str, settings: TrainingSettings, data: dict[str, Any], runtime: Runtime
+    model: str,
+    commit: str | None,
+    settings: TrainingSettings,
+    data: dict[str, Any],
+    runtime: Runtime,
 ) -> dict[str, Any]:
-    """What goes into run.json: all that decides the numbers, and what else they depend on."""
+    """What goes into run.json: all that decides the numbers, and what else they depend on.
+
+    ``commit`` is the model's on the hub; None where it came from elsewhere.
+    """
     decisive = {
         "windows_per_step": settings.windows_per_step(runtime.world_size),
         "precision": str(runtime.dtype),
         "model": model,
+        "model_commit": commit,
     }
     return {"settings": asdict(settings) | decisive, "data": data, **surroundings(runtime)}
 

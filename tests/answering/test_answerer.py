@@ -11,8 +11,8 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.errors import UserError
-from bertqa.model import folders
-from bertqa.model.names import find_folder
+from bertqa.model import hub
+from bertqa.model.hub import find_folder
 from bertqa.settings import DecodingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
 from tests.corpus import PAIRS
@@ -244,7 +244,7 @@ def test_bf16_answers_nearly_as_fp32_does(folder, qa):
 
 
 def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
-    monkeypatch.setattr(folders, "weights_dir", lambda: folder.parent)
+    monkeypatch.setattr(hub, "weights_dir", lambda: folder.parent)
     wanted = qa(WHO, CONTEXT)
     for name in (folder, str(folder), folder.name):
         found = load(name)
@@ -254,7 +254,7 @@ def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
 
 
 def test_a_name_that_is_nearly_right(folder, monkeypatch):
-    monkeypatch.setattr(folders, "weights_dir", lambda: folder.parent)
+    monkeypatch.setattr(hub, "weights_dir", lambda: folder.parent)
     (folder.parent / f"{folder.name}s").mkdir()  # holds no model, so it is not meant
     with pytest.raises(UserError) as mistyped:
         find_folder(f"{folder.name}s!")
@@ -262,7 +262,7 @@ def test_a_name_that_is_nearly_right(folder, monkeypatch):
     with pytest.raises(UserError) as other:
         find_folder("quite another!")
     assert "here" not in str(other.value)
-    monkeypatch.setattr(folders, "weights_dir", lambda: folder.parent / "none")
+    monkeypatch.setattr(hub, "weights_dir", lambda: folder.parent / "none")
     with pytest.raises(UserError):
         find_folder(f"{folder.name}!")
 
@@ -275,14 +275,14 @@ def test_a_model_in_training_answers_without_dropout(folder, qa):
 
 
 def test_the_weights_folder_is_that_of_the_source_tree(monkeypatch, tmp_path):
-    tree = folders.weights_dir()
+    tree = hub.weights_dir()
     assert tree.name == "weights"
-    assert (tree.parent / "bertqa" / "model" / "folders.py").samefile(folders.__file__)
+    assert (tree.parent / "bertqa" / "model" / "hub.py").samefile(hub.__file__)
     # Installed elsewhere, without a source tree: under the current folder.
-    elsewhere = tmp_path / "site" / "bertqa" / "model" / "folders.py"
-    monkeypatch.setattr(folders, "__file__", str(elsewhere))
+    elsewhere = tmp_path / "site" / "bertqa" / "model" / "hub.py"
+    monkeypatch.setattr(hub, "__file__", str(elsewhere))
     monkeypatch.chdir(tmp_path)
-    assert folders.weights_dir().resolve() == tmp_path.resolve() / "weights"
+    assert hub.weights_dir().resolve() == tmp_path.resolve() / "weights"
 
 
 @pytest.fixture

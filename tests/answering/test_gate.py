@@ -17,10 +17,9 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples
 from bertqa.errors import UserError
 from bertqa.files import WEIGHTS_FILE
-from bertqa.model import folders
+from bertqa.model import hub
 from bertqa.model.cpu_inference import can_prepack
-from bertqa.model.folders import SHIPPED_MODEL
-from bertqa.model.names import find_folder
+from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from bertqa.runtime import select_precision
 from tests.helpers import DATA
 
@@ -111,7 +110,7 @@ def test_an_installed_package_finds_it(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path.resolve() / "site" / "bertqa"
-    monkeypatch.setattr(folders, "__file__", str(package / "model" / "folders.py"))
+    monkeypatch.setattr(hub, "__file__", str(package / "model" / "hub.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"the model {SHIPPED_MODEL} is neither in .* clone the"):
         find_folder(SHIPPED_MODEL)

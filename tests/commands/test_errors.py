@@ -58,12 +58,10 @@ from bertqa.explain.differences import Differences
 from bertqa.explain.explainer import explain
 from bertqa.explain.hooks import Patch, intervene, record
 from bertqa.files import check_new_file, read_json_object, write_text
-from bertqa.model import hub
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.model.config import BertConfig, parse_config
-from bertqa.model.folders import SHIPPED_MODEL
-from bertqa.model.names import find_folder
+from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from bertqa.model.packing import PackedBatch
 from bertqa.report import average as means
 from bertqa.report import card as cards
@@ -165,9 +163,16 @@ class Room:
         )  # fmt: skip
         release.main(flags)
 
-    def hub(self, error: Exception) -> None:
-        with hub._said_plainly("a/b", self.path):
-            raise error
+    def hub(self, answer: object, **options: Any) -> object:
+        """What comes of asking for a model when the hub's client says ``answer``, or raises it."""
+        says = fail(answer) if isinstance(answer, Exception) else lambda *a, **k: answer
+        self.patch.setattr("huggingface_hub.HfApi.model_info", says)
+        return find_folder("a/b", **options)
+
+    def files(self, *names: str) -> object:
+        """The same for a model of these files."""
+        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        return self.hub(SimpleNamespace(sha="0" * 40, siblings=siblings))
 
 
 def given(*flags: object) -> argparse.Namespace:
@@ -398,12 +403,12 @@ def no_disk(room: Room) -> None:
 
 def without_the_shipped_model(room: Room) -> object:
     for place in ("weights_dir", "installed_weights_dir"):
-        room.patch.setattr(f"bertqa.model.folders.{place}", lambda: room.path)
+        room.patch.setattr(f"bertqa.model.hub.{place}", lambda: room.path)
     return find_folder(SHIPPED_MODEL)
 
 
 def mistyped(room: Room) -> object:
-    room.patch.setattr("bertqa.model.folders.weights_dir", lambda: room.path)
+    room.patch.setattr("bertqa.model.hub.weights_dir", lambda: room.path)
     room.write("tiny-bert/" + CONFIG_FILE, "{}")
     return find_folder("tiny_bert!")
 
@@ -433,7 +438,7 @@ def one_kind(room: Room) -> None:
 
 
 def threshold_for_the_shipped_model(room: Room) -> None:
-    room.patch.setattr("bertqa.model.folders.weights_dir", lambda: room.path)
+    room.patch.setattr("bertqa.model.hub.weights_dir", lambda: room.path)
     (room.path / SHIPPED_MODEL).mkdir()
     flags = [str(room.path / SHIPPED_MODEL), str(room.rows(ROW, UNANSWERABLE))]
     threshold.main(threshold.parse_flags(flags))
@@ -535,19 +540,13 @@ CASES: dict[str, Callable[[Room], object]] = {
     "no JSON": lambda r: r.load(**{CONFIG_FILE: b"{"}),
     "no object": lambda r: r.load(**{CONFIG_FILE: b"[]"}),
     # hub
-    "no name": lambda r: hub.find_checkpoint("../x", r.path),
-    "the name of a file": lambda r: hub._check_name(
-        str(r.patch.chdir(r.path) or r.write("x", "").name)
-    ),
-    "the place is taken": lambda r: hub.find_checkpoint("x", r.write("x/y", "").parent.parent),
-    "not a whole model": lambda r: hub._choose_weights("x", set(), False),
-    "only a pickle": lambda r: hub._choose_weights("x", {CONFIG_FILE, TOKENIZER, BIN}, False),
-    "no index": lambda r: hub._shards("x", r.write("x", "{}"), set()),
-    "a shard elsewhere": lambda r: hub._shards(
-        "x", r.write("x", '{"weight_map": {"a": "../b"}}'), set()
-    ),
+    "no name": lambda r: find_folder("../x"),
+    "a revision of a folder": lambda r: find_folder(str(r.path), revision="v1"),
+    "not a whole model": lambda r: r.files(),
+    "only a pickle": lambda r: r.files(CONFIG_FILE, TOKENIZER, BIN),
     "gated": lambda r: r.hub(error_of(hub_errors.GatedRepoError)),
     "unknown": lambda r: r.hub(error_of(hub_errors.RepositoryNotFoundError)),
+    "no such revision": lambda r: r.hub(error_of(hub_errors.RevisionNotFoundError), revision="x"),
     "HTTP 500": lambda r: r.hub(
         error_of(hub_errors.HfHubHTTPError, response=SimpleNamespace(status_code=500))
     ),
@@ -555,6 +554,10 @@ CASES: dict[str, Callable[[Room], object]] = {
     "not the hub": lambda r: r.hub(hub_errors.FileMetadataError()),
     "no place to store": lambda r: r.hub(OSError(28, "No space left on device")),
     "no connection": lambda r: r.hub(ConnectionError("refused")),
+    "no connection to the files": lambda r: (
+        r.patch.setattr("huggingface_hub.snapshot_download", fail(RuntimeError("of hf_xet")))
+        or r.files(CONFIG_FILE, TOKENIZER, WEIGHTS)
+    ),
     # metrics
     "no gold by v1.1": lambda r: metrics.evaluate_v1({}, TWO),
     "no questions": lambda r: metrics.evaluate_v1({}, {}),

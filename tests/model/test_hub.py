@@ -1,63 +1,51 @@
 """The real hub client against a hub on this machine: what is fetched, kept, refused and said."""
 
-import importlib.util
-import json
-import re
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from huggingface_hub import constants
 
+from bertqa.commands import ablate, check, explain, infer, threshold, train, verify
+from bertqa.commands.flags import run_script
 from bertqa.errors import UserError
-from bertqa.model.hub import find_checkpoint
-from tests.hub_server import HubServer, hub_environment, use_hub
+from bertqa.model import hub as models
+from bertqa.model.hub import commit_of, find_folder
+from tests.helpers import STORIES, STORIES_V2
+from tests.hub_server import Files, HubServer, hub_environment, use_hub
 
 CONFIG = {"config.json": b'{"hidden_size": 32}'}
-TOKENIZER = {
-    "tokenizer.json": b'{"version": "1.0"}',
-    "tokenizer_config.json": b'{"do_lower_case": true}',
-    "vocab.txt": b"[PAD]\n[UNK]\n",
-    "special_tokens_map.json": b"{}",
-}
+VOCABULARY = {"vocab.txt": b"[PAD]\n[UNK]\n"}
+TOKENIZER = {"tokenizer.json": b'{"version": "1.0"}', "special_tokens_map.json": b"{}"} | VOCABULARY
 WEIGHTS = {"model.safetensors": bytes(range(256)) * 200}
 BIN = {"pytorch_model.bin": b"a pickle"}
-UNNEEDED = {"README.md": b"# a model", "tf_model.h5": b"tensors", "onnx/model.onnx": b"a graph"}
+SHARDS = {f"model-0000{i}-of-00002.safetensors": b"%d" % i * 99 for i in (1, 2)}
+INDEX = {"model.safetensors.index.json": b"[]"} | SHARDS
+OTHERS = {
+    "README.md": b"# a model", "tf_model.h5": b"tensors", "onnx/model.onnx": b"a graph",
+    "onnx/model.safetensors": b"another's", "flax_model.msgpack": b"tensors",
+}  # fmt: skip
 NEEDED = CONFIG | TOKENIZER | WEIGHTS
 
-FIND = """
-import sys
-from pathlib import Path
-from bertqa.model.hub import find_checkpoint
-print(find_checkpoint(sys.argv[1], Path(sys.argv[2])))
-"""
+FIND = "import sys; from bertqa.model.hub import find_folder; print(find_folder(sys.argv[1]))"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    monkeypatch.setattr(models, "weights_dir", lambda: tmp_path / "weights")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # as the client does when it fails
     with HubServer() as server:
         use_hub(monkeypatch, server.url, tmp_path / "home")
         yield server
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    return tmp_path / "weights"
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client waits for seconds between its attempts."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, hidden ones too."""
+def contents(folder: Path) -> Files:
+    """All files below a folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -65,460 +53,289 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def index_of(*shards: object) -> dict[str, bytes]:
-    weight_map = {f"layer.{i}.weight": shard for i, shard in enumerate(shards)}
-    return {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
-
-
-def refusal(name: str, weights: Path, *, caused: bool = True, allow_bin: bool = False) -> str:
-    """What the user is told: one sentence with the name in it."""
+def refusal(name: str, **options: object) -> str:
+    """What the user is told: one sentence."""
     with pytest.raises(UserError) as caught:
-        find_checkpoint(name, weights, allow_bin=allow_bin)
+        find_folder(name, **options)  # type: ignore[arg-type]
     said = str(caught.value)
-    assert repr(name) in said
-    assert not re.search(r"\n|\.[ )]|\.$", said)
-    assert (caught.value.__cause__ is not None) == caused
+    assert said.isprintable() and not said.endswith(".")
     return said
 
 
-def start_find(name: str, weights: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+def start_find(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", FIND, name, str(weights)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        [sys.executable, "-c", FIND, name],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 # --- what is fetched -----------------------------------------------------------------------------
 
 
-def test_only_the_needed_files_are_fetched(hub: HubServer, weights: Path) -> None:
-    commit = hub.add_repo("org/bert", NEEDED | BIN | UNNEEDED)
-    folder = find_checkpoint("org/bert", weights)
-    assert folder == weights / "org" / "bert"
-    assert contents(weights) == {f"org/bert/{file}": content for file, content in NEEDED.items()}
-    assert sorted(path.name for path in weights.iterdir()) == ["org"]
-    assert not (folder / ".cache").exists()
-    assert sorted(hub.fetched) == sorted(NEEDED)
-    paths = [path for _, path in hub.requests if "/resolve/" in path]
-    assert paths and all(f"/resolve/{commit}/" in path for path in paths)
+@pytest.mark.parametrize(
+    ("needed", "more"),
+    [
+        (NEEDED, BIN | OTHERS | INDEX),
+        (CONFIG | VOCABULARY | WEIGHTS, {}),
+        (NEEDED | {"decoding.json": b'{"a": 1}'}, OTHERS),
+        (CONFIG | TOKENIZER | INDEX, BIN | OTHERS | {"adapter.safetensors": b"no shard"}),
+        (CONFIG | TOKENIZER | BIN, OTHERS),
+    ],
+    ids=["one file", "vocab.txt alone", "decoding.json", "shards", "a pickle"],
+)
+def test_only_the_needed_files_are_fetched(
+    hub: HubServer, tmp_path: Path, needed: Files, more: Files
+) -> None:
+    commit = hub.add("org/bert", needed | more)
+    folder = find_folder("org/bert", allow_bin=True)
+    assert contents(folder) == needed
+    assert sorted(hub.fetched) == sorted(needed)
+    assert commit_of(folder) == commit
+    assert folder.is_relative_to(tmp_path / "home" / "hub")
+    assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "vocab.txt"])
-def test_one_tokenizer_file_is_enough(hub: HubServer, weights: Path, tokenizer: str) -> None:
-    files = CONFIG | {tokenizer: TOKENIZER[tokenizer]} | WEIGHTS
-    hub.add_repo("bert", files)
-    assert contents(find_checkpoint("bert", weights)) == files
+def test_a_process_of_its_own(hub: HubServer, tmp_path: Path) -> None:
+    """As the user has it: the environment alone says where the hub and the cache are."""
+    hub.add("org/bert", NEEDED | OTHERS)
+    environment = hub_environment(hub.url, tmp_path / "home") | {"HOME": str(tmp_path / "user")}
+    with start_find("org/bert", environment) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    folder = Path(output.strip())
+    assert contents(folder) == NEEDED and folder.is_relative_to(tmp_path / "home" / "hub")
+    assert not (tmp_path / "user").exists()
 
 
-def test_the_shards_that_the_index_names(hub: HubServer, weights: Path) -> None:
-    shards = {f"model-0000{i}-of-00002.safetensors": b"%d" % i * 99 for i in (1, 2)}
-    files = CONFIG | TOKENIZER | index_of(*shards, *shards) | shards
-    hub.add_repo("bert", files | {"model-of-another-day.safetensors": b"old"} | BIN)
-    assert contents(find_checkpoint("bert", weights, allow_bin=True)) == files
-    assert sorted(hub.fetched) == sorted(files)
+def test_a_warm_cache_needs_no_hub(hub: HubServer, tmp_path: Path) -> None:
+    for name, files in (("bert", NEEDED), ("large", CONFIG | TOKENIZER | INDEX)):
+        hub.add(name, files)
+        folder = find_folder(name)
+        hub.fetched.clear()
+        assert find_folder(name) == folder and hub.fetched == []
+        offline = hub_environment(hub.url, tmp_path / "home") | {"HF_HUB_OFFLINE": "1"}
+        with start_find(name, offline) as process:
+            assert process.communicate()[0].strip() == str(folder)
+    hub.stop()
+    assert find_folder("bert").parents[1].name == "models--bert"
 
 
-def test_one_safetensors_file_goes_before_shards_and_bin(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED | index_of("a.safetensors") | {"a.safetensors": b""} | BIN)
-    assert contents(find_checkpoint("bert", weights, allow_bin=True)) == NEEDED
+def test_revisions(hub: HubServer) -> None:
+    old = hub.add("bert", NEEDED)
+    new = hub.add("bert", NEEDED | {"config.json": b"newer"})
+    hub.branches["v1"] = old
+    assert commit_of(find_folder("bert")) == new
+    for revision in ("v1", old):
+        folder = find_folder("bert", revision=revision)
+        assert commit_of(folder) == old and contents(folder) == NEEDED
+    said = refusal("bert", revision="v2")
+    assert said.startswith("--revision: ") and "'v2'" in said and f"{hub.url}/bert" in said
 
 
-def test_a_bin_is_refused_unless_allowed(hub: HubServer, weights: Path) -> None:
-    files = CONFIG | TOKENIZER | BIN
-    hub.add_repo("bert", files)
-    said = refusal("bert", weights, caused=False)
-    assert "pickle" in said and "--allow_bin" in said
-    assert hub.fetched == [] and not weights.exists()
-    assert contents(find_checkpoint("bert", weights, allow_bin=True)) == files
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_the_users_token_opens_a_private_model(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    hub.add("org/bert", NEEDED)
+    hub.token = "hf_secret"
+    assert "unknown or private" in refusal("org/bert")
+    if where == "variable":
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+    else:
+        file = Path(constants.HF_TOKEN_PATH)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(hub.token)
+    assert contents(find_folder("org/bert")) == NEEDED
 
 
-def test_a_renamed_model_comes_under_the_name_asked_for(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("google/bert", NEEDED)
-    hub.redirect("bert", "google/bert")
-    assert find_checkpoint("bert", weights) == weights / "bert"
-    assert contents(weights / "bert") == NEEDED
-
-
-def test_the_second_call_makes_no_request(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("org/bert", NEEDED)
-    first = find_checkpoint("org/bert", weights)
-    hub.requests.clear()
-    assert find_checkpoint("org/bert", weights) == first
-    assert hub.requests == []
-
-
-# --- what is here already ------------------------------------------------------------------------
+# --- what is on this machine ---------------------------------------------------------------------
 
 
 def test_folders_here_go_before_the_hub(
-    hub: HubServer, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.add_repo("bert", NEEDED)
+    hub.add("bert", NEEDED)
     monkeypatch.chdir(tmp_path)
-    ours = weights / "bert"
+    ours = tmp_path / "weights" / "bert"
     ours.mkdir(parents=True)
+    assert commit_of(find_folder("bert"))  # an empty folder is no model
     (ours / "config.json").write_bytes(b"ours")
-    assert find_checkpoint("bert", weights) == ours
+    assert find_folder("bert") == ours and commit_of(ours) is None
+    said = refusal("bert", revision="v1")
+    assert said.startswith("--revision: ") and str(ours) in said
     # A name that the hub could not have, but that somebody gave to a folder.
-    ours.rename(weights / "my--bert")
-    assert find_checkpoint("my--bert", weights) == weights / "my--bert"
+    ours.rename(ours.with_name("my--bert"))
+    assert find_folder("my--bert") == ours.with_name("my--bert")
     (tmp_path / "my--bert").mkdir()
-    assert find_checkpoint("my--bert", weights) == Path("my--bert")
-    assert find_checkpoint(str(tmp_path / "my--bert"), weights) == tmp_path / "my--bert"
-    assert hub.requests == []
-
-
-def test_an_empty_folder_is_filled(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    (weights / "bert").mkdir(parents=True)
-    assert contents(find_checkpoint("bert", weights)) == NEEDED
-
-
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_is_no_checkpoint_stays(hub: HubServer, weights: Path, kind: str) -> None:
-    hub.add_repo("bert", NEEDED)
-    kept = weights / "bert" / "notes.txt" if kind == "folder" else weights / "bert"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("mine")
-    assert "no config.json" in refusal("bert", weights, caused=False)
-    assert kept.read_text() == "mine"
-    assert hub.requests == []
-
-
-# --- names that are none -------------------------------------------------------------------------
+    assert find_folder("my--bert") == Path("my--bert")
 
 
 PATHS = ["../out", "a/../../out", "/no/such/folder", "~/bert", "./bert", "a/b/c", "a/", "a/.."]
 ODDITIES = ["", ".bert", "a--b", "a\\b", "bert\0", "bert base", "x" * 300, "a/" + "x" * 300]
 
 
-@pytest.mark.parametrize("name", [*PATHS, *ODDITIES])
+@pytest.mark.parametrize("name", [*PATHS, *ODDITIES, "out/config.json"])
 def test_a_name_that_leads_elsewhere_is_refused(
-    hub: HubServer, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for folder in (weights / "a", weights / "bert", weights / "a\\b", tmp_path / "out"):
-        folder.mkdir(parents=True)
-    for folder in (tmp_path / "out", tmp_path, *weights.iterdir(), weights):
+    weights = tmp_path / "weights"
+    for folder in (weights, weights / "a", weights / "bert", weights / "a\\b", tmp_path / "out"):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_bytes(b"not under this name")
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere" / "deep")
     before = contents(tmp_path)
-    assert "neither a checkpoint folder nor" in refusal(name, weights)
-    assert hub.requests == []
+    said = refusal(name)
+    assert repr(name) in said and ("folder or the name" in said or name == "out/config.json")
     assert contents(tmp_path) == before
-
-
-def test_a_file_is_no_name(
-    hub: HubServer, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("model.safetensors").write_bytes(b"tensors")
-    assert "is a file" in refusal("model.safetensors", weights, caused=False)
-    assert hub.requests == []
 
 
 # --- interrupted downloads -----------------------------------------------------------------------
 
 
-def test_a_killed_download_is_no_checkpoint_and_goes_on(
-    hub: HubServer, weights: Path, tmp_path: Path
+def test_a_killed_download_is_no_model_and_goes_on(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.stall("model.safetensors", after=1000)
-    process = start_find("bert", weights, hub_environment(hub.url, tmp_path / "home"))
-    with process:
+    hub.add("bert", NEEDED)
+    hub.broken["model.safetensors"] = 12_345
+    with start_find("bert", hub_environment(hub.url, tmp_path / "home")) as process:
         assert hub.stalled.wait(60)
+        while len(list(tmp_path.glob("home/hub/models--bert/snapshots/*/*"))) < len(NEEDED) - 1:
+            assert process.poll() is None
         process.kill()
-    assert not (weights / "bert").exists()
-    assert all(path.name.startswith(".") for path in weights.iterdir())
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "must be whole" in refusal("bert")
+    hub.broken.clear()
     hub.fetched.clear()
-    assert contents(find_checkpoint("bert", weights)) == NEEDED
-    assert hub.fetched == ["model.safetensors"]
-    assert [path.name for path in weights.iterdir()] == ["bert"]
-
-
-def test_a_broken_connection_is_taken_up_where_it_broke(
-    hub: HubServer, weights: Path, monkeypatch: pytest.MonkeyPatch, no_waiting: None
-) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    hub.add_repo("bert", NEEDED)
-    hub.break_off("model.safetensors", after=12_345)
-    assert contents(find_checkpoint("bert", weights)) == NEEDED
-    assert hub.ranges == ["bytes=12000-"]
-
-
-def test_a_lost_connection_leaves_no_checkpoint(
-    hub: HubServer, weights: Path, no_waiting: None
-) -> None:
-    hub.add_repo("org/bert", NEEDED)
-    hub.break_off("model.safetensors", after=0, times=None)
-    said = refusal("org/bert", weights)
-    assert "no working connection" in said and str(weights / "org" / "bert") in said
-    assert all(path.name.startswith(".") for path in weights.iterdir())
-    hub.heal()
-    hub.fetched.clear()
-    assert contents(find_checkpoint("org/bert", weights)) == NEEDED
+    assert contents(find_folder("bert")) == NEEDED
     assert hub.fetched == ["model.safetensors"]
 
 
-def test_a_new_commit_is_not_mixed_with_the_rest_of_the_old(
-    hub: HubServer, weights: Path, no_waiting: None
-) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.break_off("model.safetensors", after=0, times=None)
-    refusal("bert", weights)
-    hub.heal()
-    newer = {"config.json": b"newer", "vocab.txt": b"[PAD]"} | WEIGHTS
-    hub.add_repo("bert", newer)
-    assert contents(find_checkpoint("bert", weights)) == newer
-    assert [path.name for path in weights.iterdir()] == ["bert"]
+def test_two_processes_at_once_download_once(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("bert", NEEDED)
+    hub.broken["model.safetensors"] = 1000
+    environment = hub_environment(hub.url, tmp_path / "home")
+    with start_find("bert", environment) as first, start_find("bert", environment) as second:
+        assert hub.stalled.wait(60)
+        hub.go_on.set()
+        found = [Path(process.communicate()[0].strip()) for process in (first, second)]
+    assert found[0] == found[1]
+    assert contents(found[0]) == NEEDED
+    assert hub.fetched.count("model.safetensors") == 1
 
 
-def test_two_at_once_download_once(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.stall("model.safetensors", after=1000)
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(find_checkpoint("bert", weights)))
-        for _ in range(2)
-    ]
-    threads[0].start()
-    assert hub.stalled.wait(60)
-    threads[1].start()
-    while hub.requests.count(("GET", "/api/models/bert")) < 2:
-        time.sleep(0.01)
-    time.sleep(0.1)  # for the second to do what it should not
-    hub.release()
-    for thread in threads:
-        thread.join()
-    assert found == [weights / "bert"] * 2
-    assert sorted(hub.fetched) == sorted(NEEDED)
-    assert contents(weights) == {f"bert/{file}": content for file, content in NEEDED.items()}
-
-
-# --- models that are no checkpoints --------------------------------------------------------------
+# --- models that are no checkpoints, and hostile ones --------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("files", "lacks"),
     [
-        (TOKENIZER | WEIGHTS, "lacks config.json:"),
-        (CONFIG | WEIGHTS, "lacks tokenizer.json or vocab.txt:"),
-        (CONFIG | TOKENIZER | UNNEEDED, "lacks model.safetensors or model.safetensors.index.json:"),
-        ({"vocab.txt": b""}, "lacks config.json and model.safetensors or"),
+        (TOKENIZER | WEIGHTS, "without config.json:"),
+        (CONFIG | WEIGHTS, "without tokenizer.json or vocab.txt:"),
+        (WEIGHTS, "without config.json and tokenizer.json or vocab.txt:"),
+        (CONFIG | TOKENIZER | OTHERS, "without model.safetensors:"),
+        (CONFIG | TOKENIZER | BIN, "pass --allow_bin if you trust"),
     ],
 )
-def test_what_a_model_lacks_is_named(
-    hub: HubServer, weights: Path, files: dict[str, bytes], lacks: str
-) -> None:
-    hub.add_repo("org/gpt", files)
-    assert lacks in refusal("org/gpt", weights, caused=False, allow_bin=True)
-    assert hub.fetched == [] and not weights.exists()
-
-
-ELSEWHERE = ["../x.safetensors", "sub/x.safetensors", "/x.safetensors", "C:x.safetensors"]
-NO_SHARDS = ["..safetensors", "x..safetensors", ".x.safetensors", "config.json", *BIN]
-
-
-@pytest.mark.parametrize("shard", [*ELSEWHERE, "..\\x.safetensors", *NO_SHARDS])
-def test_a_shard_is_a_plain_file_name(
-    hub: HubServer, weights: Path, tmp_path: Path, shard: str
-) -> None:
-    good = "model-1.safetensors"
-    files = CONFIG | TOKENIZER | index_of(good, shard) | BIN
-    hub.add_repo("bert", {shard: b"evil", good: b"tensors"} | files)
-    assert repr(shard) in refusal("bert", weights, caused=False)
-    assert shard not in set(hub.fetched) - set(CONFIG)
-    assert good not in hub.fetched
-    assert b"evil" not in contents(tmp_path).values()
-
-
-def test_a_shard_that_the_model_lacks(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", CONFIG | TOKENIZER | index_of("model-1.safetensors"))
-    assert "'model-1.safetensors'" in refusal("bert", weights, caused=False)
+def test_what_a_model_lacks_is_named(hub: HubServer, files: Files, lacks: str) -> None:
+    hub.add("org/gpt", files)
+    assert lacks in refusal("org/gpt")
+    assert hub.fetched == []
 
 
 @pytest.mark.parametrize(
-    "index", [b"{", b"\xff", b"[]", b"{}", b'{"weight_map": ["a"]}', b'{"weight_map": {"a": 7}}']
-)
-def test_an_index_that_is_none(hub: HubServer, weights: Path, index: bytes) -> None:
-    hub.add_repo("bert", CONFIG | TOKENIZER | {"model.safetensors.index.json": index})
-    assert "no weight_map" in refusal("bert", weights)
-
-
-def test_an_index_of_nothing(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", CONFIG | TOKENIZER | index_of())
-    assert "names no shard" in refusal("bert", weights, caused=False)
-
-
-# --- a hub that refuses, and no hub --------------------------------------------------------------
-
-
-def test_an_unknown_model(hub: HubServer, weights: Path) -> None:
-    said = refusal("org/bret", weights)
-    assert "unknown or private" in said and "check the name" in said
-    assert not weights.exists()
-
-
-def test_a_gated_model(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("org/bert", NEEDED, gated=True)
-    said = refusal("org/bert", weights)
-    assert "gated" in said and f"{hub.url}/org/bert" in said and "hf auth login" in said
-    assert not (weights / "org").exists()
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
-def test_a_status_instead_of_the_listing(hub: HubServer, weights: Path, status: int) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.fail_listing("bert", status)
-    assert f"HTTP status {status}" in refusal("bert", weights)
-
-
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
-@pytest.mark.parametrize("status", [401, 404, 429, 503])
-def test_a_status_instead_of_a_file(
-    hub: HubServer, weights: Path, status: int, method: str, no_waiting: None
+    "file",
+    ["../model-1.safetensors", "../../../model-1.safetensors", "/tmp/bertqa-model-1.safetensors",
+     "model-/../../../../1.safetensors", "model-1\0.safetensors", "config.json/../../vocab.txt"],
+)  # fmt: skip
+def test_file_names_that_lead_elsewhere_write_nothing_there(
+    hub: HubServer, tmp_path: Path, file: str
 ) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.fail_file("model.safetensors", status, method=method)
-    said = refusal("bert", weights)
-    assert f"HTTP status {status}" in said and str(weights / "bert") in said
-    assert not (weights / "bert").exists()
+    hub.add("bert", CONFIG | TOKENIZER | INDEX | {file: b"evil"})
+    with suppress(UserError):
+        find_folder("bert")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["hub"]
+    folder = tmp_path / "home" / "hub" / "models--bert" / "snapshots"
+    assert b"evil" not in contents(folder).values()
+    assert not Path("/tmp/bertqa-model-1.safetensors").exists()
+
+
+# --- failures, one sentence each -----------------------------------------------------------------
+
+
+def broken(what: str, answer: tuple[int, bytes]) -> Callable[[HubServer], object]:
+    return lambda hub: hub.broken.update({what: answer})
+
+
+def nowhere(hub: HubServer) -> None:
+    hub.stop()
+
+
+def a_full_disk(hub: HubServer) -> None:
+    Path(constants.HF_HUB_CACHE).parent.mkdir(parents=True)
+    Path(constants.HF_HUB_CACHE).write_text("not a folder")
+
+
+LISTING = "/api/models/org/bert"
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>Log in", b"<html>\xe9", b"{}", b"[]", b'{"id": "bert", "sha": "../../x"}']
+    ("fail", "words"),
+    [
+        (lambda hub: hub.gated.add("org/bert"), ["gated", "/org/bert and log in", "hf auth login"]),
+        (lambda hub: hub.repos.clear(), ["unknown or private", "check the name"]),
+        (broken(LISTING, (503, b"")), ["HTTP status 503"]),
+        (broken("config.json", (429, b"")), ["HTTP status 429"]),
+        (broken("model.safetensors", (404, b"")), ["HTTP status 404"]),
+        (broken(LISTING, (200, b"<html>Log in")), ["got another answer", "log-in page"]),
+        (broken(LISTING, (200, b"[]")), ["got another answer"]),
+        (broken(LISTING, (200, b'{"id": "x", "sha": "../../../x"}')), ["got another answer"]),
+        (broken("config.json", (200, b"<html>")), ["got another answer"]),
+        (nowhere, ["got none that works"]),
+        (a_full_disk, ["must fit into", "HF_HOME"]),
+    ],
 )
-def test_an_answer_that_is_not_a_hubs(hub: HubServer, weights: Path, body: bytes) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.fail_listing("bert", 200, body)
-    said = refusal("bert", weights, caused=b"sha" not in body)
-    assert "does not come from a hub" in said and hub.url in said
-    assert not weights.exists()
-
-
-def test_a_hub_that_does_not_answer(
-    hub: HubServer, weights: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_is_one_sentence(
+    hub: HubServer, fail: Callable[[HubServer], object], words: list[str]
 ) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.stall("/api/models/bert")
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-    assert "no working connection" in refusal("bert", weights)
+    hub.add("org/bert", NEEDED)
+    fail(hub)
+    said = refusal("org/bert")
+    assert "'org/bert'" in said
+    for word in words:
+        assert word in said
 
 
-def test_a_file_of_another_size(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.fail_file("model.safetensors", 200)
-    assert "no working connection" in refusal("bert", weights)
-    assert not (weights / "bert").exists()
+def test_offline_and_not_in_the_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("bert", NEEDED)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in refusal("bert")
+    assert hub.fetched == []
 
 
-def test_a_file_without_a_commit(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    hub.fail_file("model.safetensors", 200, method="HEAD")
-    assert "does not come from a hub" in refusal("bert", weights)
-    assert not (weights / "bert").exists()
+# --- the commands --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "http://no-such-host.invalid"])
-def test_no_hub(
-    hub: HubServer,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    endpoint: str,
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (infer, ["--demo", "--model", "{}"]),
+        (explain, ["--question", "who", "--context", "Ada", "{new}.html", "--model", "{}"]),
+        (verify, ["{}"]),
+        (ablate, ["{}", str(STORIES), "--output_dir", "{new}"]),
+        (threshold, ["{}", str(STORIES_V2)]),
+        (check, ["--train_file", str(STORIES), "--model", "{}"]),
+        (train, ["--train_file", str(STORIES), "--output_dir", "{new}", "--model", "{}"]),
+        (train, ["--train_file", str(STORIES), "--show", "1", "--model", "{}"]),
+    ],
+)
+def test_every_command_takes_a_revision(
+    tmp_path: Path, command: ModuleType, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    endpoint = endpoint.format(port=port)
-    use_hub(monkeypatch, endpoint, tmp_path / "home")
-    said = refusal("org/bert", weights)
-    assert said.startswith(f"there is no working connection to {endpoint}")
-    assert f"put its checkpoint folder at {weights / 'org' / 'bert'}, or pass a folder" in said
-    assert not weights.exists()
-
-
-def test_a_storage_that_cannot_be_reached(hub: HubServer, weights: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec("hf_xet") is None:  # not imported: that alone writes a log file
-        pytest.skip("hf_xet is not installed")
-    hub.add_repo("bert", NEEDED)
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        hub.xet_storage = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-    environment = hub_environment(hub.url, tmp_path / "home") | {
-        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
-        "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
-    }
-    with start_find("bert", weights, environment) as process:
-        _, errors = process.communicate()
-    said = errors.strip().splitlines()[-1]
-    assert said.startswith("bertqa.errors.UserError: there is no working connection")
-    assert hub.xet_storage in said
-    assert not (weights / "bert").exists()
-
-
-# --- a disk that refuses -------------------------------------------------------------------------
-
-
-def test_weights_cannot_go_into_a_file(hub: HubServer, weights: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    weights.write_text("not a folder")
-    said = refusal("bert", weights)
-    assert f"cannot be stored at {weights / 'bert'}: Not a directory" in said
-
-
-def test_a_file_larger_than_the_disk_takes(hub: HubServer, weights: Path, tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    hub.add_repo("bert", NEEDED)
-    with subprocess.Popen(
-        [sys.executable, "-c", FIND, "bert", str(weights)],
-        env=hub_environment(hub.url, tmp_path / "home") | {"PYTHONDONTWRITEBYTECODE": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
-    ) as process:
-        _, errors = process.communicate()
-    said = errors.strip().splitlines()[-1]
-    assert said.startswith("bertqa.errors.UserError: model 'bert' cannot be stored")
-    assert "File too large" in said
-    assert not (weights / "bert").exists()
-
-
-# --- as the user has it --------------------------------------------------------------------------
-
-
-def test_a_process_of_its_own(hub: HubServer, weights: Path, tmp_path: Path) -> None:
-    """From HF_ENDPOINT to the folder, with a progress bar, and nothing written elsewhere."""
-    hub.add_repo("org/bert", NEEDED | UNNEEDED)
-    user = tmp_path / "user"
-    environment = hub_environment(hub.url, tmp_path / "home") | {
-        "HOME": str(user),
-        "TQDM_POSITION": "-1",  # bars for a stderr that is no terminal, too
-    }
-    with start_find("org/bert", weights, environment) as process:
-        output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert output.splitlines() == [str(weights / "org" / "bert")]
-    assert contents(weights / "org" / "bert") == NEEDED
-    assert "model.safetensors: 100%" in errors
-    assert not user.exists()
-    assert not (tmp_path / "home" / "hub").exists()
-
-
-def test_offline_is_offline(hub: HubServer, weights: Path, tmp_path: Path) -> None:
-    hub.add_repo("bert", NEEDED)
-    environment = hub_environment(hub.url, tmp_path / "home") | {"HF_HUB_OFFLINE": "1"}
-    with start_find("bert", weights, environment) as process:
-        _, errors = process.communicate()
-    assert errors.strip().splitlines()[-1] == (
-        "bertqa.errors.UserError: there is no connection for model 'bert', as HF_HUB_OFFLINE is "
-        f"set: put its checkpoint folder at {weights / 'bert'}, or pass a folder"
+    flags = [flag.format(tmp_path, new=tmp_path / "new") for flag in flags]
+    assert run_script(command.main, command.parse_flags([*flags, "--revision", "v1"])) == 2
+    assert f"--revision: must go with a model of the hub, got 'v1' for the folder {tmp_path}" in (
+        capsys.readouterr().err
     )
-    (weights / "bert").mkdir(parents=True)
-    (weights / "bert" / "config.json").write_bytes(b"{}")
-    with start_find("bert", weights, environment) as process:
-        output, _ = process.communicate()
-    assert output.strip() == str(weights / "bert")
-    assert hub.requests == []

@@ -25,7 +25,9 @@ from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, Wi
 from bertqa.training import job
 from bertqa.training.job import main_first
 from bertqa.training.provenance import git_commit
+from tests.fuzz_checkpoints import read_files
 from tests.helpers import STORIES, their_batch, unpadded
+from tests.hub_server import HubServer, use_hub
 from tests.training.runs import (
     CPU,
     EXAMPLES,
@@ -128,15 +130,20 @@ def test_run_json_says_what_was_run(
         checkpoint, folder, "--validation_file", str(STORIES), "--max_train_samples", "4",
         "--max_eval_samples", "3", "--max_steps", "2", "--learning_rate", "1e-3",
         "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "3",
-        "--max_answer_length", "12",
+        "--max_answer_length", "12", "--model", "org/bert", "--revision", "v1",
     )  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    train.main(train.parse_flags(flags))
+    with HubServer() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "home")
+        hub.branches["v1"] = hub.add("org/bert", read_files(checkpoint))
+        hub.add("org/bert", {})
+        train.main(train.parse_flags(flags))
     run = json.loads((folder / "run.json").read_text())
     settings = run.pop("settings")
     assert settings.pop("windows_per_step") == 6
     assert settings.pop("precision") == "torch.float32"
-    assert settings.pop("model") == str(checkpoint)
+    assert settings.pop("model") == "org/bert"
+    assert settings.pop("model_commit") == hub.branches["v1"]
     assert TrainingSettings(**settings) == TrainingSettings(
         max_steps=2, learning_rate=1e-3, gradient_accumulation_steps=2,
         per_device_train_batch_size=3,
