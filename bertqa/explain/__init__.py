@@ -1,1 +1,1 @@
-"""Looking inside a model: hooks, attribution, ablation, explanations, comparison."""
+"""Looking inside a model: hooks, attribution, ablation, explanations, verification."""

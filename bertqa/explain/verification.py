@@ -1,113 +1,216 @@
-"""A checkpoint folder opened by this package and by transformers, and the two compared."""
+"""This package and transformers side by side on one checkpoint: the work of ``bertqa verify``.
 
-from collections.abc import Sequence
+Each side reads the folder by its own code. Theirs (float32, attn_implementation="eager") takes one
+window after the other; ours takes packed batches of several, with each implementation of attention.
+
+L  tokens of a window      H  attention heads
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bertqa.answering.answerer import check_window_fits, usual_windows
+from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, usual_windows
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.data.squad import Example
-from bertqa.data.windows import make_windows
+from bertqa.data.batching import collate, token_budget_batches
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import Example, check_examples
+from bertqa.data.windows import WindowSet, make_windows
 from bertqa.errors import UserError
-from bertqa.explain.comparison import Sides, compare
-from bertqa.explain.differences import Differences
-from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.explain.hooks import attention_names, hidden_state_names, record
+from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
+from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.hub import find_folder
-from bertqa.settings import Overrides
+from bertqa.model.packing import PackedBatch
+from bertqa.runtime import limit_onednn_cache, local_runtime
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from bertqa.training.checkpoints import load_for_training
 
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "fused")  # of our attention
+# Each quantity with the multiple of the bound that it may reach; 0 allows no difference.
+QUANTITIES = {
+    "token ids": 0, "weights": 0, "hidden states": 1, "attention": 1, "logits": 1, "loss": 1,
+    "gradients": 10, "answers": 0,
+}  # fmt: skip
+_LAST = 10**6  # in the order of computation: after all forward passes
+_SEED = 42  # of the labels
+_TOKENS = 1024  # of a batch: two of the longest windows and more
+
 _TEXTS = (
-    "The lighthouse of Skarvholm was lit for the first time on 3 October 1871. Its lamp burned "
-    "rapeseed oil, and two keepers took turns to trim the wick every four hours. On clear nights "
-    "the light was seen from boats 19 miles away; in fog a bell was rung by hand instead.",
-    "In 1904 the oil lamp gave way to a mantle lamp that burned paraffin, four times as bright. "
-    "The engineer Ingeborg Løvås, who planned the change, also moved the bell to a hut of its own "
-    "and had it driven by a weight, so that nobody had to stand outside through the night. The "
-    "works cost 2,350 kroner and were done within eleven days.",
+    "In 1904 the oil lamp of Skarvholm gave way to a mantle lamp that burned paraffin, four times "
+    "as bright. The engineer Ingeborg Løvås, who planned the change, also moved the bell to a hut "
+    "of its own and had it driven by a weight. The works cost 2,350 kroner and took eleven days.",
     "A cable from the mainland brought electricity in the summer of 1938. It lay on the sea bed "
     "for 5.2 kilometres and was broken by an anchor in its second winter, so the keepers went back "
-    "to paraffin until May. Since then a diesel engine has stood in the cellar, and it is started "
-    "on the first Monday of each month to see that it still runs.",
-    "The last keeper, Torvald Brekke, left the island in 1986 with his wife, their goat and about "
-    "three hundred books. The lamp has been switched on and off by a sensor ever since. An "
-    "association of 140 members now looks after the houses; it paints them each spring, lends "
-    "the keeper's room to visitors, and keeps a diary of the birds that fly against the glass.",
+    "to paraffin until May. A diesel engine in the cellar is started on the first of each month.",
     "Visitors come by boat from Eidvik, a crossing of forty minutes, and only while the wind is "
-    "below seven metres per second. They are asked to carry drinking water, since the cistern "
-    "holds no more than what the roof collects. Seals rest on the skerries to the north until "
-    "June 🦭, and nobody may land there while they have their young.",
-    "The lens is the pride of the place. It was cut in Paris, weighs 410 kilograms and floats in a "
-    "bath of mercury, so that a child could turn it with one hand. It has been taken down twice: "
-    "in 1940, when it was buried in a potato field, and in 1999, when one of its 36 prisms was "
-    "replaced by a glass-blower from Bergen who worked from a drawing of the year it was made.",
+    "below seven metres per second. They carry drinking water, since the cistern holds no more "
+    "than the roof collects. Seals rest on the skerries until June 🦭, where nobody may land then.",
 )
-_ASKED = (
-    ("When was the lighthouse lit for the first time?", 0),
-    ("Who planned the change to a mantle lamp?", 1),
-    ("Why did the keepers go back to paraffin?", 2),
-    ("How many members does the association have?", 3),
-)
-# The second question is about all texts in a row, which are longer than a window.
+# The first context is longer than a window of any tokenizer: it has more than 384 words.
 SAMPLES = (
+    Example(
+        "long", "Who planned the change?", "\n".join(f"{i} {t}" for i in "123" for t in _TEXTS)
+    ),
+    Example("mantle lamp", "Who planned the change to a mantle lamp?", _TEXTS[0]),
+    Example("cable", "Why did the keepers go back to paraffin?", _TEXTS[1]),
+    Example("visitors", "How long is the crossing?", _TEXTS[2]),
     Example("short", "What did the lamp burn?", "Its lamp burned rapeseed oil."),
-    Example("long", "Where was the lens buried in 1940?", "\n".join(_TEXTS)),
-    *(Example(f"text {i + 1}", question, _TEXTS[i]) for question, i in _ASKED),
 )
+
+
+# --- the result ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """How far apart the two sides are in one quantity.
+
+    Attributes:
+        bound: what ``largest`` may reach.
+        largest: the largest difference, as a share of the largest magnitude of the tensor. A number
+            near zero is a sum of large ones, and its rounding is theirs, so it is not measured by
+            its own magnitude. Of token ids and answers it is the number of questions that differ.
+        first: where the bound was passed first, by the order of computation; "" for nowhere.
+        order: of ``first``.
+    """
+
+    quantity: str
+    bound: float
+    largest: float = 0.0
+    first: str = ""
+    order: float = math.inf
+
+    def see(
+        self, ours: Tensor, theirs: Tensor, where: str, order: int = -1, magnitude: float = 0.0
+    ) -> None:
+        """Take two tensors of one shape into account.
+
+        Args:
+            order: of ``where`` in the computation; -1 is before any forward pass.
+            magnitude: what the difference is measured by; 0 takes the largest of ``theirs``.
+        """
+        difference = largest(ours - theirs)
+        if difference:
+            scale = magnitude or largest(theirs)
+            share = difference / scale if scale else math.inf
+            self.note(share if math.isfinite(share) else math.inf, where, order)
+
+    def note(self, difference: float, where: str, order: int = -1) -> None:
+        """Take a difference into account."""
+        self.largest = max(self.largest, difference)
+        if difference > self.bound and order < self.order:
+            self.first, self.order = where, order
+
+
+def largest(values: Tensor) -> float:
+    """The largest absolute value; infinite where one is not a number."""
+    found = float(values.detach().abs().max())
+    return math.inf if math.isnan(found) else found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, a line for each fact, and a row for each quantity."""
+
+    facts: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every quantity is within its bound."""
+        return not any(row.first for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, with the place that differs first."""
+        wrong = [row for row in self.rows if row.first]
+        if not wrong:
+            return f"equal: all {len(self.rows)} quantities are within their bounds"
+        names = ", ".join(row.quantity for row in wrong)
+        first = min(wrong, key=lambda row: row.order)
+        return f"NOT equal in {names}; first: {first.quantity}, {first.first}"
+
+    def report(self) -> str:
+        """Facts, table and verdict, in Markdown that is aligned for a terminal."""
+        cells = [["quantity", "largest difference", "bound", "result", "differs first at"]]
+        for row in self.rows:
+            figures = [f"{row.largest:.2g}", f"{row.bound:.2g}"]
+            cells.append([row.quantity, *figures, "DIFFERS" if row.first else "ok", row.first])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells.insert(1, ["-" * width for width in widths])
+        table = (
+            " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            for row in cells
+        )
+        facts = "\n".join(f"- {fact}" for fact in self.facts)
+        return "\n\n".join([facts, "\n".join(f"| {row} |" for row in table), self.verdict]) + "\n"
+
+
+# --- the two sides -------------------------------------------------------------------------------
 
 
 def compare_checkpoint(
     model: str,
-    examples: Sequence[Example],
+    questions: Path | None = None,
     *,
+    max_samples: int,
     overrides: Overrides,
     bound: float,
     revision: str | None = None,
     allow_bin: bool = False,
-    questions_from: str = "",
-) -> tuple[list[str], Differences]:
-    """Load a checkpoint on both sides and compare every number on the way.
+) -> Comparison:
+    """Load a checkpoint on both sides and compare every quantity on the way to the answers.
 
     Args:
         model: folder, name under weights/, or name on the hub; one without S and E gets random
             ones, the same for both sides.
+        questions: file of any form that ``read_examples`` knows; None takes ``SAMPLES``.
+        max_samples: the first of them.
         overrides: windows other than those that the model was trained with.
         revision, allow_bin: see ``find_folder``.
         bound: largest relative difference of a forward pass.
-        questions_from: where the questions come from, for the facts.
-
-    Returns:
-        What was compared, a line for each fact, and the differences.
 
     Raises:
-        UserError: transformers is not installed, or one side does not open the checkpoint.
+        UserError: transformers is not installed, one side does not open the checkpoint, or the
+            questions cannot be asked.
     """
+    examples = list(SAMPLES) if questions is None else read_examples(questions)
+    check_examples(examples, str(questions))
+    examples = examples[:max_samples]
+    limit_onednn_cache()
     library = their_library()
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
-    stored = read_decoding_file(folder)[0] or usual_windows(ours.config)
-    settings = overrides.windows(stored)
+    settings = overrides.windows(read_decoding_file(folder)[0] or usual_windows(ours.config))
     check_window_fits(ours.config, settings)
     windows = make_windows(examples, tokenizer, settings)
     theirs, their_tokenizer = load_theirs(library, folder)
     if report.initialised:
-        copy_head(ours, theirs)
-    sides = Sides(ours, tokenizer, theirs, their_tokenizer)
-    found = compare(sides, examples, windows, settings, bound)
+        theirs.qa_outputs.load_state_dict(ours.head.state_dict())
+    rows = {name: Row(name, times * bound) for name, times in QUANTITIES.items()}
+    compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
+    compare_weights(rows["weights"], ours, theirs, report.source)
+    scores = compare_passes(rows, ours, theirs, examples, windows)
+    qa = QuestionAnswerer(  # prepacks our model, which gives no gradients any more
+        ours, tokenizer, settings, DecodingSettings(decoder="top20"), local_runtime("cpu", "fp32")
+    )
+    compare_answers(rows["answers"], qa, examples, windows, scores, bound)
     lengths = windows.lengths.tolist()
-    facts = [
+    facts = (
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
         f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
         f"asked: {len(examples)} questions, {len(lengths)} windows of {min(lengths)} to "
-        f"{max(lengths)} tokens, from {questions_from}",
-    ]
-    return facts, found
-
-
-# --- the other side ------------------------------------------------------------------------------
+        f"{max(lengths)} tokens, from {questions or 'this command'}",
+    )
+    return Comparison(facts, tuple(rows.values()))
 
 
 def their_library() -> Any:
@@ -148,9 +251,230 @@ def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def copy_head(ours: BertForQuestionAnswering, theirs: nn.Module) -> None:
-    """Give their model our S and E."""
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if name.startswith("qa_outputs."):
-                parameter.copy_(getattr(ours.head, name.removeprefix("qa_outputs.")))
+# --- what is compared ----------------------------------------------------------------------------
+
+
+def compare_windows(
+    row: Row,
+    examples: Sequence[Example],
+    windows: WindowSet,
+    settings: WindowSettings,
+    their_tokenizer: Any,
+) -> None:
+    """Token ids, token types and offsets of all windows; questions that were cut are left out."""
+    for i, example in enumerate(examples):
+        mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
+        got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
+        is_cut = windows.cut_questions[i]
+        if not is_cut and got != list(_their_windows(their_tokenizer, example, settings)):
+            row.note(row.largest + 1, f"question {example.id!r}")
+
+
+def _their_windows(
+    tokenizer: Any, example: Example, settings: WindowSettings
+) -> Iterator[tuple[list[int], list[int], list[tuple[int, int] | None]]]:
+    """Ids, token types and offsets, as transformers' notebook and run_qa make them."""
+    encoded = tokenizer(
+        example.question, example.context, truncation="only_second",
+        max_length=settings.max_seq_length, stride=settings.doc_stride,
+        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
+        split_special_tokens=True,  # "[SEP]" in a text is text
+    )  # fmt: skip
+    for i, (ids, types) in enumerate(
+        zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    ):
+        sides = zip(encoded["offset_mapping"][i], encoded.sequence_ids(i), strict=True)
+        yield ids, types, [tuple(offset) if side == 1 else None for offset, side in sides]
+
+
+def named_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of either model by their names in checkpoints."""
+    is_ours = isinstance(model, BertForQuestionAnswering)
+    return {checkpoint_name(n) if is_ours else n: p for n, p in model.named_parameters()}
+
+
+def compare_weights(row: Row, ours: nn.Module, theirs: nn.Module, source: Path) -> None:
+    """What the two readings of the files gave.
+
+    Raises:
+        UserError: this transformers names its parameters in another way.
+    """
+    mine, expected = named_parameters(ours), named_parameters(theirs)
+    if set(mine) != set(expected):
+        names = ", ".join(sorted(set(mine) ^ set(expected))[:3])
+        raise UserError(
+            f"one of the two models has no {names}: this transformers builds another model of the "
+            "folder; take transformers 5"
+        )
+    for name, weight in mine.items():
+        row.see(weight, expected[name], f"{name} of {source}")
+
+
+# What one side computes of a window: quantity and location -> a tensor, in the order in which they
+# are computed. Hidden states are (L, D), attention (H, L, L), logits (2, L), the loss is a number.
+Values = dict[tuple[str, str], Tensor]
+Gradients = dict[str, Tensor]  # of the sum of a batch's losses, by the names of checkpoints
+
+
+def compare_passes(
+    rows: Mapping[str, Row],
+    ours: BertForQuestionAnswering,
+    theirs: Any,
+    examples: Sequence[Example],
+    windows: WindowSet,
+) -> dict[int, Tensor]:
+    """Forward and backward passes over all windows; their logits of each window, ``(2, L)``."""
+    # Labels are drawn from the context. The right ones would leave a model that knows the answers
+    # with gradients of nothing but rounding.
+    generator = torch.Generator().manual_seed(_SEED)
+    drawn = torch.rand(2, len(windows), generator=generator).sort(dim=0).values
+    labels = windows.context_starts + (drawn * windows.count).long()
+    scores: dict[int, Tensor] = {}
+    for chosen in token_budget_batches(windows.lengths, _TOKENS):
+        batch, numbers = collate(windows, chosen), chosen.tolist()
+        asked = [f"question {examples[int(windows.example[n])].id!r}" for n in numbers]
+        expected, their_gradients = their_pass(theirs, batch, labels[:, chosen])
+        scores |= {n: v["logits", ""] for n, v in zip(numbers, expected, strict=True)}
+        for implementation in IMPLEMENTATIONS:
+            how = f"({implementation} attention)"
+            ours.set_attention_implementation(implementation)
+            # What records the probabilities takes the reference implementation.
+            got, gradients = our_pass(
+                ours, batch, labels[:, chosen], with_attention=implementation == "reference"
+            )
+            for question, mine, reference in zip(asked, got, expected, strict=True):
+                _see_window(rows, mine, reference, f"{how}, {question}")
+            names = ", ".join(dict.fromkeys(asked))
+            _see_gradients(rows["gradients"], gradients, their_gradients, f"{how}, {names}")
+    return scores
+
+
+def _see_window(rows: Mapping[str, Row], mine: Values, reference: Values, where: str) -> None:
+    # A loss near zero is a difference of logits, and has their rounding.
+    scale = max(largest(reference["loss", ""]), largest(reference["logits", ""]))
+    for order, (key, expected) in enumerate(reference.items()):
+        quantity, layer = key
+        if key in mine:
+            magnitude = scale if quantity == "loss" else 0.0
+            place = f"{layer} {where}".strip()
+            rows[quantity].see(mine[key], expected, place, order, magnitude)
+
+
+def our_pass(
+    ours: BertForQuestionAnswering, batch: PackedBatch, labels: Tensor, *, with_attention: bool
+) -> tuple[list[Values], Gradients]:
+    """All windows as one packed batch."""
+    states, attentions = hidden_state_names(ours), attention_names(ours) * with_attention
+    with record(ours, [*states, *attentions]) as seen:
+        output = ours(batch)
+    losses = window_losses(output, batch.lengths, labels[0], labels[1])
+    logits = torch.stack([output.start_logits, output.end_logits]).split(list(batch.lengths), dim=1)
+    hidden = [seen[name].split(list(batch.lengths)) for name in states]
+    values = [
+        _values([h[i] for h in hidden], [seen[n][i] for n in attentions], logits[i], losses[i])
+        for i in range(len(losses))
+    ]
+    return values, _gradients(ours, losses.sum())
+
+
+def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Values], Gradients]:
+    """The windows one by one, so that there is no padding for their loss to look at."""
+    sizes = list(batch.lengths)
+    ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
+    values: list[Values] = []
+    gradients: Gradients = {}
+    for row, kinds, (start, end) in zip(ids, types, labels.T, strict=True):
+        output = theirs(
+            input_ids=row[None], token_type_ids=kinds[None],
+            attention_mask=torch.ones_like(row)[None], start_positions=start[None],
+            end_positions=end[None], output_hidden_states=True, output_attentions=True,
+        )  # fmt: skip
+        loss = 2 * output.loss  # theirs is half the sum
+        for name, gradient in _gradients(theirs, loss).items():
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        logits = torch.cat([output.start_logits, output.end_logits])
+        states, attentions = (
+            [x[0] for x in xs] for xs in (output.hidden_states, output.attentions)
+        )
+        values.append(_values(states, attentions, logits, loss))
+    return values, gradients
+
+
+def _values(
+    states: Sequence[Tensor], attentions: Sequence[Tensor], logits: Tensor, loss: Tensor
+) -> Values:
+    values = {("hidden states", "embeddings"): states[0]}
+    for n, state in enumerate(states[1:]):
+        if attentions:
+            values["attention", f"layer {n}"] = attentions[n]
+        values["hidden states", f"layer {n}"] = state
+    values |= {("logits", ""): logits, ("loss", ""): loss}
+    return {key: value.detach() for key, value in values.items()}
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> Gradients:
+    parameters = named_parameters(model)
+    found = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
+
+
+def _see_gradients(row: Row, mine: Gradients, reference: Gradients, where: str) -> None:
+    """Each parameter by its own largest gradient.
+
+    Some parameters shift what goes into a softmax by one number, so that their gradient is zero but
+    for rounding: the bias of the keys adds the same to all scores of a query; the biases of the
+    head and of the last LayerNorm add the same to all logits. They are measured by the largest
+    gradient of all.
+    """
+    layers = [name for name in reference if name.endswith("attention.self.key.bias")]
+    last = f"bert.encoder.layer.{len(layers) - 1}.output.LayerNorm.bias"
+    scale = max(map(largest, reference.values()))
+    for name, gradient in reference.items():
+        is_zero = name in (*layers, "qa_outputs.bias", last)
+        row.see(mine[name], gradient, f"{name} {where}", _LAST, scale if is_zero else 0.0)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+class _Span(NamedTuple):
+    """A span of the context: its score and its offsets."""
+
+    score: float
+    start: int = 0
+    end: int = 0
+
+
+def compare_answers(
+    row: Row,
+    qa: QuestionAnswerer,
+    examples: Sequence[Example],
+    windows: WindowSet,
+    scores: Mapping[int, Tensor],
+    bound: float,
+) -> None:
+    """Our answers, as ``bertqa infer --decoder top20`` finds them, beside the notebook's.
+
+    Two answers whose scores are equal within the bound count as the same: which of them is the
+    better one is a matter of rounding.
+    """
+    tie = 2 * bound * max(map(largest, scores.values()))  # a score is the sum of two logits
+    for i, (example, prediction) in enumerate(zip(examples, qa.answer(examples), strict=True)):
+        best = _Span(-math.inf)
+        for number in range(*windows.of_examples(i, i + 1)):
+            spans = _spans(scores[number], windows[number].offsets, qa.decoding)
+            best = max([best, *spans], key=lambda span: span.score)
+        start, end = snap_to_graphemes(example.context, best.start, best.end)
+        is_same = example.context[start:end] == prediction.text
+        if not is_same and not abs(prediction.answers[0].score - best.score) <= tie:
+            row.note(row.largest + 1, f"question {example.id!r}", _LAST)
+
+
+def _spans(scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings) -> Iterator[_Span]:
+    """The best starts with the best ends of one window, where that is a span of the context."""
+    starts, ends = scores.tolist()
+    best = scores.argsort(dim=1, descending=True)[:, : decoding.n_best_size].tolist()
+    for i in best[0]:
+        for j in best[1]:
+            if offsets[i] and offsets[j] and 0 <= j - i < decoding.max_answer_length:
+                yield _Span(starts[i] + ends[j], offsets[i][0], offsets[j][1])

@@ -53,8 +53,7 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError
 from bertqa.explain import attribution as inside
-from bertqa.explain import comparison, verification
-from bertqa.explain.differences import Differences
+from bertqa.explain import verification
 from bertqa.explain.explainer import explain
 from bertqa.explain.hooks import Patch, intervene, record
 from bertqa.files import check_new_file, read_json_object, write_text
@@ -425,7 +424,8 @@ def theirs_is_shut(room: Room) -> None:
 
 def other_names(room: Room) -> None:
     model = BertForQuestionAnswering(CONFIG)
-    comparison.compare_weights(Differences(1e-5, ("readable",)), model, torch.nn.Linear(1, 1))
+    row = verification.Row("weights", bound=0)
+    verification.compare_weights(row, model, torch.nn.Linear(1, 1), room.path)
 
 
 def closed_folder(room: Room) -> None:
@@ -774,7 +774,7 @@ CASES: dict[str, Callable[[Room], object]] = {
         {"x": torch.ones(2, dtype=torch.complex64), 1: torch.ones(1)}
     ),
     "one number many times": lambda r: r.bin({"x": torch.ones(1).expand(1 << 40)}),
-    # verify, comparison, ablate
+    # verify, ablate
     "no bound": lambda r: compared("--bound", 0),
     "nothing to compare": lambda r: compared("--max_samples", 0),
     "a comparison is there": lambda r: compared("--markdown", r.write("x.md", "")),

@@ -1,8 +1,7 @@
-"""The proof beside transformers: it holds for every form of checkpoint, and it can fail."""
+"""The proof beside transformers: it holds for every form of checkpoint, and each row can fail."""
 
 import json
 import math
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,18 +19,17 @@ from bertqa.commands import verify
 from bertqa.commands.flags import run_script
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.explain import comparison, verification
-from bertqa.explain.differences import Differences, Row
-from bertqa.model import bert as model
-from bertqa.model import kernels
+from bertqa.explain import verification
+from bertqa.explain.verification import QUANTITIES, SAMPLES, Row
+from bertqa.model import bert, kernels
 from bertqa.settings import WindowSettings
 from tests.helpers import their_model, write_checkpoint
 
 LAYERS = 2
 WINDOWS = ["--max_seq_length", 64, "--doc_stride", 16]
 QUESTIONS = [
-    {"question": "Who came?", "context": "Ada came to the river port."},
-    {"question": "What did a man see?", "context": "In a town by the river [SEP] a man saw ships."},
+    {"id": "a", "question": "Who came?", "context": "Ada came to the river port."},
+    {"id": "b", "question": "Who saw?", "context": "In a town by the river [SEP] a man saw ships."},
 ]
 
 
@@ -48,94 +46,72 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def run(
-    checkpoint: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, Differences]]:
-    """The command on two questions: its exit code, and the rows that it printed."""
-    seen: list[Differences] = []
-    whole = verification.compare
-
-    def kept(*arguments: Any) -> Differences:
-        seen.append(whole(*arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(verification, "compare", kept)
-
-    def call_it(folder: Path = checkpoint, *more: object) -> tuple[int, Differences]:
-        code = call(folder, "--input", questions, *WINDOWS, *more)
-        return code, seen[-1]
-
-    return call_it
-
-
 def call(*arguments: object) -> int:
     return run_script(verify.main, verify.parse_flags(list(map(str, arguments))))
 
 
-def failed(found: Differences) -> set[str]:
-    return {f"{row.quantity} {row.layer}".strip() for row in found.failed}
+Rows = dict[str, list[str]]  # quantity -> largest difference, bound, result, first location
+
+
+def rows_of(report: str) -> Rows:
+    lines = [line.strip("|").split(" | ") for line in report.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line] for line in lines[2:]]
+    return {quantity: rest for quantity, *rest in cells}
+
+
+@pytest.fixture
+def run(
+    checkpoint: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, Rows, str]]:
+    """The command on two questions: its exit code, the rows that it printed, its verdict."""
+
+    def call_it(folder: Path = checkpoint, *more: object) -> tuple[int, Rows, str]:
+        code = call(folder, "--input", questions, *WINDOWS, *more)
+        said = capsys.readouterr().out
+        return code, rows_of(said), said.strip().splitlines()[-1] if said else ""
+
+    return call_it
 
 
 # --- it holds ------------------------------------------------------------------------------------
 
 
-def test_all_rows_on_its_own_texts(
+def test_all_quantities_on_its_own_texts(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "report.md"
     assert call(checkpoint, "--markdown", page) == 0
-    heading, table, verdict = capsys.readouterr().out.strip().split("\n\n")
-    assert (
-        re.search(r"\b6 questions\b", heading)
-        and "to 384 tokens" in heading
-        and "its own" in heading
-    )
-    parts = ["embeddings", *map(str, range(LAYERS)), "S and E"]
-    each = ("attention probabilities", "hidden states")
-    expected = [
-        "windows of a question", "weights", "embeddings",
-        *(f"{quantity} {layer}" for layer in range(LAYERS) for quantity in each),
-        "start logits", "end logits", "loss", *(f"gradient {part}" for part in parts),
-        *(f"AdamW step {part}" for part in parts), "answers",
-    ]  # fmt: skip
-    _, *lines = table.splitlines()
-    assert all(
-        " ".join(line.split()).startswith(n) for line, n in zip(lines, expected, strict=True)
-    )
-    assert all("  ok" in line for line in lines)
-    assert verdict == f"equal: all {len(expected)} rows are within their bounds"
-    written = page.read_text().splitlines()
-    rows = [line.strip("| ").split(" | ") for line in written if line.startswith("| ")]
-    assert [f"{row[0]} {row[1]}".strip() for row in rows[2:]] == expected
-    assert f"**{verdict}**" in page.read_text()
+    said = capsys.readouterr().out
+    assert f"{checkpoint / 'model.safetensors'}: " in said and " to 384 tokens" in said
+    rows = rows_of(said)
+    assert list(rows) == list(QUANTITIES)
+    assert all(result == "ok" and not first for _, _, result, first in rows.values())
+    rounding = [float(rows[name][0]) for name, times in QUANTITIES.items() if times]
+    assert all(0 < largest < 2e-5 for largest in rounding)  # the bounds are 5e-5 and 5e-4
+    assert page.read_text().endswith(said)
 
 
-def test_one_of_its_texts_is_longer_than_a_window(checkpoint: Path) -> None:
-    tokenizer = BertTokenizer.load(checkpoint)
-    windows = make_windows(verification.SAMPLES, tokenizer, WindowSettings())
+def test_its_own_texts_have_one_that_is_longer_than_a_window(checkpoint: Path) -> None:
+    windows = make_windows(SAMPLES, BertTokenizer.load(checkpoint), WindowSettings())
     counts = torch.bincount(windows.example)
-    assert counts[1] > 1 and counts[0] == 1
-    assert len({int(length) for length in windows.lengths}) > 3
-    words = [len(example.context.split()) for example in verification.SAMPLES]
-    assert max(words) > 384  # so it is for every tokenizer
+    assert counts.min() == 1 and counts.max() > 1
+    assert max(len(example.context.split()) for example in SAMPLES) > 384  # whatever the tokenizer
 
 
 def test_a_checkpoint_without_s_and_e(
-    checkpoint: Path, tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(checkpoint, folder)
     BertModel.from_pretrained(checkpoint).save_pretrained(folder)
-    code, found = run(folder)
-    assert code == 0 and not found.failed
+    assert call(folder, "--max_samples", 2) == 0
     assert "drawn, the checkpoint has none" in capsys.readouterr().out
 
 
 def test_shards_and_a_pickle(checkpoint: Path, tmp_path: Path, run: Any) -> None:
     sharded, pickled = tmp_path / "sharded", tmp_path / "pickled"
-    theirs = their_model(vocab_size=load_vocab(checkpoint), num_hidden_layers=LAYERS,
-                         max_position_embeddings=384)  # fmt: skip
+    size = BertTokenizer.load(checkpoint).vocab_size
+    theirs = their_model(vocab_size=size, num_hidden_layers=LAYERS, max_position_embeddings=384)
     for folder in (sharded, pickled):
         shutil.copytree(checkpoint, folder)
         (folder / "model.safetensors").unlink()
@@ -143,68 +119,15 @@ def test_shards_and_a_pickle(checkpoint: Path, tmp_path: Path, run: Any) -> None
     assert (sharded / "model.safetensors.index.json").exists()
     torch.save(theirs.state_dict(), pickled / "pytorch_model.bin")
     assert run(sharded)[0] == 0
-    assert call(pickled) == 2
+    assert run(pickled)[0] == 2
     assert run(pickled, "--allow_bin")[0] == 0
-
-
-def load_vocab(folder: Path) -> int:
-    return BertTokenizer.load(folder).vocab_size
 
 
 # --- and it can fail -----------------------------------------------------------------------------
 
-
-def test_one_weight_that_is_another(
-    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    load = answering.load_checkpoint
-
-    def spoilt(*arguments: Any, **flags: Any) -> Any:
-        ours, report = load(*arguments, **flags)
-        with torch.no_grad():
-            ours.layers[1].feed_forward.down.weight[3, 5] += 0.1
-        return ours, report
-
-    monkeypatch.setattr(answering, "load_checkpoint", spoilt)
-    code, found = run()
-    assert code == 1
-    named = {row.quantity: row.worst for row in found.failed}
-    assert named["weights"] == "bert.encoder.layer.1.output.dense.weight"
-    assert {"weights", "hidden states 1", "start logits"} <= failed(found)
-    assert not {"hidden states 0", "embeddings", "attention probabilities 1"} & failed(found)
-    out = capsys.readouterr().out
-    assert "NOT equal: " in out and "FAILED  bert.encoder.layer.1.output.dense.weight" in out
-
-
-def test_the_other_gelu(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(self: model.FeedForward, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(hidden), approximate="tanh"))
-
-    monkeypatch.setattr(model.FeedForward, "forward", forward)
-    code, found = run()
-    assert code == 1
-    assert {"hidden states 0", "hidden states 1", "gradient 0", "gradient embeddings"} <= failed(
-        found
-    )
-    assert not {"weights", "embeddings", "attention probabilities 0"} & failed(found)
-
-
-def fused_attention(*arguments: Any) -> torch.Tensor:
-    return 1.001 * FUSED(*arguments)
-
-
-def probabilities(*arguments: Any) -> torch.Tensor:
-    return 1.001 * PROBABILITIES(*arguments)
-
-
-def start_alone(output: Any, lengths: Any, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    return LOSSES(output, lengths, start, start)
-
-
-def decaying_more(*arguments: Any) -> torch.optim.AdamW:
-    optimizer = OPTIMIZER(*arguments)
-    optimizer.param_groups[0]["weight_decay"] *= 1.5
-    return optimizer
+FUSED, PROBABILITIES = kernels.cpu_attention, bert.AttentionProbabilities.forward
+LOSSES, WINDOWS_OF, HEAD = verification.window_losses, make_windows, bert.SpanHead.forward
+LOAD, ANSWER = answering.load_checkpoint, verification.QuestionAnswerer.answer
 
 
 def shifted(*arguments: Any) -> Any:
@@ -213,146 +136,125 @@ def shifted(*arguments: Any) -> Any:
     return windows
 
 
-FUSED, PROBABILITIES = kernels.cpu_attention, model.AttentionProbabilities.forward
-LOSSES, OPTIMIZER, WINDOWS_OF = (
-    model.window_losses,
-    comparison.make_optimizer,
-    verification.make_windows,
-)
+def loaded(change: Callable[[Any], object]) -> Callable[..., Any]:
+    """``load_checkpoint`` with one linear layer of layer 1 changed."""
+
+    def load(*arguments: Any, **flags: Any) -> Any:
+        ours, report = LOAD(*arguments, **flags)
+        change(ours.layers[1].feed_forward.down.weight)
+        return ours, report
+
+    return load
 
 
-@pytest.mark.parametrize(
-    ("where", "name", "fault", "expected", "unexpected"),
-    [
-        (kernels, "cpu_attention", fused_attention, "hidden states 0", "attention probabilities 0"),
-        (
-            model.AttentionProbabilities,
-            "forward",
-            probabilities,
-            "attention probabilities 0",
-            "embeddings",
-        ),
-        (comparison, "window_losses", start_alone, "loss", "end logits"),
-        (comparison, "make_optimizer", decaying_more, "AdamW step 0", "gradient 0"),
-        (verification, "make_windows", shifted, "windows of a question", "embeddings"),
-    ],
-    ids=["fused attention", "attention probabilities", "loss", "optimiser", "windows"],
-)
-def test_each_part_has_its_row(
-    run: Any, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, fault: Any, expected: str,
-    unexpected: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(where, name, fault)
-    code, found = run()
-    assert code == 1
-    assert expected in failed(found) and unexpected not in failed(found)
+@torch.no_grad()
+def spoil(weight: torch.Tensor) -> None:
+    weight[3, 5] += 0.1
 
 
-def test_which_implementation_of_attention_failed(
-    run: Any, monkeypatch: pytest.MonkeyPatch
+def other_answer(self: Any, examples: Any, score: float = 99.0) -> Iterator[Prediction]:
+    for prediction in ANSWER(self, examples):
+        first = prediction.answers[0]._replace(start_logit=score)
+        yield Prediction(prediction.id, "another", (first,), "another", None)
+
+
+DAMAGES: dict[str, tuple[Any, str, Any, str]] = {
+    # quantity -> owner and name of a function, what it is replaced by, where it differs first
+    "token ids": (verification, "make_windows", shifted, "question 'a'"),
+    "weights": (
+        answering, "load_checkpoint", loaded(spoil), "bert.encoder.layer.1.output.dense.weight of ",
+    ),
+    "hidden states": (
+        bert.FeedForward, "forward",
+        lambda self, x: self.down(F.gelu(self.up(x), approximate="tanh")),
+        "layer 0 (reference attention), question 'b'",
+    ),
+    "attention": (
+        bert.AttentionProbabilities, "forward", lambda *a: 1.001 * PROBABILITIES(*a),
+        "layer 0 (reference attention), question 'b'",
+    ),
+    "logits": (
+        bert.SpanHead, "forward", lambda *a: bert.BertOutput(*(1.001 * x for x in HEAD(*a))),
+        "(reference attention), question 'b'",
+    ),
+    "loss": (
+        verification, "window_losses", lambda o, n, start, end: LOSSES(o, n, start, start),
+        "(reference attention), question 'b'",
+    ),
+    "gradients": (
+        answering, "load_checkpoint", loaded(lambda w: w.register_hook(lambda g: 1.01 * g)),
+        "bert.encoder.layer.1.output.dense.weight (reference attention), question 'b', ",
+    ),
+    "answers": (verification.QuestionAnswerer, "answer", other_answer, "question 'a'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_each_quantity_differs_where_it_is_damaged(
+    run: Any, monkeypatch: pytest.MonkeyPatch, quantity: str
 ) -> None:
-    monkeypatch.setattr(kernels, "cpu_attention", fused_attention)
-    row = next(row for row in run()[1].rows if row.quantity == "hidden states")
-    assert row.relative("reference") <= row.bound < row.relative("fused")
+    owner, name, fault, first = DAMAGES[quantity]
+    monkeypatch.setattr(owner, name, fault)
+    code, rows, verdict = run()
+    assert code == 1
+    _, _, result, where = rows[quantity]
+    assert result == "DIFFERS" and where.startswith(first)
+    earlier = list(QUANTITIES)[: list(QUANTITIES).index(quantity)]
+    if quantity == "attention":
+        earlier.remove("hidden states")  # of the layer that the probabilities are of
+    assert all(rows[name][2] == "ok" for name in earlier)
+    assert verdict.startswith("NOT equal in ") and verdict.endswith(f"first: {quantity}, {where}")
 
 
-def test_an_answer_that_is_another(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = comparison.QuestionAnswerer.answer
-
-    def wrong(self: Any, examples: Any) -> Iterator[Prediction]:
-        for prediction in answer(self, examples):
-            first = prediction.answers[0]._replace(start_logit=99.0)
-            yield Prediction(prediction.id, "another", (first,), "another", None)
-
-    monkeypatch.setattr(comparison.QuestionAnswerer, "answer", wrong)
-    code, found = run()
-    assert code == 1 and failed(found) == {"answers"}
-    assert found.rows[-1].absolute("fused") == 2 and found.rows[-1].worst
+def test_the_fused_attention_has_its_own_proof(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "cpu_attention", lambda *a: 1.001 * FUSED(*a))
+    code, rows, _ = run()
+    assert code == 1
+    assert rows["hidden states"][3] == "layer 0 (fused attention), question 'b'"
+    assert rows["attention"][2] == "ok"
 
 
 def test_two_answers_of_one_score_count_as_the_same(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = comparison.QuestionAnswerer.answer
-
     def tied(self: Any, examples: Any) -> Iterator[Prediction]:
-        for prediction in answer(self, examples):
+        for prediction in ANSWER(self, examples):
             yield Prediction(prediction.id, "another", prediction.answers, "another", None)
 
-    monkeypatch.setattr(comparison.QuestionAnswerer, "answer", tied)
+    monkeypatch.setattr(verification.QuestionAnswerer, "answer", tied)
     assert run()[0] == 0
 
 
-def test_bounds_are_near_what_rounding_does(run: Any, checkpoint: Path) -> None:
-    code, found = run()
-    largest = max(row.relative(variant) for row in found.rows for variant in row.variants)
-    assert code == 0 and 0 < largest < 2e-5  # the bounds are 5e-5 and 5e-4
-    code, found = run(checkpoint, "--bound", 1e-9)
-    assert code == 1 and "hidden states 1" in failed(found)
+def test_a_smaller_bound_is_passed(run: Any, checkpoint: Path) -> None:
+    code, rows, _ = run(checkpoint, "--bound", 1e-9)
+    assert code == 1 and rows["gradients"][1] == "1e-08"
+    assert {name for name, row in rows.items() if row[2] == "ok"} == {
+        "token ids", "weights", "answers",
+    }  # fmt: skip
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def test_a_difference_is_relative_to_the_largest_of_the_tensor() -> None:
-    row = Row("q", "0", bound=0.01)
-    row.see("a", torch.tensor([100.0, 1e-9]), torch.tensor([100.0, 0.5]))
-    assert row.absolute("a") == pytest.approx(0.5) and row.relative("a") == pytest.approx(0.005)
-    assert row.is_ok and row.absolute("b") is None
-    row.see("b", torch.tensor([1.0]), torch.tensor([-1.0]), part="other")
-    assert row.relative("b") == 2 and not row.is_ok and row.worst == "other"
-
-
-def test_batches_add_up_to_one_tensor() -> None:
-    row = Row("q", "", bound=1)
-    row.see("a", torch.tensor([1.5]), torch.tensor([1.0]))
-    row.see("a", torch.tensor([50.0]), torch.tensor([50.0]))
-    assert (row.absolute("a"), row.relative("a")) == (0.5, 0.01)
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_what_is_no_number_passes_every_bound(number: float) -> None:
-    row = Row("q", "", bound=1e9)
-    row.see("a", torch.tensor([number, 1.0]), torch.tensor([1.0, 1.0]))
-    row.see("a", torch.tensor([1.0]), torch.tensor([1.0]))
-    assert not row.is_ok
-
-
-def test_a_reference_that_is_no_number_passes_no_bound() -> None:
-    row = Row("q", "", bound=1e9)
-    row.see("a", torch.ones(2), torch.ones(2), part="first")
-    row.see("a", torch.ones(2), torch.tensor([math.nan, 1.0]), part="second")
-    assert row.relative("a") == math.inf and not row.is_ok and row.worst == "second"
-
-
-def test_each_form_keeps_its_count() -> None:
-    row = Row("q", "", bound=0)
-    row.count("reference", ["x"], 10)
-    row.count("fused", ["x"], 10)
-    assert row.absolute("reference") == row.absolute("fused") == 1
-    row = Row("q", "", bound=0)
-    row.count("reference", [], 10)
-    row.count("fused", ["x", "y"], 10)
-    assert (row.absolute("reference"), row.absolute("fused")) == (0, 2)
-
-
-def test_a_difference_from_nothing_is_infinite() -> None:
-    row = Row("q", "", bound=1e9)
-    row.see("a", torch.zeros(2), torch.zeros(2))
-    assert row.relative("a") == 0 and row.is_ok and row.worst == ""
-    row.see("a", torch.full((2,), 1e-30), torch.zeros(2))
-    assert not row.is_ok
+@pytest.mark.parametrize(
+    ("ours", "theirs", "share"),
+    [
+        ([100.0, 1e-9], [100.0, 0.5], 0.005),  # of the largest of the tensor
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([1e-30, 0.0], [0.0, 0.0], math.inf),
+        ([math.nan, 1.0], [1.0, 1.0], math.inf),
+        ([math.inf, 1.0], [math.inf, 1.0], math.inf),
+        ([1.0, 1.0], [math.nan, 1.0], math.inf),
+    ],
+)
+def test_a_difference_is_a_share_of_the_largest(
+    ours: list[float], theirs: list[float], share: float
+) -> None:
+    row = Row("q", bound=1e9)
+    row.see(torch.tensor(ours), torch.tensor(theirs), "there")
+    row.see(torch.ones(1), torch.ones(1), "elsewhere")
+    assert row.largest == pytest.approx(share)
+    assert row.first == ("there" if share == math.inf else "")
 
 
 # --- what it refuses -----------------------------------------------------------------------------
-
-
-def test_without_transformers_it_says_what_to_install(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert call(checkpoint) == 2
-    assert 'pip install "transformers>=5.0"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -375,6 +277,34 @@ def test_bad_flags(
     assert said in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
+def closed(patch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("no such model")
+
+    patch.setattr(verification, "their_library", Closed)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (
+            lambda patch: patch.setitem(sys.modules, "transformers", None),
+            'pip install "transformers>=5.0"',
+        ),
+        (closed, "transformers cannot open"),
+    ],
+    ids=["not installed", "closed"],
+)
+def test_without_the_other_side(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    prepare: Callable[[pytest.MonkeyPatch], None], said: str,
+) -> None:  # fmt: skip
+    prepare(monkeypatch)
+    assert call(checkpoint) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_tokenizer_of_another_model(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,15 +313,3 @@ def test_a_tokenizer_of_another_model(
     their_model(vocab_size=20, max_position_embeddings=384).save_pretrained(folder)
     assert call(folder) == 2
     assert "take the tokenizer that belongs to the model" in capsys.readouterr().err
-
-
-def test_a_folder_that_only_we_can_open(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Closed:
-        def __getattr__(self, name: str) -> Any:
-            raise ValueError("no such model")
-
-    monkeypatch.setattr(verification, "their_library", Closed)
-    assert call(checkpoint) == 2
-    assert "transformers cannot open" in capsys.readouterr().err
