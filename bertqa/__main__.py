@@ -20,8 +20,7 @@ COMMANDS = {  # each is a module of bertqa.commands, with parse_flags and main
     "verify": "compare a checkpoint with transformers, number by number",
     "ablate": "measure the answers without each head and each layer",
     "threshold": "choose from which null score on a model gives no answer",
-    "release": "make a folder to publish of a finished run, with its model card",
-    "average": "average the weights of several models",
+    "release": "make a folder to publish of a fine-tuned model, with its model card",
 }
 
 

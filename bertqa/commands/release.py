@@ -1,12 +1,10 @@
-"""Make a folder to publish of a finished run: weights in half precision, and a model card.
+"""Make a folder to publish of a fine-tuned model: weights in half precision, and a model card.
 
-bertqa release RUN --output_dir weights/NAME --encoder TEXT --data TEXT \
-    --eval_file FILE
+bertqa release RUN --output_dir weights/NAME --encoder TEXT --data TEXT --eval_file FILE
 
-The card, README.md, is written from what the run left behind: its settings, versions, commit and
-curves, and EM and F1 of the very file that is released, asked with the run's windows. A model that
-was trained in several runs, each from the result of one before, has them named in order, and the
-means that ``bertqa average`` made of them as well.
+The card, README.md, is written from what the run left behind: its command, settings, versions,
+commit and curves, and EM and F1 of the very file that is released, asked with the run's windows.
+Of a folder that is no run's, the card has the figures alone.
 """
 
 import argparse
@@ -21,9 +19,8 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     # fmt: off
     parser = Parser(__doc__ or "", prog)
     add = parser.group("data")
-    add("runs", nargs="+", type=Path, metavar="RUN",
-        help="output folder of bertqa train or of bertqa average; several, in order, if they "
-        "went on from each other")
+    add("source", type=Path, metavar="RUN_OR_FOLDER",
+        help="output folder of bertqa train, or another folder with a fine-tuned model")
     add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
     add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
     add("--eval_file", type=Path, required=True, metavar="FILE",
@@ -35,11 +32,11 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Release the last run, and say how good it is."""
+    """Release the model, and say how good it is."""
     from bertqa.report.card import release  # late: --help needs no torch
 
-    measured = release(
-        flags.runs, flags.output_dir, encoder=flags.encoder, data=flags.data,
+    exact_match, f1 = release(
+        flags.source, flags.output_dir, encoder=flags.encoder, data=flags.data,
         eval_file=flags.eval_file,
     )  # fmt: skip
-    print(f"EM {measured.exact_match:.2f}, F1 {measured.f1:.2f}: wrote {flags.output_dir}")
+    print(f"EM {exact_match:.2f}, F1 {f1:.2f}: wrote {flags.output_dir}")

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +34,6 @@ from bertqa.answering.json_lines import LineOutput
 from bertqa.audit.repair import save_examples
 from bertqa.commands import (
     ablate,
-    average,
     infer,
     question_flags,
     release,
@@ -62,7 +60,6 @@ from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model
 from bertqa.model.config import BertConfig, parse_config
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from bertqa.model.packing import PackedBatch
-from bertqa.report import average as means
 from bertqa.report import card as cards
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
@@ -143,21 +140,22 @@ class Room:
             self.folder(), device="cpu", precision="fp32", **options
         )
 
-    def run(self, name: str = "run", log: str | None = '{"step": 1}\n', **changes: object) -> Path:
+    def run(self, log: str | None = '{"step": 1, "epoch": 1}\n', **changes: object) -> Path:
         """A run's folder, as far as the model card needs it."""
         description: dict[str, Any] = {
             "settings": {"model": "base", "windows_per_step": 1, "precision": "fp32"},
             "data": {"train": "1", "validation": "2", "windows": {}},
-            "versions": {}, "git_commit": None, "command": [], "device": "", "processes": 1,
+            "versions": {}, "git_commit": None, "command": ["train.py"], "device": "",
+            "processes": 1,
         }  # fmt: skip
-        self.write(f"{name}/run.json", json.dumps(description | changes))
+        self.write("run/run.json", json.dumps(description | changes))
         if log is not None:
-            self.write(f"{name}/log.jsonl", log)
-        return self.path / name
+            self.write("run/log.jsonl", log)
+        return self.path / "run"
 
-    def release(self, *runs: Path, eval_file: Path | None = None, output: str = "new") -> None:
+    def release(self, source: Path, eval_file: Path | None = None, output: str = "new") -> None:
         flags = argparse.Namespace(
-            runs=list(runs), output_dir=self.path / output, encoder="x", data="y",
+            source=source, output_dir=self.path / output, encoder="x", data="y",
             eval_file=eval_file or self.rows(ROW),
         )  # fmt: skip
         release.main(flags)
@@ -374,14 +372,6 @@ def taken_away(room: Room, *flags: object) -> None:
     ablate.check_flags(ablate.parse_flags(given))
 
 
-def two_kinds(room: Room) -> object:
-    folder = room.folder(**{"decoding.json": None})
-    other = room.path / "other"
-    shutil.copytree(folder, other)
-    change_json(other / CONFIG_FILE, lambda e: e.update(layer_norm_eps=1e-6))
-    return means.mean_of([folder, other])
-
-
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     entries = json.loads(path.read_text())
     change(entries)
@@ -588,26 +578,7 @@ CASES: dict[str, Callable[[Room], object]] = {
     "no data set of the hub": hub_dataset,
     "an unknown ending": read("x", "x.doc"),
     # release
-    "a folder that is there": lambda r: r.release(output="."),
-    "runs out of order": lambda r: r.release(
-        r.run("a"),
-        r.run("b", settings={"model": "c", "windows_per_step": 1, "precision": "fp32"}),
-    ),
-    # average
-    "a mean that is there": lambda r: average.main(
-        argparse.Namespace(models=[r.path, r.path], output_dir=r.path)
-    ),
-    "a mean of one twice": lambda r: means.mean_of([r.path, r.path]),
-    "two runs of one name": lambda r: r.release(r.run("x/a"), r.run("y/a")),
-    "a run from another": lambda r: r.release(
-        r.run(settings={"model": str(r.run("z")), "windows_per_step": 1, "precision": "fp32"})
-    ),
-    "a mean of one": lambda r: means.mean_of([r.path]),
-    "a mean with one run's threshold": lambda r: means.mean_of(
-        [r.write("a/decoding.json", "{}").parent, r.path]
-    ),
-    "a mean of two kinds": two_kinds,
-    "a mean of nothing": lambda r: means.read_average(r.write("average.json", "{}").parent),
+    "a folder that is there": lambda r: r.release(r.path, output="."),
     "questions without an answer": lambda r: r.release(r.run(), eval_file=r.rows(UNANSWERABLE)),
     "what was trained on": lambda r: r.release(
         r.run(
@@ -618,11 +589,8 @@ CASES: dict[str, Callable[[Room], object]] = {
             }
         )
     ),
-    "no run": lambda r: cards.read_stage(r.path),
-    "not one of ours": lambda r: cards.read_stage(r.write("run.json", "{}").parent),
-    "no log": lambda r: cards.read_stage(r.run(log=None)),
-    "half a log": lambda r: cards.read_stage(r.run(log="{\n{}\n")),
-    "an empty log": lambda r: cards.read_stage(r.run(log="")),
+    "not one of ours": lambda r: cards.read_run(r.write("run.json", "{}").parent),
+    "no log": lambda r: cards.read_run(r.run(log=None)),
     # rows
     "a wrong type": read('[{"question": 1, "context": "b"}]'),
     "no row": read("[7]"),
