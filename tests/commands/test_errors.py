@@ -27,11 +27,10 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
-from bertqa.answering import json_lines as answer_lines
 from bertqa.answering import metrics
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.json_lines import LineOutput
+from bertqa.answering.json_lines import answer_lines
 from bertqa.audit.repair import save_examples
 from bertqa.commands import (
     ablate,
@@ -324,12 +323,12 @@ def lines(
     """Answer one line, going on with what is there."""
     qa = room.answerer(windows=WindowSettings(16, 4))
     if settings is not None:
-        whole = answer_lines._settings(qa, Path("in.jsonl"), LineOutput(), "model")
-        room.write("settings.json", json.dumps(whole | settings))
+        answer_lines(qa, room.write("in.jsonl", ASKED), room.path, model="model")
+        change_json(room.path / "settings.json", lambda whole: whole.update(settings))
     if answers:
         room.write("predictions.jsonl", answers)
     source = room.write("in.jsonl", first + "\n")
-    answer_lines.answer_lines(qa, source, room.path, LineOutput(), model="model", resume=True)
+    answer_lines(qa, source, room.path, model="model", resume=True)
 
 
 def look(room: Room, **changes: Any) -> None:
