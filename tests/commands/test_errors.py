@@ -43,7 +43,7 @@ from bertqa.commands import (
     verify,
 )
 from bertqa.commands import explain as explain_command
-from bertqa.commands.flags import overrides, run_script
+from bertqa.commands.flags import overrides, run_script, settings_of
 from bertqa.commands.infer_file import answer_file, answer_json_lines, check_file_flags
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import load_hub_dataset, read_examples
@@ -780,18 +780,19 @@ CASES: dict[str, Callable[[Room], object]] = {
     "nothing to take away": lambda r: taken_away(r, "--max_samples", 0),
     "an ablation is there": lambda r: taken_away(r.write(ablate.FIGURES, "{}") and r),
     # train.py
-    "a data set and a file": lambda r: train.data_settings(
-        given("--dataset", "a", "--train_file", "b")
+    "a data set and a file": lambda r: settings_of(
+        given("--dataset", "a", "--train_file", "b"), DataSettings
     ),
-    "validation alone": lambda r: train.data_settings(given("--validation_file", "b")),
-    "validation twice": lambda r: train.data_settings(
-        given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9)
+    "validation alone": lambda r: settings_of(given("--validation_file", "b"), DataSettings),
+    "validation twice": lambda r: settings_of(
+        given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9),
+        DataSettings,
     ),
-    "a percentage": lambda r: train.data_settings(given("--validation_split_percentage", 99)),
+    "a percentage": lambda r: settings_of(given("--validation_split_percentage", 99), DataSettings),
     "an infinite threshold": lambda r: train.check_flags(
         given("--null_score_diff_threshold", "inf")
     ),
-    "no samples": lambda r: train.data_settings(given("--max_train_samples", 0)),
+    "no samples": lambda r: settings_of(given("--max_train_samples", 0), DataSettings),
     "nothing to show": lambda r: train.check_flags(given("--show", 0)),
     "to check and to show": lambda r: train.check_flags(given("--check", "--show", 1)),
     "to repair unchecked": lambda r: train.check_flags(given("--repair", "a.json")),
