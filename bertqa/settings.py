@@ -1,44 +1,89 @@
 """What a user can set, with the defaults: windows, decoding, data, training.
 
-No module of torch is imported here, so that ``--help`` costs none of its seconds.
+A field says of itself what its flag shows: help, metavar, choices and which values are allowed.
+commands/flags.py makes the flags of them. No module of torch is imported here, so that ``--help``
+costs none of its seconds.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError
 
+ENCODER = "bert-base-uncased"  # the model that is trained by default
 SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 DECODERS = ("exact", "top20")
 SCHEDULES = ("linear", "constant_with_warmup")
 PRECISIONS = ("fp32", "bf16", "fp16")
 INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
 
+# Which values a field may have: in words, and a test.
+_Allowed = tuple[str, Callable[[Any], bool]]
+_FROM_1: _Allowed = ("1 or more", lambda value: 1 <= value < math.inf)
+_FROM_0: _Allowed = ("0 or more", lambda value: 0 <= value < math.inf)
+_ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
+_BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
+_UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
+_PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
-@dataclass(frozen=True)
-class WindowSettings:
-    """How contexts are cut.
 
-    Attributes:
-        max_seq_length: most tokens of a window, the special ones included.
-        doc_stride: context tokens that two neighbouring windows share.
-        max_query_length: questions are cut to this many tokens, as Google's script does with 64;
-            None refuses a question that is too long instead.
+def _setting(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    allowed: _Allowed | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A field of settings.
+
+    Args:
+        help: what the field is, in the words of ``--help``, which adds the default where the help
+            does not speak of one.
+        allowed: which values it may have; None is always allowed.
     """
+    if choices:
+        allowed = " or ".join(choices), choices.__contains__
+    about = {"help": help, "metavar": metavar, "choices": choices, "allowed": allowed}
+    return field(default=default, metadata=about)
 
-    max_seq_length: int = 384
-    doc_stride: int = 128
-    max_query_length: int | None = None
+
+class _Settings:
+    """Checks the values of a dataclass's fields, each by itself."""
 
     def __post_init__(self) -> None:
-        if self.doc_stride < 0:
-            raise UserError(f"--doc_stride {self.doc_stride} is negative: give 0 or more tokens")
-        if self.max_query_length is not None and self.max_query_length < 1:
-            raise UserError(
-                f"--max_query_length {self.max_query_length} leaves no question: give 1 or more"
-            )
+        for each in fields(self):  # type: ignore[arg-type]
+            value, allowed = getattr(self, each.name), each.metadata["allowed"]
+            if value is not None and allowed and not allowed[1](value):
+                raise UserError(f"--{each.name} {value} is out of range: give {allowed[0]}")
+
+
+@dataclass(frozen=True)
+class WindowSettings(_Settings):
+    """How contexts are cut."""
+
+    max_seq_length: int = _setting(
+        384, "longest window: question, context and special tokens", "TOKENS"
+    )
+    doc_stride: int = _setting(
+        128,
+        "overlap of two neighbouring windows, as in run_qa; in Google's script the same word means "
+        "the step from window to window",
+        "TOKENS",
+        _FROM_0,
+    )
+    max_query_length: int | None = _setting(
+        None,
+        "cut longer questions, as Google's script does with 64 (default: refuse those that do not "
+        "fit)",
+        "TOKENS",
+        _FROM_1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.longest_question < 1:
             raise UserError(
                 f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
@@ -53,30 +98,26 @@ class WindowSettings:
 
 
 @dataclass(frozen=True)
-class DecodingSettings:
-    """How spans become answers; the names are run_qa's.
+class DecodingSettings(_Settings):
+    """How spans become answers; the names are run_qa's."""
 
-    Attributes:
-        n_best_size: answers kept for each question.
-        max_answer_length: most tokens of an answer.
-        decoder: "exact", or "top20" for run_qa's search.
-        version_2_with_negative: "" is an answer too, where the scores of [CLS] say so.
-        null_score_diff_threshold: the answer is "" if the null score passes the best span's by
-            more than this.
-    """
-
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    decoder: str = "exact"
-    version_2_with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("n_best_size", "max_answer_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} leaves no answer: give 1 or more")
-        if self.decoder not in DECODERS:
-            raise UserError(f"--decoder {self.decoder} is unknown: pass exact or top20")
+    n_best_size: int = _setting(20, "answers kept for each question", "N", _FROM_1)
+    max_answer_length: int = _setting(30, "longest answer", "TOKENS", _FROM_1)
+    decoder: str = _setting(
+        "exact",
+        "exact: all spans; top20: run_qa's search, the n_best_size (20) best starts with as many "
+        "best ends",
+        choices=DECODERS,
+    )
+    version_2_with_negative: bool = _setting(
+        False, 'some questions have no answer, as in SQuAD v2.0; their answer is ""'
+    )
+    null_score_diff_threshold: float = _setting(
+        0.0,
+        'with --version_2_with_negative: answer "" if the null score exceeds the best span\'s by '
+        "more than this (default: what a held-out part or the model's decoding.json says, else 0)",
+        "X",
+    )
 
 
 @dataclass(frozen=True)
@@ -131,30 +172,35 @@ class Overrides:
         self.decoding(DecodingSettings(version_2_with_negative=True))
 
     def _given(self, kind: type) -> dict[str, Any]:
-        names = [field.name for field in fields(kind)]
+        names = [each.name for each in fields(kind)]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """Which questions to train on, and which to evaluate on; without any, SQuAD v1.1 of the hub.
+class DataSettings(_Settings):
+    """Which questions to train on, and which to evaluate on."""
 
-    Attributes:
-        dataset: of the hub, name or name:config, with the splits train and validation.
-        train_file, validation_file: files of any form that readers.py knows, in its place.
-        validation_split_percentage: hold out so many per cent of the training articles, and
-            evaluate on their questions.
-        max_train_samples, max_eval_samples: take the first so many; None takes all.
-    """
-
-    dataset: str | None = None
-    train_file: Path | None = None
-    validation_file: Path | None = None
-    validation_split_percentage: int | None = None
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
+    dataset: str | None = _setting(
+        None,
+        "data set of the hub with the splits train and validation, name or name:config (default: "
+        "squad)",
+        "NAME",
+    )
+    train_file: Path | None = _setting(  # noqa: RUF009
+        None, "SQuAD JSON, JSON lines, CSV, parquet", "FILE"
+    )
+    validation_file: Path | None = _setting(None, "the same formats", "FILE")  # noqa: RUF009
+    validation_split_percentage: int | None = _setting(
+        None,
+        "hold out N per cent of the training articles and evaluate on their questions",
+        "N",
+        _PER_CENT,
+    )
+    max_train_samples: int | None = _setting(None, "train on the first N examples", "N", _FROM_1)
+    max_eval_samples: int | None = _setting(None, "evaluate on the first N examples", "N", _FROM_1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dataset and (self.train_file or self.validation_file):
             raise UserError(
                 "--dataset and --train_file/--validation_file exclude each other: pass one"
@@ -164,100 +210,66 @@ class DataSettings:
                 f"--validation_file {self.validation_file} needs a --train_file beside it: pass "
                 "both"
             )
-        percentage = self.validation_split_percentage
-        if percentage is not None and self.validation_file:
+        if self.validation_split_percentage is not None and self.validation_file:
             raise UserError(
                 "--validation_file and --validation_split_percentage exclude each other: pass one"
             )
-        if percentage is not None and not 1 <= percentage <= 50:
-            raise UserError(
-                f"--validation_split_percentage {percentage} is not possible: give 1 to 50 per cent"
-            )
-        for name in ("max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value} asks for no example: give 1 or more")
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How to train: run_qa's names, the defaults of transformers' question-answering notebook.
+class TrainingSettings(_Settings):
+    """How to train: run_qa's names, the defaults of transformers' question-answering notebook."""
 
-    Attributes:
-        num_train_epochs: passes over the windows; may be a fraction.
-        max_steps: optimiser steps; if not None it overrides the epochs.
-        learning_rate: its peak.
-        warmup_ratio: share of the steps in which the rate rises to its peak.
-        lr_scheduler_type: what it does then, "linear" or "constant_with_warmup".
-        weight_decay: AdamW's, on weights; biases and LayerNorm have none.
-        adam_epsilon: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm. The loss is the sum of the start's
-            and the end's, twice that of run_qa: its 1.0 is 2.0 here. 0 switches clipping off.
-        dropout: rate of all dropout, of hidden numbers and of attention's probabilities; None
-            keeps the checkpoint's two, in BERT 0.1.
-        layerwise_lr_decay: each layer learns at the rate of the one above times this, the last
-            one at that of S and E times this, the embeddings slowest; 1 is the same for all.
-        freeze_word_embeddings: leave the vectors of the vocabulary as they are. For a
-            rare word's lone gradient, however small, Adam moves each number by about 30 times the
-            learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that
-            takes words a long way from where pre-training put them.
-        per_device_train_batch_size: windows that one process takes at once.
-        gradient_accumulation_steps: times that it does so for one optimiser step.
-        seed: of the order of windows and of dropout.
-        logging_steps, eval_steps, save_steps: log, evaluate, save every so many steps;
-            eval_steps None evaluates after each epoch.
-        save_total_limit: checkpoints kept to resume from.
-    """
-
-    num_train_epochs: float = 3.0
-    max_steps: int | None = None
-    learning_rate: float = 2e-5
-    warmup_ratio: float = 0.0
-    lr_scheduler_type: str = "linear"
-    weight_decay: float = 0.01
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 2.0
-    dropout: float | None = None
-    layerwise_lr_decay: float = 1.0
-    freeze_word_embeddings: bool = False
-    per_device_train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    seed: int = 42
-    logging_steps: int = 10
-    eval_steps: int | None = None
-    save_steps: int = 500
-    save_total_limit: int = 1
-
-    def __post_init__(self) -> None:
-        positive = (
-            "num_train_epochs", "max_steps", "learning_rate", "adam_epsilon",
-            "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
-            "eval_steps", "save_steps", "save_total_limit",
-        )  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name} {value} is not possible: give a number above 0")
-        for name in ("weight_decay", "max_grad_norm", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)} is not possible: give 0 or more")
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(
-                f"--warmup_ratio {self.warmup_ratio} is not a share of the steps: give 0 or more, "
-                "below 1"
-            )
-        if self.lr_scheduler_type not in SCHEDULES:
-            raise UserError(
-                f"--lr_scheduler_type {self.lr_scheduler_type} is unknown: pass "
-                f"{' or '.join(SCHEDULES)}"
-            )
-        if not 0 < self.layerwise_lr_decay <= 1:
-            raise UserError(
-                f"--layerwise_lr_decay {self.layerwise_lr_decay} is not possible: give a number "
-                "above 0, and at most 1"
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout} is no rate: give 0 or more, below 1")
+    num_train_epochs: float = _setting(
+        3.0, "passes over the training windows; may be a fraction", "N", _ABOVE_0
+    )
+    max_steps: int | None = _setting(None, "optimiser steps; overrides the epochs", "N", _FROM_1)
+    learning_rate: float = _setting(2e-5, "peak learning rate", "X", _ABOVE_0)
+    warmup_ratio: float = _setting(0.0, "fraction of steps for linear warmup", "X", _BELOW_1)
+    lr_scheduler_type: str = _setting(
+        "linear", "after the peak: linear decay to 0, or constant", choices=SCHEDULES
+    )
+    weight_decay: float = _setting(
+        0.01, "AdamW's, on weights, not on biases and LayerNorm", "X", _FROM_0
+    )
+    adam_epsilon: float = _setting(1e-8, "AdamW's epsilon", "X", _ABOVE_0)
+    max_grad_norm: float = _setting(
+        2.0,
+        "clip gradients to this norm, 0 for never; the loss is start plus end as in the paper, "
+        "run_qa takes the mean of the two: its 1.0 is 2.0 here",
+        "X",
+        _FROM_0,
+    )
+    dropout: float | None = _setting(
+        None,
+        "all dropout rates, of hidden numbers and of attention's probabilities (default: the "
+        "checkpoint's own, in BERT 0.1)",
+        "X",
+        _BELOW_1,
+    )
+    # S and E learn at the full rate, the last layer at that times this, the embeddings slowest.
+    layerwise_lr_decay: float = _setting(
+        1.0, "learning rate of each layer relative to the layer above", "X", _UP_TO_1
+    )
+    # For a rare word's lone gradient, however small, Adam moves each number by about 30 times the
+    # learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that takes
+    # words a long way from where pre-training put them.
+    freeze_word_embeddings: bool = _setting(
+        False, "do not train the word embeddings; protects rare words at high learning rates"
+    )
+    per_device_train_batch_size: int = _setting(
+        16, "batch size per process, in windows", "N", _FROM_1
+    )
+    gradient_accumulation_steps: int = _setting(1, "batches for one optimiser step", "N", _FROM_1)
+    seed: int = _setting(
+        42, "of the order of windows, dropout and newly drawn S and E", "N", _FROM_0
+    )
+    logging_steps: int = _setting(10, "a line in log.jsonl every N steps", "N", _FROM_1)
+    eval_steps: int | None = _setting(
+        None, "evaluate every N steps (default: each epoch)", "N", _FROM_1
+    )
+    save_steps: int = _setting(500, "a checkpoint to resume from every N steps", "N", _FROM_1)
+    save_total_limit: int = _setting(1, "checkpoints to keep", "N", _FROM_1)
 
     def windows_per_step(self, world_size: int) -> int:
         """Windows that one optimiser step sees, over all processes."""

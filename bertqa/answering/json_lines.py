@@ -1,22 +1,22 @@
 """JSON lines in, JSON lines out: any number of questions in constant memory, stopped and resumed.
 
-A line with a question becomes a line of predictions.jsonl, in the order of the input; a line that
-is none becomes, if it is to be skipped, a line of rejects.jsonl. Both say from which line they
-come: that is how a run which was killed knows where to go on, and how nothing vanishes.
+A line with a question becomes a line of predictions.jsonl, in the order of the input; any other
+line becomes, if it is to be skipped, a line of rejects.jsonl. Both say from which line they come:
+that is how a run which was killed knows where to go on, and how nothing vanishes.
 
 What a block of questions gave is written at once, first the rejects, then the answers. So all that
-stands before the last whole answer is complete, and what comes after it is done again.
+precedes the last whole answer is complete, and what comes after it is done again.
 """
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
@@ -34,96 +34,93 @@ LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS)
 _BLOCK = 256  # questions that are answered and written together
 
 
-@dataclass(frozen=True)
-class LineOutput:
-    """What is written for a line.
-
-    Attributes:
-        top_k: answers to each question; more than one stand in a list, "answers".
-        all_offsets: places also in UTF-16 units and UTF-8 bytes.
-        skip_bad: go on after a line that cannot be answered.
-    """
-
-    top_k: int = 1
-    all_offsets: bool = False
-    skip_bad: bool = False
-
-
-class Counts(NamedTuple):
-    """Lines of the input, by what became of them in this run."""
-
-    answered: int
-    rejected: int
-
-
 def answer_lines(
     qa: QuestionAnswerer,
     source: Path,
     folder: Path,
-    output: LineOutput,
     *,
     model: str,
+    top_k: int = 1,
+    all_offsets: bool = False,
+    skip_bad: bool = False,
     resume: bool = False,
     progress: Callable[[int], object] = lambda lines: None,
-) -> Counts:
+) -> tuple[int, int]:
     """Answer the questions of a JSON lines file into a folder.
 
     Args:
-        model: what the settings call it; a run is gone on with by the same model only.
+        model: what the settings call it; a run is resumed with the same model only.
+        top_k: answers to each question; more than one are in a list, "answers".
+        all_offsets: offsets also in UTF-16 units and UTF-8 bytes.
+        skip_bad: go on after a line that cannot be answered.
         resume: go on after the last whole line of an earlier run, if there was one.
         progress: told how many lines have been written, block by block.
+
+    Returns:
+        The lines that this run answered, and those that it rejected.
 
     Raises:
         UserError: a line cannot be answered and is not to be skipped, the earlier run was another,
             or a file cannot be read or written. What was answered before stays.
         Stopped: by SIGINT or SIGTERM, after the block that was being answered.
     """
-    settings = _settings(qa, source, output, model)
-    last = _go_on(source, folder, settings) if resume else 0
+    settings = {  # all that a line of the output depends on, but for the input's lines
+        "input": source.name,
+        "model": model,
+        "windows": asdict(qa.windows),
+        "decoding": asdict(qa.decoding),
+        "precision": qa.runtime.precision,
+        "top_k": top_k,
+        "all_offsets": all_offsets,
+    }
+    last = _cut_to_whole(source, folder, settings) if resume else 0
+    answered = rejected = 0
     lines = iter_json_lines(source)
-    counts = Counts(0, 0)
-    with Interrupts() as interrupts, _Files(folder, fresh=not last) as files:
-        write_json(folder / SETTINGS, settings)  # after what they are not of is gone
+    with Interrupts() as interrupts:
+        for name in (PREDICTIONS, REJECTS):
+            _append(folder / name, (), "ab" if last else "wb")
+        write_json(folder / SETTINGS, settings)  # once no answers of other settings are left
         while block := list(islice(lines, _BLOCK)):
             if block[-1].number <= last:
                 continue
             # The block is asked as a whole also where a part of it is done: the last digits of a
             # score depend on what goes through the model with it.
-            answers, faulty = _answered(qa, block)
-            answers = [pair for pair in answers if pair[0].number > last]
-            faulty = [line for line in faulty if line.number > last]
-            if faulty and not output.skip_bad:
-                answers = [pair for pair in answers if pair[0].number < faulty[0].number]
+            given = [pair for pair in _answered(qa, block) if pair[0].number > last]
+            faulty = [line for line, prediction in given if prediction is None]
+            stop = faulty[0] if faulty and not skip_bad else None
+            if stop:
+                given = [pair for pair in given if pair[0].number < stop.number]
             else:
-                files.write_rejects(faulty)
-            files.write_answers(_entry(line, given, output) for line, given in answers)
-            counts = Counts(counts.answered + len(answers), counts.rejected + len(faulty))
-            progress(len(answers) + len(faulty))
-            if faulty and not output.skip_bad:
+                _append(folder / REJECTS, map(_reject, faulty))
+            answers = [(line, prediction) for line, prediction in given if prediction]
+            entries = (_entry(line, found, top_k, all_offsets) for line, found in answers)
+            _append(folder / PREDICTIONS, entries)
+            if stop:
                 raise UserError(
-                    f"{faulty[0].fault}; the lines before it are answered in "
-                    f"{folder / PREDICTIONS}: go on with --resume, or with --skip_bad as well"
+                    f"{stop.fault}; the lines before it are answered in {folder / PREDICTIONS}: "
+                    "go on with --resume, or with --skip_bad as well"
                 )
+            progress(len(given))
+            answered, rejected = answered + len(answers), rejected + len(faulty)
             if interrupts.number:
                 raise Stopped(
                     f"stopped after line {block[-1].number} of {source}; go on with --resume",
                     interrupts.number,
                 )
-    return counts
+    return answered, rejected
 
 
 def _answered(
     qa: QuestionAnswerer, block: Sequence[Line]
-) -> tuple[list[tuple[Line, Prediction]], list[Line]]:
-    """The lines that could be answered with their answers, and those that could not."""
-    asked = [line.example for line in block if line.example]
+) -> Iterator[tuple[Line, Prediction | None]]:
+    """The lines in order, each with its answers; None for a line that cannot be answered."""
     try:
-        predictions = list(qa.answer(asked))
+        predictions = list(qa.answer(line.example for line in block if line.example))
     except UserError:  # a question too long for its window: whose?
         block = [_tried(qa, line) for line in block]
         predictions = list(qa.answer(line.example for line in block if line.example))
-    good = [line for line in block if line.example]
-    return list(zip(good, predictions, strict=True)), [line for line in block if not line.example]
+    left = iter(predictions)
+    return ((line, next(left) if line.example else None) for line in block)
 
 
 def _tried(qa: QuestionAnswerer, line: Line) -> Line:
@@ -136,17 +133,23 @@ def _tried(qa: QuestionAnswerer, line: Line) -> Line:
     return line
 
 
-def _entry(line: Line, prediction: Prediction, output: LineOutput) -> dict[str, Any]:
+def _entry(line: Line, prediction: Prediction, top_k: int, all_offsets: bool) -> dict[str, Any]:
     """What predictions.jsonl says of a line."""
     assert line.example is not None
-    found: list[dict[str, Any]] = [{**entry} for entry in answer_entries(prediction, output.top_k)]
-    if output.all_offsets:
+    found: list[dict[str, Any]] = [{**entry} for entry in answer_entries(prediction, top_k)]
+    if all_offsets:
         for answer in found:
             answer |= other_offsets(line.example.context, answer["start"], answer["end"])
     entry = {"line": line.number, "id": prediction.id, "digest": _digest(line)} | found[0]
     if prediction.null_odds is not None:
         entry |= {"null_odds": prediction.null_odds, "best_span": prediction.best_span}
-    return entry | ({"answers": found} if output.top_k > 1 else {})
+    return entry | ({"answers": found} if top_k > 1 else {})
+
+
+def _reject(line: Line) -> dict[str, Any]:
+    """What rejects.jsonl says of a line."""
+    raw = line.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return {"line": line.number, "fault": line.fault, "raw": raw}
 
 
 def _digest(line: Line) -> str:
@@ -154,80 +157,25 @@ def _digest(line: Line) -> str:
     return blake2b(line.raw.strip(), digest_size=8).hexdigest()
 
 
-# --- files ---------------------------------------------------------------------------------------
+def _append(path: Path, entries: Iterable[dict[str, Any]], mode: str = "ab") -> None:
+    """Add lines to a file; they are on the disk when it returns."""
+    with said_plainly(path, "written"), path.open(mode) as file:
+        for entry in entries:
+            text = json.dumps(entry, ensure_ascii=False) + "\n"
+            file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
-class _Files:
-    """The two files, open to append to; every write is on the disk when it returns."""
-
-    def __init__(self, folder: Path, *, fresh: bool) -> None:
-        self._folder, self._mode = folder, "wb" if fresh else "ab"
-        self._open = ExitStack()
-
-    def __enter__(self) -> "_Files":
-        with said_plainly(self._folder, "written"):
-            self._answers, self._rejects = (
-                self._open.enter_context((self._folder / name).open(self._mode))
-                for name in (PREDICTIONS, REJECTS)
-            )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with said_plainly(self._folder, "written"):
-            self._open.close()
-
-    def write_answers(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Append lines to predictions.jsonl."""
-        with said_plainly(self._folder / PREDICTIONS, "written"):
-            _append(self._answers, entries)
-
-    def write_rejects(self, lines: Iterable[Line]) -> None:
-        """Append to rejects.jsonl what could not be answered, and why."""
-        entries = (
-            {
-                "line": line.number,
-                "fault": line.fault,
-                "raw": line.raw.decode("utf-8", "backslashreplace").rstrip("\r\n"),
-            }
-            for line in lines
-        )
-        with said_plainly(self._folder / REJECTS, "written"):
-            _append(self._rejects, entries)
-
-
-def _append(file: IO[bytes], entries: Iterable[dict[str, Any]]) -> None:
-    file.writelines(
-        f"{json.dumps(entry, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
-        for entry in entries
-    )
-    file.flush()
-    os.fsync(file.fileno())
-
-
-# --- going on ------------------------------------------------------------------------------------
-
-
-def _settings(qa: QuestionAnswerer, source: Path, output: LineOutput, model: str) -> dict[str, Any]:
-    """All that a line of the output depends on, but for the input's lines."""
-    return {
-        "input": source.name,
-        "model": model,
-        "windows": asdict(qa.windows),
-        "decoding": asdict(qa.decoding),
-        "precision": qa.runtime.precision,
-        "top_k": output.top_k,
-        "all_offsets": output.all_offsets,
-    }
-
-
-def _go_on(source: Path, folder: Path, settings: dict[str, Any]) -> int:
+def _cut_to_whole(source: Path, folder: Path, settings: dict[str, Any]) -> int:
     """Drop what an earlier run left half done; the number of the last line that it answered.
 
     Raises:
         UserError: it had other settings or another input.
     """
+    answers, rejects = folder / PREDICTIONS, folder / REJECTS
     if not (folder / SETTINGS).exists():
-        if next(_whole_lines(folder / PREDICTIONS), None):
+        if next(_whole_lines(answers), None):
             raise UserError(
                 f"--resume: {folder} has answers but no {SETTINGS} that says what they were made "
                 "with: name another --output_dir"
@@ -240,33 +188,33 @@ def _go_on(source: Path, folder: Path, settings: dict[str, Any]) -> int:
                 f"--resume: {folder} was begun with {key} {shown(before.get(key))}, now it is "
                 f"{shown(value)}: pass the same, or another --output_dir"
             )
-    last, id_, digest, kept = 0, "", "", 0
-    for end, entry in _whole_lines(folder / PREDICTIONS):
-        last, id_, digest, kept = entry["line"], entry["id"], entry["digest"], end
-    if not last:
+    newest = deque(_whole_lines(answers), maxlen=1)
+    if not newest:
         return 0
-    _cut(folder / PREDICTIONS, kept)
-    _cut(
-        folder / REJECTS,
-        max((end for end, e in _whole_lines(folder / REJECTS) if e["line"] < last), default=0),
-    )
-    there = next((line for line in iter_json_lines(source) if line.number == last), None)
-    if there is None or _digest(there) != digest:
+    size, last = newest[0]
+    number: int = last["line"]
+    line = next((line for line in iter_json_lines(source) if line.number == number), None)
+    if line is None or _digest(line) != last["digest"]:
         raise UserError(
-            f"--resume: line {last} of {source} is not the question {shown(id_)} with which "
-            f"{folder / PREDICTIONS} ends: pass the file that it was begun with"
+            f"--resume: line {number} of {source} is not the question {shown(last['id'])} with "
+            f"which {answers} ends: pass the file that it was begun with"
         )
-    return last
+    done = (end for end, entry in _whole_lines(rejects) if entry["line"] < number)
+    for path, kept in ((answers, size), (rejects, max(done, default=0))):
+        with said_plainly(path, "written"), path.open("ab") as file:
+            file.truncate(kept)
+    return number
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The entries of a file of ours, each with the place where its line ends.
+    """The entries of a file of ours, each with the offset at which its line ends.
 
     Raises:
         UserError: a line is none of ours.
     """
     if not path.exists():
         return
+    keys = {"id", "digest"} if path.name == PREDICTIONS else set()
     end = 0
     with said_plainly(path, "read"), path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -275,27 +223,15 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             end += len(raw)
             try:
                 entry = json.loads(raw)
-                sound = type(entry["line"]) is int and (
-                    path.name != PREDICTIONS or {"id", "digest"} <= entry.keys()
-                )
+                is_ours = type(entry["line"]) is int and keys <= entry.keys()
             except (ValueError, KeyError, TypeError, RecursionError):
-                sound = False
-            if not sound:
+                is_ours = False
+            if not is_ours:
                 raise UserError(
                     f"{path}, line {number} is not one that bertqa infer writes: restore the "
                     "file, or name another --output_dir"
                 )
             yield end, entry
-
-
-def _cut(path: Path, size: int) -> None:
-    """Drop what comes after the first ``size`` bytes."""
-    with said_plainly(path, "written"):
-        if path.exists():
-            os.truncate(path, size)
-
-
-# --- figures -------------------------------------------------------------------------------------
 
 
 def score_lines(source: Path, folder: Path, *, v2: bool) -> dict[str, float] | None:
@@ -320,9 +256,9 @@ def score_lines(source: Path, folder: Path, *, v2: bool) -> dict[str, float] | N
             before = sums.get(prefix, [0.0, 0.0, 0.0])
             sums[prefix] = [x + y for x, y in zip(before, (*scores, 1.0), strict=True)]
         given = next(answers, None)
-    names = ("exact" if v2 else "exact_match", "f1")
+    exact = "exact" if v2 else "exact_match"
     figures: dict[str, float] = {}
-    for prefix, (*summed, total) in sums.items():
-        figures |= {f"{prefix}{n}": 100 * x / total for n, x in zip(names, summed, strict=True)}
+    for prefix, (em, f1, total) in sums.items():
+        figures |= {f"{prefix}{exact}": 100 * em / total, f"{prefix}f1": 100 * f1 / total}
         figures[f"{prefix}total"] = total
     return figures or None

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bertqa.answering.evaluation import Evaluator
-from bertqa.commands.answerer_flags import load_answerer
+from bertqa.commands.question_flags import load_answerer
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version

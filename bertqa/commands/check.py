@@ -14,16 +14,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.data_flags import ENCODER, add_data_flags, data_settings
 from bertqa.commands.flags import (
     Parser,
     add_model_name_flag,
-    add_negative_flag,
+    add_settings_flags,
     add_window_flags,
     overrides,
+    settings_of,
 )
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
+from bertqa.settings import ENCODER, DataSettings, DecodingSettings
 
 COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
 
@@ -31,8 +32,11 @@ COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     """Parse the flags, a part of those of ``bertqa train``."""
     parser = Parser(__doc__ or "", prog)
-    add_data_flags(parser)
-    add_negative_flag(parser, "data")
+    add_settings_flags(
+        parser, "data", DataSettings,
+        "dataset", "train_file", "validation_file", "validation_split_percentage",
+    )  # fmt: skip
+    add_settings_flags(parser, "data", DecodingSettings, "version_2_with_negative")
     add_model_name_flag(parser, default=ENCODER)
     add_window_flags(parser)
     add_check_flags(parser)
@@ -54,7 +58,7 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
 def main(flags: argparse.Namespace) -> int:
     """Check the flags, then the data; the exit code."""
     overrides(flags).windows()
-    data = data_settings(flags)
+    data = settings_of(flags, DataSettings)
     check_output_flags(flags)
     if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
         return 0

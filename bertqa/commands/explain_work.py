@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from bertqa.answering.answerer import QuestionAnswerer, as_pipeline, asked
 from bertqa.answering.answers import Prediction
-from bertqa.commands.answerer_flags import load_answerer
 from bertqa.commands.infer_questions import print_found
+from bertqa.commands.question_flags import load_answerer
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.page import page
 from bertqa.explain.terminal import render

@@ -12,20 +12,20 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import NoReturn
+from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
 from bertqa.settings import (
-    DECODERS,
     INT8,
     PRECISIONS,
     DecodingSettings,
     Overrides,
+    TrainingSettings,
     WindowSettings,
 )
 
-_WINDOWS, _DECODING = WindowSettings(), DecodingSettings()  # the defaults
+Settings = TypeVar("Settings")
 _TOO_LARGE = 2**63  # whole numbers end here for torch
 
 MODEL_HELP = (
@@ -138,68 +138,54 @@ def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
     )  # fmt: skip
 
 
+def add_settings_flags(parser: Parser, group: str, kind: type, *names: str) -> None:
+    """A flag for each field of some settings, or for those named, with what the field says of it.
+
+    A flag that is not given is None, except for ``TrainingSettings``, which no model overrides.
+    """
+    types = get_type_hints(kind)
+    for field in fields(kind):
+        if names and field.name not in names:
+            continue
+        options = {key: field.metadata[key] for key in ("help", "metavar", "choices")}
+        of_optional = get_args(types[field.name])  # int and None for ``int | None``
+        options["type"] = of_optional[0] if of_optional else types[field.name]
+        if options["type"] is bool:
+            options = {"help": options["help"], "action": "store_true"}
+        elif field.default is not None and "(default:" not in options["help"]:
+            options["help"] += f" (default: {field.default})"
+        default = field.default if kind is TrainingSettings else None
+        parser.group(group)(f"--{field.name}", default=default, **options)
+
+
 def add_window_flags(parser: Parser) -> None:
     """How contexts are cut into windows."""
-    add = parser.group("windows")
-    add(
-        "--max_seq_length", type=int, metavar="TOKENS",
-        help="longest window: question, context and special tokens (default: "
-        f"{_WINDOWS.max_seq_length})",
-    )  # fmt: skip
-    add(
-        "--doc_stride", type=int, metavar="TOKENS",
-        help="overlap of two neighbouring windows, as in run_qa; in Google's script the same word "
-        f"means the step from window to window (default: {_WINDOWS.doc_stride})",
-    )  # fmt: skip
-    add(
-        "--max_query_length", type=int, metavar="TOKENS",
-        help="cut longer questions, as Google's script does with 64 (default: refuse those that "
-        "do not fit)",
-    )  # fmt: skip
+    add_settings_flags(parser, "windows", WindowSettings)
 
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
     """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    add = parser.group("decoding")
-    add(
-        "--n_best_size", type=int, default=_DECODING.n_best_size, metavar="N",
-        help="answers kept for each question (default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--max_answer_length", type=int, default=_DECODING.max_answer_length, metavar="TOKENS",
-        help="longest answer (default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--decoder", default=_DECODING.decoder, choices=DECODERS,
-        help="exact: all spans; top20: run_qa's search, the n_best_size (20) best "
-        "starts with as many best ends (default: %(default)s)",
-    )  # fmt: skip
-    add_negative_flag(parser)
+    add_settings_flags(parser, "decoding", DecodingSettings)
     if answers_only:
-        add(
+        parser.group("decoding")(
             "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
+            default=None,
             help="every question has one (default: what the model's decoding.json says)",
         )  # fmt: skip
-    default = "the model's own, else 0" if answers_only else "0, or chosen on a held-out part"
-    add(
-        "--null_score_diff_threshold", type=float, metavar="X",
-        help='with --version_2_with_negative: answer "" if the null score exceeds the best span\'s '
-        f"by more than this (default: {default})",
-    )  # fmt: skip
 
 
-def add_negative_flag(parser: Parser, group: str = "decoding") -> None:
-    """Whether a question may have no answer."""
-    parser.group(group)(
-        "--version_2_with_negative", action="store_true", default=None,
-        help='some questions have no answer, as in SQuAD v2.0; their answer is ""',
-    )  # fmt: skip
+def settings_of(flags: argparse.Namespace, kind: type[Settings]) -> Settings:
+    """The settings that the flags give; None for those that the command has not.
+
+    Raises:
+        UserError: they contradict each other or are out of range.
+    """
+    return kind(**{each.name: getattr(flags, each.name, None) for each in fields(kind)})  # type: ignore[arg-type]
 
 
 def overrides(flags: argparse.Namespace) -> Overrides:
     """The window and decoding flags that a command has and that were given."""
-    given = {field.name: getattr(flags, field.name, None) for field in fields(Overrides)}
-    return Overrides(**given)
+    return settings_of(flags, Overrides)
 
 
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:

@@ -15,11 +15,10 @@ from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictio
 from bertqa.answering.json_lines import (
     LINE_FILES,
     PREDICTIONS,
-    LineOutput,
     answer_lines,
     score_lines,
 )
-from bertqa.commands.answerer_flags import load_answerer
+from bertqa.commands.question_flags import load_answerer
 from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
 from bertqa.errors import UserError
@@ -76,17 +75,16 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
     with said_plainly(flags.output_dir, "made"):
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    output = LineOutput(flags.top_k, flags.all_offsets, flags.skip_bad)
     with tqdm(unit="line", disable=None) as bar:
-        counts = answer_lines(
-            qa, flags.input, flags.output_dir, output, model=flags.model, resume=flags.resume,
+        answered, rejected = answer_lines(
+            qa, flags.input, flags.output_dir, model=flags.model, top_k=flags.top_k,
+            all_offsets=flags.all_offsets, skip_bad=flags.skip_bad, resume=flags.resume,
             progress=bar.update,
         )  # fmt: skip
     v2 = qa.decoding.version_2_with_negative
     keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2))
     print(
-        f"{counts.answered} lines answered in {flags.output_dir / PREDICTIONS}, "
-        f"{counts.rejected} rejected",
+        f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
         file=sys.stderr,
     )
 

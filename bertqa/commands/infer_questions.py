@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.commands.answerer_flags import load_answerer
+from bertqa.commands.question_flags import load_answerer
 from bertqa.data.text import other_offsets
 from bertqa.errors import UserError
 

@@ -1,10 +1,14 @@
-"""The text that a question is about: ``--context`` or ``--context_file``."""
+"""A question, the text that it is about, and the model that is asked."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bertqa.commands.flags import Parser
+from bertqa.commands.flags import Parser, overrides
 from bertqa.errors import UserError
+
+if TYPE_CHECKING:
+    from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers alone
 
 LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
 
@@ -37,6 +41,20 @@ def check_question_flags(flags: argparse.Namespace) -> None:
 def has_context(flags: argparse.Namespace) -> bool:
     """Whether a text is given."""
     return flags.context is not None or flags.context_file is not None
+
+
+def load_answerer(flags: argparse.Namespace) -> "QuestionAnswerer":
+    """The model that the flags name, asked as its decoding.json and the flags say.
+
+    Raises:
+        UserError: it is not available, or cannot be asked so.
+    """
+    from bertqa.answering.answerer import QuestionAnswerer  # late: --help needs no torch
+
+    return QuestionAnswerer.from_pretrained(
+        flags.model, overrides=overrides(flags), device=flags.device, precision=flags.precision,
+        revision=flags.revision, allow_bin=flags.allow_bin,
+    )  # fmt: skip
 
 
 def read_context(flags: argparse.Namespace) -> str:

@@ -9,9 +9,11 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -21,7 +23,14 @@ from bertqa.__main__ import COMMANDS, main
 from bertqa.answering import decoding
 from bertqa.audit import repair
 from bertqa.commands import check
-from bertqa.commands.flags import Parser
+from bertqa.commands.flags import Parser, overrides, settings_of
+from bertqa.settings import (
+    DataSettings,
+    DecodingSettings,
+    Overrides,
+    TrainingSettings,
+    WindowSettings,
+)
 from tests.helpers import STORIES, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +179,44 @@ def test_flags_of_one_title_stand_together(capsys: pytest.CaptureFixture[str]) -
     )
 
 
-# --- what settings.py lists without importing it -------------------------------------------------
+# --- settings.py, of which the flags are made ----------------------------------------------------
+
+SETTINGS = {
+    "train": (DataSettings, TrainingSettings, WindowSettings, DecodingSettings),
+    "infer": (Overrides,),
+}
+EVERY_SETTING = [
+    (command, kind, field.name)
+    for command, kinds in SETTINGS.items()
+    for kind in kinds
+    for field in fields(kind)
+]
+
+
+@pytest.mark.parametrize(("command", "kind", "name"), EVERY_SETTING)
+def test_every_setting_has_its_flag(command: str, kind: type, name: str) -> None:
+    """The flag is taken in both spellings, and gives a value of the field's type."""
+    hint = get_type_hints(kind)[name]
+    of = next(iter(get_args(hint)), hint)
+    fits = {"decoder": "top20", "lr_scheduler_type": "constant_with_warmup"}.get(name, "7")
+    value = True if of is bool else of(fits)
+    parse = module_of(command).parse_flags
+    for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
+        found = getattr(parse([flag] if of is bool else [flag, fits]), name)
+        assert (type(found), found) == (type(value), value)
+    assert getattr(parse([]), name) != value
+
+
+def test_without_flags_the_settings_are_the_defaults() -> None:
+    flags = module_of("train").parse_flags([])
+    assert settings_of(flags, TrainingSettings) == TrainingSettings()
+    assert settings_of(flags, DataSettings) == DataSettings()
+    assert overrides(flags) == Overrides()
+
+
+def test_the_overrides_are_the_fields_of_windows_and_decoding() -> None:
+    names = [field.name for kind in (WindowSettings, DecodingSettings) for field in fields(kind)]
+    assert [field.name for field in fields(Overrides)] == names
 
 
 def test_the_choices_of_the_flags_are_those_that_are_implemented() -> None:

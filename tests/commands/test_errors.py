@@ -26,11 +26,10 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
-from bertqa.answering import json_lines as answer_lines
 from bertqa.answering import metrics
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.answering.json_lines import LineOutput
+from bertqa.answering.json_lines import answer_lines
 from bertqa.audit.repair import save_examples
 from bertqa.commands import (
     ablate,
@@ -42,7 +41,7 @@ from bertqa.commands import (
     verify,
 )
 from bertqa.commands import explain as explain_command
-from bertqa.commands.flags import overrides, run_script
+from bertqa.commands.flags import overrides, run_script, settings_of
 from bertqa.commands.infer_file import answer_file, answer_json_lines, check_file_flags
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import load_hub_dataset, read_examples
@@ -326,12 +325,12 @@ def lines(
     """Answer one line, going on with what is there."""
     qa = room.answerer(windows=WindowSettings(16, 4))
     if settings is not None:
-        whole = answer_lines._settings(qa, Path("in.jsonl"), LineOutput(), "model")
-        room.write("settings.json", json.dumps(whole | settings))
+        answer_lines(qa, room.write("in.jsonl", ASKED), room.path, model="model")
+        change_json(room.path / "settings.json", lambda whole: whole.update(settings))
     if answers:
         room.write("predictions.jsonl", answers)
     source = room.write("in.jsonl", first + "\n")
-    answer_lines.answer_lines(qa, source, room.path, LineOutput(), model="model", resume=True)
+    answer_lines(qa, source, room.path, model="model", resume=True)
 
 
 def look(room: Room, **changes: Any) -> None:
@@ -752,18 +751,19 @@ CASES: dict[str, Callable[[Room], object]] = {
     "nothing to take away": lambda r: taken_away(r, "--max_samples", 0),
     "an ablation is there": lambda r: taken_away(r.write(ablate.FIGURES, "{}") and r),
     # train.py
-    "a data set and a file": lambda r: train.data_settings(
-        given("--dataset", "a", "--train_file", "b")
+    "a data set and a file": lambda r: settings_of(
+        given("--dataset", "a", "--train_file", "b"), DataSettings
     ),
-    "validation alone": lambda r: train.data_settings(given("--validation_file", "b")),
-    "validation twice": lambda r: train.data_settings(
-        given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9)
+    "validation alone": lambda r: settings_of(given("--validation_file", "b"), DataSettings),
+    "validation twice": lambda r: settings_of(
+        given("--train_file", "a", "--validation_file", "b", "--validation_split_percentage", 9),
+        DataSettings,
     ),
-    "a percentage": lambda r: train.data_settings(given("--validation_split_percentage", 99)),
+    "a percentage": lambda r: settings_of(given("--validation_split_percentage", 99), DataSettings),
     "an infinite threshold": lambda r: train.check_flags(
         given("--null_score_diff_threshold", "inf")
     ),
-    "no samples": lambda r: train.data_settings(given("--max_train_samples", 0)),
+    "no samples": lambda r: settings_of(given("--max_train_samples", 0), DataSettings),
     "nothing to show": lambda r: train.check_flags(given("--show", 0)),
     "to check and to show": lambda r: train.check_flags(given("--check", "--show", 1)),
     "to repair unchecked": lambda r: train.check_flags(given("--repair", "a.json")),

@@ -562,7 +562,7 @@ def test_the_command_checks_as_train_does(
     for wrong, words in (
         (["--validation_split_percentage", 99], "give 1 to 50 per cent"),
         (["--repair", tmp_path / "copy.json"], "copy.json is there already"),
-        (["--doc_stride", -1], "--doc_stride -1 is negative"),
+        (["--doc_stride", -1], "--doc_stride -1 is out of range"),
     ):
         capsys.readouterr()
         assert call("check", *flags, *wrong) == 2
