@@ -1,6 +1,5 @@
-"""train.py and infer.py as a user meets them: what they write, ask, show and refuse."""
+"""train.py and infer.py as a user meets them: what they write, ask and show."""
 
-import gzip
 import json
 import math
 import os
@@ -11,93 +10,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from bertqa.commands import check, infer, infer_file, infer_questions, train
-from bertqa.commands.flags import Parser, run_script
+from bertqa.commands import infer, infer_file, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
 from bertqa.errors import UserError
 from bertqa.training.run_folder import RunFolder
-from tests.helpers import STORIES, STORIES_V2, write_checkpoint
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = {"train": train, "infer": infer}
-COMMANDS = SCRIPTS | {"check": check}
-
-CONTEXT = "Ada built the quay in 1642. Ben swept it."
-ROW = {
-    "id": "first",
-    "question": "Who built it?",
-    "context": CONTEXT,
-    "answers": {"text": ["Ada"], "answer_start": [0]},
-}
-WINDOWS = ["--max_seq_length", "64", "--doc_stride", "16"]
-HERE = ["--device", "cpu", "--precision", "fp32"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("scripts") / "tiny")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches go into a temporary folder, nothing is fetched, and one thread does the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-            patch.delenv(variable, raising=False)
-        yield
-    torch.set_num_threads(threads)
-
-
-def call(script: str, *arguments: object) -> int:
-    """Run a command in this process; its exit code."""
-    module = COMMANDS[script]
-    try:
-        return run_script(module.main, module.parse_flags([str(a) for a in arguments]))
-    except SystemExit as end:  # as argparse ends for a flag that it does not know
-        return int(end.code or 0)
-
-
-def environment(home: Path) -> dict[str, str]:
-    return os.environ | {
-        "HF_HOME": str(home / "hf"),
-        "HF_DATASETS_CACHE": str(home / "datasets"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def run(script: str, home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script as its own process, without a terminal."""
-    return subprocess.run(
-        [sys.executable, f"{script}.py", *map(str, arguments)],
-        cwd=ROOT, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True,
-        encoding="utf-8", check=False,
-    )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+from tests.commands.world import (
+    CONTEXT,
+    HERE,
+    ROOT,
+    ROW,
+    WINDOWS,
+    World,
+    call,
+    contents,
+    environment,
+    read_json,
+    without_head,
+)
+from tests.helpers import STORIES, STORIES_V2
 
 
 def without_speed(log: Path) -> list[dict[str, float]]:
@@ -113,35 +55,27 @@ STORY_WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length
 STORY_RUN = [
     "--train_file", STORIES, "--validation_file", STORIES, "--max_train_samples", 5,
     "--max_eval_samples", 4, *STORY_WINDOWS, *HERE, "--max_steps", 8, "--save_steps", 3,
-    "--eval_steps", 4, "--logging_steps", 2, "--learning_rate", 5e-3,
+    "--per_device_train_batch_size", 4, "--eval_steps", 4, "--logging_steps", 2,
+    "--learning_rate", 5e-3,
 ]
 # fmt: on
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes of this file keep their caches."""
-    return tmp_path_factory.mktemp("home")
+def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, list[str]]:
+    """The folder of a run of train.py, and the lines that it printed."""
+    folder, said = tmp_path_factory.mktemp("trained") / "run", StringIO()
+    with redirect_stdout(said):
+        assert call("train", "--model", checkpoint, "--output_dir", folder, *STORY_RUN) == 0
+    return folder, said.getvalue().splitlines()
 
 
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, home: Path
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run of train.py, and what the process said."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    return folder, run("train", home, "--model", checkpoint, "--output_dir", folder, *STORY_RUN)
-
-
-def test_train_says_what_it_does(trained: Any, checkpoint: Path, home: Path) -> None:
-    folder, result = trained
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = result.stdout.splitlines()
+def test_train_says_what_it_does(trained: Any, checkpoint: Path) -> None:
+    folder, lines = trained
     assert lines[0] == f"{checkpoint}/model.safetensors: 55 tensors loaded"
     assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in lines
     assert any(line.startswith("validation: 36 windows of 4 examples,") for line in lines)
-    assert "8 steps of 16 windows on cpu in torch.float32, from step 0" in lines
+    assert "8 steps of 4 windows on cpu in torch.float32, from step 0" in lines
     assert [line.split()[1] for line in lines[-3:-1]] == ["4", "8"]  # the table of evaluations
     assert lines[-1] == f"saved in {folder}; ask it: bertqa infer --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -152,21 +86,19 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path, home: Path) -> 
 
 
 def test_infer_gives_the_answers_that_training_kept(
-    trained: Any, tmp_path: Path, home: Path
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same model, file and windows: the same answers and figures, in another process."""
+    """The same model, file and windows: the same answers and figures."""
     folder, _ = trained
     rows = {"data": [vars_of(example) for example in read_examples(STORIES)[:4]]}
     (tmp_path / "four.json").write_text(json.dumps(rows), encoding="utf-8")
     out = tmp_path / "made" / "here"
-    result = run(
-        "infer", home, "--model", folder, "--input", tmp_path / "four.json", "--output-dir", out,
-        *STORY_WINDOWS, *HERE,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    flags = ["--model", folder, "--input", tmp_path / "four.json", "--output-dir", out]
+    assert call("infer", *flags, *STORY_WINDOWS, *HERE) == 0
+    result = capsys.readouterr()
     files = ["nbest_predictions.json", "predictions.json", "metrics.json"]
-    assert result.stderr == f"wrote {', '.join(str(out / name) for name in files)}\n"
-    assert json.loads(result.stdout) == read_json(out / "metrics.json")
+    assert result.err == f"wrote {', '.join(str(out / name) for name in files)}\n"
+    assert json.loads(result.out) == read_json(out / "metrics.json")
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
     assert read_json(out / "predictions.json") == read_json(folder / "predictions.json")
     metrics = read_json(out / "metrics.json")
@@ -207,11 +139,13 @@ def test_the_n_best_file(trained: Any) -> None:
 def test_v2_of_the_two_scripts(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
+    folder, few = tmp_path / "run", tmp_path / "few.json"
+    examples = read_examples(STORIES_V2)[:10]
+    few.write_text(json.dumps({"data": [vars_of(example) for example in examples]}))
     code = call(
-        "train", "--model", checkpoint, "--train_file", STORIES_V2, "--validation_file",
-        STORIES_V2, "--output_dir", folder, "--version-2-with-negative", *STORY_WINDOWS, *HERE,
-        "--max_train_samples", 8, "--max_eval_samples", 8, "--max_steps", 2,
+        "train", "--model", checkpoint, "--train_file", few, "--validation_file", few,
+        "--output_dir", folder, "--version-2-with-negative", *STORY_WINDOWS, *HERE,
+        "--max_steps", 2, "--per_device_train_batch_size", 4,
     )  # fmt: skip
     assert code == 0
     assert "unanswerable, labelled [CLS]: " in capsys.readouterr().out
@@ -219,7 +153,7 @@ def test_v2_of_the_two_scripts(
 
     def answered(name: str, *more: object) -> dict[str, Any]:
         code = call(
-            "infer", "--model", folder, "--input", STORIES_V2, "--output_dir", tmp_path / name,
+            "infer", "--model", folder, "--input", few, "--output_dir", tmp_path / name,
             "--version_2_with_negative", "--json", "--max_seq_length", 384, *HERE, *more,
         )  # fmt: skip
         assert code == 0
@@ -228,7 +162,6 @@ def test_v2_of_the_two_scripts(
 
     files = answered("plain")
     assert set(files) == {"predictions", "nbest_predictions", "null_odds", "metrics"}
-    examples = read_examples(STORIES_V2)
     ids = [example.id for example in examples]
     odds, texts = files["null_odds"], files["predictions"]
     assert list(odds) == list(texts) == ids
@@ -278,12 +211,17 @@ def test_predictions_are_replaced_only_if_that_is_said(checkpoint: Path, tmp_pat
 # --- one question --------------------------------------------------------------------------------
 
 
-def asked(capsys: pytest.CaptureFixture[str], checkpoint: Path, *flags: object) -> str:
+def asked_of(capsys: pytest.CaptureFixture[str], model: Path, *flags: object) -> str:
     """What infer.py prints."""
-    assert call("infer", "--model", checkpoint, *WINDOWS, *HERE, *flags) == 0
+    assert call("infer", "--model", model, *HERE, *flags) == 0
     out, err = capsys.readouterr()
     assert err == ""
     return out
+
+
+def asked(capsys: pytest.CaptureFixture[str], checkpoint: Path, *flags: object) -> str:
+    """The same with the windows of these tests."""
+    return asked_of(capsys, checkpoint, *WINDOWS, *flags)
 
 
 LINE = re.compile(r" *(\d\.\d{4}) +(\d+)-(\d+)  (.+)")
@@ -374,14 +312,11 @@ def test_json_lines_are_answered_line_by_line(
 
 
 def test_without_arguments_and_terminal_it_shows_the_demo(
-    checkpoint: Path, home: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run("infer", home, "--model", checkpoint, *HERE)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert call("infer", "--model", checkpoint, *HERE, "--demo") == 0
-    assert capsys.readouterr().out == result.stdout
-
-    lines = result.stdout.splitlines()
+    shown = asked_of(capsys, checkpoint)
+    assert asked_of(capsys, checkpoint, "--demo") == shown
+    lines = shown.splitlines()
     assert infer_questions.DEMO_CONTEXT in lines and infer_questions.DEMO_HISTORY in lines
     for question in infer_questions.DEMO_QUESTIONS:
         place = lines.index(question)
@@ -396,7 +331,7 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
 def test_in_a_terminal_it_asks(
-    checkpoint: Path, home: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After the demo: a context of two lines, two questions, end of input."""
     import pty  # there is none on Windows
@@ -404,8 +339,8 @@ def test_in_a_terminal_it_asks(
     ours, theirs = pty.openpty()
     command = [sys.executable, "infer.py", "--model", str(checkpoint), *HERE]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(home) | {"TERM": "dumb"}, stdin=theirs, stdout=theirs,
-        stderr=theirs,
+        command, cwd=ROOT, env=environment(tmp_path) | {"TERM": "dumb"},
+        stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
     said = ""
@@ -659,11 +594,10 @@ def heeding_signals() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
+def test_an_interrupted_run_saves_itself_and_goes_on(
     checkpoint: Path,
     tmp_path: Path,
     trained: Any,
-    home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     number: int,
@@ -691,11 +625,9 @@ def test_an_interrupted_run_saves_itself_and_goes_on_in_another_process(
     )
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000006"]
 
-    result = run("train", home, *flags, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert (
-        "8 steps of 16 windows on cpu in torch.float32, from step 6" in result.stdout.splitlines()
-    )
+    assert call("train", *flags, "--resume") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "8 steps of 4 windows on cpu in torch.float32, from step 6" in said
     whole, _ = trained
     assert without_speed(tmp_path / "run" / "log.jsonl") == without_speed(whole / "log.jsonl")
     ours = load_file(tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors")
@@ -743,8 +675,8 @@ def test_a_signal_that_was_ignored_from_the_start_stays_so(
 
     monkeypatch.setattr(RunFolder, "append_log", interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
-    assert call("train", *flags) == 0
+    world = World(tmp_path, checkpoint)
+    assert call("train", *world.train("--max_steps", 2, "--logging_steps", 1)) == 0
 
 
 def test_a_headless_checkpoint_can_be_trained(
@@ -758,765 +690,7 @@ def test_a_headless_checkpoint_can_be_trained(
     assert call("infer", *world.ask("--model", world.out)) == 0
 
 
-# --- bad input -----------------------------------------------------------------------------------
-
-
-@dataclass
-class World:
-    """Where a mistake is made: a folder to write into, a good checkpoint, a finished run."""
-
-    folder: Path
-    good: Path
-    finished: Path = Path()
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    def write(self, name: str, content: object) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            text = content if isinstance(content, str) else json.dumps(content)
-            path.write_text(text, encoding="utf-8")
-        return path
-
-    def rows(self, name: str, *rows: dict[str, Any]) -> Path:
-        return self.write(name, {"data": list(rows)})
-
-    def row(self, **changes: object) -> Path:
-        return self.rows("rows.json", ROW | changes)
-
-    def lines(self, *more: str) -> Path:
-        return self.write("rows.jsonl", "\n".join([json.dumps(ROW), *more]))
-
-    def checkpoint(self, name: str | None = None, content: object = None) -> Path:
-        """A copy of the good checkpoint with one file replaced, or left out if None."""
-        folder = self.folder / "broken"
-        shutil.copytree(self.good, folder)
-        if name and content is None:
-            (folder / name).unlink()
-        elif name:
-            self.write(f"broken/{name}", content)
-        return folder
-
-    def config(self, **changes: object) -> Path:
-        return self.checkpoint("config.json", read_json(self.good / "config.json") | changes)
-
-    def tensors(self, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-        folder = self.checkpoint()
-        rewrite(folder / "model.safetensors", change)
-        return folder
-
-    def pickle(self) -> Path:
-        folder = self.checkpoint("pytorch_model.bin", "x")
-        (folder / "model.safetensors").unlink()
-        return folder
-
-    def resumed(self, *arguments: object, change: Callable[[Path], object] | None = None) -> Any:
-        """Flags that go on with a copy of the finished run, something in its folder changed."""
-        shutil.copytree(self.finished, self.out)
-        if change:
-            change(self.out)
-        return self.train("--resume", *arguments)
-
-    def train(self, *arguments: object) -> list[object]:
-        """Flags of a run of one step that works, and then these."""
-        # fmt: off
-        return [
-            "--model", self.good, "--train_file", self.rows("good.json", ROW),
-            "--output_dir", self.out, *WINDOWS, "--max_steps", 1, *HERE, *arguments,
-        ]
-        # fmt: on
-
-    def ask(self, *arguments: object) -> list[object]:
-        """Flags of a question that is answered, and then these."""
-        question = ["--question", "Who?", "--context", CONTEXT]
-        return ["--model", self.good, *question, *WINDOWS, *HERE, *arguments]
-
-    def both(self, script: str, *arguments: object) -> list[object]:
-        return self.train(*arguments) if script == "train" else self.ask(*arguments)
-
-    def file(self, path: Path, *arguments: object) -> list[object]:
-        """Flags that answer all questions of a file, and then these."""
-        place = ["--input", path, "--output_dir", self.out]
-        return ["--model", self.good, *place, *WINDOWS, *HERE, *arguments]
-
-
-def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def without_head(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors["qa_outputs.weight"], tensors["qa_outputs.bias"]
-
-
-LONG = "who " * 60
-
-# Each: a name, how the file is made, and the words that must be in the sentence.
-DATA: list[tuple[str, Callable[[World], Path], list[str]]] = [
-    ("missing", lambda w: w.folder / "no.json", ["no.json does not exist"]),
-    ("a folder", lambda w: w.folder, ["is a directory"]),
-    ("empty", lambda w: w.write("e.json", ""), ["e.json is empty"]),
-    ("of another kind", lambda w: w.write("d.docx", "x"), ["d.docx", "'.docx'", ".json"]),
-    ("malformed", lambda w: w.write("m.json", '{"data": [\n{"id" 1}]}'), ["m.json, line 2"]),
-    ("no data set", lambda w: w.write("n.json", {"rows": []}), ["n.json", "'rows'"]),
-    ("not UTF-8", lambda w: w.write("u.jsonl", b'{"a": "\xff"}\n'), ["u.jsonl, line 1", "0xff"]),
-    ("cut", lambda w: w.write("g.json.gz", gzip.compress(b"x" * 999)[:-9]), ["g.json.gz", "gzip"]),
-    ("no parquet", lambda w: w.write("p.parquet", "x" * 99), ["p.parquet", "parquet"]),
-    ("without rows", lambda w: w.rows("r.json"), ["r.json holds no examples"]),
-    (
-        "with other columns",
-        lambda w: w.write("c.csv", "id,query,text\n1,a,b\n"),
-        ["c.csv, line 1", "question and context", "'query'"],
-    ),
-    (
-        "with a short row",
-        lambda w: w.write("s.csv", "question,context\nonly one\n"),
-        ["s.csv, line 2", "'only one'"],
-    ),
-    (
-        "with a row that lacks its context",
-        lambda w: w.write("l.jsonl", '{"question": "Who?"}\n'),
-        ["l.jsonl, line 1", "context"],
-    ),
-    ("with a number to ask", lambda w: w.row(question=7), ["rows.json", "question is 7"]),
-    ("with one id twice", lambda w: w.rows("i.json", ROW, ROW), ["i.json", "'first'", "2 times"]),
-    ("with a blank question", lambda w: w.row(question=" \n"), ["rows.json", "'first'", "blank"]),
-    (
-        "with an empty context",
-        lambda w: w.rows("k.json", ROW, ROW | {"id": "second", "context": "", "answers": []}),
-        ["k.json", "'second'", "blank context"],
-    ),
-    (
-        "of v2.0 without its flag",
-        lambda w: w.row(answers=[]),
-        ["rows.json", "1 questions without an answer", "--version_2_with_negative"],
-    ),
-    (
-        "with a long question",
-        lambda w: w.rows("t.json", ROW, ROW | {"id": "long", "question": LONG}),
-        ["'long'", "60 tokens", "--max_seq_length 64", "--doc_stride 16", "--max_query_length"],
-    ),
-]
-# Where the answers are needed.
-LABELLED_DATA: list[tuple[str, Callable[[World], Path], list[str]]] = [
-    (
-        "with an answer that is not there",
-        lambda w: w.row(answers={"text": ["Ada"], "answer_start": [3]}),
-        ["rows.json", "'first'", "'Ada'", "answer_start 3"],
-    ),
-    (
-        "with an answer before the text",
-        lambda w: w.row(answers={"text": ["Ada"], "answer_start": [-41]}),
-        ["rows.json", "'first'", "'Ada'", "answer_start -41"],
-    ),
-    (
-        "with answers and starts that do not match",
-        lambda w: w.row(answers={"text": ["Ada"], "answer_start": [0, 1]}),
-        ["rows.json", "'first'", "1 and 2"],
-    ),
-    (
-        "with a blank answer",
-        lambda w: w.row(answers={"text": [" "], "answer_start": [3]}),
-        ["rows.json", "'first'", "blank answer"],
-    ),
-    ("without answers", lambda w: w.row(answers=None), ["rows.json", "'first'", "no gold"]),
-]
-
-HUGE = 10**20
-BOTH_FLAGS: list[tuple[list[object], list[str]]] = [
-    (["--doc_stride", 60], ["--max_seq_length 64", "--doc_stride 60"]),
-    (["--doc_stride", HUGE], ["--doc_stride", str(HUGE)]),
-    (["--doc_stride", -1], ["--doc_stride -1"]),
-    (["--max_seq_length", 3], ["--max_seq_length 3"]),
-    (["--max_seq_length", 0], ["--max_seq_length 0"]),
-    (["--max_seq_length", -5], ["--max_seq_length -5"]),
-    (["--max_seq_length", 385], ["--max_seq_length 385", "384 positions"]),
-    (["--max_seq_length", HUGE], ["--max_seq_length", str(HUGE)]),
-    (["--max_seq_length", "long"], ["--max_seq_length", "'long'"]),
-    (["--max_seq_length", 64.5], ["--max_seq_length", "'64.5'"]),
-    (["--max_query_length", 0], ["--max_query_length 0"]),
-    (["--n_best_size", 0], ["--n_best_size 0"]),
-    (["--n_best_size"], ["--n_best_size", "expected one argument"]),
-    (["--max_answer_length", -1], ["--max_answer_length -1"]),
-    (["--max_answer_length", HUGE], ["--max_answer_length", str(HUGE)]),
-    (["--null_score_diff_threshold", 1], ["--null_score_diff_threshold 1.0", "--version_2"]),
-    (
-        ["--version_2_with_negative", "--null_score_diff_threshold", "nan"],
-        ["--null_score_diff_threshold nan"],
-    ),
-    (["--doc-stride", "x"], ["--doc_stride", "'x'"]),
-    (["--decoder", "beam"], ["--decoder", "'beam'", "exact"]),
-    (["--precision", "fp8"], ["--precision", "'fp8'", "bf16"]),
-    (["--precision", "fp16"], ["--precision fp16"]),
-    (["--device", "gpu"], ["--device gpu"]),
-    (["--device", "cuda:99"], ["--device cuda:99"]),
-    (["--device", "meta"], ["--device meta"]),
-    (["--learning"], ["--learning"]),
-    (["--max_seq", 64], ["--max_seq"]),  # no flag is guessed from its beginning
-    (["stray"], ["stray"]),
-    (["two\nlines"], ["two lines"]),
-]
-if not torch.cuda.is_available():
-    BOTH_FLAGS.append((["--device", "cuda"], ["--device cuda", "on this machine"]))
-
-TRAIN_FLAGS: list[tuple[list[object], list[str]]] = [
-    (["--num_train_epochs", 0], ["--num_train_epochs 0.0"]),
-    (["--num_train_epochs", -1], ["--num_train_epochs -1.0"]),
-    (["--num_train_epochs", "inf"], ["--num_train_epochs inf"]),
-    (["--max_steps", 0], ["--max_steps 0"]),
-    (["--learning_rate", 0], ["--learning_rate 0.0"]),
-    (["--learning_rate", "nan"], ["--learning_rate nan"]),
-    (["--learning_rate", "fast"], ["--learning_rate", "'fast'"]),
-    (["--warmup_ratio", 1], ["--warmup_ratio 1.0"]),
-    (["--weight_decay", -0.1], ["--weight_decay -0.1"]),
-    (["--adam_epsilon", 0], ["--adam_epsilon 0.0"]),
-    (["--max_grad_norm", -1], ["--max_grad_norm -1.0"]),
-    (["--per_device_train_batch_size", 0], ["--per_device_train_batch_size 0"]),
-    (["--gradient_accumulation_steps", -1], ["--gradient_accumulation_steps -1"]),
-    (["--seed", -1], ["--seed -1"]),
-    (["--seed", 2**64], ["--seed", str(2**64)]),
-    (["--seed", "x"], ["--seed", "'x'"]),
-    (["--logging_steps", 0], ["--logging_steps 0"]),
-    (["--eval_steps", 0], ["--eval_steps 0"]),
-    (["--save_steps", 0], ["--save_steps 0"]),
-    (["--save_total_limit", 0], ["--save_total_limit 0"]),
-    (["--max_train_samples", 0], ["--max_train_samples 0"]),
-    (["--max_eval_samples", -3], ["--max_eval_samples -3"]),
-    (["--show", 0], ["--show 0"]),
-    (["--show", "many"], ["--show", "'many'"]),
-    (["--show", 1, "--max_seq_length", HUGE], ["--max_seq_length", str(HUGE)]),
-    (["--dataset", "squad"], ["--dataset", "--train_file"]),
-    (
-        ["--version_2_with_negative", "--null_score_diff_threshold", "-inf"],
-        ["--null_score_diff_threshold -inf", "finite"],
-    ),
-    (["--lr_scheduler_type", "cosine"], ["--lr_scheduler_type", "'cosine'"]),
-    (["--dropout", 1], ["--dropout 1.0"]),
-    (["--dropout", -0.1], ["--dropout -0.1"]),
-    (["--validation_split_percentage", 0], ["--validation_split_percentage 0"]),
-    (["--validation_split_percentage", 51], ["--validation_split_percentage 51"]),
-    (["--validation_split_percentage", 10], ["--validation_split_percentage 10", "one article"]),
-    (
-        ["--validation_split_percentage", 10, "--validation_file", STORIES],
-        ["--validation_file", "--validation_split_percentage"],
-    ),
-]
-
-INFER_FLAGS: list[tuple[list[object], list[str]]] = [
-    (["--top_k", 0], ["--top_k 0"]),
-    (["--top_k", "all"], ["--top_k", "'all'"]),
-    (["--demo"], ["--question and --demo"]),
-    (["--input", "some.json", "--output_dir", "o"], ["--input and --question"]),
-    (["--context_file", "some.txt"], ["--context and --context_file"]),
-    (["--output_dir", "o"], ["--input and --output_dir"]),
-    (["--question", ""], ["question is ''"]),
-    (["--question", "\t"], [r"question is '\t'"]),
-    (["--context", ""], ["context is ''"]),
-    (["--context", "\n"], [r"context is '\n'"]),
-    (["--question", LONG], ["60 tokens", "--max_seq_length 64"]),
-    (["--resume"], ["--resume", "--input"]),
-    (["--skip_bad"], ["--skip_bad", "--input"]),
-    (["--all_offsets"], ["--all_offsets", "--json"]),
-]
-
-INFER_ALONE: list[tuple[str, Callable[[World], list[object]], list[str]]] = [
-    ("question without context", lambda w: ["--question", "Who?"], ["--question", "--context"]),
-    ("context without question", lambda w: ["--context", "x"], ["--context", "--question"]),
-    ("demo with context", lambda w: ["--demo", "--context", "x"], ["--context", "--demo"]),
-    ("input with demo", lambda w: [*w.file(w.row()), "--demo"], ["--input and --demo"]),
-    (
-        "input with context",
-        lambda w: [*w.file(w.row()), "--context", "x"],
-        ["--context", "--input"],
-    ),
-    ("input without output", lambda w: ["--input", w.row()], ["--input", "--output_dir"]),
-    (
-        "context file missing",
-        lambda w: ["--question", "Who?", "--context_file", w.folder / "t.txt"],
-        ["--context_file", "t.txt", "No such file"],
-    ),
-    (
-        "context file a folder",
-        lambda w: ["--question", "Who?", "--context_file", w.folder],
-        ["--context_file", "directory"],
-    ),
-    (
-        "context file not UTF-8",
-        lambda w: ["--question", "Who?", "--context_file", w.write("l.txt", b"caf\xe9")],
-        ["--context_file", "l.txt", "UTF-8"],
-    ),
-    (
-        "context file empty",
-        lambda w: [
-            "--model", w.good, *WINDOWS, "--question", "Who?", "--context_file",
-            w.write("0.txt", ""),
-        ],
-        ["context is ''"],
-    ),
-    (
-        "predictions there",
-        lambda w: w.file(w.row(), "--output_dir", w.write("o/predictions.json", "{}").parent),
-        ["o/predictions.json is there", "--overwrite_output_dir"],
-    ),
-    (
-        "predictions into a file",
-        lambda w: w.file(w.row(), "--output_dir", w.write("a.txt", "years")),
-        ["a.txt cannot be made"],
-    ),
-    (
-        "answered lines there",
-        lambda w: w.file(w.lines(), "--output_dir", w.write("o/predictions.jsonl", "").parent),
-        ["o/predictions.jsonl is there", "--resume", "--overwrite_output_dir"],
-    ),
-    (
-        "go on and overwrite",
-        lambda w: w.file(w.lines(), "--resume", "--overwrite_output_dir"),
-        ["--resume and --overwrite_output_dir"],
-    ),
-    (
-        "go on with a whole file",
-        lambda w: w.file(w.row(), "--resume"),
-        ["--resume", "rows.json", ".jsonl"],
-    ),
-    (
-        "lines missing",
-        lambda w: w.file(w.folder / "none.jsonl"),
-        ["none.jsonl does not exist"],
-    ),
-    (
-        "several answers of a whole file",
-        lambda w: w.file(w.row(), "--top_k", 2),
-        ["--top_k 2", "--n_best_size"],
-    ),
-    (
-        "model never fine-tuned",
-        lambda w: w.ask("--model", w.tensors(without_head)),
-        ["model.safetensors lacks qa_outputs.", "train it first"],
-    ),
-    (
-        "pickle that is none",
-        lambda w: w.ask("--allow_bin", "--model", w.pickle()),
-        ["pytorch_model.bin cannot be read"],
-    ),
-]  # fmt: skip
-
-CHECKPOINTS: list[tuple[str, Callable[[World], object], list[str]]] = [
-    ("no such folder", lambda w: w.folder / "nothing", ["nothing", "no", "checkpoint folder"]),
-    ("no such name", lambda w: "no-such-model-of-ours", ["'no-such-model-of-ours'", "weights"]),
-    ("no name", lambda w: "", ["''"]),
-    ("a file", lambda w: w.write("f.safetensors", "x"), ["f.safetensors"]),
-    ("an empty folder", lambda w: w.write("e/x/y", "").parent, ["e/x/config.json is missing"]),
-    ("no config", lambda w: w.checkpoint("config.json"), ["config.json is missing"]),
-    ("half a config", lambda w: w.checkpoint("config.json", "{"), ["config.json is not valid"]),
-    ("a list in config", lambda w: w.checkpoint("config.json", "[]"), ["config.json", "list"]),
-    ("another model", lambda w: w.config(model_type="roberta"), ["config.json", "'roberta'"]),
-    ("another GELU", lambda w: w.config(hidden_act="gelu_new"), ["hidden_act", "'gelu_new'"]),
-    ("no heads", lambda w: w.config(num_attention_heads=0), ["num_attention_heads is 0"]),
-    ("odd heads", lambda w: w.config(num_attention_heads=5), ["num_attention_heads 5"]),
-    ("words for sizes", lambda w: w.config(hidden_size="big"), ["hidden_size is 'big'"]),
-    ("wider", lambda w: w.config(intermediate_size=38), ["model.safetensors", "(38"]),
-    ("deeper", lambda w: w.config(num_hidden_layers=4), ["model.safetensors lacks", "layer.3."]),
-    ("flatter", lambda w: w.config(num_hidden_layers=2), ["model.safetensors", "layer.2."]),
-    ("no weights", lambda w: w.checkpoint("model.safetensors"), ["broken holds no weights"]),
-    (
-        "cut weights",
-        lambda w: w.checkpoint("model.safetensors", weights_of(w.good)[:-100]),
-        ["model.safetensors is corrupt"],
-    ),
-    (
-        "no weights in the file",
-        lambda w: w.checkpoint("model.safetensors", b"\x00" * 100),
-        ["model.safetensors is corrupt"],
-    ),
-    (
-        "a missing tensor",
-        lambda w: w.tensors(lambda t: t.pop("bert.embeddings.LayerNorm.bias")),
-        ["model.safetensors lacks bert.embeddings.LayerNorm.bias"],
-    ),
-    (
-        "a foreign tensor",
-        lambda w: w.tensors(lambda t: t.update(extra=torch.ones(1))),
-        ["model.safetensors holds", "extra"],
-    ),
-    (
-        "numbers that are none",
-        lambda w: w.tensors(lambda t: t["bert.embeddings.LayerNorm.bias"].fill_(torch.nan)),
-        ["model.safetensors", "bert.embeddings.LayerNorm.bias", "not finite"],
-    ),
-    (
-        "half a head",
-        lambda w: w.tensors(lambda t: t.pop("qa_outputs.bias")),
-        ["model.safetensors lacks qa_outputs.bias"],
-    ),
-    ("a pickle", lambda w: w.pickle(), ["pytorch_model.bin is a pickle", "--allow_bin"]),
-    ("no tokenizer", lambda w: w.checkpoint("vocab.txt"), ["broken holds no tokenizer"]),
-    ("no vocabulary", lambda w: w.checkpoint("vocab.txt", ""), ["vocab.txt", "'[UNK]'"]),
-    (
-        "no tokenizer in the file",
-        lambda w: w.checkpoint("tokenizer.json", '{"a": 1}'),
-        ["tokenizer.json is no tokenizer"],
-    ),
-    (
-        "another's vocabulary",
-        lambda w: w.checkpoint(
-            "vocab.txt", (w.good / "vocab.txt").read_text(encoding="utf-8") + "one\nmore\n"
-        ),
-        ["vocab.txt has", "tokens", "broken has"],
-    ),
-    (
-        "no settings in the file",
-        lambda w: w.checkpoint("tokenizer_config.json", "do_lower_case"),
-        ["tokenizer_config.json is not valid JSON"],
-    ),
-]
-
-STEP = "checkpoints/step-00000001"
-TRAIN_ALONE: list[tuple[str, Callable[[World], list[object]], list[str]]] = [
-    (
-        "a check of no file",
-        lambda w: w.train("--check", "--train_file", w.folder / "no.json"),
-        ["no.json does not exist"],
-    ),
-    (
-        "a check of rows that are none",
-        lambda w: w.train("--check", "--train_file", w.row(answers={"text": 3})),
-        ["rows.json", "text is 3"],
-    ),
-    (
-        "a check of an empty file",
-        lambda w: w.train("--check", "--train_file", w.rows("r.json")),
-        ["r.json holds no examples"],
-    ),
-    (
-        "a check of long windows",
-        lambda w: w.train("--check", "--max_seq_length", 385),
-        ["--max_seq_length 385", "384 positions"],
-    ),
-    (
-        "a check that shows",
-        lambda w: w.train("--check", "--show", 1),
-        ["--check and --show"],
-    ),
-    *(
-        (
-            f"{flag} {name}",
-            lambda w, flag=flag, make=make, check=check: w.train(*check, flag, make(w)),
-            [flag, *words],
-        )
-        for flag, ending in (("--repair", ".json"), ("--report", ".html"))
-        for name, check, make, words in (
-            ("unchecked", [], lambda w, e=ending: w.folder / f"f{e}", ["needs --check"]),
-            (
-                "of no ending",
-                ["--check"],
-                lambda w: w.folder / "f.txt",
-                ["f.txt must end in", ending],
-            ),
-            (
-                "that exists",
-                ["--check"],
-                lambda w, e=ending: w.write(f"f{e}", "mine"),
-                [f"f{ending} is there already"],
-            ),
-            (
-                "in a file",
-                ["--check"],
-                lambda w, e=ending: w.write("note", "mine") / f"f{e}",
-                ["note is a file"],
-            ),
-        )
-    ),
-    (
-        "a copy in the place of the data",
-        lambda w: w.train("--check", "--repair", w.folder / "good.json"),
-        ["good.json is there already"],
-    ),
-    (
-        "a copy and a report in one",
-        lambda w: w.train(
-            "--check", "--repair", w.folder / "f.json", "--report", w.folder / "f.json"
-        ),
-        ["--repair and --report both name", "f.json"],
-    ),
-    (
-        "validation file alone",
-        lambda w: ["--model", w.good, "--validation_file", w.row()],
-        ["--validation_file", "rows.json", "--train_file"],
-    ),
-    (
-        "output folder not empty",
-        lambda w: w.train("--output_dir", w.write("thesis/a.txt", "years").parent),
-        ["--output_dir", "thesis is not empty"],
-    ),
-    (
-        "output folder of a run",
-        lambda w: w.resumed()[:-1],  # all but --resume
-        ["--output_dir", "out holds a run", "--resume"],
-    ),
-    (
-        "output folder a file",
-        lambda w: w.train("--output_dir", w.write("a.txt", "years")),
-        ["--output_dir", "a.txt is a file"],
-    ),
-    (
-        "output folder below a file",
-        lambda w: w.train("--output_dir", w.write("a.txt", "years") / "run"),
-        ["a.txt/run"],
-    ),
-    (
-        "resumed where no run is",
-        lambda w: w.train("--resume", "--output_dir", w.write("thesis/a.txt", "years").parent),
-        ["--output_dir", "thesis is not empty", "no run.json"],
-    ),
-    (
-        "resumed with another rate",
-        lambda w: w.resumed("--learning_rate", 1e-4),
-        ["--resume", "out", "learning_rate 2e-05, not 0.0001"],
-    ),
-    (
-        "resumed with more steps",
-        lambda w: w.resumed("--max_steps", 2),
-        ["--resume", "max_steps 1, not 2"],
-    ),
-    (
-        "resumed with another precision",
-        lambda w: w.resumed("--precision", "bf16"),
-        ["--resume", "precision 'torch.float32', not 'torch.bfloat16'"],
-    ),
-    (
-        "resumed with larger batches",
-        lambda w: w.resumed("--gradient_accumulation_steps", 2),
-        ["--resume", "windows_per_step 16, not 32"],
-    ),
-    (
-        "resumed with other data",
-        lambda w: w.resumed("--train_file", w.row(question="Who swept it?")),
-        ["--resume", "began with other train questions than are read now"],
-    ),
-    (
-        "resumed with other windows",
-        lambda w: w.resumed("--doc_stride", 15),
-        ["--resume", "has doc_stride 16, not 15"],
-    ),
-    (
-        "resumed with a broken run.json",
-        lambda w: w.resumed(change=lambda out: (out / "run.json").write_text("{")),
-        ["run.json is not valid JSON"],
-    ),
-    (
-        "resumed without moments",
-        lambda w: w.resumed(change=lambda out: (out / STEP / "optimizer.safetensors").unlink()),
-        [f"{STEP} is damaged", "optimizer.safetensors is missing", "remove it"],
-    ),
-    (
-        "resumed with cut moments",
-        lambda w: w.resumed(
-            change=lambda out: (out / STEP / "optimizer.safetensors").write_bytes(b"{}")
-        ),
-        [f"{STEP} is damaged", "optimizer.safetensors is corrupt", "remove it"],
-    ),
-    (
-        "resumed with a moment too few",
-        lambda w: w.resumed(
-            change=lambda out: rewrite(
-                out / STEP / "optimizer.safetensors", lambda t: t.pop("head.bias.exp_avg")
-            )
-        ),
-        [f"{STEP} is not whole"],
-    ),
-    (
-        "resumed without weights",
-        lambda w: w.resumed(change=lambda out: (out / STEP / "model.safetensors").unlink()),
-        [f"{STEP} holds no weights"],
-    ),
-    (
-        "resumed without progress",
-        lambda w: w.resumed(change=lambda out: (out / STEP / "progress.json").unlink()),
-        [f"{STEP} is damaged", "progress.json is missing", "remove it"],
-    ),
-    (
-        "resumed with foreign progress",
-        lambda w: w.resumed(
-            change=lambda out: (out / STEP / "progress.json").write_text('{"epoch": 3}')
-        ),
-        [f"{STEP} is not whole"],
-    ),
-]
-
-
-@dataclass
-class Case:
-    """A mistake: what is called, and the words that must be in the one line it says."""
-
-    name: str
-    script: str
-    flags: Callable[[World], list[object]]
-    words: list[str]
-
-
-def cases() -> Iterator[Case]:
-    for name, make, words in DATA:
-        yield Case(f"input {name}", "infer", lambda w, make=make: w.file(make(w)), words)
-    for flag in ("--train_file", "--validation_file"):
-        for name, make, words in [*DATA, *LABELLED_DATA]:
-            yield Case(
-                f"{flag} {name}", "train", lambda w, f=flag, make=make: w.train(f, make(w)), words
-            )
-    for script in SCRIPTS:
-        for extra, words in BOTH_FLAGS + (TRAIN_FLAGS if script == "train" else INFER_FLAGS):
-            name = f"{script} {' '.join(str(flag)[:24] for flag in extra)}"
-            yield Case(name, script, lambda w, s=script, e=extra: w.both(s, *e), words)
-        for name, make, words in CHECKPOINTS:
-            yield Case(
-                f"{script} with {name}", script,
-                lambda w, s=script, make=make: w.both(s, "--model", make(w)), words,
-            )  # fmt: skip
-        for name, flags, words in TRAIN_ALONE if script == "train" else INFER_ALONE:
-            yield Case(f"{script} with {name}", script, flags, words)
-
-
-CASES = list(cases())
-
-
-def weights_of(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
-
-
-def assert_one_sentence(err: str) -> None:
-    """One line, without a progress bar or traceback, that is one sentence."""
-    assert err.endswith("\n") and len(err.splitlines()) == 1, err
-    assert "Traceback" not in err and "it/s" not in err, err
-    assert not re.search(r"[.!?]\s+[A-Z]", err) and not err.rstrip("\n").endswith("."), err
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """The folder of a run of one step."""
-    world = World(tmp_path_factory.mktemp("finished"), checkpoint)
-    assert call("train", *world.train()) == 0
-    return world.out
-
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_mistake_is_one_sentence_and_nothing_is_touched(
-    case: Case,
-    checkpoint: Path,
-    finished_run: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    flags = case.flags(World(tmp_path, checkpoint, finished_run))
-    before = contents(tmp_path)
-    capfd.readouterr()
-    code = call(case.script, *flags)
-    err = capfd.readouterr().err
-    assert code == 2
-    assert_one_sentence(err)
-    assert [word for word in case.words if word not in err] == [], err
-    assert contents(tmp_path) == before
-
-
-def test_what_the_mistakes_start_from_is_right(
-    checkpoint: Path, finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Else a case could fail for another reason than its own."""
-    world = World(tmp_path, checkpoint, finished_run)
-    assert call("train", *world.train("--validation_file", world.row())) == 0
-    assert call("infer", *world.ask("--model", world.checkpoint())) == 0
-    shutil.rmtree(world.out)
-    assert call("infer", *world.file(world.row())) == 0
-    shutil.rmtree(world.out)
-    assert call("train", *world.resumed()) == 0
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "words"),
-    [
-        ("train", ["--dataset", "nobody/nothing-of-this-name"], ["nobody/nothing-of-this-name"]),
-        (
-            "infer",
-            ["--demo", "--model", "nobody/no-model"],
-            ["nobody/no-model", "HF_HUB_OFFLINE"],
-        ),
-    ],
-)
-def test_a_mistake_in_a_process(
-    tmp_path: Path, home: Path, script: str, flags: list[str], words: list[str]
-) -> None:
-    """Unknown names without a network; nothing else is on stderr, whatever the libraries log."""
-    more = ["--output_dir", tmp_path / "out"] if script == "train" else []
-    result = run(script, home, *flags, *more, *HERE)
-    assert result.returncode == 2
-    assert_one_sentence(result.stderr)
-    assert result.stderr.startswith("error: ")
-    assert [word for word in words if word not in result.stderr] == []
-    assert result.stdout == ""
-    assert not (tmp_path / "out").exists()
-
-
-# --- the edge itself -----------------------------------------------------------------------------
-
-
-def flags_of(*arguments: str) -> Any:
-    return Parser("a test").parse(arguments)
-
-
-def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("infer", "--input", tmp_path / "no.json", "--output_dir", tmp_path, "--debug") == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("Traceback")
-    assert any("FileNotFoundError" in line for line in lines)  # the cause is there too
-    assert lines[-1] == f"error: {tmp_path}/no.json does not exist; check the path"
-
-
-def test_a_defect_of_ours_is_not_hidden() -> None:
-    def broken(flags: Any) -> None:
-        raise ValueError("an index out of range")
-
-    with pytest.raises(ValueError, match="an index"):
-        run_script(broken, flags_of())
-
-
-def test_each_mistake_of_several_processes_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    failure = UserError("a.json is\nempty")
-
-    def mistaken(flags: Any) -> None:
-        raise failure
-
-    for rank, is_said, said in (
-        ("0", False, "error: a.json is empty\n"),
-        ("1", False, "error in process 1: a.json is empty\n"),
-        ("1", True, ""),
-    ):
-        failure.is_said = is_said
-        monkeypatch.setenv("RANK", rank)
-        assert run_script(mistaken, flags_of()) == 2
-        assert capsys.readouterr().err == said
-
-
-def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
-    """As in ``infer.py --demo | head -1``, also where all output fits into the buffer."""
-    code = (
-        "import sys; from bertqa.commands.flags import Parser, run_script;"
-        "sys.exit(run_script(lambda flags: print('x' * {}), Parser('').parse([])))"
-    )
-    for size in (10, 10**6):
-        ours, theirs = os.pipe()
-        os.close(ours)
-        result = subprocess.run(
-            [sys.executable, "-c", code.format(size)],
-            cwd=ROOT, env=environment(home), stdout=theirs, stderr=subprocess.PIPE, check=False,
-        )  # fmt: skip
-        os.close(theirs)
-        assert (result.returncode, result.stderr) == (1, b"")
+# --- flags and files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1542,18 +716,6 @@ def test_flags_may_be_written_with_either(
     flags = vars(infer.parse_flags(arguments))
     untouched = vars(infer.parse_flags([]))
     assert flags == untouched | expected
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_is_explained(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(script, "--help") == 0
-    text = capsys.readouterr().out
-    assert SCRIPTS[script].__doc__.splitlines()[0] in text
-    flags = vars(SCRIPTS[script].parse_flags([]))
-    for flag in flags:
-        assert f"--{flag}" in text
-    assert "overlap of two neighbouring windows" in text  # what doc_stride means
-    assert math.isclose(flags.get("learning_rate", 2e-5), 2e-5)
 
 
 @pytest.mark.parametrize(

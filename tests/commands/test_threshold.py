@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 
@@ -19,26 +18,15 @@ from bertqa.answering.decoding_file import (
 )
 from bertqa.answering.evaluation import _at_threshold, best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
-from bertqa.commands import infer, threshold, train
-from bertqa.commands.flags import run_script
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
 from bertqa.report.threshold_curve import draw_curve
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.helpers import STORIES, STORIES_V2, write_checkpoint
+from tests.commands.world import HERE, call
+from tests.helpers import STORIES, STORIES_V2
 
-HERE = ["--device", "cpu", "--precision", "fp32"]
 WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
-
-
-def call(script: Any, *arguments: object) -> int:
-    return run_script(script.main, script.parse_flags(list(map(str, arguments))))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture
@@ -55,13 +43,11 @@ def copied(checkpoint: Path, tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """A run that holds out three of ten articles."""
     folder = tmp_path_factory.mktemp("runs") / "v2"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
-        assert not call(
-            train, "--model", checkpoint, "--train_file", STORIES_V2, "--max_steps", 6,
-            "--validation_split_percentage", 30, "--version_2_with_negative", "--learning_rate",
-            1e-3, "--eval_steps", 3, "--output_dir", folder, *WINDOWS, *HERE,
-        )  # fmt: skip
+    assert not call(
+        "train", "--model", checkpoint, "--train_file", STORIES_V2, "--max_steps", 6,
+        "--validation_split_percentage", 30, "--version_2_with_negative", "--learning_rate",
+        1e-3, "--eval_steps", 3, "--output_dir", folder, *WINDOWS, *HERE,
+    )  # fmt: skip
     return folder
 
 
@@ -71,6 +57,21 @@ def stored_decoding(folder: Path) -> DecodingSettings:
 
 def held_out() -> list[Example]:
     return split_by_article(read_examples(STORIES_V2), 30)[1]
+
+
+@pytest.fixture(scope="module")
+def held_out_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The held-out questions as a file."""
+    path = tmp_path_factory.mktemp("data") / "held_out.json"
+    rows = [
+        {
+            "id": e.id, "question": e.question, "context": e.context,
+            "answers": {"text": list(e.answers or ()), "answer_start": list(e.answer_starts)},
+        }
+        for e in held_out()
+    ]  # fmt: skip
+    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
+    return path
 
 
 def test_the_best_point_is_the_highest_of_the_curve() -> None:
@@ -124,13 +125,13 @@ def test_the_curve_is_kept_as_data_and_as_a_picture(trained: Path) -> None:
 
 
 def test_infer_obeys_what_was_kept(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["--model", trained, "--input", STORIES_V2, *HERE]
+    ask = ["--model", trained, "--input", held_out_file, *HERE]
 
     def unanswered(*more: object) -> int:
         flags = ["--output_dir", tmp_path / "o", "--overwrite_output_dir", *more]
-        assert call(infer, *ask, *flags) == 0
+        assert call("infer", *ask, *flags) == 0
         texts = json.loads((tmp_path / "o" / "predictions.json").read_text())
         return sum(text == "" for text in texts.values())
 
@@ -138,50 +139,47 @@ def test_infer_obeys_what_was_kept(
     assert unanswered() == unanswered("--null_score_diff_threshold", kept, *WINDOWS)
     answered = json.loads((tmp_path / "o" / "null_odds.json").read_text())
     chosen_on = json.loads((trained / "null_odds.json").read_text())
-    assert {name: answered[name] for name in chosen_on} == pytest.approx(chosen_on, abs=1e-3)
-    assert unanswered("--null_score_diff_threshold", -1e6) == len(read_examples(STORIES_V2))
+    assert answered == pytest.approx(chosen_on, abs=1e-3)
+    assert unanswered("--null_score_diff_threshold", -1e6) == len(held_out())
     assert unanswered("--null_score_diff_threshold", 1e6) == 0
-    assert call(infer, *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
+    assert call("infer", *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
     assert "questions without an answer" in capsys.readouterr().err
 
 
 def test_a_threshold_that_is_given_is_the_one_that_is_kept(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     run = [
         "--model", checkpoint, "--train_file", STORIES_V2, "--validation_split_percentage", 30,
         "--max_steps", 1, "--version_2_with_negative", *WINDOWS, *HERE,
     ]  # fmt: skip
     given = ["--null_score_diff_threshold", 2.5, "--output_dir", tmp_path / "given"]
-    assert call(train, *run, *given) == 0
+    assert call("train", *run, *given) == 0
     assert stored_decoding(tmp_path / "given").null_score_diff_threshold == 2.5
     assert not (tmp_path / "given" / "threshold.json").exists()
 
 
-def test_questions_of_a_validation_file_choose_nothing(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_questions_of_a_validation_file_choose_nothing(checkpoint: Path, tmp_path: Path) -> None:
     flags = [
         "--model", checkpoint, "--train_file", STORIES_V2, "--validation_file", STORIES_V2,
-        "--max_steps", 1, "--version_2_with_negative", "--output_dir", tmp_path / "o",
+        "--max_steps", 1, "--max_train_samples", 8, "--max_eval_samples", 8,
+        "--version_2_with_negative", "--output_dir", tmp_path / "o",
     ]  # fmt: skip
-    assert call(train, *flags, *WINDOWS, *HERE) == 0
+    assert call("train", *flags, *WINDOWS, *HERE) == 0
     assert stored_decoding(tmp_path / "o") == DecodingSettings(version_2_with_negative=True)
     assert "best_f1" in json.loads((tmp_path / "o" / "metrics.json").read_text())
 
 
 def test_a_model_that_is_there_gets_its_threshold(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, held_out_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert stored_decoding(copied) == DecodingSettings()
-    assert call(threshold, copied, STORIES_V2, *HERE) == 0
+    assert call("threshold", copied, held_out_file, *HERE) == 0
     kept = stored_decoding(copied)
     assert kept.version_2_with_negative
     said = capsys.readouterr().out
     assert f"threshold {kept.null_score_diff_threshold:.4f}: EM" in said
-    examples = read_examples(STORIES_V2)
+    examples = held_out()
     qa = QuestionAnswerer.from_pretrained(copied, device="cpu", precision="fp32")
     assert qa.decoding == kept
     texts = {p.id: p.text for p in qa.answer(examples)}
@@ -192,7 +190,7 @@ def test_a_model_that_is_there_gets_its_threshold(
 def test_a_file_without_unanswerable_questions_is_refused(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(threshold, copied, STORIES, *HERE) == 2
+    assert call("threshold", copied, STORIES, *HERE) == 2
     assert "not both questions with an answer" in capsys.readouterr().err
     assert not (copied / "decoding.json").exists()
 
@@ -203,15 +201,13 @@ def test_a_threshold_is_refused_where_all_questions_are_alike(
     rows = [{"question": "Who?", "context": f"Ada {i}.", "answers": []} for i in range(3)]
     path = tmp_path / "none.json"
     path.write_text(json.dumps({"data": rows}))
-    assert call(threshold, copied, path, *HERE) == 2
+    assert call("threshold", copied, path, *HERE) == 2
     assert "not both questions with an answer" in capsys.readouterr().err
     run = [
         "--model", copied, "--train_file", path, "--validation_split_percentage", 30,
         "--version_2_with_negative", "--max_steps", 1, "--output_dir", tmp_path / "o",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        assert call(train, *run, *WINDOWS, *HERE) == 0
+    assert call("train", *run, *WINDOWS, *HERE) == 0
     assert "cannot choose a threshold" in capsys.readouterr().out
     assert stored_decoding(tmp_path / "o").null_score_diff_threshold == 0.0
 

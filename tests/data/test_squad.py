@@ -1,14 +1,14 @@
-"""``bertqa.data.squad``: every form reads back the same, every fault is one exact sentence."""
+"""``bertqa.data.squad``: every form reads back the same, every fault is one sentence."""
 
 import csv
 import gzip
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -372,346 +372,157 @@ def test_iter_json_lines_goes_on_after_lines_that_are_no_questions(tmp_path):
         assert not line.fault or f"x.jsonl, line {line.number}" in line.fault
 
 
-def test_importing_stays_fast():
-    script = "import sys, bertqa.data.readers; print({'datasets', 'pyarrow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
-    assert done.stdout.strip() == b"set()"
-
-
-# --- errors of form: the whole sentence, with FILE for the path -----------------------------------
+# --- errors of form ------------------------------------------------------------------------------
 
 
 def _message(path: Path, read=read_examples) -> str:
+    """What is said of a file: one line that begins with its name."""
     with pytest.raises(UserError) as caught:
         read(path)
-    return str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message.removeprefix(str(path))
 
 
-def _expect(path: Path, sentence: str) -> None:
-    assert _message(path) == sentence.replace("FILE", str(path))
+ROW = b'"question": "?", "context": "A b"'
+GOOD = b"{%s}" % ROW
+DEEP = b"[" * 200_000
+ZIPPED = gzip.compress(b'[{"question": "who", "context": "long"}]' * 99)
+PARAGRAPH = b'{"data": [{"paragraphs": [%s]}]}'
+HEADER = b"question,context,answers\n"
 
-
-ENDINGS = ".json, .jsonl, .ndjson, .csv, .tsv, .parquet (all but .parquet also with .gz)"
-ROW = '"question": "?", "context": "A b"'
-ANSWERS = ROW + ', "answers": '
-PLAIN_CSV = "id,question,context\n"
-
-FAULTY_FILES = {
+# What the file holds, and the words that must be in the sentence.
+FAULTY_FILES = [
     # The file as a whole.
-    "empty.json": (b"", "FILE is empty; fetch or write it again"),
-    "empty.jsonl.gz": (gzip.compress(b""), "FILE is empty; fetch or write it again"),
-    "notes.txt": (
-        b"hello",
-        f"FILE has the ending '.txt', which is not read; give one of {ENDINGS}",
-    ),
-    "squad": (b"{}", f"FILE has the ending '', which is not read; give one of {ENDINGS}"),
-    "x.gz": (b"{}", f"FILE has the ending '', which is not read; give one of {ENDINGS}"),
-    "cut.json.gz": (
-        gzip.compress(json.dumps(["x" * 99] * 99).encode())[:60],
-        "FILE is damaged gzip (Compressed file ended before the end-of-stream marker was reached); "
-        "fetch or compress it again",
-    ),
-    "crc.jsonl.gz": (
-        gzip.compress(b"{%s}" % ROW.encode())[:-8] + bytes(8),
-        re.compile(r"FILE is damaged gzip \(CRC check failed .*\); fetch or compress it again"),
-    ),
-    "noise.csv.gz": (
-        gzip.compress(b"question,context\n")[:10] + b"\xff" * 30,
-        re.compile(r"FILE is damaged gzip \(Error -3 .*\); fetch or compress it again"),
-    ),
-    "x.parquet.gz": (
-        gzip.compress(b"PAR1"),
-        "FILE: parquet is not read through gzip; unpack it with gunzip",
-    ),
+    ("x.json", b"", "is empty"),
+    ("x.jsonl.gz", gzip.compress(b""), "is empty"),
+    ("x.txt", b"hello", "'.txt'", ".json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
+    ("x.gz", b"{}", "the ending ''"),
+    ("cut.json.gz", ZIPPED[:-20], "damaged gzip"),
+    ("crc.json.gz", ZIPPED[:-8] + bytes(8), "damaged gzip", "CRC"),
+    ("noise.csv.gz", ZIPPED[:10] + b"\xff" * 30, "damaged gzip"),
+    ("x.parquet.gz", gzip.compress(b"PAR1"), "gunzip"),
     # Encoding.
-    "latin.json": (
-        b'[\n{"question": "caf\xe9?"}]',
-        "FILE, line 2: byte 0xe9 is not UTF-8; save the file as UTF-8",
-    ),
-    "latin.jsonl": (
-        b'{%s}\n\n{"question": "caf\xe9?"}' % ROW.encode(),
-        "FILE, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8",
-    ),
-    "bom16.csv": (
-        "id,question".encode("utf-16-le").join([b"\xff\xfe", b""]),
-        "FILE, line 1: byte 0xff is not UTF-8; save the file as UTF-8",
-    ),
-    "latin.csv": (
-        b"question,context\n?,x\n?,caf\xe9\n",
-        "FILE, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8",
-    ),
+    ("x.json", b'[\n{"question": "caf\xe9?"}]', "line 2", "0xe9"),
+    ("x.jsonl", GOOD + b'\n\n{"question": "caf\xe9?"}', "line 3", "0xe9"),
+    ("x.csv", b"\xff\xfeq\0", "line 1", "0xff"),
+    ("x.csv", b"question,context\n?,x\n?,caf\xe9\n", "line 3", "0xe9"),
     # JSON.
-    "comma.json": (
-        b'{"data": [\n  {"id": 1,}\n]}',
-        re.compile(
-            r"FILE, line 2, column 1[012]: malformed JSON \(.*\) near .*\]\}'; "
-            r"correct it or fetch the file again"
-        ),
-    ),
-    "open.json": (
-        b'{"data": [1, 2',
-        "FILE, line 1, column 15: malformed JSON (Expecting ',' delimiter) near ''; "
-        "correct it or fetch the file again",
-    ),
-    "tail.json": (
-        b'{"data":\n []}\n{}',
-        "FILE, line 3, column 1: malformed JSON (Extra data) near '{}'; "
-        "correct it or fetch the file again",
-    ),
-    "bad.jsonl": (
-        b"{%s}\n\n{'question': 1}\n" % ROW.encode(),
-        "FILE, line 3, column 2: malformed JSON "
-        "(Expecting property name enclosed in double quotes) "
-        "near \"'question': 1}\"; correct it or fetch the file again",
-    ),
-    "cut.jsonl": (
-        b'{"question": "Who?", "context": "x\n{%s}\n' % ROW.encode(),
-        re.compile("FILE, line 1, column [0-9]+: malformed JSON .*; correct it or fetch the .*"),
-    ),
-    "cut-later.jsonl": (
-        b'{%s}\n{"question": "Who?", "context"\n{%s}\n' % (ROW.encode(), ROW.encode()),
-        re.compile("FILE, line 2, column 31: malformed JSON .*; correct it or fetch the .*"),
-    ),
-    "bad-lines.json": (
-        b"{%s}\nnonsense\n" % ROW.encode(),
-        "FILE, line 2, column 1: malformed JSON (Expecting value) near 'nonsense'; "
-        "correct it or fetch the file again",
-    ),
-    "deep.json": (b"[" * 200_000, "FILE, line 1: the JSON is nested too deeply; give a data set"),
-    "deep-lines.json": (
-        b"[" * 200_000 + b"\n[]",
-        "FILE, line 1: the JSON is nested too deeply; give a data set",
-    ),
-    "deep.jsonl": (
-        b'{%s}\n{"question":' % ROW.encode() + b'{"a":' * 200_000,
-        "FILE, line 2: the JSON is nested too deeply; give a data set",
-    ),
-    "digits.json": (
-        b"[" + b"9" * 5000 + b"]",
-        re.compile(r"FILE, line 1: unreadable JSON \(Exceeds the limit .*\); correct it"),
-    ),
+    ("x.json", b'{"data": [\n  {"id": 1,}\n]}', "line 2, column 1", "malformed JSON"),
+    ("x.json", b'{"data": [1, 2', "line 1, column 15", "malformed JSON"),
+    ("x.json", b'{"data":\n []}\n{}', "line 3, column 1", "near '{}'"),
+    ("x.json", GOOD + b"\nnonsense\n", "line 2, column 1", "near 'nonsense'"),
+    ("x.jsonl", GOOD + b"\n\n{'question': 1}\n", "line 3, column 2", "malformed JSON"),
+    ("x.jsonl", b'{"question": "Who?", "context": "x\n' + GOOD, "line 1", "malformed JSON"),
+    ("x.json", DEEP, "line 1", "nested too deeply"),
+    ("x.json", DEEP + b"\n[]", "line 1", "nested too deeply"),
+    ("x.jsonl", GOOD + b'\n{"question":' + DEEP, "line 2", "nested too deeply"),
+    ("x.json", b"[" + b"9" * 5000 + b"]", "line 1", "unreadable JSON"),
     # JSON that is no data set.
-    "foo.json": (
-        b'{"foo": 1, "b\\nar": 2}',
-        "FILE is JSON, but no data set (found: 'foo', 'b\\nar'); "
-        'give {"data": [...]}, as SQuAD does, or rows with question and context',
-    ),
-    "none.json": (
-        b"{}",
-        "FILE is JSON, but no data set (found: nothing); "
-        'give {"data": [...]}, as SQuAD does, or rows with question and context',
-    ),
-    "number.json": (
-        b"12",
-        "FILE is JSON, but no data set (found: 12); "
-        'give {"data": [...]}, as SQuAD does, or rows with question and context',
-    ),
-    "predictions.json": (
-        json.dumps({f"id{n}": "x" for n in range(12)}).encode(),
-        "FILE is JSON, but no data set (found: 'id0', 'id1', 'id2', 'id3', 'id4', 'id5', 'id6', "
-        "'id7', 'id8', 'id9', 2 more); "
-        'give {"data": [...]}, as SQuAD does, or rows with question and context',
-    ),
-    "data.json": (b'{"data": "x"}', "FILE: data is 'x' (str), but must be a list; correct it"),
+    ("x.json", b'{"foo": 1, "b\\nar": 2}', "no data set", "'foo', 'b\\nar'"),
+    ("x.json", b"{}", "no data set", "nothing"),
+    ("x.json", b"12", "no data set", "12"),
+    ("x.json", json.dumps({f"id{n}": "x" for n in range(12)}).encode(), "'id9', 2 more"),
+    ("x.json", b'{"data": "x"}', "data is 'x' (str)", "a list"),
     # The nested form.
-    "article.json": (
-        b'{"data": [{"paragraphs": []}, {"title": "t"}]}',
-        "FILE, data[1] lacks paragraphs (found: 'title'); add or rename it",
-    ),
-    "article-list.json": (
-        b'{"data": [{"paragraphs": []}, []]}',
-        "FILE, data[1] is [] (list), but must be an object with paragraphs; correct it",
-    ),
-    "paragraphs.json": (
-        b'{"data": [{"paragraphs": {}}]}',
-        "FILE, data[0]: paragraphs is {} (dict), but must be a list; correct it",
-    ),
-    "paragraph.json": (
-        b'{"data": [{"paragraphs": [{"qas": []}]}]}',
-        "FILE, data[0].paragraphs[0] lacks context (found: 'qas'); add or rename it",
-    ),
-    "qas.json": (
-        b'{"data": [{"paragraphs": [{"text": ""}]}]}',
-        "FILE, data[0].paragraphs[0] lacks context and qas (found: 'text'); add or rename it",
-    ),
-    "qas-number.json": (
-        b'{"data": [{"paragraphs": [{"context": "A", "qas": 5}]}]}',
-        "FILE, data[0].paragraphs[0]: qas is 5 (int), but must be a list; correct it",
-    ),
-    "context.json": (
-        b'{"data": [{"paragraphs": [{"context": null, "qas": []}]}]}',
-        "FILE, data[0].paragraphs[0]: context is None (NoneType), but must be a string; correct it",
-    ),
-    "question.json": (
-        b'{"data": [{"paragraphs": [{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}]}]}',
-        "FILE, data[0].paragraphs[0].qas[1] lacks question (found: 'id'); add or rename it",
-    ),
-    "impossible.json": (
-        b'{"data": [{"paragraphs": [{"context": "A", "qas": [{"question": "?", '
-        b'"is_impossible": true, "answers": [{"text": "A", "answer_start": 0}]}]}]}]}',
-        "FILE, data[0].paragraphs[0].qas[0]: is_impossible is true, but there is an answer, 'A'; "
-        "remove one of the two",
+    ("x.json", b'{"data": [{"paragraphs": []}, {"title": "t"}]}', "data[1] lacks paragraphs"),
+    ("x.json", b'{"data": [{"paragraphs": []}, []]}', "data[1] is [] (list)", "an object"),
+    ("x.json", b'{"data": [{"paragraphs": {}}]}', "data[0]: paragraphs is {} (dict)", "a list"),
+    ("x.json", PARAGRAPH % b'{"qas": []}', "data[0].paragraphs[0] lacks context", "'qas'"),
+    ("x.json", PARAGRAPH % b'{"text": ""}', "lacks context and qas", "'text'"),
+    ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas is 5 (int)"),
+    ("x.json", PARAGRAPH % b'{"context": null, "qas": []}', "context is None", "a string"),
+    (
+        "x.json",
+        PARAGRAPH % b'{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}',
+        "data[0].paragraphs[0].qas[1] lacks question",
     ),
     # Rows.
-    "row.json": (
-        b'{"data": [{"question": "?"}]}',
-        "FILE, data[0] lacks context (found: 'question'); add or rename it",
+    ("x.json", b'{"data": [{"question": "?"}]}', "data[0] lacks context", "'question'"),
+    ("x.json", b'[%s, "?"]' % GOOD, "[1] is '?' (str)", "an object"),
+    ("x.jsonl", b'\n{"Question": "?", "text": "A"}', "line 2 lacks question and context"),
+    ("x.jsonl", b"[1, 2]", "line 1 is [1, 2] (list)", "an object"),
+    (
+        "x.jsonl",
+        b'{"question": "?", "context": [%s1]}' % (b"1, " * 5000),
+        "[1, 1, 1, 1, 1, 1, ...]",
     ),
-    "row-list.json": (
-        b'[{%s}, "?"]' % ROW.encode(),
-        "FILE, [1] is '?' (str), but must be an object with question and context; correct it",
-    ),
-    "row.jsonl": (
-        b'\n{"Question": "?", "text": "A"}',
-        "FILE, line 2 lacks question and context (found: 'Question', 'text'); add or rename it",
-    ),
-    "list.jsonl": (
-        b"[1, 2]",
-        "FILE, line 1 is [1, 2] (list), but must be an object with question and context; "
-        "correct it",
-    ),
-}
+    # CSV.
+    ("x.csv", b"question;context\n", "line 1", "lacks question and context"),
+    ("x.csv", b"\n\nid,question,text\n", "line 3", "lacks context"),
+    ("x.csv", b"\n", "lacks question and context", "nothing"),
+    ("x.csv", b"question,context,question\n", "line 1", "'question' twice"),
+    ("x.csv", HEADER + b"7,?\n", "line 2 has 2 fields", "3", "'7'"),
+    ("x.csv", HEADER + b'1,"two\nlines",\n\n8,?,A, b\n', "line 5 has 4 fields", "'8'"),
+    ("x.csv", HEADER + b'1,A,\n2,"never\nclosed\n', "line 3", "malformed CSV"),
+    ("x.csv", HEADER + b'1,"A" b,\n', "line 2", "malformed CSV"),
+    ("x.csv", b"question,context\r?,A\r", "line 1", "malformed CSV", "line ends"),
+    ("x.csv", HEADER + b"?,A,Paris\n", "line 2", "'Paris', neither JSON nor a Python literal"),
+    ("x.csv", HEADER + b"?,A,__import__('os').getcwd()\n", "line 2", "neither JSON nor"),
+    ("x.csv", HEADER + b"?,A," + b"[" * 9999 + b"\n", "line 2", "[[...[[", "neither JSON nor"),
+    ("x.csv", HEADER + b"?,A,5\n", "line 2", "answers is 5 (int)", "a list"),
+    ("x.csv", b"question,context,answer_text,answer_start\n?,A,A,1.5\n", "answer_start is '1.5'"),
+    ("x.csv", b"question,context,is_impossible\n?,A,maybe\n", "is_impossible is 'maybe'"),
+    ("x.tsv", b"question\tcontext\n?\ta\tb\n", "line 2 has 3 fields", r"'\t'"),
+]
+
+# Faults inside a row.
+FAULTY_ROWS = [
+    (b'"question": 12, "context": "A"', "question is 12 (int)", "a string"),
+    (b'"question": "?", "context": ["A"]', "context is ['A'] (list)", "a string"),
+    (b'"question": "?", "context": "\\ud83d"', "context holds half a surrogate pair"),
+    (b'"question": "\\udc00", "context": ""', "question holds half a surrogate pair"),
+    (b'"id": 1.5, ' + ROW, "id is 1.5 (float)", "a string or a whole number"),
+    (b'"id": true, ' + ROW, "id is True (bool)"),
+    (b'"id": "\\ud83d", ' + ROW, "id holds half a surrogate pair"),
+    (b'"is_impossible": "no", ' + ROW, "is_impossible is 'no' (str)", "true or false"),
+    (b'"is_impossible": 1, ' + ROW, "is_impossible is 1 (int)"),
+    (b'"is_impossible": true, "answers": ["A"], ' + ROW, "is_impossible is true", "'A'"),
+    (b'"answers": 5, ' + ROW, "answers is 5 (int)", "a list"),
+    (b'"answers": "A", ' + ROW, "answers is 'A' (str)", "a list"),
+    (b'"answers": NaN, ' + ROW, "answers is nan (float)"),
+    (b'"answers": ["A", 5], ' + ROW, "an answer is 5 (int)", "a string"),
+    (b'"answers": ["A", {"text": "A"}], ' + ROW, "an answer is 'A' (str)", "an object"),
+    (b'"answers": [{"answer_start": 0}], ' + ROW, "an answer lacks text"),
+    (b'"answers": [{"text": "A", "answer_start": "12"}], ' + ROW, "answer_start is '12' (str)"),
+    (b'"answers": [{"text": "A", "answer_start": null}], ' + ROW, "answer_start is None"),
+    (b'"answers": {"answer_start": [0]}, ' + ROW, "answers lacks text"),
+    (b'"answers": {"text": "A", "answer_start": 0}, ' + ROW, "text is 'A' (str)", "a list"),
+    (b'"answers": {"text": ["A"], "answer_start": 0}, ' + ROW, "answer_start is 0 (int)"),
+    (b'"answers": {"text": ["A"], "answer_start": [12.5]}, ' + ROW, "answer_start is 12.5"),
+    (b'"answers": {"text": ["A"], "answer_start": [true]}, ' + ROW, "answer_start is True"),
+    (b'"answers": {"text": ["\\ud83d"], "answer_start": [0]}, ' + ROW, "an answer holds half"),
+]
 
 
-def _row_faults():
-    """Faults inside a row; all stand on line 2 of a JSON lines file."""
-    fault = "FILE, line 2: "
-    string, whole = "must be a string; correct it", "must be a whole number; correct it"
-    return {
-        '"question": 12, "context": "A"': fault + "question is 12 (int), but " + string,
-        '"question": "?", "context": ["A"]': fault + "context is ['A'] (list), but " + string,
-        '"question": "?", "context": "\\ud83d"': fault
-        + "context holds half a surrogate pair, '\\ud83d'; remove it",
-        '"question": "\\udc00", "context": ""': fault
-        + "question holds half a surrogate pair, '\\udc00'; remove it",
-        '"id": 1.5, ' + ROW: fault
-        + "id is 1.5 (float), but must be a string or a whole number; correct it",
-        '"id": true, ' + ROW: fault
-        + "id is True (bool), but must be a string or a whole number; correct it",
-        '"id": "\\ud83d", ' + ROW: fault + "id holds half a surrogate pair, '\\ud83d'; remove it",
-        '"is_impossible": "no", ' + ROW: fault
-        + "is_impossible is 'no' (str), but must be true or false; correct it",
-        '"is_impossible": 1, ' + ROW: fault
-        + "is_impossible is 1 (int), but must be true or false; correct it",
-        ANSWERS + "5": fault + "answers is 5 (int), but must be a list; correct it",
-        ANSWERS + '"A"': fault + "answers is 'A' (str), but must be a list; correct it",
-        ANSWERS + "NaN": fault + "answers is nan (float), but must be a list; correct it",
-        ANSWERS + '["A", 5]': fault + "an answer is 5 (int), but " + string,
-        ANSWERS + '["A", {"text": "A"}]': fault
-        + "an answer is 'A' (str), but must be an object with text; correct it",
-        ANSWERS + '[{"answer_start": 0}]': fault
-        + "an answer lacks text (found: 'answer_start'); add or rename it",
-        ANSWERS + '[{"text": "A", "answer_start": "12"}]': fault
-        + "answer_start is '12' (str), but " + whole,
-        ANSWERS + '[{"text": "A", "answer_start": null}]': fault
-        + "answer_start is None (NoneType), but " + whole,
-        ANSWERS + '{"answer_start": [0]}': fault
-        + "answers lacks text (found: 'answer_start'); add or rename it",
-        ANSWERS + '{"text": "A", "answer_start": 0}': fault
-        + "text is 'A' (str), but must be a list; correct it",
-        ANSWERS + '{"text": ["A"], "answer_start": 0}': fault
-        + "answer_start is 0 (int), but must be a list; correct it",
-        ANSWERS + '{"text": ["A"], "answer_start": [12.5]}': fault
-        + "answer_start is 12.5 (float), but " + whole,
-        ANSWERS + '{"text": ["A"], "answer_start": [true]}': fault
-        + "answer_start is True (bool), but " + whole,
-        ANSWERS + '{"text": ["\\ud83d"], "answer_start": [0]}': fault
-        + "an answer holds half a surrogate pair, '\\ud83d'; remove it",
-    }  # fmt: skip
-
-
-FAULTY_CSV = {
-    "question;context\n": "FILE, line 1: the header lacks question and context "
-    "(found: 'question;context'); add or rename it",
-    "\n\nid,question,text\n": "FILE, line 3: the header lacks context "
-    "(found: 'id', 'question', 'text'); add or rename it",
-    "\n": "FILE: the header lacks question and context (found: nothing); add or rename it",
-    "question,context,question\n": "FILE, line 1: the header has 'question' twice; rename one",
-    PLAIN_CSV + "7,?\n": "FILE, line 2 has 2 fields, but the header 3 (the first: '7'); "
-    "put quotes around fields that hold ',', quotes or line ends",
-    PLAIN_CSV + '1,?,"two\nlines"\n\n8,?,A, b\n': "FILE, line 5 has 4 fields, but the header 3 "
-    "(the first: '8'); put quotes around fields that hold ',', quotes or line ends",
-    PLAIN_CSV + '1,?,A\n2,?,"never\nclosed\n': "FILE, line 3: malformed CSV "
-    "(unexpected end of data); correct the quotes or line ends",
-    PLAIN_CSV + '1,?,"A" b\n': "FILE, line 2: malformed CSV "
-    "(',' expected after '\"'); correct the quotes or line ends",
-    "question,context,answers\n?,A,Paris\n": "FILE, line 2: answers is 'Paris', neither JSON nor a "
-    'Python literal; write {"text": [...], "answer_start": [...]}',
-    "question,context,answers\n?,A,__import__('os').getcwd()\n": "FILE, line 2: answers is "
-    "\"__import__('os').getcwd()\", neither JSON nor a Python literal; "
-    'write {"text": [...], "answer_start": [...]}',
-    f"question,context,answers\n?,A,{'[' * 9999}\n": f"FILE, line 2: answers is "
-    f"'{'[' * 27}...{'[' * 28}', neither JSON nor a Python literal; "
-    'write {"text": [...], "answer_start": [...]}',
-    "question,context,answers\n?,A,5\n": "FILE, line 2: answers is 5 (int), but must be a list; "
-    "correct it",
-    "question,context,answer_text,answer_start\n?,A,A,1.5\n": "FILE, line 2: answer_start is '1.5' "
-    "(str), but must be a whole number; correct it",
-    "question,context,is_impossible\n?,A,maybe\n": "FILE, line 2: is_impossible is 'maybe' (str), "
-    "but must be true or false; correct it",
-}
-
-
-@pytest.mark.parametrize("name", FAULTY_FILES)
-def test_faulty_files(tmp_path, name):
-    content, sentence = FAULTY_FILES[name]
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [(name, content, words) for name, content, *words in FAULTY_FILES],
+    ids=[f"{name} {words[0]}" for name, _, *words in FAULTY_FILES],
+)
+def test_faulty_files(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
-    if isinstance(sentence, str):
-        _expect(tmp_path / name, sentence)
-    else:
-        # The detail in parentheses is another library's, and differs between its versions.
-        message = _message(tmp_path / name).replace(str(tmp_path / name), "FILE")
-        assert sentence.fullmatch(message)
+    message = _message(tmp_path / name)
+    assert [word for word in words if word not in message] == [], message
 
 
-@pytest.mark.parametrize(("row", "sentence"), _row_faults().items())
-def test_faulty_rows(tmp_path, row, sentence):
+@pytest.mark.parametrize(("row", "words"), [(row, words) for row, *words in FAULTY_ROWS])
+def test_faulty_rows(tmp_path, row, words):
     path = tmp_path / "x.jsonl"
-    path.write_text(f"{{{ROW}}}\n{{{row}}}\n")
-    _expect(path, sentence)
-    assert list(iter_json_lines(path))[1].fault == sentence.replace("FILE", str(path))
-
-
-@pytest.mark.parametrize(("text", "sentence"), FAULTY_CSV.items())
-def test_faulty_csv(tmp_path, text, sentence):
-    (tmp_path / "x.csv").write_text(text)
-    _expect(tmp_path / "x.csv", sentence)
-
-
-def test_a_lone_carriage_return_parts_no_csv_rows(tmp_path):
-    (tmp_path / "x.csv").write_bytes(b"question,context\r?,A\r")
-    message = _message(tmp_path / "x.csv")
-    assert re.search("line 1: malformed CSV (.*); correct the quotes or line ends", message)
-
-
-def test_faulty_tsv_names_the_tab(tmp_path):
-    (tmp_path / "x.tsv").write_text("question\tcontext\n?\ta\tb\n")
-    _expect(
-        tmp_path / "x.tsv",
-        "FILE, line 2 has 3 fields, but the header 2 (the first: '?'); "
-        "put quotes around fields that hold '\\t', quotes or line ends",
-    )
-
-
-def test_long_values_are_shortened(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"question": "?", "context": [%s]}' % ("1, " * 5000 + "1"))
-    _expect(
-        tmp_path / "x.jsonl",
-        "FILE, line 1: context is [1, 1, 1, 1, 1, 1, ...] (list), but must be a string; correct it",
-    )
+    path.write_bytes(GOOD + b"\n{%s}\n" % row)
+    message = _message(path)
+    assert [word for word in (", line 2: ", *words) if word not in message] == [], message
+    assert list(iter_json_lines(path))[1].fault == str(path) + message
 
 
 @pytest.mark.parametrize("read", [read_examples, lambda path: list(iter_json_lines(path))])
 def test_files_that_cannot_be_opened(tmp_path, read):
-    missing = tmp_path / "none.jsonl"
-    assert _message(missing, read) == f"{missing} does not exist; check the path"
-    folder = tmp_path / "folder.jsonl"
-    folder.mkdir()
-    assert _message(folder, read) == f"{folder} is a directory; name a file in it"
+    assert "does not exist" in _message(tmp_path / "none.jsonl", read)
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "is a directory" in _message(tmp_path / "folder.jsonl", read)
     loop = tmp_path / "loop.jsonl"
     loop.symlink_to(loop)
-    reason = "Too many levels of symbolic links"
-    assert _message(loop, read) == f"{loop} cannot be read ({reason}); check the path"
+    assert "Too many levels of symbolic links" in _message(loop, read)
 
 
 @pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may read everything")
@@ -719,7 +530,7 @@ def test_a_file_without_permission(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("{}")
     path.chmod(0)
-    _expect(path, "FILE cannot be read (Permission denied); check the path")
+    assert "Permission denied" in _message(path)
 
 
 # --- the datasets library ------------------------------------------------------------------------
@@ -767,12 +578,11 @@ def test_parquet_of_more_rows_than_a_batch(tmp_path, datasets):
 def test_faulty_parquet(tmp_path, datasets):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing of parquet PAR1")
-    pattern = r"FILE is not readable as parquet \(.+\); write it again"
-    assert re.fullmatch(pattern, _message(path).replace(str(path), "FILE"))
+    assert "is not readable as parquet" in _message(path)
     datasets.Dataset.from_list([{"question": "?", "text": "A"}]).to_parquet(path)
-    _expect(path, "FILE, row 0 lacks context (found: 'question', 'text'); add or rename it")
+    assert ", row 0 lacks context (found: 'question', 'text')" in _message(path)
     datasets.Dataset.from_list([{"question": "?", "context": 5}]).to_parquet(path)
-    _expect(path, "FILE, row 0: context is 5 (int), but must be a string; correct it")
+    assert ", row 0: context is 5 (int)" in _message(path)
 
 
 def test_csv_as_the_datasets_library_writes_it(tmp_path, datasets):
@@ -820,69 +630,36 @@ def test_hub_data_set_of_json_lines(tmp_path, datasets):
 def _hub_message(name: str, split: str) -> str:
     with pytest.raises(UserError) as caught:
         load_hub_dataset(name, split)
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-CURE = "check both names, or pass --train_file/--validation_file instead when offline"
-
-
 def test_hub_errors(tmp_path, hub_set, datasets):
-    # Between the parentheses stands the library's own message.
     for name, split, detail in [
         (hub_set, "test", "test"),
         (f"{hub_set}:long", "train", "long"),
         (str(tmp_path / "none"), "train", "none"),
     ]:
-        start = f"split {split!r} of the data set {_shown(name)} cannot be loaded ("
         message = _hub_message(name, split)
-        assert message.startswith(start)
-        assert message.endswith(f"); {CURE}")
-        assert detail in message[len(start) :]
-        assert "\n" not in message
+        assert message.startswith(f"split {split!r} of the data set ")
+        assert detail in message.partition("cannot be loaded (")[2]  # the library's own words
+        assert "--train_file" in message
 
 
-def _shown(name: str) -> str:
-    """A name as messages show it, cut at 60 characters."""
-    whole = repr(name)
-    return whole if len(whole) <= 60 else f"{whole[:28]}...{whole[-29:]}"
-
-
-def test_hub_columns(tmp_path, datasets):
-    folder = tmp_path / "columns"
-    rows = [{"question": "?", "passage": "A", "answers": ["A"]}]
-    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    assert _hub_message(str(folder), "train") == (
-        f"data set {_shown(str(folder))}, split 'train' lacks context "
-        "(found: 'question', 'passage', 'answers'); add or rename it"
-    )
-    rows = [{"question": "?", "context": "A", "answers": 5}]
-    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    assert _hub_message(str(folder), "train") == (
-        f"data set {_shown(str(folder))}, split 'train', row 0: "
-        "answers is 5 (int), but must be a list; correct it"
-    )
-
-
-def test_hub_offline(tmp_path):
-    # In a process of its own: the libraries look at the variable when they are imported.
-    script = "from bertqa.data.readers import load_hub_dataset as load; load('squad', 'train')"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    last = done.stderr.splitlines()[-1]
-    start = "bertqa.errors.UserError: split 'train' of the data set 'squad' cannot be loaded ("
-    assert last.startswith(start), done.stderr
-    assert last.endswith(f"); {CURE}")
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"passage": "A", "answers": ["A"]}, "split 'train' lacks context (found: 'question', "),
+        ({"context": "A", "answers": 5}, "split 'train', row 0: answers is 5 (int)"),
+    ],
+)
+def test_hub_columns(tmp_path, datasets, row, words):
+    table = datasets.Dataset.from_list([{"question": "?"} | row])
+    table.to_parquet(tmp_path / "columns" / "train.parquet")
+    assert words in _hub_message(str(tmp_path / "columns"), "train")
 
 
 # --- what the examples hold ----------------------------------------------------------------------
-
-
-def _refusal(check, examples: list[Example]) -> str:
-    with pytest.raises(UserError) as caught:
-        check(examples, "x.json")
-    return str(caught.value)
 
 
 def test_good_examples_pass():
@@ -891,68 +668,53 @@ def test_good_examples_pass():
     check_answers(GOLD, "x.json")
 
 
-@pytest.mark.parametrize(
-    ("examples", "sentence"),
-    [
-        ([], "x.json holds no examples; give at least one question"),
-        (
-            [Example(name, "?", "A") for name in "abcbdabe"],
-            "x.json: the id 'a' stands 2 times (2 repeated ids in all); give each question its own",
-        ),
-        (
-            [Example("a", "?", "A"), Example("b", "", "A"), Example("c", "\n\u3000", "A")],
-            "x.json: question 'b' has a blank question (2 such in all); "
-            "fill it in or remove the question",
-        ),
-        (
-            [Example("a", "?", "A"), Example("b\n", "?", "\t\u00a0")],
-            "x.json: question 'b\\n' has a blank context (1 such in all); "
-            "fill it in or remove the question",
-        ),
-    ],
-)
-def test_check_examples(examples, sentence):
-    assert _refusal(check_examples, examples) == sentence
+def _example(**changes) -> Example:
+    return replace(Example("b", "?", "A"), **changes)
 
 
 @pytest.mark.parametrize(
-    ("faulty", "sentence"),
+    ("check", "examples", "words"),
     [
+        (check_examples, [], "holds no examples"),
+        (check_examples, [_example(id=i) for i in "abcbdabe"], "'a' stands 2 times (2 repeated"),
         (
-            [Example("a", "?", "A"), Example("b", "?", "A")],
-            "question 'a' has no gold answers (2 such in all); "
-            "add them, or an empty list if there is no answer",
+            check_examples,
+            [_example(id="a"), _example(question=""), _example(id="c", question="\n\u3000")],
+            "'b' has a blank question (2 such",
         ),
+        (check_examples, [_example(id="b\n", context="\t\u00a0")], r"'b\n' has a blank context"),
+        (check_answers, [_example(), _example()], "'b' has no gold answers (2 such"),
+        (check_answers, [_example(answers=("A",))], "different numbers, 1 and 0 (1 such"),
         (
-            [Example("a", "?", "A", ("A",))],
-            "question 'a' has answer texts and answer_starts in different numbers, 1 and 0 "
-            "(1 such in all); give one answer_start for each text",
+            check_answers,
+            [
+                _example(answers=(), answer_starts=(0,)),
+                _example(answers=("A",) * 2, answer_starts=(0,)),
+            ],
+            "different numbers, 0 and 1 (2 such",
         ),
+        (check_answers, [_example(answers=("A", ""), answer_starts=(0, 1))], "a blank answer text"),
         (
-            [Example("a", "?", "A", (), (0,)), Example("b", "?", "A", ("A", "A"), (0,))],
-            "question 'a' has answer texts and answer_starts in different numbers, 0 and 1 "
-            "(2 such in all); give one answer_start for each text",
-        ),
-        (
-            [Example("a", "?", "A b", ("A", ""), (0, 1)), Example("b", "?", "A b", (" ",), (1,))],
-            "question 'a' has a blank answer text (2 such in all); "
-            "give an empty list if there is no answer",
-        ),
-        (
-            [Example("a", "?", "🏚 red\ndoor", ("🏚", "red"), (0, 4))],  # UTF-16 units, not points.
-            "question 'a' has the answer 'red', but its context has 'd\\nd' at answer_start 4 "
-            "(1 such in all); count the code points before it, from 0",
+            # Counted in UTF-16 units, not in code points.
+            check_answers,
+            [_example(context="🏚 red\ndoor", answers=("🏚", "red"), answer_starts=(0, 4))],
+            r"the answer 'red', but its context has 'd\nd' at answer_start 4",
         ),
         (
             # From the end, the text would be there; past the end, nothing is.
-            [Example("a", "?", "red door", ("red",), (-8,)), Example("b", "?", "A", ("A",), (9,))],
-            "question 'a' has the answer 'red', but its context has '' at answer_start -8 "
-            "(2 such in all); count the code points before it, from 0",
+            check_answers,
+            [
+                _example(context="red door", answers=("red",), answer_starts=(-8,)),
+                _example(answers=("A",), answer_starts=(9,)),
+            ],
+            "the answer 'red', but its context has '' at answer_start -8 (2 such",
         ),
     ],
 )
-def test_check_answers(faulty, sentence):
-    assert _refusal(check_answers, [*GOLD, *faulty]) == f"x.json: {sentence}"
+def test_what_the_examples_may_not_hold(check, examples, words):
+    with pytest.raises(UserError) as caught:
+        check([*GOLD, *examples] if examples else [], "x.json")
+    assert str(caught.value).startswith("x.json") and words in str(caught.value)
 
 
 # --- holding out ---------------------------------------------------------------------------------

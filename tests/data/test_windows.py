@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.labels import (
     CAUSES,
-    LabelledWindows,
     Outcome,
     label_report,
     label_text,
@@ -24,7 +23,7 @@ from bertqa.data.labels import (
 )
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.data.tokenization import BertTokenizer, TokenTable
+from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.settings import WindowSettings
 from tests.corpus import PAIRS
@@ -172,36 +171,6 @@ def test_each_text_is_tokenised_once(both, stories, monkeypatch):
     assert [contexts[i] for i in windows.context_of.tolist()] == [e.context for e in stories]
 
 
-DTYPES = {
-    "context_of": torch.int32,
-    "example": torch.int32,
-    "first": torch.int32,
-    "count": torch.int32,
-    "start_position": torch.int32,
-    "end_position": torch.int32,
-    "outcome": torch.uint8,
-    "cut_questions": torch.int32,
-}
-
-
-@pytest.mark.parametrize("number", [0, 1, 174])
-def test_the_columns(ours, stories, number):
-    windows = make_labelled_windows(stories[:number], ours, WindowSettings())
-    columns = {f.name: getattr(windows, f.name) for f in dataclasses.fields(LabelledWindows)}
-    tensors = {name: x for name, x in columns.items() if isinstance(x, torch.Tensor)}
-    assert {name: x.dtype for name, x in tensors.items()} == DTYPES
-    for name in ("context_of", "outcome", "cut_questions"):
-        assert len(tensors[name]) == number
-    for name in ("example", "first", "count", "start_position", "end_position"):
-        assert len(tensors[name]) == len(windows) >= number
-    assert isinstance(windows.contexts, TokenTable)
-    assert len(windows.questions.lengths) == number
-    assert (windows.cls_id, windows.sep_id) == (ours.cls_id, ours.sep_id)
-    assert windows.of_examples(0, number) == (0, len(windows))
-    report = label_report(stories[:number], windows.outcome, windows.cut_questions)
-    assert report.counts.total() == number
-
-
 # --- questions that are too long -----------------------------------------------------------------
 
 
@@ -234,8 +203,6 @@ def test_questions_are_cut(both, max_query_length, kept):
     assert windows.cut_questions.tolist() == cut
     report = label_report(examples, windows.outcome, windows.cut_questions)
     assert report.cut_questions == [str(i) for i in range(4) if cut[i]]
-    if max_query_length == 1:
-        assert "  question cut: 2 (1, 3)" in str(report)
     # What is left is the question's beginning, and the windows are as if it were the question.
     words = [" ".join(question.split()[:n]) for question, n in zip(questions, kept, strict=True)]
     shorter = asked(*((question, context) for question in words))
@@ -353,11 +320,6 @@ def test_stories_without_answers(ours):
         else:
             assert windows.outcome[i] == Outcome.EXACT
             assert labels[0].any()
-    report = label_report(examples, windows.outcome, windows.cut_questions)
-    assert str(report).splitlines() == [
-        f"40 examples, {40 - impossible} answers labelled exactly",
-        f"  unanswerable, labelled [CLS]: {impossible}",
-    ]
 
 
 def one(context, answer, start=None, question="who"):
@@ -374,33 +336,37 @@ def labelled(tokenizer, one_example, sizes=None):
     return our_labels(windows), texts, Outcome(int(windows.outcome[0]))
 
 
-def test_an_answer_that_is_the_last_token_of_a_window(both):
-    # [CLS] who [SEP] the river in a [SEP] | [CLS] who [SEP] town was in the [SEP]
-    case, sizes = one("the river in a town was in the", "a"), WindowSettings(8, 0)
-    assert labelled(both[0], case, sizes) == ([(6, 6), (0, 0)], ["a", ""], Outcome.EXACT)
-    # The rule's start is [SEP], or the last [PAD] where there is padding: after its end.
-    assert their_labels(both[1], [case], sizes) == [(7, 6), (0, 0)]
-    case = one("the river in a town", "town")
-    assert labelled(both[0], case)[1:] == (["town"], Outcome.EXACT)
-    assert their_labels(both[1], [case], WindowSettings()) == [(8, 7)]
-
-
-def test_an_answer_with_a_leading_blank(both):
-    case = one("the river in a town was", " town")
-    assert labelled(both[0], case) == ([(7, 7)], ["town"], Outcome.BLANKS)
-    assert their_labels(both[1], [case], WindowSettings()) == [(6, 7)]  # "a town"
-
-
-def test_an_answer_with_a_trailing_blank_at_the_end(both):
-    case = one("the ship in a town \n", "a town \n")
-    assert labelled(both[0], case) == ([(6, 7)], ["a town"], Outcome.BLANKS)
-    assert their_labels(both[1], [case], WindowSettings()) == [(0, 0)]  # "no answer"
-
-
-def test_an_answer_that_ends_in_a_combining_accent(both):
-    case = one("a to\u0301 town", "to\u0301")
-    assert labelled(both[0], case) == ([(4, 4)], ["to\u0301"], Outcome.EXACT)
-    assert their_labels(both[1], [case], WindowSettings()) == [(4, 5)]  # and the next word
+@pytest.mark.parametrize(
+    ("case", "sizes", "labels", "texts", "outcome", "theirs"),
+    [
+        # [CLS] who [SEP] the river in a [SEP] | [CLS] who [SEP] town was in the [SEP]
+        # The rule's start is [SEP], or the last [PAD] where there is padding: after its end.
+        (
+            one("the river in a town was in the", "a"), WindowSettings(8, 0),
+            [(6, 6), (0, 0)], ["a", ""], Outcome.EXACT, [(7, 6), (0, 0)],
+        ),
+        (
+            one("the river in a town", "town"), WindowSettings(),
+            [(7, 7)], ["town"], Outcome.EXACT, [(8, 7)],
+        ),
+        (
+            one("the river in a town was", " town"), WindowSettings(),
+            [(7, 7)], ["town"], Outcome.BLANKS, [(6, 7)],  # "a town"
+        ),
+        (
+            one("the ship in a town \n", "a town \n"), WindowSettings(),
+            [(6, 7)], ["a town"], Outcome.BLANKS, [(0, 0)],  # "no answer"
+        ),
+        (
+            one("a to\u0301 town", "to\u0301"), WindowSettings(),
+            [(4, 4)], ["to\u0301"], Outcome.EXACT, [(4, 5)],  # and the next word
+        ),
+    ],
+    ids=["last of a window", "last of all", "leading blank", "trailing blank", "accent"],
+)  # fmt: skip
+def test_where_the_well_known_rule_is_wrong(both, case, sizes, labels, texts, outcome, theirs):
+    assert labelled(both[0], case, sizes) == (labels, texts, outcome)
+    assert their_labels(both[1], [case], sizes) == theirs
 
 
 def test_a_context_without_tokens(both):
@@ -537,22 +503,6 @@ def test_a_report_of_every_outcome(ours):
         Outcome.CUT: ["14"],
     }
     assert report.cut_questions == ["15"]
-    assert str(report).splitlines() == [
-        "16 examples, 2 answers labelled exactly",
-        "  unanswerable, labelled [CLS]: 2",
-        "  answer has blanks at its ends, label is the rest: 2 (4, 5)",
-        "  answer ends inside a grapheme cluster, label takes it whole: 1 (6)",
-        "  answer has invisible characters at its ends, label is the rest: 1 (7)",
-        "  answer ends inside a token, label takes it whole: 5 (8, 9, 10, ...)",
-        "  answer has no tokens, labelled [CLS]: 1 (13)",
-        "  answer is whole in no window, labelled [CLS]: 1 (14)",
-        "  question cut: 1 (15)",
-    ]
-
-
-def test_every_fault_has_its_words():
-    silent = {Outcome.EXACT, Outcome.UNANSWERABLE, Outcome.UNLABELLED}
-    assert set(CAUSES) == set(Outcome) - silent
 
 
 # --- labels: any text ----------------------------------------------------------------------------

@@ -1,0 +1,38 @@
+"""What the tests of the commands share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from tests.commands.world import World, call
+from tests.helpers import write_checkpoint
+
+
+@pytest.fixture(scope="package", autouse=True)
+def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches go into a temporary folder, nothing is fetched, and one thread does the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            patch.delenv(variable, raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="package")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """The folder of a run of one step."""
+    world = World(tmp_path_factory.mktemp("finished"), checkpoint)
+    assert call("train", *world.train()) == 0
+    return world.out
