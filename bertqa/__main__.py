@@ -72,7 +72,7 @@ def mistake(name: str) -> str:
     """What is wrong with the name of a command, and which one may be meant."""
     if name.startswith("-"):
         return f"{name} must follow a command"
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     return f"unknown command {name!r}" + "".join(f" (did you mean {word!r}?)" for word in near)
 
 

@@ -4,7 +4,7 @@ bertqa ablate MODEL DATA
 
 asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
 for each head that is masked or averaged (see hooks.py), as bertqa infer asks them, and prints
-what is lost without it, the largest loss of F1 first. In --output_dir stand
+what is lost without it, the largest loss of F1 first. It writes to --output_dir
 
     ablation.json        all figures
     ablation.svg         F1 lost: layers x heads as colours, whole layers as bars
@@ -16,6 +16,7 @@ worth together is not the sum (Michel et al., "Are Sixteen Heads Really Better t
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,11 +66,18 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Check the flags; ask, rank, keep."""
+    """Measure, rank, print."""
     check_flags(flags)
-    from bertqa.commands.ablate_work import ablate  # late: --help needs no torch
+    from bertqa.explain.ablation import ablate  # late: --help needs no torch
 
-    ablate(flags, flags.output_dir / FIGURES, flags.output_dir / PICTURE)
+    files = [flags.output_dir / name for name in (FIGURES, PICTURE)]
+    found = ablate(
+        flags.model, flags.data, *files, how=flags.how, max_samples=flags.max_samples,
+        overrides=overrides(flags), device=flags.device, precision=flags.precision,
+        revision=flags.revision, allow_bin=flags.allow_bin, say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    print(found.report(flags.show))
+    print(f"wrote {', '.join(map(str, files))}", file=sys.stderr)
 
 
 def check_flags(flags: argparse.Namespace) -> None:

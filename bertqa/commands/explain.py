@@ -9,6 +9,8 @@ without each of them, and what each token adds to its score.
 """
 
 import argparse
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from bertqa.commands.question_flags import (
     read_context,
 )
 from bertqa.errors import UserError
+from bertqa.files import write_text
 from bertqa.model.hub import SHIPPED_MODEL
 
 TERMINAL = Path("-")  # what stands for no file
@@ -44,7 +47,10 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         "page", type=Path, nargs="?", default=TERMINAL, metavar="FILE",
         help="HTML page to write, such as answer.html (default: print a short form)",
     )  # fmt: skip
-    add("--overwrite", action="store_true", help="replace FILE if it exists")
+    add(
+        "--overwrite", "--overwrite_output_dir", action="store_true",
+        help="replace FILE if it exists",
+    )  # fmt: skip
     parser.set_defaults(json=False, all_offsets=False)  # as infer_questions.py prints answers
     return parser.parse(arguments)
 
@@ -58,9 +64,28 @@ def main(flags: argparse.Namespace) -> None:
     check_page(file, "", "--overwrite", flags.overwrite)
     overrides(flags).check()
     context = read_context(flags)
-    from bertqa.commands.explain_work import explain_one  # late: --help needs no torch
-
     explain_one(flags, context, file)
+
+
+def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> None:
+    """Answer --question; print the explanation, or the answers where ``file`` gets a page of it."""
+    from bertqa.answering.answerer import as_pipeline  # late: --help needs no torch
+    from bertqa.commands.infer_questions import print_found  # late: --help needs no torch
+    from bertqa.explain.explainer import explain_checkpoint  # late: --help needs no torch
+    from bertqa.explain.page import page  # late: --help needs no torch
+    from bertqa.explain.terminal import has_colours, render  # late: --help needs no torch
+
+    found = explain_checkpoint(
+        flags.model, flags.question, context, top_k=flags.top_k, overrides=overrides(flags),
+        device=flags.device, precision=flags.precision, revision=flags.revision, allow_bin=flags.allow_bin,
+    )  # fmt: skip
+    if file is None:
+        width = shutil.get_terminal_size().columns
+        print(render(found, width, flags.top_k, colour=has_colours()), end="")
+        return
+    print_found(flags, context, as_pipeline(found.prediction, flags.top_k))
+    write_text(file, page(found))
+    print(f"wrote {file}", file=sys.stderr)
 
 
 def page_file(given: Path) -> Path | None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.explain import TERMINAL, check_page, page_file
+from bertqa.commands.explain import TERMINAL, check_page, explain_one, page_file
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
@@ -79,8 +79,6 @@ def main(flags: argparse.Namespace) -> None:
         return
     context = read_context(flags) if has_context(flags) else None
     if context is not None and flags.explain is not None:
-        from bertqa.commands.explain_work import explain_one  # late: only to explain
-
         explain_one(flags, context, page_file(flags.explain))
         return
     from bertqa.commands.infer_questions import (  # late: --help needs no torch

@@ -43,8 +43,15 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Ask, choose, keep."""
+    """Choose, keep, print."""
     overrides(flags).check()
-    from bertqa.commands.threshold_work import choose  # late: --help needs no torch
+    from bertqa.report.threshold_curve import choose_threshold  # late: --help needs no torch
 
-    choose(flags)
+    best, kept = choose_threshold(
+        flags.model, flags.file, overrides=overrides(flags), device=flags.device,
+        precision=flags.precision, revision=flags.revision, allow_bin=flags.allow_bin,
+    )  # fmt: skip
+    print(
+        f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}; "
+        f"kept in {kept}"
+    )

@@ -1,50 +1,26 @@
-"""What each head and each layer is worth to the answers: EM, F1 and the loss without it."""
+"""What each head and each layer is worth to the answers: the work of ``bertqa ablate``."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from tqdm import tqdm
+
+from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.evaluation import Evaluation, Evaluator
-from bertqa.explain.attribution import Progress
+from bertqa.data.labels import make_labelled_windows
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import check_answers, check_examples, check_version
 from bertqa.explain.hooks import intervene
+from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.config import BertConfig
+from bertqa.report.charts import heat_map
+from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import Overrides
 
-
-@dataclass(frozen=True)
-class ModelPart:
-    """A layer, or a head of it; both are counted from 0.
-
-    Attributes:
-        head: None for the whole layer.
-        how: what a head gives when it is taken away: "mask" zeros, "mean" its mean over the window.
-    """
-
-    layer: int
-    head: int | None = None
-    how: str = "mask"
-
-    def taken_from(self, model: BertForQuestionAnswering) -> AbstractContextManager[None]:
-        """The intervention in which the model works without the part."""
-        if self.head is None:
-            return intervene(model, skip_layers={self.layer})
-        heads = {(self.layer, self.head)}
-        if self.how == "mean":
-            return intervene(model, mean_heads=heads)
-        return intervene(model, mask_heads=heads)
-
-
-def parts_of(config: BertConfig, how: str) -> Iterator[ModelPart]:
-    """Every layer, then every head.
-
-    Args:
-        how: "mask" or "mean", for heads.
-    """
-    for layer in range(config.num_hidden_layers):
-        yield ModelPart(layer)
-    for layer in range(config.num_hidden_layers):
-        for head in range(config.num_attention_heads):
-            yield ModelPart(layer, head, how)
+Part = tuple[int, int | None]  # a layer and its head, both from 0; None for the whole layer
 
 
 @dataclass(frozen=True)
@@ -68,11 +44,10 @@ class Effect:
     loss_added: float
 
     @classmethod
-    def of(cls, part: ModelPart, without: Evaluation, whole: Evaluation) -> "Effect":
+    def of(cls, part: Part, without: Evaluation, whole: Evaluation) -> "Effect":
         """The figures without a part beside those of the whole model."""
         return cls(
-            part.layer,
-            part.head,
+            *part,
             without.exact_match,
             without.f1,
             without.loss,
@@ -87,29 +62,138 @@ class Effect:
         return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
 
 
-def ranked(effects: Sequence[Effect]) -> list[Effect]:
-    """The most needed first: by F1 lost, then by EM, then by what the loss gained."""
-    return sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added))
+@dataclass(frozen=True)
+class Ablation:
+    """The whole model, and what it is worth without each part.
+
+    Attributes:
+        source: the questions, for the reader.
+        effects: the most needed first: by F1 lost, then by EM, then by what the loss gained.
+    """
+
+    source: str
+    whole: Evaluation
+    effects: tuple[Effect, ...]
+
+    def report(self, heads: int) -> str:
+        """All layers, then so many heads, the most needed first, as a table."""
+        whole = self.whole
+        layers = [effect for effect in self.effects if effect.head is None]
+        of_heads = [effect for effect in self.effects if effect.head is not None]
+        lines = [
+            f"the whole model: EM {whole.exact_match:.2f}, F1 {whole.f1:.2f}, "
+            f"loss {whole.loss:.4f} ({self.source})",
+            "",
+            f"{'without':<20}{'EM lost':>9}{'F1 lost':>9}{'loss added':>12}",
+        ]
+        for e in [*layers, *of_heads[:heads]]:
+            figures = f"{e.exact_match_lost:9.2f}{e.f1_lost:9.2f}{e.loss_added:12.4f}"
+            lines.append(f"{e.name:<20}{figures}")
+        if rest := of_heads[heads:]:
+            added = [effect.loss_added for effect in rest]
+            lines.append(
+                f"... and {len(rest)} heads: F1 lost {rest[0].f1_lost:.2f} to "
+                f"{rest[-1].f1_lost:.2f}, loss added {max(added):.4f} to {min(added):.4f}"
+            )
+        return "\n".join(lines)
+
+    def picture(self) -> str:
+        """F1 lost without each head and each layer, as an SVG document."""
+        lost = {(e.layer, e.head): e.f1_lost for e in self.effects}
+        layers = range(1 + max(layer for layer, _ in lost))
+        heads = range(1 + max(head for _, head in lost if head is not None))
+        return heat_map(
+            "F1 lost without one head, or without one layer, in points",
+            [[lost[layer, head] for head in heads] for layer in layers],
+            [lost[layer, None] for layer in layers],
+            row="layer",
+            column="head",
+            bar="whole layer",
+        )
 
 
-def part_effects(
-    model: BertForQuestionAnswering,
-    evaluator: Evaluator,
-    parts: Sequence[ModelPart],
-    whole: Evaluation,
-    progress: Progress | None = None,
-) -> list[Effect]:
-    """Evaluate a model without each of the parts in turn.
+def without(
+    model: BertForQuestionAnswering, part: Part, how: str = "mask"
+) -> AbstractContextManager[None]:
+    """The intervention that takes a part away.
 
     Args:
-        model: made ready for answering, such as a ``QuestionAnswerer``'s.
-        whole: the evaluation of the whole model.
-        progress: is told of each part.
+        how: what a head gives then: "mask" zeros, "mean" its mean over the window.
     """
+    layer, head = part
+    if head is None:
+        return intervene(model, skip_layers=[layer])
+    heads = [(layer, head)]
+    return (
+        intervene(model, mean_heads=heads) if how == "mean" else intervene(model, mask_heads=heads)
+    )
+
+
+def ablate(
+    model: str,
+    data: Path,
+    figures_file: Path,
+    picture_file: Path,
+    *,
+    how: str = "mask",
+    max_samples: int,
+    overrides: Overrides,
+    device: str = "auto",
+    precision: str = "auto",
+    revision: str | None = None,
+    allow_bin: bool = False,
+    say: Callable[[str], object],
+) -> Ablation:
+    """Ask the questions of a file without each head and each layer, and keep what is lost.
+
+    Args:
+        model: checkpoint folder or name.
+        figures_file, picture_file: JSON and SVG to write.
+        how: see ``without``.
+        max_samples: the first questions of the file.
+        say: is told how long it will take.
+
+    Raises:
+        UserError: the model or the questions cannot be used, or the files not be written.
+    """
+    examples = read_examples(data)
+    check_examples(examples, str(data))
+    examples = examples[:max_samples]
+    check_answers(examples, str(data))
+    limit_onednn_cache()
+    qa = QuestionAnswerer.from_pretrained(
+        model, overrides=overrides, device=device, precision=precision, revision=revision,
+        allow_bin=allow_bin,
+    )  # fmt: skip
+    check_version(examples, str(data), qa.decoding.version_2_with_negative)
+    with said_plainly(figures_file.parent, "made"):  # before the work that is to go there
+        figures_file.parent.mkdir(parents=True, exist_ok=True)
+    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
+    evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
+    config = qa.model.config
+    layers, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
+    parts = [(layer, head) for head in (None, *heads) for layer in layers]
+    began = time.monotonic()
+    whole = evaluator.of_ready(qa.model)
+    seconds = (time.monotonic() - began) * len(parts)
+    asked = f"{len(examples)} questions in {len(windows)} windows"
+    say(f"{asked}, once for each of {len(parts)} heads and layers: about {seconds:.0f} s")
     effects = []
-    for part in parts:
-        with part.taken_from(model):
-            effects.append(Effect.of(part, evaluator.of_ready(model), whole))
-        if progress:
-            progress(1)
-    return effects
+    for part in tqdm(parts, unit="pass", disable=None):
+        with without(qa.model, part, how):
+            effects.append(Effect.of(part, evaluator.of_ready(qa.model), whole))
+    found = Ablation(f"{asked} of {data}", whole, ranked(effects))
+    entries = {
+        "model": model, "data": str(data), "questions": len(examples), "windows": len(windows),
+        "how": how, "precision": qa.runtime.precision,
+        "whole": {"exact_match": whole.exact_match, "f1": whole.f1, "loss": whole.loss},
+        "ranking": [asdict(effect) for effect in found.effects],
+    }  # fmt: skip
+    write_json(figures_file, entries)
+    write_text(picture_file, found.picture())
+    return found
+
+
+def ranked(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """The most needed first."""
+    return tuple(sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added)))

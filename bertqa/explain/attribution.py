@@ -131,15 +131,12 @@ def head_effects(
     batch: PackedBatch,
     start: int,
     end: int,
-    *,
-    mean: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
-    """How much log-likelihood the span from ``start`` to ``end`` loses without each head.
+    """How much log-likelihood the span from ``start`` to ``end`` loses when each head is masked.
 
     Args:
         batch: one window.
-        mean: replace what a head gathers by its mean over the window, in place of zeros.
         progress: is told of each pass: one for a head.
 
     Returns:
@@ -149,14 +146,8 @@ def head_effects(
         UserError: not one window, or a place outside.
     """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    places = [(layer, head) for layer in range(layers) for head in range(heads)]
-    interventions = (
-        intervene(model, mean_heads={head}) if mean else intervene(model, mask_heads={head})
-        for head in places
-    )
-    return intervention_effects(model, batch, start, end, interventions, progress=progress).view(
-        layers, heads
-    )
+    parts = [intervene(model, mask_heads=[(i, j)]) for i in range(layers) for j in range(heads)]
+    return intervention_effects(model, batch, start, end, parts, progress).view(layers, heads)
 
 
 def layer_effects(
@@ -164,17 +155,15 @@ def layer_effects(
     batch: PackedBatch,
     start: int,
     end: int,
-    *,
     progress: Progress | None = None,
 ) -> Tensor:
-    """How much log-likelihood the span loses when each layer is skipped, ``(layers,)``.
+    """The same when each layer is skipped, ``(layers,)``.
 
     Raises:
         UserError: not one window, or a place outside.
     """
-    layers = range(model.config.num_hidden_layers)
-    interventions = (intervene(model, skip_layers={layer}) for layer in layers)
-    return intervention_effects(model, batch, start, end, interventions, progress=progress)
+    parts = [intervene(model, skip_layers=[i]) for i in range(model.config.num_hidden_layers)]
+    return intervention_effects(model, batch, start, end, parts, progress)
 
 
 @torch.no_grad()
@@ -184,19 +173,9 @@ def intervention_effects(
     start: int,
     end: int,
     interventions: Iterable[AbstractContextManager[None]],
-    *,
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> Tensor:
-    """How much log-likelihood the span loses in each of some interventions, one number for each.
-
-    Args:
-        batch: one window.
-        interventions: calls of ``intervene(model, ...)``.
-        progress: is told of each pass: one for an intervention.
-
-    Raises:
-        UserError: not one window, or a place outside.
-    """
+    """How much the span's loss grows in each intervention."""
     _check(batch, start)
     _check(batch, end)
     model.eval()

@@ -9,11 +9,19 @@ L  tokens of the window      H  attention heads
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from bertqa.answering.answerer import asked, check_window_fits, usual_windows
+from bertqa.answering.answerer import (
+    NOTHING_ASKED,
+    QuestionAnswerer,
+    asked,
+    check_window_fits,
+    usual_windows,
+)
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import BestSpans, WindowScores
 from bertqa.answering.evaluation import DECODERS, predict, window_scores
@@ -33,10 +41,12 @@ from bertqa.explain.attribution import (
 from bertqa.explain.explanation import Candidate, Explanation, Inside, LayerReading
 from bertqa.explain.hooks import attention_names, hidden_state_names, logit_lens, record
 from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.cpu_inference import is_prepacked
+from bertqa.model.hub import commit_of
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 STEPS = 64  # of the integral of the attributions
 _TOKENS = 4096  # of a batch, when all windows are read again
@@ -134,13 +144,53 @@ def _look_inside(
     baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
     return Inside(
         attentions=attentions,
-        head_effects=head_effects(model, batch, first, last, progress=progress),
-        layer_effects=layer_effects(model, batch, first, last, progress=progress),
+        head_effects=head_effects(model, batch, first, last, progress),
+        layer_effects=layer_effects(model, batch, first, last, progress),
         start_parts=_parts(model, batch, baseline, first, False, steps, progress),
         end_parts=_parts(model, batch, baseline, last, True, steps, progress),
         replacement=tokenizer.tokens([tokenizer.mask_id()])[0],
         steps=steps,
     )
+
+
+def explain_checkpoint(
+    name: str,
+    question: str,
+    context: str,
+    *,
+    top_k: int = 1,
+    overrides: Overrides = NOTHING_ASKED,
+    device: str = "auto",
+    precision: str = "auto",
+    revision: str | None = None,
+    allow_bin: bool = False,
+) -> Explanation:
+    """Answer as ``bertqa infer`` does, in any precision, and explain the answer in float32.
+
+    Args:
+        name: checkpoint folder or name.
+        top_k: answers that are wanted at least.
+
+    Raises:
+        UserError: the checkpoint or the question cannot be used.
+    """
+    qa = QuestionAnswerer.from_pretrained(
+        name, overrides=overrides, device=device, precision=precision, revision=revision,
+        allow_bin=allow_bin,
+    )  # fmt: skip
+    qa.decoding = replace(qa.decoding, n_best_size=max(top_k, qa.decoding.n_best_size))
+    (prediction,) = qa.answer(asked(question, context))
+    windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
+    folder = qa.folder
+    del qa  # its layers are prepacked and give no gradients; there is to be room for the others
+    assert folder is not None  # it was loaded from one
+    model = load_checkpoint(folder, allow_bin=allow_bin)[0].to(runtime.device)
+    with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:
+        return explain(
+            model, tokenizer, question, context, windows=windows, decoding=decoding,
+            prediction=prediction, model_name=name if commit_of(folder) else folder.resolve().name,
+            answered_in=runtime.precision, progress=bar.update,
+        )  # fmt: skip
 
 
 def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:

@@ -20,7 +20,7 @@ Using Causal Mediation Analysis", 2020, and later work call activation patching.
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -61,29 +61,36 @@ def logit_lens(
 
 # The recordings and interventions that this thread, or rather its context, is in. A pool of threads
 # that works for it runs in copies of the context, as in ``Runtime.map_batches``.
-_entered: ContextVar[tuple[object, ...]] = ContextVar("entered", default=())
+_entered: ContextVar[tuple["_Hooks", ...]] = ContextVar("entered", default=())
 
 
-@contextmanager
-def _enter(what: object) -> Iterator[None]:
-    _entered.set((*_entered.get(), what))
-    try:
-        yield
-    finally:
-        _entered.set(tuple(other for other in _entered.get() if other is not what))
+class _Hooks(ExitStack):
+    """Hooks that act in the contexts that have entered them, and are removed at the end."""
 
+    def before(self, module: nn.Module, change: Callable[[Any], Any], **how: bool) -> None:
+        """Call ``change`` with what goes into a module."""
+        handle = module.register_forward_pre_hook(self._while_entered(change), **how)
+        self.callback(handle.remove)
 
-def _while_entered(what: object, change: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that calls ``change`` with a module's arguments and output where ``what`` is entered.
+    def after(self, module: nn.Module, change: Callable[[Any, Any], Any], **how: bool) -> None:
+        """Call ``change`` with what goes into a module and what comes out."""
+        handle = module.register_forward_hook(self._while_entered(change), **how)
+        self.callback(handle.remove)
 
-    It is a function, since a copy of the model has the same functions but copies of all else: so
-    what is entered holds for the copy too, and is over for it at the same time.
-    """
+    def _while_entered(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        # A function, since a copy of the model has the same functions but copies of all else: so
+        # what is entered holds for the copy too, and is over for it at the same time.
+        def hook(module: nn.Module, args: Any, *output: Any) -> Any:
+            return change(args, *output) if self in _entered.get() else None
 
-    def hook(module: nn.Module, args: Any, *output: Any) -> Any:
-        return change(args, *output) if what in _entered.get() else None
+        return hook
 
-    return hook
+    def act(self) -> None:
+        """Enter all that was registered."""
+        _entered.set((*_entered.get(), self))
+        self.callback(
+            lambda: _entered.set(tuple(other for other in _entered.get() if other is not self))
+        )
 
 
 # --- recording -----------------------------------------------------------------------------------
@@ -154,7 +161,7 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
             f"names must be a list of a model's modules, got the text {shown(names)}: pass "
             f"[{shown(names)}]"
         )
-    seen, passes, recording = Recording(), _Passes(), object()
+    seen, passes = Recording(), _Passes()
 
     def begin(args: Any) -> None:
         passes.under_way.append({})
@@ -181,26 +188,15 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
         return change
 
     modules = {name: _module(model, name) for name in names}
-    with ExitStack() as hooks:
-
-        def before(module: nn.Module, change: Callable[[Any], None], first: bool = False) -> None:
-            hook = _while_entered(recording, change)
-            hooks.callback(module.register_forward_pre_hook(hook, prepend=first).remove)
-
-        def after(
-            module: nn.Module, change: Callable[[Any, Any], None], last: bool = False
-        ) -> None:
-            hook = _while_entered(recording, change)
-            hooks.callback(module.register_forward_hook(hook, always_call=last).remove)
-
-        before(model, begin, first=True)
+    with _Hooks() as hooks:
+        hooks.before(model, begin, prepend=True)
         for name, module in modules.items():
             if _REPEATED.fullmatch(name):
-                before(model.get_submodule(name.rpartition(".")[0]), forget(name))
-            after(module, keep(name))
-        after(model, complete, last=True)
-        with _enter(recording):
-            yield seen
+                hooks.before(model.get_submodule(name.rpartition(".")[0]), forget(name))
+            hooks.after(module, keep(name))
+        hooks.after(model, complete, always_call=True)
+        hooks.act()
+        yield seen
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -247,9 +243,9 @@ def patch_from(seen: Mapping[str, Any], name: str, tokens: Sequence[int]) -> dic
 def intervene(
     model: BertForQuestionAnswering,
     *,
-    mask_heads: Set[Head] = frozenset(),
-    mean_heads: Set[Head] = frozenset(),
-    skip_layers: Set[int] = frozenset(),
+    mask_heads: Iterable[Head] = (),
+    mean_heads: Iterable[Head] = (),
+    skip_layers: Iterable[int] = (),
     patch: Mapping[str, Patch] | None = None,
     embeddings: Tensor | None = None,
 ) -> Iterator[None]:
@@ -271,39 +267,27 @@ def intervene(
         UserError: a layer, head, module or token that is not there, a head that is both to be
             masked and averaged, or, in the forward pass, states or embeddings of another shape.
     """
-    patch = patch or {}
-    _check(model, mask_heads, mean_heads, skip_layers, patch)
-    intervention = object()
-
-    with ExitStack() as hooks:
-
-        def before(name: str, change: Callable[[Any], Any]) -> None:
-            hook = _while_entered(intervention, change)
-            handle = _module(model, name).register_forward_pre_hook(hook, prepend=True)
-            hooks.callback(handle.remove)
-
-        def after(name: str, change: Callable[[Any, Any], Any]) -> None:
-            hook = _while_entered(intervention, change)
-            handle = _module(model, name).register_forward_hook(hook, prepend=True)
-            hooks.callback(handle.remove)
-
+    masked, averaged = ({(i, j) for i, j in heads} for heads in (mask_heads, mean_heads))
+    skipped, patch = set(skip_layers), patch or {}
+    _check(model, masked, averaged, skipped, patch)
+    with _Hooks() as hooks:
         # Of one module the hook that was registered last is the first to run.
         for name, states in patch.items():
-            after(name, _patching(name, states))
-        for layer in skip_layers:
-            after(f"layers.{layer}", lambda args, output: args[0])
+            hooks.after(_module(model, name), _patching(name, states), prepend=True)
+        for layer in skipped:
+            module = _module(model, f"layers.{layer}")
+            hooks.after(module, lambda args, output: args[0], prepend=True)
         if embeddings is not None:
-            after("embeddings", _embedding(embeddings))
-        for layer in {layer for layer, _ in [*mask_heads, *mean_heads]}:
-            masked, averaged = (
-                sorted(head for at, head in heads if at == layer)
-                for heads in (mask_heads, mean_heads)
-            )
-            note, change = _changing_heads(masked, averaged, model.config.num_attention_heads)
-            before(f"layers.{layer}.attention", note)
-            before(f"layers.{layer}.attention.output", change)
-        with _enter(intervention):
-            yield
+            hooks.after(model.embeddings, _embedding(embeddings), prepend=True)
+        for layer in {layer for layer, _ in masked | averaged}:
+            note, change = _changing_heads(
+                [j for i, j in masked if i == layer], [j for i, j in averaged if i == layer],
+                model.config.num_attention_heads,
+            )  # fmt: skip
+            hooks.before(_module(model, f"layers.{layer}.attention"), note, prepend=True)
+            hooks.before(_module(model, f"layers.{layer}.attention.output"), change, prepend=True)
+        hooks.act()
+        yield
 
 
 def _changing_heads(
@@ -315,25 +299,19 @@ def _changing_heads(
     def note(args: Any) -> None:
         windows.lengths = list(args[1].lengths)
 
+    def is_in(heads: Sequence[int], like: Tensor) -> Tensor:
+        chosen = [[head in heads] for head in range(num_heads)]
+        return torch.tensor(chosen, device=like.device)  # (H, 1)
+
     def change(args: Any) -> Any:
         attn_output = args[0].unflatten(-1, (num_heads, -1))  # (T, D) -> (T, H, K)
         if averaged:
-            means = [
-                w.mean(dim=0, keepdim=True).expand_as(w) for w in attn_output.split(windows.lengths)
-            ]
-            attn_output = attn_output.index_copy(1, *_columns(torch.cat(means), averaged))
-        if masked:
-            zeros = torch.zeros_like(attn_output)
-            attn_output = attn_output.index_copy(1, *_columns(zeros, masked))
+            means = [w.mean(dim=0).expand_as(w) for w in attn_output.split(windows.lengths)]
+            attn_output = torch.where(is_in(averaged, attn_output), torch.cat(means), attn_output)
+        attn_output = attn_output.masked_fill(is_in(masked, attn_output), 0)
         return (attn_output.flatten(1), *args[1:])
 
     return note, change
-
-
-def _columns(values: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The heads as indices, and their part of ``(T, H, K)``."""
-    chosen = torch.tensor(heads, device=values.device)
-    return chosen, values[:, chosen]
 
 
 def _embedding(embeddings: Tensor) -> Callable[[Any, Tensor], Tensor]:
@@ -372,9 +350,9 @@ def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
 
 def _check(
     model: BertForQuestionAnswering,
-    mask_heads: Set[Head],
-    mean_heads: Set[Head],
-    skip_layers: Set[int],
+    mask_heads: set[Head],
+    mean_heads: set[Head],
+    skip_layers: set[int],
     patch: Mapping[str, Patch],
 ) -> None:
     """Refuse what the model has no place for."""

@@ -1,5 +1,7 @@
 """What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
 
+import os
+import sys
 from collections.abc import Sequence
 from textwrap import wrap
 
@@ -11,6 +13,12 @@ _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
 _BLUES = (0, 153, 75, 33, 27)  # of the 256 colours: the more likely a start, the stronger
 _SHOWN = 5  # rows of each list
 _NEIGHBOURHOOD = 400  # characters of the context on either side of the answer
+
+
+def has_colours() -> bool:
+    """Whether what is printed goes to a terminal that takes colours (see no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def on_one_line(text: str) -> str:

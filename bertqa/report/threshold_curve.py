@@ -1,16 +1,74 @@
-"""The picture of how EM and F1 depend on the threshold of "no answer"."""
+"""The threshold of "no answer": chosen and kept, and a picture of how EM and F1 depend on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from bertqa.answering.evaluation import best_point
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.decoding_file import write_curve, write_decoding_file
+from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
-from bertqa.files import write_text
+from bertqa.data.readers import read_examples
+from bertqa.data.squad import check_answers, check_examples, has_both_kinds
+from bertqa.errors import UserError
+from bertqa.files import DECODING_FILE, write_text
+from bertqa.model.hub import find_folder, is_shipped
 from bertqa.report.charts import Line, line_chart
+from bertqa.runtime import limit_onednn_cache
+from bertqa.settings import DecodingSettings, Overrides
 
 _DRAWN = 400  # points of the curve in the picture
+
+
+def choose_threshold(
+    model: str,
+    file: Path,
+    *,
+    overrides: Overrides,
+    device: str = "auto",
+    precision: str = "auto",
+    revision: str | None = None,
+    allow_bin: bool = False,
+) -> tuple[ThresholdPoint, Path]:
+    """Choose the threshold with the best F1 on a file's questions, and keep it beside the model.
+
+    Args:
+        model: checkpoint folder or name; decoding.json, threshold.json and threshold.svg are
+            written into the folder.
+
+    Returns:
+        The best point, and the file that keeps it.
+
+    Raises:
+        UserError: the questions have no answers, or all have or lack one; the model cannot be
+            used, or is the one that comes with the project.
+    """
+    examples = read_examples(file)
+    check_examples(examples, str(file))
+    check_answers(examples, str(file))
+    if not has_both_kinds(examples):
+        raise UserError(
+            f"{file} has not both questions with an answer and questions without, so one "
+            "threshold would do for all: give a file in the form of SQuAD v2.0"
+        )
+    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
+    if is_shipped(folder):
+        raise UserError(
+            f"{model} is the model that comes with the project, which stays as it is: copy "
+            "its folder, and name the copy"
+        )
+    limit_onednn_cache()
+    qa = QuestionAnswerer.from_pretrained(
+        folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,
+        device=device, precision=precision, allow_bin=allow_bin,
+    )  # fmt: skip
+    curve = curve_of(examples, list(qa.answer(examples)))
+    best = best_point(curve)
+    write_curve(folder, curve)
+    draw_curve(folder, curve)
+    write_decoding_file(folder, best.threshold, qa.windows)
+    return best, folder / DECODING_FILE
 
 
 def draw_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:

@@ -124,6 +124,9 @@ def test_the_version_of_torch_where_there_is_none(
     [
         (["trian"], "bertqa: unknown command 'trian' (did you mean 'train'?)"),
         (["xyz", "--help"], "bertqa: unknown command 'xyz'"),
+        (["help"], "bertqa: unknown command 'help' (did you mean '--help'?)"),
+        (["hlep"], "bertqa: unknown command 'hlep' (did you mean '--help'?)"),
+        (["version"], "bertqa: unknown command 'version' (did you mean '--version'?)"),
         (["--model", "x"], "bertqa: --model must follow a command"),
         (["train", "--trian"], "bertqa train: unrecognized arguments: --trian"),
         (["infer", "--top_k", "x"], "bertqa infer: argument --top_k: invalid int value: 'x'"),

@@ -12,13 +12,13 @@ from torch import nn
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.evaluation import Evaluation, Evaluator
-from bertqa.commands import ablate, ablate_work
-from bertqa.commands.ablate_work import ranking
+from bertqa.commands import ablate
 from bertqa.commands.flags import run_script
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.explain.ablation import Effect, ModelPart, parts_of, ranked
+from bertqa.explain import ablation
+from bertqa.explain.ablation import Ablation, Effect, ranked, without
 from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
@@ -134,26 +134,16 @@ def test_the_figures_are_those_of_a_model_without_the_part(
     assert_told(rows[2, 3], measured(headless, checkpoint, data))
 
 
-def test_parts_are_all_layers_then_all_heads() -> None:
-    config = BertConfig(num_hidden_layers=2, num_attention_heads=3, hidden_size=6)
-    for how in ("mask", "mean"):
-        parts = list(parts_of(config, how))
-        assert [(part.layer, part.head) for part in parts] == [
-            (0, None), (1, None), *((i, j) for i in (0, 1) for j in (0, 1, 2)),
-        ]  # fmt: skip
-        assert all(part.how == how for part in parts if part.head is not None)
-
-
 def test_a_head_is_masked_or_averaged_and_a_layer_skipped() -> None:
     torch.manual_seed(0)
     model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
     batch = our_batch(*random_windows())
     for part, changes in (
-        (ModelPart(1), {"skip_layers": {1}}),
-        (ModelPart(1, 2), {"mask_heads": {(1, 2)}}),
-        (ModelPart(1, 2, "mean"), {"mean_heads": {(1, 2)}}),
+        (((1, None), "mask"), {"skip_layers": {1}}),
+        (((1, 2), "mask"), {"mask_heads": {(1, 2)}}),
+        (((1, 2), "mean"), {"mean_heads": {(1, 2)}}),
     ):
-        with torch.no_grad(), part.taken_from(model):
+        with torch.no_grad(), without(model, *part):
             found = model(batch)
         with torch.no_grad(), intervene(model, **changes):
             expected = model(batch)
@@ -185,7 +175,7 @@ def test_what_is_printed(
         calls.append(arguments)
         return make_labelled_windows(*arguments)
 
-    monkeypatch.setattr(ablate_work, "make_labelled_windows", counted)
+    monkeypatch.setattr(ablation, "make_labelled_windows", counted)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
     assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
     assert len(calls) == 1  # tokenised once, for all passes
@@ -210,8 +200,8 @@ def test_what_is_printed(
 
 def effect(layer: int, head: int | None, em: float, f1: float, loss: float) -> Effect:
     whole = Evaluation([], 1.0, {"exact_match": 50.0, "f1": 60.0})
-    without = Evaluation([], 1.0 + loss, {"exact_match": 50.0 - em, "f1": 60.0 - f1})
-    return Effect.of(ModelPart(layer, head), without, whole)
+    worse = Evaluation([], 1.0 + loss, {"exact_match": 50.0 - em, "f1": 60.0 - f1})
+    return Effect.of((layer, head), worse, whole)
 
 
 def test_the_loss_ranks_what_costs_the_same() -> None:
@@ -221,12 +211,14 @@ def test_the_loss_ranks_what_costs_the_same() -> None:
     ]  # fmt: skip
     order = [(e.layer, e.head) for e in ranked(effects)]
     assert order == [(1, 0), (0, None), (0, 1), (0, 0), (0, 2)]
-    lines = ranking(effects, heads=4).splitlines()
+    whole = Evaluation([], 1.0, {"exact_match": 50.0, "f1": 60.0})
+    found = Ablation("these questions", whole, ranked(effects))
+    lines = found.report(heads=4).splitlines()[2:]
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "layer 0", "layer 1, head 0", "layer 0, head 1", "layer 0, head 0", "layer 0, head 2",
     ]  # fmt: skip
     rest = "... and 3 heads: F1 lost 0.00 to -5.00, loss added 0.9000 to 0.1000"
-    assert ranking(effects, heads=1).splitlines()[-1] == rest
+    assert found.report(heads=1).splitlines()[-1] == rest
     assert lines[1].split()[2:] == ["2.00", "9.00", "0.0000"]
 
 
@@ -279,13 +271,3 @@ def test_bad_data(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert call(checkpoint, path, "--output_dir", tmp_path / "new", *HERE) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
-
-
-def test_a_packed_model_is_the_one_that_is_asked(checkpoint: Path) -> None:
-    """What ``of_ready`` measures is the model that it is given, not a copy."""
-    qa = QuestionAnswerer.from_pretrained(checkpoint, device="cpu", precision="fp32")
-    examples = read_examples(STORIES)[:3]
-    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
-    evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
-    found = evaluator.of_ready(qa.model)
-    assert [p.text for p in found.predictions] == [p.text for p in qa.answer(examples)]

@@ -1,0 +1,75 @@
+"""The work of ``bertqa check``: audit the data, write the reports and the repaired copy."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bertqa.answering.answerer import check_window_fits
+from bertqa.audit.findings import Audit, audit
+from bertqa.audit.page import save_page
+from bertqa.audit.repair import repair, save_examples
+from bertqa.audit.text import audit_text, changes_text, save_json
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.model.config import load_config
+from bertqa.model.hub import find_folder, is_checkpoint
+from bertqa.settings import DataSettings, WindowSettings
+from bertqa.training.job import read_data
+
+
+def check_data(
+    data: DataSettings,
+    model: str,
+    windows: WindowSettings,
+    *,
+    version_2_with_negative: bool = False,
+    revision: str | None = None,
+    allow_bin: bool = False,
+    repair_file: Path | None = None,
+    report_file: Path | None = None,
+    say: Callable[[str], object],
+) -> bool:
+    """Tell the faults of the data, and write what is asked for.
+
+    Args:
+        model: whose tokenizer cuts the windows: checkpoint folder or name.
+        repair_file: of the training data, repaired where that needs no guess.
+        report_file: of all findings, .html or .json.
+        say: is told the faults of each part, and what was written.
+
+    Returns:
+        Whether ``bertqa train`` accepts the data, or its repaired copy where one is asked for.
+
+    Raises:
+        UserError: the data or the tokenizer cannot be read, or a file not be written.
+    """
+    parts = read_data(data)
+    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
+    if is_checkpoint(folder):  # a tokenizer alone would do
+        check_window_fits(load_config(folder)[0], windows)
+    tokenizer = BertTokenizer.load(folder)
+
+    def audited(source: str, examples: list[Example]) -> Audit:
+        return audit(
+            examples, tokenizer, windows, source=source,
+            version_2_with_negative=version_2_with_negative,
+        )  # fmt: skip
+
+    audits = [audited(*part) for part in parts]
+    judged = audits
+    for found in audits:
+        say(audit_text(found) + "\n")
+    changes = None
+    if repair_file:
+        repaired = repair(parts[0][1], tokenizer)
+        changes = repaired.changes
+        copy = audited(str(repair_file), repaired.examples)
+        save_examples(repair_file, repaired.examples)
+        say(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
+        judged = [copy, *audits[1:]]
+        audits = [audits[0], copy, *audits[1:]]
+    if report_file:
+        save = save_page if report_file.suffix == ".html" else save_json
+        save(report_file, audits, changes)
+    if written := [str(path) for path in (repair_file, report_file) if path]:
+        say(f"wrote {', '.join(written)}")
+    return not any(found.refused for found in judged)
