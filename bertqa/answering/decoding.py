@@ -112,24 +112,17 @@ def exact_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> Be
     Of equal scores the earliest start comes first, then the shortest span.
     """
     longest = min(max_answer_length, max(1, int(scores.count.max())))
-    windows_of = scores.question.bincount()
-    found = []
-    for windows in _single_windows(scores, windows_of, longest):
-        start, end = context_scores(scores, windows)
-        table = span_table(start, end, longest)
-        row, i, length, _ = _best_of_table(table, n_best)
-        question, j = scores.question[windows], i + length
-        found.append((question[row], i, j, start[row, i], end[row, j], question, _log_sum(table)))
-    for number in (windows_of > 1).nonzero().flatten():
-        windows = (scores.question == number).nonzero().flatten()
-        spans, total = _several_windows(scores, windows, n_best, longest)
-        found.append((number.expand(len(spans[0])), *spans, number[None], total))
-    question, i, j, start_logit, end_logit, owner, total = map(torch.cat, zip(*found, strict=True))
-    order = question.argsort(stable=True)
-    log_total = torch.empty_like(total).scatter_(0, owner, total)
-    start_logit, end_logit = start_logit[order], end_logit[order]
     nulls = null_logits(scores)
-    return BestSpans(question[order], i[order], j[order], start_logit, end_logit, log_total, *nulls)
+    log_total = torch.full_like(nulls[0], -math.inf, dtype=torch.double)
+    found = []
+    for questions, offset, table in _tables(scores, longest):
+        row, i, length, score = _best_of_table(table, n_best)
+        found.append((questions[row], i + offset, i + offset + length, score))
+        log_total[questions] = log_total[questions].logaddexp(_log_sum(table))
+    question, i, j, score = map(torch.cat, zip(*found, strict=True))
+    best = best_rows(question, score, n_best)
+    question, i, j = question[best], i[best], j[best]
+    return BestSpans(question, i, j, *_logits_of(scores, question, i, j), log_total, *nulls)
 
 
 def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
@@ -142,16 +135,65 @@ def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
     return start[:, :, None] + beyond.unfold(1, longest, 1)  # a view: (N, C, M)
 
 
-def _single_windows(scores: WindowScores, windows_of: Tensor, longest: int) -> Iterator[Tensor]:
-    """Group the questions that have one window, windows of similar length together."""
-    single = (windows_of[scores.question] == 1).nonzero().flatten()
-    by_length = single[scores.count[single].argsort(stable=True)]
-    together = max(1, _TABLE_SIZE // (longest * (int(scores.count.max()) + 1)))
-    return iter(by_length.split(together) if len(single) else ())
+def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Yield the tables of all questions, contexts of similar length together.
+
+    A long context comes in several blocks, in order.
+
+    Yields:
+        the questions, ``(Q,)``; the first context token of the block; the table ``(Q, C, M)``.
+    """
+    last = scores.question.bincount().cumsum(0) - 1  # the last window of each question
+    tokens = (scores.first + scores.count)[last]
+    rows = max(1, _TABLE_SIZE // longest)
+    for questions in _groups(tokens, rows):
+        size = max(1, int(tokens[questions].max()))
+        for low in range(0, size, rows):
+            yield questions, low, _table(scores, questions, low, min(low + rows, size), longest)
+
+
+def _groups(tokens: Tensor, rows: int) -> Iterator[Tensor]:
+    """Split questions into groups whose tables have at most ``rows`` rows, if it is not one."""
+    order = tokens.argsort(stable=True)
+    begin = 0
+    for end, size in enumerate(tokens[order].tolist()):  # ascending: the group's largest so far
+        if end > begin and (end + 1 - begin) * (size + 1) > rows:
+            yield order[begin:end]
+            begin = end
+    yield order[begin:]
+
+
+def _table(scores: WindowScores, questions: Tensor, low: int, high: int, longest: int) -> Tensor:
+    """Build the rows of context tokens ``low`` to ``high - 1``: ``(Q, C, M)``, -inf beyond.
+
+    Where windows overlap, the highest of their scores counts.
+    """
+    windows_of = scores.question.bincount()
+    begin = (windows_of.cumsum(0) - windows_of)[questions]  # (Q,), each question's first window
+    count, size = windows_of[questions], high - low + 1
+    table = scores.start_logits.new_full(
+        (len(questions) * size, longest), -math.inf, dtype=torch.float
+    )
+    for k in range(int(count.max())):  # each question's k-th window
+        row = (k < count).nonzero().flatten()
+        window = begin[row] + k
+        first, end = scores.first[window], scores.first[window] + scores.count[window]
+        within = (first < high) & (end > low)
+        row, window, first = row[within], window[within], first[within]
+        if not len(row):
+            continue
+        own = span_table(*context_scores(scores, window), longest)  # (N, L, M)
+        token = first[:, None] + torch.arange(own.shape[1], device=first.device) - low
+        token = token.where((token >= 0) & (token < size - 1), size - 1)  # others: the spare row
+        index = (row[:, None] * size + token).flatten()
+        table[index] = torch.maximum(table[index], own.flatten(0, 1))
+    table = table.view(len(questions), size, longest)
+    table[:, -1] = -math.inf
+    return table
 
 
 def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return row, start, length - 1 and score of the n best of each row of ``(N, C, M)``."""
+    """Return row, start, length - 1 and score of the n best of each row of ``(Q, C, M)``."""
     flat = table.flatten(1)
     lowest = flat.topk(min(n_best, flat.shape[1])).values[:, -1:]
     # topk leaves the order of equal scores open; nonzero returns them by start, then by length.
@@ -163,54 +205,28 @@ def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def _log_sum(table: Tensor) -> Tensor:
-    """Compute log(sum(exp(score))) of each row in float64, -inf without a span: to ``(N,)``."""
+    """Compute log(sum(exp(score))) of each row in float64, -inf without a span: to ``(Q,)``."""
     return table.flatten(1).double().logsumexp(1)
 
 
-def _several_windows(
-    scores: WindowScores, windows: Tensor, n_best: int, longest: int
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Search one question with several windows: i, j, start and end logits; the log total."""
-    start, end = context_scores(scores, windows)  # (N, C)
-    first, count = scores.first[windows], scores.count[windows]
-    found, totals = [], []
-    for offset, table in _merged_tables(start, end, first.tolist(), count.tolist(), longest):
-        _, i, length, score = _best_of_table(table, n_best)
-        found.append((i + offset, i + offset + length, score))
-        totals.append(_log_sum(table))
-    i, j, score = map(torch.cat, zip(*found, strict=True))
-    best = best_rows(torch.zeros_like(i), score, n_best)
-    i, j = i[best], j[best]
-    # The window that gave the score: of those that hold the whole span, the first with the best.
-    inside = (i >= first[:, None]) & (j < (first + count)[:, None])  # (N, R)
-    start_logit = start.gather(1, (i - first[:, None]).clamp(0, start.shape[1] - 1))
-    end_logit = end.gather(1, (j - first[:, None]).clamp(0, end.shape[1] - 1))
-    window = (start_logit + end_logit).masked_fill(~inside, -math.inf).argmax(0, keepdim=True)
-    logits = start_logit.gather(0, window)[0], end_logit.gather(0, window)[0]
-    return (i, j, *logits), torch.stack(totals).logsumexp(0)
-
-
-def _merged_tables(
-    start: Tensor, end: Tensor, firsts: list[int], counts: list[int], longest: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the table of one question's whole context, in blocks of rows: offset, ``(1, C, M)``.
-
-    Args:
-        start, end: ``(N, C)``, the scores in each of its windows.
-        firsts, counts: the range of context tokens of each window.
-    """
-    rows = max(1, _TABLE_SIZE // longest)
-    ends = [first + count for first, count in zip(firsts, counts, strict=True)]
-    for low in range(0, max(ends), rows):
-        high = min(low + rows, max(ends))
-        table = start.new_full((high - low, longest), -math.inf)
-        for n, (first, last) in enumerate(zip(firsts, ends, strict=True)):
-            i, j = max(first, low), min(last, high)
-            if i < j:
-                own = span_table(start[n : n + 1], end[n : n + 1], longest)[0]
-                block = table[i - low : j - low]
-                torch.maximum(block, own[i - first : j - first], out=block)
-        yield low, table[None]
+def _logits_of(
+    scores: WindowScores, question: Tensor, i: Tensor, j: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return S.T_i and E.T_j of spans, from the first of the windows that score them highest."""
+    windows_of = scores.question.bincount()
+    begin = windows_of.cumsum(0) - windows_of
+    start, end = (torch.full(i.shape, -math.inf, device=i.device) for _ in range(2))
+    for k in range(int(windows_of.max())):  # each question's k-th window
+        spans = (k < windows_of[question]).nonzero().flatten()
+        window = begin[question[spans]] + k
+        first = scores.first[window]
+        within = (i[spans] >= first) & (j[spans] < first + scores.count[window])
+        spans, shift = spans[within], (scores.context[window] - first)[within]
+        own_start = scores.start_logits[i[spans] + shift].float()
+        own_end = scores.end_logits[j[spans] + shift].float()
+        better = own_start + own_end > start[spans] + end[spans]
+        start[spans[better]], end[spans[better]] = own_start[better], own_end[better]
+    return start, end
 
 
 # --- also for top20.py ---------------------------------------------------------------------------
