@@ -23,7 +23,6 @@ from benchmarks.models import (
     LONGEST,
     device,
     fastest,
-    peak_memory,
     synchronize,
     windows_of,
 )
@@ -84,10 +83,6 @@ class ForwardTask:
                 for window, row in zip(chosen.tolist(), _windows(scores, lengths), strict=True):
                     into[window] = row
         return {"start": list(chain(*starts)), "end": list(chain(*ends))}
-
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
 
 
 def _windows(scores: Any, lengths: Sequence[int]) -> list[list[float]]:

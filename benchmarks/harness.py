@@ -41,8 +41,8 @@ class Task(Protocol):
     def result(self) -> dict[str, list[Any]]:
         """Values by name that say what came out; compared with the reference before a row counts.
 
-        A task whose work is done by other processes, or by a GPU, also has ``peak_mib()``, which
-        says what those took.
+        A task whose work is done by other processes also has ``peak_mib()``, which says what those
+        took.
         """
 
 
@@ -222,7 +222,10 @@ def serve(factory: str) -> None:
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated() / 2**20)
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says begins, on Linux, at the peak of the parent
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())

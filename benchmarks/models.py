@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.data import random_questions, squad_file
-from benchmarks.harness import peak_mib
 from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer, TokenTable
@@ -266,13 +265,6 @@ def synchronize() -> None:
     """Wait until a GPU has done what it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_memory() -> float:
-    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_mib()
 
 
 def fastest(candidates: Sequence[Callable[[], object]]) -> int:

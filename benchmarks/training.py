@@ -25,7 +25,6 @@ from benchmarks.models import (
     checkpoint,
     device,
     forward_flops,
-    peak_memory,
     roof_flops,
     synchronize,
     window_source,
@@ -45,58 +44,76 @@ _ENOUGH = 10**6  # steps: more than are ever measured
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement
 
 
-# --- ours ----------------------------------------------------------------------------------------
+# --- contenders ----------------------------------------------------------------------------------
 
 
-class OurSteps:
+class Steps:
+    """What both sides have in common: the scores of the first batch, without dropout."""
+
+    model: Any
+    windows: LabelledWindows
+    first: Tensor  # the windows of the first step
+
+    def batch(self, chosen: Tensor) -> Any:
+        """What the model takes of the chosen windows."""
+        raise NotImplementedError
+
+    def output(self, batch: Any) -> Any:
+        """What the model gives, in the precision of training."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, list[float]]:
+        """Those scores, in the order of the windows of the batch."""
+        self.model.eval()
+
+        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+            outputs = [self.output(batch) for batch in batches]
+            return [(output.start_logits, output.end_logits) for output in outputs]
+
+        return ForwardTask(
+            forward,
+            lambda part: self.batch(self.first[part]),
+            [[torch.arange(len(self.first))]],
+            self.windows.lengths[self.first],
+        ).result()
+
+
+class OurSteps(Steps):
     """Steps of bertqa's training loop."""
 
     def __init__(
         self, model: str, source: dict[str, Any], precision: str, batch_size: int, steps: int
     ) -> None:
-        loaded, _, _ = load_for_training(model)
+        self.model, _, _ = load_for_training(model)
         settings = TrainingSettings(
             max_steps=_ENOUGH,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant_with_warmup",  # as the peers'
             per_device_train_batch_size=batch_size,
         )
-        windows = windows_of(model, **source)
-        self.loop = TrainingLoop(loaded, windows, settings, local_runtime(precision=precision))
-        self.batch_size, self.steps = batch_size, steps
-        self._steps = self.loop.steps()
+        self.windows = windows_of(model, **source)
+        self.runtime = local_runtime(precision=precision)
+        loop = TrainingLoop(self.model, self.windows, settings, self.runtime)
+        self.first = batch_of_step(self.windows, batch_size, 0)
+        self.steps, self._steps = steps, loop.steps()
 
     def work(self) -> None:
         """The next steps."""
-        self.loop.model.train()
+        self.model.train()
         *_, last = islice(self._steps, self.steps)
         float(last.loss)  # waits for a GPU
 
-    def result(self) -> dict[str, list[float]]:
-        """The scores of the first batch without dropout."""
-        loop = self.loop
-        loop.model.eval()
-        chosen = batch_of_step(loop.windows, self.batch_size, 0)
+    def batch(self, chosen: Tensor) -> Any:
+        """A batch without padding."""
+        return collate(self.windows, chosen).to(self.runtime.device)
 
-        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            with loop.runtime.autocast():
-                outputs = [loop.model(batch) for batch in batches]
-            return [(output.start_logits, output.end_logits) for output in outputs]
-
-        def stream(chosen: Tensor) -> Any:
-            return collate(loop.windows, chosen).to(loop.runtime.device)
-
-        return _scores(forward, stream, chosen, loop.windows)
-
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
+    def output(self, batch: Any) -> Any:
+        """As the loop has it."""
+        with self.runtime.autocast():
+            return self.model(batch)
 
 
-# --- peers ---------------------------------------------------------------------------------------
-
-
-class PeerSteps:
+class PeerSteps(Steps):
     """Steps with transformers' model and torch's AdamW."""
 
     def __init__(
@@ -115,46 +132,32 @@ class PeerSteps:
         chosen = [batch_of_step(self.windows, batch_size, step) for step in all_steps]
         self.batches = iter([self._labelled(windows) for windows in chosen])
 
-    def _batch(self, chosen: Tensor) -> dict[str, Tensor]:
-        rectangle = padded(self.windows, chosen, self.width)
-        return {name: values.to(device()) for name, values in rectangle.items()}
-
-    def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
-        return {
-            **self._batch(chosen),
-            "start_positions": self.windows.start_position[chosen].long().to(device()),
-            "end_positions": self.windows.end_position[chosen].long().to(device()),
-        }
-
-    def _autocast(self) -> Any:
-        return torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32)
-
     def work(self) -> None:
         """The next steps."""
         self.model.train()
         for _ in range(self.steps):
-            with self._autocast():
-                loss = self.model(**next(self.batches)).loss
-            loss.backward()
+            self.output(next(self.batches)).loss.backward()
             torch.nn.utils.clip_grad_norm_(self.loaded.parameters(), 1.0, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad()
         synchronize()
 
-    def result(self) -> dict[str, list[float]]:
-        """The scores of the first batch without dropout."""
-        self.model.eval()
+    def batch(self, chosen: Tensor) -> dict[str, Tensor]:
+        """A rectangle with its mask."""
+        rectangle = padded(self.windows, chosen, self.width)
+        return {name: values.to(device()) for name, values in rectangle.items()}
 
-        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            with self._autocast():
-                outputs = [self.model(**batch) for batch in batches]
-            return [(output.start_logits, output.end_logits) for output in outputs]
+    def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {
+            **self.batch(chosen),
+            "start_positions": self.windows.start_position[chosen].long().to(device()),
+            "end_positions": self.windows.end_position[chosen].long().to(device()),
+        }
 
-        return _scores(forward, self._batch, self.first, self.windows)
-
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
+    def output(self, batch: dict[str, Tensor]) -> Any:
+        """As transformers' Trainer has it."""
+        with torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32):
+            return self.model(**batch)
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -163,17 +166,6 @@ class PeerSteps:
 def batch_of_step(windows: LabelledWindows, batch_size: int, step: int) -> Tensor:
     """The windows of an optimiser step, as bertqa's loop draws them."""
     return step_windows(len(windows), batch_size, TrainingSettings().seed, step)
-
-
-def _scores(
-    forward: Any, batch_of: Any, chosen: Tensor, windows: LabelledWindows
-) -> dict[str, Any]:
-    """The scores of one batch, in its own order of windows."""
-    place = torch.arange(len(chosen))
-    task = ForwardTask(
-        forward, lambda part: batch_of(chosen[part]), [[place]], windows.lengths[chosen]
-    )
-    return task.result()
 
 
 def rows_of(
