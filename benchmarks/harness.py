@@ -5,8 +5,11 @@ every contender runs once in each round, and what counts is the ratio of two con
 round: the median over the rounds, and the spread.
 
 A contender is a function ``module:function`` that prepares a ``Task``. A process for each keeps
-the thread pools, the allocators and the peak memory of one peer away from the next, and lets a
-peer live in an environment of its own. While one works the others wait for a line on stdin.
+the thread pools, the allocators and the peak memory of one peer away from the next. While one works
+the others wait for a line on stdin.
+
+Only what comes with Python is imported, so that a worker which starts processes stays small: on
+Linux the peak of a process counts what its parent held when it was started.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,23 +35,18 @@ ROOT = Path(__file__).resolve().parent.parent
 class Task(Protocol):
     """What a contender does in each round."""
 
-    def work(self) -> float | None:
-        """The work that is timed; one that times a part of itself returns those seconds."""
+    def work(self) -> object:
+        """The work that is timed."""
 
     def result(self) -> dict[str, list[Any]]:
         """Values by name that say what came out; compared with the reference before a row counts.
 
-        They are numbers, unless ``measure`` is given a comparison of its own. A task whose work is
-        done by other processes also has ``peak_mib()``, which says what those took.
+        A task whose work is done by other processes also has ``peak_mib()``, which says what those
+        took.
         """
 
 
-# Compares a row's result with the reference's: the name of the row, its result, the reference.
-# What it returns is why the row is refused; "" if it is not.
-Comparison = Callable[[str, dict[str, list[Any]], dict[str, list[Any]]], str]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Contender:
     """One row of a table.
 
@@ -55,15 +54,20 @@ class Contender:
         name: what the row is called.
         factory: ``module:function``; called with ``arguments`` in the worker, it gives a Task.
         arguments: plain values, sent as JSON.
-        python: the interpreter of the worker; a peer may need an environment of its own.
-        environment: variables for the worker beside those of this process.
+        precision: of its matrix products, which says which tolerance and which roof are its own.
+        is_roof: it computes no scores.
     """
 
     name: str
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    python: str = sys.executable
-    environment: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
+    is_roof: bool = False
+
+
+# Compares a row's result with the reference's: the contender, its result, the reference. What it
+# returns is why the row is refused; "" if it is not.
+Comparison = Callable[[Contender, dict[str, list[Any]], dict[str, list[Any]]], str]
 
 
 @dataclass
@@ -82,6 +86,11 @@ class Measured:
     failure: str = ""
 
     @property
+    def name(self) -> str:
+        """Of the contender."""
+        return self.contender.name
+
+    @property
     def median(self) -> float:
         """Seconds of the median round."""
         return statistics.median(self.seconds)
@@ -90,19 +99,25 @@ class Measured:
         """How many times as fast as ``other`` this was, round by round."""
         return [theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
 
+    def ratio_text(self, other: "Measured") -> str:
+        """Their median, smallest and largest; "" for itself, or where one has no rounds."""
+        if self is other or self.failure or other.failure:
+            return ""
+        return ratio_text(self.ratios(other))
+
 
 class _Worker:
     """The process of one contender."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
-        count = str(threads)
-        pinned = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "RAYON_NUM_THREADS": count}
+        pinned = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)
+        )
         environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true",
-            **pinned, **contender.environment,
+            **os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true", **pinned
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [contender.python, "-m", "benchmarks.harness", contender.factory],
+            [sys.executable, "-m", "benchmarks.harness", contender.factory],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
         self.ask(json.dumps({"arguments": contender.arguments, "threads": threads}))
@@ -131,29 +146,26 @@ def measure(
     *,
     rounds: int,
     threads: int,
-    tolerance: dict[str, float] | None = None,
-    compare: Comparison | None = None,
+    compare: Comparison,
     warm_up: bool = True,
 ) -> list[Measured]:
     """Run all contenders in turn, ``rounds`` times; one round more at first, which is not counted.
 
-    The first contender is the reference: one whose result differs from it by more than
-    ``tolerance[contender.name]`` (its key "" is for all others) in any number is not timed, and
-    its row says so. ``compare`` takes the place of that. Without ``warm_up`` the round that is
-    not counted is left out: for whole processes, which ``result`` has already run once.
+    The first contender is the reference: one whose result ``compare`` refuses beside the
+    reference's is not timed, and its row says so. Without ``warm_up`` the round that is not counted
+    is left out: for whole processes, which ``result`` has already run once.
     """
-    compare = compare or _within(tolerance or {})
     measured = [Measured(contender) for contender in contenders]
     workers: dict[str, _Worker] = {}
     reference: dict[str, list[Any]] = {}
     try:
         for row in measured:
-            name = row.contender.name
+            name = row.name
             try:
                 workers[name] = _Worker(row.contender, threads)
                 result = workers[name].ask("result")["result"]
                 reference = reference or result
-                row.failure = compare(name, result, reference)
+                row.failure = compare(row.contender, result, reference)
                 if warm_up and not row.failure:
                     workers[name].ask("work")
             except (RuntimeError, BrokenPipeError) as error:
@@ -166,7 +178,7 @@ def measure(
                 if row.failure:
                     continue
                 try:
-                    answer = workers[row.contender.name].ask("work")
+                    answer = workers[row.name].ask("work")
                 except (RuntimeError, BrokenPipeError) as error:
                     row.seconds, row.failure = [], str(error).strip().splitlines()[-1]
                     continue
@@ -177,32 +189,6 @@ def measure(
         for worker in workers.values():
             worker.close()
     return measured
-
-
-def _within(tolerance: dict[str, float]) -> Comparison:
-    """The comparison of numbers with a tolerance for each row."""
-
-    def compare(
-        name: str, result: dict[str, list[float]], reference: dict[str, list[float]]
-    ) -> str:
-        return _difference(result, reference, tolerance.get(name, tolerance.get("", 0)))
-
-    return compare
-
-
-def _difference(
-    result: dict[str, list[float]], reference: dict[str, list[float]], tolerance: float
-) -> str:
-    """Why the result is not the reference's; "" if it is."""
-    for name, expected in reference.items():
-        got = result.get(name, [])
-        if len(got) != len(expected):
-            return f"{name}: {len(got)} numbers instead of {len(expected)}"
-        pairs = list(zip(got, expected, strict=True))
-        worst = max((abs(a - b) for a, b in pairs), default=0.0)
-        if not all(abs(a - b) <= tolerance for a, b in pairs):  # not so for NaN
-            return f"{name} differs by {worst:.3g}, more than {tolerance:g}"
-    return ""
 
 
 def serve(factory: str) -> None:
@@ -218,9 +204,7 @@ def serve(factory: str) -> None:
         start = json.loads(sys.stdin.readline())
         module, function = factory.split(":")
         make = getattr(importlib.import_module(module), function)
-        # Only where the module works with torch: a worker that starts processes stays small,
-        # since on Linux the peak of a process counts what its parent held when it was started.
-        if "torch" in sys.modules:
+        if "torch" in sys.modules:  # a worker that starts processes does without
             sys.modules["torch"].set_num_threads(start["threads"])
         task: Task = make(**start["arguments"])
         answer()
@@ -229,8 +213,8 @@ def serve(factory: str) -> None:
                 answer(result=task.result())
             else:
                 started = time.perf_counter()
-                own = task.work()
-                seconds = time.perf_counter() - started if own is None else own
+                task.work()
+                seconds = time.perf_counter() - started
                 answer(seconds=seconds, peak_mib=getattr(task, "peak_mib", peak_mib)())
     except Exception as error:
         answer(failure=f"{type(error).__name__}: {error}")
@@ -238,7 +222,10 @@ def serve(factory: str) -> None:
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated() / 2**20)
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says begins, on Linux, at the peak of the parent
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
@@ -288,11 +275,16 @@ def machine() -> str:
 
 
 def plain_parser(description: str | None) -> argparse.ArgumentParser:
-    """The one flag of every benchmark, --page."""
+    """The flags of every benchmark, --page and --data."""
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
+    flags.add_argument(
+        "--data",
+        type=existing_folder,
+        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
+    )
     return flags
 
 
@@ -302,11 +294,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=positive, default=7, help="rounds that count (7)")
     flags.add_argument(
         "--threads", type=threads, default=os.cpu_count(), help="of each contender (all)"
-    )
-    flags.add_argument(
-        "--data",
-        type=existing_folder,
-        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
     )
     return flags
 
@@ -354,8 +341,36 @@ def command_line(
     return " ".join(words)
 
 
-def require_place(name: str, page: Path) -> tuple[str, str]:
-    """The markers of a table on a page; to be asked for before long work.
+def run(
+    flags_parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace, Path], str],
+    name_of: str | Callable[[argparse.Namespace], str],
+) -> None:
+    """Be a benchmark: read its flags, measure in a folder that does not stay, publish the table.
+
+    Args:
+        work: measures; takes the flags and the folder, gives the table.
+        name_of: what the table is called on its page, or what says that of the flags.
+
+    Raises:
+        SystemExit: a flag is wrong, or the page has no such markers, which is seen before the work.
+    """
+    flags = flags_parser.parse_args()
+    name = name_of if isinstance(name_of, str) else name_of(flags)
+    if flags.page:
+        _require_place(name, flags.page)
+    with tempfile.TemporaryDirectory() as folder:
+        text = work(flags, Path(folder))
+    print(text)
+    if flags.page:
+        # What is run as a module has its name in __spec__ alone.
+        module = sys.modules[work.__module__]
+        of_module = module.__spec__.name if module.__spec__ else work.__module__
+        publish(name, command_line(of_module, flags_parser, flags), text, flags.page)
+
+
+def _require_place(name: str, page: Path) -> tuple[str, str]:
+    """The markers of a table on a page.
 
     Raises:
         SystemExit: the page has no such markers.
@@ -367,18 +382,14 @@ def require_place(name: str, page: Path) -> tuple[str, str]:
     return begin, end
 
 
-def publish(name: str, command: str, text: str, page: Path | None) -> None:
-    """Print a table; with a page, put it between that page's markers of the same name.
+def publish(name: str, command: str, text: str, page: Path) -> None:
+    """Put a table between a page's markers of its name, below the command that made it.
 
     Raises:
         SystemExit: the page has no such markers.
     """
-    print(text)
-    if page is None:
-        return
-    begin, end = require_place(name, page)
-    content = page.read_text(encoding="utf-8")
-    head, rest = content.split(begin, 1)
+    begin, end = _require_place(name, page)
+    head, rest = page.read_text(encoding="utf-8").split(begin, 1)
     tail = rest.split(end, 1)[1]
     block = f"{begin}\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n{end}"
     page.write_text(head + block + tail, encoding="utf-8")

@@ -10,24 +10,20 @@ On a GPU bertqa in bf16 is measured beside transformers there.
 """
 
 import argparse
-import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.forward import prepare_onnx
+from benchmarks.forward import onnx_file
 from benchmarks.harness import (
     Contender,
     Measured,
-    command_line,
     measure,
     parser,
     positive,
-    publish,
-    ratio_text,
+    run,
     say,
     table,
 )
@@ -40,7 +36,7 @@ from benchmarks.models import (
     window_source,
     windows_of,
 )
-from benchmarks.speed_table import Agreement, Amount, Row, speed_table
+from benchmarks.speed_table import Agreement, Amount, speed_table
 from bertqa.runtime import Runtime, select_precision
 
 OURS = ("bertqa bf16", "bertqa int8")  # the rows that the others are compared with
@@ -53,60 +49,51 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.06, "int8": 0.4}  # see Agreement
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def rows_of(model: Path, source: dict[str, Any], one: bool, native_bf16: bool) -> list[Row]:
+def rows_of(model: Path, source: dict[str, Any], one: bool, native_bf16: bool) -> list[Contender]:
     """The reference first, then the peers, then ours; bf16 only where it is native."""
     shared = {"model": str(model), "source": source}
     on_gpu = torch.cuda.is_available()
     rows = list(_transformers(shared, one, on_gpu))
+    pairs = [("bertqa", precision) for precision in (("bf16",) if on_gpu else TOLERANCE)]
     if not on_gpu:
-        for peer in ("onnxruntime", "openvino"):
-            for precision in ("fp32", "int8" if peer == "onnxruntime" else "bf16"):
-                given = {**shared, "precision": precision, "one": one}
-                rows.append(_row(f"{peer} {precision}", peer, precision, given))
-    for precision in ("bf16",) if on_gpu else ("fp32", "bf16", "int8"):
+        pairs = [
+            ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"),
+            ("openvino", "bf16"), *pairs,
+        ]  # fmt: skip
+    for who, precision in pairs:
+        factory = f"benchmarks.forward:{who}"
         given = {**shared, "precision": precision, "one": one}
-        rows.append(_row(f"bertqa {precision}", "ours", precision, given))
+        rows.append(Contender(f"{who} {precision}", factory, given, precision))
     return [row for row in rows if native_bf16 or row.precision != "bf16"]
 
 
-def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> Iterator[Row]:
+def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> Iterator[Contender]:
     """Its rows: eager and sdpa, fp32 and bf16, padded and sorted; on a GPU the likely best."""
     ways = ["one"] if one else ["padded", "sorted"]
-    for way in ways:
-        for precision in ("fp32", "bf16"):
-            for attention in ("eager", "sdpa"):
-                first = (way, precision, attention) == (ways[0], "fp32", "eager")
-                if not on_gpu or first or (precision, attention) == ("bf16", "sdpa"):
-                    yield _transformers_row(shared, attention, precision, way)
-    yield _transformers_row(shared, "sdpa", "bf16", ways[-1], compile=True)
+    all_rows = [
+        (attention, precision, way, False)
+        for way in ways
+        for precision in ("fp32", "bf16")
+        for attention in ("eager", "sdpa")
+    ]
+    if on_gpu:
+        all_rows = all_rows[:1] + [row for row in all_rows if row[:2] == ("sdpa", "bf16")]
+    for attention, precision, way, compiled in (*all_rows, ("sdpa", "bf16", ways[-1], True)):
+        words = ["transformers", attention, precision, *[way] * (not one)]
+        given = {
+            **shared, "attention": attention, "precision": precision, "batches": way,
+            "compile": compiled,
+        }  # fmt: skip
+        name = " ".join([*words, *["compiled"] * compiled])
+        yield Contender(name, "benchmarks.forward:transformers", given, precision)
 
 
-def _transformers_row(
-    shared: dict[str, Any], attention: str, precision: str, way: str, compile: bool = False
-) -> Row:
-    words = ["transformers", attention, precision]
-    words += [way] * (way != "one") + ["compiled"] * compile
-    given = {
-        **shared, "attention": attention, "precision": precision, "batches": way,
-        "compile": compile,
-    }  # fmt: skip
-    return _row(" ".join(words), "transformers", precision, given)
-
-
-def _row(name: str, function: str, precision: str, arguments: dict[str, Any]) -> Row:
-    return Row(Contender(name, f"benchmarks.forward:{function}", arguments), precision)
-
-
-def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Row]:
+def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contender]:
     """One roof for each precision."""
-    factory = "benchmarks.models:roof"
     return [
-        Row(
-            Contender(
-                f"roof: matrix products in {precision}", factory,
-                {"size": size, "precision": precision, "tokens": tokens},
-            ),
-            precision, is_roof=True,
+        Contender(
+            f"roof: matrix products in {precision}", "benchmarks.models:Roof",
+            {"size": size, "precision": precision, "tokens": tokens}, precision, is_roof=True,
         )
         for precision in precisions
     ]  # fmt: skip
@@ -122,12 +109,12 @@ def throughput(flags: argparse.Namespace, model: Path, folder: Path, native: boo
     precisions = [p for p in TOLERANCE if p in {row.precision for row in rows}]
     tokens = Runtime(device()).tokens_per_batch
     rows += roof_rows(flags.size, tokens, precisions)
-    agreement = Agreement(rows, TOLERANCE)
-    measured = _measured(flags, rows, agreement)
+    agreement = Agreement(TOLERANCE)
+    measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=agreement)
     lengths = windows_of(str(model), **source).lengths
     amount = Amount(len(lengths), int(lengths.sum()), forward_flops(SIZES[flags.size], lengths))
     text = speed_table(
-        rows, measured, [amount] * flags.rounds, agreement, _compared(rows),
+        measured, [amount] * flags.rounds, agreement, _compared(rows),
         roof_flops(flags.size, tokens), flags.peak,
     )  # fmt: skip
     return (
@@ -141,17 +128,19 @@ def latency(flags: argparse.Namespace, model: Path, native: bool) -> str:
     columns: list[list[Measured]] = []
     for length in ONE_LENGTHS:
         rows = rows_of(model, {"lengths": [length] * ONE_CALLS}, one=True, native_bf16=native)
-        agreement = Agreement(rows, TOLERANCE)
-        columns.append(_measured(flags, rows, agreement))
+        agreement = Agreement(TOLERANCE)
+        columns.append(measure(rows, rounds=flags.rounds, threads=flags.threads, compare=agreement))
     compared = _compared(rows)
     header = ["contender"]
     for length in ONE_LENGTHS:
         header += [f"{length} tokens, ms", *(f"{name} / it" for name in compared)]
     lines = []
     for pair in zip(*columns, strict=True):
-        line = [pair[0].contender.name]
+        line = [pair[0].name]
         for found, column in zip(pair, columns, strict=True):
-            line += _latency_cells(found, [_named(column, name) for name in compared])
+            ours = [next(each for each in column if each.name == name) for name in compared]
+            line.append(found.failure or f"{1000 * found.median / ONE_CALLS:.1f}")
+            line += [each.ratio_text(found) for each in ours]
         lines.append(line)
     return (
         f"{table(header, lines)}\n\nEach call has one window; {ONE_CALLS} calls in a round, "
@@ -159,29 +148,10 @@ def latency(flags: argparse.Namespace, model: Path, native: bool) -> str:
     )
 
 
-def _latency_cells(found: Measured, ours: Sequence[Measured]) -> list[str]:
-    """Milliseconds of a window, and how many times as fast each of ours was."""
-    if found.failure:
-        return [found.failure, *[""] * len(ours)]
-    ratios = ["" if o is found or o.failure else ratio_text(o.ratios(found)) for o in ours]
-    return [f"{1000 * statistics.median(found.seconds) / ONE_CALLS:.1f}", *ratios]
-
-
-def _named(measured: Sequence[Measured], name: str) -> Measured:
-    return next(found for found in measured if found.contender.name == name)
-
-
-def _compared(rows: Sequence[Row]) -> list[str]:
+def _compared(rows: Sequence[Contender]) -> list[str]:
     """The rows of ours that the others are compared with: bf16 and int8, or fp32 without them."""
-    names = [row.contender.name for row in rows]
+    names = [row.name for row in rows]
     return [name for name in (*OURS, "bertqa fp32") if name in names][:2]
-
-
-def _measured(
-    flags: argparse.Namespace, rows: Sequence[Row], agreement: Agreement
-) -> list[Measured]:
-    contenders = [row.contender for row in rows]
-    return measure(contenders, rounds=flags.rounds, threads=flags.threads, compare=agreement)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -203,29 +173,36 @@ def has_native_bf16() -> bool:
     return select_precision("auto", device()) is torch.bfloat16
 
 
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """The table and what it was measured on."""
+    native = has_native_bf16()
+    folder = flags.folder or folder
+    model = checkpoint(flags.size, folder)
+    if not torch.cuda.is_available():
+        try:
+            for precision in ("plain", "fp32", "int8"):  # beforehand: no worker's peak counts it
+                onnx_file(model, precision)
+        except Exception as error:  # their rows will say the same
+            say(f"no ONNX: {error}")
+    if flags.one:
+        return latency(flags, model, native) + bf16_note(native)
+    return throughput(flags, model, folder, native) + bf16_note(native)
+
+
+def bf16_note(native: bool) -> str:
+    """Why rows are missing."""
+    return (
+        "" if native else " Rows in bf16 are left out: this processor has no instructions for it."
+    )
+
+
 def main() -> None:
     """Measure and print."""
     flags_parser = model_parser(__doc__)
     flags_parser.add_argument("--windows", type=positive, default=256, help="about so many (256)")
     flags_parser.add_argument("--one", action="store_true", help="one window at a time")
-    flags = flags_parser.parse_args()
-    native = has_native_bf16()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = flags.folder or Path(temporary)
-        model = checkpoint(flags.size, folder)
-        if not torch.cuda.is_available():
-            try:
-                prepare_onnx(model, ("plain", "fp32", "int8"))
-            except Exception as error:  # their rows will say the same
-                say(f"no ONNX: {error}")
-        text = latency(flags, model, native) if flags.one else (
-            throughput(flags, model, folder, native)
-        )  # fmt: skip
-    if not native:
-        text += " Rows in bf16 are left out: this processor has no instructions for it."
-    name = f"inference {flags.size}" + " one" * flags.one + " gpu" * torch.cuda.is_available()
-    command = command_line("benchmarks.inference", flags_parser, flags)
-    publish(name, command, text, flags.page)
+    suffix = " gpu" * torch.cuda.is_available()
+    run(flags_parser, work, lambda f: f"inference {f.size}" + " one" * f.one + suffix)
 
 
 if __name__ == "__main__":

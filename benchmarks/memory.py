@@ -4,46 +4,46 @@ Logits, windows and batches are let go block by block, so what grows with the fi
 file itself and the answers, not the model's results. The table has the sizes of both beside it.
 """
 
-import sys
-import tempfile
+import argparse
 from pathlib import Path
+from typing import Any
 
-from benchmarks.data import add_model_flag, first_questions, model_folder, squad_file
-from benchmarks.harness import (
-    ROOT,
-    Contender,
-    Measured,
-    command_line,
-    measure,
-    parser,
-    positive,
-    publish,
-    table,
-)
+from benchmarks.data import add_model_flag, first_questions, squad_file
+from benchmarks.harness import Contender, Measured, measure, parser, positive, run, table
+from benchmarks.models import model_folder
+from benchmarks.processes import infer
 
 
-def contender(source: Path, model: Path, questions: int, folder: Path) -> Contender:
-    """infer.py over the first questions of a file."""
-    asked = first_questions(source, folder / f"{questions}.json", questions)
-    output = folder / str(questions)
-    command = [
-        sys.executable, str(ROOT / "infer.py"), "--model", str(model), "--input", str(asked),
-        "--output_dir", str(output), "--overwrite_output_dir",
-    ]  # fmt: skip
-    arguments = {"command": command, "answers": str(output / "predictions.json")}
-    return Contender(str(questions), "benchmarks.processes:process_task", arguments)
+def complete(row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]) -> str:
+    """Refuse a row that has not answered each of its questions."""
+    return "" if len(result["answers"]) == int(row.name) else "lost answers"
 
 
-def row_of(row: Measured, base: Measured, folder: Path) -> list[str]:
+def line_of(row: Measured, base: Measured, folder: Path) -> list[str]:
     """One row of the table; the ratio is to the run over the base's questions."""
-    name = row.contender.name
     if row.failure:
-        return [name, row.failure, *[""] * 4]
-    read = (folder / f"{name}.json").stat().st_size / 2**20
-    written = sum(file.stat().st_size for file in (folder / name).iterdir()) / 2**20
+        return [row.name, row.failure, *[""] * 4]
+    read = (folder / f"{row.name}.json").stat().st_size / 2**20
+    written = sum(file.stat().st_size for file in (folder / row.name).iterdir()) / 2**20
     ratio = "" if base.failure else f"{row.peak_mib / base.peak_mib:.2f}"
     sizes = [f"{read:.2f}", f"{written:.1f}", f"{row.peak_mib:.0f}"]
-    return [name, *sizes, ratio, f"{row.median:.1f}"]
+    return [row.name, *sizes, ratio, f"{row.median:.1f}"]
+
+
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """The table."""
+    model = model_folder(flags.model, folder)
+    source = squad_file("dev", flags.data, folder)
+    rows = []
+    for count in (1, flags.questions, 10 * flags.questions):
+        asked = first_questions(source, folder / f"{count}.json", count)
+        rows.append(infer(str(count), model, asked, folder / str(count)))
+    measured = measure(
+        rows, rounds=flags.rounds, threads=flags.threads, compare=complete, warm_up=False
+    )
+    header = ["questions", "input MiB", "output MiB", "peak MiB", "ratio", "seconds"]
+    text = table(header, [line_of(row, measured[1], folder) for row in measured])
+    return f"{text}\n\n{flags.threads} threads; {flags.rounds} rounds, the largest peak of them."
 
 
 def main() -> None:
@@ -54,24 +54,7 @@ def main() -> None:
     flags_parser.add_argument(
         "--questions", type=positive, default=1000, help="of the first (1000)"
     )
-    flags = flags_parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = model_folder(flags.model, folder)
-        source = squad_file("dev", flags.data, folder)
-        counts = (1, flags.questions, 10 * flags.questions)
-        measured = measure(
-            [contender(source, model, count, folder) for count in counts],
-            rounds=flags.rounds,
-            threads=flags.threads,
-            compare=lambda name, result, _: "" if len(result["answers"]) == int(name) else "lost",
-            warm_up=False,
-        )
-        rows = [row_of(row, measured[1], folder) for row in measured]
-    header = ["questions", "input MiB", "output MiB", "peak MiB", "ratio", "seconds"]
-    text = table(header, rows)
-    text += f"\n\n{flags.threads} threads; {flags.rounds} rounds, the largest peak of them."
-    publish("memory", command_line("benchmarks.memory", flags_parser, flags), text, flags.page)
+    run(flags_parser, work, "memory")
 
 
 if __name__ == "__main__":

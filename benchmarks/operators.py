@@ -5,15 +5,14 @@ training step on all. The profiler itself takes time, so the shares are what to 
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.forward import ours
-from benchmarks.harness import command_line, publish, table
+from benchmarks.forward import bertqa
+from benchmarks.harness import run, table
 from benchmarks.inference import model_parser
 from benchmarks.models import checkpoint, window_source
 from benchmarks.training import OurSteps
@@ -34,6 +33,8 @@ def operators(work: Callable[[], object]) -> list[tuple[str, float]]:
 
 def job(flags: argparse.Namespace, folder: Path) -> Callable[[], object]:
     """What is profiled, warm."""
+    if flags.training and flags.precision == "int8":
+        raise SystemExit("--training has no --precision int8: pass fp32 or bf16")
     model = str(checkpoint(flags.size, folder))
     if flags.training:
         torch.set_num_threads(flags.threads)
@@ -43,9 +44,17 @@ def job(flags: argparse.Namespace, folder: Path) -> Callable[[], object]:
         return steps.work
     torch.set_num_threads(1)
     source = window_source("dev", flags.windows, flags.data, folder)
-    forward = ours(model, source, flags.precision, one=False)
+    forward = bertqa(model, source, flags.precision, one=False)
     forward.work()
     return forward.work
+
+
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """The table of the profile."""
+    shares = operators(job(flags, flags.folder or folder))
+    rows = [[name, f"{share:.1f}"] for name, share in shares[:ROWS]]
+    rows.append(["all others", f"{sum(share for _, share in shares[ROWS:]):.1f}"])
+    return table(["operator", "% of the time"], rows)
 
 
 def main() -> None:
@@ -55,16 +64,7 @@ def main() -> None:
     add("--precision", choices=("fp32", "bf16", "int8"), default="bf16", help="(bf16)")
     add("--training", action="store_true", help="training steps of 16 windows")
     add("--windows", type=int, default=48, help="of the forward pass, about (48)")
-    flags = flags_parser.parse_args()
-    if flags.training and flags.precision == "int8":
-        flags_parser.error("--training has no --precision int8: pass fp32 or bf16")
-    with tempfile.TemporaryDirectory() as temporary:
-        shares = operators(job(flags, flags.folder or Path(temporary)))
-    rows = [[name, f"{share:.1f}"] for name, share in shares[:ROWS]]
-    rows.append(["all others", f"{sum(share for _, share in shares[ROWS:]):.1f}"])
-    name = f"profile {'training' if flags.training else flags.precision}"
-    command = command_line("benchmarks.operators", flags_parser, flags)
-    publish(name, command, table(["operator", "% of the time"], rows), flags.page)
+    run(flags_parser, work, lambda f: f"profile {'training' if f.training else f.precision}")
 
 
 if __name__ == "__main__":

@@ -8,29 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data import read_pairs
+
 MAX_LENGTH, STRIDE = 384, 128
 
 
-def save_table(source: str, folder: str) -> str:
-    """A SQuAD file as an Arrow table on disk, as load_dataset leaves one; in a call of its own."""
-    from datasets import Dataset
-
-    from benchmarks.data import read_pairs
-
-    rows = [
+def rows_of_file(source: Path) -> list[dict[str, Any]]:
+    """The questions of a SQuAD file as load_dataset gives them."""
+    return [
         {
             "id": entry["id"],
             "question": entry["question"],
             "context": context,
             "answers": {
-                "text": [answer["text"] for answer in entry["answers"]],
-                "answer_start": [answer["answer_start"] for answer in entry["answers"]],
+                key: [answer[key] for answer in entry["answers"]]
+                for key in ("text", "answer_start")
             },
         }
-        for context, entry in read_pairs(Path(source))
+        for context, entry in read_pairs(source)
     ]
-    Dataset.from_list(rows).save_to_disk(folder)
-    return folder
 
 
 class Prepare:

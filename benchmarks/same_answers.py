@@ -13,8 +13,8 @@ differs is put down to a cause:
     other        none of these
 """
 
+import argparse
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,16 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.data import first_questions, squad_file
-from benchmarks.harness import (
-    command_line,
-    existing_folder,
-    plain_parser,
-    positive,
-    publish,
-    require_place,
-    table,
-)
+from benchmarks.data import add_model_flag, first_questions, squad_file
+from benchmarks.harness import plain_parser, positive, run, table
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.metrics import evaluate_v1
 from bertqa.data.graphemes import snap_to_graphemes
@@ -118,23 +110,14 @@ def cause(context: str, ours: Found, of_theirs: Found) -> str:
     return "search" if ours.score > of_theirs.score else "other"
 
 
-def main() -> None:
-    """Ask both, print the table."""
-    flags_parser = plain_parser(__doc__)
-    add = flags_parser.add_argument
-    add("--model", type=existing_folder, required=True, help="fine-tuned checkpoint folder")
-    add("--data", type=existing_folder, help="folder with dev-v1.1.json")
-    add("--questions", type=positive, help="the first of them (all)")
-    flags = flags_parser.parse_args()
-    if flags.page:
-        require_place("same answers", flags.page)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = squad_file("dev", flags.data, folder)
-        if flags.questions:
-            source = first_questions(source, folder / "first.json", flags.questions)
-        examples = read_examples(source)
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """Ask both; the table."""
+    source = squad_file("dev", flags.data, folder)
+    if flags.questions:
+        source = first_questions(source, folder / "first.json", flags.questions)
+    examples = read_examples(source)
     references = {example.id: example.answers or () for example in examples}
+    contexts = {example.id: example.context for example in examples}
     reference = theirs(flags.model, examples)
 
     def row(name: str, answers: dict[str, Found], counts: str) -> list[str]:
@@ -142,7 +125,6 @@ def main() -> None:
         return [name, f"{figures['exact_match']:.2f}", f"{figures['f1']:.2f}", counts]
 
     rows = [row("transformers 5, fp32, the notebook's decoding", reference, "")]
-    contexts = {example.id: example.context for example in examples}
     for decoder in ("top20", "exact"):
         in_fp32: dict[str, str] = {}  # causes of what differs in float32
         for precision in ("fp32", "auto"):
@@ -164,8 +146,15 @@ def main() -> None:
             counts = f"{len(differ)} ({told})" if differ else "0"
             rows.append(row(f"bertqa, {shown}, {decoder}", answers, counts))
     header = ["answers of", "EM", "F1", f"of {len(examples):,} differ from the first row"]
-    command = command_line("benchmarks.same_answers", flags_parser, flags)
-    publish("same answers", command, table(header, rows), flags.page)
+    return table(header, rows)
+
+
+def main() -> None:
+    """Ask both, print the table."""
+    flags_parser = plain_parser(__doc__)
+    add_model_flag(flags_parser, required=True)
+    flags_parser.add_argument("--questions", type=positive, help="the first of them (all)")
+    run(flags_parser, work, "same answers")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Contender, Measured, ratio_text, table
-
-
-@dataclass
-class Row:
-    """One row to be.
-
-    Attributes:
-        precision: of its matrix products, which says which roof is its own.
-        is_roof: it computes no scores; its FLOPs are ``roof_flops`` in each round.
-    """
-
-    contender: Contender
-    precision: str
-    is_roof: bool = False
+from benchmarks.harness import Contender, Measured, table
 
 
 @dataclass
@@ -45,16 +31,14 @@ class Agreement:
     tokens apart. Scores of another function would have about 1.4.
     """
 
-    def __init__(self, rows: Sequence[Row], tolerance: dict[str, float]) -> None:
-        self.rows = {row.contender.name: row for row in rows}
+    def __init__(self, tolerance: dict[str, float]) -> None:
         self.tolerance = tolerance
         self.off: dict[str, float] = {}
 
     def __call__(
-        self, name: str, result: dict[str, list[Any]], reference: dict[str, list[Any]]
+        self, row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]
     ) -> str:
         """Why a row is refused; "" if it is not."""
-        row = self.rows[name]
         if row.is_roof:
             return ""
         squares: list[float] = []
@@ -64,10 +48,10 @@ class Agreement:
             spread = statistics.pstdev(expected)
             pairs = zip(result[key], expected, strict=True)
             squares += [((a - b) / spread) ** 2 for a, b in pairs]
-        self.off[name] = math.sqrt(statistics.fmean(squares))
-        if self.off[name] <= self.tolerance[row.precision]:  # not so for NaN
+        self.off[row.name] = math.sqrt(statistics.fmean(squares))
+        if self.off[row.name] <= self.tolerance[row.precision]:  # not so for NaN
             return ""
-        return f"refused: scores are off by {self.off[name]:.2g} of their spread"
+        return f"refused: scores are off by {self.off[row.name]:.2g} of their spread"
 
     def text(self) -> str:
         """The tolerances, in words."""
@@ -80,7 +64,6 @@ class Agreement:
 
 
 def speed_table(
-    rows: Sequence[Row],
     measured: Sequence[Measured],
     amounts: Sequence[Amount],
     agreement: Agreement,
@@ -97,18 +80,18 @@ def speed_table(
         peak: TFLOP/s of the device on paper, for a column of its own.
     """
     roofs = {
-        row.precision: [roof_flops / seconds for seconds in found.seconds]
-        for row, found in zip(rows, measured, strict=True)
-        if row.is_roof
+        found.contender.precision: [roof_flops / seconds for seconds in found.seconds]
+        for found in measured
+        if found.contender.is_roof
     }
-    by_name = {found.contender.name: found for found in measured}
+    compared = {found.name: found for found in measured if found.name in ours}
     header = ["contender", "windows/s", "tokens/s", "GFLOP/s", "% of roof"]
     if peak is not None:
         header.append(f"% of {peak:g} TFLOP/s")
     header += [*(f"{name} / it" for name in ours), "off by", "peak MiB"]
     lines = []
-    for row, found in zip(rows, measured, strict=True):
-        name = row.contender.name
+    for found in measured:
+        row, name = found.contender, found.name
         if found.failure:
             lines.append([name, found.failure, *[""] * (len(header) - 2)])
             continue
@@ -119,7 +102,7 @@ def speed_table(
         line.append(_share(rates, roofs.get(row.precision, [])))
         if peak is not None:
             line.append(f"{statistics.median(rates) / (peak * 1e10):.1f}")
-        line += ["" if row.is_roof else _ratio(by_name.get(o), found) for o in ours]
+        line += ["" if row.is_roof else compared[name].ratio_text(found) for name in ours]
         line.append(f"{agreement.off[name]:.1g}" if name in agreement.off else "")
         lines.append([*line, f"{found.peak_mib:,.0f}"])
     return table(header, lines)
@@ -138,10 +121,3 @@ def _share(rates: Sequence[float], roof: Sequence[float]) -> str:
     if not roof:
         return ""
     return f"{100 * statistics.median(a / b for a, b in zip(rates, roof, strict=True)):.0f}"
-
-
-def _ratio(ours: Measured | None, found: Measured) -> str:
-    """How many times as fast ours was; "" for ours itself, or where ours has no rounds."""
-    if ours is None or ours.failure or ours is found:
-        return ""
-    return ratio_text(ours.ratios(found))

@@ -6,26 +6,15 @@ torch is faster. The files are in the page cache, since every process has run on
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import PEER_HINT, add_model_flag, add_peer_flag, model_folder
-from benchmarks.harness import (
-    ROOT,
-    Contender,
-    Measured,
-    command_line,
-    measure,
-    parser,
-    publish,
-    ratio_text,
-    table,
-)
+from benchmarks.data import add_model_flag, add_peer_flag
+from benchmarks.harness import ROOT, Contender, measure, parser, run, table
+from benchmarks.models import model_folder
+from benchmarks.processes import PIPELINE, has_peer, process
 
-OURS, FLOOR, PACKAGE = "infer.py --question", "import torch, read the weights", "import bertqa"
-PIPELINE = "transformers 4.57 pipeline"
+OURS, PEER = "infer.py --question", "transformers 4.57 pipeline"
 
 _QUESTION = "Who built the bridge?"
 _CONTEXT = "The bridge over the river was built by Ada, an engineer, in three years."
@@ -34,51 +23,36 @@ _READ_WEIGHTS = "import sys, torch, safetensors.torch as s; s.load_file(sys.argv
 
 def contenders(flags: argparse.Namespace, model: Path) -> list[Contender]:
     """The floor, ours, the bare import, the peer."""
-    ask = [
-        str(ROOT / "infer.py"), "--model", str(model), "--question", _QUESTION,
-        "--context", _CONTEXT, "--json",
-    ]  # fmt: skip
-    commands = {
-        FLOOR: [sys.executable, "-c", _READ_WEIGHTS, str(model / "model.safetensors")],
-        OURS: [sys.executable, *ask],
-        PACKAGE: [sys.executable, "-c", "import bertqa"],
-    }
-    if flags.peer_python is None:
-        print(PEER_HINT, file=sys.stderr)
-    else:
-        script = str(ROOT / "benchmarks" / "peer_pipeline.py")
-        python = str(flags.peer_python)
-        commands[PIPELINE] = [python, script, str(model), "--ask", _QUESTION, _CONTEXT]
-    return [
-        Contender(
-            name,
-            "benchmarks.processes:process_task",
-            {"command": command, "prints": "answer" if name in (OURS, PIPELINE) else ""},
-        )
-        for name, command in commands.items()
+    python = sys.executable
+    weights = str(model / "model.safetensors")
+    asked = ["--question", _QUESTION, "--context", _CONTEXT, "--json"]
+    rows = [
+        process("import torch, read the weights", [python, "-c", _READ_WEIGHTS, weights]),
+        process(OURS, [python, str(ROOT / "infer.py"), "--model", str(model), *asked]),
+        process("import bertqa", [python, "-c", "import bertqa"]),
     ]
-
-
-def ends_as_it_should(
-    name: str, result: dict[str, list[Any]], reference: dict[str, list[Any]]
-) -> str:
-    """Refuse a row that is there to answer and did not."""
-    if name in (OURS, PIPELINE) and not result.get("answers"):
-        return "gave no answer"
-    return ""
-
-
-def rows_of(measured: Sequence[Measured]) -> list[list[str]]:
-    """The table's rows, each beside the floor."""
-    floor = measured[0]
-    rows = []
-    for row in measured:
-        if row.failure:
-            rows.append([row.contender.name, row.failure, "", ""])
-            continue
-        ratio = "" if row is floor else ratio_text(floor.ratios(row))
-        rows.append([row.contender.name, f"{row.median:.2f}", ratio, f"{row.peak_mib:.0f}"])
+    if has_peer(flags.peer_python):
+        ask = [str(flags.peer_python), PIPELINE, str(model), "--ask", _QUESTION, _CONTEXT]
+        rows.append(process(PEER, ask))
     return rows
+
+
+def answers(row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]) -> str:
+    """Refuse a row that is there to answer and did not."""
+    return "gave no answer" if row.name in (OURS, PEER) and not any(result["answers"]) else ""
+
+
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """The table, each row beside the floor."""
+    rows = contenders(flags, model_folder(flags.model, folder))
+    measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=answers)
+    lines = [
+        [row.name, row.failure, "", ""] if row.failure else
+        [row.name, f"{row.median:.2f}", measured[0].ratio_text(row), f"{row.peak_mib:.0f}"]
+        for row in measured
+    ]  # fmt: skip
+    header = ["whole process", "seconds", "times the floor's", "peak MiB"]
+    return f"{table(header, lines)}\n\n{flags.threads} threads, {flags.rounds} rounds."
 
 
 def main() -> None:
@@ -87,16 +61,7 @@ def main() -> None:
     flags_parser.set_defaults(rounds=9)
     add_model_flag(flags_parser)
     add_peer_flag(flags_parser)
-    flags = flags_parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = contenders(flags, model_folder(flags.model, Path(folder)))
-        measured = measure(
-            rows, rounds=flags.rounds, threads=flags.threads, compare=ends_as_it_should
-        )
-    header = ["whole process", "seconds", "times the floor's", "peak MiB"]
-    text = table(header, rows_of(measured))
-    text += f"\n\n{flags.threads} threads, {flags.rounds} rounds."
-    publish("startup", command_line("benchmarks.startup", flags_parser, flags), text, flags.page)
+    run(flags_parser, work, "startup")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ as there); "padded" is to 384 tokens, as in run_qa, "longest" to the longest of 
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.forward import ForwardTask, compiled, load_transformers, padded
-from benchmarks.harness import Contender, command_line, measure, positive, publish
-from benchmarks.inference import has_native_bf16, model_parser, roof_rows
+from benchmarks.harness import Contender, measure, positive, run
+from benchmarks.inference import bf16_note, has_native_bf16, model_parser, roof_rows
 from benchmarks.models import (
     DTYPES,
     LONGEST,
@@ -26,13 +25,12 @@ from benchmarks.models import (
     checkpoint,
     device,
     forward_flops,
-    peak_memory,
     roof_flops,
     synchronize,
     window_source,
     windows_of,
 )
-from benchmarks.speed_table import Agreement, Amount, Row, speed_table
+from benchmarks.speed_table import Agreement, Amount, speed_table
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.labels import LabelledWindows
 from bertqa.runtime import local_runtime
@@ -41,67 +39,81 @@ from bertqa.training.checkpoints import load_for_training
 from bertqa.training.loop import TrainingLoop
 
 LEARNING_RATE = 2e-5
+BATCH_SIZE = 16  # windows of a step, unless a flag says otherwise
 _ENOUGH = 10**6  # steps: more than are ever measured
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement
 
 
-# --- ours ----------------------------------------------------------------------------------------
+# --- contenders ----------------------------------------------------------------------------------
 
 
-class OurSteps:
+class Steps:
+    """What both sides have in common: the scores of the first batch, without dropout."""
+
+    model: Any
+    windows: LabelledWindows
+    first: Tensor  # the windows of the first step
+
+    def batch(self, chosen: Tensor) -> Any:
+        """What the model takes of the chosen windows."""
+        raise NotImplementedError
+
+    def output(self, batch: Any) -> Any:
+        """What the model gives, in the precision of training."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, list[float]]:
+        """Those scores, in the order of the windows of the batch."""
+        self.model.eval()
+
+        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+            outputs = [self.output(batch) for batch in batches]
+            return [(output.start_logits, output.end_logits) for output in outputs]
+
+        return ForwardTask(
+            forward,
+            lambda part: self.batch(self.first[part]),
+            [[torch.arange(len(self.first))]],
+            self.windows.lengths[self.first],
+        ).result()
+
+
+class OurSteps(Steps):
     """Steps of bertqa's training loop."""
 
     def __init__(
         self, model: str, source: dict[str, Any], precision: str, batch_size: int, steps: int
     ) -> None:
-        loaded, _, _ = load_for_training(model)
+        self.model, _, _ = load_for_training(model)
         settings = TrainingSettings(
             max_steps=_ENOUGH,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant_with_warmup",  # as the peers'
             per_device_train_batch_size=batch_size,
         )
-        windows = windows_of(model, **source)
-        self.loop = TrainingLoop(loaded, windows, settings, local_runtime(precision=precision))
-        self.batch_size, self.steps = batch_size, steps
-        self._steps = self.loop.steps()
+        self.windows = windows_of(model, **source)
+        self.runtime = local_runtime(precision=precision)
+        loop = TrainingLoop(self.model, self.windows, settings, self.runtime)
+        self.first = batch_of_step(self.windows, batch_size, 0)
+        self.steps, self._steps = steps, loop.steps()
 
     def work(self) -> None:
         """The next steps."""
-        self.loop.model.train()
+        self.model.train()
         *_, last = islice(self._steps, self.steps)
         float(last.loss)  # waits for a GPU
 
-    def result(self) -> dict[str, list[float]]:
-        """The scores of the first batch without dropout."""
-        loop = self.loop
-        loop.model.eval()
-        chosen = batch_of_step(loop.windows, self.batch_size, 0)
+    def batch(self, chosen: Tensor) -> Any:
+        """A batch without padding."""
+        return collate(self.windows, chosen).to(self.runtime.device)
 
-        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            with loop.runtime.autocast():
-                outputs = [loop.model(batch) for batch in batches]
-            return [(output.start_logits, output.end_logits) for output in outputs]
-
-        def stream(chosen: Tensor) -> Any:
-            return collate(loop.windows, chosen).to(loop.runtime.device)
-
-        return _scores(forward, stream, chosen, loop.windows)
-
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
+    def output(self, batch: Any) -> Any:
+        """As the loop has it."""
+        with self.runtime.autocast():
+            return self.model(batch)
 
 
-def ours(**arguments: Any) -> OurSteps:
-    """bertqa's contender."""
-    return OurSteps(**arguments)
-
-
-# --- peers ---------------------------------------------------------------------------------------
-
-
-class PeerSteps:
+class PeerSteps(Steps):
     """Steps with transformers' model and torch's AdamW."""
 
     def __init__(
@@ -120,51 +132,32 @@ class PeerSteps:
         chosen = [batch_of_step(self.windows, batch_size, step) for step in all_steps]
         self.batches = iter([self._labelled(windows) for windows in chosen])
 
-    def _batch(self, chosen: Tensor) -> dict[str, Tensor]:
-        rectangle = padded(self.windows, chosen, self.width)
-        return {name: values.to(device()) for name, values in rectangle.items()}
-
-    def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
-        return {
-            **self._batch(chosen),
-            "start_positions": self.windows.start_position[chosen].long().to(device()),
-            "end_positions": self.windows.end_position[chosen].long().to(device()),
-        }
-
-    def _autocast(self) -> Any:
-        return torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32)
-
     def work(self) -> None:
         """The next steps."""
         self.model.train()
         for _ in range(self.steps):
-            with self._autocast():
-                loss = self.model(**next(self.batches)).loss
-            loss.backward()
+            self.output(next(self.batches)).loss.backward()
             torch.nn.utils.clip_grad_norm_(self.loaded.parameters(), 1.0, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad()
         synchronize()
 
-    def result(self) -> dict[str, list[float]]:
-        """The scores of the first batch without dropout."""
-        self.model.eval()
+    def batch(self, chosen: Tensor) -> dict[str, Tensor]:
+        """A rectangle with its mask."""
+        rectangle = padded(self.windows, chosen, self.width)
+        return {name: values.to(device()) for name, values in rectangle.items()}
 
-        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            with self._autocast():
-                outputs = [self.model(**batch) for batch in batches]
-            return [(output.start_logits, output.end_logits) for output in outputs]
+    def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {
+            **self.batch(chosen),
+            "start_positions": self.windows.start_position[chosen].long().to(device()),
+            "end_positions": self.windows.end_position[chosen].long().to(device()),
+        }
 
-        return _scores(forward, self._batch, self.first, self.windows)
-
-    def peak_mib(self) -> float:
-        """Of the process, or of the GPU."""
-        return peak_memory()
-
-
-def transformers(**arguments: Any) -> PeerSteps:
-    """transformers' contender."""
-    return PeerSteps(**arguments)
+    def output(self, batch: dict[str, Tensor]) -> Any:
+        """As transformers' Trainer has it."""
+        with torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32):
+            return self.model(**batch)
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -175,54 +168,36 @@ def batch_of_step(windows: LabelledWindows, batch_size: int, step: int) -> Tenso
     return step_windows(len(windows), batch_size, TrainingSettings().seed, step)
 
 
-def _scores(
-    forward: Any, batch_of: Any, chosen: Tensor, windows: LabelledWindows
-) -> dict[str, Any]:
-    """The scores of one batch, in its own order of windows."""
-    place = torch.arange(len(chosen))
-    task = ForwardTask(
-        forward, lambda part: batch_of(chosen[part]), [[place]], windows.lengths[chosen]
-    )
-    return task.result()
-
-
 def rows_of(
     model: Path, source: dict[str, Any], flags: argparse.Namespace, native_bf16: bool
-) -> list[Row]:
+) -> list[Contender]:
     """The reference first, then the peers, then ours; bf16 only where it is native."""
     shared = {
         "model": str(model), "source": source, "batch_size": flags.batch_size,
         "steps": flags.steps,
     }  # fmt: skip
     precisions = ("fp32", "bf16") if native_bf16 else ("fp32",)
-    rows = [
-        _peer(shared, flags.rounds, attention, precision, width)
+    peers = [
+        (attention, precision, width, False)
         for width in (LONGEST, 0)
         for precision in precisions
         for attention in ("eager", "sdpa")
     ]
-    if torch.cuda.is_available():
-        rows.append(_peer(shared, flags.rounds, "sdpa", precisions[-1], 0, compile=True))
+    peers += [("sdpa", precisions[-1], 0, True)] * torch.cuda.is_available()
+    rows = []
+    for attention, precision, width, compile in peers:
+        words = ["transformers", attention, precision, "padded" if width else "longest"]
+        given = {
+            **shared, "attention": attention, "precision": precision, "width": width,
+            "compile": compile, "rounds": flags.rounds,
+        }  # fmt: skip
+        name = " ".join([*words, *["compiled"] * compile])
+        rows.append(Contender(name, "benchmarks.training:PeerSteps", given, precision))
     for precision in precisions:
         given = {**shared, "precision": precision}
-        rows.append(
-            Row(Contender(f"bertqa {precision}", "benchmarks.training:ours", given), precision)
-        )
+        factory = "benchmarks.training:OurSteps"
+        rows.append(Contender(f"bertqa {precision}", factory, given, precision))
     return rows
-
-
-def _peer(
-    shared: dict[str, Any], rounds: int, attention: str, precision: str, width: int,
-    compile: bool = False,
-) -> Row:  # fmt: skip
-    words = ["transformers", attention, precision, "padded" if width else "longest"]
-    words += ["compiled"] * compile
-    given = {
-        **shared, "attention": attention, "precision": precision, "width": width,
-        "compile": compile, "rounds": rounds,
-    }  # fmt: skip
-    contender = Contender(" ".join(words), "benchmarks.training:transformers", given)
-    return Row(contender, precision)
 
 
 def amounts_of(windows: LabelledWindows, flags: argparse.Namespace) -> list[Amount]:
@@ -237,8 +212,10 @@ def amounts_of(windows: LabelledWindows, flags: argparse.Namespace) -> list[Amou
     return amounts
 
 
-def training_table(flags: argparse.Namespace, folder: Path, native: bool) -> str:
+def work(flags: argparse.Namespace, folder: Path) -> str:
     """The table and what it was measured on."""
+    native = has_native_bf16()
+    folder = flags.folder or folder
     model = checkpoint(flags.size, folder)
     count = flags.batch_size * flags.steps * (flags.rounds + 1)
     source = window_source("train", count, flags.data, folder)
@@ -246,38 +223,33 @@ def training_table(flags: argparse.Namespace, folder: Path, native: bool) -> str
     rows = rows_of(model, source, flags, native)
     tokens = round(sum(amount.tokens for amount in amounts) / (flags.steps * len(amounts)))
     rows += roof_rows(flags.size, tokens, ("fp32", "bf16") if native else ("fp32",))
-    agreement = Agreement(rows, TOLERANCE)
-    contenders = [row.contender for row in rows]
-    measured = measure(contenders, rounds=flags.rounds, threads=flags.threads, compare=agreement)
+    agreement = Agreement(TOLERANCE)
+    measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=agreement)
     text = speed_table(
-        rows, measured, amounts, agreement, ["bertqa bf16" if native else "bertqa fp32"],
+        measured, amounts, agreement, ["bertqa bf16" if native else "bertqa fp32"],
         roof_flops(flags.size, tokens), flags.peak,
     )  # fmt: skip
     return (
         f"{text}\n\nBatches of {flags.batch_size} windows of SQuAD v1.1's training set, {tokens} "
         f"tokens on average; {flags.steps} steps in a round, {flags.threads} threads, "
-        f"{flags.rounds} rounds. {agreement.text()}"
+        f"{flags.rounds} rounds. {agreement.text()}{bf16_note(native)}"
     )
+
+
+def name_of(flags: argparse.Namespace) -> str:
+    """What the table is called on its page."""
+    batch = f" batch {flags.batch_size}" if flags.batch_size != BATCH_SIZE else ""
+    return f"training {flags.size}{batch}" + " gpu" * torch.cuda.is_available()
 
 
 def main() -> None:
     """Measure and print."""
     flags_parser = model_parser(__doc__)
     flags_parser.add_argument(
-        "--batch_size", type=positive, default=16, help="windows of a step (16)"
+        "--batch_size", type=positive, default=BATCH_SIZE, help=f"windows of a step ({BATCH_SIZE})"
     )
     flags_parser.add_argument("--steps", type=positive, default=2, help="of a round (2)")
-    flags = flags_parser.parse_args()
-    native = has_native_bf16()
-    with tempfile.TemporaryDirectory() as temporary:
-        text = training_table(flags, flags.folder or Path(temporary), native)
-    if not native:
-        text += " Rows in bf16 are left out: this processor has no instructions for it."
-    name = f"training {flags.size}"
-    if flags.batch_size != flags_parser.get_default("batch_size"):
-        name += f" batch {flags.batch_size}"
-    name += " gpu" * torch.cuda.is_available()
-    publish(name, command_line("benchmarks.training", flags_parser, flags), text, flags.page)
+    run(flags_parser, work, name_of)
 
 
 if __name__ == "__main__":

@@ -10,34 +10,15 @@ whose text fits into one window; the table shows the agreement on all.
 """
 
 import argparse
-import sys
-import tempfile
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import (
-    PEER_HINT,
-    add_model_flag,
-    add_peer_flag,
-    model_folder,
-    random_questions,
-    squad_file,
-)
-from benchmarks.harness import (
-    ROOT,
-    Contender,
-    Measured,
-    command_line,
-    measure,
-    parser,
-    positive,
-    publish,
-    ratio_text,
-    table,
-)
-from benchmarks.processes import share_equal
+from benchmarks.data import add_model_flag, add_peer_flag, random_questions, squad_file
+from benchmarks.harness import Contender, Measured, measure, parser, positive, run, table
+from benchmarks.models import model_folder
+from benchmarks.processes import PIPELINE, has_peer, infer, process
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
@@ -60,20 +41,28 @@ class Agreement:
         self.answers: dict[str, list[str]] = {}
 
     def __call__(
-        self, name: str, result: dict[str, list[Any]], reference: dict[str, list[Any]]
+        self, row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]
     ) -> str:
         """Refuse a row that gives other answers than bertqa in fp32."""
-        self.answers[name] = result["answers"]
+        self.answers[row.name] = result["answers"]
         ours = list(compress(reference["answers"], self.single))
         share = share_equal(ours, list(compress(result["answers"], self.single)))
-        rounded = name in (DEFAULT, INTEGERS) or name.endswith("bf16")
+        rounded = row.name in (DEFAULT, INTEGERS) or row.name.endswith("bf16")
         if share >= (_ENOUGH_ROUNDED if rounded else _ENOUGH):
             return ""
         return f"only {share:.1f} % of the answers from one window are those of {EXACT}"
 
     def text(self, name: str, other: str) -> str:
-        """Per cent of equal answers of two rows."""
+        """Per cent of equal answers of two rows; "" where the other has none."""
+        if other not in self.answers:
+            return ""
         return f"{share_equal(self.answers[name], self.answers[other]):.1f}"
+
+
+def share_equal(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """Per cent of the answers that are the same string; 100 where there are none."""
+    same = [a == b for a, b in zip(ours, theirs, strict=True)]
+    return 100 * sum(same) / len(same) if same else 100.0
 
 
 def one_window(asked: Path, model: Path) -> list[bool]:
@@ -84,58 +73,57 @@ def one_window(asked: Path, model: Path) -> list[bool]:
     return [count == 1 for count in counts.tolist()]
 
 
-def contenders(flags: argparse.Namespace, model: str, asked: str, folder: Path) -> list[Contender]:
+def contenders(
+    flags: argparse.Namespace, model: Path, asked: Path, folder: Path
+) -> list[Contender]:
     """Ours in three precisions, then the peer at each batch size."""
-    rows = [
-        _ours(name, ["--precision", precision], model, asked, folder / f"ours-{precision}")
-        for name, precision in ((EXACT, "fp32"), (DEFAULT, "auto"), (INTEGERS, "int8"))
-    ]
-    if flags.peer_python is None:
-        print(PEER_HINT, file=sys.stderr)
-        return rows
-    return rows + [
-        _peer(flags.peer_python, size, precision, model, asked, folder)
-        for size in flags.batch_sizes
-        for precision in ("fp32", "bf16")
-    ]
-
-
-def _ours(name: str, options: Sequence[str], model: str, asked: str, output: Path) -> Contender:
-    command = [
-        sys.executable, str(ROOT / "infer.py"), "--model", model, "--input", asked,
-        "--output_dir", str(output), "--overwrite_output_dir", "--max_answer_length", "15",
-        *options,
-    ]  # fmt: skip
-    arguments = {"command": command, "answers": str(output / "predictions.json")}
-    return Contender(name, "benchmarks.processes:process_task", arguments)
-
-
-def _peer(
-    python: Path, batch_size: int, precision: str, model: str, asked: str, folder: Path
-) -> Contender:
-    answers = folder / f"peer-{batch_size}-{precision}.json"
-    script = str(ROOT / "benchmarks" / "peer_pipeline.py")
-    command = [str(python), script, model, asked, str(answers), str(batch_size), precision]
-    name = f"transformers 4.57 pipeline, batch_size {batch_size}, {precision}"
-    arguments = {"command": command, "answers": str(answers)}
-    return Contender(name, "benchmarks.processes:process_task", arguments)
-
-
-def rows_of(measured: Sequence[Measured], agreement: Agreement, questions: int) -> list[list[str]]:
-    """The table's rows; a row that was refused says why."""
-    ours = measured[:3]
     rows = []
-    for row in measured:
-        name = row.contender.name
-        if row.failure:
-            rows.append([name, row.failure, *[""] * 7])
-            continue
-        ratios = ["" if row is o or o.failure else ratio_text(o.ratios(row)) for o in ours]
-        rows.append([
-            name, f"{row.median:.1f}", f"{questions / row.median:.1f}", *ratios,
-            agreement.text(name, EXACT), agreement.text(name, DEFAULT), f"{row.peak_mib:.0f}",
-        ])  # fmt: skip
+    for name, precision in ((EXACT, "fp32"), (DEFAULT, "auto"), (INTEGERS, "int8")):
+        options = ["--max_answer_length", "15", "--precision", precision]
+        rows.append(infer(name, model, asked, folder / f"ours-{precision}", *options))
+    if not has_peer(flags.peer_python):
+        return rows
+    for size in map(str, flags.batch_sizes):
+        for precision in ("fp32", "bf16"):
+            answers = folder / f"peer-{size}-{precision}.json"
+            given = [str(path) for path in (model, asked, answers)]
+            command = [str(flags.peer_python), PIPELINE, *given, size, precision]
+            name = f"transformers 4.57 pipeline, batch_size {size}, {precision}"
+            rows.append(process(name, command, answers))
     return rows
+
+
+def line_of(
+    row: Measured, measured: Sequence[Measured], agreement: Agreement, questions: int
+) -> list[str]:
+    """One row of the table; one that was refused says why."""
+    if row.failure:
+        return [row.name, row.failure, *[""] * 7]
+    return [
+        row.name, f"{row.median:.1f}", f"{questions / row.median:.1f}",
+        *(ours.ratio_text(row) for ours in measured[:3]),
+        agreement.text(row.name, EXACT), agreement.text(row.name, DEFAULT), f"{row.peak_mib:.0f}",
+    ]  # fmt: skip
+
+
+def work(flags: argparse.Namespace, folder: Path) -> str:
+    """The table and what it was measured on."""
+    model = model_folder(flags.model, folder)
+    source = squad_file("dev", flags.data, folder)
+    asked = random_questions(source, folder / "asked.json", flags.questions)
+    agreement = Agreement(one_window(asked, model))
+    rows = contenders(flags, model, asked, folder)
+    measured = measure(
+        rows, rounds=flags.rounds, threads=flags.threads, compare=agreement, warm_up=False
+    )
+    questions = len(agreement.single)
+    header = [
+        "whole process", "seconds", "questions/s", "bertqa fp32 / it", "bertqa (default) / it",
+        "bertqa int8 / it",
+        "% answers as bertqa fp32", "% as bertqa default", "peak MiB",
+    ]  # fmt: skip
+    text = table(header, [line_of(row, measured, agreement, questions) for row in measured])
+    return f"{text}\n\n{questions} questions, {flags.threads} threads, {flags.rounds} rounds."
 
 
 def main() -> None:
@@ -147,27 +135,7 @@ def main() -> None:
     add = flags_parser.add_argument
     add("--questions", type=positive, default=1000, help="drawn from the dev set (1000)")
     add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 16], help="of the peer (1 8 16)")
-    flags = flags_parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = model_folder(flags.model, folder)
-        source = squad_file("dev", flags.data, folder)
-        asked = random_questions(source, folder / "asked.json", flags.questions)
-        agreement = Agreement(one_window(asked, model))
-        rows = contenders(flags, str(model), str(asked), folder)
-        measured = measure(
-            rows, rounds=flags.rounds, threads=flags.threads, compare=agreement, warm_up=False
-        )
-    questions = len(agreement.single)
-    header = [
-        "whole process", "seconds", "questions/s", "bertqa fp32 / it", "bertqa (default) / it",
-        "bertqa int8 / it",
-        "% answers as bertqa fp32", "% as bertqa default", "peak MiB",
-    ]  # fmt: skip
-    text = table(header, rows_of(measured, agreement, questions))
-    text += f"\n\n{questions} questions, {flags.threads} threads, {flags.rounds} rounds."
-    command = command_line("benchmarks.whole_job", flags_parser, flags)
-    publish("whole job", command, text, flags.page)
+    run(flags_parser, work, "whole job")
 
 
 if __name__ == "__main__":
