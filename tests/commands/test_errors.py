@@ -69,9 +69,8 @@ from bertqa.report import card as cards
 from bertqa.runtime import Runtime, local_runtime, select_device, select_precision
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
-from bertqa.training.failures import Failures
 from bertqa.training.job import load_data
-from bertqa.training.log import TrainingLog
+from bertqa.training.log import Failures, TrainingLog
 from bertqa.training.loop import Step
 from bertqa.training.optim import make_optimizer
 from bertqa.training.plan import Plan
