@@ -27,11 +27,11 @@ def shown(value: Any) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a file, on one line, printable, and no longer than a sentence.
+    """The first sentence of a library's message, on one line, printable, and not too long.
 
-    It may repeat what stands in the file, which may be anything.
+    It may repeat what is in a file, which may be anything.
     """
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
     return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 

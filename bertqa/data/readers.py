@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,7 @@ from bertqa.data.rows import (
     wrong_type,
 )
 from bertqa.data.squad import Example, check_examples
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, reason, shown
 
 # --- bytes -> text -> JSON -----------------------------------------------------------------------
 
@@ -84,12 +85,6 @@ def _decoded(raw: bytes, line: int, source: str) -> str:
         ) from error
 
 
-def _lines(stream: Iterable[bytes], source: str) -> Iterator[str]:
-    """Lines with their ends, one at a time; only \\n parts them, since U+2028 and such are text."""
-    for line, raw in enumerate(stream, start=1):
-        yield _decoded(raw, line, source)
-
-
 def _parsed(text: str, line: int, source: str) -> Any:
     """The JSON value of a text that begins at this line of the source."""
     text = text.rstrip()  # what is cut off ends on its own line, not on the next one
@@ -115,17 +110,15 @@ def _parsed(text: str, line: int, source: str) -> Any:
 _Reader = Callable[[BufferedReader, str], Iterator[Example]]
 
 
-def _line_examples(lines: Iterable[str], source: str) -> Iterator[Example]:
+def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[Example]:
     number = 0
-    for line, text in enumerate(lines, start=1):
+    # Only \n parts lines, since U+2028 and such are text.
+    for line, raw in enumerate(stream, start=1):
+        text = _decoded(raw, line, source)
         if text.strip():
             row = _parsed(text, line, source)
             yield row_example(row, number, f"{source}, line {line}")
             number += 1
-
-
-def _json_lines(stream: BufferedReader, source: str) -> Iterator[Example]:
-    return _line_examples(_lines(stream, source), source)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -138,9 +131,10 @@ def _has_json_lines(text: str) -> bool:
 
 
 def _json(stream: BufferedReader, source: str) -> Iterator[Example]:
-    text = _decoded(stream.read(), 1, source)
+    content = stream.read()
+    text = _decoded(content, 1, source)
     if _has_json_lines(text):
-        return _line_examples(text.split("\n"), source)
+        return _json_lines(content.split(b"\n"), source)
     return _document_examples(_parsed(text, 1, source), source)
 
 
@@ -265,7 +259,8 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
 
 
 def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
-    records = _csv_records(_lines(stream, source), source, delimiter)
+    lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
+    records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
     require_keys(dict.fromkeys(header), ["question", "context"], f"{location}: the header")
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
@@ -282,17 +277,7 @@ def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[
         yield row_example(row, number, location)
 
 
-def _tsv(stream: BufferedReader, source: str) -> Iterator[Example]:
-    return _csv(stream, source, delimiter="\t")
-
-
 # --- the datasets library -> Examples ------------------------------------------------------------
-
-
-def _reason(error: Exception) -> str:
-    """Another library's message as a part of one sentence."""
-    words = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-    return (words if len(words) <= 200 else words[:200] + "...").rstrip(".")
 
 
 def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
@@ -316,7 +301,7 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
             rows = list(_table_rows(load_dataset("parquet", cache_dir=cache, **options)))
     except Exception as error:  # The library's errors have no common class.
         raise UserError(
-            f"{source} is not readable as parquet ({_reason(error)}); write it again"
+            f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
         yield row_example(row, number, f"{source}, row {number}")
@@ -341,7 +326,7 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
     except Exception as error:  # The library's errors have no common class.
         raise UserError(
             f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
-            f"({_reason(error)}); check both names, or pass --train_file/--validation_file "
+            f"({reason(error)}); check both names, or pass --train_file/--validation_file "
             "instead when offline"
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
@@ -358,7 +343,7 @@ _READERS: dict[str, _Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
 }
 

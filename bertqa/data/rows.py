@@ -6,15 +6,13 @@ a list of {"text", "answer_start"}, a list of strings, or null. Other keys (plau
 ignored. Texts are kept as they are, but for the blanks at the start of a question.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from bertqa.data.squad import Example
+from bertqa.data.text import SURROGATES
 from bertqa.errors import UserError, shown
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
@@ -51,7 +49,7 @@ def checked_text(value: Any, key: str, location: str) -> str:
     if not isinstance(value, str):
         raise wrong_type(value, key, "a string", location)
     # JSON can hold half of a surrogate pair ("\ud83d"): no text, and tokenizers refuse it.
-    if not value.isascii() and _SURROGATE.search(value):
+    if not value.isascii() and SURROGATES.search(value):
         raise UserError(f"{location}: {key} holds half a surrogate pair, {shown(value)}; remove it")
     return value
 

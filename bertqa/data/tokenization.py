@@ -6,7 +6,6 @@ results as flat arrays.
 """
 
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +20,11 @@ import torch
 from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from bertqa.data.text import SURROGATES
 from bertqa.errors import UserError, reason, shown
 from bertqa.files import is_there, parse_json, read_json_object, read_whole, write_json, write_text
 
 _AT_ONCE = 4096  # texts that are encoded together: bounds the memory, keeps the threads busy
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _LARGEST_ID = (1 << 31) - 1  # ids are kept in 32 bits
@@ -133,7 +132,7 @@ class BertTokenizer:
         return TokenTable(_tensor(ids, torch.int32), starts.contiguous(), ends.contiguous(), bounds)
 
     def _encode_part(self, texts: Sequence[str]) -> list[Encoding]:
-        whole = [_SURROGATES.sub("\ufffd", text) for text in texts]
+        whole = [SURROGATES.sub("\ufffd", text) for text in texts]
         encodings: list[Encoding] = self._backend.encode_batch(whole, add_special_tokens=False)
         return encodings
 

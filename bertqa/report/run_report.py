@@ -7,7 +7,7 @@ from bertqa.data.squad import Example
 from bertqa.files import write_text
 from bertqa.report.threshold_curve import draw_curve
 from bertqa.report.training_page import Answered, report_page
-from bertqa.training.observer import Measured, Observer
+from bertqa.training.evaluations import Measured, Observer
 from bertqa.training.run_folder import last_answers, read_description, read_log
 
 

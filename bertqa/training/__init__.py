@@ -4,7 +4,7 @@ optim         AdamW: what decays, how fast each layer learns, the learning rate 
 plan          how many steps there are, and what comes after which
 loop          the optimiser step: windows, forward, loss, backward, clip, update
 run           what comes between the steps; how a run begins, goes on and ends
-log, evaluations, checkpoints, failures, observer    what it calls there
+log, evaluations, checkpoints    what it calls there
 run_folder    all that a run leaves behind, file by file
 job           a whole training from names of model and data: what bertqa train does
 provenance    what else a run depends on: versions, commit, device

@@ -1,13 +1,50 @@
-"""The evaluations of a run: what is measured, which model is the best, and their table."""
+"""What a run tells of itself while it goes on: its evaluations, and who is told of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from bertqa.answering.evaluation import Evaluation, Evaluator
+from bertqa.data.squad import Example
 from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.settings import DecodingSettings
 from bertqa.training.checkpoints import Progress
 from bertqa.training.log import mean
-from bertqa.training.observer import Measured
 from bertqa.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation of a run.
+
+    Attributes:
+        row: its line in log.jsonl.
+        is_best: this model is the one at the top of the run's folder now.
+        evaluation: None in a run without validation data, as are ``examples``.
+        examples: the validation questions.
+        settings: how their answers were decoded.
+    """
+
+    row: Mapping[str, float]
+    is_best: bool
+    evaluation: Evaluation | None = None
+    examples: Sequence[Example] = ()
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
+
+
+class Observer:
+    """What a run calls, in its main process alone; a class that inherits it defines what it needs.
+
+    What is called has happened, and its files are written; the next step waits for the answer.
+    """
+
+    def after_log(self, line: Mapping[str, float | None]) -> None:
+        """Take note of a line of the training in log.jsonl."""
+
+    def after_evaluation(self, measured: Measured) -> None:
+        """Take note of an evaluation."""
+
+    def at_end(self, progress: Progress) -> None:
+        """Take note that the last step is done; a run that is stopped has not come to its end."""
 
 
 def measure(
@@ -32,16 +69,11 @@ def measure(
         "exact_match": evaluation.exact_match,
         "f1": evaluation.f1,
     }
-    is_best = _is_best(evaluation, progress)
+    # Of equal ones the first is the best.
+    is_best = progress.best_f1 is None or evaluation.f1 > progress.best_f1
+    if is_best:
+        progress.best_f1 = evaluation.f1
     return Measured(row, is_best, evaluation, evaluator.examples, evaluator.settings)
-
-
-def _is_best(evaluation: Evaluation, progress: Progress) -> bool:
-    """Whether the F1 is higher than any before; of equal ones the first is the best."""
-    if progress.best_f1 is not None and evaluation.f1 <= progress.best_f1:
-        return False
-    progress.best_f1 = evaluation.f1
-    return True
 
 
 def evaluation_table(rows: Sequence[dict[str, float]]) -> str:

@@ -9,7 +9,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
@@ -30,8 +30,7 @@ from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
-from bertqa.training.evaluations import evaluation_table
-from bertqa.training.observer import Observer
+from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import surroundings
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder, check_free
@@ -81,7 +80,7 @@ def train(
     output_dir = Path(output_dir)
     settings, runtime = settings or TrainingSettings(), runtime or local_runtime()
     windows, decoding = windows or WindowSettings(), decoding or DecodingSettings()
-    tell: Say = say if runtime.is_main else _say_nothing
+    tell: Say = say if runtime.is_main else lambda what: None
     check_free(output_dir, resume)
     if resume and not (output_dir / "run.json").exists():
         tell(f"--resume: {output_dir} holds no run yet, so one begins there")
@@ -114,8 +113,14 @@ def train(
         "decoding": asdict(decoding),
         "chooses_threshold": chooses,
     }
-    commit = commit_of(report.source.parent)
-    folder = RunFolder(output_dir, describe(model, commit, settings, data_entries, runtime))
+    entries = asdict(settings) | {
+        "windows_per_step": settings.windows_per_step(runtime.world_size),
+        "precision": str(runtime.dtype),
+        "model": model,
+        "model_commit": commit_of(report.source.parent),  # None: not from the hub
+    }
+    description = {"settings": entries, "data": data_entries, **surroundings(runtime)}
+    folder = RunFolder(output_dir, description)
     ids = [example.id for example in training.examples]
     run = Run(
         loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer
@@ -132,30 +137,6 @@ def train(
     progress = run.train()
     tell(evaluation_table(progress.evaluations))
     return progress
-
-
-def _say_nothing(what: object) -> None:
-    """One process speaks for all."""
-
-
-def describe(
-    model: str,
-    commit: str | None,
-    settings: TrainingSettings,
-    data: dict[str, Any],
-    runtime: Runtime,
-) -> dict[str, Any]:
-    """What goes into run.json: all that decides the numbers, and what else they depend on.
-
-    ``commit`` is the model's on the hub; None where it came from elsewhere.
-    """
-    decisive = {
-        "windows_per_step": settings.windows_per_step(runtime.world_size),
-        "precision": str(runtime.dtype),
-        "model": model,
-        "model_commit": commit,
-    }
-    return {"settings": asdict(settings) | decisive, "data": data, **surroundings(runtime)}
 
 
 # --- data ----------------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ from bertqa.model.checkpoint import check_saveable
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
-from bertqa.training.evaluations import evaluation_table, measure
-from bertqa.training.failures import Failures
-from bertqa.training.log import TrainingLog, bar_text
+from bertqa.training.evaluations import Observer, evaluation_table, measure
+from bertqa.training.log import Failures, TrainingLog, bar_text
 from bertqa.training.loop import TrainingLoop
-from bertqa.training.observer import Nobody, Observer
 from bertqa.training.run_folder import RunFolder, check_free
 
 
@@ -56,7 +54,7 @@ class Run:
     ) -> None:
         self.loop = TrainingLoop(model, windows, settings, runtime)
         self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime
-        self.folder, self.observer = folder, Nobody() if observer is None else observer
+        self.folder, self.observer = folder, Observer() if observer is None else observer
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
         self.progress = Progress()
         self._failures = Failures(

@@ -11,7 +11,7 @@
     failure.json                                         the step whose loss was no number
 
 All but the log, which grows line by line, is written whole or not at all; nothing is pickled.
-Pages and pictures are for an observer, see observer.py.
+Pages and pictures are for an observer, see evaluations.py.
 """
 
 import json

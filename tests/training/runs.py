@@ -17,8 +17,8 @@ from bertqa.data.readers import read_examples
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
+from bertqa.training.evaluations import Observer
 from bertqa.training.loop import TrainingLoop
-from bertqa.training.observer import Observer
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import STORIES

@@ -17,8 +17,7 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 from bertqa.training.checkpoints import Progress, load_for_training
-from bertqa.training.evaluations import evaluation_table
-from bertqa.training.observer import Measured, Observer
+from bertqa.training.evaluations import Measured, Observer, evaluation_table
 from bertqa.training.run import Run
 from tests.training.runs import (
     CPU,
