@@ -14,7 +14,6 @@ from bertqa.answering.evaluation import Evaluation
 from bertqa.errors import UserError
 from bertqa.model.bert import window_losses
 from bertqa.settings import DecodingSettings
-from bertqa.training.log import bar_text
 from bertqa.training.run import Run
 from tests.training.runs import (
     SCALED,
@@ -89,11 +88,6 @@ def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
     seconds = [line["seconds"] for line in lines if "loss" in line]
     assert len(seconds) == 4 and all(each > 3 * 0.05 for each in seconds)
     assert sum(seconds) < elapsed - 2 * 0.5  # there were two evaluations
-
-
-def test_a_line_beside_the_progress_bar() -> None:
-    line = {"loss": 1.23456, "learning_rate": 2e-5, "tokens_per_second": 12345, "grad_norm": None}
-    assert bar_text(line) == "loss 1.235, lr 2.0e-05, 12,345 tokens/s"
 
 
 # --- what is not finite --------------------------------------------------------------------------
