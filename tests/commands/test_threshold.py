@@ -16,7 +16,7 @@ from bertqa.answering.decoding_file import (
     write_curve,
     write_decoding_file,
 )
-from bertqa.answering.evaluation import _at_threshold, best_point, curve_of
+from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
@@ -86,14 +86,6 @@ def test_the_best_point_is_the_highest_of_the_curve() -> None:
     curve = curve_of(examples, predictions)
     assert [point.threshold for point in curve[1:]] == [-1.0, 1.5, 2.5]
     assert best_point(curve) == (1.5, 100.0, 100.0)
-
-
-def test_predictions_are_those_of_the_threshold() -> None:
-    predictions = [
-        Prediction(str(odds), "?", (), "span", odds) for odds in (-1.0, 1.5, 1.5000001, 4.0)
-    ]
-    texts = [p.text for p in _at_threshold(predictions, 1.5)]
-    assert texts == ["span", "span", "", ""]
 
 
 def test_training_keeps_the_threshold_of_the_best_model(trained: Path) -> None:

@@ -260,16 +260,6 @@ def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, implementa
     assert_same(gradients(ours, our_loss(ours, batch)), gradients(theirs, their_loss(theirs)))
 
 
-def test_layer_norm_eps_is_the_configs(tiny, tmp_path, batch):
-    theirs = their_model(layer_norm_eps=0.3)
-    ours = our_model(theirs, tmp_path / "eps")
-    eps = {module.eps for module in ours.modules() if isinstance(module, nn.LayerNorm)}
-    assert eps == {0.3}
-    states = (with_hidden_states(model, batch)[1] for model in (tiny.ours, ours))
-    for small, large in zip(*states, strict=True):
-        assert (small - large).abs().max() > 1e-2
-
-
 def test_default_layer_norm_eps_is_berts():
     assert BertConfig().layer_norm_eps == 1e-12
 
@@ -341,19 +331,6 @@ def test_span_loss_by_hand(scale):
     mean = sum(expected) / len(expected)
     assert_close(span_loss(output, LENGTHS, STARTS, ENDS), torch.tensor(mean))
     assert len(set(expected)) == len(LENGTHS)
-
-
-def test_loss_of_a_window_of_one_token_is_zero():
-    output = BertOutput(torch.tensor([3.0]), torch.tensor([-7.0]))
-    none = torch.tensor([0])
-    assert window_losses(output, (1,), none, none).tolist() == [0.0]
-
-
-def test_logits_come_from_the_last_hidden_state(ours, batch):
-    output, states = with_hidden_states(ours, batch)
-    start_logits, end_logits = ours.head(states[-1])
-    assert torch.equal(start_logits, output.start_logits)
-    assert torch.equal(end_logits, output.end_logits)
 
 
 # --- windows do not see each other ---------------------------------------------------------------

@@ -66,12 +66,6 @@ def test_rate_and_expectation_of_many_draws(rate):
     assert abs(multiplier.mean().item() - 1) < 5 * deviation / (1 - rate)
 
 
-def test_values_are_zero_or_the_scale():
-    torch.manual_seed(0)
-    values = dropout_multiplier(torch.empty(10_000), 0.1).unique()
-    assert values.tolist() == [0, pytest.approx(1 / 0.9, rel=2e-5)]
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_neighbours_are_independent(rate):
     """Four numbers come out of one random word; each lane drops as often, and no two agree."""
@@ -137,14 +131,6 @@ def test_half_precision(dtype):
     full = dropout_multiplier(torch.empty(4001), 0.1)
     exactly(half, full.to(dtype))
     assert 0 < (half == 0).sum() < 800
-
-
-@pytest.mark.parametrize(("rate", "kept"), [(1e-7, 1.0), (1 - 1e-7, 0.0)])
-def test_rates_near_the_ends(rate, kept):
-    torch.manual_seed(0)
-    multiplier = dropout_multiplier(torch.empty(1000), rate)
-    assert multiplier.isfinite().all()
-    assert (multiplier != 0).double().mean().item() == pytest.approx(kept, abs=0.01)
 
 
 def test_dropout_multiplies_value_and_gradient():
@@ -268,14 +254,6 @@ def test_cpu_attention_drops():
     first, second = (cpu_attention(*parts, batch, 0.5) for _ in range(2))
     without = cpu_attention(*parts, batch, 0.0)
     assert min((first - second).abs().max(), (first - without).abs().max()) > 0.1
-
-
-def test_cpu_attention_of_one_token_is_its_value():
-    _, (query, key, value), batch = draw((1, 1, 1), 2, 3, torch.float32)
-    assert_close(cpu_attention(query, key, value, batch, 0.0), value)
-    # The only probability is 1 whatever query and key are, so it has no gradient.
-    [d_query] = torch.autograd.grad(cpu_attention(query, key, value, batch, 0.0).sum(), query)
-    assert d_query.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])

@@ -1,6 +1,7 @@
 """What the tests of the training share."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,18 @@ def alone_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
     monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
     monkeypatch.setattr(Runtime, "max_over_ranks", lambda runtime, number: number)
+
+
+@pytest.fixture(scope="package")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[multiprocessing.context.BaseContext]:
+    """Processes that begin with everything imported: a start takes a moment, not seconds."""
+    home = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))
+        patch.setenv("HF_HOME", str(home / "hf"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.training.processes", "bertqa.commands.train_work"])
+        yield context

@@ -1,140 +1,31 @@
 """train.py killed, robbed of its disk, left alone by the other processes: nothing is lost."""
 
 import json
-import multiprocessing
-import os
 import random
 import re
-import resource
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed import TCPStore
 
-from bertqa.commands import train
-from bertqa.commands.flags import run_script
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.training import loop
 from tests.helpers import STORIES, write_checkpoint
+from tests.training.processes import ended, meeting, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
 
-KILLS = 24
-STEPS, EVERY = 150, 3
+KILLS = 12
+STEPS, EVERY = 75, 3
 CALLS = 35_000  # of functions, in three steps and a checkpoint, about
-PATIENCE = 600  # seconds until a process hangs, also where the machine has much else to do
 TINY = {"hidden_size": 24, "intermediate_size": 29, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("crashes")
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[multiprocessing.context.BaseContext]:
-    """Processes that begin with everything imported: a start takes a moment, not seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))
-        patch.setenv("HF_HOME", str(home / "hf"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.training.test_crashes", "datasets"])
-        yield context
-
-
-def child(
-    flags: list[str],
-    said: str,
-    killed_at_sync: int,
-    killed_at_step: int,
-    calls_later: int,
-    file_size: int,
-    environment: dict[str, str],
-    number: int,
-) -> None:
-    """train.py in a process of its own, with its accident."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with Path(said).open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if file_size:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    count_down(os, "fsync", killed_at_sync)
-    count_down(loop, "set_learning_rate", killed_at_step, calls_later, number)
-    code = run_script(train.main, train.parse_flags(flags))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def count_down(
-    module: object, name: str, calls: int, calls_later: int = 0, number: int = signal.SIGKILL
-) -> None:
-    """Signal this process in a function's n-th call, or so many calls of any function later.
-
-    Calls and not seconds, so that a fast machine gets no further than a slow one. 0 is never.
-    """
-    real, left, later = getattr(module, name), [calls], [calls_later]
-
-    def kill() -> None:
-        os.kill(os.getpid(), number)
-
-    def count_any(*event: object) -> None:
-        later[0] -= 1
-        if later[0] == 0:
-            kill()
-
-    def counted(*arguments: object) -> object:
-        left[0] -= 1
-        if left[0] == 0 and calls_later:
-            sys.setprofile(count_any)
-        elif left[0] == 0:
-            kill()
-        return real(*arguments)
-
-    setattr(module, name, counted)
-
-
-def start(
-    server: multiprocessing.context.BaseContext,
-    flags: list[str],
-    said: Path,
-    *,
-    killed_at_sync: int = 0,
-    killed_at_step: int = 0,
-    calls_later: int = 0,
-    file_size: int = 0,
-    environment: dict[str, str] | None = None,
-    number: int = signal.SIGKILL,
-) -> BaseProcess:
-    arguments = (
-        flags, str(said), killed_at_sync, killed_at_step, calls_later, file_size,
-        environment or {}, number,
-    )  # fmt: skip
-    process = server.Process(target=child, args=arguments)
-    process.start()
-    return process
-
-
-def ended(process: BaseProcess, said: Path) -> tuple[int, str]:
-    """The exit code and the last words of a process."""
-    process.join(PATIENCE)
-    if process.is_alive():
-        process.kill()
-        pytest.fail(f"it hangs; it said: {said.read_text()}")
-    return process.exitcode or 0, said.read_text()
 
 
 def resumed_at(said: str) -> int:
@@ -184,7 +75,7 @@ def checkpoint(home: Path) -> Path:
 RUN = (
     "--max_steps", STEPS, "--save_steps", EVERY, "--save_total_limit", 2, "--logging_steps", 7,
     "--per_device_train_batch_size", 4, "--learning_rate", 1e-3, "--validation_file", STORIES,
-    "--max_eval_samples", 4, "--eval_steps", 50,
+    "--max_eval_samples", 4, "--eval_steps", 25,
 )  # fmt: skip
 
 
@@ -247,22 +138,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert code == 0, words
     assert resumed_at(words) == 6
     assert outcome(folder) == outcome(whole)
-
-
-@contextmanager
-def meeting() -> Iterator[list[dict[str, str]]]:
-    """The environments of two processes that meet as torchrun arranges it: at a port that is taken
-    before they start.
-    """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": "2",
-    }
-    yield [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    del store  # which closes it
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(

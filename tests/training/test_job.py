@@ -28,6 +28,7 @@ from bertqa.training.provenance import git_commit
 from tests.fuzz_checkpoints import read_files
 from tests.helpers import STORIES, their_batch, unpadded
 from tests.hub_server import HubServer, use_hub
+from tests.training.processes import ended, meeting, start
 from tests.training.runs import (
     CPU,
     EXAMPLES,
@@ -298,6 +299,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, still_checkpoint: Path
     return folder
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(
     ("processes", "batch", "times"), [(2, 3, 2), (3, 4, 1)], ids=["two", "three"]
 )
@@ -305,6 +307,7 @@ def test_processes_together_train_as_one_does(
     tmp_path: Path,
     still_checkpoint: Path,
     one_process: Path,
+    server: Any,
     processes: int,
     batch: int,
     times: int,
@@ -314,20 +317,16 @@ def test_processes_together_train_as_one_does(
         still_checkpoint, folder, *SHARED_RUN, "--per_device_train_batch_size", str(batch),
         "--gradient_accumulation_steps", str(times),
     )  # fmt: skip
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    result = subprocess.run(
-        [sys.executable, *launcher, "train.py", *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("5 steps of 12 windows") == 1  # one process speaks
-    assert "training: 25 windows" in result.stdout
+    with meeting(processes) as environments:
+        said = [tmp_path / f"{rank}.txt" for rank in range(processes)]
+        started = [
+            start(server, flags, words, environment=environment)
+            for words, environment in zip(said, environments, strict=True)
+        ]
+        ends = [ended(process, words) for process, words in zip(started, said, strict=True)]
+    assert [code for code, _ in ends] == [0] * processes, ends
+    speaking = [words for _, words in ends if "5 steps of 12 windows" in words]
+    assert len(speaking) == 1 and "training: 25 windows" in speaking[0]  # one process speaks
     assert json.loads((folder / "run.json").read_text())["processes"] == processes
     assert losses_of(folder) == pytest.approx(losses_of(one_process), rel=0, abs=1e-5)
     theirs, ours = log_of(one_process)[-1], log_of(folder)[-1]

@@ -14,7 +14,6 @@ from bertqa.answering.evaluation import Evaluation
 from bertqa.errors import UserError
 from bertqa.model.bert import window_losses
 from bertqa.settings import DecodingSettings
-from bertqa.training.log import bar_text
 from bertqa.training.run import Run
 from tests.training.runs import (
     SCALED,
@@ -54,7 +53,7 @@ def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
 def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
     tmp_path: Path, checkpoint: Path, whole_run: Run
 ) -> None:
-    every = trained(make_run(tmp_path / "run", checkpoint, every_step()))
+    every = trained(make_run(tmp_path / "run", checkpoint, every_step(), evaluator=False))
     assert same(weights_of(every), weights_of(whole_run))  # looking changes nothing
     each = losses_of(tmp_path / "run")
     assert len(each) == 12
@@ -66,7 +65,7 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
     assert rows[1]["training_loss"] == pytest.approx(sum(each[7:]) / 5)
     # Also where evaluations fall between log lines.
     often = replace(SETTINGS, eval_steps=2, logging_steps=5)
-    run = trained(make_run(tmp_path / "often", checkpoint, often))
+    run = trained(make_run(tmp_path / "often", checkpoint, often, evaluator=False))
     found = [row["training_loss"] for row in run.progress.evaluations]
     assert found == pytest.approx([sum(each[i : i + 2]) / 2 for i in range(0, 12, 2)])
 
@@ -91,17 +90,12 @@ def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
     assert sum(seconds) < elapsed - 2 * 0.5  # there were two evaluations
 
 
-def test_a_line_beside_the_progress_bar() -> None:
-    line = {"loss": 1.23456, "learning_rate": 2e-5, "tokens_per_second": 12345, "grad_norm": None}
-    assert bar_text(line) == "loss 1.235, lr 2.0e-05, 12,345 tokens/s"
-
-
 # --- what is not finite --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    ("logging_steps", "eval_steps"), [(1, 100), (5, 100), (100, 100), (100, 6)]
+    ("value", "logging_steps", "eval_steps"),
+    [(math.nan, 1, 100), (math.inf, 5, 100), (math.nan, 100, 100), (math.inf, 100, 6)],
 )
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     tmp_path: Path,

@@ -130,8 +130,9 @@ def test_the_best_model_stays_the_best_after_a_stop(tmp_path: Path, checkpoint: 
 
 
 def test_the_evaluator_does_not_disturb_the_training(tmp_path: Path, checkpoint: Path) -> None:
-    often = trained(make_run(tmp_path / "a", checkpoint, replace(SETTINGS, eval_steps=1)))
-    never = trained(make_run(tmp_path / "b", checkpoint, evaluator=False))
+    settings = replace(SETTINGS, max_steps=4, eval_steps=1)
+    often = trained(make_run(tmp_path / "a", checkpoint, settings))
+    never = trained(make_run(tmp_path / "b", checkpoint, settings, evaluator=False))
     assert same(weights_of(often), weights_of(never))
     assert often.loop.model.training
 
