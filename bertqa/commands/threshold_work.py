@@ -12,7 +12,7 @@ from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
 from bertqa.model.folders import is_shipped
 from bertqa.model.names import find_folder
-from bertqa.report.threshold_curve import draw_curve
+from bertqa.report.charts import draw_curve
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings
 

@@ -24,7 +24,7 @@ from bertqa.commands.flags import run_script
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
-from bertqa.report.threshold_curve import draw_curve
+from bertqa.report.charts import draw_curve
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
