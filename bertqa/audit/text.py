@@ -26,10 +26,10 @@ def audit_text(audit: Audit, shown: int = _SHOWN) -> str:
 
 def figures_text(audit: Audit) -> str:
     """What the data set holds, and how it falls into windows."""
-    figures = [*holdings(audit), *windows(audit)]
+    (count, questions), *figures = [*holdings(audit), *windows(audit)]
     widest = max(len(number) for number, _ in figures)
     lines = [f"  {number:>{widest}} {what}" for number, what in figures]
-    return "\n".join([f"{visible(audit.source)}:", *lines])
+    return "\n".join([f"{visible(audit.source)}: {count} {questions}", *lines])
 
 
 def holdings(audit: Audit) -> list[tuple[str, str]]:
