@@ -26,26 +26,46 @@ def audit_text(audit: Audit, shown: int = _SHOWN) -> str:
 
 def figures_text(audit: Audit) -> str:
     """What the data set holds, and how it falls into windows."""
-    windows, settings = audit.windows, audit.settings
+    (count, questions), *figures = [*holdings(audit), *windows(audit)]
+    widest = max(len(number) for number, _ in figures)
+    lines = [f"  {number:>{widest}} {what}" for number, what in figures]
+    return "\n".join([f"{visible(audit.source)}: {count} {questions}", *lines])
+
+
+def holdings(audit: Audit) -> list[tuple[str, str]]:
+    """Numbers, each with what it counts, of the data set."""
     answered = audit.examples - audit.unanswerable
-    repeated = windows.repeated_tokens / max(1, windows.context_tokens)
-    return "\n".join(
-        [
-            f"{visible(audit.source)}: {audit.examples:,} questions about {audit.contexts:,} "
-            f"contexts, {audit.answers:,} answers",
-            f"  {audit.unanswerable:,} questions without an answer; {audit.exact:,} of the other "
-            f"{answered:,} have a label that gives back their answer",
-            f"  {windows.count:,} windows of --max_seq_length {settings.max_seq_length} with "
-            f"--doc_stride {settings.doc_stride}: {windows.shortest} to {windows.longest} tokens, "
-            f"median {windows.quantile(0.5)}, mean {windows.mean:.1f}",
-            f"  {windows.split_questions:,} questions take several windows, at most "
-            f"{windows.most}; {repeated:.1%} of the context tokens repeat a window before",
-            f"  {windows.labelled:,} windows hold the whole answer, the others are labelled [CLS]",
-            f"  the longest question has {windows.longest_question} tokens, of which "
-            f"{windows.question_limit} fit; {windows.long_questions} are longer, by "
-            f"{windows.lost_tokens} tokens in all",
-        ]
-    )
+    return [
+        (f"{audit.examples:,}", "questions"),
+        (f"{audit.contexts:,}", "contexts"),
+        (f"{audit.titles:,}", "titles of articles"),
+        (f"{audit.answers:,}", "gold answers"),
+        (f"{audit.unanswerable:,}", "questions without an answer"),
+        (
+            f"{audit.exact:,}",
+            f"of the other {answered:,} have a label that gives back their answer",
+        ),
+    ]
+
+
+def windows(audit: Audit) -> list[tuple[str, str]]:
+    """Numbers, each with what it counts, of the windows that the data set falls into."""
+    w, settings = audit.windows, audit.settings
+    repeated = w.repeated_tokens / max(1, w.context_tokens)
+    flags = f"--max_seq_length {settings.max_seq_length} and --doc_stride {settings.doc_stride}"
+    return [
+        (f"{w.count:,}", f"windows, by {flags}"),
+        (
+            f"{w.mean:.1f}",
+            f"tokens has a window on average: {w.shortest} to {w.longest}, half of the windows up "
+            f"to {w.quantile(0.5)}, nine in ten up to {w.quantile(0.9)}",
+        ),
+        (f"{w.labelled:,}", "windows hold the whole answer, the others are labelled [CLS]"),
+        (f"{w.split_questions:,}", f"questions take several windows, at most {w.most}"),
+        (f"{repeated:.1%}", "of the context tokens repeat those of a window before"),
+        (f"{w.longest_question:,}", f"tokens has the longest question; {w.question_limit:,} fit"),
+        (f"{w.long_questions:,}", f"questions are longer, by {w.lost_tokens:,} tokens in all"),
+    ]
 
 
 def verdict(audit: Audit) -> str:

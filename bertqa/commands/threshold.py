@@ -45,7 +45,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 def main(flags: argparse.Namespace) -> None:
     """Choose, keep, print."""
     overrides(flags).check()
-    from bertqa.report.threshold_curve import choose_threshold  # late: --help needs no torch
+    from bertqa.report.threshold import choose_threshold  # late: --help needs no torch
 
     best, kept = choose_threshold(
         flags.model, flags.file, overrides=overrides(flags), device=flags.device,

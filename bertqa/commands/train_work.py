@@ -2,7 +2,7 @@
 
 import argparse
 
-from bertqa.report.run_report import RunReport
+from bertqa.report.training_page import RunReport
 from bertqa.runtime import start_runtime, stop_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.job import train

@@ -8,7 +8,7 @@ from html import escape
 from bertqa.data.text import shortened
 from bertqa.explain.explanation import Candidate
 from bertqa.explain.formulas import FORMULAS, Source
-from bertqa.explain.script_data import clean
+from bertqa.report.page import clean
 
 SECTIONS = {
     "context": "Where it stands",

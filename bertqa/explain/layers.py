@@ -1,7 +1,6 @@
 """The page of an answer, its second half: layers, heads, attention, and the part of each word."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from bertqa.explain.html import (
     text_of,
 )
 from bertqa.explain.script_data import PackedAttention
-from bertqa.report.charts import apart
+from bertqa.report.charts import Line, line_chart
 
 _LIST = 8  # rows of a list of tokens
 _MATTERS = 0.01  # of log-likelihood; a head that is worth less is as good as not needed
@@ -93,51 +92,14 @@ def _layer_name(number: int) -> str:
 
 def _lens_chart(e: Explanation) -> str:
     """P_start and P_end of the answer over the layers, as a picture; the table has the numbers."""
-    width, height, left, top, bottom = 640, 200, 44, 14, 30
-    step = (width - left - 60) / max(1, len(e.layers) - 1)
-
-    def y(p: float) -> float:
-        return top + (1 - p) * (height - top - bottom)
-
-    parts = [
-        f'<path class="grid" d="M{left} {y(p):.1f}H{width - 60}"/>'
-        f'<text x="{left - 8}" y="{y(p) + 4:.1f}" text-anchor="end">{p:.0%}</text>'
-        for p in (0, 0.5, 1)
+    names = ["embedded", *map(str, range(len(e.layers) - 1))]
+    lines = [
+        Line("start", [(i, 100 * r.start_probability) for i, r in enumerate(e.layers)]),
+        Line("end", [(i, 100 * r.end_probability) for i, r in enumerate(e.layers)]),
     ]
-    every = 1 if len(e.layers) < 16 else 4
-    parts += [
-        f'<text x="{left + i * step:.1f}" y="{height - 8}" text-anchor="middle">'
-        f"{i - 1 if i else 'embedded'}</text>"
-        for i in range(0, len(e.layers), every)
-    ]
-    ends = []
-    for name, values in (
-        ("start", [r.start_probability for r in e.layers]),
-        ("end", [r.end_probability for r in e.layers]),
-    ):
-        points = [(left + i * step, y(p)) for i, p in enumerate(values)]
-        line = " ".join(f"{x:.1f},{at:.1f}" for x, at in points)
-        parts.append(f'<polyline class="{name}" points="{line}"/>')
-        dot = "circle" if name == "start" else "rect"
-        parts += [_dot(dot, name, x, at) for x, at in points]
-        ends.append((points[-1], name))
-    heights = apart([at for (_, at), _ in ends])
-    for ((x, _), name), at in zip(ends, heights, strict=True):
-        parts.append(f'<text class="{name}" x="{x + 10:.1f}" y="{at + 4:.1f}">{name}</text>')
-    label = (
-        "Probability of the answer's start and end after each layer; at the end "
-        f"{percent(e.layers[-1].start_probability)} and {percent(e.layers[-1].end_probability)}"
-    )
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
-
-
-def _dot(shape: str, name: str, x: float, y: float) -> str:
-    if shape == "circle":
-        return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-    return f'<rect class="{name}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>'
+    title = "Probability of the answer's start and end after each layer, %"
+    chart = line_chart(title, "layer", lines, x_names=names, y_ticks=(0, 25, 50, 75, 100))
+    return f'<figure class="chart">\n{chart}</figure>'
 
 
 def _strip(

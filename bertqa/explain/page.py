@@ -23,7 +23,7 @@ from bertqa.explain.html import (
 from bertqa.explain.layers import attention_section, heads_section, lens_section, parts_section
 from bertqa.explain.script_data import packed_attention, script_data
 from bertqa.explain.spans import candidates_section, context_section, highlights, matrix_section
-from bertqa.report.page import document
+from bertqa.report.page import render
 
 # Where the repository's files can be read, such as https://HOST/OWNER/NAME/blob/main; None while
 # there is no such place. The page holds the lines themselves in any case.
@@ -56,15 +56,13 @@ def page(explanation: Explanation, *, source_url: str | None = SOURCE_URL) -> st
         _code([source for group in found.values() for source in group], source_url),
     ]
     numbers = json_of(script_data(e, attention))
-    return document(
-        f"{e.question} – {answer_text(e.answer)}",
-        [
-            '<a class="skip" href="#context">To the answer in its text</a>',
-            *body,
-            f'<script type="application/json" id="data">{numbers}</script>',
-        ],
-        style=style + highlights(e),
+    body += [f'<script type="application/json" id="data">{numbers}</script>']
+    return render(
+        "explain/page.jinja",
+        title=f"{e.question} – {answer_text(e.answer)}",
         script=script,
+        style=style + highlights(e),
+        body="\n".join(['<a class="skip" href="#context">To the answer in its text</a>', *body]),
     )
 
 

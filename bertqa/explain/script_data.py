@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bertqa.explain.explanation import Explanation
+from bertqa.report.page import clean
 
 BUDGET = 2_300_000  # characters of base64: what a page of 3 MB has for attention
 _ENOUGH = 0.99  # of the attention; beyond it more targets show nothing
@@ -96,22 +97,6 @@ def script_data(explanation: Explanation, attention: PackedAttention) -> dict[st
         },
         "attention": attention.heads,
     }
-
-
-def clean(text: str) -> str:
-    """The text with a picture in place of each character that HTML has no place for."""
-    return "".join(_picture(character) for character in text.replace("\r\n", "\n"))
-
-
-def _picture(character: str) -> str:
-    number = ord(character)
-    if number < 0x20 and character not in "\t\n":
-        return chr(0x2400 + number)  # the control pictures, in the order of the controls
-    if number == 0x7F:
-        return "\u2421"
-    is_control, is_half = 0x80 <= number < 0xA0, 0xD800 <= number < 0xE000
-    is_none = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number < 0xFDF0  # never a character
-    return "\ufffd" if is_control or is_half or is_none else character
 
 
 def _rounded(values: Tensor) -> list[float]:

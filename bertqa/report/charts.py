@@ -1,10 +1,17 @@
 """Charts as SVG text: no library, readable in light and dark, and by a screen reader."""
 
 import math
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from xml.sax.saxutils import escape
+from pathlib import Path
+
+import torch
+
+from bertqa.answering.evaluation import best_point
+from bertqa.answering.metrics import ThresholdPoint
+from bertqa.files import write_text
 
 _WIDTH, _HEIGHT = 680, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 40, 48  # margins; lines are named on the right
@@ -29,6 +36,7 @@ _STYLE = """
 """.strip("\n")
 _COLOURS = 3
 _SMOOTHED = 10  # points that one of a smoothed curve is the mean of
+_DRAWN = 400  # points of the curve of thresholds in its picture
 
 _MAP_WIDTH, _BAR_WIDTH, _ROW_HEIGHT = 416, 120, 26  # pixels: all cells, the longest bar, a row
 _LABELLED = 16  # up to so many columns have their numbers
@@ -48,8 +56,28 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram: how many things lie from ``start`` to below ``end``."""
+
+    start: float
+    end: float
+    count: int
+
+
+def line_chart(
+    title: str,
+    x_label: str,
+    lines: Sequence[Line],
+    *,
+    x_names: Sequence[str] = (),
+    y_ticks: Sequence[float] = (),
+) -> str:
     """A chart of lines of up to three names as an SVG document.
+
+    Args:
+        x_names: what to write at x = 0, 1, 2 and so on, where these are no numbers.
+        y_ticks: the numbers at the y axis, where they are not to follow from the points.
 
     Raises:
         ValueError: more names than colours, no point, or a number that is not finite.
@@ -60,33 +88,45 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> str:
         raise ValueError(f"{len(named)} names of lines with {len(points)} points make no chart")
     if not all(math.isfinite(number) for point in points for number in point):
         raise ValueError("a chart has no place for numbers that are not finite")
-    frame = _Frame(*(ticks(min(v), max(v)) for v in zip(*points, strict=True)))
+    x_ticks, free_ticks = (ticks(min(v), max(v)) for v in zip(*points, strict=True))
+    frame = _Frame(range(len(x_names)) or x_ticks, y_ticks or free_ticks, x_names)
     said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in named.values())
-    parts = frame.parts(title, x_label, said)
-    colours = {name: number for number, name in enumerate(named)}
+    svg = frame.draw(title, x_label, said)
+    colours = {name: f"s{number}" for number, name in enumerate(named)}
     for line in lines:
-        number = colours[line.name]
         places = [frame.place(*point) for point in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline class="s{number}" points="{path}"/>')
-        if len(places) <= _DOTTED:
-            parts += [
-                f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places
-            ]
+        _add(svg, "polyline", colours[line.name], points=path)
+        for x, y in places if len(places) <= _DOTTED else ():
+            _add(svg, "circle", colours[line.name], cx=x, cy=y, r=3)
     ends = [frame.place(*line.points[-1]) for line in named.values()]
-    heights = apart([y for _, y in ends])
-    for name, (x, _), height in zip(named, ends, heights, strict=True):
-        parts.append(_text(x + 8, height + 4, name, "start"))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    for name, (x, _), height in zip(named, ends, _apart([y for _, y in ends]), strict=True):
+        _write(svg, name, x + 8, height + 4)
+    return _document(svg)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram: how many things lie from ``start`` to below ``end``."""
+def draw_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
+    """Write threshold.svg: EM and F1 over the threshold; nothing where no point can be drawn.
 
-    start: float
-    end: float
-    count: int
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    # A question without any span has the largest float32 for its odds; the picture ends before.
+    drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
+    if not drawable:
+        return
+    best = drawable.index(best_point(drawable))
+    count = min(_DRAWN, len(drawable))
+    even = {number * (len(drawable) - 1) // max(1, count - 1) for number in range(count)}
+    shown = [drawable[number] for number in sorted(even | {best})]
+    lines = [
+        Line("F1", [(p.threshold, p.f1) for p in shown]),
+        Line("exact match", [(p.threshold, p.exact) for p in shown]),
+    ]
+    title = (
+        f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
+    )
+    write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
 
 
 def histogram(title: str, x_label: str, bars: Sequence[Bar]) -> str:
@@ -102,64 +142,14 @@ def histogram(title: str, x_label: str, bars: Sequence[Bar]) -> str:
     edges = ticks(min(bar.start for bar in bars), max(bar.end for bar in bars))
     frame = _Frame(edges, ticks(0, max(5, most.count)))
     said = f"most, {_shown(most.count, 1)}, from {_shown(most.start, 1)} to {_shown(most.end, 1)}"
-    parts = frame.parts(title, x_label, said)
+    svg = frame.draw(title, x_label, said)
     for bar in bars:
         (left, top), (right, bottom) = frame.place(bar.start, bar.count), frame.place(bar.end, 0)
         width = max(1.0, right - left - 1)  # a gap between neighbours
+        rect = _add(svg, "rect", x=left, y=top, width=width, height=bottom - top)
         note = f"{_shown(bar.start, 1)} to {_shown(bar.end, 1)}: {_shown(bar.count, 1)}"
-        parts.append(
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" '
-            f'height="{bottom - top:.1f}"><title>{note}</title></rect>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The two axes of a chart, by the numbers that stand at them."""
-
-    x_ticks: Sequence[float]
-    y_ticks: Sequence[float]
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies, in pixels."""
-        across = (x - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
-
-    def parts(self, title: str, x_label: str, said: str) -> list[str]:
-        """The document's beginning and all that stands behind what is drawn.
-
-        Args:
-            said: what a screen reader says after the title.
-        """
-        right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-            f'aria-label="{escape(f"{title}: {said}", {chr(34): "&quot;"})}">',
-            f"<style>\n{_STYLE}\n</style>",
-            _text(_LEFT, 22, title, "start", "title"),
-            _text((_LEFT + right) / 2, _HEIGHT - 10, x_label, "middle"),
-        ]
-        for y in self.y_ticks:
-            across = self.place(self.x_ticks[0], y)[1]
-            parts.append(f'<path class="grid" d="M{_LEFT} {across:.1f}H{right}"/>')
-            label = _shown(y, self.y_ticks[1] - self.y_ticks[0])
-            parts.append(_text(_LEFT - 8, across + 4, label, "end"))
-        parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
-        step = self.x_ticks[1] - self.x_ticks[0]
-        for x in self.x_ticks:
-            label = _shown(x, step)
-            parts.append(_text(self.place(x, self.y_ticks[0])[0], bottom + 18, label, "middle"))
-        return parts
-
-
-def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of neighbouring points, where there are many."""
-    size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
+        _add(rect, "title", text=note)
+    return _document(svg)
 
 
 def heat_map(
@@ -190,58 +180,94 @@ def heat_map(
     if not all(math.isfinite(number) for numbers in (*cells, bars) for number in numbers):
         raise ValueError("a heat map has no place for numbers that are not finite")
     width = _MAP_WIDTH / len(cells[0])
-    farthest = max(abs(number) for numbers in cells for number in numbers) or 1.0
-    farthest_bar = max(map(abs, bars)) or 1.0
+    at = [(i, j) for i, numbers in enumerate(cells) for j in range(len(numbers))]
+    i, j = max(at, key=lambda place: abs(cells[place[0]][place[1]]))
+    longest = max(range(len(bars)), key=lambda i: abs(bars[i]))
+    farthest, farthest_bar = abs(cells[i][j]) or 1.0, abs(bars[longest]) or 1.0
     top, right = _TOP + 24, _LEFT + _MAP_WIDTH + 24
     bottom = top + _ROW_HEIGHT * len(cells)
-    at_cell, at_bar = _farthest_cell(cells), max(range(len(bars)), key=lambda i: abs(bars[i]))
-    said = (
-        f"{title}: farthest from 0 {row} {at_cell[0]}, {column} {at_cell[1]} with "
-        f"{cells[at_cell[0]][at_cell[1]]:.2f}; {bar} {at_bar} with {bars[at_bar]:.2f}"
+    svg = _picture(
+        bottom + 40,
+        f"{title}: farthest from 0 {row} {i}, {column} {j} with {cells[i][j]:.2f}; "
+        f"{bar} {longest} with {bars[longest]:.2f}",
     )
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom + 40}" role="img" '
-        f'aria-label="{escape(said, {chr(34): "&quot;"})}">',
-        f"<style>\n{_STYLE}\n</style>",
-        _text(8, 22, title, "start", "title"),
-        _text(_LEFT - 8, top - 8, row, "end"),
-        _text(right, top - 8, bar, "start"),
-        _text(_LEFT, bottom + 24, f"{column}; orange above 0, blue below, full at {farthest:.2f}",
-              "start"),
-    ]  # fmt: skip
-    every = -(-len(cells[0]) // _LABELLED)
-    for number in range(0, len(cells[0]), every):
-        parts.append(_text(_LEFT + (number + 0.5) * width, top - 8, str(number), "middle"))
+    legend = f"{column}; orange above 0, blue below, full at {farthest:.2f}"
+    _write(svg, title, 8, 22, kind="title")
+    _write(svg, row, _LEFT - 8, top - 8, "end")
+    _write(svg, bar, right, top - 8)
+    _write(svg, legend, _LEFT, bottom + 24)
+    for number in range(0, len(cells[0]), -(-len(cells[0]) // _LABELLED)):
+        _write(svg, str(number), _LEFT + (number + 0.5) * width, top - 8, "middle")
     for i, numbers in enumerate(cells):
         y = top + i * _ROW_HEIGHT
-        parts.append(_text(_LEFT - 8, y + _ROW_HEIGHT / 2 + 4, str(i), "end"))
+        _write(svg, str(i), _LEFT - 8, y + _ROW_HEIGHT / 2 + 4, "end")
         for j, x in enumerate(numbers):
             place = (_LEFT + j * width, y + 1, width - 2, _ROW_HEIGHT - 2)
-            parts.append(_rect(*place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}"))
+            _fill(svg, place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}")
         length = abs(bars[i]) / farthest_bar * _BAR_WIDTH
-        parts.append(
-            _rect(right, y + 5, length, _ROW_HEIGHT - 10, bars[i], 1, f"{bar} {i}: {bars[i]:.2f}")
-        )
-        parts.append(_text(right + length + 6, y + _ROW_HEIGHT / 2 + 4, f"{bars[i]:.1f}", "start"))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        place = (right, y + 5, length, _ROW_HEIGHT - 10)
+        _fill(svg, place, bars[i], 1, f"{bar} {i}: {bars[i]:.2f}")
+        _write(svg, f"{bars[i]:.1f}", right + length + 6, y + _ROW_HEIGHT / 2 + 4)
+    return _document(svg)
 
 
-def _farthest_cell(cells: Sequence[Sequence[float]]) -> tuple[int, int]:
-    """Row and column of the number farthest from 0."""
-    places = ((i, j) for i, numbers in enumerate(cells) for j in range(len(numbers)))
-    return max(places, key=lambda place: abs(cells[place[0]][place[1]]))
-
-
-def _rect(
-    x: float, y: float, width: float, height: float, number: float, fullness: float, said: str
-) -> str:
-    """A rectangle in the colour of a number, over its outline."""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+def _fill(
+    svg: ET.Element, place: tuple[float, ...], number: float, fullness: float, said: str
+) -> None:
+    """Draw a rectangle (x, y, width, height) in the colour of a number, over its outline."""
+    x, y, width, height = place
+    _add(svg, "rect", "cell", x=x, y=y, width=width, height=height)
     kind = "less" if number < 0 else "more"
-    return (
-        f'<rect class="cell" {place}/><rect class="{kind}" {place} '
-        f'fill-opacity="{fullness:.3f}"><title>{escape(said)}</title></rect>'
-    )
+    opacity = f"{fullness:.3f}"
+    rect = _add(svg, "rect", kind, x=x, y=y, width=width, height=height, fill_opacity=opacity)
+    _add(rect, "title", text=said)
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of neighbouring points, where there are many."""
+    size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The two axes of a chart, by the numbers that stand at them, or their names."""
+
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    x_names: Sequence[str] = ()
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point lies, in pixels."""
+        across = (x - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
+        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
+        right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+        return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
+
+    def draw(self, title: str, x_label: str, said: str) -> ET.Element:
+        """The document with all that stands behind what is drawn.
+
+        Args:
+            said: what a screen reader says after the title.
+        """
+        right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+        svg = _picture(_HEIGHT, f"{title}: {said}")
+        _write(svg, title, _LEFT, 22, kind="title")
+        _write(svg, x_label, (_LEFT + right) / 2, _HEIGHT - 10, "middle")
+        for y in self.y_ticks:
+            across = self.place(self.x_ticks[0], y)[1]
+            _add(svg, "path", "grid", d=f"M{_LEFT} {across:.1f}H{right}")
+            label = _shown(y, self.y_ticks[1] - self.y_ticks[0])
+            _write(svg, label, _LEFT - 8, across + 4, "end")
+        _add(svg, "path", "axis", d=f"M{_LEFT} {bottom}H{right}")
+        labels = self.x_names or [
+            _shown(x, self.x_ticks[1] - self.x_ticks[0]) for x in self.x_ticks
+        ]
+        every = -(-len(labels) // _LABELLED)
+        for x, label in list(zip(self.x_ticks, labels, strict=True))[::every]:
+            _write(svg, label, self.place(x, self.y_ticks[0])[0], bottom + 18, "middle")
+        return svg
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -261,7 +287,7 @@ def _shown(number: float, step: float = 0.01) -> str:
     return f"{number:,.{decimals}f}"
 
 
-def apart(heights: Sequence[float]) -> list[float]:
+def _apart(heights: Sequence[float]) -> list[float]:
     """The heights, moved so that names of lines that end close together do not overlap."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
@@ -270,6 +296,38 @@ def apart(heights: Sequence[float]) -> list[float]:
     return moved
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    style = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'
+# --- SVG -----------------------------------------------------------------------------------------
+
+
+def _picture(height: int, said: str) -> ET.Element:
+    """An empty picture, and what a screen reader says of it."""
+    attributes = {
+        "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_WIDTH} {height}", "role": "img",
+        "aria-label": said,
+    }  # fmt: skip
+    svg = ET.Element("svg", attributes)
+    _add(svg, "style", text=f"\n{_STYLE}\n")
+    return svg
+
+
+def _add(
+    parent: ET.Element, tag: str, kind: str = "", *, text: str | None = None, **where: float | str
+) -> ET.Element:
+    """Append an element of a class; numbers are pixels, and a "_" in a name stands for "-"."""
+    named = {"class": kind} if kind else {}
+    for name, value in where.items():
+        named[name.replace("_", "-")] = value if isinstance(value, str) else f"{value:.1f}"
+    element = ET.SubElement(parent, tag, named)
+    element.text = text
+    return element
+
+
+def _write(
+    svg: ET.Element, text: str, x: float, y: float, anchor: str = "start", kind: str = ""
+) -> None:
+    _add(svg, "text", kind, text=text, x=x, y=y, text_anchor=anchor)
+
+
+def _document(svg: ET.Element) -> str:
+    ET.indent(svg, "")
+    return ET.tostring(svg, encoding="unicode") + "\n"

@@ -1,80 +1,70 @@
-"""What the HTML pages share: one file each, nothing fetched, no script needed, light and dark."""
+"""Pages as HTML: each is one file, fetches nothing, needs no script, and is light or dark.
+
+The templates, ``*.jinja``, stand beside the code that fills them. All that they are given is
+escaped; only pictures of report/charts.py, styles and scripts, which are ours, go in as they are.
+"""
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
-from html import escape
+import unicodedata
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bertqa.data.text import visible
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-_FILES = Path(__file__).parent
+from bertqa.data.text import shortened, visible
 
-
-def document(title: str, body: Iterable[str], *, style: str = "", script: str = "") -> str:
-    """A page in the common style, pages.css.
-
-    Args:
-        body: parts that are HTML already.
-        style: rules of this page alone.
-        script: the one that it may run, at its end.
-    """
-    common = (_FILES / "pages.css").read_text(encoding="utf-8")
-    # What the page may do: draw itself, and run this one script. Nothing is loaded from anywhere.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    if script:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy += f"; script-src 'sha256-{digest}'"
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(visible(title))}</title>",
-            f"<style>\n{common}{style}</style>\n</head>\n<body>",
-            *body,
-            f"<script>{script}</script>\n</body>\n</html>\n" if script else "</body>\n</html>\n",
-        ]
-    )
+_ROOT = Path(__file__).parents[1]
 
 
-def text(content: str) -> str:
-    """Text of the data for HTML; what hides in it is shown as its escape."""
-    # The escapes of HTML bring nothing that hides, so the order is free of harm.
-    return visible(escape(content), lambda form: f'<i class="hidden">{form}</i>')
-
-
-def table(
-    caption: str, heads: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, first: str
-) -> str:
-    """A table of cells that are HTML already.
+def render(template: str, *, title: str, script: str = "", **data: Any) -> str:
+    """The page that a template makes of data.
 
     Args:
-        heads: of each column the name and the class of its cells.
-        first: the element of the first cell of a row, th or td.
+        template: its path below bertqa/.
+        script: the one that the page may run, at its end.
     """
-    head = "".join(f'<th scope="col"{_class(kind)}>{name}</th>' for name, kind in heads)
-    lines = []
-    for row in rows:
-        cells = []
-        for place, (cell, (_, kind)) in enumerate(zip(row, heads, strict=True)):
-            is_head = place == 0 and first == "th"
-            tag, scope = ("th", ' scope="row"') if is_head else ("td", "")
-            cells.append(f"<{tag}{scope}{_class(kind)}>{cell}</{tag}>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll"><table class="list"><caption>{caption}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    return _environment().get_template(template).render(data, title=title, script=script)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_ROOT),
+        autoescape=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
+    environment.filters |= {
+        "file": lambda path: (_ROOT / path).read_text(encoding="utf-8"),
+        "pieces": _pieces,
+        "shortened": shortened,
+        "visible": visible,
+        "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
+    }
+    return environment
 
 
-def figures(entries: Iterable[tuple[object, str]]) -> str:
-    """Numbers, each with what it counts."""
-    rows = "".join(f"<dt>{number}</dt><dd>{what}</dd>\n" for number, what in entries)
-    return f'<dl class="figures">\n{rows}</dl>'
+def _pieces(text: str) -> list[str]:
+    """The text in pieces, by turns plain ones and escapes of a character that hides."""
+    return visible(text, "\0{}\0".format).split("\0")  # visible() leaves no other \0
 
 
-def _class(kind: str) -> str:
-    return f' class="{kind}"' if kind else ""
+def clean(text: str) -> str:
+    """The text with a picture in place of each character that HTML has no place for."""
+    return "".join(map(_picture, text.replace("\r\n", "\n")))
+
+
+def _picture(character: str) -> str:
+    number = ord(character)
+    if number < 0x20 and character not in "\t\n":
+        return chr(0x2400 + number)  # the control pictures, in the order of the controls
+    if number == 0x7F:
+        return "\u2421"
+    is_none = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number < 0xFDF0  # never a character
+    is_bad = is_none or (unicodedata.category(character) in ("Cc", "Cs") and number > 0x7F)
+    return "\ufffd" if is_bad else character

@@ -1,19 +1,22 @@
 """A training run as one HTML page: its curves, its evaluations, and what changed in between."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from bertqa.answering.metrics import question_scores
 from bertqa.data.squad import Example
+from bertqa.files import write_text
 from bertqa.report.analysis import breakdown
-from bertqa.report.charts import Line, line_chart, smoothed
-from bertqa.report.page import document, figures, table, text
+from bertqa.report.charts import Line, draw_curve, line_chart, smoothed
+from bertqa.report.page import render
+from bertqa.training.evaluations import Measured, Observer
+from bertqa.training.run_folder import last_answers, read_description, read_log
 
-_SHOWN = 200  # questions won, and as many lost, that the page lists
-_OPEN = 20  # up to so many stand open
+_LISTED = 200  # questions won, and as many lost, that the page lists
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,40 @@ class Answered:
     v2: bool = False
 
 
+class RunReport(Observer):
+    """Writes report.html and threshold.svg into the folder of the run that it observes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_evaluation(self, measured: Measured) -> None:
+        """Draw the curve of a new best model, and bring the page up to date.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if measured.is_best and measured.evaluation and measured.evaluation.curve:
+            draw_curve(self.path, measured.evaluation.curve)
+        write_report(self.path, measured.examples, v2=measured.settings.version_2_with_negative)
+
+
+def write_report(path: Path, examples: Sequence[Example], *, v2: bool) -> None:
+    """Write report.html from what else is in a run's folder.
+
+    Args:
+        examples: the validation questions; none if there are none.
+        v2: "" is an answer too.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    kept = last_answers(path) if examples else []  # of two evaluations at most
+    step_before, before = kept[0] if len(kept) > 1 else (0, None)
+    answered = Answered(examples, *kept[-1], step_before, before, v2) if kept else None
+    page = report_page(path.resolve().name, read_description(path), read_log(path), answered)
+    write_text(path / "report.html", page)
+
+
 def report_page(
     title: str,
     description: Mapping[str, Any],
@@ -49,32 +86,35 @@ def report_page(
         log: the lines of log.jsonl.
         answered: None for a run without validation data.
     """
-    parts = [f"<h1>Training: <bdi>{text(title)}</bdi></h1>", _summary(description, log)]
-    parts += ["<h2>Curves</h2>", *_curves(log)]
-    rows = [line for line in log if "training_loss" in line]
-    if rows:
-        parts += ["<h2>Evaluations</h2>", _evaluations(rows)]
-    if answered:
-        parts += _changes(answered)
-        parts += ["<h2>Where it is right and where not</h2>", *_groups(answered)]
-    parts += ["<h2>Settings</h2>", _settings(description)]
-    return document(f"Training: {title}", ["<main>", *parts, "</main>"])
+    groups = breakdown(answered.examples, answered.answers, v2=answered.v2) if answered else []
+    return render(
+        "report/training.jinja",
+        title=f"Training: {title}",
+        name=title,
+        summary=list(_summary(log)),
+        charts=list(_curves(log)),
+        evaluations=_evaluations([line for line in log if "training_loss" in line]),
+        answered=answered,
+        moved=_moved(answered) if answered and answered.answers_before is not None else [],
+        most_listed=_LISTED,
+        groups=[(by, list(members)) for by, members in groupby(groups, key=lambda g: g.by)],
+        settings=list(_settings(description)),
+    )
 
 
-def _summary(description: Mapping[str, Any], log: Sequence[Mapping[str, float]]) -> str:
+def _summary(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
     steps = int(max((line["step"] for line in log), default=0))
+    yield f"{steps:,}", "steps logged"
     rates = sorted(line["tokens_per_second"] for line in log if "tokens_per_second" in line)
-    entries = [(f"{steps:,}", "steps logged")]
     if rates:
-        entries.append((f"{rates[len(rates) // 2]:,.0f}", "tokens per second, the median"))
+        yield f"{rates[len(rates) // 2]:,.0f}", "tokens per second, the median"
     spent = time_spent(log)
     if spent:
-        entries.append((spent, "of training, evaluations apart"))
+        yield spent, "of training, evaluations apart"
     best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
     if best:
-        entries.append((f"{best['exact_match']:.2f}", "exact match of the best model, %"))
-        entries.append((f"{best['f1']:.2f}", f"F1, %, at step {int(best['step']):,}"))
-    return figures(entries)
+        yield f"{best['exact_match']:.2f}", "exact match of the best model, %"
+        yield f"{best['f1']:.2f}", f"F1, %, at step {int(best['step']):,}"
 
 
 def time_spent(log: Sequence[Mapping[str, Any]]) -> str:
@@ -95,27 +135,27 @@ def time_spent(log: Sequence[Mapping[str, Any]]) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
+def _curves(log: Sequence[Mapping[str, float]]) -> Iterator[str]:
     """Loss, learning rate, and where it was measured EM and F1, over the steps."""
 
-    def points(key: str) -> list[tuple[float, float]]:
-        return [(line["step"], line[key]) for line in log if key in line]
+    def line(name: str, key: str) -> Line:
+        return Line(name, [(entry["step"], entry[key]) for entry in log if key in entry])
 
-    charts = []
-    losses = [Line("training", smoothed(points("loss")))] if points("loss") else []
-    if points("validation_loss"):
-        losses.append(Line("validation", points("validation_loss")))
-    if losses:
-        charts.append(line_chart("Loss, start + end", "step", losses))
-    if points("learning_rate"):
-        rate = Line("rate", points("learning_rate"))
-        charts.append(line_chart("Learning rate", "step", [rate]))
-    if points("f1"):
-        lines = [Line("F1", points("f1")), Line("exact match", points("exact_match"))]
-        charts.append(
-            line_chart("Exact match and F1 on the validation questions, %", "step", lines)
-        )
-    return [f"<figure>\n{chart}</figure>" for chart in charts] or ["<p>Nothing was logged yet.</p>"]
+    loss = line("training", "loss")
+    for title, lines in (
+        (
+            "Loss, start + end",
+            [Line(loss.name, smoothed(loss.points)), line("validation", "validation_loss")],
+        ),
+        ("Learning rate", [line("rate", "learning_rate")]),
+        (
+            "Exact match and F1 on the validation questions, %",
+            [line("F1", "f1"), line("exact match", "exact_match")],
+        ),
+    ):
+        drawn = [line for line in lines if line.points]
+        if drawn:
+            yield line_chart(title, "step", drawn)
 
 
 _COLUMNS = {
@@ -124,109 +164,38 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def _evaluations(rows: Sequence[Mapping[str, float]]) -> str:
-    """The table of evaluations; the row of the model that was kept is marked."""
+def _evaluations(rows: Sequence[Mapping[str, float]]) -> list[tuple[list[str], bool]]:
+    """The figures of each evaluation, and whether its model was kept."""
     scored = [row for row in rows if "f1" in row]
-    kept = max(scored, key=lambda row: row["f1"]) if scored else rows[-1]
-    lines = [
-        [form.format(row[key]) if key in row else "-" for key, form in _COLUMNS.items()]
-        + ["kept" if row is kept else ""]
+    kept = max(scored, key=lambda row: row["f1"]) if scored else rows[-1] if rows else None
+    return [
+        (
+            [form.format(row[key]) if key in row else "-" for key, form in _COLUMNS.items()],
+            row is kept,
+        )
         for row in rows
     ]
-    heads = [(key.replace("_", " "), "n") for key in _COLUMNS] + [("", "")]
-    return table("Loss is the sum of the start's and the end's.", heads, lines, first="td")
 
 
-# --- from one evaluation to the next -------------------------------------------------------------
-
-
-def _changes(answered: Answered) -> list[str]:
+def _moved(answered: Answered) -> list[tuple[str, str, list[Example]]]:
     """The questions that are answered rightly now and were not before, and the other way round."""
-    if answered.answers_before is None:
-        return []
-    scores = _scores(answered, answered.answers)
-    before = _scores(answered, answered.answers_before)
-    parts = [f"<h2>From step {answered.step_before:,} to step {answered.step:,}</h2>"]
-    for name, kind, sign in (("won", "better", 1), ("lost", "worse", -1)):
-        found = [
-            example
-            for example in answered.examples
-            if sign * (scores[example.id][0] - before[example.id][0]) > 0
-        ]
-        parts.append(_moved(name, kind, found, answered))
-    return parts
-
-
-def _scores(answered: Answered, answers: Mapping[str, str]) -> dict[str, tuple[float, float]]:
     references = {example.id: example.answers or () for example in answered.examples}
-    return question_scores(answers, references, v2=answered.v2)
-
-
-def _moved(name: str, kind: str, examples: Sequence[Example], answered: Answered) -> str:
-    """A folded list of questions whose exact match has changed."""
-    before = answered.answers_before or {}
-    rows = [
-        (
-            f"<bdi>{text(example.id)}</bdi>",
-            f'<span dir="auto">{text(example.question)}</span>',
-            f'<span dir="auto">{_answer((example.answers or ("",))[0])}</span>',
-            f'<span dir="auto">{_answer(before.get(example.id, ""))}</span>',
-            f'<span dir="auto">{_answer(answered.answers.get(example.id, ""))}</span>',
-        )
-        for example in examples[:_SHOWN]
-    ]
-    shown = f", the first {_SHOWN} of them" if len(examples) > _SHOWN else ""
-    heads = [
-        ("id", "id"),
-        ("question", "wide"),
-        ("gold", "wide"),
-        ("before", "wide"),
-        ("now", "wide"),
-    ]
-    is_open = " open" if 0 < len(examples) <= _OPEN else ""
-    return (
-        f'<details{is_open}><summary><span class="{kind}">{len(examples):,} {name}</span>{shown}'
-        f"</summary>\n{table(f'Questions {name} by exact match.', heads, rows, first='td')}\n"
-        "</details>"
+    now, before = (
+        question_scores(answers or {}, references, v2=answered.v2)
+        for answers in (answered.answers, answered.answers_before)
     )
-
-
-def _answer(content: str) -> str:
-    return text(content) if content else "<i>no answer</i>"
-
-
-def _groups(answered: Answered) -> list[str]:
-    """EM and F1 by kind of question, length and place of the answer."""
-    groups = breakdown(answered.examples, answered.answers, v2=answered.v2)
-    parts = []
-    for by in dict.fromkeys(group.by for group in groups):
-        rows = [
-            (
-                escape(group.name),
-                f"{group.count:,}",
-                f"{group.exact_match:.1f}",
-                f"{group.f1:.1f}",
-                f'<meter min="0" max="100" value="{group.f1:.1f}">{group.f1:.0f} %</meter>',
-            )
-            for group in groups
-            if group.by == by
-        ]
-        heads = [(escape(by), ""), ("questions", "n"), ("EM", "n"), ("F1", "n"), ("", "")]
-        parts.append(table(f"By {escape(by)}, at step {answered.step:,}.", heads, rows, first="th"))
-    return parts
-
-
-def _settings(description: Mapping[str, Any]) -> str:
-    """All that run.json says, folded away."""
-    rows = [
-        (escape(f"{part}: {key}"), text(str(value)))
-        for part in ("settings", "data", "versions")
-        for key, value in description.get(part, {}).items()
+    gains = [(now[example.id][0] - before[example.id][0], example) for example in answered.examples]
+    return [
+        ("won", "better", [example for gain, example in gains if gain > 0]),
+        ("lost", "worse", [example for gain, example in gains if gain < 0]),
     ]
-    rows += [
-        (escape(key), text(str(description[key])))
-        for key in ("git_commit", "device", "processes")
-        if key in description
-    ]
-    inner = table("From run.json.", [("name", ""), ("value", "wide")], rows, first="th")
-    return f"<details><summary>All {len(rows)} of them</summary>\n{inner}\n</details>"
+
+
+def _settings(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """All that run.json says."""
+    for part in ("settings", "data", "versions"):
+        for key, value in description.get(part, {}).items():
+            yield f"{part}: {key}", str(value)
+    for key in ("git_commit", "device", "processes"):
+        if key in description:
+            yield key, str(description[key])

@@ -70,7 +70,7 @@ def train(
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
         observer: is told of log lines, evaluations and the end; ``RunReport(output_dir)`` of
-            report/run_report.py draws report.html from them, as ``bertqa train`` does.
+            report/training_page.py draws report.html from them, as ``bertqa train`` does.
         say: is given each line to print.
 
     Raises:

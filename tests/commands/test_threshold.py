@@ -21,7 +21,7 @@ from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
-from bertqa.report.threshold_curve import draw_curve
+from bertqa.report.charts import draw_curve
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.commands.world import HERE, call
 from tests.helpers import STORIES, STORIES_V2

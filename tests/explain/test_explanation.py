@@ -21,11 +21,12 @@ from bertqa.explain.explanation import Explanation
 from bertqa.explain.formulas import FORMULAS, sources
 from bertqa.explain.hooks import record
 from bertqa.explain.html import answer_text
-from bertqa.explain.script_data import clean, packed_attention, quantised
+from bertqa.explain.script_data import packed_attention, quantised
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
+from bertqa.report.page import clean
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import write_checkpoint

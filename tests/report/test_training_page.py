@@ -7,8 +7,7 @@ import pytest
 from bertqa.answering.answers import Prediction
 from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
-from bertqa.report.run_report import write_report
-from bertqa.report.training_page import Answered, report_page, time_spent
+from bertqa.report.training_page import Answered, report_page, time_spent, write_report
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import Page
 
@@ -95,8 +94,22 @@ def test_what_was_won_and_lost() -> None:
 
 
 def test_nothing_of_the_data_gets_out_of_its_place() -> None:
-    markup = report_page("x", DESCRIPTION, LOG, ANSWERED)
-    assert "</script>" not in markup and "\u202e" not in markup and "<b>" not in markup
+    def hostile(place: str) -> str:
+        return f"<b>&amp;\u202e\x07 {place}</script>"
+
+    example = Example(hostile("id"), hostile("question"), CONTEXT, (hostile("gold"),), (0,))
+    before, now = {example.id: hostile("before")}, {example.id: hostile("gold")}
+    description = {
+        "settings": {hostile("key"): hostile("value")},
+        "device": hostile("device"),
+    }
+    answered = Answered([example], 20, now, 10, before)
+    markup = report_page(hostile("name"), description, LOG, answered)
+    page = Page(markup)
+    assert not {tag for tag, _ in page.seen} & {"b", "script"}
+    assert all(character.isprintable() or character == "\n" for character in markup)
+    for place in ("id", "question", "gold", "before", "key", "value", "device", "name"):
+        assert f"<b>&amp;\\u202e\\x07 {place}</script>" in "".join(page.texts)
     assert "http" not in markup.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 

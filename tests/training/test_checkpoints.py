@@ -14,7 +14,7 @@ import torch
 
 from bertqa.errors import UserError
 from bertqa.files import write_json
-from bertqa.report.run_report import RunReport
+from bertqa.report.training_page import RunReport
 from bertqa.training import checkpoints
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder

@@ -1,9 +1,6 @@
-"""The threshold of "no answer": chosen and kept, and a picture of how EM and F1 depend on it."""
+"""Choose the threshold of "no answer", and keep it beside the model."""
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.decoding_file import write_curve, write_decoding_file
@@ -12,13 +9,11 @@ from bertqa.answering.metrics import ThresholdPoint
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, has_both_kinds
 from bertqa.errors import UserError
-from bertqa.files import DECODING_FILE, write_text
+from bertqa.files import DECODING_FILE
 from bertqa.model.hub import find_folder, is_shipped
-from bertqa.report.charts import Line, line_chart
+from bertqa.report.charts import draw_curve
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, Overrides
-
-_DRAWN = 400  # points of the curve in the picture
 
 
 def choose_threshold(
@@ -69,27 +64,3 @@ def choose_threshold(
     draw_curve(folder, curve)
     write_decoding_file(folder, best.threshold, qa.windows)
     return best, folder / DECODING_FILE
-
-
-def draw_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
-    """Write threshold.svg: EM and F1 over the threshold; nothing where no point can be drawn.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    # A question without any span has the largest float32 for its odds; the picture ends before.
-    drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
-    if not drawable:
-        return
-    best = drawable.index(best_point(drawable))
-    count = min(_DRAWN, len(drawable))
-    even = {number * (len(drawable) - 1) // max(1, count - 1) for number in range(count)}
-    shown = [drawable[number] for number in sorted(even | {best})]
-    lines = [
-        Line("F1", [(p.threshold, p.f1) for p in shown]),
-        Line("exact match", [(p.threshold, p.exact) for p in shown]),
-    ]
-    title = (
-        f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
-    )
-    write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
