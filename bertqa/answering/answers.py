@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypedDict
 
-from bertqa.data.graphemes import has_joins, snap_to_graphemes
+from bertqa.data.graphemes import joined_clusters, snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.settings import DecodingSettings
 
@@ -95,7 +95,7 @@ def prediction_of(
         spans: the n best, best first; none where the context has no tokens.
         null: "no answer", with the scores of [CLS].
     """
-    if has_joins(example.context):
+    if joined_clusters(example.context):
         spans = [_whole_graphemes(example.context, span) for span in spans]
     if settings.decoder == "exact":
         spans = _distinct(spans)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bertqa.data.graphemes import written_characters
+from bertqa.data.graphemes import grapheme_clusters
 from bertqa.data.labels import Outcome, answer_tokens, outcomes
 from bertqa.data.squad import Example
 from bertqa.data.text import NOWHERE, Excerpt, excerpt
@@ -98,7 +98,7 @@ def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without case, runs of blanks and Unicode forms, and whence each character came."""
     pieces: list[str] = []
     origins: list[tuple[int, int]] = []
-    for start, end in written_characters(text):
+    for start, end in grapheme_clusters(text):
         written = text[start:end]
         folded = unicodedata.normalize("NFKD", written).casefold()
         piece = " " if written.isspace() else unicodedata.normalize("NFKD", folded)

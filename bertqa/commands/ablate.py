@@ -74,7 +74,8 @@ def main(flags: argparse.Namespace) -> None:
     found = ablate(
         flags.model, flags.data, *files, how=flags.how, max_samples=flags.max_samples,
         overrides=overrides(flags), device=flags.device, precision=flags.precision,
-        revision=flags.revision, allow_bin=flags.allow_bin, say=lambda text: print(text, file=sys.stderr),
+        revision=flags.revision, allow_bin=flags.allow_bin,
+        say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     print(found.report(flags.show))
     print(f"wrote {', '.join(map(str, files))}", file=sys.stderr)

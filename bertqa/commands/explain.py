@@ -77,7 +77,8 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
 
     found = explain_checkpoint(
         flags.model, flags.question, context, top_k=flags.top_k, overrides=overrides(flags),
-        device=flags.device, precision=flags.precision, revision=flags.revision, allow_bin=flags.allow_bin,
+        device=flags.device, precision=flags.precision, revision=flags.revision,
+        allow_bin=flags.allow_bin,
     )  # fmt: skip
     if file is None:
         width = shutil.get_terminal_size().columns

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
-from bertqa.data.text import SURROGATES
 from bertqa.errors import UserError, shown
 
 

@@ -19,7 +19,6 @@ _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
     f"\u205f-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\U000e0001{_NEVER}]"
 )
-SURROGATES = re.compile("[\ud800-\udfff]")  # halves of a pair: no text, and no UTF-8
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import torch
 from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from bertqa.data.text import SURROGATES
+from bertqa.data.graphemes import SURROGATES
 from bertqa.errors import UserError, reason, shown
 from bertqa.files import is_there, parse_json, read_json_object, read_whole, write_json, write_text
 

@@ -26,7 +26,7 @@ from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import BestSpans, WindowScores
 from bertqa.answering.evaluation import DECODERS, predict, window_scores
 from bertqa.data.batching import collate, token_budget_batches
-from bertqa.data.graphemes import has_joins, snap_to_graphemes
+from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import Window, WindowSet, make_windows
 from bertqa.errors import UserError
@@ -243,7 +243,6 @@ class _Finder:
         self, context: str, windows: Sequence[Window], scores: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
         self.context, self.windows, self.scores = context, windows, scores
-        self._has_joins = has_joins(context)
 
     def find(self, answer: Answer) -> Candidate:
         """The tokens that cover the answer; of several (windows overlap) those with its scores.
@@ -276,7 +275,7 @@ class _Finder:
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
         """The characters of some tokens, none of them cut in two."""
-        return snap_to_graphemes(self.context, start, end) if self._has_joins else (start, end)
+        return snap_to_graphemes(self.context, start, end)
 
     def candidate(self, number: int, spans: BestSpans, log_total: float) -> Candidate | None:
         """The best of the spans that were found in one window.
