@@ -20,7 +20,7 @@ ODD = {
     "controls": "Ada\x00 built\x07 the\x1b[31m quay\x7f\x85 in\r\n1642.\u2028Ben\u2029swept.",
     "no spaces": "東京都は日本の首都である" * 20,
     "one long word": "a" * 100_000,
-    "conjuncts": "क्षत्रिय निर्माण ক্ষ স্থাপিত ക്ഷ",
+    "vowel signs": "தமிழ் நாடு கட்டியது யார் กี่ ก้ำ",
     "special tokens": "[CLS] Ada [SEP] built [MASK] it [PAD] in [UNK] 1642 ##s [SEP]",
     "marks alone": "\u0301\u0302\u200d\ufe0f",
     "private and unassigned": "\ue000\uf8ff\U0010ffff\U000e0fff x",
