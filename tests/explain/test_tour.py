@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bertqa.answering import answerer as answering
+from bertqa.model import hub
 from docs import tour
 from docs.tour import FOLDER, PAGE, ROOT, Quote, blocks_of, difference, stands_in
 from docs.tour_pictures import pictures
@@ -39,7 +40,8 @@ def test_with_any_model_the_snippets_run_and_the_formulas_hold(
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     their_model(vocab_size=len(tokens), max_position_embeddings=384).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
-    monkeypatch.setattr(answering, "find_folder", lambda name, **_: folder)
+    for module in (hub, answering):  # the page asks the one, its QuestionAnswerer the other
+        monkeypatch.setattr(module, "find_folder", lambda name, **_: folder)
     printed, names = tour.run(BLOCKS)
     drawn = pictures(names)
     said = tour.said(BLOCKS)
