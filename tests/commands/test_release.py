@@ -160,6 +160,27 @@ def test_questions_that_chose_the_step(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("output", "eval_file", "words"),
+    [
+        (".", STORIES, "--output_dir: must be a new folder"),
+        ("new", STORIES_V2, "--eval_file: must have an answer to each question"),
+        ("new", STORIES, "--eval_file: must have other questions than those of the training"),
+    ],
+)
+def test_what_is_not_released(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    output: str, eval_file: Path, words: str,
+) -> None:  # fmt: skip
+    copy = shutil.copytree(run, tmp_path / "run")
+    description = json.loads((copy / "run.json").read_text())
+    description["data"]["train"] = cards.data_fingerprint(read_examples(STORIES))
+    (copy / "run.json").write_text(json.dumps(description))
+    assert released(copy, tmp_path / output, eval_file) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize(
     ("program", "processes", "shown"),
     [
         (["train.py"], 1, "python train.py"),

@@ -179,6 +179,18 @@ def test_a_model_that_is_there_gets_its_threshold(
     assert f"F1 {f1:.2f}" in said
 
 
+def test_the_model_that_comes_with_the_project_stays_as_it_is(
+    copied: Path, held_out_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("bertqa.model.hub.SHIPPED_MODEL", copied.name)
+    monkeypatch.setattr("bertqa.model.hub.weights_dir", lambda: copied.parent)
+    before = sorted(copied.iterdir())
+    assert call("threshold", copied, held_out_file, *HERE) == 2
+    assert "comes with the project" in capsys.readouterr().err
+    assert sorted(copied.iterdir()) == before
+
+
 def test_a_file_without_unanswerable_questions_is_refused(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
