@@ -18,7 +18,11 @@ _CLUSTERS = Split(Regex(r"\X"), "isolated")
 
 # Most text is of these code points, none of which joins another of them: only what is around the
 # others is taken apart.
-_ALONE = "\x00-\x0c\x0e-\u02ff\u2010-\u2027\u3001-\u3020\u4e00-\u9fff"  # not \r, for \r\n
+_ALONE = (
+    "\x00-\x0c\x0e-\u02ff\u0370-\u0482\u048a-\u052f"  # not \r, for \r\n; Latin, Greek, Cyrillic
+    "\u05d0-\u05ea\u060c-\u060f\u061b-\u064a\u0660-\u066f\u0671-\u06d3"  # Hebrew, Arabic
+    "\u2010-\u2027\u3001-\u3020\u3041-\u3096\u30a1-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff60"
+)
 _STRETCH = re.compile(f".?[^{_ALONE}]+(?:[{_ALONE}][^{_ALONE}]+)*.?", re.DOTALL)
 
 # The library's time grows with the square of a run of flag letters. Each two of them are a flag,

@@ -9,7 +9,13 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bertqa.data.graphemes import _CLUSTERS, grapheme_clusters, joined_clusters, snap_to_graphemes
+from bertqa.data.graphemes import (
+    _ALONE,
+    _CLUSTERS,
+    grapheme_clusters,
+    joined_clusters,
+    snap_to_graphemes,
+)
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
@@ -141,6 +147,14 @@ def test_the_clusters_are_those_of_unicode(text):
         for end in range(start + 1, len(text) + 1):
             wanted = [(i, j) for i, j in theirs if j > start and i < end]
             assert snap_to_graphemes(text, start, end) == (wanted[0][0], wanted[-1][1])
+
+
+def test_what_is_not_taken_apart_joins_nothing():
+    """Each of those code points beside itself and beside others of them."""
+    alone = [chr(i) for i in range(0x10000) if re.fullmatch(f"[{_ALONE}]", chr(i))]
+    for one in alone:
+        text = one.join("a1 \n\xa9\xadжדاか가각中！") + one + one
+        assert len(regex.findall(r"\X", text)) == len(text), f"{ord(one):04x}"
 
 
 def test_a_virama_ends_a_cluster():
