@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 # What takes time to import and is for the work alone.
 HEAVY = (
-    "torch", "numpy", "tokenizers", "safetensors", "datasets", "huggingface_hub", "tqdm",
+    "torch", "numpy", "tokenizers", "safetensors", "datasets", "huggingface_hub", "jinja2", "tqdm",
     "transformers",
 )  # fmt: skip
 

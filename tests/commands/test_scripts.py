@@ -390,7 +390,7 @@ def heard(terminal: int, until: str | None = None) -> str:
     return text.decode()
 
 
-# --- train.py: show, cache, resume ---------------------------------------------------------------
+# --- train.py: hold out, show, check, stop -------------------------------------------------------
 
 
 def test_a_part_of_the_training_articles_is_held_out(
