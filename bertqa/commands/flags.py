@@ -59,23 +59,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line."""
-        flags = self.parse_args(_joined([_with_underscores(argument) for argument in arguments]))
+        flags = self.parse_args(_joined([self._with_underscores(each) for each in arguments]))
         for name, value in vars(flags).items():
             if isinstance(value, int) and value >= _TOO_LARGE:
                 self.error(f"argument --{name}: {value} is too large: give less than {_TOO_LARGE}")
         return flags
 
+    def _with_underscores(self, argument: str) -> str:
+        """--top-k=3 and --top-k as --top_k=3 and --top_k; what is no flag stays as it is."""
+        name, equals, value = argument.partition("=")
+        flag = "--" + name[2:].replace("-", "_")
+        is_flag = name.startswith("--") and flag in self._option_string_actions
+        return flag + equals + value if is_flag else argument
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong without the page of usage."""
         self.exit(2, f"{self.prog}: {_one_line(message)}; --help lists the flags\n")
-
-
-def _with_underscores(argument: str) -> str:
-    """--top-k=3 and --top-k as --top_k=3 and --top_k."""
-    match = re.match(r"--[A-Za-z][\w-]*", argument)
-    if not match:
-        return argument
-    return "--" + match.group()[2:].replace("-", "_") + argument[match.end() :]
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
