@@ -1,6 +1,7 @@
 """``bertqa infer`` for single questions: one, those of the demo, or many in the terminal."""
 
 import argparse
+import codecs
 import json
 import sys
 from collections.abc import Sequence
@@ -62,7 +63,9 @@ def print_found(flags: argparse.Namespace, context: str, found: Any) -> None:
         for answer in answers:
             answer |= other_offsets(context, answer["start"], answer["end"])
     if flags.json:
-        print(json.dumps(found, ensure_ascii=False))
+        # JSON has an escape for every character, also where the terminal's encoding has not.
+        is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+        print(json.dumps(found, ensure_ascii=not is_utf8))
     else:
         print_answers(answers)
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,20 @@ def test_one_question(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert three[0]["score"] >= three[1]["score"] >= three[2]["score"]
     lines = asked(capsys, checkpoint, *flags, "--top_k=3").splitlines()
     assert [LINE.fullmatch(line)[4] for line in lines] == [entry["answer"] for entry in three]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_any_encoding(
+    encoding: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = "Zoë Łuk – 建"
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding=encoding))
+    flags = ["--question", "Who?", "--context", context, "--json", "--top_k", "30"]
+    assert call("infer", "--model", checkpoint, *HERE, *WINDOWS, *flags) == 0
+    sys.stdout.flush()
+    answers = json.loads(written.getvalue().decode(encoding))
+    assert context in {answer["answer"] for answer in answers}
 
 
 def test_the_context_file_is_taken_as_it_is(
