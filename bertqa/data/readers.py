@@ -19,7 +19,9 @@ import csv
 import glob
 import gzip
 import json
+import os
 import re
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +55,9 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # such as /dev/zero, which has no end
+                raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
             # By content, not by name: browsers and copying tools unpack .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
             stream: BufferedReader = file

@@ -315,6 +315,15 @@ def test_iter_json_lines_stops_reading_at_the_line_it_yields(tmp_path):
     assert "x.jsonl, line 2, " in next(lines).fault
 
 
+@pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="needs /dev/zero")
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv"])
+def test_a_device_is_not_read(tmp_path, ending):
+    path = tmp_path / f"endless{ending}"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{path.name}: must be a file or a pipe, got a device"):
+        read_examples(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_iter_json_lines_yields_before_the_file_has_an_end(tmp_path):
     path = tmp_path / "x.jsonl"
