@@ -19,6 +19,7 @@ import csv
 import glob
 import gzip
 import json
+import logging
 import os
 import re
 import stat
@@ -292,6 +293,18 @@ def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+@contextmanager
+def _unlogged(library: str) -> Iterator[None]:
+    """Keep a library from logging an error that it also raises."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
@@ -302,7 +315,7 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
     options = {"data_files": glob.escape(source), "split": "train", "streaming": True}
     try:
         # Streaming writes no second copy of the data, only a lock, for which any folder will do.
-        with TemporaryDirectory() as cache:
+        with TemporaryDirectory() as cache, _unlogged("datasets"):
             rows = list(_table_rows(load_dataset("parquet", cache_dir=cache, **options)))
     except Exception as error:  # The library's errors have no common class.
         raise UserError(
