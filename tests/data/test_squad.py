@@ -315,6 +315,15 @@ def test_iter_json_lines_stops_reading_at_the_line_it_yields(tmp_path):
     assert "x.jsonl, line 2, " in next(lines).fault
 
 
+def test_a_broken_parquet_file_is_told_once(tmp_path, caplog):
+    """By the error alone, not by a line that the library logs as well."""
+    path = tmp_path / "broken.parquet"
+    path.write_text("no table")
+    with pytest.raises(UserError, match=r"broken\.parquet is not readable as parquet"):
+        read_examples(path)
+    assert not [record for record in caplog.records if record.name.startswith("datasets")]
+
+
 @pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="needs /dev/zero")
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv"])
 def test_a_device_is_not_read(tmp_path, ending):
