@@ -185,12 +185,12 @@ def _keep_freed_memory() -> None:
 
 
 def limit_onednn_cache() -> None:
-    """Let oneDNN keep only what the next few batches need; for files of questions, before loading.
+    """Let oneDNN keep only what the next few batches need; for answering, before loading.
 
     It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of
-    1,024 shapes in each thread and as many for all, up to half a GiB. Texts of a file have ever new
-    shapes, so little of it is used again; in training and for single questions much is. Limits
-    that the user has set stay.
+    1,024 shapes in each thread and as many for all, up to a GiB. Texts have ever new shapes, so
+    little of it is used again; in training much is. Limits that the user has set stay, and so do
+    those of a process that has multiplied on the CPU before: oneDNN reads them once.
     """
     # The shapes of a batch of 1,024 tokens; the second limit is that of all threads together.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")

@@ -20,7 +20,7 @@ from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.hub import find_folder
-from bertqa.runtime import Runtime, adapt_to_fork, local_runtime
+from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
@@ -107,6 +107,7 @@ class QuestionAnswerer:
         decoding: DecodingSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        limit_onednn_cache()
         self.windows = windows or usual_windows(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()

@@ -23,7 +23,6 @@ from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
 from bertqa.errors import UserError
 from bertqa.files import said_plainly, write_json
-from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
 
@@ -32,7 +31,6 @@ def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
     in_lines = is_json_lines(flags.input)
     check_file_flags(flags, in_lines)
-    limit_onednn_cache()
     if in_lines:
         answer_json_lines(flags)
     else:

@@ -17,7 +17,6 @@ from bertqa.explain.hooks import intervene
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.report.charts import heat_map
-from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import Overrides
 
 Part = tuple[int, int | None]  # a layer and its head, both from 0; None for the whole layer
@@ -160,7 +159,6 @@ def ablate(
     check_examples(examples, str(data))
     examples = examples[:max_samples]
     check_answers(examples, str(data))
-    limit_onednn_cache()
     qa = QuestionAnswerer.from_pretrained(
         model, overrides=overrides, device=device, precision=precision, revision=revision,
         allow_bin=allow_bin,
