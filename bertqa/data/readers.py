@@ -18,18 +18,19 @@ import ast
 import csv
 import glob
 import gzip
+import io
 import json
 import logging
 import os
 import re
 import stat
+import tokenize
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,7 +53,7 @@ from bertqa.errors import UserError, reason, shown
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
     try:
         with path.open("rb") as file:
@@ -61,9 +62,9 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
                 raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
             # By content, not by name: browsers and copying tools unpack .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
-            stream: BufferedReader = file
+            stream: io.BufferedReader = file
             if compressed:
-                stream = BufferedReader(gzip.GzipFile(fileobj=file))
+                stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
             if not stream.peek(1):
                 raise UserError(f"{path} is empty; fetch or write it again")
             yield stream
@@ -113,7 +114,7 @@ def _parsed(text: str, line: int, source: str) -> Any:
 
 # --- text -> Examples, a function for each form --------------------------------------------------
 
-_Reader = Callable[[BufferedReader, str], Iterator[Example]]
+_Reader = Callable[[io.BufferedReader, str], Iterator[Example]]
 
 
 def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[Example]:
@@ -136,7 +137,7 @@ def _has_json_lines(text: str) -> bool:
         return False
 
 
-def _json(stream: BufferedReader, source: str) -> Iterator[Example]:
+def _json(stream: io.BufferedReader, source: str) -> Iterator[Example]:
     content = stream.read()
     text = _decoded(content, 1, source)
     if _has_json_lines(text):
@@ -195,24 +196,59 @@ def _paragraph_examples(
 _BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
 
 
-class _WithoutCalls(ast.NodeTransformer):
-    """Puts x for f(x): what pandas writes is ``array(['a'], dtype=object)`` or ``np.int64(3)``."""
+class _Plain(ast.NodeTransformer):
+    """x for f(x), None for nan: pandas writes ``array(['a'], dtype=object)``, ``np.int64(3)``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        return self.visit(node.args[0]) if node.args else node
+        if len(node.args) != 1:  # Series(['a'], [3]) means more than its first argument
+            raise ValueError("a call without just one argument")
+        return self.visit(node.args[0])
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(None) if node.id == "nan" else node
 
 
-def _answers_cell(cell: str, location: str) -> Any:
-    """A cell of the column ``answers``: JSON or a Python literal; nothing in it is run."""
-    if not cell.strip():
-        return None
+_VALUES = {tokenize.STRING, tokenize.NUMBER, tokenize.NAME}
+
+
+def _with_commas(cell: str) -> str:
+    """Put a comma between neighbours: numpy prints ``['a' 'b']``, which Python reads as 'ab'."""
+    words: list[str] = []
+    end = None  # of the value before
+    for token in tokenize.generate_tokens(io.StringIO(cell).readline):
+        if token.type == tokenize.NL:
+            continue
+        is_value = token.type in _VALUES
+        if end and (is_value or token.string in ("[", "{", "...", "-")):
+            if end == token.start:  # 'it''s' is no Python either
+                raise ValueError("two values without a blank between them")
+            words.append(",")
+        words.append(token.string)
+        end = token.end if is_value or token.string in (")", "]", "}", "...") else None
+    return " ".join(words)
+
+
+def _literal(cell: str) -> Any:
+    """What JSON, a Python literal or a printed numpy array says; nothing in it is run.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(_WithoutCalls().visit(ast.parse(cell.strip(), mode="eval")))
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        return ast.literal_eval(_Plain().visit(ast.parse(_with_commas(cell.strip()), mode="eval")))
+    except (TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ValueError("no literal") from error
+
+
+def _answers_cell(cell: str, location: str) -> Any:
+    """A cell of the column ``answers``."""
+    try:
+        return _literal(cell) if cell.strip() else None
+    except ValueError as error:
         raise UserError(
             f"{location}: answers is {shown(cell)}, neither JSON nor a Python literal; "
             'write {"text": [...], "answer_start": [...]}'
@@ -264,7 +300,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
-def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
+def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
     lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
@@ -305,7 +341,7 @@ def _unlogged(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
+def _parquet(stream: io.BufferedReader, source: str) -> Iterator[Example]:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
     # Here and not above: the import takes seconds, and no other form needs it.

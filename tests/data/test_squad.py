@@ -259,6 +259,46 @@ def test_csv_answer_start(tmp_path, start, starts):
     assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "an ox", ("ox",), starts)]
 
 
+@pytest.mark.parametrize(
+    ("cell", "answers", "starts"),
+    [
+        ("['red' 'red mill']", ("red", "red mill"), ()),
+        ("['red'\n \"it's\" 'a \\'b\\'']", ("red", "it's", "a 'b'"), ()),
+        ("[np.str_('red') np.str_('mill')]", ("red", "mill"), ()),
+        ("{'text': ['red' 'mill'], 'answer_start': [ 3 -7]}", ("red", "mill"), (3, -7)),
+        (
+            "{'text': array(['red'], dtype=object), 'answer_start': array([ 3], dtype=int32)}",
+            ("red",),
+            (3,),
+        ),
+        (
+            "[{'text': 'red', 'answer_start': 3}\n {'text': 'mill', 'answer_start': 5}]",
+            ("red", "mill"),
+            (3, 5),
+        ),
+    ],
+)
+def test_csv_cells_as_pandas_and_numpy_print_them(tmp_path, cell, answers, starts):
+    (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "A", "answers": cell}]))
+    assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "A", answers, starts)]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "Series(['red'], [3])",
+        "{'text': 0    red\ndtype: str}",
+        "0    red\n1    mill\nName: text, dtype: object",
+        "['red' ... 'mill']",
+        "['it''s']",
+        "'red' 'mill'",
+    ],
+)
+def test_csv_cells_that_could_mean_anything_are_refused(tmp_path, cell):
+    (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "A", "answers": cell}]))
+    assert "x.csv, line 2: an" in "x.csv" + _message(tmp_path / "x.csv")
+
+
 def test_csv_answer_text_alone(tmp_path):
     (tmp_path / "x.csv").write_text("question,context,answer_text\n?,an ox,ox\n?,an ox,\n")
     assert [e.answers for e in read_examples(tmp_path / "x.csv")] == [("ox",), None]
