@@ -38,12 +38,10 @@ from typing import Any
 from bertqa.data.rows import (
     checked_list,
     checked_text,
-    example_of,
     listed,
     require_keys,
     row_example,
     shared_texts,
-    title_of,
     wrong_type,
 )
 from bertqa.data.squad import Example, check_examples
@@ -112,20 +110,18 @@ def _parsed(text: str, line: int, source: str) -> Any:
         raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
 
 
-# --- text -> Examples, a function for each form --------------------------------------------------
+# --- text -> rows, a function for each form ------------------------------------------------------
 
-_Reader = Callable[[io.BufferedReader, str], Iterator[Example]]
+_Rows = Iterator[tuple[str, Any]]  # each with where it stands, and not yet checked
+_Reader = Callable[[io.BufferedReader, str], _Rows]
 
 
-def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[Example]:
-    number = 0
+def _json_lines(stream: Iterable[bytes], source: str) -> _Rows:
     # Only \n parts lines, since U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
         text = _decoded(raw, line, source)
         if text.strip():
-            row = _parsed(text, line, source)
-            yield row_example(row, number, f"{source}, line {line}")
-            number += 1
+            yield f"{source}, line {line}", _parsed(text, line, source)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -137,18 +133,18 @@ def _has_json_lines(text: str) -> bool:
         return False
 
 
-def _json(stream: io.BufferedReader, source: str) -> Iterator[Example]:
+def _json(stream: io.BufferedReader, source: str) -> _Rows:
     content = stream.read()
     text = _decoded(content, 1, source)
     if _has_json_lines(text):
         return _json_lines(content.split(b"\n"), source)
-    return _document_examples(_parsed(text, 1, source), source)
+    return _document_rows(_parsed(text, 1, source), source)
 
 
-def _document_examples(document: Any, source: str) -> Iterator[Example]:
-    """The examples of a whole JSON document: nested, flat, or a single row."""
+def _document_rows(document: Any, source: str) -> _Rows:
+    """The rows of a whole JSON document: nested, flat, or a single row."""
     if isinstance(document, list):
-        return _flat_examples(document, f"{source}, ")
+        return _flat_rows(document, f"{source}, ")
     if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
@@ -156,42 +152,37 @@ def _document_examples(document: Any, source: str) -> Iterator[Example]:
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
     if "data" not in document:
-        return _flat_examples([document], f"{source}, ")
+        return _flat_rows([document], f"{source}, ")
     entries = checked_list(document["data"], "data", source)
     if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
-        return _nested_examples(entries, source)
-    return _flat_examples(entries, f"{source}, data")
+        return _nested_rows(entries, source)
+    return _flat_rows(entries, f"{source}, data")
 
 
-def _flat_examples(rows: list[Any], prefix: str) -> Iterator[Example]:
-    for number, row in enumerate(rows):
-        yield row_example(row, number, f"{prefix}[{number}]")
+def _flat_rows(rows: list[Any], prefix: str) -> _Rows:
+    return ((f"{prefix}[{number}]", row) for number, row in enumerate(rows))
 
 
-def _nested_examples(articles: list[Any], source: str) -> Iterator[Example]:
-    number = 0
+def _nested_rows(articles: list[Any], source: str) -> _Rows:
     for a, article in enumerate(articles):
         location = f"{source}, data[{a}]"
         require_keys(article, ["paragraphs"], location)
         for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-            where = f"{location}.paragraphs[{p}]"
-            for example in _paragraph_examples(paragraph, number, where, title_of(article)):
-                yield example
-                number += 1
+            yield from _paragraph_rows(
+                paragraph, f"{location}.paragraphs[{p}]", article.get("title")
+            )
 
 
-def _paragraph_examples(
-    paragraph: Any, number: int, location: str, title: str
-) -> Iterator[Example]:
-    """The examples of one paragraph; the first is the file's question ``number``."""
+def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
+    """A paragraph's questions, each with the context and the title."""
     require_keys(paragraph, ["context", "qas"], location)
     context = checked_text(paragraph["context"], "context", location)
     for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
         require_keys(qa, ["question"], f"{location}.qas[{q}]")
-        yield example_of(qa, number + q, context, f"{location}.qas[{q}]", title)
+        yield f"{location}.qas[{q}]", {**qa, "context": context, "title": title}
 
 
-# --- CSV -> Examples -----------------------------------------------------------------------------
+# --- CSV -> rows ----------------------------------------------------------------------------------
 
 _BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
 
@@ -300,7 +291,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
-def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
+def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
     lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
@@ -308,18 +299,17 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Iterat
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
-    for number, (location, fields) in enumerate(records):
+    for location, fields in records:
         if len(fields) != len(header):
             raise UserError(
                 f"{location} has {len(fields)} fields, but the header {len(header)} "
                 f"(the first: {shown(fields[0])}); put quotes around fields that hold "
                 f"{shown(delimiter)}, quotes or line ends"
             )
-        row = _csv_row(dict(zip(header, fields, strict=True)), location)
-        yield row_example(row, number, location)
+        yield location, _csv_row(dict(zip(header, fields, strict=True)), location)
 
 
-# --- the datasets library -> Examples ------------------------------------------------------------
+# --- the datasets library -> rows ----------------------------------------------------------------
 
 
 def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
@@ -341,7 +331,7 @@ def _unlogged(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parquet(stream: io.BufferedReader, source: str) -> Iterator[Example]:
+def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
     # Here and not above: the import takes seconds, and no other form needs it.
@@ -358,7 +348,7 @@ def _parquet(stream: io.BufferedReader, source: str) -> Iterator[Example]:
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
-        yield row_example(row, number, f"{source}, row {number}")
+        yield f"{source}, row {number}", row
 
 
 def load_hub_dataset(name: str, split: str) -> list[Example]:
@@ -385,9 +375,8 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
     require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], location)
-    rows = enumerate(_table_rows(table))
-    examples = (row_example(row, number, f"{location}, row {number}") for number, row in rows)
-    return list(shared_texts(examples))
+    rows = ((f"{location}, row {number}", row) for number, row in enumerate(_table_rows(table)))
+    return _examples(rows)
 
 
 # --- reading a file ------------------------------------------------------------------------------
@@ -472,4 +461,9 @@ def read_examples(path: Path) -> list[Example]:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        return list(shared_texts(_reader(path)(stream, str(path))))
+        return _examples(_reader(path)(stream, str(path)))
+
+
+def _examples(rows: _Rows) -> list[Example]:
+    examples = (row_example(row, number, where) for number, (where, row) in enumerate(rows))
+    return list(shared_texts(examples))

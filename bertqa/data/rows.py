@@ -128,33 +128,20 @@ def _identifier(value: Any, number: int, location: str) -> str:
     return checked_text(value, "id", location)
 
 
-def title_of(row: dict[str, Any]) -> str:
-    """The title in a row; "" where there is none. It only groups, so anything may stand there."""
-    title = row.get("title")
-    return title if isinstance(title, str) else ""
-
-
-def example_of(
-    row: dict[str, Any], number: int, context: str, location: str, title: str = ""
-) -> Example:
-    """The example of a row whose context is known already; ``number`` serves where it has no id."""
+def row_example(row: Any, number: int, location: str) -> Example:
+    """The example of a row; ``number`` serves where it has no id."""
+    require_keys(row, ["question", "context"], location)
     answers, starts = _gold(row, location)
+    title = row.get("title")
     return Example(
         id=_identifier(row.get("id"), number, location),
         # As the scripts of SQuAD do: blanks before a question, found in its files, mean nothing.
         question=checked_text(row["question"], "question", location).lstrip(),
-        context=context,
+        context=checked_text(row["context"], "context", location),
         answers=answers,
         answer_starts=starts,
-        title=title,
+        title=title if isinstance(title, str) else "",  # it only groups: anything may stand there
     )
-
-
-def row_example(row: Any, number: int, location: str) -> Example:
-    """The example of a row that brings its own context."""
-    require_keys(row, ["question", "context"], location)
-    context = checked_text(row["context"], "context", location)
-    return example_of(row, number, context, location, title_of(row))
 
 
 def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
