@@ -2,13 +2,14 @@
 
 Files, each but parquet also gzip-compressed (known by its first bytes):
 
-    .json            SQuAD's nested form, v1.1 and v2.0: data -> paragraphs -> qas;
-                     run_qa's flat form: {"data": [row, ...]}, a bare list of rows, or one row;
-                     or rows as in .jsonl
-    .jsonl .ndjson   one row, a JSON object, on each line
+    .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
+    .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
     .csv .tsv        a header, then rows; blank lines are skipped
     .parquet         rows, read by the datasets library
 
+An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
+(simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
+(SQuAD v1.1 and v2.0).
 What a row is, rows.py says. In CSV ``answers`` is one of its forms as JSON or as the Python literal
 that pandas writes, or two columns ``answer_text`` and ``answer_start`` hold one answer; an empty
 cell is null.
@@ -112,7 +113,8 @@ def _parsed(text: str, line: int, source: str) -> Any:
 
 # --- text -> rows, a function for each form ------------------------------------------------------
 
-_Rows = Iterator[tuple[str, Any]]  # each with where it stands, and not yet checked
+# Of a row, or of what rows are nested in: where it stands, and what is there, not yet checked.
+_Rows = Iterator[tuple[str, Any]]
 _Reader = Callable[[io.BufferedReader, str], _Rows]
 
 
@@ -141,45 +143,52 @@ def _json(stream: io.BufferedReader, source: str) -> _Rows:
     return _document_rows(_parsed(text, 1, source), source)
 
 
+_KNOWN = {"data", "paragraphs", "qas", "question", "context"}
+
+
 def _document_rows(document: Any, source: str) -> _Rows:
-    """The rows of a whole JSON document: nested, flat, or a single row."""
+    """The entries of a whole JSON document: rows, paragraphs or articles, or one of these."""
     if isinstance(document, list):
-        return _flat_rows(document, f"{source}, ")
-    if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
+        return _entries(document, f"{source}, ")
+    if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
             f"{source} is JSON, but no data set (found: {found}); "
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
-    if "data" not in document:
-        return _flat_rows([document], f"{source}, ")
-    entries = checked_list(document["data"], "data", source)
-    if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
-        return _nested_rows(entries, source)
-    return _flat_rows(entries, f"{source}, data")
+    if "data" in document:
+        return _entries(checked_list(document["data"], "data", source), f"{source}, data")
+    return _entries([document], f"{source}, ")
 
 
-def _flat_rows(rows: list[Any], prefix: str) -> _Rows:
-    return ((f"{prefix}[{number}]", row) for number, row in enumerate(rows))
+def _entries(entries: list[Any], prefix: str) -> _Rows:
+    return ((f"{prefix}[{number}]", entry) for number, entry in enumerate(entries))
 
 
-def _nested_rows(articles: list[Any], source: str) -> _Rows:
-    for a, article in enumerate(articles):
-        location = f"{source}, data[{a}]"
-        require_keys(article, ["paragraphs"], location)
-        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-            yield from _paragraph_rows(
-                paragraph, f"{location}.paragraphs[{p}]", article.get("title")
-            )
+# --- articles, paragraphs -> rows ----------------------------------------------------------------
+
+
+def _flat(entries: _Rows) -> _Rows:
+    """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
+    for location, entry in entries:
+        keys = entry.keys() if isinstance(entry, dict) else set()
+        if "paragraphs" in keys:
+            paragraphs = checked_list(entry["paragraphs"], "paragraphs", location)
+            for where, paragraph in _entries(paragraphs, f"{location}.paragraphs"):
+                yield from _paragraph_rows(paragraph, where, entry.get("title"))
+        elif "qas" in keys:
+            yield from _paragraph_rows(entry, location, entry.get("title"))
+        elif keys != {"header"}:  # MRQA's first line
+            yield location, entry
 
 
 def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
     """A paragraph's questions, each with the context and the title."""
     require_keys(paragraph, ["context", "qas"], location)
     context = checked_text(paragraph["context"], "context", location)
-    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
-        require_keys(qa, ["question"], f"{location}.qas[{q}]")
-        yield f"{location}.qas[{q}]", {**qa, "context": context, "title": title}
+    for where, qa in _entries(checked_list(paragraph["qas"], "qas", location), f"{location}.qas"):
+        require_keys(qa, ["question"], where)
+        yield where, {**qa, "context": context, "title": title}
 
 
 # --- CSV -> rows ----------------------------------------------------------------------------------
@@ -392,8 +401,20 @@ _READERS: dict[str, _Reader] = {
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file is named as JSON lines, and so can be read line by line."""
-    return _READERS.get(_ending(path)) is _json_lines
+    """Whether a file is named as JSON lines with a row on each, and so can be read one by one."""
+    return _READERS.get(_ending(path)) is _json_lines and not _nests(path)
+
+
+def _nests(path: Path) -> bool:
+    """Whether the first line of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    if not path.is_file():
+        return False
+    try:
+        with _opened(path) as stream:
+            _, entry = next(_json_lines(stream, str(path)), ("", None))
+    except UserError:  # is told where the lines are read
+        return False
+    return isinstance(entry, dict) and not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
 
 
 def _ending(path: Path) -> str:
@@ -445,7 +466,12 @@ def _line(raw: bytes, number: int, row: int, source: str) -> Line:
     location = f"{source}, line {number}"
     try:
         text = _decoded(raw, number, source)
-        example = row_example(_parsed(text, number, source), row, location)
+        rows = list(_flat(iter([(location, _parsed(text, number, source))])))
+        if len(rows) != 1:
+            raise UserError(
+                f"{location} has {len(rows)} questions, but must have one; write a line for each"
+            )
+        example = row_example(rows[0][1], row, location)
         check_examples([example], location)
     except UserError as error:
         return Line(number, raw, None, str(error))
@@ -464,6 +490,7 @@ def read_examples(path: Path) -> list[Example]:
         return _examples(_reader(path)(stream, str(path)))
 
 
-def _examples(rows: _Rows) -> list[Example]:
-    examples = (row_example(row, number, where) for number, (where, row) in enumerate(rows))
+def _examples(entries: _Rows) -> list[Example]:
+    rows = enumerate(_flat(entries))
+    examples = (row_example(row, number, where) for number, (where, row) in rows)
     return list(shared_texts(examples))

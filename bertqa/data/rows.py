@@ -14,6 +14,16 @@ from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
 from bertqa.errors import UserError, shown
 
+# What to do about the names that other data sets have in place of question and context.
+CURES = dict.fromkeys(
+    ("context_text", "query_text"),
+    "this is CMRC 2018's first form: take its squad-style one, or rename context_text to context, "
+    "query_text to question and query_id to id",
+) | dict.fromkeys(
+    ("story", "questions"),
+    "this is CoQA, whose questions depend on those before; write rows with question and context",
+)
+
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
     """The error for a value of the wrong kind."""
@@ -31,9 +41,8 @@ def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
         raise UserError(f"{location} is {found}, but must be {needed}; correct it")
     missing = [key for key in keys if key not in row]
     if missing:
-        raise UserError(
-            f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); add or rename it"
-        )
+        cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
+        raise UserError(f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); {cure}")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertqa.data.readers import iter_json_lines, load_hub_dataset, read_examples
+from bertqa.data.readers import is_json_lines, iter_json_lines, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 
@@ -71,7 +71,7 @@ def _rows(examples: list[Example], answers=_lists) -> list[dict]:
     ]
 
 
-def _nested(examples: list[Example], v2: bool) -> str:
+def _articles(examples: list[Example], v2: bool) -> list[dict]:
     """SQuAD's own form, with the extra keys met in it."""
     paragraphs: dict[str, list] = {}
     for e in examples:
@@ -82,11 +82,14 @@ def _nested(examples: list[Example], v2: bool) -> str:
         for answer in qa["answers"]:
             answer["start_guessed"] = True
         paragraphs.setdefault(e.context, []).append(qa)
-    articles = [
+    return [
         {"topic": "x", "paragraphs": [{"context": context, "qas": qas, "source": "y"}]}
         for context, qas in paragraphs.items()
     ]
-    return json.dumps({"version": "v2.0" if v2 else "1.1", "data": articles})
+
+
+ARTICLES = {version: _articles(GOLD, v2=version == "v2.0") for version in ("1.1", "v2.0")}
+PARAGRAPHS = [paragraph for article in ARTICLES["v2.0"] for paragraph in article["paragraphs"]]
 
 
 def _json_lines(rows: list[dict], ascii_only: bool = True) -> str:
@@ -125,8 +128,18 @@ def _numpy_literal(answers: dict) -> str:
 
 
 FORMS = {
-    "nested-v1": ("x.json", _nested(GOLD, v2=False), GOLD),
-    "nested-v2": ("x.json", _nested(GOLD, v2=True), GOLD),
+    "nested-v1": ("x.json", json.dumps({"version": "1.1", "data": ARTICLES["1.1"]}), GOLD),
+    "nested-v2": ("x.json", json.dumps({"data": ARTICLES["v2.0"]}), GOLD),
+    "articles": ("x.json", json.dumps(ARTICLES["v2.0"]), GOLD),
+    "one-article": ("x.json", json.dumps(ARTICLES["1.1"][0]), GOLD[:3]),
+    "paragraphs": ("x.json", json.dumps(PARAGRAPHS), GOLD),
+    "paragraphs-in-data": ("x.json", json.dumps({"data": PARAGRAPHS}), GOLD),
+    "one-paragraph": ("x.json", json.dumps(PARAGRAPHS[1]), GOLD[3:]),
+    "lines-paragraphs": (
+        "x.jsonl",
+        _json_lines([{"header": {"dataset": "x"}}, *PARAGRAPHS]),
+        GOLD,
+    ),
     "flat": ("x.json", json.dumps({"version": "1", "data": _rows(GOLD)}), GOLD),
     "flat-no-version": ("x.json", json.dumps({"data": _rows(GOLD, _pairs)}, indent=1), GOLD),
     "flat-bare-list": ("x.json", json.dumps(_rows(GOLD)), GOLD),
@@ -407,6 +420,17 @@ def test_iter_json_lines_holds_little_of_a_large_file(tmp_path, compressed):
     assert peak < 1_000_000
 
 
+def test_lines_with_several_questions_are_not_read_one_by_one(tmp_path):
+    """What predictions.jsonl says of a line is one answer."""
+    path = tmp_path / "x.jsonl"
+    for first, is_row in [({"header": {}}, False), (PARAGRAPHS[0], False), (_row(GOLD[0]), True)]:
+        path.write_text(_json_lines([first, *PARAGRAPHS]))
+        assert is_json_lines(path) == is_row
+    assert "line 2 has 3 questions" in list(iter_json_lines(path))[1].fault
+    path.write_text("{broken")
+    assert is_json_lines(path) and is_json_lines(tmp_path / "missing.jsonl")
+
+
 def test_iter_json_lines_goes_on_after_lines_that_are_no_questions(tmp_path):
     path = tmp_path / "x.jsonl"
     good = _json_lines(_rows(GOLD[:2])).encode().splitlines(keepends=True)
@@ -483,7 +507,12 @@ FAULTY_FILES = [
     ("x.json", json.dumps({f"id{n}": "x" for n in range(12)}).encode(), "'id9', 2 more"),
     ("x.json", b'{"data": "x"}', "data is 'x' (str)", "a list"),
     # The nested form.
-    ("x.json", b'{"data": [{"paragraphs": []}, {"title": "t"}]}', "data[1] lacks paragraphs"),
+    (
+        "x.json",
+        b'{"data": [{"paragraphs": []}, {"title": "t"}]}',
+        "data[1] lacks question and context",
+        "'title'",
+    ),
     ("x.json", b'{"data": [{"paragraphs": []}, []]}', "data[1] is [] (list)", "an object"),
     ("x.json", b'{"data": [{"paragraphs": {}}]}', "data[0]: paragraphs is {} (dict)", "a list"),
     ("x.json", PARAGRAPH % b'{"qas": []}', "data[0].paragraphs[0] lacks context", "'qas'"),
@@ -495,6 +524,8 @@ FAULTY_FILES = [
         PARAGRAPH % b'{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}',
         "data[0].paragraphs[0].qas[1] lacks question",
     ),
+    ("x.json", b'[{"title": "t", "context_text": "A", "qas": []}]', "[0] lacks context", "CMRC"),
+    ("x.json", b'{"data": [{"story": "A", "questions": []}]}', "data[0] lacks", "CoQA"),
     # Rows.
     ("x.json", b'{"data": [{"question": "?"}]}', "data[0] lacks context", "'question'"),
     ("x.json", b'[%s, "?"]' % GOOD, "[1] is '?' (str)", "an object"),
