@@ -7,7 +7,7 @@ Training stops at the first fault. An audit goes on and finds them all, each und
 
     duplicate id         the id stands in an earlier row too
     empty                the question, the context or an answer is empty or blank
-    no answers given     the gold is not given (an empty list would say that there is none)
+    no answers given     the gold is not given, not even that there is no answer
     uneven               there are more or fewer answer_starts than answers
     misplaced            the answer does not stand at its answer_start, but elsewhere in the context
     absent               the answer stands nowhere in the context
@@ -84,7 +84,7 @@ RULES = {
         "the question, the context or an answer is empty or blank",
         "a blank answer beside others is left out",
     ),
-    Cause.NO_GOLD: Rule("the gold is not given (an empty list would say that there is none)"),
+    Cause.NO_GOLD: Rule("the gold is not given, not even that there is no answer"),
     Cause.UNEVEN: Rule(
         "there are more or fewer answer_starts than answers",
         "starts are looked for, if each answer stands in the context just once",
@@ -397,7 +397,8 @@ def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[
         # A start outside the context has nothing around it.
         is_inside = 0 <= start < len(context)
         around = excerpt(context, start, start + len(text)) if is_inside else NOWHERE
-        yield cause, f"{which} is said to stand at {start}: {where}", around
+        said = "has no start" if start == -1 else f"is said to stand at {start}"
+        yield cause, f"{which} {said}: {where}", around
     elif text != text.strip():
         yield (
             Cause.BLANKS,

@@ -10,9 +10,8 @@ Files, each but parquet also gzip-compressed (known by its first bytes):
 An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
 (simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
 (SQuAD v1.1 and v2.0).
-What a row is, rows.py says. In CSV ``answers`` is one of its forms as JSON or as the Python literal
-that pandas writes, or two columns ``answer_text`` and ``answer_start`` hold one answer; an empty
-cell is null.
+What a row is, rows.py says. An empty CSV cell is null, and a cell of answers a list or object as
+JSON, as a Python literal or as numpy prints it; those named in the singular may be plain text.
 """
 
 import ast
@@ -37,13 +36,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bertqa.data.rows import (
+    ID_KEYS,
     checked_list,
     checked_text,
     listed,
     require_keys,
     row_example,
     shared_texts,
-    wrong_type,
 )
 from bertqa.data.squad import Example, check_examples
 from bertqa.errors import UserError, reason, shown
@@ -171,7 +170,7 @@ def _entries(entries: list[Any], prefix: str) -> _Rows:
 def _flat(entries: _Rows) -> _Rows:
     """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
     for location, entry in entries:
-        keys = entry.keys() if isinstance(entry, dict) else set()
+        keys = entry.keys() if isinstance(entry, dict) and "question" not in entry else set()
         if "paragraphs" in keys:
             paragraphs = checked_list(entry["paragraphs"], "paragraphs", location)
             for where, paragraph in _entries(paragraphs, f"{location}.paragraphs"):
@@ -193,7 +192,7 @@ def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
 
 # --- CSV -> rows ----------------------------------------------------------------------------------
 
-_BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
+_BOOLEANS = dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", "0", "0.0"), False)
 
 
 class _Plain(ast.NodeTransformer):
@@ -244,42 +243,58 @@ def _literal(cell: str) -> Any:
         raise ValueError("no literal") from error
 
 
-def _answers_cell(cell: str, location: str) -> Any:
-    """A cell of the column ``answers``."""
+def _literal_cell(cell: str, name: str, location: str) -> Any:
     try:
         return _literal(cell) if cell.strip() else None
     except ValueError as error:
         raise UserError(
-            f"{location}: answers is {shown(cell)}, neither JSON nor a Python literal; "
+            f"{location}: {name} is {shown(cell)}, neither JSON nor a Python literal; "
             'write {"text": [...], "answer_start": [...]}'
         ) from error
 
 
-def _single_answer(text: str, start: str, location: str) -> dict[str, list[Any]] | None:
-    """The cells of the columns ``answer_text`` and ``answer_start``."""
-    if not text and not start:
+def _text_cell(cell: str, name: str, location: str) -> Any:
+    """One answer, or several as in ``answers``; a text may begin with a bracket, too."""
+    if not cell.strip():
         return None
+    try:
+        value = _literal(cell) if cell.lstrip().startswith(("[", "{", "array(")) else cell
+    except ValueError:
+        return cell
+    is_gold = isinstance(value, dict) or all(isinstance(item, str | dict) for item in value)
+    return value if is_gold else cell
+
+
+def _start_cell(cell: str, name: str, location: str) -> Any:
     # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
-    number = re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", start)
-    if start and not number:
-        raise wrong_type(start, "answer_start", "a whole number", location)
-    return {"text": [text], "answer_start": [int(number[1])] if number else []}
+    if number := re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", cell):
+        return int(number[1])
+    return _literal_cell(cell, name, location) if cell.lstrip()[:1] == "[" else cell or None
+
+
+def _boolean_cell(cell: str, name: str, location: str) -> Any:
+    return _BOOLEANS.get(cell.lower(), cell or None)
+
+
+_CELLS: dict[str, Callable[[str, str, str], Any]] = {
+    "is_impossible": _boolean_cell,
+    "answers": _literal_cell,
+    "answers.text": _literal_cell,
+    "answers.answer_start": _literal_cell,
+    "detected_answers": _literal_cell,
+    "answer": _text_cell,
+    "answer_text": _text_cell,
+    "text": _text_cell,
+    "answer_start": _start_cell,
+} | dict.fromkeys(ID_KEYS, lambda cell, name, location: cell or None)
 
 
 def _csv_row(cells: dict[str, str], location: str) -> dict[str, Any]:
     """The cells as the values a JSON row would have."""
-    row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
-    row["id"] = cells.get("id") or None
-    row["title"] = cells.get("title")
-    impossible = cells.get("is_impossible", "")
-    row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
-    if "answers" in cells:
-        row["answers"] = _answers_cell(cells["answers"], location)
-    elif "answer_text" in cells:
-        row["answers"] = _single_answer(
-            cells["answer_text"], cells.get("answer_start", ""), location
-        )
-    return row
+    return {
+        name: _CELLS[name](cell, name, location) if name in _CELLS else cell
+        for name, cell in cells.items()
+    }
 
 
 def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
@@ -455,14 +470,12 @@ def iter_json_lines(path: Path) -> Iterator[Line]:
         UserError: the file cannot be opened or read.
     """
     with _opened(path) as stream:
-        row = 0
         for number, raw in enumerate(stream, start=1):
             if raw.strip():
-                yield _line(raw, number, row, str(path))
-                row += 1
+                yield _line(raw, number, str(path))
 
 
-def _line(raw: bytes, number: int, row: int, source: str) -> Line:
+def _line(raw: bytes, number: int, source: str) -> Line:
     location = f"{source}, line {number}"
     try:
         text = _decoded(raw, number, source)
@@ -471,7 +484,7 @@ def _line(raw: bytes, number: int, row: int, source: str) -> Line:
             raise UserError(
                 f"{location} has {len(rows)} questions, but must have one; write a line for each"
             )
-        example = row_example(rows[0][1], row, location)
+        example = row_example(rows[0][1], f"line {number}", location)
         check_examples([example], location)
     except UserError as error:
         return Line(number, raw, None, str(error))
@@ -492,5 +505,5 @@ def read_examples(path: Path) -> list[Example]:
 
 def _examples(entries: _Rows) -> list[Example]:
     rows = enumerate(_flat(entries))
-    examples = (row_example(row, number, where) for number, (where, row) in rows)
+    examples = (row_example(row, str(number), where) for number, (where, row) in rows)
     return list(shared_texts(examples))

@@ -16,8 +16,9 @@ class Example:
     """One question about one context.
 
     ``answers`` is None where no gold was given, and () where the question is known to have no
-    answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``;
-    () where the file gives none. ``title`` is that of the article, "" where there is none.
+    answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``,
+    -1 for one that is not known; () where the file gives none. ``title`` is that of the article, ""
+    where there is none.
     """
 
     id: str
@@ -141,6 +142,10 @@ def _misplaced(example: Example) -> Iterator[tuple[str, int, str]]:
             yield text, start, found
 
 
+def _known_starts(example: Example) -> int:
+    return len(example.answer_starts) - example.answer_starts.count(-1)
+
+
 def check_answers(examples: Sequence[Example], source: str) -> None:
     """Refuse what training and validation cannot use; unanswerable questions pass.
 
@@ -149,17 +154,17 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
     """
     without = [example for example in examples if example.answers is None]
     if without:
-        cure = "add them, or an empty list if there is no answer"
+        cure = "add them, or remove the question; if its text holds no answer, set is_impossible "
+        cure += "to true and pass --version_2_with_negative"
         raise _fault(without, "has no gold answers", cure, source)
-    uneven = [e for e in examples if len(e.answers or ()) != len(e.answer_starts)]
+    uneven = [e for e in examples if len(e.answers or ()) != _known_starts(e)]
     if uneven:
-        counts = f"{len(uneven[0].answers or ())} and {len(uneven[0].answer_starts)}"
+        counts = f"{len(uneven[0].answers or ())} and {_known_starts(uneven[0])}"
         fault = f"has answer texts and answer_starts in different numbers, {counts}"
         raise _fault(uneven, fault, "give one answer_start for each text", source)
     blank = [e for e in examples if not all(map(str.strip, e.answers or ()))]
     if blank:
-        cure = "give an empty list if there is no answer"
-        raise _fault(blank, "has a blank answer text", cure, source)
+        raise _fault(blank, "has a blank answer text", "fill it in or remove it", source)
     misplaced = [example for example in examples if any(_misplaced(example))]
     if misplaced:
         text, start, found = next(_misplaced(misplaced[0]))

@@ -105,7 +105,7 @@ def test_more_answers_and_other_offsets(ask, tmp_path):
     (entry,) = written(tmp_path / "out" / "predictions.jsonl")
     answers = entry["answers"]
     assert len(answers) == 3 and answers[0].items() <= entry.items()
-    assert entry["id"] == "0"  # the row's number, where there is none
+    assert entry["id"] == "line 1"  # made up: no other line's, which might be any number
     for answer in answers:
         for coding, width, name in (("utf-16-le", 2, "utf16"), ("utf-8", 1, "byte")):
             start, end = answer[f"start_{name}"] * width, answer[f"end_{name}"] * width

@@ -49,6 +49,7 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
      "alone", "n 16"),
     (asked("Ben", -5), Cause.MISPLACED, "answer 'Ben' is said to stand at -5: it stands at 2 "
      "places, 28, 46", ""),
+    (asked("1642", -1), Cause.MISPLACED, "answer '1642' has no start: it stands at 22 alone", ""),
     (asked("n", 0), Cause.MISPLACED, "answer 'n' is said to stand at 0: it stands at 5 places, "
      "20, 30, 43, ...", "A"),
     (asked("Cora", 10**25), Cause.ABSENT, f"answer 'Cora' is said to stand at {10**25}: the "
