@@ -27,9 +27,9 @@ import stat
 import tokenize
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,15 +37,20 @@ from typing import Any
 
 from bertqa.data.rows import (
     ID_KEYS,
+    READ_KEYS,
     checked_list,
     checked_text,
+    id_key,
     listed,
+    remarks,
     require_keys,
     row_example,
     shared_texts,
 )
 from bertqa.data.squad import Example, check_examples
 from bertqa.errors import UserError, reason, shown
+
+_Say = Callable[[str], object]
 
 # --- bytes -> text -> JSON -----------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
     require_keys(paragraph, ["context", "qas"], location)
     context = checked_text(paragraph["context"], "context", location)
     for where, qa in _entries(checked_list(paragraph["qas"], "qas", location), f"{location}.qas"):
-        require_keys(qa, ["question"], where)
+        require_keys(qa, [], where)
         yield where, {**qa, "context": context, "title": title}
 
 
@@ -375,11 +380,17 @@ def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
         yield f"{source}, row {number}", row
 
 
-def load_hub_dataset(name: str, split: str) -> list[Example]:
+def load_hub_dataset(
+    name: str,
+    split: str,
+    *,
+    say: _Say = lambda line: None,
+    keep_faulty: bool = False,
+) -> list[Example]:
     """The examples of one split of a data set of the Hugging Face hub, or of a local folder.
 
-    ``name`` is "squad", "squad_v2" or any set with the columns question, context and answers;
-    "name:config" names one of its configurations.
+    ``name`` is "squad", "squad_v2" or any set with columns that rows.py knows; "name:config" names
+    one of its configurations. ``say`` and ``keep_faulty`` are those of ``read_examples``.
 
     Raises:
         UserError: the name, the configuration or the split is unknown or not to be had offline,
@@ -398,9 +409,8 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
             "instead when offline"
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
-    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], location)
     rows = ((f"{location}, row {number}", row) for number, row in enumerate(_table_rows(table)))
-    return _examples(rows)
+    return _examples(rows, location, say, keep_faulty)
 
 
 # --- reading a file ------------------------------------------------------------------------------
@@ -491,19 +501,55 @@ def _line(raw: bytes, number: int, source: str) -> Line:
     return Line(number, raw, example)
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(
+    path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
+) -> list[Example]:
     """All examples of a file of any accepted form; equal texts are one object.
 
     Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
+
+    Args:
+        say: is told, in one line, of ids that had to be made up and of questions without gold.
+        keep_faulty: take a row of which something cannot be read as an example with a ``fault``.
 
     Raises:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        return _examples(_reader(path)(stream, str(path)))
+        return _examples(_reader(path)(stream, str(path)), str(path), say, keep_faulty)
 
 
-def _examples(entries: _Rows) -> list[Example]:
+def _keep_apart(examples: list[Example], made_up: Sequence[int]) -> None:
+    """Change the ids made up, each its row's number, that are another row's own."""
+    counts = Counter(example.id for example in examples) if made_up else {}
+    for number in made_up:
+        name = str(number)
+        if counts[name] > 1:
+            while name in counts:
+                name = f"row {name}"
+            examples[number] = replace(examples[number], id=name)
+
+
+def _examples(entries: _Rows, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
+    made_up: list[int] = []
+    unread: dict[str, None] = {}
+
+    def example(number: int, location: str, row: Any) -> Example:
+        try:
+            found = row_example(row, str(number), location)
+        except UserError as error:
+            if not keep_faulty:
+                raise
+            return Example(location, "", "", fault=str(error).removeprefix(location).lstrip(": "))
+        if id_key(row) is None:
+            made_up.append(number)
+        unread.update(dict.fromkeys(key for key in row if key not in READ_KEYS))
+        return found
+
     rows = enumerate(_flat(entries))
-    examples = (row_example(row, str(number), where) for number, (where, row) in rows)
-    return list(shared_texts(examples))
+    examples = list(shared_texts(example(number, *entry) for number, entry in rows))
+    _keep_apart(examples, made_up)
+    without_gold = sum(example.answers is None and not example.fault for example in examples)
+    if remark := remarks(source, len(examples), len(made_up), without_gold, unread):
+        say(remark)
+    return examples

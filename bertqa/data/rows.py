@@ -18,12 +18,13 @@ A start may be a whole float, as pandas writes it; null or -1 is one that is not
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 
 # What to do about the names that other data sets have in place of question and context.
 CURES = dict.fromkeys(
@@ -180,13 +181,13 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
     return (), ()
 
 
-def has_id(row: Any) -> bool:
-    """Whether a row has an id, under whatever name."""
-    return any(not _is_null(row.get(key)) for key in ID_KEYS)
+def id_key(row: dict[str, Any]) -> str | None:
+    """The key under which a row has its id, if it has one."""
+    return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
 
 
 def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
-    key = next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
+    key = id_key(row)
     if key is None:
         return made_up
     value = row[key]
@@ -215,6 +216,24 @@ def row_example(row: Any, made_up: str, location: str) -> Example:
     )
 
 
+def remarks(
+    source: str, examples: int, made_up: int, without_gold: int, unread: Iterable[str] = ()
+) -> str:
+    """One line about what a data set does not give, "" if that is nothing.
+
+    Args:
+        examples, made_up, without_gold: how many, how many of them with an id made up, and without
+            gold answers.
+        unread: keys of the rows that are not read; they may be another name for what is missing.
+    """
+    parts = [f"{made_up:,} without an id, so that it is made of the row's number"] * (made_up > 0)
+    parts += [f"{without_gold:,} without gold answers, so that EM and F1 leave them out"] * (
+        without_gold > 0
+    )
+    unread = [f"keys that are not read: {listed(unread)}"] * bool(unread)
+    return "; ".join([f"{source}: {counted(examples, 'question')}", *parts, *unread]) * bool(parts)
+
+
 def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
     """The same examples, with one copy of each text.
 
@@ -225,4 +244,4 @@ def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
     for example in examples:
         question, context = first_copy(example.question), first_copy(example.context)
         title = first_copy(example.title)
-        yield Example(example.id, question, context, example.answers, example.answer_starts, title)
+        yield replace(example, question=question, context=context, title=title)

@@ -18,7 +18,7 @@ class Example:
     ``answers`` is None where no gold was given, and () where the question is known to have no
     answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``,
     -1 for one that is not known; () where the file gives none. ``title`` is that of the article, ""
-    where there is none.
+    where there is none. ``fault`` says why nothing else of a row could be read, "" if it could.
     """
 
     id: str
@@ -27,6 +27,7 @@ class Example:
     answers: tuple[str, ...] | None = None
     answer_starts: tuple[int, ...] = ()
     title: str = ""
+    fault: str = ""
 
     @property
     def is_impossible(self) -> bool:

@@ -230,6 +230,60 @@ def test_a_missing_id_is_the_number_of_the_row(tmp_path, name, write):
     assert [e.id for e in read_examples(tmp_path / name)] == ["0", "12", "2"]
 
 
+@pytest.mark.parametrize("key", ["id", "qid", "question_id", "guid", "_id"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_ids_under_their_usual_names(tmp_path, name, key):
+    rows = [{"question": "a?", "context": "A", key: value} for value in ("b7", 12)]
+    (tmp_path / name).write_text(_json_lines(rows) if name == "x.jsonl" else _table(rows))
+    assert [e.id for e in read_examples(tmp_path / name)] == ["b7", "12"]
+
+
+def test_an_id_that_is_made_up_is_no_other_row_s(tmp_path):
+    rows = [{"question": "a?", "context": "A"} for _ in range(4)]
+    for number, name in [(1, 0), (3, "row 0")]:
+        rows[number]["id"] = name
+    (tmp_path / "x.jsonl").write_text(_json_lines(rows))
+    said = []
+    examples = read_examples(tmp_path / "x.jsonl", say=said.append)
+    assert [e.id for e in examples] == ["row row 0", "0", "2", "row 0"]
+    (line,) = said
+    assert "x.jsonl: 4 questions; 2 without an id" in line and "4 without gold answers" in line
+    lines = [line.example.id for line in iter_json_lines(tmp_path / "x.jsonl")]
+    assert lines == ["line 1", "0", "line 3", "row 0"]
+
+
+def test_what_is_not_read_is_said_where_something_is_missing(tmp_path):
+    said = []
+    row = {"question": "?", "context": "A", "id": 1, "target": "A"}
+    for more in ({}, {"answers": []}):
+        (tmp_path / "x.json").write_text(json.dumps([row | more]))
+        read_examples(tmp_path / "x.json", say=said.append)
+    (line,) = said
+    assert line == (
+        f"{tmp_path / 'x.json'}: 1 question; 1 without gold answers, so that EM and F1 leave them "
+        "out; keys that are not read: 'target'"
+    )
+
+
+def test_rows_with_a_fault_can_be_kept(tmp_path):
+    faulty = [{"is_impossible": True, "answers": ["A"]}, {"question": 5}, {"answer": 7}]
+    rows = [
+        _row(GOLD[0], answers=_lists(GOLD[0])),
+        *({"question": "?", "context": "A"} | f for f in faulty),
+        5,
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    examples = read_examples(tmp_path / "x.json", keep_faulty=True)
+    assert examples[0] == GOLD[0] and not GOLD[0].fault
+    assert [e.fault.partition(",")[0] for e in examples[1:]] == [
+        "is_impossible is true",
+        "question is 5 (int)",
+        "answer is 7 (int)",
+        "is 5 (int)",
+    ]
+    assert examples[4].id == f"{tmp_path / 'x.json'}, [4]"
+
+
 def test_a_missing_id_in_the_nested_form_counts_through_the_file(tmp_path):
     paragraph = {"context": "A", "qas": [{"question": "a?"}, {"question": "b?"}]}
     articles = [{"paragraphs": [paragraph, paragraph]}, {"paragraphs": [paragraph]}]
@@ -814,7 +868,7 @@ def test_hub_errors(tmp_path, hub_set, datasets):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"passage": "A", "answers": ["A"]}, "split 'train' lacks context (found: 'question', "),
+        ({"passage": "A", "answers": ["A"]}, "'train', row 0 lacks context (found: 'question', "),
         ({"context": "A", "answers": 5}, "split 'train', row 0: answers is 5 (int)"),
     ],
 )
