@@ -82,7 +82,7 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
             progress=bar.update,
         )  # fmt: skip
     v2 = qa.decoding.version_2_with_negative
-    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2))
+    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2, say=say))
     print(
         f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
         file=sys.stderr,
@@ -91,9 +91,9 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files."""
-    examples = read_examples(flags.input)
+    examples = read_examples(flags.input, say=say)
     check_examples(examples, str(flags.input))
-    has_gold = all(example.answers is not None for example in examples)
+    has_gold = any(example.answers is not None for example in examples)
     qa = load_answerer(flags)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
@@ -114,6 +114,11 @@ def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float] | None) ->
     write_json(path, metrics)
     print(json.dumps(metrics, indent=None if flags.json else 2))
     return [path]
+
+
+def say(line: str) -> None:
+    """Tell what the questions lack, apart from the figures."""
+    print(line, file=sys.stderr)
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:

@@ -37,7 +37,6 @@ from typing import Any
 
 from bertqa.data.rows import (
     ID_KEYS,
-    READ_KEYS,
     checked_list,
     checked_text,
     id_key,
@@ -46,8 +45,9 @@ from bertqa.data.rows import (
     require_keys,
     row_example,
     shared_texts,
+    unread_keys,
 )
-from bertqa.data.squad import Example, check_examples
+from bertqa.data.squad import Example, check_examples, check_version
 from bertqa.errors import UserError, reason, shown
 
 _Say = Callable[[str], object]
@@ -465,16 +465,21 @@ class Line:
         raw: as it stands in the file.
         example: what it holds; None if it is no question that can be asked.
         fault: the sentence that says why not; "" where it is one.
+        unread: keys of the row that mean nothing here.
     """
 
     number: int
     raw: bytes
     example: Example | None
     fault: str = ""
+    unread: tuple[str, ...] = ()
 
 
-def iter_json_lines(path: Path) -> Iterator[Line]:
+def iter_json_lines(path: Path, *, with_negative: bool = True) -> Iterator[Line]:
     """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
+
+    Args:
+        with_negative: False makes a question that has no answer a faulty line.
 
     Raises:
         UserError: the file cannot be opened or read.
@@ -482,10 +487,10 @@ def iter_json_lines(path: Path) -> Iterator[Line]:
     with _opened(path) as stream:
         for number, raw in enumerate(stream, start=1):
             if raw.strip():
-                yield _line(raw, number, str(path))
+                yield _line(raw, number, str(path), with_negative)
 
 
-def _line(raw: bytes, number: int, source: str) -> Line:
+def _line(raw: bytes, number: int, source: str, with_negative: bool) -> Line:
     location = f"{source}, line {number}"
     try:
         text = _decoded(raw, number, source)
@@ -496,9 +501,10 @@ def _line(raw: bytes, number: int, source: str) -> Line:
             )
         example = row_example(rows[0][1], f"line {number}", location)
         check_examples([example], location)
+        check_version([example], location, with_negative)
     except UserError as error:
         return Line(number, raw, None, str(error))
-    return Line(number, raw, example)
+    return Line(number, raw, example, unread=unread_keys(rows[0][1]))
 
 
 def read_examples(
@@ -543,7 +549,7 @@ def _examples(entries: _Rows, source: str, say: _Say, keep_faulty: bool) -> list
             return Example(location, "", "", fault=str(error).removeprefix(location).lstrip(": "))
         if id_key(row) is None:
             made_up.append(number)
-        unread.update(dict.fromkeys(key for key in row if key not in READ_KEYS))
+        unread.update(dict.fromkeys(unread_keys(row)))
         return found
 
     rows = enumerate(_flat(entries))

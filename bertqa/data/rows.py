@@ -93,7 +93,7 @@ GOLD_KEYS = {
     "answers.text": "answers.answer_start",  # of a flattened table
     "text": "answer_start",
 }
-READ_KEYS = {"question", "context", "title", "is_impossible", "detected_answers", *ID_KEYS} | {
+_READ_KEYS = {"question", "context", "title", "is_impossible", "detected_answers", *ID_KEYS} | {
     *GOLD_KEYS,
     *GOLD_KEYS.values(),
 }
@@ -122,7 +122,7 @@ def _texts_and_starts(key: str, value: Any, starts: Any, location: str) -> tuple
     if isinstance(value, dict):
         require_keys(value, ["text"], f"{location}: {key}")
         key, value, starts = "text", value["text"], value.get("answer_start")
-    texts = [value] if isinstance(value, str) else checked_list(value, key, location)
+    texts: list[Any] = [value] if isinstance(value, str) else checked_list(value, key, location)
     if any(isinstance(answer, dict) for answer in texts):
         for answer in texts:
             require_keys(answer, ["text"], f"{location}: an answer")
@@ -184,6 +184,11 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
 def id_key(row: dict[str, Any]) -> str | None:
     """The key under which a row has its id, if it has one."""
     return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
+
+
+def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a row that mean nothing here."""
+    return tuple(key for key in row if key not in _READ_KEYS)
 
 
 def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ def check_version(examples: Sequence[Example], source: str, with_negative: bool)
     impossible = sum(example.is_impossible for example in examples)
     if impossible and not with_negative:
         raise UserError(
-            f"{source} has {impossible} questions without an answer: pass --version_2_with_negative"
+            f"{source} has {counted(impossible, 'question')} without an answer: pass "
+            "--version_2_with_negative"
         )
 
 
