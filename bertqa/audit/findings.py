@@ -5,6 +5,7 @@
 
 Training stops at the first fault. An audit goes on and finds them all, each under its cause:
 
+    unreadable           a value of the row is of the wrong kind, or contradicts another
     duplicate id         the id stands in an earlier row too
     empty                the question, the context or an answer is empty or blank
     no answers given     the gold is not given, not even that there is no answer
@@ -23,7 +24,7 @@ Training stops at the first fault. An audit goes on and finds them all, each und
     question cut         --max_query_length cuts it
     conflicting answers  another row asks the same, and they have no answer in common
 
-Training refuses a data set for the first eight. For the others it goes on, with a label that does
+Training refuses a data set for the first nine. For the others it goes on, with a label that does
 not give back the answer, or with two labels that contradict each other. The same question is the
 same but for case and blanks, the same answer one that the official rules of exact match accept.
 """
@@ -49,6 +50,7 @@ from bertqa.settings import WindowSettings
 class Cause(str, Enum):
     """What may be wrong with a question; see the table above, and ``RULES``."""
 
+    UNREADABLE = "unreadable"
     DUPLICATE_ID = "duplicate id"
     EMPTY = "empty"
     NO_GOLD = "no answers given"
@@ -76,6 +78,7 @@ class Rule:
 
 
 RULES = {
+    Cause.UNREADABLE: Rule("a value of the row is of the wrong kind, or contradicts another"),
     Cause.DUPLICATE_ID: Rule(
         "the id stands in an earlier row too",
         "an exact repeat is left out, another question gets a new id",
@@ -117,8 +120,8 @@ RULES = {
 # For these training refuses a data set.
 REFUSED = frozenset(
     {
-        Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN, Cause.MISPLACED,
-        Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
+        Cause.UNREADABLE, Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN,
+        Cause.MISPLACED, Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
     }
 )  # fmt: skip
 
@@ -369,6 +372,9 @@ _Fault = tuple[Cause, str, Excerpt]
 
 def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]:
     """What is wrong with a question, whatever the others and the windows are."""
+    if example.fault:
+        yield Cause.UNREADABLE, example.fault, NOWHERE
+        return
     for name, text in (("question", example.question), ("context", example.context)):
         if not text.strip():
             yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE

@@ -73,6 +73,7 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
     (replace(asked("Ada", 0), answers=("Ada", " "), answer_starts=(0, 3)), Cause.EMPTY,
      "answer 2 of 2, ' ', is blank", ""),
     (asked("Ada", 0, question=" \n"), Cause.EMPTY, r"the question is ' \n'", ""),
+    (Example("x", "", "", fault="id is 1.5"), Cause.UNREADABLE, "id is 1.5", ""),
     (Example("x", "Who?", QUAY), Cause.NO_GOLD, "it has no answers", ""),
     (Example("x", "Who?", QUAY, ("Ada",)), Cause.UNEVEN, "answers: 1, answer_starts: 0", ""),
     (Example("x", "Who?", QUAY, ()), Cause.UNANSWERABLE, "it has no answer", ""),
@@ -234,7 +235,7 @@ def test_the_table_of_the_causes_is_that_of_the_docstring() -> None:
     assert [line for line in lines if line in table] == table
     assert list(RULES) == list(Cause)
     refused = [cause for cause in Cause if cause in REFUSED]
-    assert refused == list(Cause)[:8] and "the first eight" in (audit_module.__doc__ or "")
+    assert refused == list(Cause)[:9] and "the first nine" in (audit_module.__doc__ or "")
 
 
 # --- excerpts ------------------------------------------------------------------------------------
