@@ -258,16 +258,18 @@ def _literal_cell(cell: str, name: str, location: str) -> Any:
         ) from error
 
 
+# What only a program writes; a text may begin with a bracket, too.
+_PRINTED = re.compile(
+    r"""\s*((Series|array)\(|\[\s*\]\s*$|[\[{]+\s*(['"]|np\.|array\())|.*\n(.*, )?dtype: \w+$""",
+    re.DOTALL,
+)
+
+
 def _text_cell(cell: str, name: str, location: str) -> Any:
-    """One answer, or several as in ``answers``; a text may begin with a bracket, too."""
-    if not cell.strip():
-        return None
-    try:
-        value = _literal(cell) if cell.lstrip().startswith(("[", "{", "array(")) else cell
-    except ValueError:
-        return cell
-    is_gold = isinstance(value, dict) or all(isinstance(item, str | dict) for item in value)
-    return value if is_gold else cell
+    """One answer, or several as in ``answers``."""
+    if _PRINTED.match(cell):
+        return _literal_cell(cell, name, location)
+    return cell if cell.strip() else None
 
 
 def _start_cell(cell: str, name: str, location: str) -> Any:
