@@ -21,7 +21,7 @@ from bertqa.answering.json_lines import (
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.files import said_plainly, write_json
 from bertqa.runtime import limit_onednn_cache
 
@@ -84,7 +84,8 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     v2 = qa.decoding.version_2_with_negative
     keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2, say=say))
     print(
-        f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
+        f"{counted(answered, 'line')} answered in {flags.output_dir / PREDICTIONS}, "
+        f"{rejected} rejected",
         file=sys.stderr,
     )
 

@@ -44,7 +44,7 @@ from bertqa.data.rows import (
     unread_keys,
 )
 from bertqa.data.squad import Example, check_examples, check_version
-from bertqa.errors import UserError, reason, shown
+from bertqa.errors import UserError, counted, reason, shown
 
 _Say = Callable[[str], object]
 
@@ -223,7 +223,7 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
     for location, fields in records:
         if len(fields) != len(header):
             raise UserError(
-                f"{location} has {len(fields)} fields, but the header {len(header)} "
+                f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
                 f"(the first: {shown(fields[0])}); put quotes around fields that hold "
                 f"{shown(delimiter)}, quotes or line ends"
             )

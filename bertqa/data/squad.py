@@ -106,7 +106,7 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
         repeated = [name for name, count in counts.items() if count > 1]
         raise UserError(
             f"{source}: the id {shown(repeated[0])} stands {counts[repeated[0]]} times "
-            f"({len(repeated)} repeated ids in all); give each question its own"
+            f"({counted(len(repeated), 'repeated id')} in all); give each question its own"
         )
     for key in ("question", "context"):
         blank = [example for example in examples if not getattr(example, key).strip()]

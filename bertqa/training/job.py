@@ -25,7 +25,7 @@ from bertqa.data.squad import (
     split_by_article,
 )
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
@@ -131,7 +131,8 @@ def train(
         folder.keep_decoding(decoding, windows)
     plan = run.loop.plan
     tell(
-        f"{plan.total_steps} steps of {plan.windows_per_step} windows on {runtime.device} in "
+        f"{counted(plan.total_steps, 'step')} of {counted(plan.windows_per_step, 'window')} on "
+        f"{runtime.device} in "
         f"{runtime.dtype}, from step {run.progress.step}"
     )
     progress = run.train()
@@ -151,7 +152,7 @@ class _Part:
     labels: LabelReport
 
     def __str__(self) -> str:
-        return f"{len(self.windows)} windows of {self.labels}"
+        return f"{counted(len(self.windows), 'window')} of {self.labels}"
 
 
 def _cut(

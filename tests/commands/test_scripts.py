@@ -302,7 +302,7 @@ def test_json_lines_are_answered_line_by_line(
     assert "in.jsonl, line 2 " in capsys.readouterr().err
     assert call("infer", *flags, "--resume", "--skip_bad") == 0
     printed = capsys.readouterr()
-    assert re.search(r"\b1 lines answered .*, 1 rejected$", printed.err, re.MULTILINE)
+    assert re.search(r"\b1 line answered .*, 1 rejected$", printed.err, re.MULTILINE)
     metrics = json.loads(printed.out)
     assert read_json(tmp_path / "out" / "metrics.json") == metrics and metrics["total"] == 2
     text = (tmp_path / "out" / "predictions.jsonl").read_text()
@@ -493,13 +493,13 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     before = contents(tmp_path)
     assert checked(checkpoint, good) == 0
     said, err = capsys.readouterr()
-    assert f"{good}: 1 questions" in said and "nothing was found" in said and err == ""
+    assert f"{good}: 1 question\n" in said and "nothing was found" in said and err == ""
     assert checked(checkpoint, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
     assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
     assert checked(checkpoint, good, "--validation_file", bad) == 1
     said = capsys.readouterr().out
-    assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
+    assert f"{good}: 1 question\n" in said and f"{bad}: 3 questions" in said
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
