@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bertqa.errors import counted
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.formulas import Source, sources
 from bertqa.explain.html import (
@@ -78,8 +77,7 @@ def _header(e: Explanation) -> str:
         "Place": place,
         "Window": f"{e.window + 1} of {len(e.null_scores)}, {len(e.tokens)} tokens",
         "Model": f"{foreign(e.model_name) if e.model_name else 'not named'}, "
-        f"{counted(e.inside.attentions.shape[0], 'layer')} of "
-        f"{counted(e.inside.attentions.shape[1], 'head')}",
+        f"{e.inside.attentions.shape[0]} layers of {e.inside.attentions.shape[1]} heads",
         "Precision": _precision(e),
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())

@@ -6,7 +6,6 @@ from html import escape
 from torch import Tensor
 
 from bertqa.data.text import shortened
-from bertqa.errors import counted
 from bertqa.explain.explanation import Candidate, Explanation
 from bertqa.explain.formulas import Source
 from bertqa.explain.html import (
@@ -149,12 +148,12 @@ def candidates_section(e: Explanation, found: Sequence[Source]) -> str:
             [*head, "Sum", "Probability"],
             _window_rows(e),
         )
-    most = counted(e.decoding.max_answer_length, "token")
+    most = e.decoding.max_answer_length
     competing = (
         f"The {e.decoding.n_best_size} best starts and the {e.decoding.n_best_size} best ends of "
-        f"each window make the spans, of at most {most}, that compete"
+        f"each window make the spans, of at most {most} tokens, that compete"
         if e.decoding.decoder == "top20"
-        else f"Every span of at most {most} competes"
+        else f"Every span of at most {most} tokens competes"
     )
     lead = (
         f"{competing} with its two scores. Point at a row, or reach it with the Tab key, to see it "
@@ -195,7 +194,7 @@ def _normalised(e: Explanation) -> str:
         )
     return (
         f"The sum runs over the spans (k, l) of all windows{null}: those with k ≤ l and at most "
-        f"{counted(e.decoding.max_answer_length, 'token')}."
+        f"{e.decoding.max_answer_length} tokens."
     )
 
 
@@ -257,8 +256,8 @@ def matrix_section(e: Explanation, found: Sequence[Source]) -> str:
         "hatched. The stronger the colour, the higher the score."
     )
     notes = (
-        f"<p>Spans of more than {counted(e.decoding.max_answer_length, 'token')} are hatched as "
-        "well.</p>" + code_links(found)
+        f"<p>Spans of more than {e.decoding.max_answer_length} tokens are hatched as well.</p>"
+        + code_links(found)
     )
     if matrix is None:
         return section_of("matrix", lead, "<p>The window has no span.</p>", ["matrix"], notes)

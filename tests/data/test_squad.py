@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -345,6 +346,20 @@ def test_gold(tmp_path, gold, answers, starts):
     (example,) = read_examples(tmp_path / "x.jsonl")
     assert (example.answers, example.answer_starts) == (answers, starts)
     assert example.is_impossible == (answers == ())
+
+
+def test_gold_is_read_as_the_documentation_says(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\".*)` \| `(.*)` \| `(.*)` \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for gold, answers, starts in rows:
+        row = f'{{"question": "Who?", "context": "Ada built it.", {gold}}}'
+        (tmp_path / "x.jsonl").write_text(row)
+        (example,) = read_examples(tmp_path / "x.jsonl")
+        assert (repr(example.answers), repr(example.answer_starts)) == (
+            answers.replace('"', "'"),
+            starts,
+        ), gold
 
 
 NO_ANSWER = [
