@@ -4,29 +4,10 @@
     found = audit(read_examples(path), tokenizer)
 
 Training stops at the first fault. An audit goes on and finds them all, each under its cause:
-
-    unreadable           a value of the row is of the wrong kind, or contradicts another
-    duplicate id         the id stands in an earlier row too
-    empty                the question, the context or an answer is empty or blank
-    no answers given     the gold is not given, not even that there is no answer
-    uneven               there are more or fewer answer_starts than answers
-    misplaced            the answer does not stand at its answer_start, but elsewhere in the context
-    absent               the answer stands nowhere in the context
-    unanswerable         there is no answer, but --version_2_with_negative is not given
-    question too long    it has more tokens than a window has room for
-
-    blanks               the answer has blanks at its ends; the label is the rest
-    combining marks      the answer ends inside a grapheme cluster; the label takes it whole
-    invisible            the answer has characters without tokens at its ends; the label is the rest
-    inside a token       the answer ends inside a token; the label takes it whole
-    no tokens            no token covers any of the answer; it is labelled [CLS]
-    cut by a window      no window holds the whole answer; it is labelled [CLS]
-    question cut         --max_query_length cuts it
-    conflicting answers  another row asks the same, and they have no answer in common
-
-Training refuses a data set for the first nine. For the others it goes on, with a label that does
-not give back the answer, or with two labels that contradict each other. The same question is the
-same but for case and blanks, the same answer one that the official rules of exact match accept.
+``RULES`` says what a cause means. Training refuses a data set for those in ``REFUSED``. For the
+others it goes on, with a label that does not give back the answer, or with two labels that
+contradict each other. The same question is the same but for case and blanks, the same answer one
+that the official rules of exact match accept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +29,7 @@ from bertqa.settings import WindowSettings
 
 
 class Cause(str, Enum):
-    """What may be wrong with a question; see the table above, and ``RULES``."""
+    """What may be wrong with a question; see ``RULES``."""
 
     UNREADABLE = "unreadable"
     DUPLICATE_ID = "duplicate id"

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bertqa.audit import findings as audit_module
 from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, audit
 from bertqa.audit.page import audit_page
 from bertqa.audit.repair import repair
@@ -229,13 +228,8 @@ def test_an_audit_refuses_what_training_refuses(
     assert "\x1b" not in audit_text(found)
 
 
-def test_the_table_of_the_causes_is_that_of_the_docstring() -> None:
-    lines = [line.strip() for line in (audit_module.__doc__ or "").splitlines()]
-    table = [f"{cause.value:<21}{rule.meaning}" for cause, rule in RULES.items()]
-    assert [line for line in lines if line in table] == table
-    assert list(RULES) == list(Cause)
-    refused = [cause for cause in Cause if cause in REFUSED]
-    assert refused == list(Cause)[:9] and "the first nine" in (audit_module.__doc__ or "")
+def test_every_cause_has_its_rule() -> None:
+    assert list(RULES) == list(Cause) and set(list(Cause)[:9]) == REFUSED
 
 
 # --- excerpts ------------------------------------------------------------------------------------
