@@ -22,6 +22,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.metrics import normalize_answer, question_scores
 from bertqa.data.readers import Line, iter_json_lines
+from bertqa.data.rows import remarks
 from bertqa.data.text import other_offsets
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
@@ -75,7 +76,7 @@ def answer_lines(
     }
     last = _cut_to_whole(source, folder, settings) if resume else 0
     answered = rejected = 0
-    lines = iter_json_lines(source)
+    lines = iter_json_lines(source, with_negative=qa.decoding.version_2_with_negative)
     with Interrupts() as interrupts:
         for name in (PREDICTIONS, REJECTS):
             _append(folder / name, (), "ab" if last else "wb")
@@ -234,31 +235,47 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield end, entry
 
 
-def score_lines(source: Path, folder: Path, *, v2: bool) -> dict[str, float] | None:
+def score_lines(
+    source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
+) -> dict[str, float] | None:
     """EM and F1 of the answers in a folder by the official rules, in per cent, read line by line.
 
+    Args:
+        say: is told, in one line, of ids that were made up and of questions without gold.
+
     Returns:
-        As ``evaluate_v1`` and ``evaluate_v2`` name them, without the latter's ``best_*``, for which
-        all questions would have to be held at once; None if a question has no gold answer.
+        As ``score`` names them, without the ``best_*`` of v2.0, for which all questions would have
+        to be held at once; None if no question has gold answers.
     """
     sums: dict[str, list[float]] = {}
+    answered = made_up = without_gold = 0
+    unread: dict[str, None] = {}
     answers = (entry for _, entry in _whole_lines(folder / PREDICTIONS))
     given = next(answers, None)
     for line in iter_json_lines(source):
         if given is None or line.number != given["line"]:
             continue  # rejected
-        golds = line.example.answers if line.example else None
+        assert line.example  # else it was not answered
+        golds = line.example.answers
+        answered += 1
+        made_up += line.example.id == f"line {line.number}"
+        unread |= dict.fromkeys(line.unread)
         if golds is None or (not golds and not v2):
-            return None
-        scores = question_scores({"": given["answer"]}, {"": golds}, v2=v2)[""]
-        kind = "HasAns_" if any(map(normalize_answer, golds)) else "NoAns_"
-        for prefix in ("", kind) if v2 else ("",):
-            before = sums.get(prefix, [0.0, 0.0, 0.0])
-            sums[prefix] = [x + y for x, y in zip(before, (*scores, 1.0), strict=True)]
+            without_gold += 1
+        else:
+            scores = question_scores({"": given["answer"]}, {"": golds}, v2=v2)[""]
+            kind = "HasAns_" if any(map(normalize_answer, golds)) else "NoAns_"
+            for prefix in ("", kind) if v2 else ("",):
+                before = sums.get(prefix, [0.0, 0.0, 0.0])
+                sums[prefix] = [x + y for x, y in zip(before, (*scores, 1.0), strict=True)]
         given = next(answers, None)
+    if remark := remarks(str(source), answered, made_up, without_gold, unread):
+        say(remark)
     exact = "exact" if v2 else "exact_match"
     figures: dict[str, float] = {}
     for prefix, (em, f1, total) in sums.items():
         figures |= {f"{prefix}{exact}": 100 * em / total, f"{prefix}f1": 100 * f1 / total}
         figures[f"{prefix}total"] = total
+    if figures and without_gold:
+        figures["without_gold"] = float(without_gold)
     return figures or None

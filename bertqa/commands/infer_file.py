@@ -21,7 +21,7 @@ from bertqa.answering.json_lines import (
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
 from bertqa.data.squad import Example, check_examples, check_version
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.files import said_plainly, write_json
 
 METRICS = "metrics.json"
@@ -80,18 +80,19 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
             progress=bar.update,
         )  # fmt: skip
     v2 = qa.decoding.version_2_with_negative
-    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2))
+    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2, say=say))
     print(
-        f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
+        f"{counted(answered, 'line')} answered in {flags.output_dir / PREDICTIONS}, "
+        f"{rejected} rejected",
         file=sys.stderr,
     )
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files."""
-    examples = read_examples(flags.input)
+    examples = read_examples(flags.input, say=say)
     check_examples(examples, str(flags.input))
-    has_gold = all(example.answers is not None for example in examples)
+    has_gold = any(example.answers is not None for example in examples)
     qa = load_answerer(flags)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
@@ -112,6 +113,11 @@ def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float] | None) ->
     write_json(path, metrics)
     print(json.dumps(metrics, indent=None if flags.json else 2))
     return [path]
+
+
+def say(line: str) -> None:
+    """Tell what the questions lack, apart from the figures."""
+    print(line, file=sys.stderr)
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:
