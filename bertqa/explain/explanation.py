@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.text import shortened
 from bertqa.explain.attribution import Attribution
 from bertqa.settings import DecodingSettings
 
@@ -32,6 +33,18 @@ class Candidate:
     window: int
     first: int
     last: int
+
+    @property
+    def tokens(self) -> range:
+        """Its tokens; none for "no answer"."""
+        return range(self.first, self.last + 1) if self.answer.text else range(0)
+
+
+def answer_text(candidate: Candidate | None) -> str:
+    """An answer on one line; also that there is none."""
+    if candidate is None:
+        return "(none)"
+    return shortened(" ".join(candidate.answer.text.split())) or "(no answer)"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from bertqa.data.text import shortened, visible
-from bertqa.explain.explanation import Candidate, Cell, Explanation
+from bertqa.explain.explanation import Candidate, Cell, Explanation, answer_text
 
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
@@ -64,10 +64,8 @@ class _Paint:
 
 
 def shown(candidate: Candidate | None) -> str:
-    """An answer's text on one line."""
-    if candidate is None:
-        return "(none)"
-    return shortened(on_one_line(candidate.answer.text)) or "(no answer)"
+    """An answer's text on one line, nothing hidden."""
+    return visible(answer_text(candidate))
 
 
 def _answer(e: Explanation, paint: _Paint) -> list[str]:

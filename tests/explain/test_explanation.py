@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,11 +16,10 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
-from bertqa.explain.explanation import Explanation
-from bertqa.explain.formulas import FORMULAS, sources
+from bertqa.explain.explanation import Explanation, answer_text
 from bertqa.explain.hooks import record
-from bertqa.explain.html import answer_text
-from bertqa.explain.script_data import packed_attention, quantised
+from bertqa.explain.page_data import packed_attention, quantised
+from bertqa.explain.sources import sources
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
@@ -369,16 +367,6 @@ def test_a_link_leads_to_the_code_that_computes(decoder: str, null: bool) -> Non
         name = source.key.rpartition(".")[2]
         assert not name.startswith("_")  # a reader is led to what others may call
         assert any(f"{kind} {name}" in line for kind in ("def", "class") for line in source.lines)
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_formulas_are_whole(name: str) -> None:
-    root = ElementTree.fromstring(FORMULAS[name])
-    arity = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "msqrt": 1}
-    for node in root.iter():
-        assert len(node) == arity.get(node.tag, len(node)), node.tag
-        if node.tag in ("mi", "mo", "mn", "mtext"):
-            assert node.text
 
 
 # --- in a terminal -------------------------------------------------------------------------------
