@@ -42,6 +42,7 @@ CONTEXT = (
     "the man counted how many were on board. What the others did there, who knows?"
 )
 WINDOWS = WindowSettings(48, 8)
+NEGATIVE = DecodingSettings(version_2_with_negative=True)
 WICKED = (
     '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
     "שלום עולם, مرحبا ]]> \ufffe <style>*{display:none}</style> ]"
@@ -57,15 +58,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("page") / "tiny")
 
 
-def made(folder: Path, question: str, context: str, **settings: object) -> Explanation:
+def made(
+    folder: Path, question: str = QUESTION, context: str = CONTEXT, **settings: object
+) -> Explanation:
     model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
     chosen = {"windows": WINDOWS, "steps": 2} | settings
     return explain(model, tokenizer, question, context, **chosen)
-
-
-NEGATIVE = DecodingSettings(version_2_with_negative=True)
-TOP20 = DecodingSettings(version_2_with_negative=True, decoder="top20")
-NEVER = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
 
 
 def rounded(folder: Path) -> Explanation:
@@ -76,29 +74,44 @@ def rounded(folder: Path) -> Explanation:
             parameter.copy_(parameter.bfloat16().float())
     qa = QuestionAnswerer(model, tokenizer, WINDOWS, runtime=Runtime(torch.device("cpu")))
     (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
-    return made(
-        folder, QUESTION, CONTEXT, model_name="tiny", answered_in="bf16", prediction=prediction
-    )
+    return made(folder, model_name="tiny", answered_in="bf16", prediction=prediction)
+
+
+def wicked(folder: Path) -> Explanation:
+    """Question, text, model and vocabulary are of somebody who means ill."""
+    e = made(folder, WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
+    return replace(e, tokens=tuple(f"{token}'\"></span><b>\x1b" for token in e.tokens))
 
 
 @pytest.fixture(scope="module")
 def explanations(folder: Path) -> dict[str, Explanation]:
-    short = WindowSettings(128, 8)
+    top20 = replace(NEGATIVE, decoder="top20")
+    never = replace(NEGATIVE, null_score_diff_threshold=-1e9)
     return {
         "plain": rounded(folder),
-        "negative": made(folder, QUESTION, CONTEXT, decoding=NEGATIVE),
-        "never": made(folder, QUESTION, CONTEXT, decoding=NEVER, windows=short),
-        "wicked": made(folder, WICKED, WICKED, windows=WindowSettings(384, 128)),
+        "negative": made(folder, decoding=NEGATIVE),
+        "never": made(folder, decoding=never, windows=WindowSettings(128, 8)),
+        "wicked": wicked(folder),
         "no tokens": made(folder, "\x7f", "\x7f"),
         "no tokens, v2": made(folder, "\x7f", "\x7f", decoding=NEGATIVE),
-        "top20": made(folder, QUESTION, CONTEXT, decoding=TOP20),
-        "accents": made(folder, QUESTION, "e\u0301"),
+        "top20": made(folder, decoding=top20),
+        "accents": made(folder, context="e\u0301"),
     }
 
 
 @pytest.fixture(scope="module")
 def pages(explanations: dict[str, Explanation]) -> dict[str, str]:
     return {name: page(explanation) for name, explanation in explanations.items()}
+
+
+def read(text: str) -> str:
+    """What one reads of a page."""
+    return " ".join(re.sub("<[^>]+>", " ", text).split())
+
+
+def section_of(text: str, key: str) -> str:
+    """A section of a page."""
+    return text.partition(f'<section id="{key}"')[2].partition("</section>")[0]
 
 
 # --- its structure -------------------------------------------------------------------------------
@@ -152,8 +165,8 @@ def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) ->
         for key in ("for", "aria-labelledby", "aria-describedby"):
             assert key not in a or a[key] in ids, a
         assert not {"src", "srcset", "data", "action"} & set(a)
-        assert a.get("href", "#").startswith("#")
-        assert a.get("href", "#")[1:] in ids or a.get("href", "#") == "#"
+        link = a.get("href", "#")
+        assert link.startswith("#") and (link == "#" or link[1:] in ids)
         assert not any(name.startswith("on") for name in a)  # no scripts but the one
     labelled = {a["for"] for a in found.all("label")}
     for control in [*found.all("input"), *found.all("select")]:
@@ -163,11 +176,9 @@ def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) ->
     assert len(found.all("caption")) == len(found.all("table"))
     assert all(a.get("scope") in ("row", "col") for a in found.all("th"))
     assert len(found.all("section")) == len(found.all("h2")) == 8
-    assert len(found.all("math")) >= 7
     style = "".join(found.texts["style"])
-    assert (
-        "url(" not in style and "@import" not in style and "://" not in pages[kind].replace(SVG, "")
-    )
+    assert "url(" not in style and "@import" not in style
+    assert "://" not in pages[kind].replace(SVG, "")
     assert "default-src 'none'" in found.all("meta")[1]["content"]
 
 
@@ -177,11 +188,13 @@ def test_texts_are_texts(
 ) -> None:
     found, e = Structure(pages[kind]), explanations[kind]
     assert [a.get("type") for a in found.all("script")] == ["application/json", None]
-    data = json.loads(found.texts["script"][0])
-    assert len(data["tokens"]) == len(e.tokens)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", pages[kind])
-    shown = "".join(t for tag in ("h1",) for t in found.texts[tag])
-    assert shown == clean(e.question)
+    assert "".join(found.texts["h1"]) == clean(e.question)
+    tokens = [clean(token) for token in e.tokens]
+    assert json.loads(found.texts["script"][0])["tokens"] == tokens
+    titles = [a["title"] for a in found.all("span") if a.get("class", "").startswith("t ")]
+    assert [title.rpartition(": ")[0] for title in titles] == 3 * tokens
+    assert len(found.all("b")) == 2  # probability and score; none of the vocabulary
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,20 +205,20 @@ def test_every_picture_has_its_formula_and_its_code(
         section = section_of(pages[kind], key)
         assert "<math" in section
         for source in group:
-            assert source.place in section
-            assert f'href="#{source.anchor}"' in section
-            assert f'id="{source.anchor}"' in pages[kind]
+            assert source.place in section and f'href="#{source.anchor}"' in section
+            assert f'id="{source.anchor}"' in section_of(pages[kind], "code")
 
 
-@pytest.mark.parametrize("kind", ["negative", "wicked"])
-def test_formulas_are_whole(pages: dict[str, str], kind: str) -> None:
-    formulas = re.findall(r"<math.*?</math>", pages[kind], re.DOTALL)
-    assert len(set(formulas)) == (9 if kind == "wicked" else 10)
+def test_formulas_are_whole(pages: dict[str, str]) -> None:
+    formulas = set(re.findall(r"<math.*?</math>", pages["negative"], re.DOTALL))
+    assert len(formulas) == 10
+    assert formulas - set(re.findall(r"<math.*?</math>", pages["plain"], re.DOTALL)) == {
+        next(text for text in formulas if "<mi>null</mi>" in text)
+    }
     arity = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3}
     for node in (node for text in formulas for node in ElementTree.fromstring(text).iter()):
         assert len(node) == arity.get(node.tag, len(node)), node.tag
-        if node.tag in ("mi", "mo", "mn"):
-            assert node.text
+        assert node.tag not in ("mi", "mo", "mn") or node.text
 
 
 def test_lines_of_code_lead_to_the_repository_where_there_is_one(
@@ -219,70 +232,84 @@ def test_the_numbers_stand_in_the_page(
     pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
     text, e = pages["plain"], explanations["plain"]
-    plain = re.sub(r"<[^>]+>", " ", text).replace("−", "-")
-    answer = e.answer.answer
+    plain, answer = read(text).replace("−", "-"), e.answer.answer
     assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
     for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
         assert f"{number:+.3f}" in plain
     assert re.search(rf"\b{e.window + 1} of {len(e.null_scores)}\b", plain)
-    assert "answered in bf16, explained in fp32" in plain
-    marked = re.search(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
-    assert marked and re.sub(r"<[^>]+>", "", marked[1]) == answer.text
-    rows = re.findall(r'<tr id="c(\d+)"', text)
-    assert len(rows) == min(20, len(e.candidates))
-    assert text.count('class="never"') == int(
-        (e.span_matrix().backward | e.span_matrix().too_long).sum()
-    )
+    assert len(re.findall(r'<tr id="c(\d+)"', text)) == min(20, len(e.candidates))
+    matrix = e.span_matrix()
+    assert text.count('class="never"') == int((matrix.backward | matrix.too_long).sum())
     for value in e.inside.head_effects.flatten():
         assert f"{float(value):+.6f}".replace("-", "−") in text
 
 
-def read(text: str) -> str:
-    """What one reads of a page."""
-    return " ".join(re.sub("<[^>]+>", " ", text).split())
+@pytest.mark.parametrize("kind", ["plain", "accents", "never"])
+def test_the_answer_is_marked_in_its_text(
+    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+) -> None:
+    """No blank is added to the text, and none is lost; an accent stays with its letter."""
+    text, e = pages[kind], explanations[kind]
+    shown = re.search(r'<p class="text"[^>]*>(.*?)</p>', text, re.DOTALL)
+    assert shown and re.sub("<[^>]+>", "", shown[1]) == e.context
+    marked = re.findall(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
+    assert [re.sub("<[^>]+>", "", m) for m in marked] == [e.answer.answer.text] * (not e.is_null)
+    assert ('class="outside"' in text) == (kind == "plain")
 
 
-def test_which_numbers_are_in_which_precision(pages: dict[str, str]) -> None:
-    """Said where two stand beside each other, and only there."""
-    plain, negative = read(pages["plain"]), read(pages["negative"])
-    assert "The best spans, best first, in bf16 " in plain
-    said = "so are its scores and probability, here and at the top of the page, those of the other"
-    assert f"{said} best spans. The numbers of the other" in plain
-    assert "tables, the table of windows among them, are in fp32." in plain
-    assert "The best spans, best first Answer" in negative
-    assert "are in fp32." not in negative
+SAID = {
+    # Which numbers are in which precision: where two stand beside each other, and only there.
+    "plain": [
+        "answered in bf16, explained in fp32",
+        "The best spans, best first, in bf16 ",
+        "so are its scores and probability, here and at the top of the page, those of the other "
+        "best spans. The numbers of the other",
+        "tables, the table of windows among them, are in fp32.",
+        "over the spans (k, l) of all windows: those with",
+    ],
+    "negative": [
+        "The best spans, best first Answer",
+        "(no answer)",
+        "The null score is that of [CLS]",
+        "over the spans (k, l) of all windows, “no answer” among them",
+    ],
+    "top20": [
+        "over the rows of the first table alone, “no answer” among them",
+        "The 20 best starts and the 20 best ends",
+    ],
+    "no tokens, v2": ["The text has no span", "The window has no span."],
+}
 
 
-def section_of(text: str, key: str) -> str:
-    """A section of a page."""
-    return text.partition(f'<section id="{key}"')[2].partition("</section>")[0]
-
-
-def effects(e: Explanation, heads: float, layers: float) -> str:
-    """The section of the heads if none were worth more than so much."""
-    inside = replace(
-        e.inside,
-        head_effects=e.inside.head_effects / e.inside.head_effects.abs().max() * heads,
-        layer_effects=e.inside.layer_effects / e.inside.layer_effects.abs().max() * layers,
-    )
-    return section_of(page(replace(e, inside=inside)), "heads")
+@pytest.mark.parametrize("kind", SAID)
+def test_what_is_said_of_the_numbers(pages: dict[str, str], kind: str) -> None:
+    found = read(pages[kind])
+    assert [text for text in SAID[kind] if text not in found] == []
+    assert ("The null score" in found) == (kind in ("negative", "top20"))
+    assert ("are in fp32." in found) == (kind == "plain")
+    assert not re.search(r"\d{12}\.", found)
 
 
 @pytest.mark.parametrize(
     ("most", "decimals", "sure"),
-    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True)],
-)
+    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True),
+     (0, 3, True)],
+)  # fmt: skip
 def test_what_no_head_is_needed_for(
     explanations: dict[str, Explanation], most: float, decimals: int, sure: bool
 ) -> None:
     """Of small effects there are more digits, and nothing is left of what is smaller still."""
-    text = effects(explanations["plain"], most, 0.5)
+    inside = explanations["plain"].inside
+    heads = inside.head_effects / inside.head_effects.abs().max() * most
+    layers = inside.layer_effects / inside.layer_effects.abs().max() * (0.5 if most else 0)
+    changed = replace(inside, head_effects=heads, layer_effects=layers)
+    text = section_of(page(replace(explanations["plain"], inside=changed)), "heads")
     cells = [
         cell
         for kind, cell in re.findall(r'<td class="effect( minus)?"[^>]*>([^<]*)</td>', text)
         if bool(kind) == cell.startswith("−") or cell == "0"
     ]
-    assert len(cells) == explanations["plain"].inside.head_effects.numel()
+    assert len(cells) == heads.numel()
     assert {len(cell.partition(".")[2]) for cell in cells} <= {0, decimals}
     assert not {cell for cell in cells if cell != "0" and not cell.strip("+−0.")}
     assert (set(cells) == {"0"}) == (most < 1e-3)
@@ -290,50 +317,12 @@ def test_what_no_head_is_needed_for(
     assert ("The answer depends most on" in text) != sure
     whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
     assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
-
-
-def test_effects_that_are_exactly_nothing(explanations: dict[str, Explanation]) -> None:
-    e = explanations["plain"]
-    nothing = replace(
-        e.inside,
-        head_effects=torch.zeros_like(e.inside.head_effects),
-        layer_effects=torch.zeros_like(e.inside.layer_effects),
-    )
-    text = section_of(page(replace(e, inside=nothing)), "heads")
-    assert set(re.findall(r'<td class="effect[^>]*>([^<]*)</td>', text)) == {"0"}
-
-
-def test_the_null_score_is_there_where_there_is_one(
-    pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    e = explanations["negative"]
-    assert f"{min(e.null_scores):+.3f}".replace("-", "−") in pages["negative"]
-    assert "The null score" not in pages["plain"]
-    assert "The text has no span" in pages["no tokens, v2"]
-    assert not re.search(r"\d{12}\.", pages["no tokens, v2"])
-    assert "(no answer)" in pages["negative"] and 'class="answer"' not in pages["never"]
-
-
-def test_what_a_probability_is_normalised_by_is_said(pages: dict[str, str]) -> None:
-    assert "over the rows of the first table alone, “no answer” among them" in pages["top20"]
-    assert "The 20 best starts and the 20 best ends" in pages["top20"]
-    assert "over the spans (k, l) of all windows, “no answer” among them" in pages["negative"]
-    assert "over the spans (k, l) of all windows: those with" in pages["plain"]
-
-
-def test_a_written_character_is_never_cut(
-    pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    marked = re.search(r'<mark class="answer">(.*?)</mark>', pages["accents"], re.DOTALL)
-    assert marked
-    answer = explanations["accents"].answer.answer.text
-    assert re.sub(r"<[^>]+>", "", marked[1]) == answer and "\u0301" in answer
-    assert 'class="outside"' not in pages["accents"]
+    assert (set(whole) == {"0"}) == (most == 0)
 
 
 @pytest.fixture(scope="module")
 def large(folder: Path) -> Explanation:
-    return made(folder, QUESTION, CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
+    return made(folder, context=CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
 
 
 def test_a_large_window_stays_small(large: Explanation) -> None:
@@ -351,7 +340,7 @@ def test_small_helpers() -> None:
     assert direction_of("12 שלום abc") == "rtl" and direction_of("12") == "ltr"
 
 
-# --- infer.py ------------------------------------------------------------------------------------
+# --- the commands --------------------------------------------------------------------------------
 
 
 def call(*arguments: object, command: ModuleType = infer) -> int:
@@ -381,15 +370,6 @@ def test_infer_writes_the_page_and_prints_the_answer(
     assert [path.name for path in tmp_path.iterdir()] == ["answer.html"]
 
 
-@pytest.mark.parametrize("flag", [["--explain"], ["--explain", "-"]])
-def test_infer_explains_in_the_terminal(
-    ask: list[object], flag: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*ask, *flag) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(QUESTION) and "best span that S and E read" in out and "\x1b" not in out
-
-
 def test_the_command_explains_as_infer_does(
     ask: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,10 +384,13 @@ def test_the_command_explains_as_infer_does(
     assert "is there already: name another file, or pass --overwrite" in capsys.readouterr().err
     assert call(*ask, pages[1], "--overwrite", command=explain_command) == 0
     capsys.readouterr()
-    assert call(*ask, "--explain") == 0
-    printed = capsys.readouterr().out
+    printed = set()
+    for flags in (["--explain"], ["--explain", "-"]):
+        assert call(*ask, *flags) == 0
+        printed.add(capsys.readouterr().out)
     assert call(*ask, command=explain_command) == 0
-    assert capsys.readouterr().out == printed
+    out = capsys.readouterr().out
+    assert printed == {out} and out.startswith(QUESTION) and "\x1b" not in out
     assert call(*ask[:-4], command=explain_command) == 2  # no question
     assert "--question is missing" in capsys.readouterr().err
 
@@ -431,20 +414,17 @@ def test_colours_are_for_terminals(
 def test_infer_refuses_what_it_cannot_explain(
     ask: list[object], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = tmp_path / "there.html"
+    there, new = tmp_path / "there.html", tmp_path / "new.html"
     there.write_text("mine")
-    new = tmp_path / "new.html"
+    alone = "--explain explains one answer"
     cases = [
         ([*ask, "--explain", there], f"--explain {there} is there already"),
         ([*ask, "--explain", tmp_path / "no" / "a.html"], f"no folder {tmp_path / 'no'}"),
         ([*ask, "--explain", tmp_path], "is a folder"),
         ([*ask, "--explain", "--json"], "without a file prints text"),
-        (["--model", folder, "--demo", "--explain", new], "--explain explains one answer"),
-        (["--model", folder, "--explain", new], "--explain explains one answer"),
-        (
-            ["--input", there, "--output_dir", tmp_path / "o", "--explain", new],
-            "--explain explains one answer",
-        ),
+        (["--model", folder, "--demo", "--explain", new], alone),
+        (["--model", folder, "--explain", new], alone),
+        (["--input", there, "--output_dir", tmp_path / "o", "--explain", new], alone),
         ([*ask[:-1], " ", "--explain", new], "the context is"),
     ]
     for flags, words in cases:
