@@ -27,7 +27,7 @@ class Attribution:
     """How much each token of a window adds to a score, against a baseline without these words.
 
     Attributes:
-        tokens: ``(L,)``; their sum is ``score - baseline``, up to ``gap``.
+        tokens: ``(L,)``, on the CPU; their sum is ``score - baseline``, up to ``gap``.
         score, baseline: the score of the window and of the baseline.
     """
 
@@ -103,7 +103,7 @@ def integrated_gradients(
         if progress:
             progress(len(part))
     tokens = ((x - x0) * total / steps).sum(dim=-1)
-    return Attribution(tokens, score=ends[0], baseline=ends[1])
+    return Attribution(tokens.cpu(), score=ends[0], baseline=ends[1])
 
 
 def _score(

@@ -1,11 +1,10 @@
 """What the page of an answer shows, as plain numbers and texts for its template and its script."""
 
 import base64
+import math
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +51,7 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
         "null_score": next((c.answer.score for c in e.candidates if not c.answer.text), None),
         "matrix": _matrix(e),
         "lens_chart": _lens_chart(e),
-        "lens_marks": [_start_and_end(*p) for p in e.layer_logits[-1].softmax(dim=-1).T.tolist()],
+        "lens_marks": [_start_and_end(*p) for p in e.probabilities.T.tolist()],
         "heads": _heads(e),
         "attention": _attention(e),
         "packed": packed,
@@ -110,24 +109,24 @@ def _start_and_end(start: float, end: float) -> Mark:
 
 
 def _context(e: Explanation) -> dict[str, Any]:
-    """The text in runs of pieces, of which one is the answer, and the likeliest tokens."""
+    """The text before the answer, in it, and after it, in pieces, and the likeliest tokens."""
     cells = list(e.cells())
     first, length = e.window_start, sum(len(cell.text) for cell in cells)
     inside = [n for n, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.places)]
-    marked = range(inside[0], inside[-1] + 1) if inside else range(0)
-    both = torch.stack([e.start_probabilities, e.end_probabilities])  # (2, L)
-    pieces = []
-    for n, cell in enumerate(cells):
-        mark = _start_and_end(*both[:, list(cell.places)].sum(dim=1).tolist())
-        pieces.append((n in marked, (shortened(cell.text), cell.places, mark)))
-    logits = torch.stack([e.start_logits, e.end_logits])
+    marks = [
+        _start_and_end(*e.probabilities[:, list(cell.places)].sum(dim=1).tolist()) for cell in cells
+    ]
+    pieces = [(shortened(c.text), c.places, mark) for c, mark in zip(cells, marks, strict=True)]
+    begin, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
     return {
-        "before": _outside(e.context[:first], before=True),
-        "runs": [(kind, [p for _, p in run]) for kind, run in groupby(pieces, itemgetter(0))],
-        "after": _outside(e.context[first + length :], before=False),
+        "outside_before": _outside(e.context[:first], before=True),
+        "before": pieces[:begin],
+        "answer": pieces[begin:end],
+        "after": pieces[end:],
+        "outside_after": _outside(e.context[first + length :], before=False),
         "strongest": [
             [(e.tokens[i], float(scores[i]), float(p[i])) for i in p.topk(min(5, len(p))).indices]
-            for scores, p in zip(logits, both, strict=True)
+            for scores, p in zip(e.logits, e.probabilities, strict=True)
         ],
     }
 
@@ -164,23 +163,18 @@ def _matrix(e: Explanation) -> dict[str, Any] | None:
     matrix = e.span_matrix()
     if matrix is None:
         return None
-    low, high = matrix.scores[~(matrix.backward | matrix.too_long)].aminmax()
+    low, high = matrix.scores[matrix.scores.isfinite()].aminmax()
     shades = ((matrix.scores - low) / (high - low or 1)).square()
-
-    def cell(row: int, column: int) -> tuple[float, float, str, bool]:
-        backward, too_long = matrix.backward[row, column], matrix.too_long[row, column]
-        span = matrix.starts[row], matrix.ends[column]
-        return (
-            float(matrix.scores[row, column]),
-            round(float(shades[row, column]), 2),
-            "j < i" if backward else "too long" if too_long else "",
-            span == (e.answer.first, e.answer.last),
-        )
-
+    cells: list[list[tuple[float, float, str, bool]]] = []
+    for i, scores, row in zip(matrix.starts, matrix.scores.tolist(), shades.tolist(), strict=True):
+        cells.append([])
+        for j, score, shade in zip(matrix.ends, scores, row, strict=True):
+            never = "" if math.isfinite(score) else "j < i" if j < i else "too long"
+            cells[-1].append((score, shade, never, (i, j) == (e.answer.first, e.answer.last)))
     return {
         "starts": [e.tokens[i] for i in matrix.starts],
         "ends": [e.tokens[j] for j in matrix.ends],
-        "cells": [[cell(i, j) for j in range(len(matrix.ends))] for i in range(len(matrix.starts))],
+        "cells": cells,
     }
 
 

@@ -58,11 +58,11 @@ def source_of(named: Any) -> Source:
 
 def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
     """For each section of the page what computes it."""
-    start_probabilities = Explanation.start_probabilities.fget  # type: ignore[attr-defined]
+    probabilities = Explanation.probabilities.fget  # type: ignore[attr-defined]
     search = top20_spans if decoding.decoder == "top20" else exact_spans
     null = (Prediction, DecodingSettings) if decoding.version_2_with_negative else ()
     found: dict[str, tuple[Any, ...]] = {
-        "context": (SpanHead, start_probabilities),
+        "context": (SpanHead, probabilities),
         "candidates": (search, Answer, *null),
         "matrix": (Explanation.span_matrix,),
         "lens": (logit_lens, LayerReading),

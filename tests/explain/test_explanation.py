@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import math
 import re
 import zlib
 from collections.abc import Callable
@@ -105,12 +106,11 @@ def test_the_answer_is_the_one_that_is_given(
 def test_answers_lead_back_to_their_tokens(found: Explanation) -> None:
     here = [c for c in found.candidates if c.window == found.window]
     assert len(here) > 1
+    start, end = found.logits
     for candidate in here:
         answer = candidate.answer
-        assert float(found.start_logits[candidate.first]) == pytest.approx(
-            answer.start_logit, abs=1e-4
-        )
-        assert float(found.end_logits[candidate.last]) == pytest.approx(answer.end_logit, abs=1e-4)
+        logits = float(start[candidate.first]), float(end[candidate.last])
+        assert logits == pytest.approx((answer.start_logit, answer.end_logit), abs=1e-4)
         assert found.offsets[candidate.first][0] in range(answer.start, answer.end)
         assert candidate.first <= candidate.last
 
@@ -170,45 +170,41 @@ def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation)
 
 def test_every_layer_is_read_and_the_last_is_the_model(found: Explanation) -> None:
     assert found.layer_logits.shape == (4, 2, len(found.tokens)) and len(found.layers) == 4
-    torch.testing.assert_close(
-        found.layer_logits[-1], torch.stack([found.start_logits, found.end_logits])
-    )
     last, answer = found.layers[-1], found.answer
     assert last.best.answer.text == answer.answer.text
-    assert last.start_probability == pytest.approx(float(found.start_probabilities[answer.first]))
-    assert last.end_probability == pytest.approx(float(found.end_probabilities[answer.last]))
+    start, end = found.probabilities.tolist()
+    assert (sum(start), sum(end)) == pytest.approx((1, 1))
+    assert last.start_probability == pytest.approx(start[answer.first])
+    assert last.end_probability == pytest.approx(end[answer.last])
     for layer, logits in zip(found.layers, found.layer_logits, strict=True):
         start, end = logits.tolist()
         assert layer.start_rank == 1 + sum(s > start[answer.first] for s in start)
         assert layer.end_rank == 1 + sum(s > end[answer.last] for s in end)
-    for probabilities in (found.start_probabilities, found.end_probabilities):
-        assert float(probabilities.sum()) == pytest.approx(1)
+        best = layer.best
+        assert start[best.first] + end[best.last] == pytest.approx(best.answer.score)
+        assert 0 < best.answer.probability < 1
 
 
 def test_what_is_inside_is_of_the_answer(
     found: Explanation, model: BertForQuestionAnswering, tokenizer: BertTokenizer
 ) -> None:
     ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
-    first = found.context_starts.start
-    kinds = [int(i >= first) for i in range(len(ids))]
-    batch = PackedBatch.from_windows([ids], [kinds])
-    effects = head_effects(model, batch, found.answer.first, found.answer.last)
-    torch.testing.assert_close(found.inside.head_effects, effects)
-    assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
+    kinds = [int(i >= found.context_starts.start) for i in range(len(ids))]
+    batch, inside = PackedBatch.from_windows([ids], [kinds]), found.inside
+    first, last = found.answer.first, found.answer.last
+    effects = head_effects(model, batch, first, last)
+    torch.testing.assert_close(inside.head_effects, effects)
+    assert inside.head_effects[inside.strongest_head] == effects.max()
     with torch.no_grad(), record(model, ["layers.1.attention.probabilities"]) as seen:
-        model(batch)
+        output = model(batch)
     (probabilities,) = seen["layers.1.attention.probabilities"]
-    torch.testing.assert_close(found.inside.attentions[1], probabilities)
-    assert found.inside.start_parts.score == pytest.approx(
-        float(found.start_logits[found.answer.first]), abs=1e-4
-    )
-    assert found.inside.end_parts.score == pytest.approx(
-        float(found.end_logits[found.answer.last]), abs=1e-4
-    )
-    torch.testing.assert_close(
-        found.inside.parts, found.inside.start_parts.tokens + found.inside.end_parts.tokens
-    )
-    assert found.inside.replacement == "[MASK]"
+    torch.testing.assert_close(inside.attentions[1], probabilities)
+    torch.testing.assert_close(found.logits, torch.stack(tuple(output)))
+    start, end = inside.start_parts, inside.end_parts
+    scores = float(output.start_logits[first]), float(output.end_logits[last])
+    assert (start.score, end.score) == pytest.approx(scores, abs=1e-4)
+    torch.testing.assert_close(inside.parts, start.tokens + end.tokens)
+    assert inside.replacement == "[MASK]"
 
 
 def test_progress_is_told_of_every_pass(
@@ -233,25 +229,16 @@ def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
     assert all(cell.text for cell in cells)
 
 
-def test_the_matrix_is_the_sum_of_two_scores(found: Explanation) -> None:
-    matrix = found.span_matrix()
-    assert matrix.backward.any() and not matrix.backward.all()
-    for row, i in enumerate(matrix.starts):
-        for column, j in enumerate(matrix.ends):
-            expected = float(found.start_logits[i] + found.end_logits[j])
-            assert float(matrix.scores[row, column]) == pytest.approx(expected)
-            assert bool(matrix.backward[row, column]) == (j < i)
-            assert bool(matrix.too_long[row, column]) == (
-                j - i + 1 > found.decoding.max_answer_length
-            )
+def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
+    found = explained(decoding=DecodingSettings(max_answer_length=4))
+    matrix, (start, end) = found.span_matrix(), found.logits.tolist()
+    for i, scores in zip(matrix.starts, matrix.scores.tolist(), strict=True):
+        expected = [start[i] + end[j] if i <= j < i + 4 else -math.inf for j in matrix.ends]
+        assert scores == pytest.approx(expected)
     assert found.answer.first in matrix.starts and found.answer.last in matrix.ends
-    best = matrix.scores.masked_fill(matrix.backward | matrix.too_long, -1e9).max()
-    assert float(best) == pytest.approx(found.explained_score, abs=1e-4)
-
-
-def test_a_matrix_is_never_too_large(found: Explanation) -> None:
+    assert float(matrix.scores.max()) == pytest.approx(found.explained_score, abs=1e-4)
     wide = found.span_matrix(reach=100)
-    assert max(len(wide.starts), len(wide.ends)) <= 30
+    assert len(wide.starts) == len(wide.ends) == 30  # never too large
 
 
 def test_a_text_without_tokens(explained: Explain) -> None:
@@ -326,16 +313,13 @@ def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
 def test_attention_stays_in_its_budget() -> None:
     generator = torch.Generator().manual_seed(0)
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
-    sizes = {}
-    for budget in (10, 4_000, 12_000, 10**6):
-        packed = packed_attention(attentions, budget)
-        sizes[budget] = sum(map(len, packed.heads))
-        if packed.kept > 1:
-            assert sizes[budget] <= budget
+    found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
+    kept = [packed.kept for packed in found.values()]
+    assert kept[0] == 1 and kept[-1] == 64 and kept == sorted(set(kept))
+    for budget, packed in found.items():
+        assert packed.kept == 1 or sum(map(len, packed.heads)) <= budget
         values = attentions.topk(packed.kept, dim=-1).values
         assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
-    assert packed_attention(attentions, 10).kept == 1
-    assert sizes[4_000] < sizes[12_000] < sizes[10**6]
 
 
 def test_bytes_are_finest_where_numbers_are_small() -> None:
