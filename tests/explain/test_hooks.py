@@ -226,7 +226,7 @@ def of_token(token: int) -> dict[str, Patch]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mask_heads": {(3, 0)}}, "head 0 of layer 3 .*0 to 2"),
+        ({"mask_heads": {(3, 0)}}, "layer 3 .*0 to 2"),
         ({"mean_heads": {(0, 4)}}, "head 4 of layer 0 .*0 to 3"),
         ({"mask_heads": [(-1, 0)]}, "layer -1"),
         ({"mask_heads": [(1, 1)], "mean_heads": {(1, 1)}}, "both"),
