@@ -5,7 +5,6 @@ import copy
 import math
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answers import Prediction
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
@@ -26,63 +26,25 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
-from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.helpers import write_checkpoint
+from tests.explain.conftest import (
+    CONTEXT,
+    CPU,
+    NEGATIVE,
+    NEVER,
+    QUESTION,
+    STEPS,
+    WINDOWS,
+    Explain,
+)
 
 ROOT = Path(__file__).parents[2]
-QUESTION = "Who built the quay?"
-CONTEXT = (
-    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
-    "the man counted how many re\u0301sume\u0301s were on board. What "
-    "Eve \U0001f469\u200d\U0001f680 did there, who knows?"
-)
-WINDOWS = WindowSettings(48, 8)
-STEPS = 3
 NUMBERED = "".join(f" {number}." for number in range(999))
-CPU = Runtime(torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("explain") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> BertForQuestionAnswering:
-    return load_checkpoint(folder)[0]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> BertTokenizer:
-    return BertTokenizer.load(folder)
-
-
-Explain = Callable[..., Explanation]
-
-
-@pytest.fixture(scope="module")
-def explained(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Explain:
-    def made(question: str = QUESTION, context: str = CONTEXT, **settings: object) -> Explanation:
-        chosen = {"windows": WINDOWS, "steps": STEPS} | settings
-        return explain(model, tokenizer, question, context, **chosen)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def found(explained: Explain) -> Explanation:
-    return explained()
 
 
 @pytest.mark.parametrize(
     "decoding",
-    [
-        DecodingSettings(),
-        DecodingSettings(decoder="top20", max_answer_length=5),
-        DecodingSettings(version_2_with_negative=True),
-        DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9),
-    ],
+    [DecodingSettings(), DecodingSettings(decoder="top20", max_answer_length=5), NEGATIVE, NEVER],
 )
 def test_the_answer_is_the_one_that_is_given(
     explained: Explain, folder: Path, decoding: DecodingSettings
@@ -127,22 +89,13 @@ def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained: Exp
 
 
 def test_another_precision_is_traced_to_the_same_tokens(
-    explained: Explain,
-    found: Explanation,
-    model: BertForQuestionAnswering,
-    tokenizer: BertTokenizer,
+    explained: Explain, found: Explanation, rough: Prediction
 ) -> None:
-    with torch.no_grad():
-        rough = copy.deepcopy(model)
-        for parameter in rough.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    qa = QuestionAnswerer(rough, tokenizer, WINDOWS, DecodingSettings(), CPU)
-    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
-    e = explained(prediction=prediction, answered_in="bf16")
-    assert e.answer.answer == prediction.answers[0]  # as it was given, not as float32 has it
+    e = explained(prediction=rough, answered_in="bf16")
+    assert e.answer.answer == rough.answers[0]  # as it was given, not as float32 has it
     assert e.explained_score != e.answer.answer.score
     assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
-    assert prediction.text == found.prediction.text  # else this shows nothing
+    assert rough.text == found.prediction.text  # else this shows nothing
     assert e.window == found.window
     assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
@@ -224,9 +177,8 @@ def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
 
 def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
     context = "re\u0301sume\u0301 ½ 한 of Ada"
-    cells = list(explained(context=context, windows=None).cells())
-    assert "".join(cell.text for cell in cells) == context
-    assert all(cell.text for cell in cells)
+    texts = [cell.text for cell in explained(context=context, windows=None).cells()]
+    assert "".join(texts) == context and all(texts)
 
 
 def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
@@ -247,26 +199,23 @@ def test_a_text_without_tokens(explained: Explain) -> None:
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
-    v2 = render(
-        explained(context="\x7f\x7f", decoding=DecodingSettings(version_2_with_negative=True))
-    )
+    v2 = render(explained(context="\x7f\x7f", decoding=NEGATIVE))
     assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
 
 
-def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained: Explain) -> None:
+@pytest.mark.parametrize(
+    "context", ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301"]
+)
+def test_the_answer_is_marked_with_the_accents_that_are_its_own(
+    explained: Explain, context: str
+) -> None:
     """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
-    for context in (
-        "re\u0301sume\u0301",
-        "Ada built re\u0301sume\u0301s",
-        "a\u0301 b\u0301 c\u0301",
-    ):
-        e = explained(context=context)
-        inside = range(e.answer.first, e.answer.last + 1)
-        marked = [c.text for c in e.cells() if any(place in inside for place in c.places)]
-        first = next(i for i, c in enumerate(e.cells()) if e.answer.first in c.places)
-        last = max(i for i, c in enumerate(e.cells()) if e.answer.last in c.places)
-        assert "".join(c.text for c in list(e.cells())[first : last + 1]) == e.answer.answer.text
-        assert marked and "".join(c.text for c in e.cells()) == context
+    e = explained(context=context)
+    cells = list(e.cells())
+    assert "".join(cell.text for cell in cells) == context
+    inside = [i for i, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.places)]
+    marked = cells[inside[0] : inside[-1] + 1]
+    assert "".join(cell.text for cell in marked) == e.answer.answer.text
 
 
 def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:
@@ -328,13 +277,11 @@ def test_bytes_are_finest_where_numbers_are_small() -> None:
 
 
 def test_no_character_that_a_page_has_no_place_for() -> None:
-    assert (
-        clean("a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé")
-        == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
-    )
+    text = "a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé"
+    assert clean(text) == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
 
 
-# --- formulas and code ---------------------------------------------------------------------------
+# --- the code in the page ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("null", [False, True])
@@ -400,15 +347,11 @@ def test_as_many_runners_up_as_wanted(found: Explanation) -> None:
 
 
 def test_a_text_cannot_speak_to_the_terminal(explained: Explain) -> None:
-    e = explained(
-        question="Who\x1b]0;title\x07?", context="Ada \x1b[2J built\u202e it.\nBen\r did."
-    )
+    e = explained("Who\x1b]0;title\x07?", "Ada \x1b[2J built\u202e it.\nBen\r did.")
     assert not any(ord(c) < 32 and c != "\n" for c in render(e))
     assert on_one_line("a\x1b[0m\n b\u202ec") == "a\\x1b[0m b\\u202ec"
 
 
 def test_no_answer_in_the_terminal(explained: Explain) -> None:
-    always = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
-    e = explained(decoding=replace(always, n_best_size=3))
-    text = render(e)
+    text = render(explained(decoding=replace(NEVER, n_best_size=3)))
     assert "(no answer)  probability" in text and "no answer above -1e+09" in text

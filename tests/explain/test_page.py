@@ -10,15 +10,12 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answers import Prediction
 from bertqa.commands import explain as explain_command
 from bertqa.commands import infer
 from bertqa.commands.flags import run_script
-from bertqa.data.tokenization import BertTokenizer
 from bertqa.explain import page_data
-from bertqa.explain.explainer import explain
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.page import page
 from bertqa.explain.page_data import (
@@ -29,20 +26,12 @@ from bertqa.explain.page_data import (
     quantised,
 )
 from bertqa.explain.sources import sources
-from bertqa.model.checkpoint import load_checkpoint
 from bertqa.report.page import clean
-from bertqa.runtime import Runtime
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import WindowSettings
 from tests import helpers
 from tests.browser import CHROMIUM, Browser, Page
+from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, QUESTION, Explain
 
-QUESTION = "Who built the quay?"
-CONTEXT = (
-    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
-    "the man counted how many were on board. What the others did there, who knows?"
-)
-WINDOWS = WindowSettings(48, 8)
-NEGATIVE = DecodingSettings(version_2_with_negative=True)
 WICKED = (
     '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
     "שלום עולם, مرحبا ]]> \ufffe <style>*{display:none}</style> ]"
@@ -53,48 +42,20 @@ HERE = ["--device", "cpu", "--precision", "fp32", "--max_seq_length", "48", "--d
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return helpers.write_checkpoint(tmp_path_factory.mktemp("page") / "tiny")
-
-
-def made(
-    folder: Path, question: str = QUESTION, context: str = CONTEXT, **settings: object
-) -> Explanation:
-    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
-    chosen = {"windows": WINDOWS, "steps": 2} | settings
-    return explain(model, tokenizer, question, context, **chosen)
-
-
-def rounded(folder: Path) -> Explanation:
-    """An answer by weights that were rounded to bf16, explained by those that were not."""
-    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    qa = QuestionAnswerer(model, tokenizer, WINDOWS, runtime=Runtime(torch.device("cpu")))
-    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
-    return made(folder, model_name="tiny", answered_in="bf16", prediction=prediction)
-
-
-def wicked(folder: Path) -> Explanation:
-    """Question, text, model and vocabulary are of somebody who means ill."""
-    e = made(folder, WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
-    return replace(e, tokens=tuple(f"{token}'\"></span><b>\x1b" for token in e.tokens))
-
-
-@pytest.fixture(scope="module")
-def explanations(folder: Path) -> dict[str, Explanation]:
-    top20 = replace(NEGATIVE, decoder="top20")
-    never = replace(NEGATIVE, null_score_diff_threshold=-1e9)
+def explanations(explained: Explain, rough: Prediction) -> dict[str, Explanation]:
+    short = WindowSettings(128, 8)
+    # Question, text, model and vocabulary are of somebody who means ill.
+    wicked = explained(WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
+    tokens = tuple(f"{token}'\"></span><b>\x1b" for token in wicked.tokens)
     return {
-        "plain": rounded(folder),
-        "negative": made(folder, decoding=NEGATIVE),
-        "never": made(folder, decoding=never, windows=WindowSettings(128, 8)),
-        "wicked": wicked(folder),
-        "no tokens": made(folder, "\x7f", "\x7f"),
-        "no tokens, v2": made(folder, "\x7f", "\x7f", decoding=NEGATIVE),
-        "top20": made(folder, decoding=top20),
-        "accents": made(folder, context="e\u0301"),
+        "plain": explained(model_name="tiny", answered_in="bf16", prediction=rough),
+        "negative": explained(decoding=NEGATIVE),
+        "never": explained(decoding=NEVER, windows=short),
+        "wicked": replace(wicked, tokens=tokens),
+        "no tokens": explained("\x7f", "\x7f"),
+        "no tokens, v2": explained("\x7f", "\x7f", decoding=NEGATIVE),
+        "top20": explained(decoding=replace(NEGATIVE, decoder="top20")),
+        "accents": explained(context="e\u0301"),
     }
 
 
@@ -287,8 +248,8 @@ def test_what_no_head_is_needed_for(
 
 
 @pytest.fixture(scope="module")
-def large(folder: Path) -> Explanation:
-    return made(folder, context=CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
+def large(explained: Explain) -> Explanation:
+    return explained(context=CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
 
 
 def test_a_large_window_stays_small(large: Explanation) -> None:
