@@ -9,8 +9,9 @@ L  tokens of a window      H  attention heads
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +100,8 @@ class Row:
         difference = largest(ours - theirs)
         if difference:
             scale = magnitude or largest(theirs)
-            share = difference / scale if scale else math.inf
-            self.note(share if math.isfinite(share) else math.inf, where, order)
+            share = difference / scale if 0 < scale < math.inf else math.inf
+            self.note(share, where, order)
 
     def note(self, difference: float, where: str, order: int = -1) -> None:
         """Take a difference into account."""
@@ -382,7 +383,7 @@ def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Va
     sizes = list(batch.lengths)
     ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
     values: list[Values] = []
-    gradients: Gradients = {}
+    total = torch.zeros(())
     for row, kinds, (start, end) in zip(ids, types, labels.T, strict=True):
         output = theirs(
             input_ids=row[None], token_type_ids=kinds[None],
@@ -390,14 +391,13 @@ def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Va
             end_positions=end[None], output_hidden_states=True, output_attentions=True,
         )  # fmt: skip
         loss = 2 * output.loss  # theirs is half the sum
-        for name, gradient in _gradients(theirs, loss).items():
-            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        total = total + loss
         logits = torch.cat([output.start_logits, output.end_logits])
         states, attentions = (
             [x[0] for x in xs] for xs in (output.hidden_states, output.attentions)
         )
         values.append(_values(states, attentions, logits, loss))
-    return values, gradients
+    return values, _gradients(theirs, total)
 
 
 def _values(
@@ -437,14 +437,6 @@ def _see_gradients(row: Row, mine: Gradients, reference: Gradients, where: str) 
 # --- answers -------------------------------------------------------------------------------------
 
 
-class _Span(NamedTuple):
-    """A span of the context: its score and its offsets."""
-
-    score: float
-    start: int = 0
-    end: int = 0
-
-
 def compare_answers(
     row: Row,
     qa: QuestionAnswerer,
@@ -460,21 +452,26 @@ def compare_answers(
     """
     tie = 2 * bound * max(map(largest, scores.values()))  # a score is the sum of two logits
     for i, (example, prediction) in enumerate(zip(examples, qa.answer(examples), strict=True)):
-        best = _Span(-math.inf)
+        spans = [(-math.inf, 0, 0)]
         for number in range(*windows.of_examples(i, i + 1)):
-            spans = _spans(scores[number], windows[number].offsets, qa.decoding)
-            best = max([best, *spans], key=lambda span: span.score)
-        start, end = snap_to_graphemes(example.context, best.start, best.end)
+            spans += _spans(scores[number], windows[number].offsets, qa.decoding)
+        score, *offsets = max(spans)
+        start, end = snap_to_graphemes(example.context, *offsets)
         is_same = example.context[start:end] == prediction.text
-        if not is_same and not abs(prediction.answers[0].score - best.score) <= tie:
+        if not is_same and not abs(prediction.answers[0].score - score) <= tie:
             row.note(row.largest + 1, f"question {example.id!r}", _LAST)
 
 
-def _spans(scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings) -> Iterator[_Span]:
-    """The best starts with the best ends of one window, where that is a span of the context."""
+def _spans(
+    scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings
+) -> Iterator[tuple[float, int, int]]:
+    """The best starts with the best ends of one window, where that is a span of the context.
+
+    Yields:
+        Score, and start and end in the context.
+    """
     starts, ends = scores.tolist()
     best = scores.argsort(dim=1, descending=True)[:, : decoding.n_best_size].tolist()
-    for i in best[0]:
-        for j in best[1]:
-            if offsets[i] and offsets[j] and 0 <= j - i < decoding.max_answer_length:
-                yield _Span(starts[i] + ends[j], offsets[i][0], offsets[j][1])
+    for i, j in product(*best):
+        if offsets[i] and offsets[j] and 0 <= j - i < decoding.max_answer_length:
+            yield starts[i] + ends[j], offsets[i][0], offsets[j][1]
