@@ -141,14 +141,14 @@ def _look_inside(
 ) -> Inside:
     """What the heads, the layers and the tokens of a window are worth to its answer."""
     first, last = answer.first, answer.last
-    baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
+    baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
     return Inside(
         attentions=attentions,
         head_effects=head_effects(model, batch, first, last, progress),
         layer_effects=layer_effects(model, batch, first, last, progress),
         start_parts=_parts(model, batch, baseline, first, False, steps, progress),
         end_parts=_parts(model, batch, baseline, last, True, steps, progress),
-        replacement=tokenizer.tokens([tokenizer.mask_id()])[0],
+        replacement=tokenizer.tokens([tokenizer.mask_id])[0],
         steps=steps,
     )
 
