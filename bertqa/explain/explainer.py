@@ -144,7 +144,7 @@ def _look_inside(
 ) -> Inside:
     """What the heads, the layers and the tokens of a window are worth to its answer."""
     first, last = answer.first, answer.last
-    baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
+    baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
     parts = partial(integrated_gradients, model, batch, baseline, steps=steps, progress=progress)
     return Inside(
         attentions=attentions,
@@ -152,7 +152,7 @@ def _look_inside(
         layer_effects=layer_effects(model, batch, first, last, progress),
         start_parts=parts(first),
         end_parts=parts(last, of_end=True),
-        replacement=tokenizer.tokens([tokenizer.mask_id()])[0],
+        replacement=tokenizer.tokens([tokenizer.mask_id])[0],
         steps=steps,
     )
 

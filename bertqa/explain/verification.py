@@ -23,7 +23,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import WindowSet, make_windows
-from bertqa.errors import UserError, counted
+from bertqa.errors import UserError, counted, reason
 from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
 from bertqa.model.checkpoint import checkpoint_name
@@ -191,12 +191,14 @@ def compare_checkpoint(
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
     settings = overrides.windows(read_decoding_file(folder)[0] or usual_windows(ours.config))
     check_window_fits(ours.config, settings)
-    windows = make_windows(examples, tokenizer, settings)
     theirs, their_tokenizer = load_theirs(library, folder)
+    if questions is None:
+        examples += _about_added_tokens(their_tokenizer)
+    windows = make_windows(examples, tokenizer, settings)
     if report.initialised:
         theirs.qa_outputs.load_state_dict(ours.head.state_dict())
     rows = {name: Row(name, times * bound) for name, times in QUANTITIES.items()}
-    compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
+    left_out = compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
     compare_weights(rows["weights"], ours, theirs, report.source)
     scores = compare_passes(rows, ours, theirs, examples, windows)
     qa = QuestionAnswerer(  # prepacks our model, which gives no gradients any more
@@ -210,6 +212,8 @@ def compare_checkpoint(
         f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
         f"asked: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
         f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
+        "token ids not compared, as a text says [SEP] or the like: "
+        f"{counted(left_out, 'question')}",
     )
     return Comparison(facts, tuple(rows.values()))
 
@@ -246,13 +250,26 @@ def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds
         raise UserError(
-            f"transformers cannot open {folder} ({type(error).__name__}: {error}), so there is "
-            "nothing to compare with: complete config.json, weights and tokenizer"
+            f"transformers cannot open {folder} ({type(error).__name__}: {reason(error)}), so "
+            "there is nothing to compare with: complete config.json, weights and tokenizer"
         ) from error
     return model.eval(), tokenizer
 
 
 # --- what is compared ----------------------------------------------------------------------------
+
+
+def _about_added_tokens(their_tokenizer: Any) -> list[Example]:
+    """A question about a text with the tokens that the folder adds to the vocabulary, if any."""
+    added = [token for token in their_tokenizer.get_added_vocab() if token.strip()]
+    markers = [token for token in added if token not in _structure(their_tokenizer)][:100]
+    text = f"In the margin stood {' '.join(markers)}, and once more {''.join(markers)}."
+    return [Example("added tokens", "What stood in the margin?", text)][: len(markers)]
+
+
+def _structure(their_tokenizer: Any) -> list[str]:
+    """Their names of tokens such as [SEP], which are text in a user's text here."""
+    return [t for t in their_tokenizer.special_tokens_map.values() if isinstance(t, str)]
 
 
 def compare_windows(
@@ -261,26 +278,44 @@ def compare_windows(
     windows: WindowSet,
     settings: WindowSettings,
     their_tokenizer: Any,
-) -> None:
-    """Token ids, token types and offsets of all windows; questions that were cut are left out."""
+) -> int:
+    """Token ids, token types and offsets of all windows, beside transformers' default settings.
+
+    Questions that were cut are left out, and those with a token such as [SEP] in a text; how many
+    the second are.
+    """
+    left_out = 0
     for i, example in enumerate(examples):
-        mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
-        got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
-        is_cut = windows.cut_questions[i]
-        if not is_cut and got != list(_their_windows(their_tokenizer, example, settings)):
-            row.note(row.largest + 1, f"question {example.id!r}")
+        texts = f"{example.question}\n{example.context}"
+        if any(token in texts for token in _structure(their_tokenizer)):
+            left_out += 1
+        elif not windows.cut_questions[i]:
+            mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
+            got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
+            if got != list(_their_windows(their_tokenizer, example, settings)):
+                row.note(row.largest + 1, f"question {example.id!r}")
+    return left_out
 
 
 def _their_windows(
     tokenizer: Any, example: Example, settings: WindowSettings
 ) -> Iterator[tuple[list[int], list[int], list[tuple[int, int] | None]]]:
-    """Ids, token types and offsets, as transformers' notebook and run_qa make them."""
-    encoded = tokenizer(
-        example.question, example.context, truncation="only_second",
-        max_length=settings.max_seq_length, stride=settings.doc_stride,
-        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
-        split_special_tokens=True,  # "[SEP]" in a text is text
-    )  # fmt: skip
+    """Ids, token types and offsets, as transformers' notebook and run_qa make them.
+
+    Raises:
+        UserError: their tokenizer cannot make them.
+    """
+    try:
+        encoded = tokenizer(
+            example.question, example.context, truncation="only_second",
+            max_length=settings.max_seq_length, stride=settings.doc_stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
+        )  # fmt: skip
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"transformers' {type(tokenizer).__name__} fails on the question {example.id!r} "
+            f"({type(error).__name__}: {reason(error)}): take a model with another tokenizer"
+        ) from error
     for i, (ids, types) in enumerate(
         zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
     ):
