@@ -18,6 +18,7 @@ from torch import Tensor
 from bertqa.answering.answers import Answer, Prediction, make_answer, prediction_of
 from bertqa.answering.decoding import WindowScores, exact_spans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
+from bertqa.answering.same_text import add_same_text
 from bertqa.answering.top20 import top20_spans
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
@@ -319,7 +320,13 @@ def _predictions(
     without_span = spans.log_total.isneginf()  # "no answer" is then the only one
     counts_null = without_span | settings.version_2_with_negative
     total = torch.where(counts_null, with_null, spans.log_total)
-    weights = (spans.score.double() - total[spans.question]).exp().tolist()
+    score = spans.score.double()
+    if settings.decoder == "exact":
+        of_block = slice(block.examples.start, block.examples.stop)
+        contexts = [example.context for example in examples[of_block]]
+        text, longest = windows.context_of[of_block], settings.max_answer_length
+        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest)
+    weights = (score - total[spans.question]).exp().tolist()
     owner = spans.question.cpu()
     row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]
     start = windows.contexts.starts[row + spans.start.cpu()].tolist()

@@ -78,6 +78,18 @@ def test_top_k_may_pass_n_best_and_the_number_of_spans(folder, qa):
     assert math.fsum(answer["score"] for answer in every) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "context",
+    ["한국 ship a b", "a\u0301b c\u0302d ship", "न्कि ship", "👨‍👩‍👧 ship \u1100\u1161\u11a8"],
+)
+def test_an_answer_has_the_probability_of_all_spans_of_its_characters(qa, context):
+    """Several tokens may be one grapheme cluster; how many answers are asked for is no matter."""
+    every = qa(WHO, context, top_k=100)
+    assert len({(answer["start"], answer["end"]) for answer in every}) == len(every)
+    assert math.fsum(answer["score"] for answer in every) == pytest.approx(1, abs=1e-6)
+    assert qa(WHO, context)["score"] == pytest.approx(every[0]["score"], rel=1e-6)
+
+
 @pytest.mark.parametrize("collection", [list, tuple])
 def test_several_questions_of_one_context(qa, collection):
     answers = qa(collection([WHO, WHERE, WHAT]), CONTEXT)

@@ -5,6 +5,7 @@ import json
 import math
 import unicodedata
 import weakref
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,9 @@ def plain_exact(context, rows, settings):
         for value, first, last in plain_spans(row, settings.max_answer_length):
             spans[first, last] = max(value, spans.get((first, last), -math.inf))
     total = sum(map(math.exp, spans.values()))
+    sums = Counter()  # of the spans of the same characters
+    for (first, last), value in spans.items():
+        sums[snap_to_graphemes(context, first[0], last[1])] += math.exp(value)
     kept = sorted(spans, key=lambda tokens: (-spans[tokens], tokens))[: settings.n_best_size]
     best = {}
     for first, last in kept:
@@ -153,7 +157,8 @@ def plain_exact(context, rows, settings):
         total += math.exp(plain_null(rows))
         answers.append((plain_null(rows), 0, 0))
         answers.sort(key=lambda answer: -answer[0])
-    return [(answer, math.exp(answer[0]) / total) for answer in answers]
+        sums[0, 0] = math.exp(plain_null(rows))
+    return [(answer, sums[answer[1:]] / total) for answer in answers]
 
 
 def by_rank(answer):
