@@ -89,30 +89,6 @@ def test_a_process_that_is_not_the_first_says_nothing(
     assert said == [] and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"dataset": "squad", "train_file": Path("a")}, "exclude each other"),
-        ({"validation_file": Path("b")}, "--validation_file b needs a --train_file"),
-        (
-            {
-                "train_file": Path("a"),
-                "validation_file": Path("b"),
-                "validation_split_percentage": 5,
-            },
-            "--validation_file and --validation_split_percentage exclude each other",
-        ),
-        ({"validation_split_percentage": 0}, "--validation_split_percentage 0"),
-        ({"validation_split_percentage": 51}, "--validation_split_percentage 51"),
-        ({"max_train_samples": 0}, "--max_train_samples 0"),
-        ({"max_eval_samples": -1}, "--max_eval_samples -1"),
-    ],
-)
-def test_data_that_cannot_be_are_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        DataSettings(**given)
-
-
 def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
     # fmt: off
     return [
