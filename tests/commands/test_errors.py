@@ -21,11 +21,11 @@ from tests.commands.world import (
     ROW,
     World,
     call,
-    contents,
     rewrite,
     run,
     without_head,
 )
+from tests.helpers import contents
 
 STEP = "checkpoints/step-00000001"
 LONG = "who " * 60

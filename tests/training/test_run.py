@@ -129,14 +129,6 @@ def test_the_best_model_stays_the_best_after_a_stop(tmp_path: Path, checkpoint: 
     assert [row["f1"] for row in log_of(folder) if "f1" in row] == [10, 50, 40, 30]
 
 
-def test_the_evaluator_does_not_disturb_the_training(tmp_path: Path, checkpoint: Path) -> None:
-    settings = replace(SETTINGS, max_steps=4, eval_steps=1)
-    often = trained(make_run(tmp_path / "a", checkpoint, settings))
-    never = trained(make_run(tmp_path / "b", checkpoint, settings, evaluator=False))
-    assert same(weights_of(often), weights_of(never))
-    assert often.loop.model.training
-
-
 # --- the observer --------------------------------------------------------------------------------
 
 
