@@ -280,14 +280,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, still_checkpoint: Path
     ("processes", "batch", "times"), [(2, 3, 2), (3, 4, 1)], ids=["two", "three"]
 )
 def test_processes_together_train_as_one_does(
-    tmp_path: Path,
-    still_checkpoint: Path,
-    one_process: Path,
-    server: Any,
-    processes: int,
-    batch: int,
-    times: int,
-) -> None:
+    tmp_path: Path, still_checkpoint: Path, one_process: Path, server: Any,
+    processes: int, batch: int, times: int,
+) -> None:  # fmt: skip
     folder = tmp_path / "run"
     flags = train_flags(
         still_checkpoint, folder, *SHARED_RUN, "--per_device_train_batch_size", str(batch),
