@@ -143,8 +143,7 @@ def test_a_mistake_is_one_sentence_that_names_the_command(
 
 
 @pytest.mark.parametrize(
-    ("called", "name"),
-    [(["-m", "bertqa", "train"], "bertqa train"), (["train.py"], "train.py")],
+    ("called", "name"), [(["-m", "bertqa", "train"], "bertqa train"), (["train.py"], "train.py")]
 )
 def test_a_mistake_names_the_program_as_it_was_called(called: list[str], name: str) -> None:
     result = subprocess.run(

@@ -11,11 +11,7 @@ import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import (
-    read_decoding_file,
-    write_curve,
-    write_decoding_file,
-)
+from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.data.readers import read_examples

@@ -18,12 +18,7 @@ from transformers import BertConfig as TheirConfig
 
 from bertqa.errors import UserError, shown
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.checkpoint import (
-    load_checkpoint,
-    read_tensors,
-    save_model,
-    write_tensors,
-)
+from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
 from bertqa.model.config import BertConfig, load_config, parse_config
 from tests.helpers import (
     LENGTHS,
