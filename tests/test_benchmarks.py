@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from subprocess import CompletedProcess
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +41,7 @@ from benchmarks.harness import (
 )
 from benchmarks.models import SIZES
 from benchmarks.same_answers import NOTHING, Found, cause
-from bertqa.commands import infer, train
+from bertqa.commands import infer
 from bertqa.commands.flags import run_script
 from bertqa.model.config import BertConfig
 from tests.helpers import write_checkpoint
@@ -354,12 +352,7 @@ def test_the_table_of_the_same_answers(model: str) -> None:
     assert all(row[3][0] in "0123" for row in rows[1:]), rows
 
 
-def test_the_table_of_equal_training(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_here(command: list[str], **_: object) -> CompletedProcess[str]:
-        code = run_script(train.main, train.parse_flags(command[2:]))
-        return CompletedProcess(command, code, "", "")
-
-    monkeypatch.setattr(equal_training, "subprocess", SimpleNamespace(run=train_here))
+def test_the_table_of_equal_training(model: str) -> None:
     flags = "--examples 4 --questions 2 --seeds 2 --epochs 1".split()
     rows = printed_table(equal_training.main, ["--model", model, *flags])
     assert [row[:2] for row in rows] == [
