@@ -282,15 +282,11 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
             loader(folder)
 
 
-def test_windows_longer_than_the_positions_are_refused(folder):
+def test_windows_are_at_most_as_long_as_the_model_allows_and_so_by_default(folder, tmp_path):
     with pytest.raises(UserError, match=r"--max_seq_length 385 .* 384 positions"):
         load(folder, windows=WindowSettings(max_seq_length=385))
     assert load(folder, windows=WindowSettings(max_seq_length=384)).windows.max_seq_length == 384
-
-
-def test_windows_are_as_long_as_the_model_allows_by_default(tmp_path):
-    folder = write_checkpoint(tmp_path / "short", max_position_embeddings=200)
-    qa = load(folder)
+    qa = load(write_checkpoint(tmp_path / "short", max_position_embeddings=200))
     assert qa.windows == WindowSettings(max_seq_length=200, doc_stride=66)
     long = next(e for e in stories if len(e.context) > 600)
     answer = qa(long.question, long.context)
@@ -322,11 +318,10 @@ def test_what_asks_nothing_is_refused(qa, question, context, message):
         qa(question, context)
 
 
-@pytest.mark.parametrize("number", [0, -1])
-def test_numbers_that_leave_no_answer_are_refused(qa, number):
-    for name in ("top_k", "max_answer_len"):
-        with pytest.raises(UserError, match=name):
-            qa(WHO, CONTEXT, **{name: number})
+@pytest.mark.parametrize("asked", [{"top_k": 0}, {"top_k": -2}, {"max_answer_len": 0}])
+def test_numbers_that_leave_no_answer_are_refused(qa, asked):
+    with pytest.raises(UserError, match=next(iter(asked))):
+        qa(WHO, CONTEXT, **asked)
 
 
 def test_a_question_longer_than_a_window_is_refused_or_cut(folder):
