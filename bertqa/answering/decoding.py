@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
+TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, T
     """
     last = scores.question.bincount().cumsum(0) - 1  # the last window of each question
     tokens = (scores.first + scores.count)[last]
-    rows = max(1, _TABLE_SIZE // longest)
+    rows = max(1, TABLE_SIZE // longest)
     for questions in _groups(tokens, rows):
         size = max(1, int(tokens[questions].max()))
         for low in range(0, size, rows):

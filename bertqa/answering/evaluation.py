@@ -31,7 +31,7 @@ from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
-_BLOCK = 2048  # windows whose answers are made together
+BLOCK_SIZE = 2048  # windows whose answers are made together
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
@@ -224,11 +224,11 @@ class _Block:
 
 
 def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
-    """Examples in order, as many at a time as have about ``_BLOCK`` windows."""
+    """Examples in order, as many at a time as have about ``BLOCK_SIZE`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
     while first_example < num_examples:
-        last_window = min(first_window + _BLOCK, len(windows))
+        last_window = min(first_window + BLOCK_SIZE, len(windows))
         last_example = int(owner[last_window - 1]) + 1
         last_window = int(torch.searchsorted(owner, last_example))
         yield _Block(range(first_example, last_example), range(first_window, last_window))
