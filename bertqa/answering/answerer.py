@@ -1,6 +1,6 @@
 """Load once, ask many times."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.answering.documents import ReadEntry, ReadSettings, read_documents
 from bertqa.answering.evaluation import predict
 from bertqa.answering.pickling import CheckpointFiles, Recipe, model_state
 from bertqa.data.squad import Example
@@ -307,20 +308,72 @@ class QuestionAnswerer:
         examples = asked(question, context)
         if top_k < 1:
             raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
-        decoding = replace(
-            self.decoding,
-            n_best_size=max(top_k, self.decoding.n_best_size),
-            max_answer_length=self.decoding.max_answer_length
-            if max_answer_len is None
-            else max_answer_len,
-            version_2_with_negative=self.decoding.version_2_with_negative
+        decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer)
+        predictions = self._predict(examples, decoding)
+        results = [as_pipeline(prediction, top_k) for prediction in predictions]
+        return results[0] if isinstance(question, str) else results
+
+    @overload
+    def read(
+        self, question: str, documents: Iterable[str | Mapping[str, Any]], **settings: Any
+    ) -> list[ReadEntry]: ...
+
+    @overload
+    def read(
+        self, question: list[str], documents: Iterable[str | Mapping[str, Any]], **settings: Any
+    ) -> list[list[ReadEntry]]: ...
+
+    def read(
+        self,
+        question: str | list[str],
+        documents: Iterable[str | Mapping[str, Any]],
+        *,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Ask one question, or several, of many documents; see documents.py.
+
+        Args:
+            documents: texts, or dictionaries with "text", perhaps "id", and anything else; read
+                once, one after the other, so a generator of any length will do.
+            max_answer_len, handle_impossible_answer: as when one context is asked.
+            settings: the fields of ``ReadSettings``.
+
+        Returns:
+            The best answers, the one that counts first; for several questions a list of that.
+
+        Raises:
+            UserError: an empty question, a document without a text, or a setting out of range.
+            TypeError: a setting that there is not.
+        """
+        adapt_to_fork(self.runtime.device)
+        questions = [example.question for example in asked(question, "any")]
+        decoding = self._decoding(1, max_answer_len, handle_impossible_answer)
+        wanted = ReadSettings(**settings)
+        found = read_documents(questions, documents, self._predict, decoding, wanted)
+        return found[0] if isinstance(question, str) else found
+
+    def _predict(
+        self, examples: Sequence[Example], decoding: DecodingSettings
+    ) -> Iterator[Prediction]:
+        windows = make_windows(examples, self.tokenizer, self.windows)
+        return predict(self.model, examples, windows, decoding, self.runtime)
+
+    def _decoding(
+        self, top_k: int, max_answer_len: int | None, handle_impossible_answer: bool | None
+    ) -> DecodingSettings:
+        """The settings of one call: what is None stays as it is."""
+        own = self.decoding
+        impossible = own.version_2_with_negative
+        return replace(
+            own,
+            n_best_size=max(top_k, own.n_best_size),
+            max_answer_length=own.max_answer_length if max_answer_len is None else max_answer_len,
+            version_2_with_negative=impossible
             if handle_impossible_answer is None
             else handle_impossible_answer,
         )
-        windows = make_windows(examples, self.tokenizer, self.windows)
-        predictions = predict(self.model, examples, windows, decoding, self.runtime)
-        results = [as_pipeline(prediction, top_k) for prediction in predictions]
-        return results[0] if isinstance(question, str) else results
 
 
 def _arrive(kind: type[QuestionAnswerer], recipe: str) -> QuestionAnswerer:

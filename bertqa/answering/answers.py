@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypedDict
 
@@ -49,6 +49,8 @@ class Prediction:
         best_span: text of the best answer that is not "".
         null_odds: null score minus the score of the best span, the largest float32 where there
             is no span; None without version_2_with_negative.
+        log_total: log of the sum of exp(score) over all spans, -inf without any. The top20 decoder
+            sums over those that it finds.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Prediction:
     answers: tuple[Answer, ...]
     best_span: str
     null_odds: float | None
+    log_total: float = field(default=-math.inf, compare=False)
 
 
 class AnswerEntry(TypedDict):
@@ -88,13 +91,18 @@ make_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
 
 
 def prediction_of(
-    example: Example, spans: list[Answer], null: Answer, settings: DecodingSettings
+    example: Example,
+    spans: list[Answer],
+    null: Answer,
+    settings: DecodingSettings,
+    log_total: float,
 ) -> Prediction:
     """Turn the best spans of a question into its prediction.
 
     Args:
         spans: the n best, best first; none where the context has no tokens.
         null: "no answer", with the scores of [CLS].
+        log_total: see ``Prediction``.
     """
     if joined_clusters(example.context):
         spans = [_whole_graphemes(example.context, span) for span in spans]
@@ -107,10 +115,10 @@ def prediction_of(
         answers = _among_themselves(answers)
     best_span = spans[0].text if spans else ""
     if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, tuple(answers), best_span, None)
+        return Prediction(example.id, best_span, tuple(answers), best_span, None, log_total)
     odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
     text = "" if odds > settings.null_score_diff_threshold else best_span
-    return Prediction(example.id, text, tuple(answers), best_span, odds)
+    return Prediction(example.id, text, tuple(answers), best_span, odds, log_total)
 
 
 def _whole_graphemes(context: str, span: Answer) -> Answer:

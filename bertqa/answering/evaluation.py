@@ -343,10 +343,11 @@ def _predictions(
             strict=True,
         )
     ]
+    log_totals = spans.log_total.tolist()
     for i, number in enumerate(block.examples):
         context = examples[number].context
         answers = [
             make_answer((context[start:end], start, end, start_logit, end_logit, weight))
             for start, end, start_logit, end_logit, weight in rows[bounds[i] : bounds[i + 1]]
         ]
-        yield prediction_of(examples[number], answers, nulls[i], settings)
+        yield prediction_of(examples[number], answers, nulls[i], settings, log_totals[i])

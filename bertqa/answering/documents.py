@@ -1,0 +1,275 @@
+"""One question, many documents: the best answers of all of them, with scores that compare.
+
+All documents count as one long text: the score of an answer is its probability among all spans of
+all documents and "no answer", whose score is, as with the windows of one text, the lowest that any
+of them gives it. So "no answer" wins only if it wins in every document.
+
+Documents are read and let go one after the other; what is kept is the best answers so far.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import Any, Literal, TypedDict
+
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.squad import Example
+from bertqa.errors import UserError, shown
+from bertqa.settings import DecodingSettings
+
+_TOGETHER = 64  # documents whose windows go through the model together
+_SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])|\n\s*\n")
+
+Predict = Callable[[Sequence[Example], DecodingSettings], Iterable[Prediction]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with a name.
+
+    Attributes:
+        id: its "id", or its number in the order of the documents, from 0.
+        metadata: what else its dictionary holds.
+    """
+
+    id: Any
+    text: str
+    metadata: dict[str, Any]
+
+
+class ReadEntry(TypedDict):
+    """One answer from a set of documents.
+
+    Attributes:
+        score: probability among all spans of all documents, and "no answer" where that is one.
+        start, end: code points of the document's text; both 0 for "no answer".
+        answer: ``text[start:end]``; "" for "no answer".
+        document, metadata: of the document; None and {} for "no answer".
+        snippet: the answer and what stands around it.
+        snippet_start, snippet_end: code points of the snippet that are the answer.
+    """
+
+    score: float
+    start: int
+    end: int
+    answer: str
+    document: Any
+    metadata: dict[str, Any]
+    snippet: str
+    snippet_start: int
+    snippet_end: int
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What is wanted of a set of documents.
+
+    Attributes:
+        top_k: most answers, over all documents.
+        top_k_per_document: most answers of one document; None for as many as there are.
+        max_overlap: most that two answers of a document may share, as a share of the characters of
+            the shorter one.
+        score_threshold: answers with a lower score are left out.
+        context_window: characters of a snippet on either side of the answer, or "sentence".
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    top_k: int = 5
+    top_k_per_document: int | None = None
+    max_overlap: float = 0.0
+    score_threshold: float = 0.0
+    context_window: int | Literal["sentence"] = 150
+
+    def __post_init__(self) -> None:
+        window = self.context_window
+        rules = {
+            "top_k": ("1 or more", self.top_k >= 1),
+            "top_k_per_document": (
+                "1 or more, or None",
+                self.top_k_per_document is None or self.top_k_per_document >= 1,
+            ),
+            "max_overlap": ("0 to 1", 0 <= self.max_overlap <= 1),
+            "score_threshold": ("0 to 1", 0 <= self.score_threshold <= 1),
+            "context_window": (
+                'a number of characters, or "sentence"',
+                window == "sentence" or (isinstance(window, int) and window >= 0),
+            ),
+        }
+        for name, (allowed, is_kept) in rules.items():
+            if not is_kept:
+                raise UserError(f"{name}: must be {allowed}, got {shown(getattr(self, name))}")
+
+    @property
+    def most_of_one(self) -> int:
+        """Most answers of one document that can count."""
+        return min(self.top_k, self.top_k_per_document or self.top_k)
+
+
+def read_documents(
+    questions: Sequence[str],
+    documents: Iterable[str | Mapping[str, Any]],
+    predict: Predict,
+    decoding: DecodingSettings,
+    settings: ReadSettings,
+) -> list[list[ReadEntry]]:
+    """Ask each question of all documents.
+
+    Args:
+        predict: answers examples; the same text in several of them is tokenised once.
+        decoding: whether "no answer" is one, and from which score on.
+
+    Returns:
+        for each question its best answers, the one that counts first.
+
+    Raises:
+        UserError: a document has no text.
+    """
+    found = [_Found(decoding, settings) for _ in questions]
+    stream = (d for d in map(as_document, count(), documents) if d.text.strip())
+    while block := list(islice(stream, _TOGETHER)):
+        asked = [(which, document) for which in range(len(questions)) for document in block]
+        spans = _SPANS * settings.most_of_one
+        while asked:
+            examples = [Example("", questions[which], document.text) for which, document in asked]
+            wanted = replace(
+                decoding, n_best_size=spans, decoder="exact", version_2_with_negative=True
+            )
+            predictions = predict(examples, wanted)
+            # Spans that overlap better ones do not count, so there may be too few: ask for more.
+            asked = [
+                (which, document)
+                for (which, document), prediction in zip(asked, predictions, strict=True)
+                if not found[which].add(document, prediction, spans)
+            ]
+            spans *= 8
+    return [each.entries() for each in found]
+
+
+def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
+    """A document from a text, or from a dictionary with "text".
+
+    Raises:
+        UserError: it is neither.
+    """
+    entries: Mapping[str, Any] = {"text": given} if isinstance(given, str) else given
+    if not isinstance(entries, Mapping) or not isinstance(entries.get("text"), str):
+        raise UserError(
+            f'document {number}: must be a text or a dictionary with the key "text", got '
+            f"{shown(given)}"
+        )
+    rest = {key: value for key, value in entries.items() if key not in ("id", "text")}
+    return Document(entries.get("id", number), entries["text"], rest)
+
+
+class _Found:
+    """The best answers to a question in the documents so far."""
+
+    def __init__(self, decoding: DecodingSettings, settings: ReadSettings) -> None:
+        self.decoding, self.settings = decoding, settings
+        self.best: list[tuple[Answer, float, Document]] = []  # with the log of their weight
+        self.log_total = -math.inf  # of the sum of exp(score) over all spans
+        self.null_score = math.inf
+
+    def add(self, document: Document, prediction: Prediction, asked: int) -> bool:
+        """Take in a document, unless spans beyond the ``asked`` best may count: then False."""
+        null = next(answer for answer in prediction.answers if not answer.text)
+        spans = [answer for answer in prediction.answers if answer is not null]
+        kept = _separate(spans, self.settings.most_of_one, self.settings.max_overlap)
+        bar = self.best[-1][0].score if len(self.best) == self.settings.top_k else -math.inf
+        may_lack = len(kept) < self.settings.most_of_one and len(spans) >= asked
+        if may_lack and spans[-1].score > bar:
+            return False
+        total = _log_add(prediction.log_total, null.score)
+        weighed = [
+            (answer, math.log(answer.probability) + total, document)
+            for answer in kept
+            if answer.probability  # else it is too small for a number
+        ]
+        ranked = sorted(self.best + weighed, key=lambda entry: -entry[0].score)
+        self.best = ranked[: self.settings.top_k]
+        self.log_total = _log_add(self.log_total, prediction.log_total)
+        self.null_score = min(self.null_score, null.score)
+        return True
+
+    def entries(self) -> list[ReadEntry]:
+        """The answer that counts first, then the others; "no answer" among them if it is one."""
+        total, rank = self.log_total, None
+        if self.decoding.version_2_with_negative and self.null_score < math.inf:
+            total = _log_add(total, self.null_score)
+            best = self.best[0][0].score if self.best else -math.inf
+            wins = self.null_score - best > self.decoding.null_score_diff_threshold
+            better = sum(answer.score >= self.null_score for answer, _, _ in self.best)
+            rank = 0 if wins else max(1, better)
+        entries = [
+            _entry(answer, math.exp(weight - total), document, self.settings.context_window)
+            for answer, weight, document in self.best
+        ]
+        if rank is not None:
+            entries.insert(rank, _no_answer(math.exp(self.null_score - total)))
+        likely = (e for e in entries if e["score"] >= self.settings.score_threshold)
+        return list(islice(likely, self.settings.top_k))
+
+
+def _log_add(first: float, second: float) -> float:
+    """log(exp(first) + exp(second))."""
+    larger, smaller = max(first, second), min(first, second)
+    return larger if smaller == -math.inf else larger + math.log1p(math.exp(smaller - larger))
+
+
+def _separate(answers: Iterable[Answer], most: int, max_overlap: float) -> list[Answer]:
+    """The best answers, each of which shares little with all better ones."""
+    kept: list[Answer] = []
+    for answer in answers:
+        if all(_overlap(answer, better) <= max_overlap for better in kept):
+            kept.append(answer)
+            if len(kept) == most:
+                break
+    return kept
+
+
+def _overlap(one: Answer, other: Answer) -> float:
+    """The share of the shorter answer's characters that both have."""
+    both = min(one.end, other.end) - max(one.start, other.start)
+    return max(0, both) / min(one.end - one.start, other.end - other.start)
+
+
+def _entry(
+    answer: Answer, score: float, document: Document, window: int | Literal["sentence"]
+) -> ReadEntry:
+    first, last = _around(document.text, answer.start, answer.end, window)
+    return {
+        "score": score, "start": answer.start, "end": answer.end, "answer": answer.text,
+        "document": document.id, "metadata": document.metadata,
+        "snippet": document.text[first:last],
+        "snippet_start": answer.start - first, "snippet_end": answer.end - first,
+    }  # fmt: skip
+
+
+def _no_answer(score: float) -> ReadEntry:
+    return {
+        "score": score, "start": 0, "end": 0, "answer": "", "document": None, "metadata": {},
+        "snippet": "", "snippet_start": 0, "snippet_end": 0,
+    }  # fmt: skip
+
+
+def _around(text: str, start: int, end: int, window: int | Literal["sentence"]) -> tuple[int, int]:
+    """Start and end of a snippet: whole sentences, or characters without parts of words."""
+    if window == "sentence":
+        ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, start)]
+        after = _SENTENCE_END.search(text, end)
+        # A sentence may end with the answer itself.
+        return (ends[-1] if ends else 0), (after.start() if after else len(text))
+    first, last = snap_to_graphemes(text, max(0, start - window), min(len(text), end + window))
+    if first > 0 and not text[first - 1].isspace():  # within a word: begin after it
+        blank = re.search(r"\s+", text[first:start])
+        first = first + blank.end() if blank else first
+    if last < len(text) and not text[last].isspace():
+        words = re.search(r"\s+\S*$", text[end:last])
+        last = end + words.start() if words else last
+    return first, last

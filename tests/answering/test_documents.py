@@ -1,0 +1,274 @@
+"""One question, many documents."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.documents import ReadSettings, read_documents
+from bertqa.data.squad import Example
+from bertqa.errors import UserError
+from bertqa.settings import DecodingSettings
+from tests.helpers import write_checkpoint
+
+WHO = "Who built the port?"
+DOCUMENTS = [
+    "Ada built the port of Quill in the town.",
+    "The river ran past the ship; the ship was old. A man ran to the town.",
+    {"id": "rain", "text": "Rain fell.", "year": 1931},
+    "\u200b",  # no token
+    "  ",
+    {"text": "There is a port a\u0301 in 한국."},
+]
+
+
+@pytest.fixture(scope="module")
+def qa(tmp_path_factory):
+    folder = write_checkpoint(tmp_path_factory.mktemp("documents") / "tiny")
+    return QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+
+
+def text_of(document):
+    return document if isinstance(document, str) else document["text"]
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossible):
+    """Held against the answers of each document by itself, brought to one scale by their scores."""
+    decoding = replace(qa.decoding, n_best_size=10**5, version_2_with_negative=True)
+    weights, nulls = {}, []
+    for number, document in enumerate(DOCUMENTS):
+        if not text_of(document).strip():
+            continue
+        own = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
+        (prediction,) = own.answer([Example("", WHO, text_of(document))])
+        null = next(answer for answer in prediction.answers if not answer.text)
+        scale = math.exp(null.score) / null.probability
+        nulls.append(null.score)
+        name = document.get("id", number) if isinstance(document, dict) else number
+        for answer in prediction.answers:
+            if answer is not null:
+                weights[name, answer.start, answer.end] = answer.probability * scale
+    if impossible:
+        weights[None, 0, 0] = math.exp(min(nulls))
+    total = math.fsum(weights.values())
+    entries = qa.read(
+        WHO, DOCUMENTS, top_k=10**5, max_overlap=1.0, handle_impossible_answer=impossible
+    )
+    found = {(e["document"], e["start"], e["end"]): e["score"] for e in entries}
+    assert found == pytest.approx({key: w / total for key, w in weights.items()}, rel=1e-4)
+    assert math.fsum(found.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_entries_say_where_they_are_from(qa):
+    entries = qa.read(WHO, iter(DOCUMENTS), top_k=50, context_window=0)
+    assert {"rain", 0, 1, 5} == {entry["document"] for entry in entries}
+    for entry in entries:
+        number = 2 if entry["document"] == "rain" else entry["document"]
+        text = text_of(DOCUMENTS[number])
+        assert entry["answer"] == text[entry["start"] : entry["end"]] != ""
+        snippet = entry["snippet"]
+        assert entry["answer"] == snippet[entry["snippet_start"] : entry["snippet_end"]]
+        assert entry["metadata"] == ({"year": 1931} if number == 2 else {})
+
+
+def test_answers_are_those_of_each_document_by_itself(qa):
+    alone = qa.read(WHO, DOCUMENTS[1:2], top_k=3)
+    among = qa.read(WHO, DOCUMENTS, top_k=10**4, max_overlap=0)
+    places = [(e["start"], e["end"]) for e in among if e["document"] == 1]
+    assert places[:3] == [(e["start"], e["end"]) for e in alone]
+
+
+def test_several_questions_tokenise_each_document_once(qa, monkeypatch):
+    questions = [WHO, "What ran past the ship?", "Where did rain fall?"]
+    expected = [qa.read(question, DOCUMENTS) for question in questions]
+    encode, seen = qa.tokenizer.encode, []
+    monkeypatch.setattr(qa.tokenizer, "encode", lambda texts: seen.extend(texts) or encode(texts))
+    monkeypatch.setattr("bertqa.answering.documents._SPANS", 10**4)
+    found = qa.read(questions, DOCUMENTS)
+    texts = [text_of(document) for document in DOCUMENTS if text_of(document).strip()]
+    assert sorted(text for text in seen if text in texts) == sorted(texts)
+    for entries, wanted in zip(found, expected, strict=True):
+        assert [(e["document"], e["answer"]) for e in entries] == [
+            (e["document"], e["answer"]) for e in wanted
+        ]
+        assert [e["score"] for e in entries] == pytest.approx(
+            [e["score"] for e in wanted], rel=1e-4
+        )
+
+
+# --- what counts, by answers written by hand -----------------------------------------------------
+
+
+def told(spans, null=-5.0):
+    """A prediction with spans (start, end, score) and a score of "no answer"."""
+    total = math.log(math.fsum(math.exp(score) for _, _, score in spans)) if spans else -math.inf
+    whole = math.exp(total) + math.exp(null)
+    answers = [
+        Answer("x" * (end - start), start, end, score, 0.0, math.exp(score) / whole)
+        for start, end, score in sorted(spans, key=lambda span: -span[2])
+    ]
+    answers.append(Answer("", 0, 0, null, 0.0, math.exp(null) / whole))
+    return Prediction("", "", tuple(answers), "", 0.0, total)
+
+
+def read(predictions, threshold=0.0, impossible=True, **settings):
+    """What is found in documents for which these predictions are made."""
+    asked = []
+
+    def predict(examples, decoding):
+        asked.append((len(examples), decoding.n_best_size))
+        for example in examples:
+            prediction = predictions[int(example.context.split()[0])]
+            null = [answer for answer in prediction.answers if not answer.text]
+            spans = [answer for answer in prediction.answers if answer.text]
+            yield replace(prediction, answers=(*spans[: decoding.n_best_size], *null))
+
+    decoding = DecodingSettings(
+        version_2_with_negative=impossible, null_score_diff_threshold=threshold
+    )
+    documents = (f"{number} {'x' * 400}" for number in range(len(predictions)))
+    (entries,) = read_documents(["q"], documents, predict, decoding, ReadSettings(**settings))
+    return entries, asked
+
+
+@pytest.mark.parametrize(
+    ("tenth", "threshold", "answer"),
+    [(4.0, 0.0, "xx"), (2.5, 0.0, ""), (2.5, 1.0, "xx"), (4.0, -2.0, "")],
+)
+def test_no_answer_wins_only_if_it_wins_in_every_document(tenth, threshold, answer):
+    nine = [told([(0, 3, 1.0), (5, 6, 0.5)], null=9.0)] * 9
+    entries, _ = read([*nine, told([(2, 4, tenth)], null=3.0)], threshold, top_k=30)
+    assert entries[0]["answer"] == answer
+    assert sum(entry["document"] is None for entry in entries) == 1
+    assert math.fsum(entry["score"] for entry in entries) == pytest.approx(1, abs=1e-9)
+
+
+def test_without_no_answer_there_is_always_one():
+    entries, _ = read([told([(0, 3, 1.0)], null=99.0)], impossible=False)
+    assert [(e["answer"], e["score"]) for e in entries] == [("xxx", pytest.approx(1))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [(0, 10), (10, 14), (20, 24)]),
+        ({"max_overlap": 0.5}, [(0, 10), (8, 12), (10, 14), (20, 24)]),
+        ({"max_overlap": 0.49}, [(0, 10), (10, 14), (20, 24)]),
+        ({"max_overlap": 1}, [(0, 10), (1, 5), (8, 12), (10, 14), (20, 24)]),
+        ({"top_k": 2}, [(0, 10), (10, 14)]),
+        ({"top_k_per_document": 1}, [(0, 10)]),
+        ({"score_threshold": 0.1}, [(0, 10)]),
+    ],
+)
+def test_which_answers_of_a_document_are_kept(settings, kept):
+    spans = [(0, 10, 9.0), (1, 5, 8.9), (8, 12, 4.0), (10, 14, 3.0), (20, 24, 2.0)]
+    if "score_threshold" in settings:
+        spans[1] = (1, 5, 3.5)
+    entries, _ = read([told(spans)], impossible=False, **settings)
+    assert [(e["start"], e["end"]) for e in entries] == kept
+
+
+def test_top_k_is_over_all_documents_and_the_best_of_them_come_first():
+    predictions = [told([(0, 1, score), (2, 3, score - 10)]) for score in (1.0, 5.0, 3.0)]
+    entries, _ = read(predictions, impossible=False, top_k=4)
+    assert [(e["document"], e["start"]) for e in entries] == [(1, 0), (2, 0), (0, 0), (1, 2)]
+
+
+def test_more_spans_are_asked_for_where_the_best_all_overlap():
+    crowded = [(0, 9 + n, 9.0 - n / 1000) for n in range(300)]
+    entries, asked = read([told([*crowded, (350, 360, 1.0)])], impossible=False, top_k=2)
+    assert [(e["start"], e["end"]) for e in entries] == [(0, 9), (350, 360)]
+    assert [spans for _, spans in asked] == [40, 320]
+    # Not where what is left of a document cannot be among the best.
+    poor = told([(0, 9 + n, 0.5 - n / 1000) for n in range(300)])
+    good = told([(0, 9, 9.0), (20, 29, 8.0)])
+    _, asked = read([good, poor], impossible=False, top_k=2)
+    assert [spans for _, spans in asked] == [40]
+
+
+def test_documents_are_read_as_they_are_needed_and_let_go():
+    taken, seen = [], []
+
+    def documents():
+        for number in range(200):
+            taken.append(number)
+            yield f"{number} text"
+
+    def predict(examples, decoding):
+        seen.append((len(examples), len(taken)))
+        return (told([(0, 1, float(int(e.context.split()[0])))]) for e in examples)
+
+    settings = ReadSettings(top_k=2)
+    (entries,) = read_documents(["q"], documents(), predict, DecodingSettings(), settings)
+    assert [entry["document"] for entry in entries] == [199, 198]
+    assert seen == [(64, 64), (64, 128), (64, 192), (8, 200)]
+
+
+# --- snippets ------------------------------------------------------------------------------------
+
+TEXT = 'It rained. "Ada built it!" said Ole of Lund. The mill\n\nstood on e\u0301 hill'
+
+
+@pytest.mark.parametrize(
+    ("marked", "window", "snippet"),
+    [
+        ("Ada", "sentence", '"Ada built it!"'),
+        ("Ole", "sentence", "said Ole of Lund."),
+        ("Lund.", "sentence", "said Ole of Lund."),
+        ("The mill", "sentence", "The mill"),
+        ("hill", "sentence", "stood on e\u0301 hill"),
+        ("It", "sentence", "It rained."),
+        ("Ole", 0, "Ole"),
+        ("Ole", 4, "Ole of"),
+        ("Ole", 5, "said Ole of"),
+        ("hill", 2, "e\u0301 hill"),
+        ("hill", 10**6, TEXT),
+    ],
+)
+def test_snippets_hold_whole_words_or_sentences(marked, window, snippet):
+    start = TEXT.index(marked)
+
+    def predict(examples, decoding):
+        return [told([(start, start + len(marked), 1.0)])]
+
+    settings = ReadSettings(context_window=window)
+    ((entry,),) = read_documents(["q"], [TEXT], predict, DecodingSettings(), settings)
+    assert entry["snippet"] == snippet
+    assert snippet[entry["snippet_start"] : entry["snippet_end"]] == marked
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_no_documents_no_answers(qa):
+    assert qa.read(WHO, []) == qa.read(WHO, ["", " \n"], handle_impossible_answer=True) == []
+    assert qa.read([WHO, WHO], []) == [[], []]
+
+
+@pytest.mark.parametrize("document", [None, 7, {"txt": "a"}, {"text": None}, ["a"]])
+def test_a_document_without_a_text_is_named(qa, document):
+    with pytest.raises(UserError, match="document 1: must be a text or a dictionary with the key"):
+        qa.read(WHO, ["a b", document])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 0), ("top_k_per_document", 0), ("max_overlap", 1.1), ("max_overlap", -0.1),
+        ("score_threshold", 2), ("context_window", -1), ("context_window", "paragraph"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(qa, name, value):
+    with pytest.raises(UserError, match=f"{name}: must be .*, got"):
+        qa.read(WHO, ["a b"], **{name: value})
+
+
+def test_an_unknown_setting_is_refused(qa):
+    with pytest.raises(TypeError, match="topk"):
+        qa.read(WHO, ["a b"], topk=3)
