@@ -90,11 +90,7 @@ def evaluate_v1(
                 f"question {qid!r} has no gold answer, which SQuAD v1.1 does not allow: "
                 "evaluate this data by the v2.0 rules"
             )
-    return {
-        "exact_match": _percent(_scores(exact_match, predictions, references).values()),
-        "f1": _percent(_scores(f1, predictions, references).values()),
-        "total": float(len(references)),
-    }
+    return evaluate_pairs(((predictions.get(q), g) for q, g in references.items()), v2=False)
 
 
 def evaluate_v2(
@@ -118,21 +114,35 @@ def evaluate_v2(
     `best_non_null` is given, and as `threshold_curve` does.
     """
     _require_references(references)
-    golds = _gold_answers_v2(references)
-    exact = _scores(exact_match, predictions, golds)
-    overlap = _scores(f1_v2, predictions, golds)
-    kinds = {
-        "": list(golds),
-        "HasAns_": [qid for qid in golds if golds[qid] != [""]],
-        "NoAns_": [qid for qid in golds if golds[qid] == [""]],
-    }
-    figures: dict[str, float] = {}
-    for prefix, qids in kinds.items():
-        if qids:
-            figures[f"{prefix}exact"] = _percent([exact[qid] for qid in qids])
-            figures[f"{prefix}f1"] = _percent([overlap[qid] for qid in qids])
-            figures[f"{prefix}total"] = float(len(qids))
+    pairs = ((predictions.get(qid), golds) for qid, golds in references.items())
+    figures = evaluate_pairs(pairs, v2=True)
     return figures | _best_figures(references, null_scores, best_non_null)
+
+
+def evaluate_pairs(
+    pairs: Iterable[tuple[str | None, Sequence[str]]], *, v2: bool
+) -> dict[str, float]:
+    """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
+
+    pairs: the answer to a question, None if there is none, and the question's gold answers.
+    """
+    overlap = f1_v2 if v2 else f1
+    sums: dict[str, list[Fraction]] = {}  # by kind of question: exact, f1, number
+    for answer, golds in pairs:
+        if v2:
+            golds = _meaningful(golds)
+        scores = [0.0 if answer is None else _best(m, answer, golds) for m in (exact_match, overlap)]
+        kind = ("HasAns_" if golds != [""] else "NoAns_",) if v2 else ()
+        for prefix in ("", *kind):
+            before = sums.setdefault(prefix, [Fraction(0)] * 3)
+            sums[prefix] = [x + Fraction(y) for x, y in zip(before, (*scores, 1), strict=True)]
+    figures: dict[str, float] = {}
+    for prefix in sorted(sums, key=["", "HasAns_", "NoAns_"].index):
+        exact, f1_sum, total = map(float, sums[prefix])
+        figures[f"{prefix}{'exact' if v2 else 'exact_match'}"] = 100 * exact / total
+        figures[f"{prefix}f1"] = 100 * f1_sum / total
+        figures[f"{prefix}total"] = total
+    return figures
 
 
 def question_scores(
@@ -184,12 +194,17 @@ def _require_references(references: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def _gold_answers_v2(references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _meaningful(golds: Sequence[str]) -> list[str]:
     """Gold answers that say something; [""] for an unanswerable question."""
-    return {
-        qid: [answer for answer in answers if normalize_answer(answer)] or [""]
-        for qid, answers in references.items()
-    }
+    return [answer for answer in golds if normalize_answer(answer)] or [""]
+
+
+def _gold_answers_v2(references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {qid: _meaningful(golds) for qid, golds in references.items()}
+
+
+def _best(metric: Metric, answer: str, golds: Sequence[str]) -> float:
+    return max(metric(answer, gold) for gold in golds)
 
 
 def _scores(
@@ -197,15 +212,9 @@ def _scores(
 ) -> dict[str, float]:
     """Score of each question against its best gold answer; 0.0 without a prediction."""
     return {
-        qid: max(metric(predictions[qid], gold) for gold in golds) if qid in predictions else 0.0
+        qid: _best(metric, predictions[qid], golds) if qid in predictions else 0.0
         for qid, golds in references.items()
     }
-
-
-def _percent(scores: Collection[float]) -> float:
-    # fsum rounds once, so the figure depends neither on the order of the questions nor on how
-    # the sum was built up: _sweep arrives at the very same bits.
-    return 100 * math.fsum(scores) / len(scores)
 
 
 def _best_figures(

@@ -30,9 +30,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertqa.data.rows import (
     checked_list,
@@ -111,20 +112,39 @@ def _parsed(text: str, line: int, source: str) -> Any:
         raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
 
 
-# --- text -> Examples, a function for each form --------------------------------------------------
-
-_Reader = Callable[[BufferedReader, str], Iterator[Example]]
+# --- text -> rows, a function for each form ------------------------------------------------------
 
 
-def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[Example]:
-    number = 0
+class _Unread(NamedTuple):
+    """A row as a reader finds it, not looked at yet: what is wrong with it stops no other row.
+
+    Attributes:
+        number: the line of JSON lines, from 1, blank ones included; else the row, from 0.
+        location: the same as a message says it, with the name of the file.
+        raw: the bytes of a line, or what the parser of the file has made of the row.
+        read: makes its example, given the location; raises UserError if it is no question.
+    """
+
+    number: int
+    location: str
+    raw: Any
+    read: Callable[[str], Example]
+
+
+_Reader = Callable[[BufferedReader, str], Iterator[_Unread]]
+
+
+def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[_Unread]:
+    rows = count()
     # Only \n parts lines, since U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
-        text = _decoded(raw, line, source)
-        if text.strip():
-            row = _parsed(text, line, source)
-            yield row_example(row, number, f"{source}, line {line}")
-            number += 1
+        if raw.decode("utf-8-sig", "replace").strip():
+            read = partial(_line_example, raw, line, source, next(rows))
+            yield _Unread(line, f"{source}, line {line}", raw, read)
+
+
+def _line_example(raw: bytes, line: int, source: str, number: int, location: str) -> Example:
+    return row_example(_parsed(_decoded(raw, line, source), line, source), number, location)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -136,18 +156,18 @@ def _has_json_lines(text: str) -> bool:
         return False
 
 
-def _json(stream: BufferedReader, source: str) -> Iterator[Example]:
+def _json(stream: BufferedReader, source: str) -> Iterator[_Unread]:
     content = stream.read()
     text = _decoded(content, 1, source)
     if _has_json_lines(text):
         return _json_lines(content.split(b"\n"), source)
-    return _document_examples(_parsed(text, 1, source), source)
+    return _document_rows(_parsed(text, 1, source), source)
 
 
-def _document_examples(document: Any, source: str) -> Iterator[Example]:
-    """The examples of a whole JSON document: nested, flat, or a single row."""
+def _document_rows(document: Any, source: str) -> Iterator[_Unread]:
+    """The rows of a whole JSON document: nested, flat, or a single row."""
     if isinstance(document, list):
-        return _flat_examples(document, f"{source}, ")
+        return _flat_rows(document, f"{source}, ")
     if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
@@ -155,42 +175,64 @@ def _document_examples(document: Any, source: str) -> Iterator[Example]:
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
     if "data" not in document:
-        return _flat_examples([document], f"{source}, ")
+        return _flat_rows([document], f"{source}, ")
     entries = checked_list(document["data"], "data", source)
     if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
-        return _nested_examples(entries, source)
-    return _flat_examples(entries, f"{source}, data")
+        return _nested_rows(entries, source)
+    return _flat_rows(entries, f"{source}, data")
 
 
-def _flat_examples(rows: list[Any], prefix: str) -> Iterator[Example]:
+def _flat_rows(rows: Iterable[Any], prefix: str) -> Iterator[_Unread]:
     for number, row in enumerate(rows):
-        yield row_example(row, number, f"{prefix}[{number}]")
+        yield _Unread(number, f"{prefix}[{number}]", row, partial(row_example, row, number))
 
 
-def _nested_examples(articles: list[Any], source: str) -> Iterator[Example]:
-    number = 0
+def _nested_rows(articles: list[Any], source: str) -> Iterator[_Unread]:
+    numbers = count()
     for a, article in enumerate(articles):
-        location = f"{source}, data[{a}]"
-        require_keys(article, ["paragraphs"], location)
-        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-            where = f"{location}.paragraphs[{p}]"
-            for example in _paragraph_examples(paragraph, number, where, title_of(article)):
-                yield example
-                number += 1
+        yield from _part(_article_rows, article, f"{source}, data[{a}]", numbers)
 
 
-def _paragraph_examples(
-    paragraph: Any, number: int, location: str, title: str
-) -> Iterator[Example]:
-    """The examples of one paragraph; the first is the file's question ``number``."""
+def _part(
+    rows: Callable[[Any, str, Iterator[int]], Iterator[_Unread]],
+    part: Any,
+    location: str,
+    numbers: Iterator[int],
+) -> Iterator[_Unread]:
+    """The rows of an article or paragraph; itself as one that fails, if it has not their form."""
+    try:
+        yield from rows(part, location, numbers)
+    except UserError as error:
+        yield _Unread(next(numbers), location, part, partial(_fail, error))
+
+
+def _fail(error: UserError, location: str) -> Example:
+    raise error
+
+
+def _article_rows(article: Any, location: str, numbers: Iterator[int]) -> Iterator[_Unread]:
+    require_keys(article, ["paragraphs"], location)
+    rows = partial(_paragraph_rows, title_of(article))
+    for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
+        yield from _part(rows, paragraph, f"{location}.paragraphs[{p}]", numbers)
+
+
+def _paragraph_rows(
+    title: str, paragraph: Any, location: str, numbers: Iterator[int]
+) -> Iterator[_Unread]:
     require_keys(paragraph, ["context", "qas"], location)
     context = checked_text(paragraph["context"], "context", location)
     for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
-        require_keys(qa, ["question"], f"{location}.qas[{q}]")
-        yield example_of(qa, number + q, context, f"{location}.qas[{q}]", title)
+        read = partial(_qa_example, qa, number := next(numbers), context, title)
+        yield _Unread(number, f"{location}.qas[{q}]", qa, read)
 
 
-# --- CSV -> Examples -----------------------------------------------------------------------------
+def _qa_example(qa: Any, number: int, context: str, title: str, location: str) -> Example:
+    require_keys(qa, ["question"], location)
+    return example_of(qa, number, context, location, title)
+
+
+# --- CSV -> rows ---------------------------------------------------------------------------------
 
 _BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
 
@@ -264,7 +306,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
-def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[Example]:
+def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[_Unread]:
     lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
@@ -273,17 +315,23 @@ def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
     for number, (location, fields) in enumerate(records):
-        if len(fields) != len(header):
-            raise UserError(
-                f"{location} has {len(fields)} fields, but the header {len(header)} "
-                f"(the first: {shown(fields[0])}); put quotes around fields that hold "
-                f"{shown(delimiter)}, quotes or line ends"
-            )
-        row = _csv_row(dict(zip(header, fields, strict=True)), location)
-        yield row_example(row, number, location)
+        read = partial(_csv_example, header, fields, number, delimiter)
+        yield _Unread(number, location, fields, read)
 
 
-# --- the datasets library -> Examples ------------------------------------------------------------
+def _csv_example(
+    header: list[str], fields: list[str], number: int, delimiter: str, location: str
+) -> Example:
+    if len(fields) != len(header):
+        raise UserError(
+            f"{location} has {len(fields)} fields, but the header {len(header)} "
+            f"(the first: {shown(fields[0])}); put quotes around fields that hold "
+            f"{shown(delimiter)}, quotes or line ends"
+        )
+    return row_example(_csv_row(dict(zip(header, fields, strict=True)), location), number, location)
+
+
+# --- the datasets library -> rows ----------------------------------------------------------------
 
 
 def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
@@ -305,7 +353,7 @@ def _unlogged(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
+def _parquet(stream: BufferedReader, source: str) -> Iterator[_Unread]:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
     # Here and not above: the import takes seconds, and no other form needs it.
@@ -322,7 +370,8 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[Example]:
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
-        yield row_example(row, number, f"{source}, row {number}")
+        read = partial(row_example, row, number)
+        yield _Unread(number, f"{source}, row {number}", row, read)
 
 
 def load_hub_dataset(name: str, split: str) -> list[Example]:
@@ -386,45 +435,38 @@ def _reader(path: Path) -> _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a JSON lines file that is not blank.
+class Row:
+    """A row of a file.
 
     Attributes:
-        number: counted from 1, blank lines included.
-        raw: as it stands in the file.
+        number: the line of JSON lines, from 1, blank ones included; of other forms the row, from 0.
+        location: the same as a message says it, with the name of the file.
+        raw: the bytes of a line; of other forms what the parser of the file has made of the row.
         example: what it holds; None if it is no question that can be asked.
         fault: the sentence that says why not; "" where it is one.
     """
 
     number: int
-    raw: bytes
+    location: str
+    raw: Any
     example: Example | None
     fault: str = ""
 
 
-def iter_json_lines(path: Path) -> Iterator[Line]:
-    """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
+def iter_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file, faulty ones included; of JSON lines one at a time, in constant memory.
 
     Raises:
-        UserError: the file cannot be opened or read.
+        UserError: the file cannot be opened or read, or is of no accepted form.
     """
     with _opened(path) as stream:
-        row = 0
-        for number, raw in enumerate(stream, start=1):
-            if raw.strip():
-                yield _line(raw, number, row, str(path))
-                row += 1
-
-
-def _line(raw: bytes, number: int, row: int, source: str) -> Line:
-    location = f"{source}, line {number}"
-    try:
-        text = _decoded(raw, number, source)
-        example = row_example(_parsed(text, number, source), row, location)
-        check_examples([example], location)
-    except UserError as error:
-        return Line(number, raw, None, str(error))
-    return Line(number, raw, example)
+        for number, location, raw, read in _reader(path)(stream, str(path)):
+            try:
+                example = read(location)
+                check_examples([example], location)
+                yield Row(number, location, raw, example)
+            except UserError as error:
+                yield Row(number, location, raw, None, str(error))
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -436,4 +478,5 @@ def read_examples(path: Path) -> list[Example]:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        return list(shared_texts(_reader(path)(stream, str(path))))
+        rows = _reader(path)(stream, str(path))
+        return list(shared_texts(row.read(row.location) for row in rows))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertqa.data.readers import iter_json_lines, load_hub_dataset, read_examples
+from bertqa.data.readers import iter_rows, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 
@@ -307,10 +307,10 @@ def test_odd_text_survives_json_lines_and_csv(folder, examples, raw):
 # --- streaming -----------------------------------------------------------------------------------
 
 
-def test_iter_json_lines_stops_reading_at_the_line_it_yields(tmp_path):
+def test_iter_rows_stops_reading_at_the_line_it_yields(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(_json_lines(_rows(GOLD[:1])) + "{broken\n")
-    lines = iter_json_lines(path)
+    lines = iter_rows(path)
     assert next(lines).example == GOLD[0]
     assert "x.jsonl, line 2, " in next(lines).fault
 
@@ -334,7 +334,7 @@ def test_a_device_is_not_read(tmp_path, ending):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_iter_json_lines_yields_before_the_file_has_an_end(tmp_path):
+def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
     path = tmp_path / "x.jsonl"
     os.mkfifo(path)
     # The writer ends only when told: a reader that waited for the end would never return.
@@ -342,7 +342,7 @@ def test_iter_json_lines_yields_before_the_file_has_an_end(tmp_path):
     command = [sys.executable, "-c", script, str(path), _json_lines(_rows(GOLD[:2]))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as writer:
         try:
-            lines = iter_json_lines(path)
+            lines = iter_rows(path)
             assert [next(lines).example, next(lines).example] == GOLD[:2]
             assert writer.poll() is None
         finally:
@@ -351,14 +351,14 @@ def test_iter_json_lines_yields_before_the_file_has_an_end(tmp_path):
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
-def test_iter_json_lines_holds_little_of_a_large_file(tmp_path, compressed):
+def test_iter_rows_holds_little_of_a_large_file(tmp_path, compressed):
     rows = [{"question": f"{n}?", "context": f"{n} " * 500} for n in range(4000)]
     text = _json_lines(rows).encode()
     path = tmp_path / "x.jsonl"
     path.write_bytes(gzip.compress(text, 1) if compressed else text)
     tracemalloc.start()
     try:
-        count = sum(1 for _ in iter_json_lines(path))
+        count = sum(1 for _ in iter_rows(path))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -367,7 +367,7 @@ def test_iter_json_lines_holds_little_of_a_large_file(tmp_path, compressed):
     assert peak < 1_000_000
 
 
-def test_iter_json_lines_goes_on_after_lines_that_are_no_questions(tmp_path):
+def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
     path = tmp_path / "x.jsonl"
     good = _json_lines(_rows(GOLD[:2])).encode().splitlines(keepends=True)
     bad = {
@@ -380,7 +380,7 @@ def test_iter_json_lines_goes_on_after_lines_that_are_no_questions(tmp_path):
         b'{"question": "Who?", "context": "\\ud83d"}': "surrogate",
     }
     path.write_bytes(good[0] + b"\n  \n" + b"".join(bad) + b"\n" + good[1])
-    lines = list(iter_json_lines(path))
+    lines = list(iter_rows(path))
     assert [line.number for line in lines] == [1, *range(4, 4 + len(bad)), 4 + len(bad)]
     assert [line.example for line in (lines[0], lines[-1])] == GOLD[:2]
     for line, (raw, words) in zip(lines[1:-1], bad.items(), strict=True):
@@ -530,10 +530,10 @@ def test_faulty_rows(tmp_path, row, words):
     path.write_bytes(GOOD + b"\n{%s}\n" % row)
     message = _message(path)
     assert [word for word in (", line 2: ", *words) if word not in message] == [], message
-    assert list(iter_json_lines(path))[1].fault == str(path) + message
+    assert list(iter_rows(path))[1].fault == str(path) + message
 
 
-@pytest.mark.parametrize("read", [read_examples, lambda path: list(iter_json_lines(path))])
+@pytest.mark.parametrize("read", [read_examples, lambda path: list(iter_rows(path))])
 def test_files_that_cannot_be_opened(tmp_path, read):
     assert "does not exist" in _message(tmp_path / "none.jsonl", read)
     (tmp_path / "folder.jsonl").mkdir()
