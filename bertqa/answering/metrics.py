@@ -19,7 +19,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby
 from typing import NamedTuple
@@ -120,20 +120,22 @@ def evaluate_v2(
 
 
 def evaluate_pairs(
-    pairs: Iterable[tuple[str | None, Sequence[str]]], *, v2: bool
+    pairs: Iterable[tuple[str | None, Sequence[str] | None]], *, v2: bool
 ) -> dict[str, float]:
     """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
 
-    pairs: the answer to a question, None if there is none, and the question's gold answers.
+    pairs: the answer to a question, None if there is none, and the question's gold answers. Where
+    those are None, or by v1.1 none, there are no figures.
     """
-    overlap = f1_v2 if v2 else f1
-    sums: dict[str, list[Fraction]] = {}  # by kind of question: exact, f1, number
+    metrics = exact_match, f1_v2 if v2 else f1
+    sums: dict[str, list[Fraction]] = {}  # of a kind of question: of both metrics, and how many
     for answer, golds in pairs:
-        if v2:
-            golds = _meaningful(golds)
-        scores = [0.0 if answer is None else _best(m, answer, golds) for m in (exact_match, overlap)]
-        kind = ("HasAns_" if golds != [""] else "NoAns_",) if v2 else ()
-        for prefix in ("", *kind):
+        if golds is None or not (golds or v2):
+            return {}
+        golds = _meaningful(golds) if v2 else golds
+        scores = [0.0 if answer is None else _best(each, answer, golds) for each in metrics]
+        kind = "NoAns_" if golds == [""] else "HasAns_"
+        for prefix in ("", kind) if v2 else ("",):
             before = sums.setdefault(prefix, [Fraction(0)] * 3)
             sums[prefix] = [x + Fraction(y) for x, y in zip(before, (*scores, 1), strict=True)]
     figures: dict[str, float] = {}

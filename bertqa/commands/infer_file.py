@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,14 +16,17 @@ from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictio
 from bertqa.answering.json_lines import (
     LINE_FILES,
     PREDICTIONS,
+    REJECTS,
     answer_lines,
     score_lines,
 )
+from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.readers import is_json_lines, iter_json_lines, read_examples
-from bertqa.data.squad import Example, check_examples, check_version
+from bertqa.data.readers import is_json_lines, iter_rows
+from bertqa.data.rows import shared_texts
+from bertqa.data.squad import Example, check_version
 from bertqa.errors import UserError
-from bertqa.files import said_plainly, write_json
+from bertqa.files import said_plainly, write_json, write_text
 from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
@@ -42,7 +46,7 @@ def answer_file(flags: argparse.Namespace) -> None:
 def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
     """Refuse what would overwrite, and flags that are for the other kind of file."""
     # All that would be replaced or removed: the folder may be a model's, with figures of its own.
-    names = LINE_FILES if in_lines else PREDICTION_FILES
+    names = LINE_FILES if in_lines else (*PREDICTION_FILES, REJECTS)
     existing = next((f for n in (*names, METRICS) if (f := flags.output_dir / n).exists()), None)
     if existing and not flags.overwrite_output_dir and not flags.resume:
         going_on = ", --resume to go on" if in_lines and existing.name in LINE_FILES else ""
@@ -54,7 +58,7 @@ def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
         raise UserError("--resume and --overwrite_output_dir exclude each other: pass one")
     if in_lines:
         return
-    for name in ("resume", "skip_bad", "all_offsets"):
+    for name in ("resume", "all_offsets"):
         if getattr(flags, name):
             raise UserError(
                 f"--{name} is for JSON lines, and --input {flags.input} is read whole: drop the "
@@ -68,9 +72,6 @@ def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
 
 def answer_json_lines(flags: argparse.Namespace) -> None:
     """A line of output for a line of input, however many there are."""
-    first = next(iter_json_lines(flags.input), None)  # before the model is read
-    if first and first.fault and not (flags.skip_bad or flags.resume):
-        raise UserError(f"{first.fault}; or pass --skip_bad")
     qa = load_answerer(flags)
     qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
     with said_plainly(flags.output_dir, "made"):
@@ -81,8 +82,9 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
             all_offsets=flags.all_offsets, skip_bad=flags.skip_bad, resume=flags.resume,
             progress=bar.update,
         )  # fmt: skip
+    is_there = not flags.input.is_fifo()  # what came through a pipe cannot be read again
     v2 = qa.decoding.version_2_with_negative
-    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2))
+    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2) if is_there else {})
     print(
         f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
         file=sys.stderr,
@@ -90,27 +92,49 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
-    """run_qa's files."""
-    examples = read_examples(flags.input)
-    check_examples(examples, str(flags.input))
-    has_gold = all(example.answers is not None for example in examples)
+    """run_qa's files, and what was left out of them."""
+    rows = list(unique(iter_rows(flags.input)))
+    if not flags.skip_bad:
+        refuse_faulty(rows)  # before the model is read
     qa = load_answerer(flags)
+    rows = list(checked(rows, qa))
+    examples = list(shared_texts(row.example for row in rows if row.example))
+    if not (flags.skip_bad and examples):
+        refuse_faulty(rows)
+    rejects = [reject_entry(row) for row in rows if row.fault]
+    del rows  # they hold the file as it was parsed
+    has_gold = all(example.answers is not None for example in examples)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
     predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
-    files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else None)
+    metrics = score(examples, predictions, qa.decoding) if has_gold else {}
+    files += keep_rejects(flags.output_dir / REJECTS, rejects) + keep_metrics(flags, metrics)
     print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
 
 
-def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float] | None) -> list[Path]:
+def keep_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> list[Path]:
+    """Write the rows that were left out, or drop those of other answers; the file, if any."""
+    if not rejects:
+        return remove(path)
+    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejects))
+    print(f"{len(rejects)} rows rejected", file=sys.stderr)
+    return [path]
+
+
+def remove(path: Path) -> list[Path]:
+    """Remove a file that tells of other answers; the files that are left of it, none."""
+    with said_plainly(path, "removed"):
+        path.unlink(missing_ok=True)
+    return []
+
+
+def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
     """Write and print the figures, or drop those of other answers; the file, if there is one."""
     path = flags.output_dir / METRICS
-    if metrics is None:
-        with said_plainly(path, "removed"):
-            path.unlink(missing_ok=True)
-        return []
+    if not metrics:
+        return remove(path)
     write_json(path, metrics)
     print(json.dumps(metrics, indent=None if flags.json else 2))
     return [path]

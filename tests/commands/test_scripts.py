@@ -20,11 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bertqa.commands import infer, infer_file, infer_questions
+from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
-from bertqa.errors import UserError
 from bertqa.training.run_folder import RunFolder
 from tests.commands.world import (
     CONTEXT,
@@ -288,38 +287,6 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     out = asked(capsys, checkpoint, *flags, "--null_score_diff_threshold=-1e9", "--json")
     answer = json.loads(out)
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
-
-
-def test_json_lines_are_answered_line_by_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A bad line, then the same with --skip_bad and --resume."""
-    lines = [json.dumps(ROW | {"id": name}) for name in ("a", "b")]
-    (tmp_path / "in.jsonl").write_text(f"{lines[0]}\n{{}}\n{lines[1]}\n")
-    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", tmp_path / "in.jsonl"]
-    flags += ["--output_dir", tmp_path / "out", "--top_k", 2, "--all_offsets"]
-    assert call("infer", *flags) == 2
-    assert "in.jsonl, line 2 " in capsys.readouterr().err
-    assert call("infer", *flags, "--resume", "--skip_bad") == 0
-    printed = capsys.readouterr()
-    assert re.search(r"\b1 lines answered .*, 1 rejected$", printed.err, re.MULTILINE)
-    metrics = json.loads(printed.out)
-    assert read_json(tmp_path / "out" / "metrics.json") == metrics and metrics["total"] == 2
-    text = (tmp_path / "out" / "predictions.jsonl").read_text()
-    first, second = map(json.loads, text.splitlines())
-    assert (first["id"], second["id"]) == ("a", "b")
-    assert first["answer"] == second["answer"] == CONTEXT[first["start_byte"] : first["end_byte"]]
-    assert len(first["answers"]) == 2
-    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Who?", "context": CONTEXT}))
-    assert call("infer", *flags, "--overwrite_output_dir") == 0
-    assert not (tmp_path / "out" / "metrics.json").exists()  # those of other questions
-    capsys.readouterr()
-    asked_alone = asked(
-        capsys, checkpoint, "--question", ROW["question"], "--context", CONTEXT, "--top_k", 2,
-        "--json", "--all_offsets",
-    )  # fmt: skip
-    expected = [{**a, "score": pytest.approx(a["score"], rel=1e-4)} for a in first["answers"]]
-    assert json.loads(asked_alone) == expected
 
 
 # --- demo, terminal ------------------------------------------------------------------------------
@@ -710,28 +677,6 @@ def test_flags_may_be_written_with_either(
     flags = vars(infer.parse_flags(arguments))
     untouched = vars(infer.parse_flags([]))
     assert flags == untouched | expected
-
-
-@pytest.mark.parametrize(
-    ("source", "file"),
-    [
-        (source, file)
-        for source, own in (
-            ("a.jsonl", ("predictions.jsonl", "rejects.jsonl", "settings.json")),
-            ("a.json", ("predictions.json", "nbest_predictions.json", "null_odds.json")),
-        )
-        for file in (*own, "metrics.json")
-    ],
-)
-def test_no_file_of_others_is_replaced_or_removed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, file: str
-) -> None:
-    """The output folder may be a model's, with figures of its own."""
-    (tmp_path / file).write_text("mine")
-    flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
-    with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
-        infer_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
-    assert {path.name for path in tmp_path.iterdir()} == {file}
 
 
 def test_a_byte_order_mark_counts_where_bytes_are_told(tmp_path: Path) -> None:
