@@ -38,17 +38,17 @@ def said_plainly(path: Path, act: str) -> Iterator[None]:
         ) from error
 
 
-def check_new_file(path: Path, flag: str, endings: Sequence[str]) -> None:
+def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
     """See, before the work that is to go there, that a file can be written.
 
     Args:
         flag: what named it, for the message.
-        endings: those it may have.
+        endings: those it may have; none for any.
 
     Raises:
         UserError: it has another ending, is there already, or its folder cannot be written to.
     """
-    if path.suffix not in endings:
+    if endings and path.suffix not in endings:
         raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
     if os.path.lexists(path):
         raise UserError(f"{flag} {path} is there already: name a new file")

@@ -34,7 +34,7 @@ from bertqa.commands.flags import (
     overrides,
 )
 from bertqa.errors import UserError
-from bertqa.files import write_text
+from bertqa.files import check_new_file, write_text
 
 BOUND = 5e-5
 
@@ -85,6 +85,6 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     if flags.max_samples < 1:
         raise UserError(f"--max_samples {flags.max_samples} leaves no question: give 1 or more")
-    if flags.markdown and flags.markdown.exists():
-        raise UserError(f"--markdown {flags.markdown} is there already: name a new file")
+    if flags.markdown:
+        check_new_file(flags.markdown, "--markdown")
     overrides(flags).check()

@@ -5,8 +5,8 @@ settings, versions, commit, log) and with EM and F1 of the very file that is rel
 """
 
 import hashlib
-import json
 import math
+import re
 import shlex
 import shutil
 import statistics
@@ -23,8 +23,16 @@ from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import question_scores
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
+from bertqa.data.text import visible
 from bertqa.errors import UserError
-from bertqa.files import DECODING_FILE, WEIGHTS_FILE, new_folder, read_json_object, write_text
+from bertqa.files import (
+    DECODING_FILE,
+    WEIGHTS_FILE,
+    json_lines,
+    new_folder,
+    read_json_object,
+    write_text,
+)
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
 from bertqa.report.charts import Line, line_chart, smoothed
@@ -89,11 +97,18 @@ def release(
 
 
 def _template(name: str) -> jinja2.Template:
-    """A template of this folder, for Markdown, in which nothing is escaped."""
-    return jinja2.Environment(
+    """A template of this folder, for Markdown; the filter ``literal`` escapes."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    ).get_template(name)  # fmt: skip
+    )  # fmt: skip
+    environment.filters["literal"] = _literal
+    return environment.get_template(name)
+
+
+def _literal(text: str) -> str:
+    """Text of others that Markdown shows as it is."""
+    return re.sub(r"[\\`*_\[\]<>|~&]", r"\\\g<0>", visible(text))
 
 
 def measure(
@@ -148,26 +163,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
             "train": data["train"],
             "validation": data["validation"],
             "command": _command(told["command"], told["processes"]),
-            **_summary(_json_lines(log.read_text(encoding="utf-8").splitlines())),
+            **_summary([line for _, line in json_lines(log, "step", "epoch")]),
         }
-    except OSError as error:
-        raise UserError(
-            f"{log}: must be the log of a run that has trained, got {error.strerror}; name another"
-        ) from error
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} and {log.name}: must be as bertqa train writes them once it has logged a "
             f"step, got {type(error).__name__} ({error}); copy the run again, or name another"
         ) from error
-
-
-def _json_lines(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a log; the last may be half a line, if the run was killed."""
-    parsed = [json.loads(line) for line in lines[:-1]]
-    try:
-        return parsed + [json.loads(line) for line in lines[-1:]]
-    except ValueError:
-        return parsed
 
 
 def _summary(log: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -227,6 +229,6 @@ def write_curves(folder: Path, log: Sequence[dict[str, Any]]) -> list[str]:
         ),
     }
     for name, (title, lines) in charts.items():
-        if lines[0].points:
-            write_text(folder / name, line_chart(title, "step", lines))
+        if drawn := [line for line in lines if line.points]:
+            write_text(folder / name, line_chart(title, "step", drawn))
     return [name for name in (*charts, "threshold.svg") if (folder / name).exists()]

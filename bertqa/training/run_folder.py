@@ -98,7 +98,8 @@ def _difference(key: str, then: Any, now: Any, before: Any) -> str:
             f"began with other {key} questions than are read now, from other data or by another "
             "version of bertqa"
         )
-    return f"has {key} {then!r}, not {now!r}"
+    hint = f" (--revision {then} takes that)" if key == "model_commit" and then else ""
+    return f"has {key} {then!r}, not {now!r}{hint}"
 
 
 class RunFolder:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,16 @@ def test_the_model_that_comes_with_the_project_stays_as_it_is(
     assert call("threshold", copied, held_out_file, *HERE) == 2
     assert "comes with the project" in capsys.readouterr().err
     assert sorted(copied.iterdir()) == before
+
+
+def test_a_model_in_the_cache_of_the_hub_stays_as_it_is(
+    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "models--org--bert" / "snapshots" / ("a" * 40)
+    shutil.copytree(copied, snapshot)
+    assert call("threshold", snapshot, held_out_file, *HERE) == 2
+    assert "stays as it is: copy that" in capsys.readouterr().err
+    assert not (snapshot / "decoding.json").exists()
 
 
 def test_a_file_without_unanswerable_questions_is_refused(
