@@ -5,11 +5,9 @@ settings, versions, commit, log) and with EM and F1 of the very file that is rel
 """
 
 import hashlib
-import math
 import re
 import shlex
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from bertqa.files import (
 )
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
-from bertqa.report.charts import Line, line_chart, smoothed
+from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import WindowSettings
 
@@ -148,10 +146,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: one of them is not as bertqa train writes it.
     """
-    file, log = folder / "run.json", folder / "log.jsonl"
+    file, log_file = folder / "run.json", folder / "log.jsonl"
     if not file.exists():
         return None
     told = read_json_object(file)
+    log = [line for _, line in json_lines(log_file, "step", "epoch")]
     try:
         data, settings = told["data"], told["settings"]
         keys = ("git_commit", "versions", "device", "processes")
@@ -163,31 +162,15 @@ def read_run(folder: Path) -> dict[str, Any] | None:
             "train": data["train"],
             "validation": data["validation"],
             "command": _command(told["command"], told["processes"]),
-            **_summary([line for _, line in json_lines(log, "step", "epoch")]),
+            **run_figures(log),
+            "log": log,
+            "epochs": max(line["epoch"] for line in log),
         }
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file} and {log.name}: must be as bertqa train writes them once it has logged a "
+            f"{file} and {log_file.name}: must be as bertqa train writes them once it has logged a "
             f"step, got {type(error).__name__} ({error}); copy the run again, or name another"
         ) from error
-
-
-def _summary(log: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A log in a few figures; the step that was kept is the first with the best F1, or the last."""
-    steps = max(line["step"] for line in log)
-    best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
-    kept = best["step"] if best else steps
-    logged = [line for line in log if "loss" in line]
-    timed = all("seconds" in line for line in logged)  # not so in the logs of early versions
-    return {
-        "log": log,
-        "steps": steps,
-        "epochs": max(line["epoch"] for line in log),
-        "kept": kept,
-        "loss": next((r["loss"] for r in reversed(logged) if r["step"] <= kept), None),
-        "seconds": math.fsum(line["seconds"] for line in logged) if timed else None,
-        "rate": statistics.median_low(r["tokens_per_second"] for r in logged) if logged else None,
-    }
 
 
 def _command(words: Sequence[str], processes: int) -> str:
@@ -216,19 +199,12 @@ def _command(words: Sequence[str], processes: int) -> str:
 
 def write_curves(folder: Path, log: Sequence[dict[str, Any]]) -> list[str]:
     """Draw the loss, and EM and F1 where the run measured them; the pictures in the folder."""
-
-    def line(name: str, key: str) -> Line:
-        return Line(name, [(row["step"], row[key]) for row in log if key in row])
-
-    loss = Line("loss", smoothed(line("", "loss").points))
+    accuracy = "Exact match and F1 on held-out questions, %"
     charts = {
-        "loss.svg": ("Training loss, start + end", [loss]),
-        "accuracy.svg": (
-            "Exact match and F1 on held-out questions, %",
-            [line("F1", "f1"), line("exact match", "exact_match")],
-        ),
+        "loss.svg": draw_series("Training loss, start + end", log, {"loss": "loss"}),
+        "accuracy.svg": draw_series(accuracy, log, {"f1": "F1", "exact_match": "exact match"}),
     }
-    for name, (title, lines) in charts.items():
-        if drawn := [line for line in lines if line.points]:
-            write_text(folder / name, line_chart(title, "step", drawn))
+    for name, chart in charts.items():
+        if chart:
+            write_text(folder / name, chart)
     return [name for name in (*charts, "threshold.svg") if (folder / name).exists()]

@@ -23,6 +23,7 @@ from bertqa.commands.flags import run_script
 from bertqa.data.readers import read_examples
 from bertqa.errors import UserError
 from bertqa.report import card as cards
+from bertqa.report.training_page import run_figures
 from bertqa.settings import WindowSettings
 from tests.helpers import DATA, STORIES, STORIES_V2, write_checkpoint
 
@@ -217,7 +218,7 @@ def test_the_step_that_was_kept() -> None:
         {"step": 4, "epoch": 0.3, "loss": 5.0, "tokens_per_second": 70, "seconds": 60.0},
         {"step": 4, "epoch": 0.3, "f1": 50.0},
     ]
-    told = [cards._summary(part) for part in (log, log[:1] + log[2:], log[2:])]
+    told = [run_figures(part) for part in (log, log[:1] + log[2:], log[2:])]
     assert [(part["kept"], part["steps"], part["loss"]) for part in told] == [
         (3, 4, 7.0), (4, 4, 5.0), (4, 4, 5.0),
     ]  # fmt: skip
