@@ -12,7 +12,7 @@ from bertqa.answering.evaluation import predict
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
@@ -252,8 +252,8 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):
         raise UserError(
-            f"{len(questions)} questions and {len(contexts)} contexts do not match: give one "
-            "context, or as many as there are questions"
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
+            "match: give one context, or as many as there are questions"
         )
     for name, texts in (("question", questions), ("context", contexts)):
         for text in texts:

@@ -128,13 +128,19 @@ class Evaluator:
 def score(
     examples: Sequence[Example], predictions: Sequence[Prediction], settings: DecodingSettings
 ) -> dict[str, float]:
-    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer."""
-    references = {example.id: example.answers or () for example in examples}
+    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer.
+
+    Questions without gold do not count; where there are some, ``without_gold`` is their number.
+    """
+    references = {e.id: e.answers for e in examples if e.answers is not None}
     texts = {prediction.id: prediction.text for prediction in predictions}
-    if not settings.version_2_with_negative:
-        return evaluate_v1(texts, references)
-    odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
-    return evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+    if settings.version_2_with_negative:
+        odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
+        figures = evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+    else:
+        figures = evaluate_v1(texts, references)
+    without = len(examples) - len(references)
+    return figures | ({"without_gold": float(without)} if without else {})
 
 
 def curve_of(

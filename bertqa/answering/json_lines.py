@@ -20,7 +20,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.metrics import evaluate_pairs
 from bertqa.answering.rows import checked, refuse_faulty, reject_entry
-from bertqa.data.readers import Row, iter_rows
+from bertqa.data.readers import Lacks, Row, iter_rows
 from bertqa.data.text import other_offsets
 from bertqa.errors import UserError, shown
 from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
@@ -76,7 +76,7 @@ def answer_lines(
     }
     last, sizes = _earlier_run(source, folder, settings) if resume else (0, (0, 0))
     if not source.is_fifo():
-        rows = checked(iter_rows(source), qa)
+        rows = checked(iter_rows(source, one_by_one=True), qa)
         refuse_faulty(row for row in rows if row.number > last and not skip_bad)
     for name, size in zip((PREDICTIONS, REJECTS), sizes, strict=True):
         append_json_lines(folder / name, (), size)
@@ -102,7 +102,7 @@ def _answered(
     qa: QuestionAnswerer, source: Path, last: int, skip_bad: bool
 ) -> Iterator[list[tuple[Row, Prediction | None]]]:
     """Block by block, the lines after ``last`` with their predictions; None for a faulty line."""
-    rows = checked(iter_rows(source), qa)
+    rows = checked(iter_rows(source, one_by_one=True), qa)
     while block := list(islice(rows, _BLOCK)):
         if block[-1].number <= last:
             continue
@@ -168,7 +168,7 @@ def _earlier_run(
         return 0, (0, 0)
     size, last = newest[0]
     number: int = last["line"]
-    row = next((row for row in iter_rows(source) if row.number == number), None)
+    row = next((row for row in iter_rows(source, one_by_one=True) if row.number == number), None)
     if row is None or _digest(row) != last["digest"]:
         raise UserError(
             f"--resume: line {number} of {source} is not the question {shown(last['id'])} with "
@@ -178,13 +178,22 @@ def _earlier_run(
     return number, (size, max(done, default=0))
 
 
-def score_lines(source: Path, folder: Path, *, v2: bool) -> dict[str, float]:
-    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, line by line."""
-    rows = iter_rows(source)
+def score_lines(
+    source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
+) -> dict[str, float]:
+    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, line by line.
+
+    ``say`` is told, in one line, of ids that were made up and of questions without gold.
+    """
+    rows, lacks = iter_rows(source, one_by_one=True), Lacks(str(source))
 
     def golds(line: int) -> Sequence[str] | None:
-        example = next(row.example for row in rows if row.number == line)
-        return example.answers if example else None
+        row = next(row for row in rows if row.number == line)
+        lacks.count(row)
+        return row.example.answers if row.example else None
 
     entries = (entry for _, entry in json_lines(folder / PREDICTIONS, "line", "id", "digest"))
-    return evaluate_pairs(((entry["answer"], golds(entry["line"])) for entry in entries), v2=v2)
+    pairs = ((entry["answer"], golds(entry["line"])) for entry in entries)
+    figures = evaluate_pairs(pairs, v2=v2)
+    lacks.tell(say)
+    return figures

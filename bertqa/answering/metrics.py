@@ -125,13 +125,16 @@ def evaluate_pairs(
     """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
 
     pairs: the answer to a question, None if there is none, and the question's gold answers. Where
-    those are None, or by v1.1 none, there are no figures.
+    those are None, or by v1.1 none, the question does not count; ``without_gold`` is then how many
+    there are, if any counts.
     """
     metrics = exact_match, f1_v2 if v2 else f1
     sums: dict[str, list[Fraction]] = {}  # of a kind of question: of both metrics, and how many
+    without_gold = 0
     for answer, golds in pairs:
         if golds is None or not (golds or v2):
-            return {}
+            without_gold += 1
+            continue
         golds = _meaningful(golds) if v2 else golds
         scores = [0.0 if answer is None else _best(each, answer, golds) for each in metrics]
         kind = "NoAns_" if golds == [""] else "HasAns_"
@@ -144,6 +147,8 @@ def evaluate_pairs(
         figures[f"{prefix}{'exact' if v2 else 'exact_match'}"] = 100 * exact / total
         figures[f"{prefix}f1"] = 100 * f1_sum / total
         figures[f"{prefix}total"] = total
+    if figures and without_gold:
+        figures["without_gold"] = float(without_gold)
     return figures
 
 

@@ -8,20 +8,33 @@ from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.readers import Row
+from bertqa.data.squad import check_version
 from bertqa.data.windows import make_windows
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 
 _AT_ONCE = 256  # questions that are tokenised together
 
 
 def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
-    """The rows, streamed; those that no windows can be made of are faulty ones now."""
+    """The rows, streamed; those that this model cannot be asked are faulty ones now.
+
+    No windows can be made of their question, or it has no answer, which its settings do not allow.
+    """
     stream = iter(rows)
-    while block := list(islice(stream, _AT_ONCE)):
+    while block := [_allowed(row, qa) for row in islice(stream, _AT_ONCE)]:
         if _window_fault(block, qa):  # whose?
             faults = ((row, _window_fault([row], qa)) for row in block)
             block = [_faulty(row, fault) if fault else row for row, fault in faults]
         yield from block
+
+
+def _allowed(row: Row, qa: QuestionAnswerer) -> Row:
+    try:
+        asked = [row.example] if row.example else []
+        check_version(asked, row.location, qa.decoding.version_2_with_negative)
+    except UserError as error:
+        return replace(row, example=None, fault=str(error))
+    return row
 
 
 def _window_fault(rows: Sequence[Row], qa: QuestionAnswerer) -> str:
@@ -59,9 +72,10 @@ def refuse_faulty(rows: Iterable[Row]) -> None:
     faulty = (row.fault for row in rows if row.fault)
     if first := next(faulty, ""):
         more = sum(1 for _ in faulty)
+        others = f" ({counted(more, 'more faulty row')})" if more else ""
         raise UserError(
-            f"{first}{f' ({more} more rows are faulty)' if more else ''}; nothing was asked: "
-            "correct the file, or pass --skip_bad to leave such rows out"
+            f"{first}{others}; nothing was asked: correct the file, or pass --skip_bad to leave "
+            "such rows out"
         )
 
 

@@ -22,10 +22,10 @@ from bertqa.answering.json_lines import (
 )
 from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.readers import is_json_lines, iter_rows
+from bertqa.data.readers import is_json_lines, read_rows
 from bertqa.data.rows import shared_texts
-from bertqa.data.squad import Example, check_version
-from bertqa.errors import UserError
+from bertqa.data.squad import Example
+from bertqa.errors import UserError, counted
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.runtime import limit_onednn_cache
 
@@ -62,7 +62,7 @@ def check_file_flags(flags: argparse.Namespace, in_lines: bool) -> None:
         if getattr(flags, name):
             raise UserError(
                 f"--{name} is for JSON lines, and --input {flags.input} is read whole: drop the "
-                "flag, or write the questions as .jsonl"
+                "flag, or write a question on each line of a .jsonl"
             )
     if flags.top_k != 1:
         raise UserError(
@@ -84,28 +84,29 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
         )  # fmt: skip
     is_there = not flags.input.is_fifo()  # what came through a pipe cannot be read again
     v2 = qa.decoding.version_2_with_negative
-    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2) if is_there else {})
+    metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
+    keep_metrics(flags, metrics)
     print(
-        f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
+        f"{counted(answered, 'line')} answered in {flags.output_dir / PREDICTIONS}, "
+        f"{rejected} rejected",
         file=sys.stderr,
     )
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files, and what was left out of them."""
-    rows = list(unique(iter_rows(flags.input)))
+    rows = list(unique(read_rows(flags.input, say=say)))
     if not flags.skip_bad:
         refuse_faulty(rows)  # before the model is read
     qa = load_answerer(flags)
     rows = list(checked(rows, qa))
-    examples = list(shared_texts(row.example for row in rows if row.example))
+    share = shared_texts()
+    examples = [share(row.example) for row in rows if row.example]
     if not (flags.skip_bad and examples):
         refuse_faulty(rows)
     rejects = [reject_entry(row) for row in rows if row.fault]
     del rows  # they hold the file as it was parsed
-    has_gold = all(example.answers is not None for example in examples)
-    if has_gold:
-        check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
+    has_gold = any(example.answers is not None for example in examples)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
     predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
@@ -119,7 +120,7 @@ def keep_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> list[Path]:
     if not rejects:
         return remove(path)
     write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejects))
-    print(f"{len(rejects)} rows rejected", file=sys.stderr)
+    print(f"{counted(len(rejects), 'row')} rejected", file=sys.stderr)
     return [path]
 
 
@@ -138,6 +139,11 @@ def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[P
     write_json(path, metrics)
     print(json.dumps(metrics, indent=None if flags.json else 2))
     return [path]
+
+
+def say(line: str) -> None:
+    """Tell what the questions lack, apart from the figures."""
+    print(line, file=sys.stderr)
 
 
 def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:

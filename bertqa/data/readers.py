@@ -2,58 +2,57 @@
 
 Files, each but parquet also gzip-compressed (known by its first bytes):
 
-    .json            SQuAD's nested form, v1.1 and v2.0: data -> paragraphs -> qas;
-                     run_qa's flat form: {"data": [row, ...]}, a bare list of rows, or one row;
-                     or rows as in .jsonl
-    .jsonl .ndjson   one row, a JSON object, on each line
+    .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
+    .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
     .csv .tsv        a header, then rows; blank lines are skipped
     .parquet         rows, read by the datasets library
 
-What a row is, rows.py says. In CSV ``answers`` is one of its forms as JSON or as the Python literal
-that pandas writes, or two columns ``answer_text`` and ``answer_start`` hold one answer; an empty
-cell is null.
+An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
+(simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
+(SQuAD v1.1 and v2.0).
+What a row is, rows.py says; what stands in the cells of a CSV file, csv_cells.py.
 """
 
-import ast
 import csv
 import glob
 import gzip
+import io
 import json
 import logging
 import os
-import re
 import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BufferedReader
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from bertqa.data.csv_cells import csv_row
 from bertqa.data.rows import (
     checked_list,
     checked_text,
-    example_of,
+    id_key,
     listed,
     require_keys,
     row_example,
     shared_texts,
-    title_of,
-    wrong_type,
+    unread_keys,
 )
 from bertqa.data.squad import Example, check_examples
-from bertqa.errors import UserError, reason, shown
+from bertqa.errors import UserError, counted, reason, shown
+
+_Say = Callable[[str], object]
 
 # --- bytes -> text -> JSON -----------------------------------------------------------------------
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
     try:
         with path.open("rb") as file:
@@ -62,9 +61,9 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
                 raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
             # By content, not by name: browsers and copying tools unpack .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
-            stream: BufferedReader = file
+            stream: io.BufferedReader = file
             if compressed:
-                stream = BufferedReader(gzip.GzipFile(fileobj=file))
+                stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
             if not stream.peek(1):
                 raise UserError(f"{path} is empty; fetch or write it again")
             yield stream
@@ -116,35 +115,36 @@ def _parsed(text: str, line: int, source: str) -> Any:
 
 
 class _Unread(NamedTuple):
-    """A row as a reader finds it, not looked at yet: what is wrong with it stops no other row.
+    """A row, or what rows are nested in, as a reader finds it.
 
     Attributes:
-        number: the line of JSON lines, from 1, blank ones included; else the row, from 0.
-        location: the same as a message says it, with the name of the file.
-        raw: the bytes of a line, or what the parser of the file has made of the row.
-        read: makes its example, given the location; raises UserError if it is no question.
+        location: where it is, as a message says it, with the name of the file.
+        row: what is there, not checked; the UserError in place of what cannot be one, so that it
+            stops no other row.
+        raw: the bytes of a line of JSON lines, or what the parser of the file has made of the row.
+        line: that of JSON lines, from 1; else 0.
     """
 
-    number: int
     location: str
+    row: Any
     raw: Any
-    read: Callable[[str], Example]
+    line: int = 0
 
 
-_Reader = Callable[[BufferedReader, str], Iterator[_Unread]]
+_Rows = Iterator[_Unread]
+_Reader = Callable[[io.BufferedReader, str], _Rows]
 
 
-def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[_Unread]:
-    rows = count()
+def _json_lines(stream: Iterable[bytes], source: str) -> _Rows:
     # Only \n parts lines, since U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
         if raw.decode("utf-8-sig", "replace").strip():
-            read = partial(_line_example, raw, line, source, next(rows))
-            yield _Unread(line, f"{source}, line {line}", raw, read)
-
-
-def _line_example(raw: bytes, line: int, source: str, number: int, location: str) -> Example:
-    return row_example(_parsed(_decoded(raw, line, source), line, source), number, location)
+            entry: Any
+            try:
+                entry = _parsed(_decoded(raw, line, source), line, source)
+            except UserError as error:
+                entry = error
+            yield _Unread(f"{source}, line {line}", entry, raw, line)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -156,7 +156,7 @@ def _has_json_lines(text: str) -> bool:
         return False
 
 
-def _json(stream: BufferedReader, source: str) -> Iterator[_Unread]:
+def _json(stream: io.BufferedReader, source: str) -> _Rows:
     content = stream.read()
     text = _decoded(content, 1, source)
     if _has_json_lines(text):
@@ -164,128 +164,80 @@ def _json(stream: BufferedReader, source: str) -> Iterator[_Unread]:
     return _document_rows(_parsed(text, 1, source), source)
 
 
-def _document_rows(document: Any, source: str) -> Iterator[_Unread]:
-    """The rows of a whole JSON document: nested, flat, or a single row."""
+_KNOWN = {"data", "paragraphs", "qas", "question", "context"}
+
+
+def _document_rows(document: Any, source: str) -> _Rows:
+    """The entries of a whole JSON document: rows, paragraphs or articles, or one of these."""
     if isinstance(document, list):
-        return _flat_rows(document, f"{source}, ")
-    if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
+        return _entries(document, f"{source}, ")
+    if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
             f"{source} is JSON, but no data set (found: {found}); "
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
-    if "data" not in document:
-        return _flat_rows([document], f"{source}, ")
-    entries = checked_list(document["data"], "data", source)
-    if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
-        return _nested_rows(entries, source)
-    return _flat_rows(entries, f"{source}, data")
+    if "data" in document:
+        return _entries(checked_list(document["data"], "data", source), f"{source}, data")
+    return _entries([document], f"{source}, ")
 
 
-def _flat_rows(rows: Iterable[Any], prefix: str) -> Iterator[_Unread]:
-    for number, row in enumerate(rows):
-        yield _Unread(number, f"{prefix}[{number}]", row, partial(row_example, row, number))
+def _entries(entries: Iterable[Any], prefix: str) -> _Rows:
+    return (_Unread(f"{prefix}[{n}]", entry, entry) for n, entry in enumerate(entries))
 
 
-def _nested_rows(articles: list[Any], source: str) -> Iterator[_Unread]:
-    numbers = count()
-    for a, article in enumerate(articles):
-        yield from _part(_article_rows, article, f"{source}, data[{a}]", numbers)
+# --- articles, paragraphs -> rows ----------------------------------------------------------------
 
 
-def _part(
-    rows: Callable[[Any, str, Iterator[int]], Iterator[_Unread]],
-    part: Any,
-    location: str,
-    numbers: Iterator[int],
-) -> Iterator[_Unread]:
-    """The rows of an article or paragraph; itself as one that fails, if it has not their form."""
-    try:
-        yield from rows(part, location, numbers)
-    except UserError as error:
-        yield _Unread(next(numbers), location, part, partial(_fail, error))
+def _flat(entries: _Rows) -> _Rows:
+    """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
+    for entry in entries:
+        try:
+            inner = _inner(entry)
+        except UserError as error:
+            yield entry._replace(row=error)
+            continue
+        if inner is None:
+            yield entry
+        else:
+            yield from _flat(inner)
 
 
-def _fail(error: UserError, location: str) -> Example:
-    raise error
-
-
-def _article_rows(article: Any, location: str, numbers: Iterator[int]) -> Iterator[_Unread]:
-    require_keys(article, ["paragraphs"], location)
-    rows = partial(_paragraph_rows, title_of(article))
-    for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-        yield from _part(rows, paragraph, f"{location}.paragraphs[{p}]", numbers)
-
-
-def _paragraph_rows(
-    title: str, paragraph: Any, location: str, numbers: Iterator[int]
-) -> Iterator[_Unread]:
-    require_keys(paragraph, ["context", "qas"], location)
-    context = checked_text(paragraph["context"], "context", location)
-    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
-        read = partial(_qa_example, qa, number := next(numbers), context, title)
-        yield _Unread(number, f"{location}.qas[{q}]", qa, read)
-
-
-def _qa_example(qa: Any, number: int, context: str, title: str, location: str) -> Example:
-    require_keys(qa, ["question"], location)
-    return example_of(qa, number, context, location, title)
-
-
-# --- CSV -> rows ---------------------------------------------------------------------------------
-
-_BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
-
-
-class _WithoutCalls(ast.NodeTransformer):
-    """Puts x for f(x): what pandas writes is ``array(['a'], dtype=object)`` or ``np.int64(3)``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        return self.visit(node.args[0]) if node.args else node
-
-
-def _answers_cell(cell: str, location: str) -> Any:
-    """A cell of the column ``answers``: JSON or a Python literal; nothing in it is run."""
-    if not cell.strip():
+def _inner(entry: _Unread) -> _Rows | None:
+    """What is nested in an article or a paragraph; None for a row."""
+    value, location = entry.row, entry.location
+    if not isinstance(value, dict) or "question" in value:
         return None
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(_WithoutCalls().visit(ast.parse(cell.strip(), mode="eval")))
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UserError(
-            f"{location}: answers is {shown(cell)}, neither JSON nor a Python literal; "
-            'write {"text": [...], "answer_start": [...]}'
-        ) from error
+    if value.keys() == {"header"}:  # MRQA's first line
+        return iter(())
+    title = {"title": value.get("title")}
+    if "paragraphs" in value:
+        return _within(entry, "paragraphs", ["context", "qas"], title)
+    if "qas" in value:
+        require_keys(value, ["context"], location)
+        context = checked_text(value["context"], "context", location)
+        return _within(entry, "qas", [], {"context": context} | title)
+    return None
 
 
-def _single_answer(text: str, start: str, location: str) -> dict[str, list[Any]] | None:
-    """The cells of the columns ``answer_text`` and ``answer_start``."""
-    if not text and not start:
-        return None
-    # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
-    number = re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", start)
-    if start and not number:
-        raise wrong_type(start, "answer_start", "a whole number", location)
-    return {"text": [text], "answer_start": [int(number[1])] if number else []}
+def _within(entry: _Unread, key: str, needed: list[str], more: dict[str, Any]) -> _Rows:
+    """The items of a list in an entry, with more keys."""
+    items = checked_list(entry.row[key], key, entry.location)
+
+    def item(number: int, value: Any) -> _Unread:
+        location = f"{entry.location}.{key}[{number}]"
+        row: Any
+        try:
+            require_keys(value, needed, location)
+            row = {**value, **more}
+        except UserError as error:
+            row = error
+        return _Unread(location, row, entry.raw if entry.line else value, entry.line)
+
+    return (item(number, value) for number, value in enumerate(items))
 
 
-def _csv_row(cells: dict[str, str], location: str) -> dict[str, Any]:
-    """The cells as the values a JSON row would have."""
-    row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
-    row["id"] = cells.get("id") or None
-    row["title"] = cells.get("title")
-    impossible = cells.get("is_impossible", "")
-    row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
-    if "answers" in cells:
-        row["answers"] = _answers_cell(cells["answers"], location)
-    elif "answer_text" in cells:
-        row["answers"] = _single_answer(
-            cells["answer_text"], cells.get("answer_start", ""), location
-        )
-    return row
+# --- CSV -> rows ----------------------------------------------------------------------------------
 
 
 def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
@@ -306,7 +258,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
-def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[_Unread]:
+def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
     lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
@@ -314,21 +266,23 @@ def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
-    for number, (location, fields) in enumerate(records):
-        read = partial(_csv_example, header, fields, number, delimiter)
-        yield _Unread(number, location, fields, read)
+    for location, fields in records:
+        row: Any
+        try:
+            row = _csv_row(header, fields, delimiter, location)
+        except UserError as error:
+            row = error
+        yield _Unread(location, row, fields)
 
 
-def _csv_example(
-    header: list[str], fields: list[str], number: int, delimiter: str, location: str
-) -> Example:
+def _csv_row(header: list[str], fields: list[str], delimiter: str, location: str) -> dict[str, Any]:
     if len(fields) != len(header):
         raise UserError(
-            f"{location} has {len(fields)} fields, but the header {len(header)} "
+            f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
             f"(the first: {shown(fields[0])}); put quotes around fields that hold "
             f"{shown(delimiter)}, quotes or line ends"
         )
-    return row_example(_csv_row(dict(zip(header, fields, strict=True)), location), number, location)
+    return csv_row(dict(zip(header, fields, strict=True)), location)
 
 
 # --- the datasets library -> rows ----------------------------------------------------------------
@@ -353,7 +307,7 @@ def _unlogged(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parquet(stream: BufferedReader, source: str) -> Iterator[_Unread]:
+def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
     # Here and not above: the import takes seconds, and no other form needs it.
@@ -370,15 +324,20 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[_Unread]:
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
-        read = partial(row_example, row, number)
-        yield _Unread(number, f"{source}, row {number}", row, read)
+        yield _Unread(f"{source}, row {number}", row, row)
 
 
-def load_hub_dataset(name: str, split: str) -> list[Example]:
+def load_hub_dataset(
+    name: str,
+    split: str,
+    *,
+    say: _Say = lambda line: None,
+    keep_faulty: bool = False,
+) -> list[Example]:
     """The examples of one split of a data set of the Hugging Face hub, or of a local folder.
 
-    ``name`` is "squad", "squad_v2" or any set with the columns question, context and answers;
-    "name:config" names one of its configurations.
+    ``name`` is "squad", "squad_v2" or any set with columns that rows.py knows; "name:config" names
+    one of its configurations. ``say`` and ``keep_faulty`` are those of ``read_examples``.
 
     Raises:
         UserError: the name, the configuration or the split is unknown or not to be had offline,
@@ -397,10 +356,9 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
             "instead when offline"
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
-    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], location)
-    rows = enumerate(_table_rows(table))
-    examples = (row_example(row, number, f"{location}, row {number}") for number, row in rows)
-    return list(shared_texts(examples))
+    numbered = enumerate(_table_rows(table))
+    rows = (_Unread(f"{location}, row {number}", row, row) for number, row in numbered)
+    return _examples(rows, location, say, keep_faulty)
 
 
 # --- reading a file ------------------------------------------------------------------------------
@@ -416,8 +374,20 @@ _READERS: dict[str, _Reader] = {
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file is named as JSON lines, and so can be read line by line."""
-    return _READERS.get(_ending(path)) is _json_lines
+    """Whether a file is named as JSON lines with a row on each, and so can be read one by one."""
+    return _READERS.get(_ending(path)) is _json_lines and not _nests(path)
+
+
+def _nests(path: Path) -> bool:
+    """Whether the first line of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    if not path.is_file():
+        return False
+    try:
+        with _opened(path) as stream:
+            entry = next((found.row for found in _json_lines(stream, str(path))), None)
+    except UserError:  # is told where the lines are read
+        return False
+    return isinstance(entry, dict) and not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
 
 
 def _ending(path: Path) -> str:
@@ -444,6 +414,8 @@ class Row:
         raw: the bytes of a line; of other forms what the parser of the file has made of the row.
         example: what it holds; None if it is no question that can be asked.
         fault: the sentence that says why not; "" where it is one.
+        made_up: its id is none that the file gives.
+        unread: keys of the row that mean nothing here.
     """
 
     number: int
@@ -451,32 +423,144 @@ class Row:
     raw: Any
     example: Example | None
     fault: str = ""
+    made_up: bool = False
+    unread: tuple[str, ...] = ()
 
 
-def iter_rows(path: Path) -> Iterator[Row]:
+@dataclass
+class Lacks:
+    """What the questions of a file do not give."""
+
+    source: str
+    questions: int = 0
+    made_up: int = 0
+    without_gold: int = 0
+    unread: dict[str, None] = field(default_factory=dict)
+
+    def count(self, row: Row) -> None:
+        """Take note of a row, if it is a question."""
+        if row.example:
+            self.questions += 1
+            self.made_up += row.made_up
+            self.without_gold += row.example.answers is None
+            self.unread |= dict.fromkeys(row.unread)
+
+    def tell(self, say: _Say) -> None:
+        """Say it in one line, if it is anything.
+
+        Keys that are not read may be another name for what is missing.
+        """
+        parts = [f"{self.source}: {counted(self.questions, 'question')}"]
+        if self.made_up:
+            parts.append(f"{self.made_up:,} without an id, so that it is made of the row's number")
+        if self.without_gold:
+            parts.append(
+                f"{self.without_gold:,} without gold answers, so that EM and F1 leave them out"
+            )
+        if len(parts) > 1:
+            unread = [f"keys that are not read: {listed(self.unread)}"] * bool(self.unread)
+            say("; ".join(parts + unread))
+
+
+def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
     """The rows of a file, faulty ones included; of JSON lines one at a time, in constant memory.
+
+    Args:
+        one_by_one: a line with more than one question is a faulty one, and an id that is made up
+            tells the line.
 
     Raises:
         UserError: the file cannot be opened or read, or is of no accepted form.
     """
     with _opened(path) as stream:
-        for number, location, raw, read in _reader(path)(stream, str(path)):
+        entries = _reader(path)(stream, str(path))
+        flat = chain.from_iterable(map(_alone, entries)) if one_by_one else _flat(entries)
+        for row in _rows(flat, one_by_one):
             try:
-                example = read(location)
-                check_examples([example], location)
-                yield Row(number, location, raw, example)
+                check_examples([row.example] if row.example else [], row.location)
+                yield row
             except UserError as error:
-                yield Row(number, location, raw, None, str(error))
+                yield replace(row, example=None, fault=row.fault or str(error))
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
+    """All rows of a file, faulty ones included; ``say`` is that of ``read_examples``.
+
+    Raises:
+        UserError: the file cannot be opened or read, or is of no accepted form.
+    """
+    return _together(list(iter_rows(path)), str(path), say)
+
+
+def read_examples(
+    path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
+) -> list[Example]:
     """All examples of a file of any accepted form; equal texts are one object.
 
     Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
+
+    Args:
+        say: is told, in one line, of ids that had to be made up and of questions without gold.
+        keep_faulty: take a row of which something cannot be read as an example with a ``fault``.
 
     Raises:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        rows = _reader(path)(stream, str(path))
-        return list(shared_texts(row.read(row.location) for row in rows))
+        return _examples(_reader(path)(stream, str(path)), str(path), say, keep_faulty)
+
+
+# --- rows -> examples ----------------------------------------------------------------------------
+
+
+def _alone(entry: _Unread) -> list[_Unread]:
+    """The row of a line; a fault in place of several."""
+    rows = list(_flat(iter([entry])))
+    if len(rows) == 1:
+        return rows
+    many = f"{entry.location} has {counted(len(rows), 'question')}, but must have one"
+    return [entry._replace(row=UserError(f"{many}; write a line for each"))]
+
+
+def _rows(entries: Iterable[_Unread], one_by_one: bool = False) -> Iterator[Row]:
+    for index, (location, row, raw, line) in enumerate(entries):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            example = row_example(row, f"line {line}" if one_by_one else str(index), location)
+        except UserError as error:
+            yield Row(line or index, location, raw, None, str(error))
+        else:
+            made_up = id_key(row) is None
+            yield Row(line or index, location, raw, example, "", made_up, unread_keys(row))
+
+
+def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
+    """The rows of one file, an id made up for which is no other row's own."""
+    counts = Counter(row.example.id for row in rows if row.example)
+    for index, row in enumerate(rows):
+        if row.made_up and row.example and counts[row.example.id] > 1:
+            name = f"row {row.example.id}"
+            while name in counts:
+                name = f"row {name}"
+            rows[index] = replace(row, example=replace(row.example, id=name))
+    lacks = Lacks(source)
+    for row in rows:
+        lacks.count(row)
+    lacks.tell(say)
+    return rows
+
+
+def _examples(entries: _Rows, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
+    share, rows = shared_texts(), []
+    for row in _rows(_flat(entries)):
+        if row.fault and not keep_faulty:
+            raise UserError(row.fault)
+        example = share(row.example) if row.example else None
+        rows.append(replace(row, raw=None, example=example))
+    return [row.example or _faulty(row) for row in _together(rows, source, say)]
+
+
+def _faulty(row: Row) -> Example:
+    fault = row.fault.removeprefix(row.location).lstrip(": ")
+    return Example(row.location, "", "", fault=fault)

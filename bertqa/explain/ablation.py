@@ -13,6 +13,7 @@ from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
+from bertqa.errors import counted
 from bertqa.explain.hooks import intervene
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
@@ -92,7 +93,7 @@ class Ablation:
         if rest := of_heads[heads:]:
             added = [effect.loss_added for effect in rest]
             lines.append(
-                f"... and {len(rest)} heads: F1 lost {rest[0].f1_lost:.2f} to "
+                f"... and {counted(len(rest), 'head')}: F1 lost {rest[0].f1_lost:.2f} to "
                 f"{rest[-1].f1_lost:.2f}, loss added {max(added):.4f} to {min(added):.4f}"
             )
         return "\n".join(lines)
@@ -176,7 +177,7 @@ def ablate(
     began = time.monotonic()
     whole = evaluator.of_ready(qa.model)
     seconds = (time.monotonic() - began) * len(parts)
-    asked = f"{len(examples)} questions in {len(windows)} windows"
+    asked = f"{counted(len(examples), 'question')} in {counted(len(windows), 'window')}"
     say(f"{asked}, once for each of {len(parts)} heads and layers: about {seconds:.0f} s")
     effects = []
     for part in tqdm(parts, unit="pass", disable=None):

@@ -22,7 +22,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import WindowSet, make_windows
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
 from bertqa.model.checkpoint import checkpoint_name
@@ -207,8 +207,8 @@ def compare_checkpoint(
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
         f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
-        f"asked: {len(examples)} questions, {len(lengths)} windows of {min(lengths)} to "
-        f"{max(lengths)} tokens, from {questions or 'this command'}",
+        f"asked: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
+        f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
     )
     return Comparison(facts, tuple(rows.values()))
 

@@ -343,10 +343,10 @@ def test_windows_are_as_long_as_the_model_allows_by_default(tmp_path):
         ([WHO, WHERE], [CONTEXT, ""], "context is ''"),
         ([WHO, None], CONTEXT, "question is None"),
         ([WHO], [7], "context is 7"),
-        ([WHO, WHERE], [CONTEXT], "2 questions and 1 contexts"),
-        ([WHO], [CONTEXT, CONTEXT], "1 questions and 2 contexts"),
-        (WHO, [CONTEXT, CONTEXT], "1 questions and 2 contexts"),
-        (WHO, [], "1 questions and 0 contexts"),
+        ([WHO, WHERE], [CONTEXT], "2 questions and 1 context do"),
+        ([WHO], [CONTEXT, CONTEXT], "1 question and 2 contexts"),
+        (WHO, [CONTEXT, CONTEXT], "1 question and 2 contexts"),
+        (WHO, [], "1 question and 0 contexts"),
     ],
 )
 def test_what_asks_nothing_is_refused(qa, question, context, message):

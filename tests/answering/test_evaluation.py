@@ -902,12 +902,15 @@ def test_score_by_the_rules_of_v2():
     examples = [
         Example("1", "q", "The Osk", ("Osk",), (4,)),
         Example("2", "q", "red blue", ()),
-        Example("3", "q", "red blue", None),
+        Example("3", "q", "red blue", ()),
+        Example("4", "q", "red blue", None),
     ]
     predictions = [said("1", "", "Osk", 1.5), said("2", "red", "red", 2.5), said("3", "", "red", 3)]
+    predictions.append(said("4", "red", "red", 0.5))
     figures = score(examples, predictions, DecodingSettings(version_2_with_negative=True))
     assert figures["exact"] == figures["f1"] == pytest.approx(100 / 3)
     assert (figures["HasAns_total"], figures["NoAns_total"]) == (1, 2)
+    assert (figures["total"], figures["without_gold"]) == (3, 1)
     # All would be right with "Osk" said and the others not: a threshold from 1.5 on.
     assert (figures["best_exact"], figures["best_exact_thresh"]) == (100, 1.5)
 

@@ -51,6 +51,29 @@ def test_json_lines_are_answered_line_by_line(
     assert json.loads(capsys.readouterr().out) == expected
 
 
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
+def test_questions_without_gold_are_counted_beside_the_figures(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two was skipped, then nothing has gold under a key that is read."""
+    skipped = {"id": "skipped", "question": "Who?", "context": CONTEXT, "target": "Ada"}
+    source, out = tmp_path / name, tmp_path / "out"
+    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", source, "--output_dir", out]
+    source.write_text("\n".join(json.dumps(row) for row in (skipped, ROW)))
+    assert call("infer", *flags) == 0
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out)
+    assert (metrics["total"], metrics["without_gold"]) == (1, 1)
+    assert read_json(out / "metrics.json") == metrics
+    assert f"{name}: 2 questions; 1 without gold answers" in printed.err
+    source.write_text(json.dumps(skipped))
+    assert call("infer", *flags, "--overwrite_output_dir") == 0
+    printed = capsys.readouterr()
+    assert not (out / "metrics.json").exists() and printed.out == ""
+    assert f"{name}: 1 question; 1 without gold answers" in printed.err
+    assert "keys that are not read: 'target'" in printed.err
+
+
 GOOD = [ROW | {"id": name} for name in ("a", "b")]
 BAD_ROWS = {  # faulty rows of a file, and what is said of them
     "60 tokens": ROW | {"id": "long", "question": "who " * 60},

@@ -437,13 +437,13 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     before = contents(tmp_path)
     assert checked(checkpoint, good) == 0
     said, err = capsys.readouterr()
-    assert f"{good}: 1 questions" in said and "nothing was found" in said and err == ""
+    assert f"{good}: 1 question\n" in said and "nothing was found" in said and err == ""
     assert checked(checkpoint, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
     assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
     assert checked(checkpoint, good, "--validation_file", bad) == 1
     said = capsys.readouterr().out
-    assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
+    assert f"{good}: 1 question\n" in said and f"{bad}: 3 questions" in said
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
@@ -482,6 +482,64 @@ def test_a_check_needs_no_weights_and_tells_v2_from_v1(
     assert "unanswerable: 1" in capsys.readouterr().out.splitlines()
     assert checked(folder, path, "--version_2_with_negative") == 0
     assert "nothing was found" in capsys.readouterr().out
+
+
+NO_ANSWER = [  # each says the same, in words of its own
+    {"answers": []},
+    {"answers": {"text": [""], "answer_start": [-1]}},
+    {"answers": {"text": [""], "answer_start": [None]}},
+    {"answers": [], "is_impossible": True},
+]
+
+
+@pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
+def test_no_answer_is_the_same_to_every_command(
+    gold: dict[str, Any], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, checkpoint)
+    none = ROW | {"id": "none", "question": "Why?"} | gold
+    for flag, code, cause in [([], 2, "unanswerable: 1"), (["--version_2_with_negative"], 0, "")]:
+        path = world.rows("none.json", ROW, none)
+        capsys.readouterr()
+        assert checked(checkpoint, path, *flag) == code // 2
+        assert cause in capsys.readouterr().out
+        out = tmp_path / f"trained{code}"
+        train = world.train("--train_file", path, "--output_dir", out, "--max_steps", 1, *flag)
+        assert call("train", *train) == code
+        answer = world.file(path, "--output_dir", tmp_path / f"out{code}", *flag)
+        assert call("infer", *answer) == code
+    assert read_json(tmp_path / "out0" / "metrics.json")["NoAns_total"] == 1
+    skipped = world.rows("skipped.json", ROW, none | {"is_impossible": False})
+    for flag in ([], ["--version_2_with_negative"]):
+        assert call("train", *world.train("--train_file", skipped, *flag)) == 2
+        assert "'none' has no gold answers" in capsys.readouterr().err
+        assert checked(checkpoint, skipped, *flag) == 1
+        assert "no answers given: 1" in capsys.readouterr().out
+        answer = world.file(skipped, "--output_dir", tmp_path / f"skipped{len(flag)}", *flag)
+        assert call("infer", *answer) == 0
+        assert json.loads(capsys.readouterr().out)["without_gold"] == 1
+
+
+def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(*golds: dict[str, Any]) -> Path:
+        named = [ROW | {"question": f"{n}?", "id": str(n)} | g for n, g in enumerate(golds)]
+        return World(tmp_path, checkpoint).rows("rows.json", *named)
+
+    unreadable = [{"is_impossible": True}, {"answers": {"text": ["Ada"], "answer_start": ["0"]}}]
+    flags = ["--repair", tmp_path / "copy.json"]
+    assert checked(checkpoint, rows({}, *unreadable)) == 1
+    said = capsys.readouterr().out
+    assert "unreadable: 2" in said and "is_impossible is true, but" in said
+    assert "answer_start is '0' (str)" in said
+    assert checked(checkpoint, rows(*unreadable), *flags) == 2
+    assert "copy.json: correct it first" in capsys.readouterr().err
+    starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
+    assert checked(checkpoint, rows(*starts), *flags) == 0
+    assert {(e.answers, e.answer_starts) for e in read_examples(tmp_path / "copy.json")} == {
+        (("1642",), (22,))
+    }
 
 
 def test_a_mended_copy_can_be_trained_on(

@@ -136,7 +136,7 @@ def test_infer_obeys_what_was_kept(
     assert unanswered("--null_score_diff_threshold", -1e6) == len(held_out())
     assert unanswered("--null_score_diff_threshold", 1e6) == 0
     assert call("infer", *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
-    assert "questions without an answer" in capsys.readouterr().err
+    assert "question without an answer" in capsys.readouterr().err
 
 
 def test_a_threshold_that_is_given_is_the_one_that_is_kept(

@@ -187,7 +187,7 @@ def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
     last = run.checkpoints.last()
     assert (last is not None) == (save_steps == 1)
     advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
-    assert advice in str(caught.value) and "questions are in" in str(caught.value)
+    assert advice in str(caught.value) and " listed in " in str(caught.value)
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert failure["step"] == 5 and "query.weight" in failure["weights"]
     assert len(failure["example_ids"]) > 1
