@@ -109,18 +109,25 @@ def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
 class Page(HTMLParser):
     """What stands on a page; every element that is opened is closed."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "input")
+    SHAPES = ("rect", "path", "circle", "polyline")
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.seen: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.inside: dict[str, list[str]] = {}  # the texts by the element that they stand in
         self.feed(page)
+        self.close()
         assert self.open == []
 
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.seen if name == tag]
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self._see(tag, attrs)
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -128,7 +135,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in (*self.VOID, *self.SHAPES), f"{tag} must be closed by a tag of its own"
+        self._see(tag, attrs)
+
+    def _see(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag}: an attribute twice"
         self.seen.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+        self.inside.setdefault(self.open[-1] if self.open else "", []).append(data)

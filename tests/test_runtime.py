@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bertqa import runtime as runtime_module
+from bertqa.answering import answerer
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.commands import infer
 from bertqa.errors import UserError
 from bertqa.runtime import (
     Runtime,
@@ -21,7 +22,7 @@ from bertqa.runtime import (
     start_runtime,
     stop_runtime,
 )
-from tests.helpers import STORIES
+from tests.helpers import write_checkpoint
 
 PATIENCE = 60  # seconds that a thread may keep others waiting, on a machine with much else to do
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
@@ -295,25 +296,22 @@ def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
     assert [os.environ[name] for name in LIMITS] == ["32", "96"]
 
 
-def test_a_file_of_questions_has_them_set_before_the_first_product(
+def test_an_answerer_has_them_set_before_the_first_product(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """oneDNN reads them once; later they are without effect."""
     for name in LIMITS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    seen = []
+    seen: list[str | None] = []
 
-    def load(*arguments: object, **options: object) -> None:
+    def make_ready(model: nn.Module, *arguments: object, **options: object) -> nn.Module:
         seen.extend(map(os.environ.get, LIMITS))
-        raise UserError("that is enough")
+        return model
 
-    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", load)
-    flags = infer.parse_flags(["--input", str(STORIES), "--output_dir", str(tmp_path / "o")])
-    with pytest.raises(UserError, match="that is enough"):
-        infer.main(flags)
-    threads = 32 * torch.get_num_threads()
-    assert seen == ["32", str(threads)]
+    monkeypatch.setattr(answerer, "make_ready", make_ready)
+    QuestionAnswerer.from_pretrained(write_checkpoint(tmp_path), device="cpu")
+    assert seen == ["32", str(32 * torch.get_num_threads())]
 
 
 def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ from bertqa.data.rows import shared_texts
 from bertqa.data.squad import Example
 from bertqa.errors import UserError, counted
 from bertqa.files import said_plainly, write_json, write_text
-from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
 
@@ -36,7 +35,6 @@ def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
     in_lines = is_json_lines(flags.input)
     check_file_flags(flags, in_lines)
-    limit_onednn_cache()
     if in_lines:
         answer_json_lines(flags)
     else:
