@@ -132,11 +132,10 @@ def score(
 
     Questions without gold do not count; where there are some, ``without_gold`` is their number.
     """
-    references = {e.id: e.answers for e in examples if e.answers is not None}
     texts = {prediction.id: prediction.text for prediction in predictions}
+    references, odds, spans = _for_metrics(examples, predictions)
     if settings.version_2_with_negative:
-        odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
-        figures = evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+        figures = evaluate_v2(texts, references, odds, spans)
     else:
         figures = evaluate_v1(texts, references)
     without = len(examples) - len(references)
@@ -147,9 +146,16 @@ def curve_of(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[ThresholdPoint]:
     """EM and F1 at every threshold that makes a difference, in ascending order."""
-    references = {example.id: example.answers or () for example in examples}
+    return threshold_curve(*_for_metrics(examples, predictions))
+
+
+def _for_metrics(
+    examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, float], dict[str, str]]:
+    """By id: the gold answers where they are given, the null odds, the best answer but ""."""
+    references = {e.id: e.answers for e in examples if e.answers is not None}
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
-    return threshold_curve(references, odds, {p.id: p.best_span for p in predictions})
+    return references, odds, {p.id: p.best_span for p in predictions}
 
 
 def best_point(curve: Sequence[ThresholdPoint]) -> ThresholdPoint:
@@ -166,6 +172,7 @@ def _at_threshold(predictions: Sequence[Prediction], threshold: float) -> list[P
 
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+_N_BEST_KEYS = ("text", "probability", "start_logit", "end_logit", "start", "end")
 
 
 def write_predictions(
@@ -187,7 +194,8 @@ def write_predictions(
     def n_best() -> Iterator[tuple[str, Any]]:
         for prediction in predictions:
             kept.append(replace(prediction, answers=()))
-            yield prediction.id, [_entry(answer) for answer in prediction.answers]
+            entries = map(Answer._asdict, prediction.answers)
+            yield prediction.id, [{key: entry[key] for key in _N_BEST_KEYS} for entry in entries]
 
     contents: dict[str, Iterable[tuple[str, Any]]] = {
         "nbest_predictions.json": n_best(),  # first: it fills the list that the others read
@@ -198,17 +206,6 @@ def write_predictions(
     for name, entries in contents.items():
         write_json_map(folder / name, entries)
     return kept, [folder / name for name in contents]
-
-
-def _entry(answer: Answer) -> dict[str, object]:
-    return {
-        "text": answer.text,
-        "probability": answer.probability,
-        "start_logit": answer.start_logit,
-        "end_logit": answer.end_logit,
-        "start": answer.start,
-        "end": answer.end,
-    }
 
 
 # --- windows through the model -------------------------------------------------------------------

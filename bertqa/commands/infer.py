@@ -47,7 +47,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--skip_bad", action="store_true",
         help="with --input: put rows that cannot be answered into rejects.jsonl and answer the "
         "others (default: answer none if there is one)")
-    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
+    add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
     add_top_k_flag(parser)

@@ -28,13 +28,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.flags import (
-    MODEL_HELP,
-    Parser,
-    add_source_flags,
-    add_window_flags,
-    overrides,
-)
+from bertqa.commands.flags import Parser, add_model_flags, add_window_flags, overrides
 from bertqa.errors import UserError
 from bertqa.files import check_new_file, write_text
 
@@ -45,9 +39,8 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     """Parse the flags of ``bertqa verify``."""
     # fmt: off
     parser = Parser(__doc__ or "", prog)
-    parser.group("model")("model", metavar="MODEL",
-        help=f"{MODEL_HELP}; one without S and E gets random ones, the same for both sides")
-    add_source_flags(parser)
+    note = "; one without S and E gets random ones, the same for both sides"
+    add_model_flags(parser, note=note, computes=False)
     add_window_flags(parser)
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
