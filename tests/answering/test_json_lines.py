@@ -207,7 +207,7 @@ def test_questions_without_gold_do_not_count(ask, tmp_path):
     assert found == alone | {"without_gold": 1} and found["total"] == 5
     assert "6 questions; 1 without an id, " in said[0] and "; 1 without gold answers, " in said[0]
     predictions = [
-        SimpleNamespace(id=entry["id"], text=entry["answer"])
+        SimpleNamespace(id=entry["id"], text=entry["answer"], null_odds=None, best_span="")
         for entry in written(folder / "predictions.jsonl")
     ]
     whole = [Example("line 1", "Who?", "Ada."), *examples]
