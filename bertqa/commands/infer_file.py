@@ -3,15 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.answers import Prediction
 from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictions
 from bertqa.answering.json_lines import (
     LINE_FILES,
@@ -24,9 +20,9 @@ from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.readers import is_json_lines, iter_rows
 from bertqa.data.rows import shared_texts
-from bertqa.data.squad import Example, check_version
+from bertqa.data.squad import check_version
 from bertqa.errors import UserError
-from bertqa.files import said_plainly, write_json, write_text
+from bertqa.files import said_plainly, write_text
 from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
@@ -101,45 +97,35 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     examples = list(shared_texts(row.example for row in rows if row.example))
     if not (flags.skip_bad and examples):
         refuse_faulty(rows)
-    rejects = [reject_entry(row) for row in rows if row.fault]
+    rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
     del rows  # they hold the file as it was parsed
     has_gold = all(example.answers is not None for example in examples)
     if has_gold:
         check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
-    metrics = score(examples, predictions, qa.decoding) if has_gold else {}
-    files += keep_rejects(flags.output_dir / REJECTS, rejects) + keep_metrics(flags, metrics)
+    answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
+    predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
+    files += keep(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
+    files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
+    if rejects:
+        print(f"{len(rejects)} rows rejected", file=sys.stderr)
     print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
 
 
-def keep_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write the rows that were left out, or drop those of other answers; the file, if any."""
-    if not rejects:
-        return remove(path)
-    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejects))
-    print(f"{len(rejects)} rows rejected", file=sys.stderr)
-    return [path]
+def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
+    """Write and print the figures, if there are any."""
+    if metrics:
+        print(json.dumps(metrics, indent=None if flags.json else 2))
+    text = json.dumps(metrics, indent=2) + "\n" if metrics else ""
+    return keep(flags.output_dir / METRICS, text)
 
 
-def remove(path: Path) -> list[Path]:
-    """Remove a file that tells of other answers; the files that are left of it, none."""
+def keep(path: Path, text: str) -> list[Path]:
+    """Write a file, or where it would be empty drop that of other answers; the files, if any."""
+    if text:
+        write_text(path, text)
+        return [path]
     with said_plainly(path, "removed"):
         path.unlink(missing_ok=True)
     return []
-
-
-def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
-    """Write and print the figures, or drop those of other answers; the file, if there is one."""
-    path = flags.output_dir / METRICS
-    if not metrics:
-        return remove(path)
-    write_json(path, metrics)
-    print(json.dumps(metrics, indent=None if flags.json else 2))
-    return [path]
-
-
-def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:
-    """The answers to all examples; where stderr is a terminal, with a progress bar."""
-    return tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)

@@ -190,44 +190,22 @@ def _flat_rows(rows: Iterable[Any], prefix: str) -> Iterator[_Unread]:
 def _nested_rows(articles: list[Any], source: str) -> Iterator[_Unread]:
     numbers = count()
     for a, article in enumerate(articles):
-        yield from _part(_article_rows, article, f"{source}, data[{a}]", numbers)
+        location = f"{source}, data[{a}]"
+        require_keys(article, ["paragraphs"], location)
+        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
+            where = f"{location}.paragraphs[{p}]"
+            require_keys(paragraph, ["qas"], where)
+            for q, qa in enumerate(checked_list(paragraph["qas"], "qas", where)):
+                number = next(numbers)
+                read = partial(_qa_example, qa, number, paragraph, where, title_of(article))
+                yield _Unread(number, f"{where}.qas[{q}]", qa, read)
 
 
-def _part(
-    rows: Callable[[Any, str, Iterator[int]], Iterator[_Unread]],
-    part: Any,
-    location: str,
-    numbers: Iterator[int],
-) -> Iterator[_Unread]:
-    """The rows of an article or paragraph; itself as one that fails, if it has not their form."""
-    try:
-        yield from rows(part, location, numbers)
-    except UserError as error:
-        yield _Unread(next(numbers), location, part, partial(_fail, error))
-
-
-def _fail(error: UserError, location: str) -> Example:
-    raise error
-
-
-def _article_rows(article: Any, location: str, numbers: Iterator[int]) -> Iterator[_Unread]:
-    require_keys(article, ["paragraphs"], location)
-    rows = partial(_paragraph_rows, title_of(article))
-    for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-        yield from _part(rows, paragraph, f"{location}.paragraphs[{p}]", numbers)
-
-
-def _paragraph_rows(
-    title: str, paragraph: Any, location: str, numbers: Iterator[int]
-) -> Iterator[_Unread]:
-    require_keys(paragraph, ["context", "qas"], location)
-    context = checked_text(paragraph["context"], "context", location)
-    for q, qa in enumerate(checked_list(paragraph["qas"], "qas", location)):
-        read = partial(_qa_example, qa, number := next(numbers), context, title)
-        yield _Unread(number, f"{location}.qas[{q}]", qa, read)
-
-
-def _qa_example(qa: Any, number: int, context: str, title: str, location: str) -> Example:
+def _qa_example(
+    qa: Any, number: int, paragraph: dict[str, Any], where: str, title: str, location: str
+) -> Example:
+    require_keys(paragraph, ["context"], where)
+    context = checked_text(paragraph["context"], "context", where)
     require_keys(qa, ["question"], location)
     return example_of(qa, number, context, location, title)
 
