@@ -3,15 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.answers import Prediction
 from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictions
 from bertqa.answering.json_lines import (
     LINE_FILES,
@@ -24,9 +20,8 @@ from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.readers import is_json_lines, read_rows
 from bertqa.data.rows import shared_texts
-from bertqa.data.squad import Example
 from bertqa.errors import UserError, counted
-from bertqa.files import said_plainly, write_json, write_text
+from bertqa.files import said_plainly, write_text
 
 METRICS = "metrics.json"
 
@@ -84,11 +79,8 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     v2 = qa.decoding.version_2_with_negative
     metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
     keep_metrics(flags, metrics)
-    print(
-        f"{counted(answered, 'line')} answered in {flags.output_dir / PREDICTIONS}, "
-        f"{rejected} rejected",
-        file=sys.stderr,
-    )
+    place = flags.output_dir / PREDICTIONS
+    say(f"{counted(answered, 'line')} answered in {place}, {rejected} rejected")
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
@@ -102,48 +94,38 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     examples = [share(row.example) for row in rows if row.example]
     if not (flags.skip_bad and examples):
         refuse_faulty(rows)
-    rejects = [reject_entry(row) for row in rows if row.fault]
+    rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
     del rows  # they hold the file as it was parsed
     has_gold = any(example.answers is not None for example in examples)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions, files = write_predictions(flags.output_dir, predict_all(qa, examples), qa.decoding)
-    metrics = score(examples, predictions, qa.decoding) if has_gold else {}
-    files += keep_rejects(flags.output_dir / REJECTS, rejects) + keep_metrics(flags, metrics)
-    print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
-
-
-def keep_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write the rows that were left out, or drop those of other answers; the file, if any."""
-    if not rejects:
-        return remove(path)
-    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejects))
-    print(f"{counted(len(rejects), 'row')} rejected", file=sys.stderr)
-    return [path]
-
-
-def remove(path: Path) -> list[Path]:
-    """Remove a file that tells of other answers; the files that are left of it, none."""
-    with said_plainly(path, "removed"):
-        path.unlink(missing_ok=True)
-    return []
-
-
-def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
-    """Write and print the figures, or drop those of other answers; the file, if there is one."""
-    path = flags.output_dir / METRICS
-    if not metrics:
-        return remove(path)
-    write_json(path, metrics)
-    print(json.dumps(metrics, indent=None if flags.json else 2))
-    return [path]
+    answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
+    predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
+    files += keep(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
+    files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
+    if rejects:
+        say(f"{counted(len(rejects), 'row')} rejected")
+    say(f"wrote {', '.join(str(file) for file in files)}")
 
 
 def say(line: str) -> None:
-    """Tell what the questions lack, apart from the figures."""
+    """Tell what is not the figures, apart from them."""
     print(line, file=sys.stderr)
 
 
-def predict_all(qa: QuestionAnswerer, examples: Sequence[Example]) -> Iterable[Prediction]:
-    """The answers to all examples; where stderr is a terminal, with a progress bar."""
-    return tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
+def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
+    """Write and print the figures, if there are any."""
+    if metrics:
+        print(json.dumps(metrics, indent=None if flags.json else 2))
+    text = json.dumps(metrics, indent=2) + "\n" if metrics else ""
+    return keep(flags.output_dir / METRICS, text)
+
+
+def keep(path: Path, text: str) -> list[Path]:
+    """Write a file, or where it would be empty drop that of other answers; the files, if any."""
+    if text:
+        write_text(path, text)
+        return [path]
+    with said_plainly(path, "removed"):
+        path.unlink(missing_ok=True)
+    return []
