@@ -1,6 +1,7 @@
 """What several tests share: a tiny odd BERT, theirs and ours, and a small vocabulary."""
 
 import json
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from transformers import BertConfig as TheirConfig
 from transformers import BertForQuestionAnswering as TheirModel
 
+from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
@@ -104,6 +106,25 @@ def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
     sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
     their_model(seed=seed, **(sizes | changes)).save_pretrained(folder)
     return folder
+
+
+def write_questions(path: Path, examples: Iterable[Example]) -> Path:
+    """A file of questions in the form of the datasets library, with all gold answers."""
+    rows = [
+        {
+            "id": e.id, "question": e.question, "context": e.context,
+            "answers": {"text": list(e.answers or ()), "answer_start": list(e.answer_starts)},
+        }
+        for e in examples
+    ]  # fmt: skip
+    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 class Page(HTMLParser):

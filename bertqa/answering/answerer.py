@@ -26,7 +26,7 @@ from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
 _ARRIVED: dict[tuple[type, str], "QuestionAnswerer"] = {}  # the last one that was unpickled
-_AT_ONCE = 1024  # questions that are cut into windows together
+AT_ONCE = 1024  # questions that are cut into windows together
 
 
 def load_folder(
@@ -229,7 +229,7 @@ class QuestionAnswerer:
         """
         adapt_to_fork(self.runtime.device)
         stream = iter(examples)
-        while block := list(islice(stream, _AT_ONCE)):
+        while block := list(islice(stream, AT_ONCE)):
             windows = make_windows(block, self.tokenizer, self.windows)
             yield from predict(self.model, block, windows, self.decoding, self.runtime)
 

@@ -212,29 +212,37 @@ def _inner(entry: _Unread) -> _Rows | None:
         return iter(())
     title = {"title": value.get("title")}
     if "paragraphs" in value:
-        return _within(entry, "paragraphs", ["context", "qas"], title)
+        return _within(entry, "paragraphs", ["qas"], title)
     if "qas" in value:
-        require_keys(value, ["context"], location)
-        context = checked_text(value["context"], "context", location)
-        return _within(entry, "qas", [], {"context": context} | title)
+        return _within(entry, "qas", [], _context(value, location) | title)
     return None
+
+
+def _context(paragraph: dict[str, Any], location: str) -> dict[str, Any]:
+    """A paragraph's context, as its questions get it; the UserError in its place."""
+    try:
+        require_keys(paragraph, ["context"], location)
+        return {"context": checked_text(paragraph["context"], "context", location)}
+    except UserError as error:
+        return {"context": error}
 
 
 def _within(entry: _Unread, key: str, needed: list[str], more: dict[str, Any]) -> _Rows:
     """The items of a list in an entry, with more keys."""
-    items = checked_list(entry.row[key], key, entry.location)
+    fault = more.get("context")
 
     def item(number: int, value: Any) -> _Unread:
         location = f"{entry.location}.{key}[{number}]"
         row: Any
         try:
             require_keys(value, needed, location)
-            row = {**value, **more}
+            row = fault if isinstance(fault, UserError) else {**value, **more}
         except UserError as error:
             row = error
         return _Unread(location, row, entry.raw if entry.line else value, entry.line)
 
-    return (item(number, value) for number, value in enumerate(items))
+    items = enumerate(checked_list(entry.row[key], key, entry.location))
+    return (item(number, value) for number, value in items)
 
 
 # --- CSV -> rows ----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import pytest
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.commands import infer, infer_file
 from bertqa.errors import UserError
-from tests.commands.world import CONTEXT, HERE, ROW, WINDOWS, World, call, contents, read_json, run
+from tests.commands.world import CONTEXT, HERE, ROW, WINDOWS, World, call, read_json, run
+from tests.helpers import contents
 
 
 @pytest.fixture

@@ -673,13 +673,13 @@ FAULTY_FILES = [
     ),
     ("x.json", PARAGRAPH % b'{"text": ""}', "lacks qas", "'text'"),
     ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas is 5 (int)"),
-    ("x.json", PARAGRAPH % b'{"context": null, "qas": []}', "context is None", "a string"),
+    ("x.json", PARAGRAPH % b'{"context": null, "qas": [{}]}', "context is None", "a string"),
     (
         "x.json",
         PARAGRAPH % b'{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}',
         "data[0].paragraphs[0].qas[1] lacks question",
     ),
-    ("x.json", b'[{"title": "t", "context_text": "A", "qas": []}]', "[0] lacks context", "CMRC"),
+    ("x.json", b'[{"context_text": "A", "qas": [{}]}]', "[0] lacks context", "CMRC"),
     ("x.json", b'{"data": [{"story": "A", "questions": []}]}', "data[0] lacks", "CoQA"),
     # Rows.
     ("x.json", b'{"data": [{"question": "?"}]}', "data[0] lacks context", "'question'"),
