@@ -253,7 +253,11 @@ def _run_block(
         tokens = collate(windows, chosen)
         with runtime.autocast():
             output = model(tokens.to(runtime.device))
-        loss = _loss_sum(labels, chosen, output, tokens.lengths) if labels else 0.0
+        loss = 0.0
+        if labels:
+            positions = labels.start_position[chosen], labels.end_position[chosen]
+            on_device = (each.long().to(runtime.device) for each in positions)
+            loss = float(window_losses(output, tokens.lengths, *on_device).sum())
         return chosen, output, loss
 
     first = block.windows.start
@@ -270,16 +274,6 @@ def _run_block(
     if start_logits.device.type == "mps":  # it has no float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
     return window_scores(windows, torch.cat(chosen), start_logits, end_logits), sum(losses)
-
-
-def _loss_sum(
-    windows: LabelledWindows, chosen: Tensor, output: BertOutput, lengths: Sequence[int]
-) -> float:
-    """The training objective's sum over the chosen windows."""
-    device = output.start_logits.device
-    labels = (windows.start_position[chosen], windows.end_position[chosen])
-    on_device = (label.long().to(device) for label in labels)
-    return float(window_losses(output, lengths, *on_device).sum())
 
 
 def window_scores(

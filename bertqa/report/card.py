@@ -35,7 +35,7 @@ from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
 from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _SUREST = 5  # wrong answers that the card names
 _SHOWN_AS = {"--model": "ENCODER", "--output_dir": "RUN"}  # in place of folders of the machine
@@ -61,14 +61,7 @@ def release(
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
     run = read_run(source)
     windows, decoding = read_decoding_file(source)
-    examples = read_examples(eval_file)
-    check_examples(examples, str(eval_file))
-    check_answers(examples, str(eval_file))
-    if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
-        raise UserError(
-            f"--eval_file: must have an answer to each question, as {source} was trained to answer "
-            f"all, got {eval_file} with questions that have none; give another file"
-        )
+    examples = _questions(eval_file, source, decoding)
     fingerprint = data_fingerprint(examples)
     if run and run["train"] == fingerprint:
         raise UserError(
@@ -93,6 +86,19 @@ def release(
         )  # fmt: skip
         write_text(folder / "README.md", card)
     return found["exact_match"], found["f1"]
+
+
+def _questions(file: Path, source: Path, decoding: DecodingSettings) -> list[Example]:
+    """The questions to measure the model in ``source`` on."""
+    examples = read_examples(file)
+    check_examples(examples, str(file))
+    check_answers(examples, str(file))
+    if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
+        raise UserError(
+            f"--eval_file: must have an answer to each question, as {source} was trained to answer "
+            f"all, got {file} with questions that have none; give another file"
+        )
+    return examples
 
 
 def _template(name: str) -> jinja2.Template:

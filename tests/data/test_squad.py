@@ -665,12 +665,7 @@ FAULTY_FILES = [
     ),
     ("x.json", b'{"data": [{"paragraphs": []}, []]}', "data[1] is [] (list)", "an object"),
     ("x.json", b'{"data": [{"paragraphs": {}}]}', "data[0]: paragraphs is {} (dict)", "a list"),
-    (
-        "x.json",
-        PARAGRAPH % b'{"qas": [{"question": "?"}]}',
-        "data[0].paragraphs[0] lacks context",
-        "'qas'",
-    ),
+    ("x.json", PARAGRAPH % b'{"qas": [{}]}', "data[0].paragraphs[0] lacks context", "'qas'"),
     ("x.json", PARAGRAPH % b'{"text": ""}', "lacks qas", "'text'"),
     ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas is 5 (int)"),
     ("x.json", PARAGRAPH % b'{"context": null, "qas": [{}]}', "context is None", "a string"),
