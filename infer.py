@@ -2,8 +2,7 @@
 
 import sys
 
-from bertqa.commands.flags import run_script
-from bertqa.commands.infer import main, parse_flags
+from bertqa.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))
+    sys.exit(main(["infer", *sys.argv[1:]], "infer.py"))

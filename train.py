@@ -2,8 +2,7 @@
 
 import sys
 
-from bertqa.commands.flags import run_script
-from bertqa.commands.train import main, parse_flags
+from bertqa.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, parse_flags(sys.argv[1:])))
+    sys.exit(main(["train", *sys.argv[1:]], "train.py"))

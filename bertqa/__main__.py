@@ -4,13 +4,11 @@ No command is imported before it is called, and none imports torch before its fl
 that ``--help`` costs none of its seconds.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 
 from bertqa import __version__
-from bertqa.commands.flags import run_script
 
 COMMANDS = {  # each is a module of bertqa.commands, with parse_flags and main
     "train": "fine-tune BERT for extractive question answering",
@@ -24,13 +22,22 @@ COMMANDS = {  # each is a module of bertqa.commands, with parse_flags and main
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command that comes first; its exit code.
 
     Args:
         arguments: the words after ``bertqa``; None for those of this process.
+        program: what messages call it; None for ``bertqa`` and the command.
     """
-    name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments, program)
+    except KeyboardInterrupt:  # while modules are imported, before ``run_script`` takes care
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: Sequence[str], program: str | None) -> int:
+    name, *flags = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())
         return 0
@@ -40,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"bertqa: {mistake(name)}; --help lists the commands", file=sys.stderr)
         return 2
+    from bertqa.commands.flags import run_script  # late: Ctrl-C is heeded by now
+
     command = import_module(f"bertqa.commands.{name}")
-    return run_script(command.main, command.parse_flags(flags, f"bertqa {name}"))
+    return run_script(command.main, command.parse_flags(flags, program or f"bertqa {name}"))
 
 
 def help_text() -> str:
@@ -61,6 +70,8 @@ def help_text() -> str:
 
 def version_text() -> str:
     """The versions of this package and of torch, which is not imported for that."""
+    from importlib import metadata  # late: takes a third of the time of --help
+
     try:
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
@@ -72,6 +83,8 @@ def mistake(name: str) -> str:
     """What is wrong with the name of a command, and which one may be meant."""
     if name.startswith("-"):
         return f"{name} must follow a command"
+    import difflib  # late: for mistakes alone
+
     near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     return f"unknown command {name!r}" + "".join(f" (did you mean {word!r}?)" for word in near)
 

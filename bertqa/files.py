@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,17 @@ def said_plainly(path: Path, act: str) -> Iterator[None]:
         ) from error
 
 
-def check_new_file(path: Path, flag: str, endings: Sequence[str]) -> None:
+def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
     """See, before the work that is to go there, that a file can be written.
 
     Args:
         flag: what named it, for the message.
-        endings: those it may have.
+        endings: those it may have; none for any.
 
     Raises:
         UserError: it has another ending, is there already, or its folder cannot be written to.
     """
-    if path.suffix not in endings:
+    if endings and path.suffix not in endings:
         raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
     if os.path.lexists(path):
         raise UserError(f"{flag} {path} is there already: name a new file")
@@ -215,6 +215,52 @@ def write_json_map(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def append_json_lines(
+    path: Path, entries: Iterable[Mapping[str, Any]], size: int | None = None
+) -> None:
+    """Add lines to a file, of which ``size`` bytes stay; they are on the disk when it returns.
+
+    Raises:
+        UserError: it cannot be written; the lines before stand, and perhaps a part of the new ones.
+    """
+    with said_plainly(path, "written"), path.open("ab") as file:
+        if size is not None:
+            file.truncate(size)
+        for entry in entries:
+            file.write((_dumps(entry) + "\n").encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_lines(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in a file of our own, each with the offset at which its line ends.
+
+    Half a line, with which a run that was killed may end, is left out; a file that is not there has
+    no lines.
+
+    Raises:
+        UserError: a line is no object with these keys, or the file cannot be read.
+    """
+    if not path.exists():
+        return
+    end = 0
+    with said_plainly(path, "read"), path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.endswith(b"\n"):
+                return
+            end += len(raw)
+            try:
+                entry = json.loads(raw)
+            except (ValueError, RecursionError):
+                entry = None
+            if not isinstance(entry, dict) or not entry.keys() >= set(keys):
+                raise UserError(
+                    f"{path}, line {number} is not one that bertqa writes: restore the file, or "
+                    "name another folder"
+                )
+            yield end, entry
 
 
 def write_text(path: Path, text: str) -> None:

@@ -133,11 +133,10 @@ def score(
 
     Questions without gold do not count; where there are some, ``without_gold`` is their number.
     """
-    references = {e.id: e.answers for e in examples if e.answers is not None}
     texts = {prediction.id: prediction.text for prediction in predictions}
+    references, odds, spans = _for_metrics(examples, predictions)
     if settings.version_2_with_negative:
-        odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
-        figures = evaluate_v2(texts, references, odds, {p.id: p.best_span for p in predictions})
+        figures = evaluate_v2(texts, references, odds, spans)
     else:
         figures = evaluate_v1(texts, references)
     without = len(examples) - len(references)
@@ -148,9 +147,16 @@ def curve_of(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[ThresholdPoint]:
     """EM and F1 at every threshold that makes a difference, in ascending order."""
-    references = {example.id: example.answers or () for example in examples}
+    return threshold_curve(*_for_metrics(examples, predictions))
+
+
+def _for_metrics(
+    examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, float], dict[str, str]]:
+    """By id: the gold answers where they are given, the null odds, the best answer but ""."""
+    references = {e.id: e.answers for e in examples if e.answers is not None}
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
-    return threshold_curve(references, odds, {p.id: p.best_span for p in predictions})
+    return references, odds, {p.id: p.best_span for p in predictions}
 
 
 def best_point(curve: Sequence[ThresholdPoint]) -> ThresholdPoint:
@@ -167,6 +173,7 @@ def _at_threshold(predictions: Sequence[Prediction], threshold: float) -> list[P
 
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+_N_BEST_KEYS = ("text", "probability", "start_logit", "end_logit", "start", "end")
 
 
 def write_predictions(
@@ -188,7 +195,8 @@ def write_predictions(
     def n_best() -> Iterator[tuple[str, Any]]:
         for prediction in predictions:
             kept.append(replace(prediction, answers=()))
-            yield prediction.id, [_entry(answer) for answer in prediction.answers]
+            entries = map(Answer._asdict, prediction.answers)
+            yield prediction.id, [{key: entry[key] for key in _N_BEST_KEYS} for entry in entries]
 
     contents: dict[str, Iterable[tuple[str, Any]]] = {
         "nbest_predictions.json": n_best(),  # first: it fills the list that the others read
@@ -199,17 +207,6 @@ def write_predictions(
     for name, entries in contents.items():
         write_json_map(folder / name, entries)
     return kept, [folder / name for name in contents]
-
-
-def _entry(answer: Answer) -> dict[str, object]:
-    return {
-        "text": answer.text,
-        "probability": answer.probability,
-        "start_logit": answer.start_logit,
-        "end_logit": answer.end_logit,
-        "start": answer.start,
-        "end": answer.end,
-    }
 
 
 # --- windows through the model -------------------------------------------------------------------
@@ -256,7 +253,11 @@ def _run_block(
         tokens = collate(windows, chosen)
         with runtime.autocast():
             output = model(tokens.to(runtime.device))
-        loss = _loss_sum(labels, chosen, output, tokens.lengths) if labels else 0.0
+        loss = 0.0
+        if labels:
+            positions = labels.start_position[chosen], labels.end_position[chosen]
+            on_device = (each.long().to(runtime.device) for each in positions)
+            loss = float(window_losses(output, tokens.lengths, *on_device).sum())
         return chosen, output, loss
 
     first = block.windows.start
@@ -273,16 +274,6 @@ def _run_block(
     if start_logits.device.type == "mps":  # it has no float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
     return window_scores(windows, torch.cat(chosen), start_logits, end_logits), sum(losses)
-
-
-def _loss_sum(
-    windows: LabelledWindows, chosen: Tensor, output: BertOutput, lengths: Sequence[int]
-) -> float:
-    """The training objective's sum over the chosen windows."""
-    device = output.start_logits.device
-    labels = (windows.start_position[chosen], windows.end_position[chosen])
-    on_device = (label.long().to(device) for label in labels)
-    return float(window_losses(output, lengths, *on_device).sum())
 
 
 def window_scores(

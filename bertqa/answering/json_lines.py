@@ -8,11 +8,9 @@ What a block of questions gave is written at once, first the rejects, then the a
 precedes the last whole answer is complete, and what comes after it is done again.
 """
 
-import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -20,13 +18,12 @@ from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
-from bertqa.answering.metrics import normalize_answer, question_scores
-from bertqa.data.readers import Line, iter_json_lines
-from bertqa.data.rows import remarks
+from bertqa.answering.metrics import evaluate_pairs
+from bertqa.answering.rows import checked, refuse_faulty, reject_entry
+from bertqa.data.readers import Lacks, Row, iter_rows
 from bertqa.data.text import other_offsets
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
-from bertqa.files import read_json_object, said_plainly, write_json
+from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
 from bertqa.interrupts import Interrupts, Stopped
 
 PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings.json"
@@ -48,6 +45,9 @@ def answer_lines(
     progress: Callable[[int], object] = lambda lines: None,
 ) -> tuple[int, int]:
     """Answer the questions of a JSON lines file into a folder.
+
+    A file is checked from end to end before its first question is asked; a pipe, which can be read
+    only once, as its lines come.
 
     Args:
         model: what the settings call it; a run is resumed with the same model only.
@@ -74,208 +74,126 @@ def answer_lines(
         "top_k": top_k,
         "all_offsets": all_offsets,
     }
-    last = _cut_to_whole(source, folder, settings) if resume else 0
+    last, sizes = _earlier_run(source, folder, settings) if resume else (0, (0, 0))
+    if not source.is_fifo():
+        rows = checked(iter_rows(source, one_by_one=True), qa)
+        refuse_faulty(row for row in rows if row.number > last and not skip_bad)
+    for name, size in zip((PREDICTIONS, REJECTS), sizes, strict=True):
+        append_json_lines(folder / name, (), size)
+    write_json(folder / SETTINGS, settings)  # once no answers of other settings are left
     answered = rejected = 0
-    lines = iter_json_lines(source, with_negative=qa.decoding.version_2_with_negative)
     with Interrupts() as interrupts:
-        for name in (PREDICTIONS, REJECTS):
-            _append(folder / name, (), "ab" if last else "wb")
-        write_json(folder / SETTINGS, settings)  # once no answers of other settings are left
-        while block := list(islice(lines, _BLOCK)):
-            if block[-1].number <= last:
-                continue
-            # The block is asked as a whole also where a part of it is done: the last digits of a
-            # score depend on what goes through the model with it.
-            given = [pair for pair in _answered(qa, block) if pair[0].number > last]
-            faulty = [line for line, prediction in given if prediction is None]
-            stop = faulty[0] if faulty and not skip_bad else None
-            if stop:
-                given = [pair for pair in given if pair[0].number < stop.number]
-            else:
-                _append(folder / REJECTS, map(_reject, faulty))
-            answers = [(line, prediction) for line, prediction in given if prediction]
-            entries = (_entry(line, found, top_k, all_offsets) for line, found in answers)
-            _append(folder / PREDICTIONS, entries)
-            if stop:
-                raise UserError(
-                    f"{stop.fault}; the lines before it are answered in {folder / PREDICTIONS}: "
-                    "go on with --resume, or with --skip_bad as well"
-                )
+        for given in _answered(qa, source, last, skip_bad):
+            bad = [row for row, prediction in given if not prediction]
+            good = (_entry(row, found, top_k, all_offsets) for row, found in given if found)
+            append_json_lines(folder / REJECTS, map(reject_entry, bad))
+            append_json_lines(folder / PREDICTIONS, good)
             progress(len(given))
-            answered, rejected = answered + len(answers), rejected + len(faulty)
+            answered, rejected = answered + len(given) - len(bad), rejected + len(bad)
             if interrupts.number:
                 raise Stopped(
-                    f"stopped after line {block[-1].number} of {source}; go on with --resume",
+                    f"stopped after line {given[-1][0].number} of {source}; go on with --resume",
                     interrupts.number,
                 )
     return answered, rejected
 
 
 def _answered(
-    qa: QuestionAnswerer, block: Sequence[Line]
-) -> Iterator[tuple[Line, Prediction | None]]:
-    """The lines in order, each with its answers; None for a line that cannot be answered."""
-    try:
-        predictions = list(qa.answer(line.example for line in block if line.example))
-    except UserError:  # a question too long for its window: whose?
-        block = [_tried(qa, line) for line in block]
-        predictions = list(qa.answer(line.example for line in block if line.example))
-    left = iter(predictions)
-    return ((line, next(left) if line.example else None) for line in block)
+    qa: QuestionAnswerer, source: Path, last: int, skip_bad: bool
+) -> Iterator[list[tuple[Row, Prediction | None]]]:
+    """Block by block, the lines after ``last`` with their predictions; None for a faulty line."""
+    rows = checked(iter_rows(source, one_by_one=True), qa)
+    while block := list(islice(rows, _BLOCK)):
+        if block[-1].number <= last:
+            continue
+        stop = next((r for r in block if r.fault and r.number > last and not skip_bad), None)
+        if stop:
+            block = block[: block.index(stop)]
+        # The block is asked as a whole also where a part of it is done: the last digits of a
+        # score depend on what goes through the model with it.
+        found = qa.answer(row.example for row in block if row.example)
+        pairs = [(row, next(found) if row.example else None) for row in block]
+        if given := [pair for pair in pairs if pair[0].number > last]:
+            yield given
+        if stop:
+            raise UserError(
+                f"{stop.fault}; the lines before it are answered: pass --skip_bad to leave such "
+                "lines out"
+            )
 
 
-def _tried(qa: QuestionAnswerer, line: Line) -> Line:
-    """The line; without its example, if no windows can be made of that."""
-    if line.example:
-        try:
-            make_windows([line.example], qa.tokenizer, qa.windows)
-        except UserError as error:
-            return replace(line, example=None, fault=f"line {line.number}: {error}")
-    return line
-
-
-def _entry(line: Line, prediction: Prediction, top_k: int, all_offsets: bool) -> dict[str, Any]:
+def _entry(row: Row, prediction: Prediction, top_k: int, all_offsets: bool) -> dict[str, Any]:
     """What predictions.jsonl says of a line."""
-    assert line.example is not None
+    assert row.example is not None
     found: list[dict[str, Any]] = [{**entry} for entry in answer_entries(prediction, top_k)]
     if all_offsets:
         for answer in found:
-            answer |= other_offsets(line.example.context, answer["start"], answer["end"])
-    entry = {"line": line.number, "id": prediction.id, "digest": _digest(line)} | found[0]
+            answer |= other_offsets(row.example.context, answer["start"], answer["end"])
+    entry = {"line": row.number, "id": prediction.id, "digest": _digest(row)} | found[0]
     if prediction.null_odds is not None:
         entry |= {"null_odds": prediction.null_odds, "best_span": prediction.best_span}
     return entry | ({"answers": found} if top_k > 1 else {})
 
 
-def _reject(line: Line) -> dict[str, Any]:
-    """What rejects.jsonl says of a line."""
-    raw = line.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
-    return {"line": line.number, "fault": line.fault, "raw": raw}
-
-
-def _digest(line: Line) -> str:
+def _digest(row: Row) -> str:
     """By what a line of the input is known again, also where it has no id of its own."""
-    return blake2b(line.raw.strip(), digest_size=8).hexdigest()
+    return blake2b(row.raw.strip(), digest_size=8).hexdigest()
 
 
-def _append(path: Path, entries: Iterable[dict[str, Any]], mode: str = "ab") -> None:
-    """Add lines to a file; they are on the disk when it returns."""
-    with said_plainly(path, "written"), path.open(mode) as file:
-        for entry in entries:
-            text = json.dumps(entry, ensure_ascii=False) + "\n"
-            file.write(text.encode("utf-8", "backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _cut_to_whole(source: Path, folder: Path, settings: dict[str, Any]) -> int:
-    """Drop what an earlier run left half done; the number of the last line that it answered.
+def _earlier_run(
+    source: Path, folder: Path, settings: dict[str, Any]
+) -> tuple[int, tuple[int, int]]:
+    """The last line that an earlier run answered, and the sizes of what is whole of its files.
 
     Raises:
-        UserError: it had other settings or another input.
+        UserError: it had other settings or another input, or that is a pipe.
     """
-    answers, rejects = folder / PREDICTIONS, folder / REJECTS
-    if not (folder / SETTINGS).exists():
-        if next(_whole_lines(answers), None):
-            raise UserError(
-                f"--resume: {folder} has answers but no {SETTINGS} that says what they were made "
-                "with: name another --output_dir"
-            )
-        return 0
-    before = read_json_object(folder / SETTINGS)
-    for key, value in settings.items():
-        if before.get(key) != value:
-            raise UserError(
-                f"--resume: {folder} was begun with {key} {shown(before.get(key))}, now it is "
-                f"{shown(value)}: pass the same, or another --output_dir"
-            )
-    newest = deque(_whole_lines(answers), maxlen=1)
+    if source.is_fifo():
+        raise UserError(f"--resume: {source} is a pipe, which is read once: pass a file")
+    newest = deque(json_lines(folder / PREDICTIONS, "line", "id", "digest"), maxlen=1)
+    if (folder / SETTINGS).exists():
+        before = read_json_object(folder / SETTINGS)
+        for key, value in settings.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"--resume: {folder} was begun with {key} {shown(before.get(key))}, now it is "
+                    f"{shown(value)}: pass the same, or another --output_dir"
+                )
+    elif newest:
+        raise UserError(
+            f"--resume: {folder} has answers but no {SETTINGS} that says what they were made "
+            "with: name another --output_dir"
+        )
     if not newest:
-        return 0
+        return 0, (0, 0)
     size, last = newest[0]
     number: int = last["line"]
-    line = next((line for line in iter_json_lines(source) if line.number == number), None)
-    if line is None or _digest(line) != last["digest"]:
+    row = next((row for row in iter_rows(source, one_by_one=True) if row.number == number), None)
+    if row is None or _digest(row) != last["digest"]:
         raise UserError(
             f"--resume: line {number} of {source} is not the question {shown(last['id'])} with "
-            f"which {answers} ends: pass the file that it was begun with"
+            f"which {folder / PREDICTIONS} ends: pass the file that it was begun with"
         )
-    done = (end for end, entry in _whole_lines(rejects) if entry["line"] < number)
-    for path, kept in ((answers, size), (rejects, max(done, default=0))):
-        with said_plainly(path, "written"), path.open("ab") as file:
-            file.truncate(kept)
-    return number
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The entries of a file of ours, each with the offset at which its line ends.
-
-    Raises:
-        UserError: a line is none of ours.
-    """
-    if not path.exists():
-        return
-    keys = {"id", "digest"} if path.name == PREDICTIONS else set()
-    end = 0
-    with said_plainly(path, "read"), path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n"):
-                return  # the run was killed in the middle of it
-            end += len(raw)
-            try:
-                entry = json.loads(raw)
-                is_ours = type(entry["line"]) is int and keys <= entry.keys()
-            except (ValueError, KeyError, TypeError, RecursionError):
-                is_ours = False
-            if not is_ours:
-                raise UserError(
-                    f"{path}, line {number} is not one that bertqa infer writes: restore the "
-                    "file, or name another --output_dir"
-                )
-            yield end, entry
+    done = (end for end, entry in json_lines(folder / REJECTS, "line") if entry["line"] < number)
+    return number, (size, max(done, default=0))
 
 
 def score_lines(
     source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
-) -> dict[str, float] | None:
-    """EM and F1 of the answers in a folder by the official rules, in per cent, read line by line.
+) -> dict[str, float]:
+    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, line by line.
 
-    Args:
-        say: is told, in one line, of ids that were made up and of questions without gold.
-
-    Returns:
-        As ``score`` names them, without the ``best_*`` of v2.0, for which all questions would have
-        to be held at once; None if no question has gold answers.
+    ``say`` is told, in one line, of ids that were made up and of questions without gold.
     """
-    sums: dict[str, list[float]] = {}
-    answered = made_up = without_gold = 0
-    unread: dict[str, None] = {}
-    answers = (entry for _, entry in _whole_lines(folder / PREDICTIONS))
-    given = next(answers, None)
-    for line in iter_json_lines(source):
-        if given is None or line.number != given["line"]:
-            continue  # rejected
-        assert line.example  # else it was not answered
-        golds = line.example.answers
-        answered += 1
-        made_up += line.example.id == f"line {line.number}"
-        unread |= dict.fromkeys(line.unread)
-        if golds is None or (not golds and not v2):
-            without_gold += 1
-        else:
-            scores = question_scores({"": given["answer"]}, {"": golds}, v2=v2)[""]
-            kind = "HasAns_" if any(map(normalize_answer, golds)) else "NoAns_"
-            for prefix in ("", kind) if v2 else ("",):
-                before = sums.get(prefix, [0.0, 0.0, 0.0])
-                sums[prefix] = [x + y for x, y in zip(before, (*scores, 1.0), strict=True)]
-        given = next(answers, None)
-    if remark := remarks(str(source), answered, made_up, without_gold, unread):
-        say(remark)
-    exact = "exact" if v2 else "exact_match"
-    figures: dict[str, float] = {}
-    for prefix, (em, f1, total) in sums.items():
-        figures |= {f"{prefix}{exact}": 100 * em / total, f"{prefix}f1": 100 * f1 / total}
-        figures[f"{prefix}total"] = total
-    if figures and without_gold:
-        figures["without_gold"] = float(without_gold)
-    return figures or None
+    rows, lacks = iter_rows(source, one_by_one=True), Lacks(str(source))
+
+    def golds(line: int) -> Sequence[str] | None:
+        row = next(row for row in rows if row.number == line)
+        lacks.count(row)
+        return row.example.answers if row.example else None
+
+    entries = (entry for _, entry in json_lines(folder / PREDICTIONS, "line", "id", "digest"))
+    pairs = ((entry["answer"], golds(entry["line"])) for entry in entries)
+    figures = evaluate_pairs(pairs, v2=v2)
+    lacks.tell(say)
+    return figures

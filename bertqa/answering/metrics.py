@@ -19,14 +19,13 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from bertqa.errors import UserError
-
-Metric = Callable[[str, str], float]
 
 # ASCII only: the scripts leave “ ” — ¿ in place, and so must every figure compared with theirs.
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -90,11 +89,7 @@ def evaluate_v1(
                 f"question {qid!r} has no gold answer, which SQuAD v1.1 does not allow: "
                 "evaluate this data by the v2.0 rules"
             )
-    return {
-        "exact_match": _percent(_scores(exact_match, predictions, references).values()),
-        "f1": _percent(_scores(f1, predictions, references).values()),
-        "total": float(len(references)),
-    }
+    return evaluate_pairs(((predictions.get(q), g) for q, g in references.items()), v2=False)
 
 
 def evaluate_v2(
@@ -118,21 +113,40 @@ def evaluate_v2(
     `best_non_null` is given, and as `threshold_curve` does.
     """
     _require_references(references)
-    golds = _gold_answers_v2(references)
-    exact = _scores(exact_match, predictions, golds)
-    overlap = _scores(f1_v2, predictions, golds)
-    kinds = {
-        "": list(golds),
-        "HasAns_": [qid for qid in golds if golds[qid] != [""]],
-        "NoAns_": [qid for qid in golds if golds[qid] == [""]],
-    }
-    figures: dict[str, float] = {}
-    for prefix, qids in kinds.items():
-        if qids:
-            figures[f"{prefix}exact"] = _percent([exact[qid] for qid in qids])
-            figures[f"{prefix}f1"] = _percent([overlap[qid] for qid in qids])
-            figures[f"{prefix}total"] = float(len(qids))
+    pairs = ((predictions.get(qid), golds) for qid, golds in references.items())
+    figures = evaluate_pairs(pairs, v2=True)
     return figures | _best_figures(references, null_scores, best_non_null)
+
+
+def evaluate_pairs(
+    pairs: Iterable[tuple[str | None, Sequence[str] | None]], *, v2: bool
+) -> dict[str, float]:
+    """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
+
+    pairs: the answer to a question, None if there is none, and the question's gold answers. Where
+    those are None, or by v1.1 none, the question does not count; ``without_gold`` is then how many
+    there are, if any counts.
+    """
+    sums: dict[str, list[Fraction]] = {}  # of a kind of question: EM, F1, how many
+    without_gold = 0
+    for answer, golds in pairs:
+        if golds is None or not (golds or v2):
+            without_gold += 1
+            continue
+        scores = (*_pair_scores(answer, golds, v2), 1)
+        kind = "HasAns_" if any(map(normalize_answer, golds)) else "NoAns_"
+        for prefix in ("", kind) if v2 else ("",):
+            before = sums.setdefault(prefix, [Fraction(0)] * 3)
+            sums[prefix] = [x + Fraction(y) for x, y in zip(before, scores, strict=True)]
+    figures: dict[str, float] = {}
+    for prefix in sorted(sums, key=["", "HasAns_", "NoAns_"].index):
+        exact, f1_sum, total = map(float, sums[prefix])
+        figures[f"{prefix}{'exact' if v2 else 'exact_match'}"] = 100 * exact / total
+        figures[f"{prefix}f1"] = 100 * f1_sum / total
+        figures[f"{prefix}total"] = total
+    if figures and without_gold:
+        figures["without_gold"] = float(without_gold)
+    return figures
 
 
 def question_scores(
@@ -142,10 +156,19 @@ def question_scores(
 
     predictions, references: as in `evaluate_v1` and `evaluate_v2`.
     """
-    golds = _gold_answers_v2(references) if v2 else references
-    exact = _scores(exact_match, predictions, golds)
-    overlap = _scores(f1_v2 if v2 else f1, predictions, golds)
-    return {qid: (exact[qid], overlap[qid]) for qid in golds}
+    return {qid: _pair_scores(predictions.get(qid), golds, v2) for qid, golds in references.items()}
+
+
+def _pair_scores(answer: str | None, golds: Sequence[str], v2: bool) -> tuple[float, float]:
+    """EM and F1 of an answer, each against its best gold answer; 0.0 where there is none."""
+    if answer is None:
+        return 0.0, 0.0
+    if v2:  # gold answers that say something; "" for an unanswerable question
+        golds = [gold for gold in golds if normalize_answer(gold)] or [""]
+    exact, overlap = (
+        max(metric(answer, gold) for gold in golds) for metric in (exact_match, f1_v2 if v2 else f1)
+    )
+    return exact, overlap
 
 
 def threshold_curve(
@@ -167,13 +190,13 @@ def threshold_curve(
     or one that is not finite.
     """
     _require_references(references)
-    golds = _gold_answers_v2(references)
-    scores = {qid: _null_score(null_scores, qid) for qid in golds}
-    ascending = sorted(golds, key=scores.__getitem__)
+    scores = {qid: _null_score(null_scores, qid) for qid in references}
+    ascending = sorted(references, key=scores.__getitem__)
     groups = [list(group) for _, group in groupby(ascending, key=scores.__getitem__)]
     thresholds = [_below(scores[ascending[0]]), *(scores[group[0]] for group in groups)]
-    exact = _sweep(exact_match, golds, best_non_null, groups)
-    overlap = _sweep(f1_v2, golds, best_non_null, groups)
+    silent = question_scores(dict.fromkeys(references, ""), references, v2=True)
+    spoken = question_scores(best_non_null, references, v2=True)
+    exact, overlap = (_sweep(which, silent, spoken, groups) for which in (0, 1))
     return [ThresholdPoint(*point) for point in zip(thresholds, exact, overlap, strict=True)]
 
 
@@ -182,30 +205,6 @@ def _require_references(references: Mapping[str, Sequence[str]]) -> None:
         raise UserError(
             "there are no questions to evaluate, as the references are empty: give one or more"
         )
-
-
-def _gold_answers_v2(references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Gold answers that say something; [""] for an unanswerable question."""
-    return {
-        qid: [answer for answer in answers if normalize_answer(answer)] or [""]
-        for qid, answers in references.items()
-    }
-
-
-def _scores(
-    metric: Metric, predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """Score of each question against its best gold answer; 0.0 without a prediction."""
-    return {
-        qid: max(metric(predictions[qid], gold) for gold in golds) if qid in predictions else 0.0
-        for qid, golds in references.items()
-    }
-
-
-def _percent(scores: Collection[float]) -> float:
-    # fsum rounds once, so the figure depends neither on the order of the questions nor on how
-    # the sum was built up: _sweep arrives at the very same bits.
-    return 100 * math.fsum(scores) / len(scores)
 
 
 def _best_figures(
@@ -219,15 +218,12 @@ def _best_figures(
     if null_scores is None or best_non_null is None:
         raise UserError("the best threshold needs both null_scores and best_non_null: give both")
     curve = threshold_curve(references, null_scores, best_non_null)
-    # max keeps the first of equals: the lowest threshold, as in the script.
-    top_exact = max(curve, key=lambda point: point.exact)
-    top_f1 = max(curve, key=lambda point: point.f1)
-    return {
-        "best_exact": top_exact.exact,
-        "best_exact_thresh": top_exact.threshold,
-        "best_f1": top_f1.f1,
-        "best_f1_thresh": top_f1.threshold,
-    }
+    figures: dict[str, float] = {}
+    for name in ("exact", "f1"):
+        # max keeps the first of equals: the lowest threshold, as in the script.
+        best = max(curve, key=attrgetter(name))
+        figures |= {f"best_{name}": getattr(best, name), f"best_{name}_thresh": best.threshold}
+    return figures
 
 
 def _null_score(null_scores: Mapping[str, float], qid: str) -> float:
@@ -246,20 +242,20 @@ def _below(score: float) -> float:
 
 
 def _sweep(
-    metric: Metric,
-    golds: Mapping[str, Sequence[str]],
-    best_non_null: Mapping[str, str],
+    which: int,
+    silent: Mapping[str, Sequence[float]],
+    spoken: Mapping[str, Sequence[float]],
     groups: Iterable[Sequence[str]],
 ) -> list[float]:
     """Percentages with every question answered "", then as one group after another is answered.
 
     The running sum is kept in fractions: exact, so that no rounding gathers over the groups.
+
+    which: 0 for EM, 1 for F1.
     """
-    silent = _scores(metric, dict.fromkeys(golds, ""), golds)
-    spoken = _scores(metric, best_non_null, golds)
-    total = Fraction(math.fsum(silent.values()))
-    percentages = [100 * float(total) / len(golds)]
+    total = sum((Fraction(scores[which]) for scores in silent.values()), Fraction(0))
+    percentages = [100 * float(total) / len(silent)]
     for group in groups:
-        total += sum(Fraction(spoken[qid]) - Fraction(silent[qid]) for qid in group)
-        percentages.append(100 * float(total) / len(golds))
+        total += sum(Fraction(spoken[qid][which]) - Fraction(silent[qid][which]) for qid in group)
+        percentages.append(100 * float(total) / len(silent))
     return percentages

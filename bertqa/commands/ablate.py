@@ -21,11 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.commands.flags import (
-    MODEL_HELP,
     Parser,
     add_decoding_flags,
-    add_place_flags,
-    add_source_flags,
+    add_model_flags,
     add_window_flags,
     overrides,
 )
@@ -39,13 +37,10 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     """Parse the flags of ``bertqa ablate``."""
     # fmt: off
     parser = Parser(__doc__ or "", prog)
-    add = parser.group("model")
-    add("model", metavar="MODEL", help=MODEL_HELP)
-    add("--how", choices=("mask", "mean"), default="mask",
+    add_model_flags(parser)
+    parser.group("model")("--how", choices=("mask", "mean"), default="mask",
         help="replace a head's output by zeros (mask) or by its mean over the window (mean) "
         "(default: %(default)s)")
-    add_source_flags(parser)
-    add_place_flags(parser)
     add = parser.group("data")
     add("data", type=Path, metavar="DATA",
         help="questions with gold answers: SQuAD JSON, JSON lines, CSV, parquet")

@@ -38,7 +38,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     """Parse the flags, a part of those of ``bertqa infer``."""
     parser = Parser(__doc__ or "", prog)
     add_question_flags(parser)
-    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
+    add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
     add_top_k_flag(parser)

@@ -94,47 +94,41 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def add_model_flags(parser: Parser, default: str, *, answers_only: bool = False) -> None:
-    """Which model, and where it computes; ``answers_only`` offers what cannot be trained in."""
-    add_model_name_flag(parser, default)
-    add_place_flags(parser, answers_only=answers_only)
+def add_model_flags(
+    parser: Parser,
+    default: str = "",
+    *,
+    note: str = "",
+    computes: bool = True,
+    answers_only: bool = True,
+) -> None:
+    """Which model, which form of it, and where it computes.
 
-
-def add_model_name_flag(parser: Parser, default: str) -> None:
-    """Which model, and which form of it."""
-    parser.group("model")(
-        "--model", default=default, metavar="NAME",
-        help=f"{MODEL_HELP} (default: %(default)s)",
-    )  # fmt: skip
-    add_source_flags(parser)
-
-
-def add_source_flags(parser: Parser) -> None:
-    """Which of a model's commits, and whether its weights may come from a pickle."""
+    Args:
+        default: of --model; without one the model is the command's first argument.
+        note: what the help says besides.
+        computes: offer device and precision.
+        answers_only: offer precisions that cannot be trained in.
+    """
     add = parser.group("model")
-    add(
-        "--revision", metavar="REV",
-        help="branch, tag or commit of a model on the hub (default: its newest commit)",
-    )  # fmt: skip
-    add(
-        "--allow_bin", action="store_true",
-        help="read pytorch_model.bin, a pickle, if there is no safetensors file",
-    )  # fmt: skip
-
-
-def add_place_flags(parser: Parser, *, answers_only: bool = True) -> None:
-    """Where a model computes, and how precisely."""
-    add = parser.group("model")
-    add(
-        "--device", default="auto",
-        help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps (default: auto)",
-    )  # fmt: skip
-    int8 = "; int8 is for CPUs, faster and slightly less exact" if answers_only else ""
-    add(
-        "--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * answers_only],
-        help=f"of matrix products; auto takes bf16 if the processor supports it{int8} "
-        "(default: auto)",
-    )  # fmt: skip
+    # fmt: off
+    if default:
+        add("--model", default=default, metavar="NAME",
+            help=f"{MODEL_HELP}{note} (default: %(default)s)")
+    else:
+        add("model", metavar="MODEL", help=f"{MODEL_HELP}{note}")
+    add("--revision", metavar="REV",
+        help="branch, tag or commit of a model on the hub (default: its newest commit)")
+    add("--allow_bin", action="store_true",
+        help="read pytorch_model.bin, a pickle, if there is no safetensors file")
+    if computes:
+        add("--device", default="auto",
+            help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps (default: auto)")
+        int8 = "; int8 is for CPUs, faster and slightly less exact" if answers_only else ""
+        add("--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * answers_only],
+            help=f"of matrix products; auto takes bf16 if the processor supports it{int8} "
+            "(default: auto)")
+    # fmt: on
 
 
 def add_settings_flags(parser: Parser, group: str, kind: type, *names: str) -> None:

@@ -45,9 +45,9 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--resume", action="store_true",
         help="with --input of JSON lines: go on after the last answered line")
     add("--skip_bad", action="store_true",
-        help="with --input of JSON lines: put a line that cannot be answered into rejects.jsonl "
-        "and go on (default: stop there)")
-    add_model_flags(parser, default=SHIPPED_MODEL, answers_only=True)
+        help="with --input: put rows that cannot be answered into rejects.jsonl and answer the "
+        "others (default: answer none if there is one)")
+    add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
     add_top_k_flag(parser)
@@ -61,7 +61,8 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--output_dir", type=Path, metavar="DIR",
         help="with --input: folder for the answers; of JSON lines predictions.jsonl, else "
         "run_qa's predictions.json, nbest_predictions.json and, with "
-        "--version_2_with_negative, null_odds.json; with gold answers also metrics.json")
+        "--version_2_with_negative, null_odds.json; with gold answers also metrics.json, with "
+        "--skip_bad rejects.jsonl")
     add("--overwrite_output_dir", action="store_true",
         help="replace predictions that are in --output_dir already, or the page of --explain")
     # fmt: on
@@ -107,7 +108,7 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError("--input and --output_dir go together: pass both or neither")
     for name in ("resume", "skip_bad"):
         if getattr(flags, name) and not flags.input:
-            raise UserError(f"--{name} goes with --input and JSON lines: drop it")
+            raise UserError(f"--{name} goes with --input: drop it")
     if flags.all_offsets and not flags.input and not flags.json:
         raise UserError("--all_offsets goes with --json, or with --input and JSON lines: add one")
     if flags.explain is not None:

@@ -18,26 +18,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.flags import (
-    MODEL_HELP,
-    Parser,
-    add_place_flags,
-    add_source_flags,
-    add_window_flags,
-    overrides,
-)
+from bertqa.commands.flags import Parser, add_model_flags, add_window_flags, overrides
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     """Parse the flags of ``bertqa threshold``."""
     parser = Parser(__doc__ or "", prog)
-    parser.group("model")("model", metavar="MODEL", help=MODEL_HELP)
-    add_source_flags(parser)
+    add_model_flags(parser)
     parser.group("data")(
         "file", type=Path, metavar="FILE",
         help="questions with gold answers, some of them without any, as in SQuAD v2.0",
     )  # fmt: skip
-    add_place_flags(parser)
     add_window_flags(parser)
     return parser.parse(arguments)
 

@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from bertqa.commands import check
@@ -24,7 +25,13 @@ from bertqa.commands.flags import (
     settings_of,
 )
 from bertqa.errors import UserError
-from bertqa.settings import ENCODER, DataSettings, TrainingSettings
+from bertqa.settings import (
+    ENCODER,
+    DataSettings,
+    DecodingSettings,
+    TrainingSettings,
+    WindowSettings,
+)
 
 # The fields of ``TrainingSettings`` that say when something is kept, not what is learned.
 OUTPUT_SETTINGS = ("logging_steps", "eval_steps", "save_steps", "save_total_limit")
@@ -39,7 +46,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--show", type=int, metavar="N", help="print N random training examples and exit")
     add("--check", action="store_true",
         help="validate the data and exit, as bertqa check does; the other flags are ignored")
-    add_model_flags(parser, default=ENCODER)
+    add_model_flags(parser, ENCODER, answers_only=False)
     recipe = [f.name for f in fields(TrainingSettings) if f.name not in OUTPUT_SETTINGS]
     add_settings_flags(parser, "optimisation", TrainingSettings, *recipe)
     add_window_flags(parser)
@@ -66,11 +73,37 @@ def main(flags: argparse.Namespace) -> int:
         from bertqa.commands.train_show import show  # late: --help needs no torch
 
         show(flags, data, windows, decoding)
-        return 0
-    from bertqa.commands.train_work import run  # late: --help needs no torch
-
-    run(flags, data, settings, windows, decoding)
+    else:
+        run(flags, data, settings, windows, decoding)
     return 0
+
+
+def run(
+    flags: argparse.Namespace,
+    data: DataSettings,
+    settings: TrainingSettings,
+    windows: WindowSettings,
+    decoding: DecodingSettings,
+) -> None:
+    """Train, and say where the model is."""
+    from bertqa.report.training_page import RunReport  # late: --help needs no torch
+    from bertqa.runtime import start_runtime, stop_runtime  # late: as above
+    from bertqa.training.job import train  # late: as above
+
+    say = partial(print, flush=True)  # at once, also into a pipe
+    runtime = start_runtime(flags.device, flags.precision)
+    try:
+        train(
+            flags.model, data, flags.output_dir,
+            settings=settings, windows=windows, decoding=decoding, runtime=runtime,
+            choose_threshold=flags.null_score_diff_threshold is None, resume=flags.resume,
+            revision=flags.revision, allow_bin=flags.allow_bin,
+            observer=RunReport(flags.output_dir), say=say,
+        )  # fmt: skip
+    finally:
+        stop_runtime()
+    if runtime.is_main:
+        say(f"saved in {flags.output_dir}; ask it: bertqa infer --model {flags.output_dir}")
 
 
 def check_flags(flags: argparse.Namespace) -> None:

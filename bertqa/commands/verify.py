@@ -28,15 +28,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.flags import (
-    MODEL_HELP,
-    Parser,
-    add_source_flags,
-    add_window_flags,
-    overrides,
-)
+from bertqa.commands.flags import Parser, add_model_flags, add_window_flags, overrides
 from bertqa.errors import UserError
-from bertqa.files import write_text
+from bertqa.files import check_new_file, write_text
 
 BOUND = 5e-5
 
@@ -45,9 +39,8 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     """Parse the flags of ``bertqa verify``."""
     # fmt: off
     parser = Parser(__doc__ or "", prog)
-    parser.group("model")("model", metavar="MODEL",
-        help=f"{MODEL_HELP}; one without S and E gets random ones, the same for both sides")
-    add_source_flags(parser)
+    note = "; one without S and E gets random ones, the same for both sides"
+    add_model_flags(parser, note=note, computes=False)
     add_window_flags(parser)
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
@@ -87,6 +80,6 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     if flags.max_samples < 1:
         raise UserError(f"--max_samples {flags.max_samples} leaves no question: give 1 or more")
-    if flags.markdown and flags.markdown.exists():
-        raise UserError(f"--markdown {flags.markdown} is there already: name a new file")
+    if flags.markdown:
+        check_new_file(flags.markdown, "--markdown")
     overrides(flags).check()

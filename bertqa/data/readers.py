@@ -23,13 +23,14 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertqa.data.csv_cells import csv_row
 from bertqa.data.rows import (
@@ -37,13 +38,12 @@ from bertqa.data.rows import (
     checked_text,
     id_key,
     listed,
-    remarks,
     require_keys,
     row_example,
     shared_texts,
     unread_keys,
 )
-from bertqa.data.squad import Example, check_examples, check_version
+from bertqa.data.squad import Example, check_examples
 from bertqa.errors import UserError, counted, reason, shown
 
 _Say = Callable[[str], object]
@@ -113,17 +113,38 @@ def _parsed(text: str, line: int, source: str) -> Any:
 
 # --- text -> rows, a function for each form ------------------------------------------------------
 
-# Of a row, or of what rows are nested in: where it stands, and what is there, not yet checked.
-_Rows = Iterator[tuple[str, Any]]
+
+class _Unread(NamedTuple):
+    """A row, or what rows are nested in, as a reader finds it.
+
+    Attributes:
+        location: where it is, as a message says it, with the name of the file.
+        row: what is there, not checked; the UserError in place of what cannot be one, so that it
+            stops no other row.
+        raw: the bytes of a line of JSON lines, or what the parser of the file has made of the row.
+        line: that of JSON lines, from 1; else 0.
+    """
+
+    location: str
+    row: Any
+    raw: Any
+    line: int = 0
+
+
+_Rows = Iterator[_Unread]
 _Reader = Callable[[io.BufferedReader, str], _Rows]
 
 
 def _json_lines(stream: Iterable[bytes], source: str) -> _Rows:
     # Only \n parts lines, since U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
-        text = _decoded(raw, line, source)
-        if text.strip():
-            yield f"{source}, line {line}", _parsed(text, line, source)
+        if raw.decode("utf-8-sig", "replace").strip():
+            entry: Any
+            try:
+                entry = _parsed(_decoded(raw, line, source), line, source)
+            except UserError as error:
+                entry = error
+            yield _Unread(f"{source}, line {line}", entry, raw, line)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -161,8 +182,8 @@ def _document_rows(document: Any, source: str) -> _Rows:
     return _entries([document], f"{source}, ")
 
 
-def _entries(entries: list[Any], prefix: str) -> _Rows:
-    return ((f"{prefix}[{number}]", entry) for number, entry in enumerate(entries))
+def _entries(entries: Iterable[Any], prefix: str) -> _Rows:
+    return (_Unread(f"{prefix}[{n}]", entry, entry) for n, entry in enumerate(entries))
 
 
 # --- articles, paragraphs -> rows ----------------------------------------------------------------
@@ -170,25 +191,58 @@ def _entries(entries: list[Any], prefix: str) -> _Rows:
 
 def _flat(entries: _Rows) -> _Rows:
     """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
-    for location, entry in entries:
-        keys = entry.keys() if isinstance(entry, dict) and "question" not in entry else set()
-        if "paragraphs" in keys:
-            paragraphs = checked_list(entry["paragraphs"], "paragraphs", location)
-            for where, paragraph in _entries(paragraphs, f"{location}.paragraphs"):
-                yield from _paragraph_rows(paragraph, where, entry.get("title"))
-        elif "qas" in keys:
-            yield from _paragraph_rows(entry, location, entry.get("title"))
-        elif keys != {"header"}:  # MRQA's first line
-            yield location, entry
+    for entry in entries:
+        try:
+            inner = _inner(entry)
+        except UserError as error:
+            yield entry._replace(row=error)
+            continue
+        if inner is None:
+            yield entry
+        else:
+            yield from _flat(inner)
 
 
-def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
-    """A paragraph's questions, each with the context and the title."""
-    require_keys(paragraph, ["context", "qas"], location)
-    context = checked_text(paragraph["context"], "context", location)
-    for where, qa in _entries(checked_list(paragraph["qas"], "qas", location), f"{location}.qas"):
-        require_keys(qa, [], where)
-        yield where, {**qa, "context": context, "title": title}
+def _inner(entry: _Unread) -> _Rows | None:
+    """What is nested in an article or a paragraph; None for a row."""
+    value, location = entry.row, entry.location
+    if not isinstance(value, dict) or "question" in value:
+        return None
+    if value.keys() == {"header"}:  # MRQA's first line
+        return iter(())
+    title = {"title": value.get("title")}
+    if "paragraphs" in value:
+        return _within(entry, "paragraphs", ["qas"], title)
+    if "qas" in value:
+        return _within(entry, "qas", [], _context(value, location) | title)
+    return None
+
+
+def _context(paragraph: dict[str, Any], location: str) -> dict[str, Any]:
+    """A paragraph's context, as its questions get it; the UserError in its place."""
+    try:
+        require_keys(paragraph, ["context"], location)
+        return {"context": checked_text(paragraph["context"], "context", location)}
+    except UserError as error:
+        return {"context": error}
+
+
+def _within(entry: _Unread, key: str, needed: list[str], more: dict[str, Any]) -> _Rows:
+    """The items of a list in an entry, with more keys."""
+    fault = more.get("context")
+
+    def item(number: int, value: Any) -> _Unread:
+        location = f"{entry.location}.{key}[{number}]"
+        row: Any
+        try:
+            require_keys(value, needed, location)
+            row = fault if isinstance(fault, UserError) else {**value, **more}
+        except UserError as error:
+            row = error
+        return _Unread(location, row, entry.raw if entry.line else value, entry.line)
+
+    items = enumerate(checked_list(entry.row[key], key, entry.location))
+    return (item(number, value) for number, value in items)
 
 
 # --- CSV -> rows ----------------------------------------------------------------------------------
@@ -221,13 +275,22 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
     for location, fields in records:
-        if len(fields) != len(header):
-            raise UserError(
-                f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
-                f"(the first: {shown(fields[0])}); put quotes around fields that hold "
-                f"{shown(delimiter)}, quotes or line ends"
-            )
-        yield location, csv_row(dict(zip(header, fields, strict=True)), location)
+        row: Any
+        try:
+            row = _csv_row(header, fields, delimiter, location)
+        except UserError as error:
+            row = error
+        yield _Unread(location, row, fields)
+
+
+def _csv_row(header: list[str], fields: list[str], delimiter: str, location: str) -> dict[str, Any]:
+    if len(fields) != len(header):
+        raise UserError(
+            f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
+            f"(the first: {shown(fields[0])}); put quotes around fields that hold "
+            f"{shown(delimiter)}, quotes or line ends"
+        )
+    return csv_row(dict(zip(header, fields, strict=True)), location)
 
 
 # --- the datasets library -> rows ----------------------------------------------------------------
@@ -269,7 +332,7 @@ def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
-        yield f"{source}, row {number}", row
+        yield _Unread(f"{source}, row {number}", row, row)
 
 
 def load_hub_dataset(
@@ -301,7 +364,8 @@ def load_hub_dataset(
             "instead when offline"
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
-    rows = ((f"{location}, row {number}", row) for number, row in enumerate(_table_rows(table)))
+    numbered = enumerate(_table_rows(table))
+    rows = (_Unread(f"{location}, row {number}", row, row) for number, row in numbered)
     return _examples(rows, location, say, keep_faulty)
 
 
@@ -328,7 +392,7 @@ def _nests(path: Path) -> bool:
         return False
     try:
         with _opened(path) as stream:
-            _, entry = next(_json_lines(stream, str(path)), ("", None))
+            entry = next((found.row for found in _json_lines(stream, str(path))), None)
     except UserError:  # is told where the lines are read
         return False
     return isinstance(entry, dict) and not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
@@ -349,54 +413,91 @@ def _reader(path: Path) -> _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a JSON lines file that is not blank.
+class Row:
+    """A row of a file.
 
     Attributes:
-        number: counted from 1, blank lines included.
-        raw: as it stands in the file.
+        number: the line of JSON lines, from 1, blank ones included; of other forms the row, from 0.
+        location: the same as a message says it, with the name of the file.
+        raw: the bytes of a line; of other forms what the parser of the file has made of the row.
         example: what it holds; None if it is no question that can be asked.
         fault: the sentence that says why not; "" where it is one.
+        made_up: its id is none that the file gives.
         unread: keys of the row that mean nothing here.
     """
 
     number: int
-    raw: bytes
+    location: str
+    raw: Any
     example: Example | None
     fault: str = ""
+    made_up: bool = False
     unread: tuple[str, ...] = ()
 
 
-def iter_json_lines(path: Path, *, with_negative: bool = True) -> Iterator[Line]:
-    """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
+@dataclass
+class Lacks:
+    """What the questions of a file do not give."""
+
+    source: str
+    questions: int = 0
+    made_up: int = 0
+    without_gold: int = 0
+    unread: dict[str, None] = field(default_factory=dict)
+
+    def count(self, row: Row) -> None:
+        """Take note of a row, if it is a question."""
+        if row.example:
+            self.questions += 1
+            self.made_up += row.made_up
+            self.without_gold += row.example.answers is None
+            self.unread |= dict.fromkeys(row.unread)
+
+    def tell(self, say: _Say) -> None:
+        """Say it in one line, if it is anything.
+
+        Keys that are not read may be another name for what is missing.
+        """
+        parts = [f"{self.source}: {counted(self.questions, 'question')}"]
+        if self.made_up:
+            parts.append(f"{self.made_up:,} without an id, so that it is made of the row's number")
+        if self.without_gold:
+            parts.append(
+                f"{self.without_gold:,} without gold answers, so that EM and F1 leave them out"
+            )
+        if len(parts) > 1:
+            unread = [f"keys that are not read: {listed(self.unread)}"] * bool(self.unread)
+            say("; ".join(parts + unread))
+
+
+def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
+    """The rows of a file, faulty ones included; of JSON lines one at a time, in constant memory.
 
     Args:
-        with_negative: False makes a question that has no answer a faulty line.
+        one_by_one: a line with more than one question is a faulty one, and an id that is made up
+            tells the line.
 
     Raises:
-        UserError: the file cannot be opened or read.
+        UserError: the file cannot be opened or read, or is of no accepted form.
     """
     with _opened(path) as stream:
-        for number, raw in enumerate(stream, start=1):
-            if raw.strip():
-                yield _line(raw, number, str(path), with_negative)
+        entries = _reader(path)(stream, str(path))
+        flat = chain.from_iterable(map(_alone, entries)) if one_by_one else _flat(entries)
+        for row in _rows(flat, one_by_one):
+            try:
+                check_examples([row.example] if row.example else [], row.location)
+                yield row
+            except UserError as error:
+                yield replace(row, example=None, fault=row.fault or str(error))
 
 
-def _line(raw: bytes, number: int, source: str, with_negative: bool) -> Line:
-    location = f"{source}, line {number}"
-    try:
-        text = _decoded(raw, number, source)
-        rows = list(_flat(iter([(location, _parsed(text, number, source))])))
-        if len(rows) != 1:
-            raise UserError(
-                f"{location} has {len(rows)} questions, but must have one; write a line for each"
-            )
-        example = row_example(rows[0][1], f"line {number}", location)
-        check_examples([example], location)
-        check_version([example], location, with_negative)
-    except UserError as error:
-        return Line(number, raw, None, str(error))
-    return Line(number, raw, example, unread=unread_keys(rows[0][1]))
+def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
+    """All rows of a file, faulty ones included; ``say`` is that of ``read_examples``.
+
+    Raises:
+        UserError: the file cannot be opened or read, or is of no accepted form.
+    """
+    return _together(list(iter_rows(path)), str(path), say)
 
 
 def read_examples(
@@ -417,37 +518,57 @@ def read_examples(
         return _examples(_reader(path)(stream, str(path)), str(path), say, keep_faulty)
 
 
-def _keep_apart(examples: list[Example], made_up: Sequence[int]) -> None:
-    """Change the ids made up, each its row's number, that are another row's own."""
-    counts = Counter(example.id for example in examples) if made_up else {}
-    for number in made_up:
-        name = str(number)
-        if counts[name] > 1:
+# --- rows -> examples ----------------------------------------------------------------------------
+
+
+def _alone(entry: _Unread) -> list[_Unread]:
+    """The row of a line; a fault in place of several."""
+    rows = list(_flat(iter([entry])))
+    if len(rows) == 1:
+        return rows
+    many = f"{entry.location} has {counted(len(rows), 'question')}, but must have one"
+    return [entry._replace(row=UserError(f"{many}; write a line for each"))]
+
+
+def _rows(entries: Iterable[_Unread], one_by_one: bool = False) -> Iterator[Row]:
+    for index, (location, row, raw, line) in enumerate(entries):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            example = row_example(row, f"line {line}" if one_by_one else str(index), location)
+        except UserError as error:
+            yield Row(line or index, location, raw, None, str(error))
+        else:
+            made_up = id_key(row) is None
+            yield Row(line or index, location, raw, example, "", made_up, unread_keys(row))
+
+
+def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
+    """The rows of one file, an id made up for which is no other row's own."""
+    counts = Counter(row.example.id for row in rows if row.example)
+    for index, row in enumerate(rows):
+        if row.made_up and row.example and counts[row.example.id] > 1:
+            name = f"row {row.example.id}"
             while name in counts:
                 name = f"row {name}"
-            examples[number] = replace(examples[number], id=name)
+            rows[index] = replace(row, example=replace(row.example, id=name))
+    lacks = Lacks(source)
+    for row in rows:
+        lacks.count(row)
+    lacks.tell(say)
+    return rows
 
 
 def _examples(entries: _Rows, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
-    made_up: list[int] = []
-    unread: dict[str, None] = {}
+    share, rows = shared_texts(), []
+    for row in _rows(_flat(entries)):
+        if row.fault and not keep_faulty:
+            raise UserError(row.fault)
+        example = share(row.example) if row.example else None
+        rows.append(replace(row, raw=None, example=example))
+    return [row.example or _faulty(row) for row in _together(rows, source, say)]
 
-    def example(number: int, location: str, row: Any) -> Example:
-        try:
-            found = row_example(row, str(number), location)
-        except UserError as error:
-            if not keep_faulty:
-                raise
-            return Example(location, "", "", fault=str(error).removeprefix(location).lstrip(": "))
-        if id_key(row) is None:
-            made_up.append(number)
-        unread.update(dict.fromkeys(unread_keys(row)))
-        return found
 
-    rows = enumerate(_flat(entries))
-    examples = list(shared_texts(example(number, *entry) for number, entry in rows))
-    _keep_apart(examples, made_up)
-    without_gold = sum(example.answers is None and not example.fault for example in examples)
-    if remark := remarks(source, len(examples), len(made_up), without_gold, unread):
-        say(remark)
-    return examples
+def _faulty(row: Row) -> Example:
+    fault = row.fault.removeprefix(row.location).lstrip(": ")
+    return Example(row.location, "", "", fault=fault)

@@ -17,14 +17,14 @@ Texts are kept as they are, but for the blanks at the start of a question.
 A start may be a whole float, as pandas writes it; null or -1 is one that is not known.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
-from bertqa.errors import UserError, counted, shown
+from bertqa.errors import UserError, shown
 
 # What to do about the names that other data sets have in place of question and context.
 CURES = dict.fromkeys(
@@ -221,32 +221,16 @@ def row_example(row: Any, made_up: str, location: str) -> Example:
     )
 
 
-def remarks(
-    source: str, examples: int, made_up: int, without_gold: int, unread: Iterable[str] = ()
-) -> str:
-    """One line about what a data set does not give, "" if that is nothing.
-
-    Args:
-        examples, made_up, without_gold: how many, how many of them with an id made up, and without
-            gold answers.
-        unread: keys of the rows that are not read; they may be another name for what is missing.
-    """
-    parts = [f"{made_up:,} without an id, so that it is made of the row's number"] * (made_up > 0)
-    parts += [f"{without_gold:,} without gold answers, so that EM and F1 leave them out"] * (
-        without_gold > 0
-    )
-    unread = [f"keys that are not read: {listed(unread)}"] * bool(unread)
-    return "; ".join([f"{source}: {counted(examples, 'question')}", *parts, *unread]) * bool(parts)
-
-
-def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
-    """The same examples, with one copy of each text.
+def shared_texts() -> Callable[[Example], Example]:
+    """A function that gives the same example, with one copy of each text that it has met.
 
     Rows repeat their context for each of its questions: in SQuAD almost five times.
     """
     # A cached identity returns the first of equal strings, and so frees the later ones.
     first_copy = lru_cache(None)(lambda text: text)
-    for example in examples:
+
+    def share(example: Example) -> Example:
         question, context = first_copy(example.question), first_copy(example.context)
-        title = first_copy(example.title)
-        yield replace(example, question=question, context=context, title=title)
+        return replace(example, question=question, context=context, title=first_copy(example.title))
+
+    return share

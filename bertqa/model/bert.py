@@ -259,7 +259,7 @@ def window_losses(
 
     ``-log P_start(start) - log P_end(end)``, where P_start is the softmax of S.T_i over the tokens
     of one window and P_end that of E.T_i (Devlin et al. 2019, section 4.2). transformers halves
-    this sum; the paper does not.
+    this sum; the paper does not. Training lowers the mean over the windows of a step.
 
     Args:
         output: of N windows of ``lengths`` tokens.
@@ -271,10 +271,3 @@ def window_losses(
     start_loss = F.cross_entropy(start_logits, start_positions, reduction="none")
     end_loss = F.cross_entropy(end_logits, end_positions, reduction="none")
     return start_loss + end_loss
-
-
-def span_loss(
-    output: BertOutput, lengths: Sequence[int], start_positions: Tensor, end_positions: Tensor
-) -> Tensor:
-    """The training objective: the mean of ``window_losses`` over the windows of the batch."""
-    return window_losses(output, lengths, start_positions, end_positions).mean()

@@ -5,11 +5,9 @@ settings, versions, commit, log) and with EM and F1 of the very file that is rel
 """
 
 import hashlib
-import json
-import math
+import re
 import shlex
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,21 @@ from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import question_scores
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
+from bertqa.data.text import visible
 from bertqa.errors import UserError, counted
-from bertqa.files import DECODING_FILE, WEIGHTS_FILE, new_folder, read_json_object, write_text
+from bertqa.files import (
+    DECODING_FILE,
+    WEIGHTS_FILE,
+    json_lines,
+    new_folder,
+    read_json_object,
+    write_text,
+)
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
-from bertqa.report.charts import Line, line_chart, smoothed
+from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _SUREST = 5  # wrong answers that the card names
 _SHOWN_AS = {"--model": "ENCODER", "--output_dir": "RUN"}  # in place of folders of the machine
@@ -55,14 +61,7 @@ def release(
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
     run = read_run(source)
     windows, decoding = read_decoding_file(source)
-    examples = read_examples(eval_file)
-    check_examples(examples, str(eval_file))
-    check_answers(examples, str(eval_file))
-    if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
-        raise UserError(
-            f"--eval_file: must have an answer to each question, as {source} was trained to answer "
-            f"all, got {eval_file} with questions that have none; give another file"
-        )
+    examples = _questions(eval_file, source, decoding)
     fingerprint = data_fingerprint(examples)
     if run and run["train"] == fingerprint:
         raise UserError(
@@ -89,12 +88,32 @@ def release(
     return found["exact_match"], found["f1"]
 
 
+def _questions(file: Path, source: Path, decoding: DecodingSettings) -> list[Example]:
+    """The questions to measure the model in ``source`` on."""
+    examples = read_examples(file)
+    check_examples(examples, str(file))
+    check_answers(examples, str(file))
+    if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
+        raise UserError(
+            f"--eval_file: must have an answer to each question, as {source} was trained to answer "
+            f"all, got {file} with questions that have none; give another file"
+        )
+    return examples
+
+
 def _template(name: str) -> jinja2.Template:
-    """A template of this folder, for Markdown, in which nothing is escaped."""
-    return jinja2.Environment(
+    """A template of this folder, for Markdown; the filter ``literal`` escapes."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    ).get_template(name)  # fmt: skip
+    )  # fmt: skip
+    environment.filters["literal"] = _literal
+    return environment.get_template(name)
+
+
+def _literal(text: str) -> str:
+    """Text of others that Markdown shows as it is."""
+    return re.sub(r"[\\`*_\[\]<>|~&]", r"\\\g<0>", visible(text))
 
 
 def measure(
@@ -134,10 +153,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: one of them is not as bertqa train writes it.
     """
-    file, log = folder / "run.json", folder / "log.jsonl"
+    file, log_file = folder / "run.json", folder / "log.jsonl"
     if not file.exists():
         return None
     told = read_json_object(file)
+    log = [line for _, line in json_lines(log_file, "step", "epoch")]
     try:
         data, settings = told["data"], told["settings"]
         keys = ("git_commit", "versions", "device", "processes")
@@ -149,44 +169,15 @@ def read_run(folder: Path) -> dict[str, Any] | None:
             "train": data["train"],
             "validation": data["validation"],
             "command": _command(told["command"], told["processes"]),
-            **_summary(_json_lines(log.read_text(encoding="utf-8").splitlines())),
+            **run_figures(log),
+            "log": log,
+            "epochs": max(line["epoch"] for line in log),
         }
-    except OSError as error:
-        raise UserError(
-            f"{log}: must be the log of a run that has trained, got {error.strerror}; name another"
-        ) from error
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file} and {log.name}: must be as bertqa train writes them once it has logged a "
+            f"{file} and {log_file.name}: must be as bertqa train writes them once it has logged a "
             f"step, got {type(error).__name__} ({error}); copy the run again, or name another"
         ) from error
-
-
-def _json_lines(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a log; the last may be half a line, if the run was killed."""
-    parsed = [json.loads(line) for line in lines[:-1]]
-    try:
-        return parsed + [json.loads(line) for line in lines[-1:]]
-    except ValueError:
-        return parsed
-
-
-def _summary(log: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A log in a few figures; the step that was kept is the first with the best F1, or the last."""
-    steps = max(line["step"] for line in log)
-    best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
-    kept = best["step"] if best else steps
-    logged = [line for line in log if "loss" in line]
-    timed = all("seconds" in line for line in logged)  # not so in the logs of early versions
-    return {
-        "log": log,
-        "steps": steps,
-        "epochs": max(line["epoch"] for line in log),
-        "kept": kept,
-        "loss": next((r["loss"] for r in reversed(logged) if r["step"] <= kept), None),
-        "seconds": math.fsum(line["seconds"] for line in logged) if timed else None,
-        "rate": statistics.median_low(r["tokens_per_second"] for r in logged) if logged else None,
-    }
 
 
 def _command(words: Sequence[str], processes: int) -> str:
@@ -215,19 +206,12 @@ def _command(words: Sequence[str], processes: int) -> str:
 
 def write_curves(folder: Path, log: Sequence[dict[str, Any]]) -> list[str]:
     """Draw the loss, and EM and F1 where the run measured them; the pictures in the folder."""
-
-    def line(name: str, key: str) -> Line:
-        return Line(name, [(row["step"], row[key]) for row in log if key in row])
-
-    loss = Line("loss", smoothed(line("", "loss").points))
+    accuracy = "Exact match and F1 on held-out questions, %"
     charts = {
-        "loss.svg": ("Training loss, start + end", [loss]),
-        "accuracy.svg": (
-            "Exact match and F1 on held-out questions, %",
-            [line("F1", "f1"), line("exact match", "exact_match")],
-        ),
+        "loss.svg": draw_series("Training loss, start + end", log, {"loss": "loss"}),
+        "accuracy.svg": draw_series(accuracy, log, {"f1": "F1", "exact_match": "exact match"}),
     }
-    for name, (title, lines) in charts.items():
-        if lines[0].points:
-            write_text(folder / name, line_chart(title, "step", lines))
+    for name, chart in charts.items():
+        if chart:
+            write_text(folder / name, chart)
     return [name for name in (*charts, "threshold.svg") if (folder / name).exists()]

@@ -177,37 +177,34 @@ def heat_map(
     """
     if len({len(numbers) for numbers in cells}) != 1 or not cells[0] or len(bars) != len(cells):
         raise ValueError("a heat map needs rows of one length, and a bar for each")
-    if not all(math.isfinite(number) for numbers in (*cells, bars) for number in numbers):
+    at = {(i, j): x for i, numbers in enumerate(cells) for j, x in enumerate(numbers)}
+    if not all(map(math.isfinite, (*at.values(), *bars))):
         raise ValueError("a heat map has no place for numbers that are not finite")
-    width = _MAP_WIDTH / len(cells[0])
-    at = [(i, j) for i, numbers in enumerate(cells) for j in range(len(numbers))]
-    i, j = max(at, key=lambda place: abs(cells[place[0]][place[1]]))
+    i, j = max(at, key=lambda place: abs(at[place]))
     longest = max(range(len(bars)), key=lambda i: abs(bars[i]))
-    farthest, farthest_bar = abs(cells[i][j]) or 1.0, abs(bars[longest]) or 1.0
+    said = (
+        f"farthest from 0 {row} {i}, {column} {j} with {at[i, j]:.2f}; {bar} {longest} with "
+        f"{bars[longest]:.2f}"
+    )
+    farthest, farthest_bar = abs(at[i, j]) or 1.0, abs(bars[longest]) or 1.0
     top, right = _TOP + 24, _LEFT + _MAP_WIDTH + 24
     bottom = top + _ROW_HEIGHT * len(cells)
-    svg = _picture(
-        bottom + 40,
-        f"{title}: farthest from 0 {row} {i}, {column} {j} with {cells[i][j]:.2f}; "
-        f"{bar} {longest} with {bars[longest]:.2f}",
-    )
-    legend = f"{column}; orange above 0, blue below, full at {farthest:.2f}"
-    _write(svg, title, 8, 22, kind="title")
+    svg = _picture(bottom + 40, title, said, 8)
     _write(svg, row, _LEFT - 8, top - 8, "end")
     _write(svg, bar, right, top - 8)
+    legend = f"{column}; orange above 0, blue below, full at {farthest:.2f}"
     _write(svg, legend, _LEFT, bottom + 24)
+    width = _MAP_WIDTH / len(cells[0])
     for number in range(0, len(cells[0]), -(-len(cells[0]) // _LABELLED)):
         _write(svg, str(number), _LEFT + (number + 0.5) * width, top - 8, "middle")
-    for i, numbers in enumerate(cells):
-        y = top + i * _ROW_HEIGHT
+    for (i, j), x in at.items():
+        place = (_LEFT + j * width, top + i * _ROW_HEIGHT + 1, width - 2, _ROW_HEIGHT - 2)
+        _fill(svg, place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}")
+    for i, x in enumerate(bars):
+        y, length = top + i * _ROW_HEIGHT, abs(x) / farthest_bar * _BAR_WIDTH
         _write(svg, str(i), _LEFT - 8, y + _ROW_HEIGHT / 2 + 4, "end")
-        for j, x in enumerate(numbers):
-            place = (_LEFT + j * width, y + 1, width - 2, _ROW_HEIGHT - 2)
-            _fill(svg, place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}")
-        length = abs(bars[i]) / farthest_bar * _BAR_WIDTH
-        place = (right, y + 5, length, _ROW_HEIGHT - 10)
-        _fill(svg, place, bars[i], 1, f"{bar} {i}: {bars[i]:.2f}")
-        _write(svg, f"{bars[i]:.1f}", right + length + 6, y + _ROW_HEIGHT / 2 + 4)
+        _fill(svg, (right, y + 5, length, _ROW_HEIGHT - 10), x, 1, f"{bar} {i}: {x:.2f}")
+        _write(svg, f"{x:.1f}", right + length + 6, y + _ROW_HEIGHT / 2 + 4)
     return _document(svg)
 
 
@@ -252,8 +249,7 @@ class _Frame:
             said: what a screen reader says after the title.
         """
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        svg = _picture(_HEIGHT, f"{title}: {said}")
-        _write(svg, title, _LEFT, 22, kind="title")
+        svg = _picture(_HEIGHT, title, said, _LEFT)
         _write(svg, x_label, (_LEFT + right) / 2, _HEIGHT - 10, "middle")
         for y in self.y_ticks:
             across = self.place(self.x_ticks[0], y)[1]
@@ -299,14 +295,15 @@ def _apart(heights: Sequence[float]) -> list[float]:
 # --- SVG -----------------------------------------------------------------------------------------
 
 
-def _picture(height: int, said: str) -> ET.Element:
-    """An empty picture, and what a screen reader says of it."""
+def _picture(height: int, title: str, said: str, left: float) -> ET.Element:
+    """A picture with its title alone, and what a screen reader says after that."""
     attributes = {
         "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_WIDTH} {height}", "role": "img",
-        "aria-label": said,
+        "aria-label": f"{title}: {said}",
     }  # fmt: skip
     svg = ET.Element("svg", attributes)
     _add(svg, "style", text=f"\n{_STYLE}\n")
+    _write(svg, title, left, 22, kind="title")
     return svg
 
 

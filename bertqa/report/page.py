@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bertqa.data.text import shortened, visible
+from bertqa.errors import counted
 
 _ROOT = Path(__file__).parents[1]
 
@@ -40,6 +41,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters |= {
+        "counted": counted,
         "file": lambda path: (_ROOT / path).read_text(encoding="utf-8"),
         "pieces": _pieces,
         "shortened": shortened,

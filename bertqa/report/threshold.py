@@ -10,7 +10,7 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, has_both_kinds
 from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
-from bertqa.model.hub import find_folder, is_shipped
+from bertqa.model.hub import commit_of, find_folder, is_shipped
 from bertqa.report.charts import draw_curve
 from bertqa.settings import DecodingSettings, Overrides
 
@@ -36,7 +36,7 @@ def choose_threshold(
 
     Raises:
         UserError: the questions have no answers, or all have or lack one; the model cannot be
-            used, or is the one that comes with the project.
+            used, comes with the project, or is in the cache of the hub.
     """
     examples = read_examples(file)
     check_examples(examples, str(file))
@@ -47,10 +47,11 @@ def choose_threshold(
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
-    if is_shipped(folder):
+    if is_shipped(folder) or commit_of(folder):
+        origin = "comes with the project" if is_shipped(folder) else "the hub has"
         raise UserError(
-            f"{model} is the model that comes with the project, which stays as it is: copy "
-            "its folder, and name the copy"
+            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
+            "and name the copy"
         )
     qa = QuestionAnswerer.from_pretrained(
         folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,

@@ -1,6 +1,7 @@
 """A training run as one HTML page: its curves, its evaluations, and what changed in between."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +14,7 @@ from bertqa.files import write_text
 from bertqa.report.analysis import breakdown
 from bertqa.report.charts import Line, draw_curve, line_chart, smoothed
 from bertqa.report.page import render
-from bertqa.training.evaluations import Measured, Observer
+from bertqa.training.evaluations import Measured, Observer, figures_of
 from bertqa.training.run_folder import last_answers, read_description, read_log
 
 _LISTED = 200  # questions won, and as many lost, that the page lists
@@ -86,14 +87,15 @@ def report_page(
         log: the lines of log.jsonl.
         answered: None for a run without validation data.
     """
+    figures = run_figures(log)
     groups = breakdown(answered.examples, answered.answers, v2=answered.v2) if answered else []
     return render(
         "report/training.jinja",
         title=f"Training: {title}",
         name=title,
-        summary=list(_summary(log)),
-        charts=list(_curves(log)),
-        evaluations=_evaluations([line for line in log if "training_loss" in line]),
+        summary=list(_summary(figures)),
+        charts=[chart for item in _CHARTS.items() if (chart := draw_series(item[0], log, item[1]))],
+        evaluations=_evaluations(log, figures["best"]),
         answered=answered,
         moved=_moved(answered) if answered and answered.answers_before is not None else [],
         most_listed=_LISTED,
@@ -102,30 +104,42 @@ def report_page(
     )
 
 
-def _summary(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
-    steps = int(max((line["step"] for line in log), default=0))
-    yield f"{steps:,}", "steps logged"
-    rates = sorted(line["tokens_per_second"] for line in log if "tokens_per_second" in line)
-    if rates:
-        yield f"{rates[len(rates) // 2]:,.0f}", "tokens per second, the median"
-    spent = time_spent(log)
-    if spent:
-        yield spent, "of training, evaluations apart"
-    best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
-    if best:
-        yield f"{best['exact_match']:.2f}", "exact match of the best model, %"
-        yield f"{best['f1']:.2f}", f"F1, %, at step {int(best['step']):,}"
+def run_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A log in a few figures; None for what it does not tell.
 
-
-def time_spent(log: Sequence[Mapping[str, Any]]) -> str:
-    """How long the logged steps took, evaluations apart: "2 h 08 min", "12 min 40 s", "3.1 s".
-
-    "" where a line does not tell, as in the log of an earlier version.
+    ``best`` is the first line with the best F1, ``kept`` its step, else the last; ``loss`` the last
+    one logged until then; ``rate`` the median of tokens per second; ``seconds`` those of the
+    training, evaluations apart, which early versions did not log.
     """
-    steps = [line for line in log if "loss" in line]
-    if not steps or not all("seconds" in line for line in steps):
-        return ""
-    total = math.fsum(line["seconds"] for line in steps)
+    steps = max((line["step"] for line in log), default=0)
+    best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
+    kept = best["step"] if best else steps
+    logged = [line for line in log if "loss" in line]
+    rates = [line["tokens_per_second"] for line in logged if "tokens_per_second" in line]
+    timed = logged and all("seconds" in line for line in logged)
+    return {
+        "steps": steps,
+        "best": best,
+        "kept": kept,
+        "loss": next((line["loss"] for line in reversed(logged) if line["step"] <= kept), None),
+        "seconds": math.fsum(line["seconds"] for line in logged) if timed else None,
+        "rate": statistics.median_low(rates) if rates else None,
+    }
+
+
+def _summary(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield f"{figures['steps']:,}", "steps logged"
+    if figures["rate"] is not None:
+        yield f"{figures['rate']:,.0f}", "tokens per second, the median"
+    if figures["seconds"] is not None:
+        yield in_words(figures["seconds"]), "of training, evaluations apart"
+    if best := figures["best"]:
+        yield f"{best['exact_match']:.2f}", "exact match of the best model, %"
+        yield f"{best['f1']:.2f}", f"F1, %, at step {best['step']:,}"
+
+
+def in_words(total: float) -> str:
+    """So many seconds: "2 h 08 min", "12 min 40 s", "3.1 s"."""
     minutes, seconds = divmod(round(total), 60)
     if total < 59.95:
         return f"{total:.1f} s"
@@ -135,46 +149,30 @@ def time_spent(log: Sequence[Mapping[str, Any]]) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _curves(log: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    """Loss, learning rate, and where it was measured EM and F1, over the steps."""
-
-    def line(name: str, key: str) -> Line:
-        return Line(name, [(entry["step"], entry[key]) for entry in log if key in entry])
-
-    loss = line("training", "loss")
-    for title, lines in (
-        (
-            "Loss, start + end",
-            [Line(loss.name, smoothed(loss.points)), line("validation", "validation_loss")],
-        ),
-        ("Learning rate", [line("rate", "learning_rate")]),
-        (
-            "Exact match and F1 on the validation questions, %",
-            [line("F1", "f1"), line("exact match", "exact_match")],
-        ),
-    ):
-        drawn = [line for line in lines if line.points]
-        if drawn:
-            yield line_chart(title, "step", drawn)
+def draw_series(
+    title: str, log: Sequence[Mapping[str, float]], names: Mapping[str, str]
+) -> str | None:
+    """A chart of some keys of a log, by their names, over the steps; None where none is there."""
+    lines = []
+    for key, name in names.items():
+        if points := [(line["step"], line[key]) for line in log if key in line]:
+            lines.append(Line(name, smoothed(points) if key == "loss" else points))
+    return line_chart(title, "step", lines) if lines else None
 
 
-_COLUMNS = {
-    "epoch": "{:.2f}", "step": "{:,.0f}", "training_loss": "{:.4f}", "validation_loss": "{:.4f}",
-    "exact_match": "{:.2f}", "f1": "{:.2f}",
-}  # fmt: skip
+_CHARTS = {
+    "Loss, start + end": {"loss": "training", "validation_loss": "validation"},
+    "Learning rate": {"learning_rate": "rate"},
+    "Exact match and F1 on the validation questions, %": {"f1": "F1", "exact_match": "exact match"},
+}
 
 
-def _evaluations(rows: Sequence[Mapping[str, float]]) -> list[tuple[list[str], bool]]:
-    """The figures of each evaluation, and whether its model was kept."""
-    scored = [row for row in rows if "f1" in row]
-    kept = max(scored, key=lambda row: row["f1"]) if scored else rows[-1] if rows else None
-    return [
-        (
-            [form.format(row[key]) if key in row else "-" for key, form in _COLUMNS.items()],
-            row is kept,
-        )
-        for row in rows
-    ]
+def _evaluations(
+    log: Sequence[Mapping[str, float]], best: Mapping[str, float] | None
+) -> list[tuple[list[str], bool]]:
+    """The figures of each evaluation, and whether its model was kept: the best, or the last."""
+    rows = [line for line in log if "training_loss" in line]
+    return [(figures_of(row), row is (best or rows[-1])) for row in rows]
 
 
 def _moved(answered: Answered) -> list[tuple[str, str, list[Example]]]:

@@ -137,29 +137,26 @@ class Checkpoints:
         newest = self.last()
         if newest is None:
             return Progress()
-        try:
-            saved, _ = load_checkpoint(newest)
-            moments = read_tensors(newest / "optimizer.safetensors")
-            progress = read_json_object(newest / "progress.json")
-        except UserError as error:  # its advice is for a file that can be had again
-            because = str(error).rpartition(": ")[0]
-            raise UserError(
-                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
-                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
-            ) from error
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = optimizer.state_dict()
         try:
+            saved, _ = load_checkpoint(newest)
+            moments = read_tensors(newest / "optimizer.safetensors")
+            progress = Progress(**read_json_object(newest / "progress.json"))
             state["state"] = {
                 i: {key: moments[f"{names[id(parameter)]}.{key}"] for key in _MOMENTS}
                 for i, parameter in enumerate(parameters)
             }
             model.load_state_dict(saved.state_dict())
             optimizer.load_state_dict(state)
-            return Progress(**progress)
-        except (KeyError, RuntimeError, TypeError) as error:  # a name, a shape, a key
+        # The advice of a UserError is for a file that can be had again; the others tell of a name,
+        # a shape or a key.
+        except (UserError, KeyError, RuntimeError, TypeError) as error:
+            own = str(error).rpartition(": ")[0]
+            because = own if isinstance(error, UserError) else "not whole, or of another model"
             raise UserError(
-                f"{newest} is not whole, or of another model: remove it to go on from the "
-                "checkpoint before it, or from the start"
+                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
+                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
             ) from error
+        return progress

@@ -76,14 +76,18 @@ def measure(
     return Measured(row, is_best, evaluation, evaluator.examples, evaluator.settings)
 
 
-def evaluation_table(rows: Sequence[dict[str, float]]) -> str:
+_FORMS = {
+    "epoch": "{:.2f}", "step": "{:,.0f}", "training_loss": "{:.4f}", "validation_loss": "{:.4f}",
+    "exact_match": "{:.2f}", "f1": "{:.2f}",
+}  # fmt: skip
+
+
+def figures_of(row: Mapping[str, float]) -> list[str]:
+    """The figures of an evaluation as text, by column; "-" for what was not measured."""
+    return [form.format(row[key]) if key in row else "-" for key, form in _FORMS.items()]
+
+
+def evaluation_table(rows: Sequence[Mapping[str, float]]) -> str:
     """The evaluations of a run as a table, a line each."""
-    titles = {
-        "epoch": "{:.2f}", "step": "{:.0f}", "training_loss": "{:.4f}",
-        "validation_loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}",
-    }  # fmt: skip
-    lines = ["".join(f"{title.replace('_', ' '):>17}" for title in titles)]
-    for row in rows:
-        cells = (form.format(row[title]) if title in row else "-" for title, form in titles.items())
-        lines.append("".join(f"{cell:>17}" for cell in cells))
-    return "\n".join(lines)
+    lines = [[key.replace("_", " ") for key in _FORMS], *map(figures_of, rows)]
+    return "\n".join("".join(f"{cell:>17}" for cell in line) for line in lines)

@@ -9,7 +9,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
@@ -87,40 +87,22 @@ def train(
 
     negative = decoding.version_2_with_negative
     parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative, say=tell))
+    seed = settings.seed
     loaded, tokenizer, report = main_first(
         runtime,
-        lambda: load_for_training(
-            model, seed=settings.seed, revision=revision, allow_bin=allow_bin
-        ),
+        lambda: load_for_training(model, seed=seed, revision=revision, allow_bin=allow_bin),
     )
     check_window_fits(loaded.config, windows)
     tell(report)
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
-    if chooses and not has_both_kinds(validation.examples):
-        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
-        chooses = False
-    evaluator = None
-    if validation.examples:
-        tell(f"validation: {validation}")
-        evaluator = Evaluator(validation.examples, validation.windows, decoding, runtime, chooses)
+    evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
 
-    data_entries = {
-        "train": data_fingerprint(training.examples),
-        "validation": data_fingerprint(validation.examples),
-        "windows": asdict(windows),
-        "decoding": asdict(decoding),
-        "chooses_threshold": chooses,
-    }
-    entries = asdict(settings) | {
-        "windows_per_step": settings.windows_per_step(runtime.world_size),
-        "precision": str(runtime.dtype),
-        "model": model,
-        "model_commit": commit_of(report.source.parent),  # None: not from the hub
-    }
-    description = {"settings": entries, "data": data_entries, **surroundings(runtime)}
-    folder = RunFolder(output_dir, description)
+    ran = _description(settings, runtime, training, validation, windows, decoding)
+    ran["settings"] |= {"model": model, "model_commit": commit_of(report.source.parent)}
+    ran["data"]["chooses_threshold"] = bool(evaluator and evaluator.chooses_threshold)
+    folder = RunFolder(output_dir, ran)
     ids = [example.id for example in training.examples]
     run = Run(
         loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer
@@ -138,6 +120,44 @@ def train(
     progress = run.train()
     tell(evaluation_table(progress.evaluations))
     return progress
+
+
+def _evaluator(
+    validation: "_Part", decoding: DecodingSettings, runtime: Runtime, chooses: bool, tell: Say
+) -> Evaluator | None:
+    """What measures the model; None without questions. It chooses a threshold only if it can."""
+    if chooses and not has_both_kinds(validation.examples):
+        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
+        chooses = False
+    if not validation.examples:
+        return None
+    tell(f"validation: {validation}")
+    return Evaluator(validation.examples, validation.windows, decoding, runtime, chooses)
+
+
+def _description(
+    settings: TrainingSettings,
+    runtime: Runtime,
+    training: "_Part",
+    validation: "_Part",
+    windows: WindowSettings,
+    decoding: DecodingSettings,
+) -> dict[str, Any]:
+    """What run.json says of a run, but for its model and whether it chooses a threshold."""
+    return {
+        "settings": asdict(settings)
+        | {
+            "windows_per_step": settings.windows_per_step(runtime.world_size),
+            "precision": str(runtime.dtype),
+        },
+        "data": {
+            "train": data_fingerprint(training.examples),
+            "validation": data_fingerprint(validation.examples),
+            "windows": asdict(windows),
+            "decoding": asdict(decoding),
+        },
+        **surroundings(runtime),
+    }
 
 
 # --- data ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from bertqa.data.labels import LabelledWindows
@@ -18,28 +19,23 @@ from bertqa.training.plan import Plan
 from bertqa.training.run_folder import RunFolder
 
 
+@dataclass(frozen=True)
 class Failures:
     """Turns what came of a step into one sentence that says how to go on.
 
-    Args:
+    Attributes:
         folder: gets failure.json, if this process ``is_main``.
         checkpoints: of the run.
         plan, windows: which examples a step saw.
         example_ids: of the examples that the windows are of; their numbers if none.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        checkpoints: Checkpoints,
-        plan: Plan,
-        windows: LabelledWindows,
-        example_ids: Sequence[str] = (),
-        *,
-        is_main: bool = True,
-    ) -> None:
-        self._folder, self._checkpoints, self._plan = folder, checkpoints, plan
-        self._windows, self._example_ids, self._is_main = windows, example_ids, is_main
+    folder: RunFolder
+    checkpoints: Checkpoints
+    plan: Plan
+    windows: LabelledWindows
+    example_ids: Sequence[str] = ()
+    is_main: bool = True
 
     def of_loss(self, step: int, loss: float, grad_norm: float) -> UserError:
         """The error for a step, from 1, whose loss or gradient is not finite."""
@@ -59,7 +55,7 @@ class Failures:
             message = f"at step {step}, or at one since the last checkpoint, {error.fault}"
             raise self._of_step(step, message, {"weights": error.fault}) from error
         except UserError as error:
-            last = self._checkpoints.last()
+            last = self.checkpoints.last()
             if last is None:
                 raise
             raise UserError(
@@ -68,14 +64,14 @@ class Failures:
 
     def _of_step(self, step: int, message: str, found: Mapping[str, str]) -> UserError:
         """The error for a step; the questions that all processes saw in it go into a file."""
-        chosen = self._plan.windows_of(step - 1)
-        examples = sorted(set(self._windows.example[chosen].tolist()))
-        ids = [self._example_ids[i] if self._example_ids else str(i) for i in examples]
-        last = self._checkpoints.last()
-        if self._is_main:
+        chosen = self.plan.windows_of(step - 1)
+        examples = sorted(set(self.windows.example[chosen].tolist()))
+        ids = [self.example_ids[i] if self.example_ids else str(i) for i in examples]
+        last = self.checkpoints.last()
+        if self.is_main:
             last_name = str(last) if last else None
             failure = {"step": step, **found, "example_ids": ids, "last_checkpoint": last_name}
-            listed_in = self._folder.keep_failure(failure)
+            listed_in = self.folder.keep_failure(failure)
             message += f" (of {counted(len(ids), 'question')}, listed in {listed_in})"
         advice = (
             f"or begin a new run with --model {last}, the checkpoint from before, another "

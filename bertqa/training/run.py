@@ -57,11 +57,11 @@ class Run:
         self.folder, self.observer = folder, Observer() if observer is None else observer
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
         self.progress = Progress()
+        plan = self.loop.plan
         self._failures = Failures(
-            folder, self.checkpoints, self.loop.plan, windows, example_ids, is_main=runtime.is_main
+            folder, self.checkpoints, plan, windows, example_ids, runtime.is_main
         )
-        skips_overflow = self.loop.scaler.is_enabled()
-        self._log = TrainingLog(self.loop.plan, self._failures, skips_overflow)
+        self._log = TrainingLog(plan, self._failures, self.loop.scaler.is_enabled())
 
     def start(self, resume: bool) -> None:
         """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.

@@ -14,9 +14,6 @@ All but the log, which grows line by line, is written whole or not at all; nothi
 Pages and pictures are for an observer, see evaluations.py.
 """
 
-import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,11 +31,12 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.files import (
     DECODING_FILE,
+    append_json_lines,
+    json_lines,
     read_json_object,
     said_plainly,
     write_json,
     write_json_map,
-    write_text,
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
@@ -100,7 +98,8 @@ def _difference(key: str, then: Any, now: Any, before: Any) -> str:
             f"began with other {key} questions than are read now, from other data or by another "
             "version of bertqa"
         )
-    return f"has {key} {then!r}, not {now!r}"
+    hint = f" (--revision {then} takes that)" if key == "model_commit" and then else ""
+    return f"has {key} {then!r}, not {now!r}{hint}"
 
 
 class RunFolder:
@@ -145,19 +144,13 @@ class RunFolder:
             if answers > _answers_of(answers.parent, step):  # they will be given again
                 with said_plainly(answers, "removed"):
                     answers.unlink()
-        log = self.path / "log.jsonl"
-        if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line + "\n" for line in lines if _step_of(line) <= step]
-            write_text(log, "".join(kept))
+        lines = json_lines(self.path / "log.jsonl", "step")
+        kept = max((end for end, line in lines if line["step"] <= step), default=0)
+        append_json_lines(self.path / "log.jsonl", (), kept)
 
     def append_log(self, line: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""
-        log = self.path / "log.jsonl"
-        with said_plainly(log, "written"), log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint that comes after it counts on it
+        append_json_lines(self.path / "log.jsonl", [line])
 
     def keep_labels(self, reports: dict[str, LabelReport]) -> None:
         """List in labels.json every label that does not give back its answer, by cause."""
@@ -209,8 +202,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of the log in a run's folder."""
-    text = (path / "log.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [line for _, line in json_lines(path / "log.jsonl")]
 
 
 def last_answers(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -226,11 +218,3 @@ def _own(file: Path) -> dict[str, Any]:
 
 def _answers_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.json"
-
-
-def _step_of(line: str) -> float:
-    """The step of a log line; infinite for the half line of a run that was killed."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return math.inf

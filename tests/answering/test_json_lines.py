@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bertqa import files as file_module
 from bertqa.answering import json_lines as module
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Answer, Prediction
@@ -43,6 +45,11 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 4)
+
+
+def like(qa: QuestionAnswerer, answer: Callable[..., Any]) -> Any:
+    """An answerer that answers otherwise."""
+    return SimpleNamespace(**{**vars(qa), "answer": answer})
 
 
 def row(example: Example) -> str:
@@ -135,16 +142,33 @@ def test_where_no_answer_is_one(qa, tmp_path):
 
 
 @pytest.mark.parametrize(("line", "words"), BAD.items(), ids=list(BAD.values()))
+def test_a_bad_line_of_a_file_is_told_before_a_question_is_asked(ask, qa, tmp_path, line, words):
+    good = list(map(row, questions(8)))
+    write_lines(tmp_path / "in.jsonl", [*good[:6], line, *good[6:], "{}"])
+    with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more faulty row.*--skip_bad"):
+        ask(like(qa, lambda examples: pytest.fail("asked")))
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("before", [0, 2, 4])
-def test_a_bad_line_stops_the_run_and_nothing_is_lost(ask, tmp_path, before, line, words):
+def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, before):
+    """It cannot be read twice. The file of the corrected lines goes on."""
     examples = questions(8)
-    good = list(map(row, examples))
-    source = write_lines(tmp_path / "in.jsonl", [*good[:before], line, *good[before:]])
-    with pytest.raises(UserError, match=f"line {before + 1}.*{words}.*--resume.*--skip_bad"):
+    good, source = list(map(row, examples)), tmp_path / "in.jsonl"
+    os.mkfifo(source)
+    lines = [*good[:before], list(BAD)[3], *good[before:]]
+    writer = Thread(target=write_lines, args=(source, lines), daemon=True)
+    writer.start()
+    with pytest.raises(UserError, match=f"line {before + 1}.*90 tokens.*before it are answered"):
         ask()
+    writer.join()
     answers = tmp_path / "out" / "predictions.jsonl"
     assert [entry["id"] for entry in written(answers)] == [e.id for e in examples[:before]]
-    write_lines(source, [*good[:before], good[0], *good[before:]])  # corrected
+    with pytest.raises(UserError, match=r"--resume: .*in\.jsonl is a pipe"):
+        ask(resume=True)
+    source.unlink()
+    write_lines(source, [*good[:before], good[0], *good[before:]])
     assert ask(resume=True) == (9 - before, 0)
     resumed = [{**entry, "score": pytest.approx(entry["score"])} for entry in written(answers)]
     ask()
@@ -176,21 +200,21 @@ def test_questions_without_gold_do_not_count(ask, tmp_path):
     write_lines(source, map(row, examples))
     ask()
     alone = score_lines(source, folder, v2=False, say=said.append)
-    assert alone is not None and said == []
+    assert alone and said == []
     write_lines(source, [without, *map(row, examples)])
     ask()
     found = score_lines(source, folder, v2=False, say=said.append)
     assert found == alone | {"without_gold": 1} and found["total"] == 5
     assert "6 questions; 1 without an id, " in said[0] and "; 1 without gold answers, " in said[0]
     predictions = [
-        SimpleNamespace(id=entry["id"], text=entry["answer"])
+        SimpleNamespace(id=entry["id"], text=entry["answer"], null_odds=None, best_span="")
         for entry in written(folder / "predictions.jsonl")
     ]
     whole = [Example("line 1", "Who?", "Ada."), *examples]
     assert score(whole, predictions, DecodingSettings()) == found
     write_lines(source, [without])
     ask()
-    assert score_lines(source, folder, v2=False) is None
+    assert score_lines(source, folder, v2=False) == {}
 
 
 def test_no_answer_needs_its_flag_as_in_a_whole_file(ask, qa, tmp_path):
@@ -229,19 +253,19 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(ask, finished, tmp_path):
             assert files(tmp_path / "out") == finished, size
 
 
-def test_a_signal_ends_it_after_its_block(ask, finished, tmp_path, monkeypatch):
-    real = module._answered
+def test_a_signal_ends_it_after_its_block(ask, qa, finished, tmp_path):
+    asked = []
 
-    def answered(*arguments: Any) -> Any:
-        monkeypatch.setattr(module, "_answered", real)  # a second signal would act at once
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+    def answer(examples: Iterable[Example]) -> Iterator[Prediction]:
+        asked.append(1)
+        if len(asked) == 1:  # a second signal would act at once
+            os.kill(os.getpid(), signal.SIGTERM)
+        return qa.answer(examples)
 
-    monkeypatch.setattr(module, "_answered", answered)
     heeded = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(Stopped, match=r"after line 4 .*--resume") as stop:
-            ask(skip_bad=True)
+            ask(like(qa, answer), skip_bad=True)
     finally:
         signal.signal(signal.SIGTERM, heeded)
     assert stop.value.exit_code == 143
@@ -280,18 +304,17 @@ def test_a_file_that_it_did_not_write_is_left_alone(ask, finished, tmp_path):
 
 def test_a_disk_that_is_full_leaves_whole_answers(ask, finished, tmp_path, monkeypatch):
     """The second block finds no room for the whole of its answers."""
-    real, blocks = json.dumps, []
+    real = file_module._dumps
 
-    def dumps(entry: dict[str, Any], **options: Any) -> str:
-        blocks.append(entry)
+    def dumps(entry: dict[str, Any]) -> str:
         if entry.get("line") == 6:
             raise OSError(28, "No space left on device")
-        return real(entry, **options)
+        return real(entry)
 
-    monkeypatch.setattr(module.json, "dumps", dumps)
+    monkeypatch.setattr(file_module, "_dumps", dumps)
     with pytest.raises(UserError, match=r"predictions.jsonl cannot be written: No space left"):
         ask(skip_bad=True)
-    monkeypatch.setattr(module.json, "dumps", real)
+    monkeypatch.setattr(file_module, "_dumps", real)
     assert 0 < len(files(tmp_path / "out")[0]) < len(finished[0])
     ask(resume=True, skip_bad=True)
     assert files(tmp_path / "out") == finished
@@ -309,9 +332,7 @@ def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
             yield Prediction(example.id, "Ada", (found, found), "Ada", None)
 
     monkeypatch.setattr(module, "_BLOCK", 64)
-    idle = SimpleNamespace(
-        answer=answer, windows=qa.windows, decoding=qa.decoding, runtime=qa.runtime
-    )
+    idle = like(qa, answer)
     peaks = []
     for count in (500, 5000):
         folder = tmp_path / str(count)

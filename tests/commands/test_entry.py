@@ -156,6 +156,17 @@ def test_a_mistake_names_the_program_as_it_was_called(called: list[str], name: s
     )
 
 
+def test_ctrl_c_while_modules_are_imported_is_told_in_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bertqa.__main__.import_module", interrupt)
+    assert main(["infer"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_what_a_command_returns_is_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

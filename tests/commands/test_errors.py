@@ -225,11 +225,11 @@ CASES: list[Case] = [
     damaged(
         "a moment too few",
         lambda out: rewrite(out / STEP / "optimizer.safetensors", lambda t: t.popitem()),
-        f"{STEP} is not whole",
+        f"{STEP} is damaged (not whole, or of another model)",
     ),
     damaged(
         "foreign progress", lambda out: (out / STEP / "progress.json").write_text('{"epoch": 3}'),
-        f"{STEP} is not whole",
+        f"{STEP} is damaged (not whole, or of another model)",
     ),
 ]  # fmt: skip
 

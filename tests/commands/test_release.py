@@ -210,6 +210,15 @@ def test_the_card_shows_a_command_that_runs(
     assert train.parse_flags(shlex.split(flags)).train_file == Path("a.json")
 
 
+def test_an_id_is_no_markdown() -> None:
+    assert cards._literal("a-1.b *x* | <b>`c`\n") == r"a-1.b \*x\* \| \<b\>\`c\`\\n"
+
+
+def test_a_log_with_f1_alone_is_drawn(tmp_path: Path) -> None:
+    log = [{"step": 1, "f1": 50.0}, {"step": 2, "f1": 60.0}]
+    assert cards.write_curves(tmp_path, log) == ["accuracy.svg"]
+
+
 def test_the_step_that_was_kept(copied: Path) -> None:
     """The loss on the card is that of the steps whose model was kept."""
     log: list[dict[str, Any]] = [
@@ -236,7 +245,7 @@ def test_the_log_of_a_run_that_was_killed(run: Path, copied: Path) -> None:
     assert cards.read_run(copied) == cards.read_run(run)
     for faulty in ('{"step": 9, "lo\n' + log, "", "3\n", "{}\n"):
         (copied / "log.jsonl").write_text(faulty)
-        with pytest.raises(UserError, match=r"log\.jsonl: must be as bertqa train writes"):
+        with pytest.raises(UserError, match=r"log\.jsonl(: must be as|, line 1 is not).* bertqa"):
             cards.read_run(copied)
 
 

@@ -18,11 +18,10 @@ from typing import Any
 
 import pytest
 
-from bertqa.commands import infer, infer_file, infer_questions
+from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
-from bertqa.errors import UserError
 from bertqa.training.run_folder import RunFolder
 from tests.commands.world import (
     CONTEXT,
@@ -236,61 +235,6 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     out = asked(capsys, checkpoint, *flags, "--null_score_diff_threshold=-1e9", "--json")
     answer = json.loads(out)
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
-
-
-def test_json_lines_are_answered_line_by_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A bad line, then the same with --skip_bad and --resume."""
-    lines = [json.dumps(ROW | {"id": name}) for name in ("a", "b")]
-    (tmp_path / "in.jsonl").write_text(f"{lines[0]}\n{{}}\n{lines[1]}\n")
-    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", tmp_path / "in.jsonl"]
-    flags += ["--output_dir", tmp_path / "out", "--top_k", 2, "--all_offsets"]
-    assert call("infer", *flags) == 2
-    assert "in.jsonl, line 2 " in capsys.readouterr().err
-    assert call("infer", *flags, "--resume", "--skip_bad") == 0
-    printed = capsys.readouterr()
-    assert re.search(r"\b1 line answered .*, 1 rejected$", printed.err, re.MULTILINE)
-    metrics = json.loads(printed.out)
-    assert read_json(tmp_path / "out" / "metrics.json") == metrics and metrics["total"] == 2
-    text = (tmp_path / "out" / "predictions.jsonl").read_text()
-    first, second = map(json.loads, text.splitlines())
-    assert (first["id"], second["id"]) == ("a", "b")
-    assert first["answer"] == second["answer"] == CONTEXT[first["start_byte"] : first["end_byte"]]
-    assert len(first["answers"]) == 2
-    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Who?", "context": CONTEXT}))
-    assert call("infer", *flags, "--overwrite_output_dir") == 0
-    assert not (tmp_path / "out" / "metrics.json").exists()  # those of other questions
-    capsys.readouterr()
-    asked_alone = asked(
-        capsys, checkpoint, "--question", ROW["question"], "--context", CONTEXT, "--top_k", 2,
-        "--json", "--all_offsets",
-    )  # fmt: skip
-    expected = [{**a, "score": pytest.approx(a["score"], rel=1e-4)} for a in first["answers"]]
-    assert json.loads(asked_alone) == expected
-
-
-@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
-def test_questions_without_gold_are_counted_beside_the_figures(
-    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One of two was skipped, then nothing has gold under a key that is read."""
-    skipped = {"id": "skipped", "question": "Who?", "context": CONTEXT, "target": "Ada"}
-    source, out = tmp_path / name, tmp_path / "out"
-    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", source, "--output_dir", out]
-    source.write_text("\n".join(json.dumps(row) for row in (skipped, ROW)))
-    assert call("infer", *flags) == 0
-    printed = capsys.readouterr()
-    metrics = json.loads(printed.out)
-    assert (metrics["total"], metrics["without_gold"]) == (1, 1)
-    assert read_json(out / "metrics.json") == metrics
-    assert f"{name}: 2 questions; 1 without gold answers" in printed.err
-    source.write_text(json.dumps(skipped))
-    assert call("infer", *flags, "--overwrite_output_dir") == 0
-    printed = capsys.readouterr()
-    assert not (out / "metrics.json").exists() and printed.out == ""
-    assert f"{name}: 1 question; 1 without gold answers" in printed.err
-    assert "keys that are not read: 'target'" in printed.err
 
 
 # --- demo, terminal ------------------------------------------------------------------------------
@@ -714,28 +658,6 @@ def test_flags_may_be_written_with_either(
     flags = vars(infer.parse_flags(arguments))
     untouched = vars(infer.parse_flags([]))
     assert flags == untouched | expected
-
-
-@pytest.mark.parametrize(
-    ("source", "file"),
-    [
-        (source, file)
-        for source, own in (
-            ("a.jsonl", ("predictions.jsonl", "rejects.jsonl", "settings.json")),
-            ("a.json", ("predictions.json", "nbest_predictions.json", "null_odds.json")),
-        )
-        for file in (*own, "metrics.json")
-    ],
-)
-def test_no_file_of_others_is_replaced_or_removed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, file: str
-) -> None:
-    """The output folder may be a model's, with figures of its own."""
-    (tmp_path / file).write_text("mine")
-    flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
-    with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
-        infer_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
-    assert {path.name for path in tmp_path.iterdir()} == {file}
 
 
 def test_a_byte_order_mark_counts_where_bytes_are_told(tmp_path: Path) -> None:

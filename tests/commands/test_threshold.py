@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_infer_obeys_what_was_kept(
     assert unanswered("--null_score_diff_threshold", -1e6) == len(held_out())
     assert unanswered("--null_score_diff_threshold", 1e6) == 0
     assert call("infer", *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
-    assert "questions without an answer" in capsys.readouterr().err
+    assert "question without an answer" in capsys.readouterr().err
 
 
 def test_a_threshold_that_is_given_is_the_one_that_is_kept(
@@ -172,6 +173,16 @@ def test_the_model_that_comes_with_the_project_stays_as_it_is(
     assert call("threshold", copied, held_out_file, *HERE) == 2
     assert "comes with the project" in capsys.readouterr().err
     assert sorted(copied.iterdir()) == before
+
+
+def test_a_model_in_the_cache_of_the_hub_stays_as_it_is(
+    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "models--org--bert" / "snapshots" / ("a" * 40)
+    shutil.copytree(copied, snapshot)
+    assert call("threshold", snapshot, held_out_file, *HERE) == 2
+    assert "stays as it is: copy that" in capsys.readouterr().err
+    assert not (snapshot / "decoding.json").exists()
 
 
 def test_a_threshold_is_refused_where_all_questions_are_alike(

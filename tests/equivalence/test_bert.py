@@ -21,7 +21,6 @@ from bertqa.model.bert import (
     BertForQuestionAnswering,
     BertOutput,
     FeedForward,
-    span_loss,
     window_losses,
 )
 from bertqa.model.checkpoint import checkpoint_name
@@ -112,7 +111,7 @@ def their_loss(theirs: TheirModel, twice: bool = True) -> torch.Tensor:
 
 
 def our_loss(ours: BertForQuestionAnswering, batch: PackedBatch) -> torch.Tensor:
-    return span_loss(ours(batch), batch.lengths, STARTS, ENDS)
+    return window_losses(ours(batch), batch.lengths, STARTS, ENDS).mean()
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -315,7 +314,7 @@ def by_hand(logits: list[float], place: int) -> float:
 
 
 @pytest.mark.parametrize("scale", [1.0, 400.0])
-def test_span_loss_by_hand(scale):
+def test_window_losses_by_hand(scale):
     generator = torch.Generator().manual_seed(3)
     start_logits, end_logits = torch.randn(2, sum(LENGTHS), generator=generator) * scale
     expected, first = [], 0
@@ -328,8 +327,6 @@ def test_span_loss_by_hand(scale):
         first += length
     output = BertOutput(start_logits, end_logits)
     assert_close(window_losses(output, LENGTHS, STARTS, ENDS), torch.tensor(expected))
-    mean = sum(expected) / len(expected)
-    assert_close(span_loss(output, LENGTHS, STARTS, ENDS), torch.tensor(mean))
     assert len(set(expected)) == len(LENGTHS)
 
 
@@ -393,7 +390,7 @@ def test_fused_and_reference_attention(ours, batch, training):
         ours.set_attention_implementation(implementation)
         torch.manual_seed(5)
         output, states = with_hidden_states(ours, batch)
-        found = gradients(ours, span_loss(output, batch.lengths, STARTS, ENDS))
+        found = gradients(ours, window_losses(output, batch.lengths, STARTS, ENDS).mean())
         results.append(([*states, *output], found))
     (fused_numbers, fused_gradients), (reference_numbers, reference_gradients) = results
     for a, b in zip(fused_numbers, reference_numbers, strict=True):
@@ -459,7 +456,7 @@ def test_bf16_autocast_is_close(ours, batch, implementation):
     assert half.start_logits.dtype == half.end_logits.dtype == torch.float32
     assert 0 < distance(half.start_logits, exact.start_logits) < 0.03
     assert 0 < distance(half.end_logits, exact.end_logits) < 0.03
-    half_gradients = gradients(ours, span_loss(half, batch.lengths, STARTS, ENDS))
+    half_gradients = gradients(ours, window_losses(half, batch.lengths, STARTS, ENDS).mean())
     for name, gradient in half_gradients.items():
         assert gradient.dtype == torch.float32
         if not is_unseen(name, ours):

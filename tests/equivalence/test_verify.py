@@ -297,7 +297,8 @@ def test_a_difference_is_a_share_of_the_largest(
         (["--max_seq_length", 4], "--max_seq_length 4"),
         (["--max_seq_length", 385], "--max_seq_length 385"),
         (["--input", "absent.json"], "absent.json does not exist"),
-        (["--markdown", __file__], "test_verify.py is there already"),
+        (["--markdown", Path(__file__).parent], "equivalence is there already"),
+        (["--markdown", f"{__file__}/x.md"], "test_verify.py is a file, name a folder"),
     ],
 )
 def test_bad_flags(

@@ -26,7 +26,7 @@ from bertqa.model.bert import (
     BertForQuestionAnswering,
     Dropout,
     FeedForward,
-    span_loss,
+    window_losses,
 )
 from bertqa.model.checkpoint import check_saveable, load_checkpoint, save_model
 from bertqa.model.config import BertConfig
@@ -163,7 +163,7 @@ def test_a_backward_hook_on_every_module_fires(model, batch):
     starts, ends = torch.zeros(2, len(LENGTHS), dtype=torch.int64)
 
     def gradients() -> dict[str, Tensor]:
-        loss = span_loss(model(batch), LENGTHS, starts, ends)
+        loss = window_losses(model(batch), LENGTHS, starts, ends).mean()
         names, parameters = zip(*model.named_parameters(), strict=True)
         return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
@@ -357,7 +357,7 @@ def test_a_changed_linear_layer_acts(model, batch, way, position, change, plain)
 def test_a_wrapper_is_trained(model, batch, position):
     starts, ends = torch.zeros(2, len(LENGTHS), dtype=torch.int64)
     put(model, LAYER + position, LowRank)
-    span_loss(model.train()(batch), LENGTHS, starts, ends).backward()
+    window_losses(model.train()(batch), LENGTHS, starts, ends).mean().backward()
     for parameter in model.get_submodule(LAYER + position).parameters():
         assert parameter.grad is not None and parameter.grad.any()
 

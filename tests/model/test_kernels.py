@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.model import kernels
-from bertqa.model.bert import BertForQuestionAnswering, Dropout, SelfAttention, span_loss
+from bertqa.model.bert import BertForQuestionAnswering, Dropout, SelfAttention, window_losses
 from bertqa.model.config import BertConfig
 from bertqa.model.kernels import choose_attention, cpu_attention, dropout, flash_attention, linears
 from bertqa.model.packing import PackedBatch
@@ -451,7 +451,7 @@ def logits_and_gradients(model: BertForQuestionAnswering, batch: PackedBatch) ->
     """Start logits, end logits and the gradient of every parameter, on the CPU."""
     places = torch.tensor([length - 1 for length in LENGTHS], device=batch.input_ids.device)
     output = model(batch)
-    loss = span_loss(output, batch.lengths, places // 2, places)
+    loss = window_losses(output, batch.lengths, places // 2, places).mean()
     found = torch.autograd.grad(loss, list(model.parameters()))
     return [x.detach().cpu() for x in (output.start_logits, output.end_logits, *found)]
 

@@ -162,11 +162,11 @@ def test_a_heat_map_is_fuller_where_the_number_is_larger() -> None:
     found = coloured(root)
     assert list(found) == [
         "layer 0, head 0: 0.50", "layer 0, head 1: -2.00", "layer 0, head 2: 0.00",
-        "whole layer 0: 30.00", "layer 1, head 0: 1.00", "layer 1, head 1: 0.25",
-        "layer 1, head 2: 4.00", "whole layer 1: -10.00",
+        "layer 1, head 0: 1.00", "layer 1, head 1: 0.25", "layer 1, head 2: 4.00",
+        "whole layer 0: 30.00", "whole layer 1: -10.00",
     ]  # fmt: skip
     fullness = [float(rect.attrib["fill-opacity"]) for rect in found.values()]
-    assert fullness == pytest.approx([1 / 8, 1 / 2, 0, 1, 1 / 4, 1 / 16, 1, 1], abs=1e-3)
+    assert fullness == pytest.approx([1 / 8, 1 / 2, 0, 1 / 4, 1 / 16, 1, 1, 1], abs=1e-3)
     kinds = [rect.attrib["class"] for rect in found.values()]
     assert [kind == "less" for kind in kinds] == [name.find("-") > 0 for name in found]
     long, short = (

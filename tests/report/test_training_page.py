@@ -7,7 +7,13 @@ import pytest
 from bertqa.answering.answers import Prediction
 from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
-from bertqa.report.training_page import Answered, report_page, time_spent, write_report
+from bertqa.report.training_page import (
+    Answered,
+    in_words,
+    report_page,
+    run_figures,
+    write_report,
+)
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import Page
 
@@ -58,9 +64,10 @@ def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
 )
 def test_the_time_that_was_spent(seconds: list[float], said: str) -> None:
     log = [{"step": i, "loss": 2.0, "seconds": each} for i, each in enumerate(seconds)]
-    assert time_spent([*log, {"step": 9, "training_loss": 7.0}]) == said
+    measured = {"step": 9, "training_loss": 7.0}
+    assert in_words(run_figures([*log, measured])["seconds"]) == said
     assert any(said in part for part in shown(log=[line | LOG[0] for line in log]).texts)
-    assert time_spent([*log, {"step": 9, "loss": 7.0}]) == ""
+    assert run_figures([*log, {"step": 9, "loss": 7.0}])["seconds"] is None
 
 
 def test_the_page_of_a_run() -> None:

@@ -74,5 +74,5 @@ def server(
         patch.setenv("HF_HOME", str(home / "hf"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.training.processes", "bertqa.commands.train_work"])
+        context.set_forkserver_preload(["tests.training.processes", "bertqa.training.job"])
         yield context

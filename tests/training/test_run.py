@@ -67,7 +67,7 @@ def test_the_evaluation_table() -> None:
     names = ["epoch", "step", "training loss", "validation loss", "exact match", "f1"]
     assert [name.strip() for name in title.split("  ") if name.strip()] == names
     assert first.split() == ["1.00", "500", "1.2346", "2.5000", "81.23", "88.57"]
-    assert second.split() == ["1.50", "1000", "0.5000", "-", "-", "-"]
+    assert second.split() == ["1.50", "1,000", "0.5000", "-", "-", "-"]
     assert len(title) == len(first) == len(second)
 
 

@@ -21,6 +21,12 @@ from tests.training.runs import DESCRIPTION, contents, make_run
     [
         ("settings", "seed", 43, "has seed 42, not 43"),
         ("settings", "model", "other", "has model 'tiny', not 'other'"),
+        (
+            "settings",
+            "model_commit",
+            "b" * 40,
+            r"model_commit 'aaa', .* \(--revision aaa takes that",
+        ),
         ("data", "train", "4567", "began with other train questions than are read now"),
         ("data", "windows", {"a": 1, "b": 3}, "has b 2, not 3"),
     ],
@@ -30,6 +36,7 @@ def test_another_run_does_not_go_on_with_this_one(
 ) -> None:
     folder = tmp_path / "run"
     description = DESCRIPTION | {"data": DESCRIPTION["data"] | {"windows": {"a": 1, "b": 2}}}
+    description["settings"] = description["settings"] | {"model_commit": "aaa"}
     RunFolder(folder, description).open(0)
     before = contents(folder)
     RunFolder(folder, description).check_same_run()

@@ -1,0 +1,87 @@
+"""The rows of a file before the model is asked: which of them are questions that it can answer."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.data.readers import Row
+from bertqa.data.squad import check_version
+from bertqa.data.windows import make_windows
+from bertqa.errors import UserError, counted, shown
+
+_AT_ONCE = 256  # questions that are tokenised together
+
+
+def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
+    """The rows, streamed; those that this model cannot be asked are faulty ones now.
+
+    No windows can be made of their question, or it has no answer, which its settings do not allow.
+    """
+    stream = iter(rows)
+    while block := [_allowed(row, qa) for row in islice(stream, _AT_ONCE)]:
+        if _window_fault(block, qa):  # whose?
+            faults = ((row, _window_fault([row], qa)) for row in block)
+            block = [_faulty(row, fault) if fault else row for row, fault in faults]
+        yield from block
+
+
+def _allowed(row: Row, qa: QuestionAnswerer) -> Row:
+    try:
+        asked = [row.example] if row.example else []
+        check_version(asked, row.location, qa.decoding.version_2_with_negative)
+    except UserError as error:
+        return replace(row, example=None, fault=str(error))
+    return row
+
+
+def _window_fault(rows: Sequence[Row], qa: QuestionAnswerer) -> str:
+    """Why no windows can be made of rows: of their questions, as any context can be cut."""
+    questions = [replace(row.example, context="") for row in rows if row.example]
+    try:
+        make_windows(questions, qa.tokenizer, qa.windows)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _faulty(row: Row, fault: str) -> Row:
+    return replace(row, example=None, fault=f"{row.location}: {fault}")
+
+
+def unique(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows; those with the id of one before them are faulty ones now."""
+    known: set[str] = set()
+    for row in rows:
+        if row.example and row.example.id in known:
+            name = shown(row.example.id)
+            row = _faulty(row, f"the id {name} is that of an earlier question; give it its own")
+        elif row.example:
+            known.add(row.example.id)
+        yield row
+
+
+def refuse_faulty(rows: Iterable[Row]) -> None:
+    """Read rows to the end, to see that each can be asked.
+
+    Raises:
+        UserError: one cannot; the first is named, all are counted.
+    """
+    faulty = (row.fault for row in rows if row.fault)
+    if first := next(faulty, ""):
+        more = sum(1 for _ in faulty)
+        others = f" ({counted(more, 'more faulty row')})" if more else ""
+        raise UserError(
+            f"{first}{others}; nothing was asked: correct the file, or pass --skip_bad to leave "
+            "such rows out"
+        )
+
+
+def reject_entry(row: Row) -> dict[str, Any]:
+    """What rejects.jsonl says of a row; bytes are a line of JSON lines, as it stands there."""
+    is_line = isinstance(row.raw, bytes)
+    text = row.raw.decode("utf-8", "backslashreplace").rstrip("\r\n") if is_line else row.raw
+    raw = text if is_line else json.dumps(row.raw, ensure_ascii=False, default=str)
+    return {"line" if is_line else "row": row.number, "fault": row.fault, "raw": raw}
