@@ -4,6 +4,7 @@ bertqa infer                                                  four questions, th
 bertqa infer --question "Who?" --context "Ada did."           one question
 bertqa infer --question "Who?" --context_file text.txt --top_k 5
 bertqa infer --context_file text.txt                          many, asked in the terminal
+bertqa infer --question "Who?" --documents notes --top_k 5    a folder of texts, or JSON lines
 bertqa infer --question "Who?" --context "Ada did." --explain answer.html    bertqa explain
 bertqa infer --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
 """
@@ -25,6 +26,7 @@ from bertqa.commands.question_flags import (
     add_question_flags,
     add_top_k_flag,
     check_question_flags,
+    check_top_k,
     has_context,
     read_context,
 )
@@ -39,6 +41,9 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_question_flags(parser)
     parser.group("question")("--demo", action="store_true",
         help="answer four questions about two short texts, and ask for no others")
+    parser.group("question")("--documents", type=Path, metavar="PATH",
+        help="look for the answer in all .txt and .md files of a folder, or in JSON lines, each "
+        'with "text" and perhaps "id"')
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
         help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
@@ -78,6 +83,13 @@ def main(flags: argparse.Namespace) -> None:
 
         answer_file(flags)
         return
+    if flags.documents:
+        from bertqa.commands.infer_documents import (  # late: --help needs no torch
+            answer_from_documents,
+        )
+
+        answer_from_documents(flags)
+        return
     context = read_context(flags) if has_context(flags) else None
     if context is not None and flags.explain is not None:
         explain_one(flags, context, page_file(flags.explain))
@@ -99,7 +111,10 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     given = [flag for flag, value in ways.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other: pass one")
-    check_question_flags(flags)
+    if flags.documents:
+        check_documents_flags(flags)
+    else:
+        check_question_flags(flags)
     if has_context(flags) and given and given[0] != "--question":
         raise UserError(f"--context goes with --question, not with {given[0]}: drop one")
     if has_context(flags) and not given and not has_terminal:
@@ -114,6 +129,16 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     if flags.explain is not None:
         check_explain_flags(flags)
     overrides(flags).check()
+
+
+def check_documents_flags(flags: argparse.Namespace) -> None:
+    """Refuse what does not go with --documents."""
+    if flags.question is None:
+        raise UserError("--documents needs a question to look for: add --question")
+    others = ("context", "context_file", "explain", "all_offsets")
+    if given := [name for name in others if getattr(flags, name) not in (None, False)]:
+        raise UserError(f"--documents and --{given[0]} exclude each other: pass one")
+    check_top_k(flags)
 
 
 def check_explain_flags(flags: argparse.Namespace) -> None:

@@ -63,11 +63,15 @@ def print_found(flags: argparse.Namespace, context: str, found: Any) -> None:
         for answer in answers:
             answer |= other_offsets(context, answer["start"], answer["end"])
     if flags.json:
-        # JSON has an escape for every character, also where the terminal's encoding has not.
-        is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
-        print(json.dumps(found, ensure_ascii=not is_utf8))
+        print_json(found)
     else:
         print_answers(answers)
+
+
+def print_json(found: Any) -> None:
+    """JSON has an escape for every character, also where the terminal's encoding has not."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    print(json.dumps(found, ensure_ascii=not is_utf8))
 
 
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:

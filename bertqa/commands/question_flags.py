@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertqa.commands.flags import Parser, overrides
+from bertqa.data.documents import read_text
 from bertqa.errors import UserError
 
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers alone
-
-LARGEST_CONTEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
 
 
 def add_question_flags(parser: Parser) -> None:
@@ -34,6 +33,11 @@ def check_question_flags(flags: argparse.Namespace) -> None:
         raise UserError("--context and --context_file exclude each other: pass one")
     if flags.question is not None and not has_context(flags):
         raise UserError("--question needs a text to look in: add --context or --context_file")
+    check_top_k(flags)
+
+
+def check_top_k(flags: argparse.Namespace) -> None:
+    """Refuse to show no answer."""
     if flags.top_k < 1:
         raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
 
@@ -61,20 +65,6 @@ def read_context(flags: argparse.Namespace) -> str:
     """The text of --context or --context_file."""
     if flags.context_file is None:
         return str(flags.context)
-    try:
-        with flags.context_file.open("rb") as file:
-            content = file.read(LARGEST_CONTEXT + 1)  # a device such as /dev/zero has no end
-        if len(content) > LARGEST_CONTEXT:
-            raise UserError(
-                f"--context_file {flags.context_file} holds more than {LARGEST_CONTEXT >> 20} MiB: "
-                "name a text, or cut it into several"
-            )
-        text = content.decode("utf-8")  # line ends stay as they are: offsets count them
-        # A byte order mark is no text; where places are told in bytes as well, it counts.
-        return text if flags.all_offsets else text.removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(
-            f"--context_file {flags.context_file} cannot be read: {error.strerror}; check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--context_file {flags.context_file} is not UTF-8: convert it") from error
+    text = read_text(flags.context_file, f"--context_file {flags.context_file}")
+    # A byte order mark is no text; where places are told in bytes as well, it counts.
+    return text if flags.all_offsets else text.removeprefix("\ufeff")

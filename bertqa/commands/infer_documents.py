@@ -1,0 +1,44 @@
+"""``bertqa infer --documents``: one question, many documents."""
+
+import argparse
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from bertqa.answering.answerer import asked
+from bertqa.answering.documents import ReadEntry
+from bertqa.commands.infer_questions import print_json
+from bertqa.commands.question_flags import load_answerer
+from bertqa.data.documents import iter_documents
+from bertqa.data.text import visible
+
+
+def answer_from_documents(flags: argparse.Namespace) -> None:
+    """Look for --question in --documents and print the best answers."""
+    asked(flags.question, "any")  # an empty question is refused before anything is read
+    number = sum(1 for _ in iter_documents(flags.documents))  # one that is broken is refused now
+    qa = load_answerer(flags)
+    documents = tqdm(iter_documents(flags.documents), total=number, unit="doc", disable=None)
+    found = qa.read(flags.question, documents, top_k=flags.top_k)
+    if flags.json:
+        print_json(found)
+    else:
+        print_table(found)
+
+
+def print_table(found: Sequence[ReadEntry]) -> None:
+    """Two lines for each answer: probability, document and place; the snippet, answer marked."""
+    for entry in found:
+        if not entry["answer"]:
+            print(f"{entry['score']:8.4f}  (no answer)")
+            continue
+        place = f"{entry['document']}:{entry['start']}-{entry['end']}"
+        print(f"{entry['score']:8.4f}  {visible(place)}  {_line(entry['answer'])}")
+        first, last = entry["snippet_start"], entry["snippet_end"]
+        snippet = entry["snippet"]
+        marked = f"{snippet[:first]}[{snippet[first:last]}]{snippet[last:]}"
+        print(f"          {_line(marked)}")
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))

@@ -1,0 +1,127 @@
+"""infer --documents: a folder of texts or JSON lines, a table or JSON."""
+
+import json
+import os
+
+import pytest
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.data.documents import iter_documents
+from bertqa.errors import UserError
+from tests.commands.world import HERE, call
+
+WHO = "Who built the quay?"
+TEXTS = {
+    "a.txt": "Ada built the quay\r\nin 1642.",
+    "deep/er/B.MD": "\ufeffBen swept the e\u0301 town.",
+    "deep/c.markdown": "",
+}
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    for name, text in {**TEXTS, "picture.png": "no text"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text.encode())
+    return folder
+
+
+def lines(tmp_path, *entries):
+    path = tmp_path / "notes.jsonl"
+    path.write_text("\n".join(e if isinstance(e, str) else json.dumps(e) for e in entries))
+    return path
+
+
+def test_the_texts_of_a_folder_in_the_order_of_their_names(notes):
+    found = [(document["id"], document["text"]) for document in iter_documents(notes)]
+    assert found == sorted((name, text.removeprefix("\ufeff")) for name, text in TEXTS.items())
+
+
+def test_a_text_and_json_lines(tmp_path, notes):
+    assert [d["id"] for d in iter_documents(notes / "a.txt")] == ["a.txt"]
+    path = lines(tmp_path, {"text": "a"}, "", {"id": "x", "text": "b", "year": 7})
+    assert list(iter_documents(path)) == [
+        {"id": 1, "text": "a"},
+        {"id": "x", "text": "b", "year": 7},
+    ]
+
+
+def test_answers_are_those_of_python(notes, checkpoint, capsys):
+    flags = ["--model", checkpoint, "--question", WHO, "--documents", notes, "--top_k", 3, *HERE]
+    assert call("infer", *flags, "--json") == 0
+    qa = QuestionAnswerer.from_pretrained(checkpoint, device="cpu", precision="fp32")
+    found = json.loads(capsys.readouterr().out)
+    assert found == qa.read(WHO, iter_documents(notes), top_k=3)
+    assert len(found) == 3
+    assert call("infer", *flags) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 6
+    for entry, line, snippet in zip(found, table[::2], table[1::2], strict=True):
+        place = f"{entry['document']}:{entry['start']}-{entry['end']}"
+        answer = " ".join(entry["answer"].split())
+        assert line.split(maxsplit=2) == [f"{entry['score']:.4f}", place, answer]
+        assert f"[{answer}]" in snippet
+
+
+def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
+    flags = ["--model", checkpoint, "--question", WHO, "--documents", notes, *HERE]
+    flags += ["--version_2_with_negative", "--null_score_diff_threshold=-1e9"]
+    assert call("infer", *flags) == 0
+    assert capsys.readouterr().out.split(maxsplit=1)[1] == "(no answer)\n"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{"text": "a"}, "{"], ["line 2", "must be JSON"]),
+        ([{"text": "a"}, {"txt": "b"}], ["line 2", 'with the key "text"']),
+        (["[1]"], ["line 1", 'with the key "text"']),
+        ([{"text": None}], ["line 1", 'with the key "text"']),
+        ([""], ["must hold documents, got none"]),
+    ],
+)
+def test_lines_that_are_no_documents(tmp_path, entries, words):
+    with pytest.raises(UserError) as refused:
+        list(iter_documents(lines(tmp_path, *entries)))
+    assert all(word in str(refused.value) for word in ("--documents", "notes.jsonl", *words))
+
+
+def test_what_holds_no_text(tmp_path, notes):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (notes / "latin.txt").write_bytes(b"caf\xe9")
+    for path, words in {
+        tmp_path / "empty": "must hold documents",
+        tmp_path / "none": "No such file",
+        tmp_path / "none.jsonl": "must be a file that exists",
+        tmp_path / "pipe.jsonl": "must be a file that exists",
+        notes / "picture.png": "must be a folder, JSON lines",
+        notes: r"latin.txt is not UTF-8",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            list(iter_documents(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--documents needs a question"),
+        (["--question", " "], "the question is ' '"),
+        (["--question", WHO, "--context", "a"], "--documents and --context exclude each other"),
+        (["--question", WHO, "--explain"], "--documents and --explain exclude each other"),
+        (["--question", WHO, "--all_offsets"], "--documents and --all_offsets exclude"),
+        (["--question", WHO, "--top_k", "0"], "--top_k 0 asks for no answer"),
+        (["--demo"], "--documents needs a question"),
+        (["--question", WHO, "--input", "x.json"], "exclude each other"),
+    ],
+)
+def test_flags_that_do_not_go_together(notes, capsys, flags, words):
+    assert call("infer", "--model", "none", "--documents", notes, *flags) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_broken_document_is_told_before_the_model_is_looked_for(tmp_path, capsys):
+    path = lines(tmp_path, {"text": "a"}, "{")
+    assert call("infer", "--model", "none", "--question", WHO, "--documents", path) == 2
+    assert "line 2: must be JSON" in capsys.readouterr().err
