@@ -144,7 +144,11 @@ class BadWeights(UserError):
         fault: which weights, and what is wrong with them.
     """
 
-    fault = ""
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(
+            f"{path} is not written, since {fault}: train with a lower --learning_rate"
+        )
+        self.fault = fault
 
 
 def check_saveable(model: BertForQuestionAnswering) -> None:
@@ -152,8 +156,7 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
 
     A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
     with the same weights, a parametrisation or a replaced ``forward`` computes something else with
-    them. Hooks are no part
-    of a checkpoint and may be there; so may the model be of a subclass itself.
+    them. Hooks are no part of a checkpoint and may be there; so may the model be of a subclass.
 
     Raises:
         ValueError: the model is prepacked: its weights are no longer there as such.
@@ -171,10 +174,10 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     plain, found = _shapes_of(model.config), dict(model.named_modules(remove_duplicate=False))
     for name, module in plain.named_modules():
         if name and type(found.get(name)) is not type(module):
-            kinds = [type(each).__name__ for each in (found.get(name), module)]
+            got, wanted = (type(each).__name__ for each in (found.get(name), module))
             raise UserError(
-                f"the model cannot be saved: {name} must be a {kinds[1]}, got {kinds[0]}, which a "
-                f"checkpoint cannot hold: merge its weights into a {kinds[1]} and put that there"
+                f"the model cannot be saved: {name} must be a {wanted}, got {got}, which a "
+                f"checkpoint cannot hold: merge its weights into a {wanted} and put that there"
             )
     shapes, own = (
         {name: tuple(parameter.shape) for name, parameter in each.named_parameters()}
@@ -206,18 +209,12 @@ def save_model(
         ValueError, UserError: see ``check_saveable``.
     """
     check_saveable(model)
+    tensors = {}
     for name, parameter in model.named_parameters():
-        if fault := _no_weights(parameter.detach()):
-            error = BadWeights(
-                f"{folder / WEIGHTS_FILE} is not written, since {checkpoint_name(name)} {fault}: "
-                "train with a lower --learning_rate"
-            )
-            error.fault = f"{checkpoint_name(name)} {fault}"
-            raise error
-    tensors = {
-        checkpoint_name(name): parameter.detach().to("cpu", dtype).contiguous()
-        for name, parameter in model.named_parameters()
-    }
+        theirs, values = checkpoint_name(name), parameter.detach()
+        if fault := _no_weights(values):
+            raise BadWeights(folder / WEIGHTS_FILE, f"{theirs} {fault}")
+        tensors[theirs] = values.to("cpu", dtype).contiguous()
     write_json(folder / CONFIG_FILE, config_entries(model.config))
     write_tensors(folder / WEIGHTS_FILE, tensors)
 

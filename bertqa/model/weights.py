@@ -180,14 +180,11 @@ def _open_bin(path: Path) -> Tensors:
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files are of the older format
-        check = _check_zip if is_zip else _check_legacy
-        check(path)
+        (_check_zip if is_zip else _check_legacy)(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many kinds for a corrupt or unsafe pickle
-        # What follows its first sentence is advice to programmers.
-        because = reason(error).split(". ")[0]
         raise UserError(
-            f"{path} cannot be read as tensors alone ({because}): take model.safetensors"
+            f"{path} cannot be read as tensors alone ({reason(error)}): take model.safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
@@ -261,15 +258,9 @@ def _check_pickle(file: IO[bytes]) -> None:
         elif "GET" in code.name:
             stack.append(memo[argument])
         else:
-            before = code.stack_before
-            to_mark = pickletools.markobject in before
-            first = (
-                marks.pop() - before.index(pickletools.markobject)
-                if to_mark
-                else len(stack) - len(before)
-            )
-            taken = stack[first:]
-            del stack[first:]
+            before, mark = code.stack_before, pickletools.markobject
+            first = marks.pop() - before.index(mark) if mark in before else len(stack) - len(before)
+            taken, stack[first:] = stack[first:], []
             # What grows stays itself, wherever else it is referred to.
             grows = code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
             made = taken.pop(0) if grows else _Made(0)

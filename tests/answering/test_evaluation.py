@@ -32,8 +32,6 @@ from tests.corpus import PAIRS
 from tests.helpers import (
     STORIES,
     STORIES_V2,
-    their_batch,
-    their_model,
     write_checkpoint,
     write_tokenizer,
 )
@@ -120,16 +118,6 @@ def told(model, examples, windows):
 # --- the rules, told anew ------------------------------------------------------------------------
 
 
-def plain_spans(row, max_answer_length):
-    """Every (score, start, end) of a window's tokens, in characters of the context."""
-    offsets, start, end = row
-    tokens = [token for token, offset in enumerate(offsets) if offset is not None]
-    for i in tokens:
-        for j in tokens:
-            if i <= j < i + max_answer_length:
-                yield (start[i] + end[j], offsets[i], offsets[j])
-
-
 def plain_null(rows):
     return min(start[0] + end[0] for _, start, end in rows)
 
@@ -140,9 +128,13 @@ def plain_exact(context, rows, settings):
     A span of tokens counts once, at the best score that a window gives it.
     """
     spans = {}
-    for row in rows:
-        for value, first, last in plain_spans(row, settings.max_answer_length):
-            spans[first, last] = max(value, spans.get((first, last), -math.inf))
+    for offsets, start, end in rows:
+        tokens = [token for token, offset in enumerate(offsets) if offset is not None]
+        for i in tokens:
+            for j in tokens:
+                if i <= j < i + settings.max_answer_length:
+                    span, value = (offsets[i], offsets[j]), start[i] + end[j]
+                    spans[span] = max(value, spans.get(span, -math.inf))
     total = sum(map(math.exp, spans.values()))
     sums = Counter()  # of the spans of the same characters
     for (first, last), value in spans.items():
@@ -472,14 +464,12 @@ def continues(text, place):
 def test_an_answer_is_a_slice_of_its_context_in_whole_characters(model, tokenizer, decoder):
     examples = [*stories, *pairs]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
-    settings = DecodingSettings(decoder=decoder)
-    answers = 0
-    for example, prediction in zip(
-        examples, predict(model, examples, windows, settings, RUNTIME), strict=True
-    ):
+    predictions = list(
+        predict(model, examples, windows, DecodingSettings(decoder=decoder), RUNTIME)
+    )
+    for example, prediction in zip(examples, predictions, strict=True):
         context = example.context
         for answer in prediction.answers:
-            answers += 1
             assert answer.text == context[answer.start : answer.end] != ""
             assert not continues(context, answer.start)
             assert not continues(context, answer.end)
@@ -488,7 +478,7 @@ def test_an_answer_is_a_slice_of_its_context_in_whole_characters(model, tokenize
         if decoder == "exact":
             places = {(answer.start, answer.end) for answer in prediction.answers}
             assert len(places) == len(prediction.answers)
-    assert answers > 10 * len(examples)
+    assert sum(len(prediction.answers) for prediction in predictions) > 10 * len(examples)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -504,29 +494,11 @@ def test_parts_of_one_written_character_are_one_answer(ask, form):
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoint):
-    return their_model(
-        vocab_size=write_tokenizer(checkpoint).vocab_size, max_position_embeddings=384
-    )
-
-
-@pytest.fixture(scope="module")
-def asked(theirs, tokenizer):
-    """Questions, their windows, and what transformers' model says of each."""
+def asked(model, tokenizer):
+    """Questions, their windows, and what the model says of each."""
     examples = [*stories_v2[::2], *stories[:4], *pairs[:2], *pairs[13:16]]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
-    shown = [windows[i] for i in range(len(windows))]
-    rows = {example.id: [] for example in examples}
-    for first in range(0, len(shown), 64):
-        part = shown[first : first + 64]
-        ids, types = [w.input_ids for w in part], [w.token_type_ids for w in part]
-        with torch.no_grad():
-            output = theirs(**their_batch(ids, types))
-        for window, start, end in zip(part, output.start_logits, output.end_logits, strict=True):
-            size = len(window.input_ids)
-            row = (window.offsets, start[:size].tolist(), end[:size].tolist())
-            rows[examples[window.example].id].append(row)
-    return examples, windows, rows
+    return examples, windows, told(model, examples, windows)
 
 
 @pytest.mark.parametrize("n_best_size", [4, 20])
@@ -615,30 +587,23 @@ def test_evaluation_drops_nothing_out_and_leaves_the_model_as_it_was(
 def test_processes_share_the_questions_and_all_get_the_whole(labelled, monkeypatch):
     examples, windows, settings = labelled
     monkeypatch.setattr(evaluation, "BLOCK_SIZE", 12)
-    alone = Evaluator(examples, windows, settings, RUNTIME)(Scripted(jagged))
-    parts = []
+    parts, models = [], [Scripted(jagged) for _ in range(4)]
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: parts.append(value) or parts)
 
-    class Said(Exception):
-        pass
+    def evaluated(rank):
+        runtime = replace(RUNTIME, rank=rank, world_size=3)
+        return Evaluator(examples, windows, settings, runtime)(models[rank])
 
-    def say(self, value):
-        parts.append(value)
-        raise Said
-
-    models = [Scripted(jagged) for _ in range(3)]
-    monkeypatch.setattr(Runtime, "gather", say)
-    for rank in range(3):
-        with pytest.raises(Said):
-            runtime = replace(RUNTIME, rank=rank, world_size=3)
-            Evaluator(examples, windows, settings, runtime)(models[rank])
-    monkeypatch.setattr(Runtime, "gather", lambda self, value: parts)
-    together = Evaluator(examples, windows, settings, replace(RUNTIME, rank=2, world_size=3))(
-        Scripted(jagged)
-    )
+    for rank in range(2):
+        with pytest.raises(KeyError):  # of the parts of later processes
+            evaluated(rank)
+    together = evaluated(2)
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: [value])
+    alone = Evaluator(examples, windows, settings, RUNTIME)(models[3])
     assert together.predictions == alone.predictions
     assert together.metrics == alone.metrics
     assert together.loss == pytest.approx(alone.loss, rel=1e-6)
-    shares = [sum(map(len, model.calls)) for model in models]
+    shares = [sum(map(len, model.calls)) for model in models[:3]]
     assert sum(shares) == len(windows)
     assert min(shares) > 0
 

@@ -36,3 +36,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> 
     world = World(tmp_path_factory.mktemp("finished"), checkpoint)
     assert call("train", *world.train()) == 0
     return world.out
+
+
+@pytest.fixture
+def world(tmp_path: Path, checkpoint: Path) -> World:
+    return World(tmp_path, checkpoint)

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -133,64 +132,51 @@ def test_v2_of_the_two_scripts(
 
 
 def test_a_file_without_gold_is_answered_without_figures(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "q.csv").write_text(f'question,context\nWho?,"{CONTEXT}"\nWhat?,"{CONTEXT}"\n')
-    flags = ["--model", checkpoint, "--input", tmp_path / "q.csv", "--output_dir", tmp_path / "o"]
-    assert call("infer", *flags, *WINDOWS, *HERE) == 0
+    lines = f'question,context\nWho?,"{CONTEXT}"\nWhat?,"{CONTEXT}"\n'
+    assert call("infer", *world.file(world.write("q.csv", lines))) == 0
     assert capsys.readouterr().out == ""
-    files = [path.name for path in (tmp_path / "o").iterdir()]
-    assert sorted(files) == ["nbest_predictions.json", "predictions.json"]
-    assert list(read_json(tmp_path / "o" / "predictions.json")) == ["0", "1"]
+    files = {path.name for path in world.out.iterdir()}
+    assert files == {"nbest_predictions.json", "predictions.json"}
+    assert list(read_json(world.out / "predictions.json")) == ["0", "1"]
 
 
-def test_predictions_are_replaced_only_if_that_is_said(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_text(json.dumps({"data": [ROW]}))
-    (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "predictions.json").write_text("{}")
-    flags = ["--model", checkpoint, "--input", tmp_path / "q.json", "--output_dir", tmp_path / "o"]
-    assert call("infer", *flags, *WINDOWS, *HERE) == 2
-    assert contents(tmp_path / "o") == {"predictions.json": b"{}"}
-    assert call("infer", *flags, *WINDOWS, *HERE, "--overwrite-output-dir") == 0
-    assert list(read_json(tmp_path / "o" / "predictions.json")) == ["first"]
+def test_predictions_are_replaced_only_if_that_is_said(world: World) -> None:
+    kept = world.write("out/predictions.json", "{}")
+    assert call("infer", *world.file(world.row())) == 2
+    assert contents(world.out) == {"predictions.json": b"{}"}
+    assert call("infer", *world.file(world.row(), "--overwrite-output-dir")) == 0
+    assert list(read_json(kept)) == ["first"]
 
 
 # --- one question --------------------------------------------------------------------------------
 
 
-def asked_of(capsys: pytest.CaptureFixture[str], model: Path, *flags: object) -> str:
+def asked(capsys: pytest.CaptureFixture[str], model: Path, *flags: object) -> str:
     """What infer.py prints."""
-    assert call("infer", "--model", model, *HERE, *flags) == 0
+    assert call("infer", "--model", model, *HERE, *WINDOWS, *flags) == 0
     out, err = capsys.readouterr()
     assert err == ""
     return out
 
 
-def asked(capsys: pytest.CaptureFixture[str], checkpoint: Path, *flags: object) -> str:
-    """The same with the windows of these tests."""
-    return asked_of(capsys, checkpoint, *WINDOWS, *flags)
-
-
 LINE = re.compile(r" *(\d\.\d{4}) +(\d+)-(\d+)  (.+)")
 
 
-def test_one_question(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--question", "Who built it?"]
-    out = asked(capsys, checkpoint, *flags, "--context", CONTEXT, "--json")
-    answer = json.loads(out)
+def test_one_question(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--question", "Who built it?", "--context", CONTEXT]
+    answer = json.loads(asked(capsys, checkpoint, *flags, "--json"))
     assert list(answer) == ["score", "start", "end", "answer"]
     assert answer["answer"] == CONTEXT[answer["start"] : answer["end"]] != ""
 
-    line = LINE.fullmatch(asked(capsys, checkpoint, *flags, "--context", CONTEXT).rstrip("\n"))
-    assert line
-    score, start, end, text = line.groups()
+    (line,) = asked(capsys, checkpoint, *flags).splitlines()
+    score, start, end, text = LINE.fullmatch(line).groups()
     assert (int(start), int(end), text) == (answer["start"], answer["end"], answer["answer"])
     assert float(score) == pytest.approx(answer["score"], abs=1e-4)
 
-    flags += ["--context", CONTEXT]
     three = json.loads(asked(capsys, checkpoint, *flags, "--json", "--top-k", 3))
-    assert len(three) == 3
-    assert three[0] == answer
+    assert len(three) == 3 and three[0] == answer
     assert three[0]["score"] >= three[1]["score"] >= three[2]["score"]
     lines = asked(capsys, checkpoint, *flags, "--top_k=3").splitlines()
     assert [LINE.fullmatch(line)[4] for line in lines] == [entry["answer"] for entry in three]
@@ -230,10 +216,10 @@ def test_the_context_file_is_taken_as_it_is(
 
 def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--question", "Who?", "--context", CONTEXT, "--version_2_with_negative"]
-    out = asked(capsys, checkpoint, *flags, "--null_score_diff_threshold=-1e9")
-    assert LINE.fullmatch(out.rstrip("\n")).groups()[1:] == ("0", "0", "(no answer)")
-    out = asked(capsys, checkpoint, *flags, "--null_score_diff_threshold=-1e9", "--json")
-    answer = json.loads(out)
+    flags += ["--null_score_diff_threshold=-1e9"]
+    line = LINE.fullmatch(asked(capsys, checkpoint, *flags).rstrip("\n"))
+    assert line.groups()[1:] == ("0", "0", "(no answer)")
+    answer = json.loads(asked(capsys, checkpoint, *flags, "--json"))
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
 
 
@@ -243,8 +229,9 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
 def test_without_arguments_and_terminal_it_shows_the_demo(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = asked_of(capsys, checkpoint)
-    assert asked_of(capsys, checkpoint, "--demo") == shown
+    room = ["--max_seq_length", 384]  # for its long questions
+    shown = asked(capsys, checkpoint, *room)
+    assert asked(capsys, checkpoint, *room, "--demo") == shown
     lines = shown.splitlines()
     assert infer_questions.DEMO_CONTEXT in lines and infer_questions.DEMO_HISTORY in lines
     for question in infer_questions.DEMO_QUESTIONS:
@@ -372,44 +359,49 @@ FAULTY = [
 ]
 
 
-def checked(checkpoint: Path, path: Path, *more: object) -> int:
-    flags = ["--model", checkpoint, "--train_file", path, "--output_dir", path.parent / "out"]
-    return call("train", *flags, *WINDOWS, "--check", *more)
+@pytest.fixture
+def bad(world: World) -> Path:
+    return world.rows("bad.json", *FAULTY)
+
+
+def checked(world: World, path: Path, *more: object) -> int:
+    return call("train", *world.train("--train_file", path, "--check", *more))
 
 
 def test_a_check_says_what_is_wrong_and_does_nothing_else(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path, checkpoint)
-    good, bad = world.rows("good.json", ROW), world.rows("bad.json", *FAULTY)
-    before = contents(tmp_path)
-    assert checked(checkpoint, good) == 0
+    good = world.rows("good.json", ROW)
+    before = contents(world.folder)
+    assert checked(world, good) == 0
     said, err = capsys.readouterr()
     assert f"{good}: 1 question\n" in said and "nothing was found" in said and err == ""
-    assert checked(checkpoint, bad) == 1
+    assert checked(world, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
     assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
-    assert checked(checkpoint, good, "--validation_file", bad) == 1
+    assert checked(world, good, "--validation_file", bad) == 1
     said = capsys.readouterr().out
     assert f"{good}: 1 question\n" in said and f"{bad}: 3 questions" in said
-    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "1")  # of several processes one checks
+    assert checked(world, bad) == 0
+    assert capsys.readouterr().out == ""
+    assert contents(world.folder) == before
 
 
 def test_the_command_checks_as_train_does(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
-    flags = ["--model", checkpoint, "--train_file", bad, *WINDOWS]
-    assert checked(checkpoint, bad, "--report", tmp_path / "of_train.json") == 1
+    flags, folder = ["--model", world.good, "--train_file", bad, *WINDOWS], world.folder
+    assert checked(world, bad, "--report", folder / "of_train.json") == 1
     said = capsys.readouterr().out
-    assert call("check", *flags, "--report", tmp_path / "of_check.json") == 1
+    assert call("check", *flags, "--report", folder / "of_check.json") == 1
     assert capsys.readouterr().out == said.replace("of_train", "of_check")
-    assert (tmp_path / "of_train.json").read_bytes() == (tmp_path / "of_check.json").read_bytes()
-    assert call("check", *flags, "--repair", tmp_path / "copy.json") == 0
-    assert len(read_examples(tmp_path / "copy.json")) == 3
+    assert (folder / "of_train.json").read_bytes() == (folder / "of_check.json").read_bytes()
+    assert call("check", *flags, "--repair", folder / "copy.json") == 0
+    assert len(read_examples(folder / "copy.json")) == 3
     for wrong, words in (
         (["--validation_split_percentage", 99], "give 1 to 50 per cent"),
-        (["--repair", tmp_path / "copy.json"], "copy.json is there already"),
+        (["--repair", folder / "copy.json"], "copy.json is there already"),
         (["--doc_stride", -1], "--doc_stride -1 is out of range"),
     ):
         capsys.readouterr()
@@ -418,17 +410,13 @@ def test_the_command_checks_as_train_does(
 
 
 def test_a_check_needs_no_weights_and_tells_v2_from_v1(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        shutil.copy(checkpoint / name, folder)
-    world = World(tmp_path, checkpoint)
+    folder = ["--model", world.checkpoint("model.safetensors")]
     path = world.rows("v2.json", ROW, ROW | {"id": "none", "question": "Why?", "answers": []})
-    assert checked(folder, path) == 1
+    assert checked(world, path, *folder) == 1
     assert "unanswerable: 1" in capsys.readouterr().out.splitlines()
-    assert checked(folder, path, "--version_2_with_negative") == 0
+    assert checked(world, path, *folder, "--version_2_with_negative") == 0
     assert "nothing was found" in capsys.readouterr().out
 
 
@@ -442,14 +430,13 @@ NO_ANSWER = [  # each says the same, in words of its own
 
 @pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
 def test_no_answer_is_the_same_to_every_command(
-    gold: dict[str, Any], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gold: dict[str, Any], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(tmp_path, checkpoint)
     none = ROW | {"id": "none", "question": "Why?"} | gold
     for flag, code, cause in [([], 2, "unanswerable: 1"), (["--version_2_with_negative"], 0, "")]:
         path = world.rows("none.json", ROW, none)
         capsys.readouterr()
-        assert checked(checkpoint, path, *flag) == code // 2
+        assert checked(world, path, *flag) == code // 2
         assert cause in capsys.readouterr().out
         out = tmp_path / f"trained{code}"
         train = world.train("--train_file", path, "--output_dir", out, "--max_steps", 1, *flag)
@@ -461,7 +448,7 @@ def test_no_answer_is_the_same_to_every_command(
     for flag in ([], ["--version_2_with_negative"]):
         assert call("train", *world.train("--train_file", skipped, *flag)) == 2
         assert "'none' has no gold answers" in capsys.readouterr().err
-        assert checked(checkpoint, skipped, *flag) == 1
+        assert checked(world, skipped, *flag) == 1
         assert "no answers given: 1" in capsys.readouterr().out
         answer = world.file(skipped, "--output_dir", tmp_path / f"skipped{len(flag)}", *flag)
         assert call("infer", *answer) == 0
@@ -469,73 +456,59 @@ def test_no_answer_is_the_same_to_every_command(
 
 
 def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def rows(*golds: dict[str, Any]) -> Path:
         named = [ROW | {"question": f"{n}?", "id": str(n)} | g for n, g in enumerate(golds)]
-        return World(tmp_path, checkpoint).rows("rows.json", *named)
+        return world.rows("rows.json", *named)
 
     unreadable = [{"is_impossible": True}, {"answers": {"text": ["Ada"], "answer_start": ["0"]}}]
     flags = ["--repair", tmp_path / "copy.json"]
-    assert checked(checkpoint, rows({}, *unreadable)) == 1
+    assert checked(world, rows({}, *unreadable)) == 1
     said = capsys.readouterr().out
     assert "unreadable: 2" in said and "is_impossible is true, but" in said
     assert "answer_start is '0' (str)" in said
-    assert checked(checkpoint, rows(*unreadable), *flags) == 2
+    assert checked(world, rows(*unreadable), *flags) == 2
     assert "copy.json: correct it first" in capsys.readouterr().err
     starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
-    assert checked(checkpoint, rows(*starts), *flags) == 0
+    assert checked(world, rows(*starts), *flags) == 0
     assert {(e.answers, e.answer_starts) for e in read_examples(tmp_path / "copy.json")} == {
         (("1642",), (22,))
     }
 
 
 def test_a_mended_copy_can_be_trained_on(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(tmp_path, checkpoint)
-    bad, copy = world.rows("bad.json", *FAULTY), tmp_path / "new" / "repaired.jsonl"
-    before = bad.read_bytes()
+    before, copy = bad.read_bytes(), world.folder / "new" / "repaired.jsonl"
     assert call("train", *world.train("--train_file", bad)) == 2
     assert "bertqa check finds all faults" in capsys.readouterr().err
-    assert checked(checkpoint, bad, "--repair", copy) == 0  # the copy's code
+    assert checked(world, bad, "--repair", copy) == 0  # the copy's code
     said = capsys.readouterr().out
     assert "repaired: 3\n" in said and said.endswith(f"wrote {copy}\n")
     assert bad.read_bytes() == before
-    rows = read_examples(copy)
-    assert [(e.id, e.answers, e.answer_starts) for e in rows] == [
+    assert [(e.id, e.answers, e.answer_starts) for e in read_examples(copy)] == [
         ("first", ("Ada",), (0,)), ("moved", ("1642",), (22,)), ("first-2", ("Ben",), (28,)),
     ]  # fmt: skip
     assert call("train", *world.train("--train_file", copy)) == 0
     # What cannot be repaired is in the copy too.
     lost = ROW | {"id": "lost", "answers": {"text": ["Rye"], "answer_start": [0]}}
-    bad = world.rows("worse.json", *FAULTY, lost)
-    assert checked(checkpoint, bad, "--repair", tmp_path / "copy.json") == 1
+    worse = world.rows("worse.json", *FAULTY, lost)
+    assert checked(world, worse, "--repair", world.folder / "copy.json") == 1
     assert "bertqa train refuses it, for 1 of its questions" in capsys.readouterr().out
-    assert read_examples(tmp_path / "copy.json")[3] == read_examples(bad)[3]
+    assert read_examples(world.folder / "copy.json")[3] == read_examples(worse)[3]
 
 
-def test_the_reports_of_a_check(checkpoint: Path, tmp_path: Path) -> None:
-    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
-    assert checked(checkpoint, bad, "--report", tmp_path / "r.html") == 1
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert page.startswith("<!DOCTYPE html>") and "What was repaired" not in page
-    copy = ["--repair", tmp_path / "copy.json"]
-    assert checked(checkpoint, bad, *copy, "--report", tmp_path / "r.json") == 0
-    document = read_json(tmp_path / "r.json")
-    assert [a["source"] for a in document["audits"]] == [str(bad), str(tmp_path / "copy.json")]
+def test_the_reports_of_a_check(world: World, bad: Path) -> None:
+    page, report, copy = (world.folder / name for name in ("r.html", "r.json", "copy.json"))
+    assert checked(world, bad, "--report", page) == 1
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>") and "What was repaired" not in text
+    assert checked(world, bad, "--repair", copy, "--report", report) == 0
+    document = read_json(report)
+    assert [a["source"] for a in document["audits"]] == [str(bad), str(copy)]
     assert [a["refused"] for a in document["audits"]] == [2, 0]
     assert [change["row"] for change in document["changes"]] == [1, 2, 2]
-
-
-def test_of_several_processes_one_checks(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("RANK", "1")
-    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
-    assert checked(checkpoint, bad) == 0
-    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture
@@ -612,21 +585,16 @@ def test_whoever_interrupts_twice_does_not_wait(
     assert checkpoints_of(tmp_path / "run") == ["step-00000004"]
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_so(
-    checkpoint: Path, tmp_path: Path, after_log: Any
-) -> None:
+def test_a_signal_that_was_ignored_from_the_start_stays_so(world: World, after_log: Any) -> None:
     after_log(1, interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    world = World(tmp_path, checkpoint)
     assert call("train", *world.train("--max_steps", 2, "--logging_steps", 1)) == 0
 
 
 def test_a_headless_checkpoint_can_be_trained(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = World(tmp_path, checkpoint).tensors(without_head)
-    world = World(tmp_path, checkpoint)
-    assert call("train", *world.train("--model", folder)) == 0
+    assert call("train", *world.train("--model", world.tensors(without_head))) == 0
     out = capsys.readouterr().out
     assert "newly initialised: qa_outputs.bias, qa_outputs.weight" in out
     assert call("infer", *world.ask("--model", world.out)) == 0

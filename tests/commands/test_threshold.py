@@ -125,12 +125,12 @@ def test_infer_obeys_what_was_kept(
 def test_a_threshold_that_is_given_is_the_one_that_is_kept(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    run = [
+    flags = [
         "--model", checkpoint, "--train_file", STORIES_V2, "--validation_split_percentage", 30,
         "--max_steps", 1, "--version_2_with_negative", *WINDOWS, *HERE,
+        "--null_score_diff_threshold", 2.5, "--output_dir", tmp_path / "given",
     ]  # fmt: skip
-    given = ["--null_score_diff_threshold", 2.5, "--output_dir", tmp_path / "given"]
-    assert call("train", *run, *given) == 0
+    assert call("train", *flags) == 0
     assert stored_decoding(tmp_path / "given").null_score_diff_threshold == 2.5
     assert not (tmp_path / "given" / "threshold.json").exists()
 

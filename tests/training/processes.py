@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,17 +23,12 @@ PATIENCE = 600  # seconds until a process hangs, also where the machine has much
 
 
 def child(
-    flags: list[str],
-    said: str,
-    killed_at_sync: int,
-    killed_at_step: int,
-    calls_later: int,
-    file_size: int,
-    environment: dict[str, str],
-    number: int,
-) -> None:
+    flags: list[str], said: str, *, killed_at_sync: int = 0, killed_at_step: int = 0,
+    calls_later: int = 0, file_size: int = 0, environment: dict[str, str] | None = None,
+    number: int = signal.SIGKILL,
+) -> None:  # fmt: skip
     """train.py in a process of its own, with its accident."""
-    os.environ.update(environment)
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -78,22 +74,10 @@ def count_down(
 
 
 def start(
-    server: multiprocessing.context.BaseContext,
-    flags: list[str],
-    said: Path,
-    *,
-    killed_at_sync: int = 0,
-    killed_at_step: int = 0,
-    calls_later: int = 0,
-    file_size: int = 0,
-    environment: dict[str, str] | None = None,
-    number: int = signal.SIGKILL,
+    server: multiprocessing.context.BaseContext, flags: list[str], said: Path, **accident: Any
 ) -> BaseProcess:
-    arguments = (
-        flags, str(said), killed_at_sync, killed_at_step, calls_later, file_size,
-        environment or {}, number,
-    )  # fmt: skip
-    process = server.Process(target=child, args=arguments)
+    """Start train.py; see ``child`` for the accidents."""
+    process = server.Process(target=child, args=(flags, str(said)), kwargs=accident)
     process.start()
     return process
 

@@ -29,6 +29,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("crashes")
 
 
+def to_its_end(server, flags: list[str], said: Path) -> str:
+    """Let train.py end; its last words."""
+    code, words = ended(start(server, flags, said), said)
+    assert code == 0, words
+    return words
+
+
 def resumed_at(said: str) -> int:
     """The step from which a run says that it goes on."""
     (line,) = re.findall(r", from step (\d+)$", said, re.MULTILINE)
@@ -80,9 +87,7 @@ RUN = (
 def whole(server, home: Path, checkpoint: Path) -> Path:
     """The folder of a run that nothing happened to."""
     folder = home / "whole"
-    process = start(server, flags_of(checkpoint, folder, *RUN), home / "whole.txt")
-    code, said = ended(process, home / "whole.txt")
-    assert code == 0, said
+    to_its_end(server, flags_of(checkpoint, folder, *RUN), home / "whole.txt")
     return folder
 
 
@@ -105,9 +110,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
         halves += any(folder.glob("checkpoints/.*.partial"))
         assert_all_whole(folder)
     assert halves >= KILLS // 6  # checkpoints that were being written
-    code, words = ended(start(server, flags, said), said)
-    assert code == 0, words
-    assert resumed_at(words) > EVERY  # it had come some way before
+    assert resumed_at(to_its_end(server, flags, said)) > EVERY  # it had come some way before
     assert outcome(folder) == outcome(whole)
     assert not any(folder.rglob("*.partial"))
 
@@ -131,9 +134,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert "Traceback" not in words
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == before
     assert_all_whole(folder)
-    code, words = ended(start(server, flags, said), said)
-    assert code == 0, words
-    assert resumed_at(words) == 6
+    assert resumed_at(to_its_end(server, flags, said)) == 6
     assert outcome(folder) == outcome(whole)
 
 
@@ -177,14 +178,13 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
         flags_of(still, folders[0], *run, "--per_device_train_batch_size", 4),
         flags_of(still, folders[1], *run, "--per_device_train_batch_size", 8),
     ]
-    processes, said = [], [home / "rank0.txt", home / "rank1.txt"]
+    said = [home / "rank0.txt", home / "rank1.txt"]
     with meeting() as environments:
-        for rank in (0, 1):
-            process = start(
-                server, flags[0], said[rank], environment=environments[rank],
-                killed_at_step=8 * rank,
-            )  # fmt: skip
-            processes.append(process)
+        processes = [
+            start(server, flags[0], said[rank], environment=environments[rank],
+                  killed_at_step=8 * rank)
+            for rank in (0, 1)
+        ]  # fmt: skip
         assert ended(processes[1], said[1])[0] == -signal.SIGKILL
         code, words = ended(processes[0], said[0])  # long before torch.distributed would give up
     assert code == 2, words
@@ -192,11 +192,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_with_fewer(
     assert len(errors) == 1 and "another process" in errors[0] and "--resume" in errors[0], words
 
     going_on = flags_of(still, folders[0], *run, "--per_device_train_batch_size", 8)
-    code, words = ended(start(server, going_on, said[0]), said[0])
-    assert code == 0, words
-    assert resumed_at(words) == 6
-    code, words = ended(start(server, flags[1], said[1]), said[1])
-    assert code == 0, words
+    assert resumed_at(to_its_end(server, going_on, said[0])) == 6
+    to_its_end(server, flags[1], said[1])
     ours, theirs = (load_file(folder / "model.safetensors") for folder in folders)
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)

@@ -8,12 +8,19 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import checkpoint_name
 from bertqa.settings import SCHEDULES
 from bertqa.training.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 from tests.helpers import our_model, their_model
 
 PEAK = 3e-5
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> BertForQuestionAnswering:
+    """Of three layers."""
+    return our_model(their_model(), tmp_path)
 
 
 def their_rates(total_steps: int, warmup_steps: int, steps: int, name: str) -> list[float]:
@@ -41,14 +48,6 @@ def test_learning_rate_is_theirs_at_every_step(
     assert ours == pytest.approx(theirs, rel=1e-12, abs=0)
 
 
-def test_learning_rate_in_numbers() -> None:
-    assert [learning_rate(step, 1.0, 4, 0) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
-    warmed_up = [learning_rate(step, 1.0, 6, 2) for step in range(7)]
-    assert warmed_up == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
-    stays = [learning_rate(step, 1.0, 4, 2, "constant_with_warmup") for step in range(6)]
-    assert stays == [0, 0.5, 1, 1, 1, 1]
-
-
 def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
     theirs = their_model()
     spared = {
@@ -67,8 +66,7 @@ def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
     assert sorted(both) == sorted(names)  # each parameter once
 
 
-def test_layers_learn_the_slower_the_lower_they_are(tmp_path: Path) -> None:
-    model = our_model(their_model(), tmp_path)  # of three layers
+def test_layers_learn_the_slower_the_lower_they_are(model: BertForQuestionAnswering) -> None:
     groups = parameter_groups(model, 0.25, layerwise_lr_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
@@ -93,17 +91,15 @@ def test_layers_learn_the_slower_the_lower_they_are(tmp_path: Path) -> None:
         )
 
 
-def test_what_is_not_trained_is_in_no_group(tmp_path: Path) -> None:
-    model = our_model(their_model(), tmp_path)
+def test_what_is_not_trained_is_in_no_group(model: BertForQuestionAnswering) -> None:
     model.embeddings.word.requires_grad_(False)
     grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
     assert id(model.embeddings.word.weight) not in grouped
 
 
-def test_three_steps_are_adamw_by_hand(tmp_path: Path) -> None:
+def test_three_steps_are_adamw_by_hand(model: BertForQuestionAnswering) -> None:
     """Loshchilov and Hutter 2019, algorithm 2, with the decay scaled by the rate."""
-    model = our_model(their_model(), tmp_path)
     decay, epsilon, rates = 0.1, 1e-6, (0.03, 0.02, 0.01)
     spared = {id(parameter) for parameter in parameter_groups(model, decay)[1]["params"]}
     optimizer = make_optimizer(model, decay, epsilon)
@@ -127,8 +123,7 @@ def test_three_steps_are_adamw_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=0, atol=2e-6)
 
 
-def test_nothing_moves_before_a_rate_is_set(tmp_path: Path) -> None:
-    model = our_model(their_model(), tmp_path)
+def test_nothing_moves_before_a_rate_is_set(model: BertForQuestionAnswering) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, 0.1, 1e-8)
     for parameter in model.parameters():
