@@ -34,6 +34,12 @@ class Example:
         """Whether the gold says that the context holds no answer."""
         return self.answers == ()
 
+    @property
+    def positions(self) -> set[tuple[int, int]]:
+        """Where its gold answers stand: the first code point of each and the one after its last."""
+        pairs = zip(self.answers or (), self.answer_starts, strict=False)
+        return {(start, start + len(text)) for text, start in pairs}
+
 
 def has_both_kinds(examples: Sequence[Example]) -> bool:
     """Whether a threshold can be chosen on them: some have an answer, some have none."""

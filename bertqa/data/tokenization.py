@@ -67,11 +67,13 @@ class BertTokenizer:
         vocab_size: number of ids; the word embedding needs as many rows.
         settings: what tokenizer_config.json says, or has for what it leaves unsaid.
         source: the file that the vocabulary was read from.
+        markers: number of added tokens that are one token in a text.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.source, self.settings = files.source, files.settings
         self._special = {each.token.content for each in files.added if each.is_special}
+        self.markers = sum(not each.token.special for each in files.added)
         self._backend = backend = _published(files)
         self.cls_id = _special_id(backend, files, "cls_token")
         self.sep_id = _special_id(backend, files, "sep_token")

@@ -13,7 +13,13 @@ from typing import TypeVar
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
-from bertqa.data.labels import LabelledWindows, LabelReport, label_report, make_labelled_windows
+from bertqa.data.labels import (
+    LabelledWindows,
+    LabelReport,
+    label_report,
+    label_rule,
+    make_labelled_windows,
+)
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import (
     Example,
@@ -109,6 +115,8 @@ def train(
     data_entries = {
         "train": data_fingerprint(training.examples),
         "validation": data_fingerprint(validation.examples),
+        "labels": label_rule(training.examples),
+        "added_tokens": tokenizer.markers,
         "windows": asdict(windows),
         "decoding": asdict(decoding),
         "chooses_threshold": chooses,

@@ -266,12 +266,14 @@ def run_qa_label(offsets, sequence_ids, start_char, end_char):
 
 
 def their_labels(tokenizer, examples, sizes):
+    """By the rule, of each window the label of the first gold that has one there."""
     theirs = their_windows(tokenizer, examples, sizes)
     labels = []
     for i, row in enumerate(theirs["overflow_to_sample_mapping"]):
-        start = examples[row].answer_starts[0]
-        span = start, start + len(examples[row].answers[0])
-        labels.append(run_qa_label(theirs["offset_mapping"][i], theirs.sequence_ids(i), *span))
+        window = theirs["offset_mapping"][i], theirs.sequence_ids(i)
+        golds = zip(examples[row].answer_starts, examples[row].answers, strict=True)
+        found = [run_qa_label(*window, start, start + len(text)) for start, text in golds]
+        labels.append(next((label for label in found if label != (0, 0)), (0, 0)))
     return labels
 
 
@@ -292,8 +294,8 @@ def test_labels_of_stories(both, stories, sizes):
             assert our[0] == our[1] == their[1] == windows.lengths[i] - 2
         else:
             assert our == their
-        answer = examples[int(windows.example[i])].answers[0]
-        assert label_text(windows, i, examples[int(windows.example[i])].context) in (answer, "")
+        example = examples[int(windows.example[i])]
+        assert label_text(windows, i, example.context) in (*example.answers, "")
 
 
 def test_every_story_is_labelled_exactly(ours, stories):
@@ -444,6 +446,31 @@ def test_an_answer_that_several_windows_hold(ours):
 
 
 @pytest.mark.parametrize(
+    ("golds", "texts", "gold", "outcome"),
+    [
+        # the river in a town | a town was in the
+        ([("was", 20), ("river", 4)], ["river", "was"], 1, Outcome.EXACT),
+        ([("a town", 13), ("town", 15), ("river", 4)], ["a town", "a town"], 0, Outcome.EXACT),
+        ([("in a town was", 10), ("in a town", 10)], ["in a town", ""], 1, Outcome.EXACT),
+        ([("river in a town was", 4), ("in a town was in", 10)], ["", ""], 0, Outcome.CUT),
+        ([("river in a town was", 4), ("iver", 5)], ["river", ""], 1, Outcome.INSIDE_TOKEN),
+        ([(" ", 3), ("was ", 20)], ["", "was"], 1, Outcome.BLANKS),
+        ([("was", 20), ("was", 20)], ["", "was"], 0, Outcome.EXACT),
+        ([("was", 20), ("the", 0), ("the", 27)], ["the", "was"], 1, Outcome.EXACT),
+    ],
+)
+def test_several_golds(ours, golds, texts, gold, outcome):
+    """Each window has the first that it holds; the outcome is that of the first label."""
+    answers, starts = zip(*golds, strict=True)
+    several = Example("x", "who", "the river in a town was in the", answers, starts)
+    other = one("the town", "town")
+    windows = make_labelled_windows([other, several, other], ours, WindowSettings(9, 2))
+    found = [label_text(windows, w, several.context) for w in range(1, 3)]
+    assert (found, int(windows.gold[1]), windows.outcome[1]) == (texts, gold, outcome)
+    assert windows.gold[::2].tolist() == [0, 0] and len(windows) == 4
+
+
+@pytest.mark.parametrize(
     ("answers", "starts", "outcome"),
     [
         (None, (), Outcome.UNLABELLED),
@@ -521,11 +548,13 @@ def example_lists(draw):
     examples = []
     for context in draw(st.lists(contexts, min_size=1, max_size=3)):
         for _ in range(draw(st.integers(1, 3))):
-            first = draw(st.integers(0, len(context)))
-            last = draw(st.integers(first, len(context)))
+            golds = []
+            for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+                first = draw(st.integers(0, len(context)))
+                golds.append((context[first : draw(st.integers(first, len(context)))], first))
             gold = draw(st.sampled_from(["slice", "slice", "slice", "slice", "none", "empty"]))
             answer = {
-                "slice": ((context[first:last],), (first,)),
+                "slice": tuple(zip(*golds, strict=True)),
                 "none": (None, ()),
                 "empty": ((), ()),
             }[gold]
@@ -539,25 +568,35 @@ def check_labels(windows, i, e, offsets):
     outcome = Outcome(int(windows.outcome[i]))
     rows = range(*windows.of_examples(i, i + 1))
     labels = our_labels(windows)
-    texts = {label_text(windows, w, e.context) for w in rows if labels[w] != (0, 0)}
-    assert len(texts) <= 1  # the same answer wherever it is whole
+    texts = [label_text(windows, w, e.context) for w in rows if labels[w] != (0, 0)]
     if not e.answers:
         assert outcome == (Outcome.UNLABELLED if e.answers is None else Outcome.UNANSWERABLE)
         assert not texts
         return
-    answer = e.answers[0]
-    start = e.answer_starts[0] + len(answer) - len(answer.lstrip())
-    end = start + len(answer.strip())
-    covering = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and start < end]
+    golds = []
+    for answer, start in zip(e.answers, e.answer_starts, strict=True):
+        start += len(answer) - len(answer.lstrip())
+        end = start + len(answer.strip())
+        covering = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and start < end]
+        golds.append((answer, start, end, covering))
+    used = []
     for w in rows:
         first, count = int(windows.first[w]), int(windows.count[w])
         place = int(windows.context_starts[w]) - first
-        whole = covering and first <= covering[0] and covering[-1] < first + count
-        assert labels[w] == ((covering[0] + place, covering[-1] + place) if whole else (0, 0))
+        whole = [
+            (number, (covering[0] + place, covering[-1] + place))
+            for number, (*_, covering) in enumerate(golds)
+            if covering and first <= covering[0] and covering[-1] < first + count
+        ]
+        assert labels[w] == (whole[0][1] if whole else (0, 0))
+        used += [number for number, _ in whole[:1]]
+    gold = int(windows.gold[i])
+    assert gold == (used or [0])[0]
+    answer, start, end, covering = golds[gold]
     if not texts:
         assert outcome == (Outcome.CUT if covering else Outcome.NO_TOKENS)
         return
-    (text,) = texts
+    text = texts[0]
     assert (outcome == Outcome.EXACT) == (text == answer)
     first, last = offsets[covering[0]][0], offsets[covering[-1]][1]
     if outcome == Outcome.BLANKS:
