@@ -21,7 +21,7 @@ from bertqa.answering.metrics import normalize_answer
 from bertqa.audit.repair import loose_occurrences, occurrences, stands
 from bertqa.data.labels import LabelledWindows, Outcome, label_text, make_labelled_windows
 from bertqa.data.squad import Example, check_examples
-from bertqa.data.text import NOWHERE, Excerpt, excerpt
+from bertqa.data.text import NOWHERE, Excerpt, excerpt, is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSet
 from bertqa.errors import shown
@@ -372,7 +372,7 @@ def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]
         yield Cause.UNREADABLE, example.fault, NOWHERE
         return
     for name, text in (("question", example.question), ("context", example.context)):
-        if not text.strip():
+        if is_blank(text):
             yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE
     if example.answers is None:
         yield Cause.NO_GOLD, "it has no answers", NOWHERE

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bertqa.data.text import is_blank
 from bertqa.errors import UserError, counted, shown
 
 
@@ -115,7 +116,7 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
             f"({counted(len(repeated), 'repeated id')} in all); give each question its own"
         )
     for key in ("question", "context"):
-        blank = [example for example in examples if not getattr(example, key).strip()]
+        blank = [example for example in examples if is_blank(getattr(example, key))]
         if blank:
             raise _fault(blank, f"has a blank {key}", "fill it in or remove the question", source)
 
