@@ -152,7 +152,7 @@ def random_windows(lengths: Sequence[int]) -> LabelledWindows:
     return LabelledWindows(
         questions=random_table(question), contexts=random_table(context), context_of=number,
         example=number, first=zeros, count=context.int(), start_position=start.int(),
-        end_position=end.int(), outcome=zeros, cut_questions=zeros, cls_id=2, sep_id=3,
+        end_position=end.int(), outcome=zeros, gold=zeros, cut_questions=zeros, cls_id=2, sep_id=3,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from bertqa.answering.documents import ReadEntry, ReadSettings, read_documents
 from bertqa.answering.evaluation import predict
 from bertqa.answering.pickling import CheckpointFiles, Recipe, model_state
 from bertqa.data.squad import Example
+from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, counted, shown
@@ -301,8 +302,8 @@ class QuestionAnswerer:
             for several questions a list of that.
 
         Raises:
-            UserError: an empty question or context, numbers that do not match, ``top_k`` or
-                ``max_answer_len`` below 1.
+            UserError: a question or context that is no text or has nothing to be read, numbers
+                that do not match, ``top_k`` or ``max_answer_len`` below 1.
         """
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
@@ -392,8 +393,12 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
     """The questions, each with its context: of one for all, or of its own.
 
     Raises:
-        UserError: an empty question or context, or numbers that do not match.
+        UserError: a question or context that is no text or has nothing to be read, or numbers
+            that do not match.
     """
+    for name, given in (("question", question), ("context", context)):
+        if not isinstance(given, Iterable):
+            raise UserError(f"the {name} is {shown(given)}: give a text, or a list of texts")
     questions = [question] if isinstance(question, str) else list(question)
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):
@@ -403,8 +408,10 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
         )
     for name, texts in (("question", questions), ("context", contexts)):
         for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"the {name} is {shown(text)}: give a text that is not empty")
+            if not isinstance(text, str) or is_blank(text):
+                raise UserError(
+                    f"the {name} is {shown(text)}: give a text that has a visible character"
+                )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
 

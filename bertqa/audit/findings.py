@@ -21,7 +21,7 @@ from bertqa.answering.metrics import normalize_answer
 from bertqa.audit.repair import loose_occurrences, occurrences, stands
 from bertqa.data.labels import LabelledWindows, Outcome, label_text, make_labelled_windows
 from bertqa.data.squad import Example, check_examples
-from bertqa.data.text import NOWHERE, Excerpt, excerpt
+from bertqa.data.text import NOWHERE, Excerpt, excerpt, is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSet
 from bertqa.errors import shown
@@ -141,7 +141,7 @@ class WindowFigures:
 
     Attributes:
         lengths: ``lengths[n]`` windows have n tokens.
-        labelled: windows that hold the whole answer; the others are labelled [CLS].
+        labelled: windows that hold a whole answer; the others are labelled [CLS].
         split_questions: questions whose context takes several windows.
         most: windows of the question that has most.
         context_tokens: in all windows together.
@@ -204,6 +204,7 @@ class Audit:
         examples, contexts, titles: questions, distinct contexts and titles.
         answers: gold answers of all questions.
         unanswerable: questions that have no answer.
+        scattered: questions whose gold answers stand at different positions.
         exact: questions whose label gives back their answer.
         windows: how they are cut.
         findings: every fault, in the order of ``Cause``, then of rows.
@@ -217,6 +218,7 @@ class Audit:
     titles: int
     answers: int
     unanswerable: int
+    scattered: int
     exact: int
     windows: WindowFigures
     findings: tuple[Finding, ...]
@@ -265,10 +267,10 @@ def audit(
     for row, example in enumerate(examples):
         for cause, detail, around in _faults(example, version_2_with_negative):
             found.append(_finding(cause, examples, row, detail, around))
-    labelled = [e if _has_label(e) else replace(e, answers=None) for e in examples]
+    labelled = [_with_labels(example) for example in examples]
     limit = min(settings.longest_question, settings.max_query_length or settings.longest_question)
     windows = make_labelled_windows(labelled, tokenizer, replace(settings, max_query_length=limit))
-    found += _label_faults(examples, windows, settings)
+    found += _label_faults(labelled, windows, settings)
     found += _long_questions(examples, windows, settings, limit)
     order = {cause: number for number, cause in enumerate(Cause)}
     return Audit(
@@ -280,6 +282,7 @@ def audit(
         titles=len({example.title for example in examples} - {""}),
         answers=sum(len(example.answers or ()) for example in examples),
         unanswerable=sum(example.is_impossible for example in examples),
+        scattered=sum(len(example.positions) > 1 for example in examples),
         exact=int((windows.outcome == Outcome.EXACT).sum()),
         windows=_figures(windows, limit),
         findings=tuple(sorted(found, key=lambda finding: (order[finding.cause], finding.row))),
@@ -348,6 +351,18 @@ def _has_label(example: Example) -> bool:
     return not texts or (bool(texts[0].strip()) and stands(example.context, texts[0], starts[0]))
 
 
+def _with_labels(example: Example) -> Example:
+    """The example with the answers that can be labels, for which the first one must be."""
+    if not _has_label(example):
+        return replace(example, answers=None)
+    if len(example.positions) < 2:
+        return example
+    pairs = zip(example.answers or (), example.answer_starts, strict=True)
+    good = [(text, start) for text, start in pairs if stands(example.context, text, start)]
+    texts, starts = zip(*good, strict=True)
+    return replace(example, answers=texts, answer_starts=starts)
+
+
 _Fault = tuple[Cause, str, Excerpt]
 
 
@@ -357,7 +372,7 @@ def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]
         yield Cause.UNREADABLE, example.fault, NOWHERE
         return
     for name, text in (("question", example.question), ("context", example.context)):
-        if not text.strip():
+        if is_blank(text):
             yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE
     if example.answers is None:
         yield Cause.NO_GOLD, "it has no answers", NOWHERE
@@ -420,11 +435,11 @@ def _label_faults(
     labelled = windows.start_position > 0
     for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]
-        example = examples[row]
+        example, gold = examples[row], int(windows.gold[row])
         assert example.answers  # else there is no label
-        start = example.answer_starts[0]
-        end = start + len(example.answers[0])
-        detail = f"answer {shown(example.answers[0])}"
+        answer, start = example.answers[gold], example.answer_starts[gold]
+        end = start + len(answer)
+        detail = f"answer {shown(answer)}"
         first, last = windows.of_examples(row, row + 1)
         if cause is Cause.CUT:
             detail += f", {_why_cut(windows, row, start, end, settings)}"

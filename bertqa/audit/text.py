@@ -41,6 +41,7 @@ def holdings(audit: Audit) -> list[tuple[str, str]]:
         _figure(audit.contexts, "context"),
         _figure(audit.titles, "title"),
         _figure(audit.answers, "gold answer"),
+        _figure(audit.scattered, "question", " with gold answers at different positions"),
         _figure(audit.unanswerable, "question", " without an answer"),
         _figure(audit.exact, "exact label", f" for the other {counted(answered, 'question')}"),
     ]
@@ -63,7 +64,7 @@ def windows(audit: Audit) -> list[tuple[str, str]]:
             f"tokens has a window on average: {w.shortest} to {w.longest}, half of the windows up "
             f"to {w.quantile(0.5)}, nine in ten up to {w.quantile(0.9)}",
         ),
-        _figure(w.labelled, "window", " with the whole answer; the others are labelled [CLS]"),
+        _figure(w.labelled, "window", " with a whole answer; the others are labelled [CLS]"),
         _figure(w.split_questions, "question", f" in several windows, at most {w.most}"),
         (f"{repeated:.1%}", "of the context tokens repeat those of a window before"),
         _figure(

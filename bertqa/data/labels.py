@@ -1,14 +1,15 @@
 """Label windows with their gold answers, and tell what became of each answer on the way.
 
-E  examples      W  windows of the set
+E  examples      G  gold answers of all examples, at least one row each      W  windows of the set
 
 The label of an answer is the tokens that share a character with it. Mostly they give back its
-text exactly; where they cannot, the cause is kept, counted and listed.
+text exactly; where they cannot, the cause is kept, counted and listed. Of several gold answers a
+window is labelled with the first that it holds.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import torch
@@ -34,7 +35,7 @@ class Outcome(IntEnum):
     INVISIBLE = 5  # characters that no token covers at the answer's ends are not in the label
     INSIDE_TOKEN = 6  # the answer ends inside a token, such as "Japan" in "Japanese"
     NO_TOKENS = 7  # no token covers any of the answer: labelled [CLS]
-    CUT = 8  # no window holds the whole answer: all are labelled [CLS]
+    CUT = 8  # no window holds a whole answer: all are labelled [CLS]
 
 
 # Those whose label does not give back the answer, and what the reports say of them.
@@ -47,6 +48,8 @@ CAUSES = {
     Outcome.CUT: "answer is whole in no window, labelled [CLS]",
 }
 
+FIRST_GOLD = "the first"  # of the gold answers of a question, see ``label_rule``
+
 
 @dataclass(frozen=True)
 class LabelledWindows(WindowSet):
@@ -54,13 +57,16 @@ class LabelledWindows(WindowSet):
 
     Attributes:
         start_position, end_position: ``(W,)`` int32, first and last token of the answer, counted in
-            the window; both 0, which is [CLS], where the window does not hold the whole answer.
+            the window; both 0, which is [CLS], where the window holds no whole answer.
         outcome: ``(E,)`` uint8, an ``Outcome`` for each example.
+        gold: ``(E,)`` int32, which of its answers the outcome is of: the one in its first window
+            that has a label, or else its first.
     """
 
     start_position: Tensor
     end_position: Tensor
     outcome: Tensor
+    gold: Tensor
 
     def label_of(self, window: int) -> tuple[int, int]:
         """First and last token of the answer in one window; (0, 0) is [CLS]."""
@@ -68,18 +74,31 @@ class LabelledWindows(WindowSet):
 
 
 def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWindows:
-    """Label the windows of ``examples`` with their first gold answers."""
+    """Label each window of ``examples`` with the first gold answer that it holds whole."""
     contexts, context_of = windows.contexts, windows.context_of.long()
-    answer = answer_tokens(examples, contexts, context_of)
-    start, end = _positions(windows, *answer)
-    held = torch.zeros(len(examples), dtype=torch.bool)
-    held[windows.example[start > 0].long()] = True
+    golds, owner = _one_by_one(examples)
+    first, last = answer_tokens(golds, contexts, context_of[owner])
+    labelled, gold = _first_held(windows, owner, first, last)
+
+    begin = (windows.context_starts - windows.first).long()[labelled]
+    start, end = torch.zeros(2, len(windows), dtype=torch.int32)
+    start[labelled] = (first[gold] + begin).int()
+    end[labelled] = (last[gold] + begin).int()
+
+    gold_of = torch.searchsorted(owner, torch.arange(len(examples)))  # its first one
+    held, where = _first_of_each(windows.example[labelled].long())
+    gold_of[held] = gold[where]
+    is_held = torch.zeros(len(examples), dtype=torch.bool)
+    is_held[held] = True
+    told = [golds[i] for i in gold_of.tolist()]
+    tokens = first[gold_of], last[gold_of]
     columns = {field.name: getattr(windows, field.name) for field in fields(WindowSet)}
     return LabelledWindows(
         **columns,
-        start_position=start.int(),
-        end_position=end.int(),
-        outcome=outcomes(examples, contexts, context_of, answer, held),
+        start_position=start,
+        end_position=end,
+        outcome=outcomes(told, contexts, context_of, tokens, is_held),
+        gold=(gold_of - torch.searchsorted(owner, owner[gold_of])).int(),
     )
 
 
@@ -94,20 +113,56 @@ def make_labelled_windows(
     return label_windows(make_windows(examples, tokenizer, settings), examples)
 
 
-def _positions(windows: WindowSet, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The label of each window, ``(W,)`` int64 each.
+def label_rule(examples: Sequence[Example]) -> str:
+    """Which gold answer labels a window of ``examples``, as a run remembers it.
+
+    Older versions took the first alone, which is the same where a question has one position.
+    """
+    several = any(len(example.positions) > 1 for example in examples)
+    return "the first that a window holds" if several else FIRST_GOLD
+
+
+def _one_by_one(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
+    """Each example once for each of its gold answers, with that one alone; ``(G,)`` whose it is."""
+    golds: list[Example] = []
+    owner: list[int] = []
+    for number, example in enumerate(examples):
+        each = [example]
+        if len(example.positions) > 1:
+            pairs = zip(example.answers or (), example.answer_starts, strict=False)
+            each = [replace(example, answers=(t,), answer_starts=(start,)) for t, start in pairs]
+        golds += each
+        owner += [number] * len(each)
+    return golds, torch.tensor(owner, dtype=torch.int64)
+
+
+def _first_held(
+    windows: WindowSet, owner: Tensor, first: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The windows that hold an answer whole, and the first answer that each of them holds.
 
     Args:
-        first, last: ``(E,)``, the answer's tokens, counted in the context.
+        owner: ``(G,)``, whose each answer is.
+        first, last: ``(G,)``, its tokens, counted in the context.
     """
+    # All pairs of a window and an answer of its example, in the order of windows, then of answers.
     example = windows.example.long()
-    first, last = first[example] - windows.first, last[example] - windows.first
-    inside = (first >= 0) & (last >= first) & (last < windows.count)
-    context_start = windows.context_starts
-    return (
-        torch.where(inside, first + context_start, 0),
-        torch.where(inside, last + context_start, 0),
-    )
+    bounds = torch.searchsorted(owner, torch.stack([example, example + 1]))
+    answers = bounds[1] - bounds[0]
+    window = torch.arange(len(example)).repeat_interleave(answers)
+    gold = torch.arange(len(window)) + (bounds[1] - answers.cumsum(0))[window]
+    inside = first[gold] >= windows.first[window]
+    inside &= last[gold] >= first[gold]
+    inside &= last[gold] < (windows.first + windows.count)[window]
+    window, gold = window[inside], gold[inside]
+    labelled, where = _first_of_each(window)
+    return labelled, gold[where]
+
+
+def _first_of_each(sorted_values: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values of a sorted tensor, and where each begins."""
+    values, counts = torch.unique_consecutive(sorted_values, return_counts=True)
+    return values, counts.cumsum(0) - counts
 
 
 def label_text(windows: LabelledWindows, window: int, context: str) -> str:
@@ -124,7 +179,7 @@ def label_text(windows: LabelledWindows, window: int, context: str) -> str:
 def answer_tokens(
     examples: Sequence[Example], contexts: TokenTable, context_of: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """First and last context token that share a character with each answer.
+    """First and last context token that share a character with each example's first answer.
 
     Well-known code looks for the tokens at which the answer's first and last character stand, and
     goes wrong where none does: a blank, a dropped accent, a control character. To overlap is what

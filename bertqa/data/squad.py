@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bertqa.data.text import is_blank
 from bertqa.errors import UserError, counted, shown
 
 
@@ -33,6 +34,12 @@ class Example:
     def is_impossible(self) -> bool:
         """Whether the gold says that the context holds no answer."""
         return self.answers == ()
+
+    @property
+    def positions(self) -> set[tuple[int, int]]:
+        """Where its gold answers stand: the first code point of each and the one after its last."""
+        pairs = zip(self.answers or (), self.answer_starts, strict=False)
+        return {(start, start + len(text)) for text, start in pairs}
 
 
 def has_both_kinds(examples: Sequence[Example]) -> bool:
@@ -109,7 +116,7 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
             f"({counted(len(repeated), 'repeated id')} in all); give each question its own"
         )
     for key in ("question", "context"):
-        blank = [example for example in examples if not getattr(example, key).strip()]
+        blank = [example for example in examples if is_blank(getattr(example, key))]
         if blank:
             raise _fault(blank, f"has a blank {key}", "fill it in or remove the question", source)
 

@@ -1,6 +1,7 @@
 """Pieces of text as a report shows them, nothing hidden; offsets as other programs count them."""
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,14 @@ _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
     f"\u205f-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\U000e0001{_NEVER}]"
 )
+# Categories of Unicode of which BERT makes no token: controls, formats, surrogates, characters for
+# private use, marks that lie on another character, blanks.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Mn", "Zs", "Zl", "Zp"}
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to be read: blanks and invisible characters alone, if any."""
+    return all(c == "\ufffd" or unicodedata.category(c) in _UNSEEN for c in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
-    processors,
 )
 from torch import Tensor
 
@@ -67,11 +66,13 @@ class BertTokenizer:
         vocab_size: number of ids; the word embedding needs as many rows.
         settings: what tokenizer_config.json says, or has for what it leaves unsaid.
         source: the file that the vocabulary was read from.
+        markers: number of added tokens that are one token in a text.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.source, self.settings = files.source, files.settings
         self._special = {each.token.content for each in files.added if each.is_special}
+        self.markers = sum(not each.token.special for each in files.added)
         self._backend = backend = _published(files)
         self.cls_id = _special_id(backend, files, "cls_token")
         self.sep_id = _special_id(backend, files, "sep_token")
@@ -80,12 +81,7 @@ class BertTokenizer:
                 f"{files.source}: [CLS] and [SEP] are one token, number {self.cls_id}, by "
                 "tokenizer_config.json: correct cls_token or sep_token there"
             )
-        sep, cls = (
-            (str(files.special(f"{name}_token")), i)
-            for name, i in (("sep", self.sep_id), ("cls", self.cls_id))
-        )
-        backend.post_processor = processors.BertProcessing(sep, cls)
-        mask = backend.token_to_id(str(files.special("mask_token")))
+        mask = backend.token_to_id(str(files.settings["mask_token"]))
         self.mask_id = _special_id(backend, files, "unk_token") if mask is None else mask
         # Asking the library for the whole vocabulary would take a third of the time of loading.
         ids = chain(files.vocabulary.values(), backend.get_added_tokens_decoder())
@@ -123,10 +119,6 @@ class BertTokenizer:
         """The pieces that ids stand for, such as ``play`` and ``##ing``."""
         return [self._backend.id_to_token(int(i)) or "[?]" for i in ids]
 
-    def fingerprint(self) -> str:
-        """All that decides which ids a text gets, as text."""
-        return str(self._backend.to_str())
-
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json so that transformers opens the folder.
 
@@ -136,6 +128,10 @@ class BertTokenizer:
         entries = json.loads(self._backend.to_str())
         for token in entries["added_tokens"]:
             token["special"] = token["content"] in self._special
+        frame = {"sep": self.sep_id, "cls": self.cls_id}
+        entries["post_processor"] = {"type": "BertProcessing"} | {
+            name: [self._backend.id_to_token(number), number] for name, number in frame.items()
+        }
         text = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
         write_text(folder / "tokenizer.json", text)
         settings = {"model_max_length": 512, **self.settings}
@@ -169,7 +165,7 @@ def _tensor(values: "array[int]", dtype: torch.dtype) -> Tensor:
 
 
 def _special_id(backend: Tokenizer, files: TokenizerFiles, key: str) -> int:
-    token = files.special(key)
+    token = files.settings[key]
     number = backend.token_to_id(token) if isinstance(token, str) else None
     if number is None:
         raise UserError(
@@ -181,7 +177,7 @@ def _special_id(backend: Tokenizer, files: TokenizerFiles, key: str) -> int:
 
 def _published(files: TokenizerFiles) -> Tokenizer:
     """BERT's tokenizer with the vocabulary, the rules and the added tokens of a folder."""
-    unknown, rules = files.special("unk_token"), files.settings
+    unknown, rules = files.settings["unk_token"], files.settings
     if not isinstance(unknown, str) or unknown not in files.vocabulary:
         raise UserError(
             f"{files.source} has no token {shown(unknown)}: it is no BERT vocabulary, take the "

@@ -25,19 +25,16 @@ _NAMES = "Bert ConvBert DistilBert Electra LayoutLM Lxmert MobileBert SqueezeBer
 _CLASSES = [f"{name}Tokenizer{fast}" for name in _NAMES for fast in ("", "Fast")]
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
-# The rules that are settings: what they are where nothing is said, and their keys in a normalizer.
-RULES = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
-_NORMALIZER_KEYS = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
-}
+# What holds where tokenizer_config.json says nothing: the rules, and the names of special tokens.
+_RULES = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+_DEFAULTS = _RULES | {
+    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
+_NORMALIZER_KEYS = ("lowercase", "strip_accents", "handle_chinese_chars")  # of the rules
 # The tokens that make a sequence of texts, in transformers' order. Whatever else the author of a
 # checkpoint added, such as [E1], marks something in a text.
-_STRUCTURE = {
-    "bos_token": None, "eos_token": None, "unk_token": "[UNK]", "sep_token": "[SEP]",
-    "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
-}  # fmt: skip
+_STRUCTURE = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 _MARKERS = ("extra_special_tokens", "additional_special_tokens")  # the second is the old name
 
 _LARGEST_ID = (1 << 31) - 1  # ids are kept in 32 bits
@@ -78,17 +75,13 @@ class TokenizerFiles:
         source: the file that holds the vocabulary.
         vocabulary: token -> id.
         added: tokens beside it, in the order in which they get ids.
-        settings: all else, with a value for each of ``RULES``.
+        settings: all else, with a value for each rule and each token that a BERT has.
     """
 
     source: Path
     vocabulary: dict[str, int]
     added: list[Added]
     settings: dict[str, Any]
-
-    def special(self, key: str) -> Any:
-        """The text of a special token, such as "cls_token"; None where there is none."""
-        return self.settings.get(key, _STRUCTURE[key])
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -109,9 +102,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         vocabulary = _read_vocabulary(source)
     else:
         raise UserError(f"{folder} holds no tokenizer: put tokenizer.json or vocab.txt there")
-    for key, default in RULES.items():
-        value = settings.setdefault(key, default)
-        if not isinstance(value, bool) and value is not default:
+    for key, default in _RULES.items():
+        if not isinstance(value := settings[key], bool) and value is not default:
             raise UserError(
                 f"{folder / 'tokenizer_config.json'}: {key} is {shown(value)}, but must be true or "
                 "false: correct it"
@@ -135,7 +127,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     settings, old = (read_json_object(file) if is_there(file) else {} for file in files)
     if "added_tokens_decoder" not in settings:  # else transformers passes the old file over
         settings |= old | {key: settings[key] for key in _MARKERS if settings.get(key)}
-    return settings
+    return {**_DEFAULTS, **settings}
 
 
 def _text(value: Any) -> Any:
@@ -145,7 +137,7 @@ def _text(value: Any) -> Any:
 
 def _structure(settings: dict[str, Any]) -> list[Any]:
     """The tokens that make a sequence of texts, those that there are."""
-    named = (settings.get(key, default) for key, default in _STRUCTURE.items())
+    named = map(settings.get, _STRUCTURE)
     return [token for token in named if isinstance(_text(token), str)]
 
 
@@ -242,7 +234,7 @@ def _own_rules(entries: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: normalizer and pre_tokenizer must be BERT's, with clean_text, as no class "
             "has them: take a BERT's tokenizer"
         )
-    rules = {key: normalizer.get(name) for key, name in _NORMALIZER_KEYS.items()}
+    rules = dict(zip(_RULES, map(normalizer.get, _NORMALIZER_KEYS), strict=True))
     return rules | {"unk_token": entries["model"].get("unk_token")}
 
 

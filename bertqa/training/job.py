@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.answering.evaluation import Evaluator
-from bertqa.data.labels import LabelledWindows, LabelReport, label_report, make_labelled_windows
+from bertqa.data.labels import (
+    LabelledWindows,
+    LabelReport,
+    label_report,
+    label_rule,
+    make_labelled_windows,
+)
 from bertqa.data.readers import load_hub_dataset, read_examples
 from bertqa.data.squad import (
     Example,
@@ -101,7 +107,10 @@ def train(
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
     ran["settings"] |= {"model": model, "model_commit": commit_of(report.source.parent)}
-    ran["data"]["chooses_threshold"] = bool(evaluator and evaluator.chooses_threshold)
+    ran["data"] |= {
+        "chooses_threshold": bool(evaluator and evaluator.chooses_threshold),
+        "added_tokens": tokenizer.markers,
+    }
     folder = RunFolder(output_dir, ran)
     ids = [example.id for example in training.examples]
     run = Run(
@@ -143,7 +152,7 @@ def _description(
     windows: WindowSettings,
     decoding: DecodingSettings,
 ) -> dict[str, Any]:
-    """What run.json says of a run, but for its model and whether it chooses a threshold."""
+    """What run.json says of a run, but for its model, tokenizer and choice of a threshold."""
     return {
         "settings": asdict(settings)
         | {
@@ -153,6 +162,7 @@ def _description(
         "data": {
             "train": data_fingerprint(training.examples),
             "validation": data_fingerprint(validation.examples),
+            "labels": label_rule(training.examples),
             "windows": asdict(windows),
             "decoding": asdict(decoding),
         },

@@ -26,7 +26,7 @@ from bertqa.answering.decoding_file import (
     write_decoding_file,
 )
 from bertqa.answering.evaluation import Evaluation, best_point, write_predictions
-from bertqa.data.labels import LabelReport
+from bertqa.data.labels import FIRST_GOLD, LabelReport
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.files import (
@@ -56,6 +56,8 @@ _BEFORE: dict[str, dict[str, Any]] = {
         "windows": asdict(WindowSettings()),
         "decoding": asdict(DecodingSettings()),
         "chooses_threshold": False,
+        "labels": FIRST_GOLD,
+        "added_tokens": 0,  # which were text
     },
 }
 

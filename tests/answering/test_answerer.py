@@ -144,18 +144,6 @@ def test_the_answer_that_the_threshold_chooses_comes_first(folder, qa, threshold
     assert len({(answer["start"], answer["end"]) for answer in answers}) == 4
 
 
-@pytest.mark.parametrize("impossible", [False, True])
-@pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_a_context_without_tokens_has_no_answer(folder, decoder, impossible):
-    qa = load(folder, decoding=DecodingSettings(decoder=decoder))
-    nothing = {"score": 1.0, "start": 0, "end": 0, "answer": ""}
-    assert qa(WHO, "\u200b", handle_impossible_answer=impossible) == nothing
-    assert qa(WHO, "\u200b", top_k=3, handle_impossible_answer=impossible) == [nothing]
-    among = qa([WHO, WHO], ["\u200b", CONTEXT], handle_impossible_answer=impossible)
-    assert among[0] == nothing
-    assert among[1] == close(qa(WHO, CONTEXT, handle_impossible_answer=impossible))
-
-
 def test_offsets_count_code_points_of_the_context_as_it_was_given(qa):
     plain = qa("who?", "a b", top_k=3)
     for before in ("  \n", "\ufeff", "\u00a0\u200b\t"):
@@ -317,6 +305,11 @@ def test_windows_are_at_most_as_long_as_the_model_allows_and_so_by_default(folde
         (" \t\n", CONTEXT, r"question is ' \\t\\n'"),
         (WHO, "", "context is ''"),
         (WHO, "  ", "context is '  '"),
+        (WHO, "\u200b\u0301", r"context is '\\u200b.*': give a text that has a visible"),
+        ([WHO, "\u00ad"], CONTEXT, "question is"),
+        (None, CONTEXT, "question is None: give a text, or a list"),
+        (WHO, None, "context is None: give a text, or a list"),
+        (WHO, 7, "context is 7: give a text, or a list"),
         ([WHO, ""], CONTEXT, "question is ''"),
         ([WHO, WHERE], [CONTEXT, ""], "context is ''"),
         ([WHO, None], CONTEXT, "question is None"),

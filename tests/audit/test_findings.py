@@ -63,6 +63,9 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
      "answer '\\u200bAda', label 'Ada'", "\u200bAda"),
     (asked("Japan", 2, "A Japanese oak"), Cause.INSIDE_TOKEN, "answer 'Japan', label 'Japanese'",
      "Japan"),
+    (replace(asked("Ada", 0, "a " * 30 + "Japanese"), answers=("a " * 25 + "a", "Japan"),
+             answer_starts=(0, 60)), Cause.INSIDE_TOKEN, "answer 'Japan', label 'Japanese'",
+     "Japan"),
     (asked("\u200b", 1, "A\u200b b"), Cause.NO_TOKENS, "answer '\\u200b'", "\u200b"),
     (asked("b c d e f g h", 26, "a " * 13 + "b c d e f g h"), Cause.CUT,
      "answer 'b c d e f g h', 7 tokens: with --doc_stride 6 a window would hold it",
@@ -104,6 +107,15 @@ def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
         assert found.exact == len(examples) - found.unanswerable
         assert (found.unanswerable > 0) == negative
         assert "bertqa train takes it; nothing was found" in audit_text(found)
+
+
+def test_gold_answers_at_different_positions(tokenizer: BertTokenizer) -> None:
+    twice = replace(asked("Ada", 0), answers=("Ada", "Ada"), answer_starts=(0, 0))
+    several = replace(asked("Ben", 28), answers=("Ben", "Ben"), answer_starts=(28, 46))
+    astray = replace(several, id="astray", answer_starts=(28, 10**25))
+    found = audit([asked("quay", 14), twice, several, astray], tokenizer, SMALL)
+    assert found.scattered == 2 and found.exact == 4
+    assert " 2 questions with gold answers at different positions\n" in audit_text(found)
 
 
 def test_repeated_ids(tokenizer: BertTokenizer) -> None:

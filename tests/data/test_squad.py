@@ -553,7 +553,8 @@ def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
         b"[" * 100_000 + b"\n": "nested too deeply",
         b'{"question": "Who?"}\n': "lacks context",
         b'{"question": " ", "context": "x"}\n': "blank question",
-        b'{"question": "Who?", "context": "\\u200b\\n "}\n': "",  # no blank: a zero-width space
+        b'{"question": "Who?", "context": "\\u200b\\n "}\n': "blank context",  # of zero width
+        b'{"question": "Who?", "context": "\\u0378"}\n': "",  # not assigned yet
         b'{"question": "Who?", "context": "\\ud83d"}': "surrogate",
     }
     path.write_bytes(good[0] + b"\n  \n" + b"".join(bad) + b"\n" + good[1])

@@ -107,14 +107,11 @@ def test_added_tokens(tmp_path, name, lowercase, form):
         theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id,
     )  # fmt: skip
     ours.save(tmp_path / "saved")
-    again, theirs_again = (
-        kind(tmp_path / "saved") for kind in (BertTokenizer.load, AutoTokenizer.from_pretrained)
-    )
-    assert again.fingerprint() == ours.fingerprint()
+    theirs_again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert their_default_rows(theirs_again, [TEXT]) == rows(ours.encode([TEXT]))
     assert theirs_again.added_tokens_decoder == theirs.added_tokens_decoder
     assert set(theirs_again.all_special_tokens) == set(theirs.all_special_tokens)
-    again.save(tmp_path / "twice")
+    BertTokenizer.load(tmp_path / "saved").save(tmp_path / "twice")
     for file in ("tokenizer.json", CONFIG):
         assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
 
