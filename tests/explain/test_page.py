@@ -35,7 +35,6 @@ WICKED = (
 )
 SVG = "http://www.w3.org/2000/svg"  # a name, which no browser fetches
 
-
 Pages, Explanations = dict[str, str], dict[str, Explanation]
 
 
@@ -163,6 +162,8 @@ def test_the_numbers_stand_in_the_page(pages: Pages, explanations: Explanations)
     assert text.count('class="never"') == int(matrix.scores.isneginf().sum())
     for value in e.inside.head_effects.flatten():
         assert f"{float(value):+.6f}".replace("-", "−") in text
+    null_score = min(explanations["negative"].null_scores)
+    assert f"here {null_score:+.3f}".replace("-", "−") in read(pages["negative"])
 
 
 @pytest.mark.parametrize("kind", ["plain", "accents", "never"])
