@@ -27,16 +27,7 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.explain.conftest import (
-    CONTEXT,
-    CPU,
-    NEGATIVE,
-    NEVER,
-    QUESTION,
-    STEPS,
-    WINDOWS,
-    Explain,
-)
+from tests.explain.conftest import CONTEXT, CPU, NEGATIVE, NEVER, QUESTION, STEPS, WINDOWS, Explain
 
 ROOT = Path(__file__).parents[2]
 NUMBERED = "".join(f" {number}." for number in range(999))

@@ -14,13 +14,7 @@ from bertqa.answering.answers import Prediction
 from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.page import page
-from bertqa.explain.page_data import (
-    BUDGET,
-    direction_of,
-    packed_attention,
-    percent,
-    quantised,
-)
+from bertqa.explain.page_data import BUDGET, direction_of, packed_attention, percent, quantised
 from bertqa.explain.sources import sources
 from bertqa.report.page import clean
 from bertqa.settings import WindowSettings
