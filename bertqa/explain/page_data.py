@@ -4,7 +4,9 @@ import base64
 import math
 import unicodedata
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -273,20 +275,20 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
         attentions: ``(layers, H, L, L)``.
     """
     squares = attentions.flatten(0, 1)  # (layers * H, L, L)
-    best: PackedAttention | None = None
-    for kept in [k for k in _LADDER if k < squares.shape[-1]] + [squares.shape[-1]]:
+    shares = squares.sort(descending=True).values.sum(dim=(0, 1)).cumsum(dim=0) / squares.sum()
+    enough = next((k for k, share in enumerate(shares, start=1) if share >= _ENOUGH), len(shares))
+    ladder = sorted({k for k in _LADDER if k < enough} | {enough})
+
+    @cache
+    def heads(kept: int) -> tuple[str, ...]:
         values, chosen = squares.topk(kept, dim=-1)
-        share = float(values.sum() / squares.sum())
         bytes_ = torch.zeros_like(squares, dtype=torch.uint8)
         bytes_.scatter_(-1, chosen, quantised(values))
-        heads = tuple(_base64(zlib.compress(_bytes(square))) for square in bytes_)
-        if best is not None and sum(map(len, heads)) > budget:
-            return best
-        best = PackedAttention(heads, kept, share)
-        if share >= _ENOUGH:
-            break
-    assert best is not None
-    return best
+        return tuple(_base64(zlib.compress(_bytes(square))) for square in bytes_)
+
+    fitting = bisect_right(ladder, budget, lo=1, key=lambda kept: sum(map(len, heads(kept))))
+    kept = ladder[fitting - 1]
+    return PackedAttention(heads(kept), kept, float(shares[kept - 1]))
 
 
 def quantised(probabilities: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def test_a_text_that_says_sep_is_left_out(
     checkpoint: Path, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(checkpoint, "--input", questions, *WINDOWS) == 0
-    assert "says [SEP] or the like: 1 questions" in capsys.readouterr().out
+    assert "says [SEP] or the like: 1 question" in capsys.readouterr().out
 
 
 # --- and it can fail -----------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import nn
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.evaluation import Evaluation, Evaluator
@@ -22,20 +23,12 @@ from bertqa.explain.ablation import Ablation, Effect, ranked, without
 from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.config import BertConfig
 from bertqa.runtime import local_runtime
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.helpers import (
-    STORIES,
-    STORIES_V2,
-    TINY,
-    our_batch,
-    random_windows,
-    write_checkpoint,
-)
+from tests.helpers import STORIES, STORIES_V2, TINY, our_batch, random_windows
 
-SVG = "{http://www.w3.org/2000/svg}"
 WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
+SETTINGS = WindowSettings(96, 16, 24)
 HERE = ["--device", "cpu", "--precision", "fp32"]
 LAYERS, HEADS, COUNT = TINY["num_hidden_layers"], TINY["num_attention_heads"], 12
 
@@ -44,17 +37,10 @@ def call(*arguments: object) -> int:
     return run_script(ablate.main, ablate.parse_flags(list(map(str, arguments))))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions whose gold is what the whole model says, so that there is something to lose."""
-    qa = QuestionAnswerer.from_pretrained(
-        checkpoint, windows=WindowSettings(96, 16, 24), device="cpu", precision="fp32"
-    )
+    qa = QuestionAnswerer.from_pretrained(folder, windows=SETTINGS, device="cpu", precision="fp32")
     examples = read_examples(STORIES)[:COUNT]
     rows = []
     for example, prediction in zip(examples, qa.answer(examples), strict=True):
@@ -66,16 +52,14 @@ def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["mask", "mean"])
-def folder(
-    request: pytest.FixtureRequest,
-    checkpoint: Path,
-    data: Path,
+@pytest.fixture(scope="session", params=["mask", "mean"])
+def written(
+    request: pytest.FixtureRequest, folder: Path, data: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+) -> Path:  # fmt: skip
     path = tmp_path_factory.mktemp("ablation") / request.param
     flags = ["--how", request.param, "--output_dir", path]
-    assert call(checkpoint, data, *flags, *WINDOWS, *HERE) == 0
+    assert call(folder, data, *flags, *WINDOWS, *HERE) == 0
     return path
 
 
@@ -83,119 +67,110 @@ def told(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "ablation.json").read_text())
 
 
-def measured(model: BertForQuestionAnswering, checkpoint: Path, data: Path) -> Evaluation:
-    """A model on the same questions, by the way that training measures one."""
+def assert_told(
+    entry: dict[str, Any], model: BertForQuestionAnswering, tokenizer: BertTokenizer, data: Path
+) -> None:
+    """The figures are those of a model on the same questions, as training measures one."""
     examples = read_examples(data)
-    tokenizer = BertTokenizer.load(checkpoint)
-    windows = make_labelled_windows(examples, tokenizer, WindowSettings(96, 16, 24))
-    return Evaluator(examples, windows, DecodingSettings(), local_runtime("cpu", "fp32"))(model)
-
-
-def assert_told(entry: dict[str, Any], expected: Evaluation) -> None:
+    windows = make_labelled_windows(examples, tokenizer, SETTINGS)
+    runtime = local_runtime("cpu", "fp32")
+    expected = Evaluator(examples, windows, DecodingSettings(), runtime)(model)
     figures = (entry["exact_match"], entry["f1"])
     assert figures == pytest.approx((expected.exact_match, expected.f1))
     assert entry["loss"] == pytest.approx(expected.loss, abs=1e-4)
 
 
-def test_every_part_once_and_the_most_needed_first(folder: Path) -> None:
-    found = told(folder)
-    rows = found["ranking"]
-    parts = {(row["layer"], row["head"]) for row in rows}
+def test_every_part_once_and_the_most_needed_first(written: Path) -> None:
+    found = told(written)
+    rows, whole = found["ranking"], found["whole"]
     heads = [*range(HEADS), None]
-    assert parts == {(layer, head) for layer in range(LAYERS) for head in heads}
-    assert len(rows) == len(parts)
+    assert Counter((row["layer"], row["head"]) for row in rows) == Counter(
+        (layer, head) for layer in range(LAYERS) for head in heads
+    )
     keys = [(row["f1_lost"], row["exact_match_lost"], row["loss_added"]) for row in rows]
     assert keys == sorted(keys, reverse=True)
-    for row in rows:
-        assert row["f1_lost"] == found["whole"]["f1"] - row["f1"]
-        assert row["exact_match_lost"] == found["whole"]["exact_match"] - row["exact_match"]
-        assert row["loss_added"] == row["loss"] - found["whole"]["loss"]
-    assert (found["questions"], found["how"]) == (COUNT, folder.name)
+    assert keys == [
+        (whole["f1"] - r["f1"], whole["exact_match"] - r["exact_match"], r["loss"] - whole["loss"])
+        for r in rows
+    ]
+    assert (found["questions"], found["how"]) == (COUNT, written.name)
     assert len({row["loss"] for row in rows}) == len(rows)
     assert len({row["f1"] for row in rows}) > 4
 
 
 def test_the_figures_are_those_of_a_model_without_the_part(
-    folder: Path, checkpoint: Path, data: Path
+    written: Path, folder: Path, tokenizer: BertTokenizer, data: Path
 ) -> None:
-    found = told(folder)
+    found = told(written)
     assert found["whole"]["exact_match"] == 100
     rows = {(row["layer"], row["head"]): row for row in found["ranking"]}
-    assert_told(found["whole"], measured(load_checkpoint(checkpoint)[0], checkpoint, data))
-    shorter = load_checkpoint(checkpoint)[0]
-    shorter.layers = nn.ModuleList(layer for i, layer in enumerate(shorter.layers) if i != 1)
-    assert_told(rows[1, None], measured(shorter, checkpoint, data))
-    if folder.name == "mean":
-        return
-    headless = load_checkpoint(checkpoint)[0]
-    size = headless.config.head_size
-    with torch.no_grad():  # what the head gathered goes nowhere
-        headless.layers[2].attention.output.weight[:, 3 * size : 4 * size] = 0
-    assert_told(rows[2, 3], measured(headless, checkpoint, data))
+    model, shorter, headless = (load_checkpoint(folder)[0] for _ in range(3))
+    assert_told(found["whole"], model, tokenizer, data)
+    del shorter.layers[1]
+    assert_told(rows[1, None], shorter, tokenizer, data)
+    if written.name == "mask":
+        size = headless.config.head_size
+        with torch.no_grad():  # what the head gathered goes nowhere
+            headless.layers[2].attention.output.weight[:, 3 * size : 4 * size] = 0
+        assert_told(rows[2, 3], headless, tokenizer, data)
 
 
-def test_a_head_is_masked_or_averaged_and_a_layer_skipped() -> None:
-    torch.manual_seed(0)
-    model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
-    batch = our_batch(*random_windows())
-    for part, changes in (
-        (((1, None), "mask"), {"skip_layers": {1}}),
-        (((1, 2), "mask"), {"mask_heads": {(1, 2)}}),
-        (((1, 2), "mean"), {"mean_heads": {(1, 2)}}),
-    ):
-        with torch.no_grad(), without(model, *part):
-            found = model(batch)
-        with torch.no_grad(), intervene(model, **changes):
-            expected = model(batch)
-        assert torch.equal(found.start_logits, expected.start_logits)
-        with torch.no_grad():
-            assert not torch.equal(found.start_logits, model(batch).start_logits)
+@pytest.mark.parametrize(
+    ("part", "how", "changes"),
+    [
+        ((1, None), "mask", {"skip_layers": {1}}),
+        ((1, 2), "mask", {"mask_heads": {(1, 2)}}),
+        ((1, 2), "mean", {"mean_heads": {(1, 2)}}),
+    ],
+)
+def test_a_head_is_masked_or_averaged_and_a_layer_skipped(
+    model: BertForQuestionAnswering, part: Any, how: str, changes: dict[str, Any]
+) -> None:
+    batch = our_batch(*random_windows(vocab_size=60))
+    with torch.no_grad(), without(model, part, how):
+        found = model(batch)
+    with torch.no_grad(), intervene(model, **changes):
+        expected = model(batch)
+    with torch.no_grad():
+        plain = model(batch)
+    assert torch.equal(found.start_logits, expected.start_logits)
+    assert not torch.equal(found.start_logits, plain.start_logits)
 
 
-def test_the_picture_has_every_part(folder: Path) -> None:
-    root = ET.fromstring((folder / "ablation.svg").read_text())
-    titles = {e.text for e in root.iter(f"{SVG}title")}
+def test_the_picture_has_every_part(written: Path) -> None:
+    root = ET.fromstring((written / "ablation.svg").read_text())
     expected = set()
-    for row in told(folder)["ranking"]:
-        head = f", head {row['head']}"
-        name = (
-            f"whole layer {row['layer']}" if row["head"] is None else f"layer {row['layer']}{head}"
-        )
+    for row in told(written)["ranking"]:
+        layer, head = row["layer"], row["head"]
+        name = f"whole layer {layer}" if head is None else f"layer {layer}, head {head}"
         expected.add(f"{name}: {row['f1_lost']:.2f}")
-    assert titles == expected
+    assert {e.text for e in root.iter("{http://www.w3.org/2000/svg}title")} == expected
 
 
 def test_what_is_printed(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    calls = []
-
-    def counted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        return make_labelled_windows(*arguments)
-
-    monkeypatch.setattr(ablation, "make_labelled_windows", counted)
+    cut = Mock(side_effect=make_labelled_windows)
+    monkeypatch.setattr(ablation, "make_labelled_windows", cut)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
-    assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
-    assert len(calls) == 1  # tokenised once, for all passes
-    printed = capsys.readouterr()
+    assert call(folder, STORIES, *flags, *WINDOWS, *HERE) == 0
+    assert cut.call_count == 1  # tokenised once, for all passes
+    printed, found = capsys.readouterr(), told(tmp_path)
     parts = LAYERS * (1 + HEADS)
     said = f"4 questions in 36 windows, once for each of {parts} heads and layers: about [0-9]+ s"
     assert re.match(said, printed.err)
     heading, table = printed.out.strip().split("\n\n")
-    whole = told(tmp_path)["whole"]
+    whole = found["whole"]
     assert heading.startswith(
         f"the whole model: EM {whole['exact_match']:.2f}, F1 {whole['f1']:.2f}"
     )
     lines = table.splitlines()
     assert len(lines) == 1 + LAYERS + 5 + 1
     assert lines[-1].startswith(f"... and {LAYERS * HEADS - 5} heads: F1 lost ")
-    first = next(row for row in told(tmp_path)["ranking"] if row["head"] is None)
-    assert lines[1].split() == [
-        "layer", str(first["layer"]), f"{first['exact_match_lost']:.2f}",
-        f"{first['f1_lost']:.2f}", f"{first['loss_added']:.4f}",
-    ]  # fmt: skip
+    first = next(row for row in found["ranking"] if row["head"] is None)
+    figures = "{exact_match_lost:.2f} {f1_lost:.2f} {loss_added:.4f}".format(**first)
+    assert lines[1].split() == ["layer", str(first["layer"]), *figures.split()]
 
 
 def effect(layer: int, head: int | None, em: float, f1: float, loss: float) -> Effect:
@@ -222,10 +197,12 @@ def test_the_loss_ranks_what_costs_the_same() -> None:
     assert lines[1].split()[2:] == ["2.00", "9.00", "0.0000"]
 
 
-def test_questions_without_an_answer(checkpoint: Path, tmp_path: Path) -> None:
-    flags = ["--max_samples", 6, "--output_dir", tmp_path / "v2", "--version_2_with_negative"]
-    assert call(checkpoint, STORIES_V2, *flags, *WINDOWS, *HERE) == 0
-    assert told(tmp_path / "v2")["questions"] == 6
+def test_questions_without_an_answer(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ablation.svg").write_text("old")
+    flags = ["--max_samples", 6, "--output_dir", tmp_path, "--version_2_with_negative"]
+    assert call(folder, STORIES_V2, *flags, "--overwrite_output_dir", *WINDOWS, *HERE) == 0
+    assert told(tmp_path)["questions"] == 6
+    assert (tmp_path / "ablation.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.parametrize(
@@ -240,34 +217,26 @@ def test_questions_without_an_answer(checkpoint: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_flags(
-    checkpoint: Path, tmp_path: Path, flags: list[object], said: str,
+    folder: Path, tmp_path: Path, flags: list[object], said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "ablation.svg").write_text("mine")
-    given = [str(flag).replace("FULL", str(full)) for flag in flags]
-    assert call(checkpoint, STORIES, "--output_dir", tmp_path / "new", *given, *HERE) == 2
+    (tmp_path / "ablation.svg").write_text("mine")
+    given = [str(flag).replace("FULL", str(tmp_path)) for flag in flags]
+    assert call(folder, STORIES, "--output_dir", tmp_path / "new", *given, *HERE) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1 and not captured.out
-    assert (full / "ablation.svg").read_text() == "mine"
+    assert (tmp_path / "ablation.svg").read_text() == "mine"
 
 
-def test_what_is_there_is_replaced_on_request(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "ablation.svg").write_text("old")
-    flags = ["--max_samples", 1, "--output_dir", tmp_path, "--overwrite_output_dir"]
-    assert call(checkpoint, STORIES, *flags, *WINDOWS, *HERE) == 0
-    assert (tmp_path / "ablation.svg").read_text().startswith("<svg")
-
-
-def test_bad_data(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bare = tmp_path / "bare.json"
-    bare.write_text(json.dumps({"data": [{"question": "Who?", "context": "Ada."}]}))
-    for path, said in (
-        (bare, "gold"),
-        (STORIES_V2, "without an answer"),
-        (tmp_path / "no", "exist"),
-    ):
-        assert call(checkpoint, path, "--output_dir", tmp_path / "new", *HERE) == 2
-        assert said in capsys.readouterr().err
-        assert not (tmp_path / "new").exists()
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("bare.json", "gold"), (STORIES_V2, "without an answer"), ("absent.json", "exist")],
+)
+def test_bad_data(
+    folder: Path, tmp_path: Path, name: str | Path, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = {"data": [{"question": "Who?", "context": "Ada."}]}
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    assert call(folder, tmp_path / name, "--output_dir", tmp_path / "new", *HERE) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -27,16 +27,7 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.explain.conftest import (
-    CONTEXT,
-    CPU,
-    NEGATIVE,
-    NEVER,
-    QUESTION,
-    STEPS,
-    WINDOWS,
-    Explain,
-)
+from tests.explain.conftest import CONTEXT, CPU, NEGATIVE, NEVER, QUESTION, STEPS, WINDOWS, Explain
 
 ROOT = Path(__file__).parents[2]
 NUMBERED = "".join(f" {number}." for number in range(999))
@@ -264,7 +255,7 @@ def test_attention_stays_in_its_budget() -> None:
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
     found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
     kept = [packed.kept for packed in found.values()]
-    assert kept[0] == 1 and kept[-1] == 64 and kept == sorted(set(kept))
+    assert kept[0] == 1 and kept == sorted(set(kept)) and 0.99 <= found[10**6].share < 0.995
     for budget, packed in found.items():
         assert packed.kept == 1 or sum(map(len, packed.heads)) <= budget
         values = attentions.topk(packed.kept, dim=-1).values

@@ -4,7 +4,6 @@ import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -26,17 +25,8 @@ from bertqa.explain.hooks import (
 )
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
 from bertqa.model.packing import PackedBatch
-from bertqa.runtime import Runtime, local_runtime
-from tests.helpers import (
-    LENGTHS,
-    STORIES,
-    TINY,
-    our_batch,
-    our_model,
-    random_windows,
-    their_model,
-    write_checkpoint,
-)
+from bertqa.runtime import local_runtime
+from tests.helpers import LENGTHS, STORIES, TINY, our_batch, our_model, random_windows, their_model
 
 LAYERS, HEADS = TINY["num_hidden_layers"], TINY["num_attention_heads"]
 K = TINY["hidden_size"] // HEADS
@@ -329,17 +319,6 @@ def test_a_recording_that_is_entered_during_a_pass_is_of_the_next_one(model, bat
     assert list(seen[0]) == NAMES and len(seen) == 1
 
 
-def test_a_copy_is_recorded_as_long_as_the_model_is(model, batch, other):
-    with record(model, [*NAMES, *attention_names(model)]) as seen:
-        copied = copy.deepcopy(model)
-        expected = copied(batch)
-        assert same(BertOutput(*model.head(seen["layers.2"])), expected)
-    before = dict(seen)
-    copied(other)
-    assert list(seen) == list(before) and all(seen[name] is before[name] for name in NAMES)
-    assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
-
-
 def test_recorded_attention_is_the_reference_for_all_meanwhile(model, batch):
     """Also in a thread that records nothing, and in a copy."""
     plain = run(model, batch)
@@ -433,72 +412,59 @@ def test_nested_changes_add_up(model, batch):
     assert same(once, run(model, batch, skip_layers={0}))
 
 
-def test_a_copy_is_changed_as_long_as_the_model_is(model, batch):
+def test_a_copy_is_recorded_and_changed_as_long_as_the_model_is(model, batch, other):
     """As an ``Evaluator`` measures one."""
-    plain = run(model, batch)
-    with intervene(model, **CHANGES):
+    plain = run(model, other)
+    with record(model, [*NAMES, *attention_names(model)]) as seen, intervene(model, **CHANGES):
         expected, copied = model(batch), copy.deepcopy(model)
         assert same(copied(batch), expected)
-    assert same(copied(batch), plain)
+        assert same(BertOutput(*model.head(seen["layers.2"])), expected)
+    before = dict(seen)
+    torch.testing.assert_close(copied(other), plain)
+    assert list(seen) == list(before) and all(seen[name] is before[name] for name in NAMES)
+    assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
 
 
 def test_threads_that_share_a_model_do_not_disturb_one_another(model, batch, other):
     """Each records and changes what it wants, all at the same time."""
     wanted = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
-    alone = [states_of(model, given, skip_layers={skipped}) for skipped, given in wanted]
     all_in = threading.Barrier(len(wanted), timeout=60)
-    together: dict[int, Any] = {}
 
-    def work(number: int) -> None:
-        skipped, given = wanted[number]
+    def work(skipped: int, given: PackedBatch) -> Recording:
         names = [*NAMES, *attention_names(model)]
         with torch.no_grad(), record(model, names) as seen, intervene(model, skip_layers={skipped}):
             all_in.wait()
             for _ in range(5):
                 model(given)
             all_in.wait()
-        together[number] = seen
+        return seen
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(wanted))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, expected in enumerate(alone):
-        seen = together[number]
-        torch.testing.assert_close({name: seen[name] for name in NAMES}, expected)
-        for name in attention_names(model):
-            assert len(seen[name]) == len(LENGTHS)
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        together = list(pool.map(work, *zip(*wanted, strict=True)))
     assert not hooks_of(model)
-
-
-def test_averaged_heads_in_two_threads(model):
-    """The windows of one are not those of the other."""
-    batches = [our_batch(*random_windows(lengths)) for lengths in (LENGTHS, (20, 9), (3, 3, 3))]
-    alone = [run(model, given, mean_heads={(0, 1), (2, 3)}) for given in batches]
-    with intervene(model, mean_heads={(0, 1), (2, 3)}), ThreadPoolExecutor(3) as pool:
-        contexts = [copy_context() for _ in range(30)]
-        jobs = [pool.submit(c.run, model, batches[i % 3]) for i, c in enumerate(contexts)]
-        found = [job.result() for job in jobs]
-    for i, output in enumerate(found):
-        torch.testing.assert_close(output, alone[i % 3])
+    for seen, (skipped, given) in zip(together, wanted, strict=True):
+        alone = states_of(model, given, skip_layers={skipped})
+        torch.testing.assert_close({name: seen[name] for name in NAMES}, alone)
+        assert {len(seen[name]) for name in attention_names(model)} == {len(LENGTHS)}
 
 
 def test_the_threads_of_a_runtime_work_for_the_one_that_entered(model, monkeypatch):
     """Two are always in their midst at once, with windows of other lengths."""
     batches = [our_batch(*random_windows(lengths)) for lengths in (LENGTHS, (20, 9))] * 4
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    expected = [run(model, given, skip_layers={0}) for given in batches]
+    changes = {"skip_layers": {0}, "mean_heads": {(1, 2)}}
+    expected = [run(model, given, **changes) for given in batches]
     both, threads = threading.Barrier(2, timeout=60), set()
 
     def meet(*_: Any) -> None:
         threads.add(threading.get_ident())
         both.wait()
 
-    handle = model.layers[1].register_forward_hook(meet)
+    # In attention: one thread's windows are known, and then the other's.
+    handle = model.layers[1].attention.query.register_forward_hook(meet)
     names = ["", *NAMES, *attention_names(model)]
     try:
-        with record(model, names) as seen, intervene(model, skip_layers={0}):
+        with record(model, names) as seen, intervene(model, **changes):
             found = list(local_runtime("cpu", "fp32").map_batches(model, batches))
     finally:
         handle.remove()
@@ -512,20 +478,12 @@ def test_the_threads_of_a_runtime_work_for_the_one_that_entered(model, monkeypat
 
 
 @torch.no_grad()
-def test_what_an_answerer_computes_is_recorded(tmp_path, monkeypatch):
-    """Also where its threads compute it."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(Runtime, "tokens_per_batch", 200)
-    folder = write_checkpoint(tmp_path)
+def test_what_an_answerer_computes_is_recorded(folder):
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
-    threads = set()
-    qa.model.register_forward_hook(lambda *_: threads.add(threading.get_ident()))
     names = [*hidden_state_names(qa.model), *attention_names(qa.model), "head"]
     with record(qa.model, names) as seen:
-        answers = list(qa.answer(read_examples(STORIES)))
-    assert answers and threads and threading.get_ident() not in threads
+        assert list(qa.answer(read_examples(STORIES)))
     assert sorted(seen) == sorted(names)
-    tokens = len(seen["embeddings"])
     for name in attention_names(qa.model):
-        assert sum(len(p[0]) for p in seen[name]) == tokens
+        assert sum(len(p[0]) for p in seen[name]) == len(seen["embeddings"])
     assert same(BertOutput(*qa.model.head(seen[names[3]])), BertOutput(*seen["head"]))

@@ -6,30 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
 from bertqa.answering.answers import Prediction
-from bertqa.commands import explain as explain_command
-from bertqa.commands import infer
-from bertqa.commands.flags import run_script
 from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.page import page
-from bertqa.explain.page_data import (
-    BUDGET,
-    direction_of,
-    packed_attention,
-    percent,
-    quantised,
-)
+from bertqa.explain.page_data import BUDGET, direction_of, packed_attention, percent, quantised
 from bertqa.explain.sources import sources
 from bertqa.report.page import clean
 from bertqa.settings import WindowSettings
 from tests import helpers
 from tests.browser import CHROMIUM, Browser, Page
+from tests.commands.world import call
 from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, QUESTION, Explain
 
 WICKED = (
@@ -38,11 +29,11 @@ WICKED = (
 )
 SVG = "http://www.w3.org/2000/svg"  # a name, which no browser fetches
 
-HERE = ["--device", "cpu", "--precision", "fp32", "--max_seq_length", "48", "--doc_stride", "8"]
+Pages, Explanations = dict[str, str], dict[str, Explanation]
 
 
 @pytest.fixture(scope="module")
-def explanations(explained: Explain, rough: Prediction) -> dict[str, Explanation]:
+def explanations(explained: Explain, rough: Prediction) -> Explanations:
     short = WindowSettings(128, 8)
     # Question, text, model and vocabulary are of somebody who means ill.
     wicked = explained(WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
@@ -60,7 +51,7 @@ def explanations(explained: Explain, rough: Prediction) -> dict[str, Explanation
 
 
 @pytest.fixture(scope="module")
-def pages(explanations: dict[str, Explanation]) -> dict[str, str]:
+def pages(explanations: Explanations) -> Pages:
     return {name: page(explanation) for name, explanation in explanations.items()}
 
 
@@ -83,7 +74,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) -> None:
+def test_the_page_is_well_formed_and_closed(pages: Pages, kind: str) -> None:
     found = helpers.Page(pages[kind])
     attributes = [a for _, a in found.seen]
     ids = Counter(a["id"] for a in attributes if "id" in a)
@@ -110,9 +101,7 @@ def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_texts(
-    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
-) -> None:
+def test_texts_are_texts(pages: Pages, explanations: Explanations, kind: str) -> None:
     found, e = helpers.Page(pages[kind]), explanations[kind]
     assert [a.get("type") for a in found.all("script")] == ["application/json", None]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", pages[kind])
@@ -126,7 +115,7 @@ def test_texts_are_texts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_picture_has_its_formula_and_its_code(
-    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+    pages: Pages, explanations: Explanations, kind: str
 ) -> None:
     for key, group in sources(explanations[kind].decoding).items():
         section = section_of(pages[kind], key)
@@ -136,7 +125,7 @@ def test_every_picture_has_its_formula_and_its_code(
             assert f'id="{source.anchor}"' in section_of(pages[kind], "code")
 
 
-def test_formulas_are_whole(pages: dict[str, str]) -> None:
+def test_formulas_are_whole(pages: Pages) -> None:
     formulas = set(re.findall(r"<math.*?</math>", pages["negative"], re.DOTALL))
     assert len(formulas) == 10
     assert formulas - set(re.findall(r"<math.*?</math>", pages["plain"], re.DOTALL)) == {
@@ -149,15 +138,13 @@ def test_formulas_are_whole(pages: dict[str, str]) -> None:
 
 
 def test_lines_of_code_lead_to_the_repository_where_there_is_one(
-    explanations: dict[str, Explanation],
+    explanations: Explanations,
 ) -> None:
     with_links = page(explanations["no tokens"], source_url="https://example.org/tree/")
     assert re.search(r'href="https://example\.org/tree/bertqa/model/bert\.py#L\d+"', with_links)
 
 
-def test_the_numbers_stand_in_the_page(
-    pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
+def test_the_numbers_stand_in_the_page(pages: Pages, explanations: Explanations) -> None:
     text, e = pages["plain"], explanations["plain"]
     plain, answer = read(text).replace("−", "-"), e.answer.answer
     assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
@@ -169,11 +156,13 @@ def test_the_numbers_stand_in_the_page(
     assert text.count('class="never"') == int(matrix.scores.isneginf().sum())
     for value in e.inside.head_effects.flatten():
         assert f"{float(value):+.6f}".replace("-", "−") in text
+    null_score = min(explanations["negative"].null_scores)
+    assert f"here {null_score:+.3f}".replace("-", "−") in read(pages["negative"])
 
 
 @pytest.mark.parametrize("kind", ["plain", "accents", "never"])
 def test_the_answer_is_marked_in_its_text(
-    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+    pages: Pages, explanations: Explanations, kind: str
 ) -> None:
     """No blank is added to the text, and none is lost; an accent stays with its letter."""
     text, e = pages[kind], explanations[kind]
@@ -209,7 +198,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_what_is_said_of_the_numbers(pages: dict[str, str], kind: str) -> None:
+def test_what_is_said_of_the_numbers(pages: Pages, kind: str) -> None:
     found = read(pages[kind])
     assert [text for text in SAID[kind] if text not in found] == []
     assert ("The null score" in found) == (kind in ("negative", "top20"))
@@ -223,7 +212,7 @@ def test_what_is_said_of_the_numbers(pages: dict[str, str], kind: str) -> None:
      (0, 3, True)],
 )  # fmt: skip
 def test_what_no_head_is_needed_for(
-    explanations: dict[str, Explanation], most: float, decimals: int, sure: bool
+    explanations: Explanations, most: float, decimals: int, sure: bool
 ) -> None:
     """Of small effects there are more digits, and nothing is left of what is smaller still."""
     inside = explanations["plain"].inside
@@ -269,96 +258,96 @@ def test_small_helpers() -> None:
 
 # --- the commands --------------------------------------------------------------------------------
 
-
-def call(*arguments: object, command: ModuleType = infer) -> int:
-    try:
-        return run_script(command.main, command.parse_flags([str(a) for a in arguments]))
-    except SystemExit as end:
-        return int(end.code or 0)
+Ask = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def ask(folder: Path) -> list[object]:
-    return ["--model", folder, *HERE, "--question", QUESTION, "--context", CONTEXT]
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """A command in this process: its exit code, and what it printed."""
+
+    def run(command: str, *flags: object) -> tuple[int, str, str]:
+        flags = tuple(folder if flag == "FOLDER" else flag for flag in flags)
+        code = call(command, *flags)
+        return code, *capsys.readouterr()
+
+    return run
 
 
+ASKED = [
+    "--model", "FOLDER", "--device", "cpu", "--precision", "fp32", "--max_seq_length", 48,
+    "--doc_stride", 8, "--question", QUESTION, "--context", CONTEXT,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--json"], ["--top_k", 3], ["--json", "--top_k", 2, "--all_offsets"]]
+)
 def test_infer_writes_the_page_and_prints_the_answer(
-    ask: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Ask, tmp_path: Path, flags: list[object]
 ) -> None:
     file = tmp_path / "answer.html"
-    for flags in ([], ["--json"], ["--top_k", 3], ["--json", "--top_k", 2, "--all_offsets"]):
-        assert call(*ask, *flags) == 0
-        plain = capsys.readouterr().out
-        assert call(*ask, *flags, "--explain", file, "--overwrite_output_dir") == 0
-        captured = capsys.readouterr()
-        assert captured.out == plain
-        assert captured.err == f"wrote {file}\n"  # no progress where there is no terminal
+    code, plain, _ = run("infer", *ASKED, *flags)
+    assert code == 0
+    # No progress where there is no terminal.
+    assert run("infer", *ASKED, *flags, "--explain", file) == (0, plain, f"wrote {file}\n")
     helpers.Page(file.read_text(encoding="utf-8"))
     assert [path.name for path in tmp_path.iterdir()] == ["answer.html"]
 
 
-def test_the_command_explains_as_infer_does(
-    ask: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pages = [tmp_path / "infer.html", tmp_path / "explain.html"]
-    assert call(*ask, "--explain", pages[0], "--top_k", 2) == 0
-    printed = capsys.readouterr().out
-    assert call(*ask, pages[1], "--top_k", 2, command=explain_command) == 0
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == (printed, f"wrote {pages[1]}\n")
-    assert pages[0].read_bytes() == pages[1].read_bytes()
-    assert call(*ask, pages[1], command=explain_command) == 2
-    assert "is there already: name another file, or pass --overwrite" in capsys.readouterr().err
-    assert call(*ask, pages[1], "--overwrite", command=explain_command) == 0
-    capsys.readouterr()
-    printed = set()
-    for flags in (["--explain"], ["--explain", "-"]):
-        assert call(*ask, *flags) == 0
-        printed.add(capsys.readouterr().out)
-    assert call(*ask, command=explain_command) == 0
-    out = capsys.readouterr().out
-    assert printed == {out} and out.startswith(QUESTION) and "\x1b" not in out
-    assert call(*ask[:-4], command=explain_command) == 2  # no question
-    assert "--question is missing" in capsys.readouterr().err
+def test_the_command_explains_as_infer_does(run: Ask, tmp_path: Path) -> None:
+    first, second = tmp_path / "infer.html", tmp_path / "explain.html"
+    _, printed, _ = run("infer", *ASKED, "--explain", first, "--top_k", 2)
+    assert run("explain", *ASKED, second, "--top_k", 2) == (0, printed, f"wrote {second}\n")
+    assert first.read_bytes() == second.read_bytes()
+    code, _, said = run("explain", *ASKED, second)
+    assert code == 2 and "is there already: name another file, or pass --overwrite" in said
+    assert run("explain", *ASKED, second, "--overwrite")[0] == 0
+    in_terminal = run("explain", *ASKED)
+    assert in_terminal[1].startswith(QUESTION) and "\x1b" not in in_terminal[1]
+    assert (
+        run("infer", *ASKED, "--explain") == run("infer", *ASKED, "--explain", "-") == in_terminal
+    )
+    code, _, said = run("explain", *ASKED[:-4])
+    assert code == 2 and "--question is missing" in said
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])
 def test_colours_are_for_terminals(
-    ask: list[object],
-    variable: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run: Ask, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     if variable:
         monkeypatch.setenv(variable, "1")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert call(*ask, "--explain") == 0
-    assert ("\x1b[" in capsys.readouterr().out) == (not variable)
+    code, out, _ = run("infer", *ASKED, "--explain")
+    assert code == 0 and ("\x1b[" in out) == (not variable)
 
 
+ALONE = "--explain explains one answer"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([*ASKED, "--explain", "there.html"], "--explain there.html is there already"),
+        ([*ASKED, "--explain", "no/a.html"], "no folder no"),
+        ([*ASKED, "--explain", "."], "is a folder"),
+        ([*ASKED, "--explain", "--json"], "without a file prints text"),
+        (["--model", "FOLDER", "--demo", "--explain", "new.html"], ALONE),
+        (["--model", "FOLDER", "--explain", "new.html"], ALONE),
+        (["--input", "there.html", "--output_dir", "o", "--explain", "new.html"], ALONE),
+        ([*ASKED[:-1], " ", "--explain", "new.html"], "the context is"),
+    ],
+)
 def test_infer_refuses_what_it_cannot_explain(
-    ask: list[object], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[object], words: str
 ) -> None:
-    there, new = tmp_path / "there.html", tmp_path / "new.html"
-    there.write_text("mine")
-    alone = "--explain explains one answer"
-    cases = [
-        ([*ask, "--explain", there], f"--explain {there} is there already"),
-        ([*ask, "--explain", tmp_path / "no" / "a.html"], f"no folder {tmp_path / 'no'}"),
-        ([*ask, "--explain", tmp_path], "is a folder"),
-        ([*ask, "--explain", "--json"], "without a file prints text"),
-        (["--model", folder, "--demo", "--explain", new], alone),
-        (["--model", folder, "--explain", new], alone),
-        (["--input", there, "--output_dir", tmp_path / "o", "--explain", new], alone),
-        ([*ask[:-1], " ", "--explain", new], "the context is"),
-    ]
-    for flags, words in cases:
-        assert call(*flags) == 2, words
-        captured = capsys.readouterr()
-        assert words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
-    assert there.read_text() == "mine"
+    monkeypatch.chdir(tmp_path)
+    Path("there.html").write_text("mine")
+    code, out, said = run("infer", *flags)
+    assert code == 2 and words in said and said.count("\n") == 1 and out == ""
+    assert Path("there.html").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
 
 
@@ -390,6 +379,18 @@ def show(browser: Browser, tmp_path: Path) -> Show:
     return opened
 
 
+@pytest.fixture
+def tab(show: Show, pages: Pages) -> Iterator[Page]:
+    """The plain page, which never complains."""
+    tab = show(pages["plain"])
+    yield tab
+
+
+@pytest.fixture
+def e(explanations: Explanations) -> Explanation:
+    return explanations["plain"]
+
+
 def text_of(tab: Page, selector: str) -> str:
     return str(tab.run(f"document.querySelector({json.dumps(selector)}).textContent"))
 
@@ -401,7 +402,7 @@ def wait_for_head(tab: Page, layer: int, head: int) -> None:
 
 @in_browser
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_loads_without_a_complaint(show: Show, pages: dict[str, str], kind: str) -> None:
+def test_it_loads_without_a_complaint(show: Show, pages: Pages, kind: str) -> None:
     tab = show(pages[kind])
     for width in (1280, 390):
         tab.resize(width, 900)
@@ -415,7 +416,7 @@ def test_it_loads_without_a_complaint(show: Show, pages: dict[str, str], kind: s
     ("old", "new"), [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
 )
 def test_a_complaint_is_noticed(
-    browser: Browser, pages: dict[str, str], tmp_path: Path, old: str, new: str
+    browser: Browser, pages: Pages, tmp_path: Path, old: str, new: str
 ) -> None:
     """What the test above relies on: a broken script, and one that the page does not allow."""
     (tmp_path / "broken.html").write_text(pages["plain"].replace(old, new, 1), encoding="utf-8")
@@ -423,10 +424,7 @@ def test_a_complaint_is_noticed(
 
 
 @in_browser
-def test_the_layer_slider_moves_by_keyboard(
-    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    tab, e = show(pages["plain"]), explanations["plain"]
+def test_the_layer_slider_moves_by_keyboard(tab: Page, e: Explanation) -> None:
     tab.run("document.getElementById('lens-layer').focus()")
     for layer in (2, 1, 0):
         tab.press("ArrowLeft")
@@ -438,14 +436,10 @@ def test_the_layer_slider_moves_by_keyboard(
         )
         expected = e.layer_logits[layer][0].softmax(dim=0).sqrt()
         assert shares == pytest.approx(expected.tolist(), abs=0.01)
-    assert tab.complaints() == []
 
 
 @in_browser
-def test_any_head_and_any_token(
-    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    tab, e = show(pages["plain"]), explanations["plain"]
+def test_any_head_and_any_token(tab: Page, e: Explanation) -> None:
     words = [*e.question_places, *e.context_starts]
     place = 3
     for layer, head in ((0, 2), (2, 1)):
@@ -474,7 +468,6 @@ def test_any_head_and_any_token(
     tab.run("document.querySelector('[data-preset=question]').click()")
     assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == len(e.question_places)
     assert "the question" in text_of(tab, "#attention-says")
-    assert tab.complaints() == []
 
 
 @in_browser
@@ -499,19 +492,16 @@ def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
 
 @in_browser
 def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
-    show: Show, explanations: dict[str, Explanation], monkeypatch: pytest.MonkeyPatch
+    show: Show, e: Explanation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_data, "_LADDER", (1, 2))
     monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
-    said = text_of(show(page(explanations["plain"])), "#attention-says")
+    said = text_of(show(page(e)), "#attention-says")
     assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
 
 
 @in_browser
-def test_a_head_that_matters_leads_to_what_it_looks_at(
-    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    tab, e = show(pages["plain"]), explanations["plain"]
+def test_a_head_that_matters_leads_to_what_it_looks_at(tab: Page, e: Explanation) -> None:
     tab.run("document.querySelectorAll('a[data-head]')[1].focus()")
     tab.press("Enter")
     wait_for_head(tab, *e.inside.most_needed(2)[1][:2])
@@ -519,10 +509,7 @@ def test_a_head_that_matters_leads_to_what_it_looks_at(
 
 
 @in_browser
-def test_a_runner_up_shows_itself_in_the_text(
-    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    tab, e = show(pages["plain"]), explanations["plain"]
+def test_a_runner_up_shows_itself_in_the_text(tab: Page, e: Explanation) -> None:
     number, candidate = next(
         (i, c) for i, c in enumerate(e.candidates) if i != e.chosen and c.window == e.window
     )
@@ -537,10 +524,8 @@ def test_a_runner_up_shows_itself_in_the_text(
 
 
 @in_browser
-def test_the_parts_of_start_and_end(
-    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    tab, ends = show(pages["plain"]), explanations["plain"].inside.end_parts.tokens
+def test_the_parts_of_start_and_end(tab: Page, e: Explanation) -> None:
+    ends = e.inside.end_parts.tokens
     strongest = int(ends.abs().argmax())
     tab.run("document.getElementById('parts-of-end').click()")
     token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"
@@ -549,7 +534,7 @@ def test_the_parts_of_start_and_end(
 
 
 @in_browser
-def test_it_is_whole_without_scripts(show: Show, pages: dict[str, str]) -> None:
+def test_it_is_whole_without_scripts(show: Show, pages: Pages) -> None:
     tab = show(pages["plain"], scripts=False)
     for controls in ("#lens-controls", "#attention-controls", "#parts-controls"):
         assert not tab.is_shown(controls)
@@ -561,14 +546,12 @@ def test_it_is_whole_without_scripts(show: Show, pages: dict[str, str]) -> None:
 
 
 @in_browser
-def test_whoever_hears_the_page_hears_what_each_control_is(
-    show: Show, pages: dict[str, str]
-) -> None:
+def test_whoever_hears_the_page_hears_what_each_control_is(tab: Page) -> None:
     controls = (
         "button", "combobox", "slider", "radio", "checkbox", "link", "listbox", "option", "table",
     )  # fmt: skip
     heard: Counter[str] = Counter()
-    for node in show(pages["plain"]).send("Accessibility.getFullAXTree")["nodes"]:
+    for node in tab.send("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value")
         if role in controls and not node.get("ignored"):
             assert node.get("name", {}).get("value"), node
@@ -579,9 +562,7 @@ def test_whoever_hears_the_page_hears_what_each_control_is(
 
 @in_browser
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_picture_of_it_is_no_blank(
-    show: Show, pages: dict[str, str], tmp_path: Path, dark: bool
-) -> None:
+def test_a_picture_of_it_is_no_blank(show: Show, pages: Pages, tmp_path: Path, dark: bool) -> None:
     tab = show(pages["plain"], dark=dark)
     tab.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
