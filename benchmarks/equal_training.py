@@ -16,38 +16,41 @@ training differs.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data import add_model_flag, first_questions, squad_file
-from benchmarks.harness import ROOT, plain_parser, positive, run, say, table
+from benchmarks.harness import plain_parser, positive, run, say, table
 from benchmarks.models import model_folder
-from benchmarks.peer_windows import Prepare, rows_of_file
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.evaluation import score
+from bertqa.data.readers import read_examples
+from bertqa.runtime import local_runtime
+from bertqa.settings import DataSettings, TrainingSettings
+from bertqa.training.job import train as train_ours
 
 BATCH = 16
 LAST = 20  # steps at the end that the final loss is the mean of
+MAX_LENGTH, STRIDE = 384, 128  # of the peer's windows; ours have them by default
 
 Result = tuple[float, float, float]  # final loss, EM, F1
 
 
 def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
-    """train.py in a process of its own."""
+    """What train.py does."""
+    settings = TrainingSettings(
+        num_train_epochs=flags.epochs, learning_rate=flags.learning_rate,
+        warmup_ratio=flags.warmup_ratio, per_device_train_batch_size=BATCH, seed=seed,
+        logging_steps=1,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
-        command = [
-            sys.executable, str(ROOT / "train.py"), "--model", str(model), "--train_file",
-            str(train), "--num_train_epochs", str(flags.epochs), "--learning_rate",
-            str(flags.learning_rate), "--warmup_ratio", str(flags.warmup_ratio), "--seed",
-            str(seed), "--precision", flags.precision, "--logging_steps", "1",
-            "--per_device_train_batch_size", str(BATCH),
-            "--output_dir", str(folder),
-        ]  # fmt: skip
-        process = subprocess.run(command, capture_output=True, text=True)
-        if process.returncode:
-            raise SystemExit(f"train.py ended with code {process.returncode}: {process.stderr}")
+        train_ours(
+            str(model), DataSettings(train_file=train), folder, settings=settings,
+            runtime=local_runtime(precision=flags.precision), say=lambda line: None,
+        )  # fmt: skip
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in log if "loss" in line]
         return (statistics.fmean(losses[-LAST:]), *answered(folder, dev))
@@ -66,11 +69,20 @@ def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Names
     )
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = Dataset.from_list(
+        [
+            {"question": e.question, "context": e.context, "answers": e.answers or (),
+             "starts": e.answer_starts}
+            for e in read_examples(train)
+        ]
+    )  # fmt: skip
+    windows = rows.map(
+        lambda batch: labelled_windows(tokenizer, batch), batched=True,
+        remove_columns=rows.column_names,
+    )  # fmt: skip
+    set_seed(seed)
+    network = AutoModelForQuestionAnswering.from_pretrained(model)
     with tempfile.TemporaryDirectory() as name:
-        rows = Dataset.from_list(rows_of_file(train))
-        windows = rows.map(Prepare(tokenizer), batched=True, remove_columns=rows.column_names)
-        set_seed(seed)
-        network = AutoModelForQuestionAnswering.from_pretrained(model)
         arguments = TrainingArguments(
             output_dir=f"{name}/out", num_train_epochs=flags.epochs, seed=seed,
             learning_rate=flags.learning_rate, warmup_steps=flags.warmup_ratio,
@@ -87,12 +99,45 @@ def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Names
         return (statistics.fmean(losses[-LAST:]), *answered(folder, dev))
 
 
+def labelled_windows(tokenizer: Any, rows: dict[str, list[Any]]) -> Any:
+    """The windows of a batch of rows with their labels, as the notebook makes them."""
+    encoded = tokenizer(
+        rows["question"], rows["context"], truncation="only_second", max_length=MAX_LENGTH,
+        stride=STRIDE, return_overflowing_tokens=True, return_offsets_mapping=True,
+        padding="max_length",
+    )  # fmt: skip
+    row_of = encoded.pop("overflow_to_sample_mapping")
+    offsets = encoded.pop("offset_mapping")
+    labels = [
+        _label(encoded.sequence_ids(window), offsets[window], rows["answers"][i], rows["starts"][i])
+        for window, i in enumerate(row_of)
+    ]
+    encoded["start_positions"] = [start for start, _ in labels]
+    encoded["end_positions"] = [end for _, end in labels]
+    return encoded
+
+
+def _label(
+    sides: Sequence[int | None], offsets: Sequence[tuple[int, int]], answers: Sequence[str],
+    starts: Sequence[int],
+) -> tuple[int, int]:  # fmt: skip
+    """First and last token of the answer; (0, 0), which is [CLS], if the window lacks it."""
+    if not answers:
+        return 0, 0
+    begin, stop = starts[0], starts[0] + len(answers[0])
+    first = sides.index(1)
+    last = len(sides) - 1 - sides[::-1].index(1)
+    if offsets[first][0] > begin or offsets[last][1] < stop:
+        return 0, 0
+    while first <= last and offsets[first][0] <= begin:
+        first += 1
+    while offsets[last][1] >= stop:
+        last -= 1
+    return first - 1, last + 1
+
+
 def answered(folder: Path, dev: Path) -> tuple[float, float]:
     """EM and F1 of a model, by our own decoder."""
-    from bertqa.answering.answerer import QuestionAnswerer
-    from bertqa.answering.evaluation import score
-    from bertqa.data.readers import read_examples
-
     examples = read_examples(dev)
     qa = QuestionAnswerer.from_pretrained(folder)
     figures = score(examples, list(qa.answer(examples)), qa.decoding)

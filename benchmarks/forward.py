@@ -18,14 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.models import (
-    DTYPES,
-    LONGEST,
-    device,
-    fastest,
-    synchronize,
-    windows_of,
-)
+from benchmarks.models import DTYPES, LONGEST, device, fastest, synchronize, windows_of
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
@@ -74,31 +67,28 @@ class ForwardTask:
 
         That is one with several windows to a batch, if there is any: what padding could spoil.
         """
-        outputs = self._run(self.batches[-1])
-        starts: list[list[float]] = [[] for _ in self.lengths]
-        ends: list[list[float]] = [[] for _ in self.lengths]
-        for chosen, (start, end) in zip(self.cuts[-1], outputs, strict=True):
+        found: dict[int, tuple[list[float], ...]] = {}  # of each window, without padding
+        for chosen, output in zip(self.cuts[-1], self._run(self.batches[-1]), strict=True):
             lengths = self.lengths[chosen].tolist()
-            for into, scores in ((starts, start), (ends, end)):
-                for window, row in zip(chosen.tolist(), _windows(scores, lengths), strict=True):
-                    into[window] = row
-        return {"start": list(chain(*starts)), "end": list(chain(*ends))}
+            rows = zip(*(_windows(scores, lengths) for scores in output), strict=True)
+            found.update(zip(chosen.tolist(), rows, strict=True))
+        start, end = zip(*(found[window] for window in range(len(found))), strict=True)
+        return {"start": list(chain(*start)), "end": list(chain(*end))}
 
 
 def _windows(scores: Any, lengths: Sequence[int]) -> list[list[float]]:
     """The scores of each window without padding, of a stream or of a rectangle."""
     scores = torch.as_tensor(scores).float().cpu()
-    if scores.dim() == 1:
-        return [row.tolist() for row in scores.split(list(lengths))]
-    return [row[:length].tolist() for row, length in zip(scores, lengths, strict=True)]
+    rows = scores.split(list(lengths)) if scores.dim() == 1 else scores
+    return [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
 
 
 # --- cuts and batches ----------------------------------------------------------------------------
 
 
-def in_order(count: int, batch_size: int) -> Cut:
+def in_order(lengths: Tensor, batch_size: int) -> Cut:
     """The windows as they come."""
-    return list(torch.arange(count).split(batch_size))
+    return list(torch.arange(len(lengths)).split(batch_size))
 
 
 def by_length(lengths: Tensor, batch_size: int) -> Cut:
@@ -180,14 +170,9 @@ def compiled(model: Any) -> Any:
 
 
 def transformers(
-    model: str,
-    source: dict[str, Any],
-    attention: str,
-    precision: str,
-    batches: str,
-    compile: bool = False,
+    model: str, source: dict[str, Any], attention: str, precision: str, way: str, compile: bool
 ) -> ForwardTask:
-    """transformers 5; ``batches`` is "padded" (to 384), "sorted" (to the longest), or "one"."""
+    """transformers 5; ``way`` is "padded" (to 384), "sorted" (to the longest), or "one"."""
     loaded = load_transformers(model, attention, precision)
     if compile:
         loaded = compiled(loaded)
@@ -195,25 +180,28 @@ def transformers(
     lengths = windows.lengths
 
     def batch_of(chosen: Tensor) -> dict[str, Tensor]:
-        rectangle = padded(windows, chosen, LONGEST if batches == "padded" else 0)
+        rectangle = padded(windows, chosen, LONGEST if way == "padded" else 0)
         return {name: values.to(device()) for name, values in rectangle.items()}
 
     def forward(inputs: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
         outputs = [loaded(**batch) for batch in inputs]
         return [(output.start_logits, output.end_logits) for output in outputs]
 
-    cuts = {
-        "padded": [in_order(len(lengths), size) for size in batch_sizes()],
-        "sorted": [by_length(lengths, size) for size in batch_sizes()],
-        "one": [in_order(len(lengths), 1)],
-    }
-    return ForwardTask(forward, batch_of, cuts[batches], lengths)
+    cut = by_length if way == "sorted" else in_order
+    sizes = (1,) if way == "one" else batch_sizes()
+    return ForwardTask(forward, batch_of, [cut(lengths, size) for size in sizes], lengths)
 
 
-def _exported_cuts(lengths: Tensor, one: bool) -> list[Cut]:
-    """For a model outside torch: each window alone at its own length, or sorted in batches."""
-    alone = by_length(lengths, 1)
-    return [alone] if one else [alone, *(by_length(lengths, size) for size in batch_sizes())]
+def _outside_torch(forward: Forward, model: str, source: dict[str, Any], one: bool) -> ForwardTask:
+    """The task of an exported model: each window alone at its own length, or sorted in batches."""
+    windows = windows_of(model, **source)
+    cuts = [by_length(windows.lengths, size) for size in (1, *batch_sizes())]
+    return ForwardTask(
+        forward,
+        lambda chosen: {name: x.numpy() for name, x in padded(windows, chosen).items()},
+        cuts[:1] if one else cuts,
+        windows.lengths,
+    )
 
 
 def onnxruntime(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
@@ -226,14 +214,11 @@ def onnxruntime(model: str, source: dict[str, Any], precision: str, one: bool) -
     options.add_session_config_entry("session.force_spinning_stop", "1")
     path = str(onnx_file(Path(model), precision))
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    windows = windows_of(model, **source)
-    lengths = windows.lengths
-    return ForwardTask(
-        lambda batches: [tuple(session.run(None, batch)) for batch in batches],
-        lambda chosen: {name: x.numpy() for name, x in padded(windows, chosen).items()},
-        _exported_cuts(lengths, one),
-        lengths,
-    )
+
+    def forward(batches: Sequence[Any]) -> list[tuple[Any, Any]]:
+        return [tuple(session.run(None, batch)) for batch in batches]
+
+    return _outside_torch(forward, model, source, one)
 
 
 def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
@@ -247,8 +232,6 @@ def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> F
     }
     exported = runtime.compile_model(str(onnx_file(Path(model), "plain")), "CPU", settings)
     queue = runtime.AsyncInferQueue(exported)
-    windows = windows_of(model, **source)
-    lengths = windows.lengths
     outputs: dict[int, tuple[Any, Any]] = {}
 
     def keep(request: Any, number: int) -> None:
@@ -264,12 +247,7 @@ def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> F
         return [outputs[number] for number in range(len(batches))]
 
     queue.set_callback(keep)
-    return ForwardTask(
-        forward,
-        lambda chosen: {name: x.numpy() for name, x in padded(windows, chosen).items()},
-        _exported_cuts(lengths, one),
-        lengths,
-    )
+    return _outside_torch(forward, model, source, one)
 
 
 # --- ONNX ----------------------------------------------------------------------------------------

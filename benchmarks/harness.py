@@ -106,7 +106,7 @@ class Measured:
         return ratio_text(self.ratios(other))
 
 
-class _Worker:
+class Worker:
     """The process of one contender."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
@@ -156,13 +156,13 @@ def measure(
     is left out: for whole processes, which ``result`` has already run once.
     """
     measured = [Measured(contender) for contender in contenders]
-    workers: dict[str, _Worker] = {}
+    workers: dict[str, Worker] = {}
     reference: dict[str, list[Any]] = {}
     try:
         for row in measured:
             name = row.name
             try:
-                workers[name] = _Worker(row.contender, threads)
+                workers[name] = Worker(row.contender, threads)
                 result = workers[name].ask("result")["result"]
                 reference = reference or result
                 row.failure = compare(row.contender, result, reference)
@@ -279,12 +279,9 @@ def plain_parser(description: str | None) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--page", type=page, help="a page whose table of this name is replaced")
-    flags.add_argument(
-        "--data",
-        type=existing_folder,
-        help="folder with dev-v1.1.json and train-v1.1.json, plain or .gz",
-    )
+    add = flags.add_argument
+    add("--page", type=existing("file"), help="a page whose table of this name is replaced")
+    add("--data", type=existing("folder"), help="with dev-v1.1.json and train-v1.1.json, or .gz")
     return flags
 
 
@@ -298,11 +295,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return flags
 
 
-def existing_folder(text: str) -> Path:
-    """A folder that is there; it is looked for before the work, not after."""
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder: give one that is there")
-    return Path(text)
+def existing(kind: str) -> Callable[[str], Path]:
+    """The type of a flag that names a "file" or a "folder", which is looked for before the work."""
+
+    def find(text: str) -> Path:
+        if not (Path(text).is_file() if kind == "file" else Path(text).is_dir()):
+            raise argparse.ArgumentTypeError(f"{text} is no {kind}: give one that is there")
+        return Path(text)
+
+    return find
 
 
 def threads(text: str) -> int:
@@ -318,13 +319,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not possible: give 1 or more")
     return int(text)
-
-
-def page(text: str) -> Path:
-    """A flag's page: it is looked for before the work, not after it."""
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no file: give a page with places for tables")
-    return Path(text)
 
 
 def command_line(
@@ -358,7 +352,7 @@ def run(
     flags = flags_parser.parse_args()
     name = name_of if isinstance(name_of, str) else name_of(flags)
     if flags.page:
-        _require_place(name, flags.page)
+        place_on(flags.page, name)
     with tempfile.TemporaryDirectory() as folder:
         text = work(flags, Path(folder))
     print(text)
@@ -369,29 +363,28 @@ def run(
         publish(name, command_line(of_module, flags_parser, flags), text, flags.page)
 
 
-def _require_place(name: str, page: Path) -> tuple[str, str]:
-    """The markers of a table on a page.
+def place_on(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and behind the table of that name on a page, its marks included.
 
     Raises:
-        SystemExit: the page has no such markers.
+        SystemExit: the page has no such marks.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    content = page.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
+    head, mark, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, end_mark, tail = rest.partition(end)
+    if not (mark and end_mark):
         raise SystemExit(f"{page} has no place for {name}: put {begin} and {end} there")
-    return begin, end
+    return head + mark, end_mark + tail
 
 
 def publish(name: str, command: str, text: str, page: Path) -> None:
-    """Put a table between a page's markers of its name, below the command that made it.
+    """Put a table into its place on a page, below the command that made it.
 
     Raises:
-        SystemExit: the page has no such markers.
+        SystemExit: the page has no such place.
     """
-    begin, end = _require_place(name, page)
-    head, rest = page.read_text(encoding="utf-8").split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    block = f"{begin}\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n{end}"
+    head, tail = place_on(page, name)
+    block = f"\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n"
     page.write_text(head + block + tail, encoding="utf-8")
 
 

@@ -10,23 +10,14 @@ On a GPU bertqa in bf16 is measured beside transformers there.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.forward import onnx_file
-from benchmarks.harness import (
-    Contender,
-    Measured,
-    measure,
-    parser,
-    positive,
-    run,
-    say,
-    table,
-)
+from benchmarks.harness import Contender, Measured, measure, parser, positive, run, say, table
 from benchmarks.models import (
     SIZES,
     checkpoint,
@@ -53,39 +44,40 @@ def rows_of(model: Path, source: dict[str, Any], one: bool, native_bf16: bool) -
     """The reference first, then the peers, then ours; bf16 only where it is native."""
     shared = {"model": str(model), "source": source}
     on_gpu = torch.cuda.is_available()
-    rows = list(_transformers(shared, one, on_gpu))
-    pairs = [("bertqa", precision) for precision in (("bf16",) if on_gpu else TOLERANCE)]
+    rows = _transformers(shared, one, on_gpu)
+    names = ["bertqa bf16"]
     if not on_gpu:
-        pairs = [
-            ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"),
-            ("openvino", "bf16"), *pairs,
-        ]  # fmt: skip
-    for who, precision in pairs:
-        factory = f"benchmarks.forward:{who}"
+        names = ["onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16"]
+        names += [f"bertqa {precision}" for precision in TOLERANCE]
+    for name in names:
+        who, precision = name.split()
         given = {**shared, "precision": precision, "one": one}
-        rows.append(Contender(f"{who} {precision}", factory, given, precision))
+        rows.append(Contender(name, f"benchmarks.forward:{who}", given, precision))
     return [row for row in rows if native_bf16 or row.precision != "bf16"]
 
 
-def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> Iterator[Contender]:
+def transformers_row(
+    factory: str, shared: dict[str, Any], attention: str, precision: str, way: str, compile: bool
+) -> Contender:
+    """A row of transformers; ``way`` says how its batches are made."""
+    words = ["transformers", attention, precision, *[way] * (way != "one")]
+    words += ["compiled"] * compile
+    given = {"attention": attention, "precision": precision, "way": way, "compile": compile}
+    return Contender(" ".join(words), factory, {**shared, **given}, precision)
+
+
+def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> list[Contender]:
     """Its rows: eager and sdpa, fp32 and bf16, padded and sorted; on a GPU the likely best."""
-    ways = ["one"] if one else ["padded", "sorted"]
-    all_rows = [
+    rows = [
         (attention, precision, way, False)
-        for way in ways
+        for way in (["one"] if one else ["padded", "sorted"])
         for precision in ("fp32", "bf16")
         for attention in ("eager", "sdpa")
     ]
     if on_gpu:
-        all_rows = all_rows[:1] + [row for row in all_rows if row[:2] == ("sdpa", "bf16")]
-    for attention, precision, way, compiled in (*all_rows, ("sdpa", "bf16", ways[-1], True)):
-        words = ["transformers", attention, precision, *[way] * (not one)]
-        given = {
-            **shared, "attention": attention, "precision": precision, "batches": way,
-            "compile": compiled,
-        }  # fmt: skip
-        name = " ".join([*words, *["compiled"] * compiled])
-        yield Contender(name, "benchmarks.forward:transformers", given, precision)
+        rows = rows[:1] + [row for row in rows if row[:2] == ("sdpa", "bf16")]
+    rows.append((*rows[-1][:3], True))
+    return [transformers_row("benchmarks.forward:transformers", shared, *row) for row in rows]
 
 
 def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contender]:

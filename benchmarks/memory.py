@@ -1,17 +1,32 @@
-"""Peak memory of infer.py over a file, and over a file of ten times as many questions.
+"""Peak memory of infer.py over a file, over one ten times as long, and of one that answers singly.
 
 Logits, windows and batches are let go block by block, so what grows with the file should be the
 file itself and the answers, not the model's results. The table has the sizes of both beside it.
+
+The second table is of a process that is asked one question after the other about texts of 20 to 380
+tokens, as a server is: with what bertqa sets by itself, and with oneDNN's own limits.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data import add_model_flag, first_questions, squad_file
 from benchmarks.harness import Contender, Measured, measure, parser, positive, run, table
 from benchmarks.models import model_folder
-from benchmarks.processes import infer
+from benchmarks.processes import infer, process
+
+_OWN_LIMITS = ["LRU_CACHE_CAPACITY=1024", "ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024"]
+_ASK_SINGLY = """
+import random, sys
+from bertqa import QuestionAnswerer
+
+qa, draw = QuestionAnswerer.from_pretrained(sys.argv[1]), random.Random(1)
+for _ in range(int(sys.argv[2])):
+    words = draw.choices("the mill by old bridge was sold in year".split(), k=draw.randint(8, 368))
+    qa("Who sold the mill?", " ".join(words))
+"""
 
 
 def complete(row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]) -> str:
@@ -30,8 +45,34 @@ def line_of(row: Measured, base: Measured, folder: Path) -> list[str]:
     return [row.name, *sizes, ratio, f"{row.median:.1f}"]
 
 
+def no_answer(row: Contender, result: dict[str, list[Any]], reference: object) -> str:
+    """Nothing to compare: the rows print nothing."""
+    return ""
+
+
+def singly(flags: argparse.Namespace, model: Path) -> str:
+    """The table of single questions."""
+    ask = [sys.executable, "-c", _ASK_SINGLY, str(model)]
+    rows = [
+        process("1", [*ask, "1"]),
+        process(f"{flags.singly}", [*ask, str(flags.singly)]),
+        process(
+            f"{flags.singly}, oneDNN's own limits", ["env", *_OWN_LIMITS, *ask, str(flags.singly)]
+        ),
+    ]
+    measured = measure(
+        rows, rounds=flags.rounds, threads=flags.threads, compare=no_answer, warm_up=False
+    )
+    lines = [
+        [row.name, row.failure, "", ""] if row.failure else
+        [row.name, f"{row.peak_mib:.0f}", measured[1].ratio_text(row), f"{row.median:.1f}"]
+        for row in measured
+    ]  # fmt: skip
+    return table(["single questions", "peak MiB", "time", "seconds"], lines)
+
+
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table."""
+    """Both tables."""
     model = model_folder(flags.model, folder)
     source = squad_file("dev", flags.data, folder)
     rows = []
@@ -43,6 +84,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
     )
     header = ["questions", "input MiB", "output MiB", "peak MiB", "ratio", "seconds"]
     text = table(header, [line_of(row, measured[1], folder) for row in measured])
+    text += f"\n\n{singly(flags, model)}"
     return f"{text}\n\n{flags.threads} threads; {flags.rounds} rounds, the largest peak of them."
 
 
@@ -53,6 +95,9 @@ def main() -> None:
     add_model_flag(flags_parser)
     flags_parser.add_argument(
         "--questions", type=positive, default=1000, help="of the first (1000)"
+    )
+    flags_parser.add_argument(
+        "--singly", type=positive, default=1500, help="questions asked one at a time (1500)"
     )
     run(flags_parser, work, "memory")
 

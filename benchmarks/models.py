@@ -40,7 +40,7 @@ LONGEST, OVERLAP = 384, 128  # tokens of the windows, as in run_qa
 
 _LENGTHS = Path(__file__).with_name("lengths.json")
 _SEED = 0
-_ROOF_FLOPS = 60e9  # of one round of the roof, about: long enough to be timed well
+ROOF_FLOPS = 60e9  # of one round of the roof, about: long enough to be timed well
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def roof_flops(size: str, tokens: int) -> float:
 
 
 def _roof_passes(size: str, tokens: int) -> int:
-    return max(1, round(_ROOF_FLOPS / (tokens * _linear_flops(SIZES[size]))))
+    return max(1, round(ROOF_FLOPS / (tokens * _linear_flops(SIZES[size]))))
 
 
 class Roof:

@@ -17,10 +17,12 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.data import add_model_flag, first_questions, squad_file
 from benchmarks.harness import plain_parser, positive, run, table
@@ -32,7 +34,6 @@ from bertqa.data.squad import Example
 from bertqa.settings import DecodingSettings
 
 MAX_LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
-BATCH = 16
 _TIE = 1e-3  # two sums of two numbers up to about 10: so far apart may rounding bring them
 
 
@@ -54,51 +55,38 @@ def theirs(model: Path, examples: Sequence[Example]) -> dict[str, Found]:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32).eval()
-    best = dict.fromkeys((example.id for example in examples), NOTHING)
-    for rows in _batched(examples, 500):
+    best = {}
+    for example in examples:
         encoded = tokenizer(
-            [row.question for row in rows], [row.context for row in rows],
-            truncation="only_second", max_length=MAX_LENGTH, stride=STRIDE,
-            return_overflowing_tokens=True, return_offsets_mapping=True,
+            example.question, example.context, truncation="only_second", max_length=MAX_LENGTH,
+            stride=STRIDE, return_overflowing_tokens=True, return_offsets_mapping=True,
+            padding=True, return_tensors="pt",
         )  # fmt: skip
-        owners = encoded["overflow_to_sample_mapping"]
-        order = sorted(range(len(owners)), key=lambda i: len(encoded["input_ids"][i]))
-        for chosen in _batched(order, BATCH):
-            names = ("input_ids", "token_type_ids", "attention_mask")
-            batch = tokenizer.pad(
-                {name: [encoded[name][i] for i in chosen] for name in names}, return_tensors="pt"
+        del encoded["overflow_to_sample_mapping"]
+        offsets = encoded.pop("offset_mapping").tolist()
+        with torch.inference_mode():
+            output = network(**encoded)
+        found = [
+            span
+            for i, length in enumerate(encoded["attention_mask"].sum(1).tolist())
+            for span in _spans(
+                output.start_logits[i, :length], output.end_logits[i, :length], offsets[i],
+                encoded.sequence_ids(i), example.context,
             )
-            with torch.inference_mode():
-                output = network(**batch)
-            for i, start, end in zip(chosen, output.start_logits, output.end_logits, strict=True):
-                row = rows[owners[i]]
-                sides = encoded.sequence_ids(i)
-                offsets = [
-                    offset if side == 1 else None
-                    for offset, side in zip(encoded["offset_mapping"][i], sides, strict=True)
-                ]
-                for found in _spans(start[: len(sides)], end[: len(sides)], offsets, row.context):
-                    if found.score > best[row.id].score:
-                        best[row.id] = found
+        ]  # fmt: skip
+        best[example.id] = max(found, key=lambda span: span.score, default=NOTHING)
     return best
 
 
-def _spans(start: Any, end: Any, offsets: Sequence[Any], context: str) -> Iterator[Found]:
+def _spans(
+    start: Tensor, end: Tensor, offsets: Sequence[Any], sides: Sequence[int | None], context: str
+) -> Iterator[Found]:
     """The pairs of the best starts and the best ends of one window that are answers."""
-    starts, ends = start.tolist(), end.tolist()
-    best_starts = start.argsort(descending=True)[:N_BEST].tolist()
-    best_ends = end.argsort(descending=True)[:N_BEST].tolist()
-    for i in best_starts:
-        for j in best_ends:
-            if offsets[i] is None or offsets[j] is None or not 0 <= j - i < LONGEST:
-                continue
+    best = (x.argsort(descending=True)[:N_BEST].tolist() for x in (start, end))
+    for i, j in product(*best):
+        if sides[i] == sides[j] == 1 and 0 <= j - i < LONGEST:
             first, last = offsets[i][0], offsets[j][1]
-            yield Found(context[first:last], first, last, starts[i] + ends[j])
-
-
-def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+            yield Found(context[first:last], first, last, float(start[i]) + float(end[j]))
 
 
 def cause(context: str, ours: Found, of_theirs: Found) -> str:

@@ -7,7 +7,7 @@ as there); "padded" is to 384 tokens, as in run_qa, "longest" to the longest of 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from torch import Tensor
 
 from benchmarks.forward import ForwardTask, compiled, load_transformers, padded
 from benchmarks.harness import Contender, measure, positive, run
-from benchmarks.inference import bf16_note, has_native_bf16, model_parser, roof_rows
+from benchmarks.inference import (
+    bf16_note,
+    has_native_bf16,
+    model_parser,
+    roof_rows,
+    transformers_row,
+)
 from benchmarks.models import (
     DTYPES,
     LONGEST,
@@ -47,38 +53,29 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step,
 # --- contenders ----------------------------------------------------------------------------------
 
 
-class Steps:
-    """What both sides have in common: the scores of the first batch, without dropout."""
+def first_scores(
+    model: Any, windows: LabelledWindows, first: Tensor, batch: Callable[[Tensor], Any],
+    output: Callable[[Any], Any],
+) -> dict[str, list[float]]:  # fmt: skip
+    """The scores of the windows of the first step, without dropout, in the precision of training.
 
-    model: Any
-    windows: LabelledWindows
-    first: Tensor  # the windows of the first step
+    Args:
+        first: those windows.
+        batch: makes of the indices of windows what the model takes.
+        output: the model's output of that.
+    """
+    model.eval()
 
-    def batch(self, chosen: Tensor) -> Any:
-        """What the model takes of the chosen windows."""
-        raise NotImplementedError
+    def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+        outputs = [output(batch) for batch in batches]
+        return [(each.start_logits, each.end_logits) for each in outputs]
 
-    def output(self, batch: Any) -> Any:
-        """What the model gives, in the precision of training."""
-        raise NotImplementedError
-
-    def result(self) -> dict[str, list[float]]:
-        """Those scores, in the order of the windows of the batch."""
-        self.model.eval()
-
-        def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-            outputs = [self.output(batch) for batch in batches]
-            return [(output.start_logits, output.end_logits) for output in outputs]
-
-        return ForwardTask(
-            forward,
-            lambda part: self.batch(self.first[part]),
-            [[torch.arange(len(self.first))]],
-            self.windows.lengths[self.first],
-        ).result()
+    whole = [torch.arange(len(first))]
+    task = ForwardTask(forward, lambda part: batch(first[part]), [whole], windows.lengths[first])
+    return task.result()
 
 
-class OurSteps(Steps):
+class OurSteps:
     """Steps of bertqa's training loop."""
 
     def __init__(
@@ -103,21 +100,23 @@ class OurSteps(Steps):
         *_, last = islice(self._steps, self.steps)
         float(last.loss)  # waits for a GPU
 
-    def batch(self, chosen: Tensor) -> Any:
-        """A batch without padding."""
+    def result(self) -> dict[str, list[float]]:
+        """See ``first_scores``."""
+        return first_scores(self.model, self.windows, self.first, self._batch, self._output)
+
+    def _batch(self, chosen: Tensor) -> Any:
         return collate(self.windows, chosen).to(self.runtime.device)
 
-    def output(self, batch: Any) -> Any:
-        """As the loop has it."""
+    def _output(self, batch: Any) -> Any:
         with self.runtime.autocast():
             return self.model(batch)
 
 
-class PeerSteps(Steps):
+class PeerSteps:
     """Steps with transformers' model and torch's AdamW."""
 
     def __init__(
-        self, model: str, source: dict[str, Any], attention: str, precision: str, width: int,
+        self, model: str, source: dict[str, Any], attention: str, precision: str, way: str,
         compile: bool, batch_size: int, steps: int, rounds: int,
     ) -> None:  # fmt: skip
         self.loaded = load_transformers(model, attention, "fp32")
@@ -125,7 +124,8 @@ class PeerSteps(Steps):
         self.optimizer = torch.optim.AdamW(
             self.loaded.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True
         )
-        self.dtype, self.width, self.steps = DTYPES[precision], width, steps
+        self.dtype, self.steps = DTYPES[precision], steps
+        self.width = LONGEST if way == "padded" else 0
         self.windows = windows_of(model, **source)
         self.first = batch_of_step(self.windows, batch_size, 0)
         all_steps = range(steps * (rounds + 1))  # one round more than count
@@ -136,26 +136,28 @@ class PeerSteps(Steps):
         """The next steps."""
         self.model.train()
         for _ in range(self.steps):
-            self.output(next(self.batches)).loss.backward()
+            self._output(next(self.batches)).loss.backward()
             torch.nn.utils.clip_grad_norm_(self.loaded.parameters(), 1.0, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad()
         synchronize()
 
-    def batch(self, chosen: Tensor) -> dict[str, Tensor]:
-        """A rectangle with its mask."""
+    def result(self) -> dict[str, list[float]]:
+        """See ``first_scores``."""
+        return first_scores(self.model, self.windows, self.first, self._batch, self._output)
+
+    def _batch(self, chosen: Tensor) -> dict[str, Tensor]:
         rectangle = padded(self.windows, chosen, self.width)
         return {name: values.to(device()) for name, values in rectangle.items()}
 
     def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
         return {
-            **self.batch(chosen),
+            **self._batch(chosen),
             "start_positions": self.windows.start_position[chosen].long().to(device()),
             "end_positions": self.windows.end_position[chosen].long().to(device()),
         }
 
-    def output(self, batch: dict[str, Tensor]) -> Any:
-        """As transformers' Trainer has it."""
+    def _output(self, batch: dict[str, Tensor]) -> Any:
         with torch.autocast(device().type, self.dtype, enabled=self.dtype is not torch.float32):
             return self.model(**batch)
 
@@ -178,21 +180,14 @@ def rows_of(
     }  # fmt: skip
     precisions = ("fp32", "bf16") if native_bf16 else ("fp32",)
     peers = [
-        (attention, precision, width, False)
-        for width in (LONGEST, 0)
+        (attention, precision, way, False)
+        for way in ("padded", "longest")
         for precision in precisions
         for attention in ("eager", "sdpa")
     ]
-    peers += [("sdpa", precisions[-1], 0, True)] * torch.cuda.is_available()
-    rows = []
-    for attention, precision, width, compile in peers:
-        words = ["transformers", attention, precision, "padded" if width else "longest"]
-        given = {
-            **shared, "attention": attention, "precision": precision, "width": width,
-            "compile": compile, "rounds": flags.rounds,
-        }  # fmt: skip
-        name = " ".join([*words, *["compiled"] * compile])
-        rows.append(Contender(name, "benchmarks.training:PeerSteps", given, precision))
+    peers += [("sdpa", precisions[-1], "longest", True)] * torch.cuda.is_available()
+    given = {**shared, "rounds": flags.rounds}
+    rows = [transformers_row("benchmarks.training:PeerSteps", given, *peer) for peer in peers]
     for precision in precisions:
         given = {**shared, "precision": precision}
         factory = "benchmarks.training:OurSteps"

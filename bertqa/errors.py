@@ -26,6 +26,11 @@ def shown(value: Any) -> str:
     return _repr.repr(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: 1 question, 2 questions."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def reason(error: Exception) -> str:
     """The first sentence of a library's message, on one line, printable, and not too long.
 

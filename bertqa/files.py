@@ -17,7 +17,9 @@ from bertqa.errors import UserError, reason, shown
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
 DECODING_FILE = "decoding.json"  # ours: whether "no answer" is one, and from which score on
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", DECODING_FILE)
+OPTIONAL_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
+)  # fmt: skip
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"

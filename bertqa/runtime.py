@@ -16,6 +16,7 @@ from torch import Tensor
 from bertqa.errors import UserError
 from bertqa.settings import INT8
 
+_IMPORTED_IN = os.getpid()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -144,12 +145,33 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
     Raises:
         UserError: a device or precision that this machine does not have.
     """
+    adapt_to_fork(device)
     chosen = select_device(device, local_rank)
     if chosen.type == "cpu":
         _keep_freed_memory()
     if precision == INT8:  # whether there are integer layers for it, cpu_inference.py knows
         return Runtime(chosen, select_precision("auto", chosen), int8=True)
     return Runtime(chosen, select_precision(precision, chosen))
+
+
+def adapt_to_fork(device: str | torch.device) -> None:
+    """Let a forked child compute on a device; to be called before it does. Else nothing happens.
+
+    The threads of GNU OpenMP, which torch multiplies with, stay behind in the parent, and a child
+    that counts on them waits for ever. So it has one thread, also if more were asked for.
+
+    Raises:
+        UserError: the device is a GPU, which a forked child cannot use.
+    """
+    if os.getpid() == _IMPORTED_IN:
+        return
+    wants_cuda = str(device) == "auto" or str(device).startswith("cuda")
+    if wants_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA
+        raise UserError(
+            "--device: must be cpu in a forked process whose parent has used CUDA, got "
+            f'{device}: start processes by multiprocessing.get_context("spawn"), or pass cpu'
+        )
+    torch.set_num_threads(1)
 
 
 def _keep_freed_memory() -> None:
@@ -163,12 +185,12 @@ def _keep_freed_memory() -> None:
 
 
 def limit_onednn_cache() -> None:
-    """Let oneDNN keep only what the next few batches need; for files of questions, before loading.
+    """Let oneDNN keep only what the next few batches need; for answering, before loading.
 
     It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of
-    1,024 shapes in each thread and as many for all, up to half a GiB. Texts of a file have ever new
-    shapes, so little of it is used again; in training and for single questions much is. Limits
-    that the user has set stay.
+    1,024 shapes in each thread and as many for all, up to a GiB. Texts have ever new shapes, so
+    little of it is used again; in training much is. Limits that the user has set stay, and so do
+    those of a process that has multiplied on the CPU before: oneDNN reads them once.
     """
     # The shapes of a batch of 1,024 tokens; the second limit is that of all threads together.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")

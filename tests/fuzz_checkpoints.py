@@ -78,6 +78,9 @@ def good_folders(place: Path) -> dict[str, Folder]:
     rest = {name: content for name, content in whole.items() if name != "model.safetensors"}
     words = {name: content for name, content in rest.items() if name != "tokenizer.json"}
     words["vocab.txt"] = "\n".join(WORDS).encode()
+    words["added_tokens.json"] = json.dumps({"a": 5, "b": 6}).encode()
+    markers = {"sep_token": "[SEP]", "additional_special_tokens": ["c", {"content": "d"}]}
+    words["special_tokens_map.json"] = json.dumps(markers).encode()
     names = sorted(tensors)
     held = {"a.safetensors": names[:12], "b.safetensors": names[12:]}
     shards = {}

@@ -1,6 +1,7 @@
 """What several tests share: a tiny odd BERT, theirs and ours, and a small vocabulary."""
 
 import json
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from transformers import BertConfig as TheirConfig
 from transformers import BertForQuestionAnswering as TheirModel
 
+from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
@@ -106,21 +108,47 @@ def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
     return folder
 
 
+def write_questions(path: Path, examples: Iterable[Example]) -> Path:
+    """A file of questions in the form of the datasets library, with all gold answers."""
+    rows = [
+        {
+            "id": e.id, "question": e.question, "context": e.context,
+            "answers": {"text": list(e.answers or ()), "answer_start": list(e.answer_starts)},
+        }
+        for e in examples
+    ]  # fmt: skip
+    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 class Page(HTMLParser):
     """What stands on a page; every element that is opened is closed."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "input")
+    SHAPES = ("rect", "path", "circle", "polyline")
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.seen: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.inside: dict[str, list[str]] = {}  # the texts by the element that they stand in
         self.feed(page)
+        self.close()
         assert self.open == []
 
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.seen if name == tag]
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self._see(tag, attrs)
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -128,7 +156,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in (*self.VOID, *self.SHAPES), f"{tag} must be closed by a tag of its own"
+        self._see(tag, attrs)
+
+    def _see(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag}: an attribute twice"
         self.seen.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+        self.inside.setdefault(self.open[-1] if self.open else "", []).append(data)

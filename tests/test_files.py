@@ -45,6 +45,11 @@ def refusal(act):
     return str(caught.value)
 
 
+def fill(path, text):
+    with new_folder(path) as partial:
+        (partial / "a").write_text(text)
+
+
 # --- one file ------------------------------------------------------------------------------------
 
 
@@ -86,21 +91,34 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert len(synced) == 4  # both files, the folder, and where its name stands
 
 
-@pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
-@pytest.mark.parametrize("old", ["old", None])
-def test_a_file_half_written_is_no_file(tmp_path, fault, old):
-    path = tmp_path / "x.txt"
-    if old is not None:
-        path.write_text(old)
+FAULTS = [Fault(), KeyboardInterrupt(), SystemExit(1), OSError(28, "No space left on device")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("what", ["a new file", "an old file", "a folder"])
+def test_what_is_half_written_does_not_appear(tmp_path, fault, what):
+    path = tmp_path / "x"
+    if what == "an old file":
+        path.write_text("old")
 
     def write(partial):
         partial.write_text("ne")
         raise fault
 
-    with pytest.raises(type(fault)):
-        write_file(path, write)
-    assert names(tmp_path) == ([] if old is None else ["x.txt"])
-    assert old is None or path.read_text() == old
+    def act():
+        if what == "a folder":
+            with new_folder(path) as partial:
+                write(partial / "a")
+        else:
+            write_file(path, write)
+
+    if isinstance(fault, OSError):
+        assert refusal(act).startswith(f"{path} cannot be written: No space left on device;")
+    else:
+        with pytest.raises(type(fault)):
+            act()
+    assert names(tmp_path) == (["x"] if what == "an old file" else [])
+    assert what != "an old file" or path.read_text() == "old"
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "file"])
@@ -121,20 +139,6 @@ def test_what_lies_where_a_file_is_made_first_is_taken_away(tmp_path, kind):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["x.json"]
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
-    path = tmp_path / "x.txt"
-    path.write_text("old")
-
-    def write(partial):
-        partial.write_text("ne")
-        raise OSError(28, "No space left on device")
-
-    message = refusal(lambda: write_file(path, write))
-    assert message.startswith(f"{path} cannot be written: No space left on device;")
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["x.txt"]
-
-
 def test_an_error_without_a_number_is_said_too(tmp_path):
     def act():
         with said_plainly(tmp_path, "read"):
@@ -153,15 +157,6 @@ def test_places_that_cannot_be_written(tmp_path):
     assert names(tmp_path / "folder") == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path):
-    tmp_path.chmod(0o500)
-    try:
-        assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
-    finally:
-        tmp_path.chmod(0o700)
-
-
 def test_a_new_file_is_looked_at_before_the_work(tmp_path):
     (tmp_path / "note").write_text("mine")
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
@@ -178,22 +173,21 @@ def test_a_new_file_is_looked_at_before_the_work(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_new_file_in_a_closed_folder_is_refused_before_the_work(tmp_path):
+def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
+        assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
         with pytest.raises(UserError, match="closed to you"):
             check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
     finally:
         tmp_path.chmod(0o700)
 
 
-def test_folders_on_the_way_are_made(tmp_path):
-    write_text(tmp_path / "a" / "b" / "x.txt", "x")
-    assert (tmp_path / "a" / "b" / "x.txt").read_text() == "x"
-
-
-@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_rights_of_files_follow_the_umask(tmp_path, umask, mask, expected):
+@pytest.mark.parametrize(
+    ("mask", "of_file", "of_folder"),
+    [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)],
+)
+def test_rights_follow_the_umask(tmp_path, umask, mask, of_file, of_folder):
     umask(mask)
 
     def write(partial):
@@ -201,14 +195,15 @@ def test_rights_of_files_follow_the_umask(tmp_path, umask, mask, expected):
         partial.chmod(0o600)  # as safetensors leaves them
 
     write_file(tmp_path / "x.txt", write)
-    assert mode(tmp_path / "x.txt") == expected
+    fill(tmp_path / "folder", "1")
+    assert (mode(tmp_path / "x.txt"), mode(tmp_path / "folder")) == (of_file, of_folder)
     assert umask(mask) == mask  # asking for it has not changed it
 
 
 @pytest.mark.parametrize("text", ["", "plain\n", "Zoë, 老钟表匠, 🐟\r\n\x00\u2028", "\ufeffmark"])
 def test_text_is_utf8_byte_for_byte(tmp_path, text):
-    write_text(tmp_path / "x.txt", text)
-    assert (tmp_path / "x.txt").read_bytes() == text.encode("utf-8")
+    write_text(tmp_path / "a" / "b" / "x.txt", text)  # folders on the way are made
+    assert (tmp_path / "a" / "b" / "x.txt").read_bytes() == text.encode("utf-8")
 
 
 def test_lone_surrogates_go_out_as_escapes(tmp_path):
@@ -249,30 +244,6 @@ def test_a_folder_appears_when_it_is_full(tmp_path):
     assert names(path.parent) == ["folder"]
 
 
-@pytest.mark.parametrize("fault", [Fault(), KeyboardInterrupt(), SystemExit(1)])
-def test_a_folder_half_filled_is_no_folder(tmp_path, fault):
-    with pytest.raises(type(fault)), new_folder(tmp_path / "folder") as partial:
-        (partial / "a").write_text("1")
-        raise fault
-    assert names(tmp_path) == []
-
-
-def test_a_full_disk_while_filling_a_folder(tmp_path):
-    def fill():
-        with new_folder(tmp_path / "folder") as partial:
-            (partial / "a").write_text("1")
-            raise OSError(28, "No space left on device")
-
-    message = refusal(fill)
-    assert message.startswith(f"{tmp_path / 'folder'} cannot be written: No space left on device;")
-    assert names(tmp_path) == []
-
-
-def fill(path, text):
-    with new_folder(path) as partial:
-        (partial / "a").write_text(text)
-
-
 def test_a_folder_that_stands_is_not_overwritten(tmp_path):
     fill(tmp_path / "folder", "first")
     assert str(tmp_path / "folder") in refusal(lambda: fill(tmp_path / "folder", "second"))
@@ -306,11 +277,3 @@ def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path):
     partial.rmdir()
     with pytest.raises(UserError):
         stopped.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
-def test_rights_of_folders_follow_the_umask(tmp_path, umask, mask, expected):
-    umask(mask)
-    fill(tmp_path / "folder", "1")
-    assert mode(tmp_path / "folder") == expected
-    assert umask(mask) == mask

@@ -4,14 +4,16 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bertqa import runtime as runtime_module
+from bertqa.answering import answerer
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.commands import infer
 from bertqa.errors import UserError
 from bertqa.runtime import (
     Runtime,
@@ -21,45 +23,29 @@ from bertqa.runtime import (
     start_runtime,
     stop_runtime,
 )
-from tests.helpers import STORIES
+from tests.helpers import write_checkpoint
 
 PATIENCE = 60  # seconds that a thread may keep others waiting, on a machine with much else to do
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
-
-
-def has(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-
-def computes_bf16(monkeypatch: pytest.MonkeyPatch, *, avx512: bool, amx: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
 
 # --- device --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
+    ("name", "there", "expected"),
     [
-        (True, True, "cuda:3"),
-        (True, False, "cuda:3"),
-        (False, True, "mps"),
-        (False, False, "cpu"),
+        ("auto", "cuda mps", "cuda:3"), ("auto", "cuda", "cuda:3"), ("auto", "mps", "mps"),
+        ("auto", "", "cpu"), ("cpu", "cuda mps", "cpu"),
     ],
-)
+)  # fmt: skip
 def test_auto_takes_cuda_then_mps_then_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, name: str, there: str, expected: str
 ) -> None:
-    has(monkeypatch, cuda=cuda, mps=mps)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert select_device("auto", local_rank=3) == torch.device(expected)
-
-
-def test_the_cpu_is_there_whatever_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    has(monkeypatch, cuda=True, mps=True)
-    assert select_device("cpu", local_rank=1) == CPU
+    assert select_device(name, local_rank=3) == torch.device(expected)
 
 
 def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,43 +75,30 @@ def test_cuda_on_a_machine_without_it_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("avx512", "amx", "expected"),
+    ("name", "device", "native", "expected"),
     [
-        (False, False, torch.float32),
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-        (True, True, torch.bfloat16),
+        ("auto", CPU, "", torch.float32),
+        *(("auto", CPU, native, torch.bfloat16) for native in ("avx512", "amx", "avx512 amx")),
+        ("auto", MPS, "avx512 amx", torch.float32),  # of the processor beside it
+        ("auto", CUDA, (7, 5), torch.float32),
+        ("auto", CUDA, (8, 0), torch.bfloat16),
+        ("auto", CUDA, (9, 0), torch.bfloat16),
+        ("bf16", CPU, "", torch.bfloat16),  # slow, but what the user asked for
+        ("fp32", CPU, "", torch.float32),
+        ("fp16", CUDA, (7, 5), torch.float16),
+        ("bf16", CUDA, (7, 5), torch.bfloat16),
     ],
 )
-def test_auto_on_the_cpu_is_bf16_only_where_it_is_native(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: torch.dtype
-) -> None:
-    computes_bf16(monkeypatch, avx512=avx512, amx=amx)
-    assert select_precision("auto", CPU) is expected
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
-)
-def test_auto_on_cuda_is_bf16_from_ampere_on(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert select_precision("auto", CUDA) is expected
-
-
-def test_auto_on_mps_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    computes_bf16(monkeypatch, avx512=True, amx=True)  # of the processor beside it
-    assert select_precision("auto", MPS) is torch.float32
-
-
-def test_a_precision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    computes_bf16(monkeypatch, avx512=False, amx=False)  # slow, but what the user asked for
-    assert select_precision("bf16", CPU) is torch.bfloat16
-    assert select_precision("fp32", CPU) is torch.float32
-    assert select_precision("fp16", CUDA) is torch.float16
-    assert select_precision("bf16", CUDA) is torch.bfloat16
+def test_auto_is_bf16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, name: str, device: torch.device, native: Any,
+    expected: torch.dtype,
+) -> None:  # fmt: skip
+    if device is CUDA:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: native)
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "avx512" in native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx" in native)
+    assert select_precision(name, device) is expected
 
 
 def test_fp16_on_the_cpu_is_an_error() -> None:
@@ -154,6 +127,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_one_process_talks_to_itself() -> None:
+    assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
     runtime = start_runtime("cpu", "fp32")
     assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
     assert not dist.is_initialized()
@@ -205,10 +179,6 @@ def test_memory_that_is_short_is_not_taken_for_a_dead_process(
     monkeypatch.setattr("torch.distributed.barrier", short)
     with pytest.raises(torch.OutOfMemoryError):
         Runtime(CPU, world_size=2).wait_for_all()
-
-
-def test_only_the_first_process_is_main() -> None:
-    assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
 
 
 # --- batches on several cores --------------------------------------------------------------------
@@ -284,40 +254,32 @@ def test_an_error_in_one_batch_ends_the_work() -> None:
 LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, ["32", "96"]), ("7", ["7", "7"])])
 def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: list[str]
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for name in LIMITS:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.setenv(name, given or "")
+        if not given:
+            monkeypatch.delenv(name)
     limit_onednn_cache()
-    assert [os.environ[name] for name in LIMITS] == ["32", "96"]
+    assert [os.environ[name] for name in LIMITS] == kept
 
 
-def test_a_file_of_questions_has_them_set_before_the_first_product(
+def test_an_answerer_has_them_set_before_the_first_product(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """oneDNN reads them once; later they are without effect."""
     for name in LIMITS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    seen = []
+    seen: list[str | None] = []
 
-    def load(*arguments: object, **options: object) -> None:
+    def make_ready(model: nn.Module, *arguments: object, **options: object) -> nn.Module:
         seen.extend(map(os.environ.get, LIMITS))
-        raise UserError("that is enough")
+        return model
 
-    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", load)
-    flags = infer.parse_flags(["--input", str(STORIES), "--output_dir", str(tmp_path / "o")])
-    with pytest.raises(UserError, match="that is enough"):
-        infer.main(flags)
-    threads = 32 * torch.get_num_threads()
-    assert seen == ["32", str(threads)]
-
-
-def test_limits_of_kernels_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LIMITS:
-        monkeypatch.setenv(name, "7")
-    limit_onednn_cache()
-    assert [os.environ[name] for name in LIMITS] == ["7", "7"]
+    monkeypatch.setattr(answerer, "make_ready", make_ready)
+    QuestionAnswerer.from_pretrained(write_checkpoint(tmp_path), device="cpu")
+    assert seen == ["32", str(32 * torch.get_num_threads())]

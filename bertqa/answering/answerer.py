@@ -1,7 +1,7 @@
 """Load once, ask many times."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -9,22 +9,24 @@ from typing import Any, Literal, overload
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import predict
+from bertqa.answering.pickling import CheckpointFiles, Recipe, model_state
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.hub import find_folder
-from bertqa.runtime import Runtime, local_runtime
+from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
-_AT_ONCE = 1024  # questions that are cut into windows together
+_ARRIVED: dict[tuple[type, str], "QuestionAnswerer"] = {}  # the last one that was unpickled
+AT_ONCE = 1024  # questions that are cut into windows together
 
 
 def load_folder(
@@ -71,12 +73,23 @@ def usual_windows(config: BertConfig) -> WindowSettings:
     return WindowSettings(longest, doc_stride=min(128, longest // 3))
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What an answerer was loaded from, and the parts that it has had since."""
+
+    recipe: Recipe  # with the settings and the digest still to be filled in
+    files: CheckpointFiles
+    parts: tuple[BertForQuestionAnswering, BertTokenizer, Runtime]
+    state: list[object]
+
+
 class QuestionAnswerer:
     """A model that answers questions about texts.
 
     ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads it and
     ``qa(question=..., context=...)`` asks it; the result is what transformers' question-answering
-    pipeline returned until it was removed.
+    pipeline returned until it was removed. One that was loaded so can be pickled and copied, see
+    pickling.py, and asked in forked processes.
 
     Attributes:
         model, tokenizer: what was loaded.
@@ -94,6 +107,7 @@ class QuestionAnswerer:
         decoding: DecodingSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        limit_onednn_cache()
         self.windows = windows or usual_windows(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
@@ -103,6 +117,7 @@ class QuestionAnswerer:
         )
         self.tokenizer = tokenizer
         self.folder: Path | None = None
+        self._origin: _Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -132,6 +147,7 @@ class QuestionAnswerer:
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin)
+        files = CheckpointFiles(folder)
         own_windows, own_decoding = read_decoding_file(folder)
         decoding = overrides.decoding(decoding or own_decoding)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
@@ -140,6 +156,69 @@ class QuestionAnswerer:
             check_window_fits(model.config, windows, f"{folder / DECODING_FILE}: max_seq_length")
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
+        recipe = Recipe(str(name), revision, allow_bin, device, precision, windows, decoding, "")
+        parts = (answerer.model, tokenizer, runtime)
+        answerer._origin = _Origin(recipe, files, parts, model_state(answerer.model))
+        return answerer
+
+    # --- pickling: see pickling.py -------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (type(self), self._recipe())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuestionAnswerer":
+        return self._load_recipe(self._recipe())
+
+    def _recipe(self) -> str:
+        """What makes an equal answerer.
+
+        Raises:
+            UserError: nothing does: it has no files, or it or they have been changed.
+        """
+        if self._origin is None:
+            raise UserError(
+                "an answerer must come from a folder or a name to be pickled or copied, got one of "
+                "a model in memory: save it with save_model, and load it with from_pretrained"
+            )
+        files = self._origin.files
+        if not self._is_as_loaded():
+            raise UserError(
+                f"the model of {files.folder} must be as it was loaded to be pickled or copied, "
+                "got one that was changed in memory: save it with save_model, and load that"
+            )
+        if not files.unchanged():
+            raise UserError(
+                f"{files.folder} must hold the files that the model was loaded from for it to be "
+                "pickled or copied, got others: load it again"
+            )
+        recipe = replace(self._origin.recipe, windows=self.windows, decoding=self.decoding)
+        return replace(recipe, digest=files.digest()).to_json()
+
+    def _is_as_loaded(self) -> bool:
+        origin = self._origin
+        if origin is None or model_state(self.model) != origin.state:
+            return False
+        now = (self.model, self.tokenizer, self.runtime)
+        return all(part is then for part, then in zip(now, origin.parts, strict=True))
+
+    @classmethod
+    def _load_recipe(cls, text: str) -> "QuestionAnswerer":
+        recipe = Recipe.from_json(text)
+        answerer = cls.from_pretrained(
+            recipe.name,
+            windows=recipe.windows,
+            decoding=recipe.decoding,
+            device=recipe.device,
+            precision=recipe.precision,
+            revision=recipe.revision,
+            allow_bin=recipe.allow_bin,
+        )
+        origin = answerer._origin
+        if origin is None or origin.files.digest() != recipe.digest:
+            raise UserError(
+                f"{answerer.folder} must hold the model that was pickled as {recipe.name!r}, got "
+                "other files: copy that model here, or pickle the answerer again"
+            )
         return answerer
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
@@ -148,8 +227,9 @@ class QuestionAnswerer:
         Raises:
             UserError: a question is longer than a window allows.
         """
+        adapt_to_fork(self.runtime.device)
         stream = iter(examples)
-        while block := list(islice(stream, _AT_ONCE)):
+        while block := list(islice(stream, AT_ONCE)):
             windows = make_windows(block, self.tokenizer, self.windows)
             yield from predict(self.model, block, windows, self.decoding, self.runtime)
 
@@ -223,6 +303,7 @@ class QuestionAnswerer:
             UserError: an empty question or context, numbers that do not match, ``top_k`` or
                 ``max_answer_len`` below 1.
         """
+        adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
         if top_k < 1:
             raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
@@ -242,6 +323,18 @@ class QuestionAnswerer:
         return results[0] if isinstance(question, str) else results
 
 
+def _arrive(kind: type[QuestionAnswerer], recipe: str) -> QuestionAnswerer:
+    """Load what was pickled; the model only once, for a pool sends it with every task."""
+    kept = _ARRIVED.get((kind, recipe))
+    if kept is None or not kept._is_as_loaded():
+        kept = kind._load_recipe(recipe)
+        _ARRIVED.clear()
+        _ARRIVED[kind, recipe] = kept
+    arrived = kind.__new__(kind)
+    vars(arrived).update(vars(kept))
+    return arrived
+
+
 def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
     """The questions, each with its context: of one for all, or of its own.
 
@@ -252,8 +345,8 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):
         raise UserError(
-            f"{len(questions)} questions and {len(contexts)} contexts do not match: give one "
-            "context, or as many as there are questions"
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
+            "match: give one context, or as many as there are questions"
         )
     for name, texts in (("question", questions), ("context", contexts)):
         for text in texts:

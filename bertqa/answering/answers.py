@@ -21,8 +21,9 @@ class Answer(NamedTuple):
     Attributes:
         start, end: code points of the context; both 0 for "no answer", whose text is "".
         start_logit, end_logit: S.T_start and E.T_end; their sum is the score.
-        probability: of this answer among all spans of the question (and "no answer", where that
-            is one). With the top20 decoder among the n best only, as run_qa has it.
+        probability: of all spans of these characters among all spans of the question (and "no
+            answer", where that is one). With the top20 decoder of this span among the n best only,
+            as run_qa has it.
     """
 
     text: str
@@ -119,10 +120,7 @@ def _whole_graphemes(context: str, span: Answer) -> Answer:
 
 
 def _distinct(spans: list[Answer]) -> list[Answer]:
-    """Keep the best of the spans of the same characters.
-
-    There are such spans where several tokens are parts of one grapheme cluster.
-    """
+    """Keep the best of the spans of the same characters; its probability is that of them all."""
     if len({(span.start, span.end) for span in spans}) == len(spans):
         return spans
     kept: dict[tuple[int, int], Answer] = {}

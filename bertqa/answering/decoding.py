@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
+TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def exact_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> Be
     question, i, j, score = map(torch.cat, zip(*found, strict=True))
     best = best_rows(question, score, n_best)
     question, i, j = question[best], i[best], j[best]
-    return BestSpans(question, i, j, *_logits_of(scores, question, i, j), log_total, *nulls)
+    return BestSpans(question, i, j, *logits_of(scores, question, i, j), log_total, *nulls)
 
 
 def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
@@ -145,7 +145,7 @@ def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, T
     """
     last = scores.question.bincount().cumsum(0) - 1  # the last window of each question
     tokens = (scores.first + scores.count)[last]
-    rows = max(1, _TABLE_SIZE // longest)
+    rows = max(1, TABLE_SIZE // longest)
     for questions in _groups(tokens, rows):
         size = max(1, int(tokens[questions].max()))
         for low in range(0, size, rows):
@@ -209,7 +209,7 @@ def _log_sum(table: Tensor) -> Tensor:
     return table.flatten(1).double().logsumexp(1)
 
 
-def _logits_of(
+def logits_of(
     scores: WindowScores, question: Tensor, i: Tensor, j: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return S.T_i and E.T_j of spans, from the first of the windows that score them highest."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from bertqa.answering.answers import Answer, Prediction, make_answer, prediction_of
 from bertqa.answering.decoding import WindowScores, exact_spans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
+from bertqa.answering.same_text import add_same_text
 from bertqa.answering.top20 import top20_spans
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
@@ -30,7 +31,7 @@ from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
-_BLOCK = 2048  # windows whose answers are made together
+BLOCK_SIZE = 2048  # windows whose answers are made together
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
@@ -128,12 +129,19 @@ class Evaluator:
 def score(
     examples: Sequence[Example], predictions: Sequence[Prediction], settings: DecodingSettings
 ) -> dict[str, float]:
-    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer."""
+    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer.
+
+    Questions without gold do not count; where there are some, ``without_gold`` is their number.
+    """
     texts = {prediction.id: prediction.text for prediction in predictions}
-    references, odds, spans = _for_metrics(examples, predictions)
+    with_gold = [example for example in examples if example.answers is not None]
+    references, odds, spans = _for_metrics(with_gold, predictions)
     if settings.version_2_with_negative:
-        return evaluate_v2(texts, references, odds, spans)
-    return evaluate_v1(texts, references)
+        figures = evaluate_v2(texts, references, odds, spans)
+    else:
+        figures = evaluate_v1(texts, references)
+    without = len(examples) - len(with_gold)
+    return figures | ({"without_gold": float(without)} if without else {})
 
 
 def curve_of(
@@ -214,11 +222,11 @@ class _Block:
 
 
 def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
-    """Examples in order, as many at a time as have about ``_BLOCK`` windows."""
+    """Examples in order, as many at a time as have about ``BLOCK_SIZE`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
     while first_example < num_examples:
-        last_window = min(first_window + _BLOCK, len(windows))
+        last_window = min(first_window + BLOCK_SIZE, len(windows))
         last_example = int(owner[last_window - 1]) + 1
         last_window = int(torch.searchsorted(owner, last_example))
         yield _Block(range(first_example, last_example), range(first_window, last_window))
@@ -304,7 +312,13 @@ def _predictions(
     without_span = spans.log_total.isneginf()  # "no answer" is then the only one
     counts_null = without_span | settings.version_2_with_negative
     total = torch.where(counts_null, with_null, spans.log_total)
-    weights = (spans.score.double() - total[spans.question]).exp().tolist()
+    score = spans.score.double()
+    if settings.decoder == "exact":
+        of_block = slice(block.examples.start, block.examples.stop)
+        contexts = [example.context for example in examples[of_block]]
+        text, longest = windows.context_of[of_block], settings.max_answer_length
+        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest)
+    weights = (score - total[spans.question]).exp().tolist()
     owner = spans.question.cpu()
     row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]
     start = windows.contexts.starts[row + spans.start.cpu()].tolist()

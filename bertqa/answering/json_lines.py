@@ -19,8 +19,9 @@ from typing import Any
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.metrics import evaluate_pairs
-from bertqa.answering.rows import checked, refuse_faulty, reject_entry
-from bertqa.data.readers import Row, iter_rows
+from bertqa.answering.rows import checked_lines, refuse_faulty
+from bertqa.data.readers import Line, iter_json_lines
+from bertqa.data.rows import remarks
 from bertqa.data.text import other_offsets
 from bertqa.errors import UserError, shown
 from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
@@ -76,17 +77,17 @@ def answer_lines(
     }
     last, sizes = _earlier_run(source, folder, settings) if resume else (0, (0, 0))
     if not source.is_fifo():
-        rows = checked(iter_rows(source), qa)
-        refuse_faulty(row for row in rows if row.number > last and not skip_bad)
+        lines = checked_lines(source, qa)
+        refuse_faulty(line.fault for line in lines if line.number > last and not skip_bad)
     for name, size in zip((PREDICTIONS, REJECTS), sizes, strict=True):
         append_json_lines(folder / name, (), size)
     write_json(folder / SETTINGS, settings)  # once no answers of other settings are left
     answered = rejected = 0
     with Interrupts() as interrupts:
         for given in _answered(qa, source, last, skip_bad):
-            bad = [row for row, prediction in given if not prediction]
-            good = (_entry(row, found, top_k, all_offsets) for row, found in given if found)
-            append_json_lines(folder / REJECTS, map(reject_entry, bad))
+            bad = [line for line, prediction in given if not prediction]
+            good = (_entry(line, found, top_k, all_offsets) for line, found in given if found)
+            append_json_lines(folder / REJECTS, map(_reject, bad))
             append_json_lines(folder / PREDICTIONS, good)
             progress(len(given))
             answered, rejected = answered + len(given) - len(bad), rejected + len(bad)
@@ -100,19 +101,19 @@ def answer_lines(
 
 def _answered(
     qa: QuestionAnswerer, source: Path, last: int, skip_bad: bool
-) -> Iterator[list[tuple[Row, Prediction | None]]]:
+) -> Iterator[list[tuple[Line, Prediction | None]]]:
     """Block by block, the lines after ``last`` with their predictions; None for a faulty line."""
-    rows = checked(iter_rows(source), qa)
-    while block := list(islice(rows, _BLOCK)):
+    lines = checked_lines(source, qa)
+    while block := list(islice(lines, _BLOCK)):
         if block[-1].number <= last:
             continue
-        stop = next((r for r in block if r.fault and r.number > last and not skip_bad), None)
+        stop = next((e for e in block if e.fault and e.number > last and not skip_bad), None)
         if stop:
             block = block[: block.index(stop)]
         # The block is asked as a whole also where a part of it is done: the last digits of a
         # score depend on what goes through the model with it.
-        found = qa.answer(row.example for row in block if row.example)
-        pairs = [(row, next(found) if row.example else None) for row in block]
+        found = qa.answer(line.example for line in block if line.example)
+        pairs = [(line, next(found) if line.example else None) for line in block]
         if given := [pair for pair in pairs if pair[0].number > last]:
             yield given
         if stop:
@@ -122,22 +123,28 @@ def _answered(
             )
 
 
-def _entry(row: Row, prediction: Prediction, top_k: int, all_offsets: bool) -> dict[str, Any]:
+def _reject(line: Line) -> dict[str, Any]:
+    """What rejects.jsonl says of a line."""
+    raw = line.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return {"line": line.number, "fault": line.fault, "raw": raw}
+
+
+def _entry(line: Line, prediction: Prediction, top_k: int, all_offsets: bool) -> dict[str, Any]:
     """What predictions.jsonl says of a line."""
-    assert row.example is not None
+    assert line.example is not None
     found: list[dict[str, Any]] = [{**entry} for entry in answer_entries(prediction, top_k)]
     if all_offsets:
         for answer in found:
-            answer |= other_offsets(row.example.context, answer["start"], answer["end"])
-    entry = {"line": row.number, "id": prediction.id, "digest": _digest(row)} | found[0]
+            answer |= other_offsets(line.example.context, answer["start"], answer["end"])
+    entry = {"line": line.number, "id": prediction.id, "digest": _digest(line)} | found[0]
     if prediction.null_odds is not None:
         entry |= {"null_odds": prediction.null_odds, "best_span": prediction.best_span}
     return entry | ({"answers": found} if top_k > 1 else {})
 
 
-def _digest(row: Row) -> str:
+def _digest(line: Line) -> str:
     """By what a line of the input is known again, also where it has no id of its own."""
-    return blake2b(row.raw.strip(), digest_size=8).hexdigest()
+    return blake2b(line.raw.strip(), digest_size=8).hexdigest()
 
 
 def _earlier_run(
@@ -168,8 +175,8 @@ def _earlier_run(
         return 0, (0, 0)
     size, last = newest[0]
     number: int = last["line"]
-    row = next((row for row in iter_rows(source) if row.number == number), None)
-    if row is None or _digest(row) != last["digest"]:
+    line = next((line for line in iter_json_lines(source) if line.number == number), None)
+    if line is None or _digest(line) != last["digest"]:
         raise UserError(
             f"--resume: line {number} of {source} is not the question {shown(last['id'])} with "
             f"which {folder / PREDICTIONS} ends: pass the file that it was begun with"
@@ -178,13 +185,31 @@ def _earlier_run(
     return number, (size, max(done, default=0))
 
 
-def score_lines(source: Path, folder: Path, *, v2: bool) -> dict[str, float]:
-    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, line by line."""
-    rows = iter_rows(source)
+def score_lines(
+    source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
+) -> dict[str, float]:
+    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, line by line.
 
-    def golds(line: int) -> Sequence[str] | None:
-        example = next(row.example for row in rows if row.number == line)
-        return example.answers if example else None
+    ``say`` is told, in one line, of ids that were made up and of questions without gold.
+    """
+    lines = iter_json_lines(source)
+    answered = made_up = without_gold = 0
+    unread: dict[str, None] = {}
 
-    entries = (entry for _, entry in json_lines(folder / PREDICTIONS, "line", "id", "digest"))
-    return evaluate_pairs(((entry["answer"], golds(entry["line"])) for entry in entries), v2=v2)
+    def pairs() -> Iterator[tuple[str, Sequence[str]]]:
+        nonlocal answered, made_up, without_gold
+        for _, entry in json_lines(folder / PREDICTIONS, "line", "id", "digest"):
+            line = next(line for line in lines if line.number == entry["line"])
+            assert line.example  # else it was not answered
+            answered += 1
+            made_up += line.example.id == f"line {line.number}"
+            unread.update(dict.fromkeys(line.unread))
+            if line.example.answers or (v2 and line.example.answers is not None):
+                yield entry["answer"], line.example.answers
+            else:
+                without_gold += 1
+
+    figures = evaluate_pairs(pairs(), v2=v2)
+    if remark := remarks(str(source), answered, made_up, without_gold, unread):
+        say(remark)
+    return figures | ({"without_gold": float(without_gold)} if figures and without_gold else {})

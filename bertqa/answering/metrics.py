@@ -119,17 +119,15 @@ def evaluate_v2(
 
 
 def evaluate_pairs(
-    pairs: Iterable[tuple[str | None, Sequence[str] | None]], *, v2: bool
+    pairs: Iterable[tuple[str | None, Sequence[str]]], *, v2: bool
 ) -> dict[str, float]:
     """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
 
-    pairs: the answer to a question, None if there is none, and the question's gold answers. Where
-    those are None, or by v1.1 none, there are no figures.
+    pairs: the answer to a question, None if there is none, and the question's gold answers. There
+    are no figures of no pairs.
     """
     sums: dict[str, list[Fraction]] = {}  # of a kind of question: EM, F1, how many
     for answer, golds in pairs:
-        if golds is None or not (golds or v2):
-            return {}
         scores = (*_pair_scores(answer, golds, v2), 1)
         kind = "HasAns_" if any(map(normalize_answer, golds)) else "NoAns_"
         for prefix in ("", kind) if v2 else ("",):

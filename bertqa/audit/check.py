@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bertqa.answering.answerer import check_window_fits
-from bertqa.audit.findings import Audit, audit
+from bertqa.audit.findings import Audit, Cause, audit
 from bertqa.audit.page import save_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
 from bertqa.model.config import load_config
 from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings, WindowSettings
@@ -42,7 +43,7 @@ def check_data(
     Raises:
         UserError: the data or the tokenizer cannot be read, or a file not be written.
     """
-    parts = read_data(data)
+    parts = read_data(data, say=say, keep_faulty=True)
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     if is_checkpoint(folder):  # a tokenizer alone would do
         check_window_fits(load_config(folder)[0], windows)
@@ -59,6 +60,10 @@ def check_data(
     for found in audits:
         say(audit_text(found) + "\n")
     changes = None
+    if repair_file and audits[0].counts.get(Cause.UNREADABLE):
+        raise UserError(
+            f"--repair: what is unreadable would not be in {repair_file}: correct it first"
+        )
     if repair_file:
         repaired = repair(parts[0][1], tokenizer)
         changes = repaired.changes

@@ -4,28 +4,10 @@
     found = audit(read_examples(path), tokenizer)
 
 Training stops at the first fault. An audit goes on and finds them all, each under its cause:
-
-    duplicate id         the id stands in an earlier row too
-    empty                the question, the context or an answer is empty or blank
-    no answers given     the gold is not given (an empty list would say that there is none)
-    uneven               there are more or fewer answer_starts than answers
-    misplaced            the answer does not stand at its answer_start, but elsewhere in the context
-    absent               the answer stands nowhere in the context
-    unanswerable         there is no answer, but --version_2_with_negative is not given
-    question too long    it has more tokens than a window has room for
-
-    blanks               the answer has blanks at its ends; the label is the rest
-    combining marks      the answer ends inside a grapheme cluster; the label takes it whole
-    invisible            the answer has characters without tokens at its ends; the label is the rest
-    inside a token       the answer ends inside a token; the label takes it whole
-    no tokens            no token covers any of the answer; it is labelled [CLS]
-    cut by a window      no window holds the whole answer; it is labelled [CLS]
-    question cut         --max_query_length cuts it
-    conflicting answers  another row asks the same, and they have no answer in common
-
-Training refuses a data set for the first eight. For the others it goes on, with a label that does
-not give back the answer, or with two labels that contradict each other. The same question is the
-same but for case and blanks, the same answer one that the official rules of exact match accept.
+``RULES`` says what a cause means. Training refuses a data set for those in ``REFUSED``. For the
+others it goes on, with a label that does not give back the answer, or with two labels that
+contradict each other. The same question is the same but for case and blanks, the same answer one
+that the official rules of exact match accept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,8 +29,9 @@ from bertqa.settings import WindowSettings
 
 
 class Cause(str, Enum):
-    """What may be wrong with a question; see the table above, and ``RULES``."""
+    """What may be wrong with a question; see ``RULES``."""
 
+    UNREADABLE = "unreadable"
     DUPLICATE_ID = "duplicate id"
     EMPTY = "empty"
     NO_GOLD = "no answers given"
@@ -76,6 +59,7 @@ class Rule:
 
 
 RULES = {
+    Cause.UNREADABLE: Rule("a value of the row is of the wrong kind, or contradicts another"),
     Cause.DUPLICATE_ID: Rule(
         "the id stands in an earlier row too",
         "an exact repeat is left out, another question gets a new id",
@@ -84,7 +68,7 @@ RULES = {
         "the question, the context or an answer is empty or blank",
         "a blank answer beside others is left out",
     ),
-    Cause.NO_GOLD: Rule("the gold is not given (an empty list would say that there is none)"),
+    Cause.NO_GOLD: Rule("the gold is not given, not even that there is no answer"),
     Cause.UNEVEN: Rule(
         "there are more or fewer answer_starts than answers",
         "starts are looked for, if each answer stands in the context just once",
@@ -117,8 +101,8 @@ RULES = {
 # For these training refuses a data set.
 REFUSED = frozenset(
     {
-        Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN, Cause.MISPLACED,
-        Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
+        Cause.UNREADABLE, Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN,
+        Cause.MISPLACED, Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
     }
 )  # fmt: skip
 
@@ -369,6 +353,9 @@ _Fault = tuple[Cause, str, Excerpt]
 
 def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]:
     """What is wrong with a question, whatever the others and the windows are."""
+    if example.fault:
+        yield Cause.UNREADABLE, example.fault, NOWHERE
+        return
     for name, text in (("question", example.question), ("context", example.context)):
         if not text.strip():
             yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE
@@ -397,7 +384,8 @@ def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[
         # A start outside the context has nothing around it.
         is_inside = 0 <= start < len(context)
         around = excerpt(context, start, start + len(text)) if is_inside else NOWHERE
-        yield cause, f"{which} is said to stand at {start}: {where}", around
+        said = "has no start" if start == -1 else f"is said to stand at {start}"
+        yield cause, f"{which} {said}: {where}", around
     elif text != text.strip():
         yield (
             Cause.BLANKS,

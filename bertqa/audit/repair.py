@@ -159,7 +159,8 @@ def _proposed(example: Example) -> list[_Answer]:
     """What may become of the answers of a question."""
     texts = example.answers or ()
     are_even = len(texts) == len(example.answer_starts)
-    starts = example.answer_starts if are_even else [None] * len(texts)
+    known = [None if start == -1 else start for start in example.answer_starts]
+    starts = known if are_even else [None] * len(texts)
     some = any(map(str.strip, texts))
     answers = []
     for text, start in zip(texts, starts, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, Finding
 from bertqa.audit.repair import Change
 from bertqa.data.text import Excerpt, shortened, visible
+from bertqa.errors import counted
 from bertqa.files import write_json
 
 _SHOWN = 5  # findings of each cause that a terminal is told
@@ -36,16 +37,18 @@ def holdings(audit: Audit) -> list[tuple[str, str]]:
     """Numbers, each with what it counts, of the data set."""
     answered = audit.examples - audit.unanswerable
     return [
-        (f"{audit.examples:,}", "questions"),
-        (f"{audit.contexts:,}", "contexts"),
-        (f"{audit.titles:,}", "titles of articles"),
-        (f"{audit.answers:,}", "gold answers"),
-        (f"{audit.unanswerable:,}", "questions without an answer"),
-        (
-            f"{audit.exact:,}",
-            f"of the other {answered:,} have a label that gives back their answer",
-        ),
+        _figure(audit.examples, "question"),
+        _figure(audit.contexts, "context"),
+        _figure(audit.titles, "title"),
+        _figure(audit.answers, "gold answer"),
+        _figure(audit.unanswerable, "question", " without an answer"),
+        _figure(audit.exact, "exact label", f" for the other {counted(answered, 'question')}"),
     ]
+
+
+def _figure(number: int, noun: str, more: str = "") -> tuple[str, str]:
+    count, _, what = counted(number, noun).partition(" ")
+    return count, what + more
 
 
 def windows(audit: Audit) -> list[tuple[str, str]]:
@@ -54,17 +57,19 @@ def windows(audit: Audit) -> list[tuple[str, str]]:
     repeated = w.repeated_tokens / max(1, w.context_tokens)
     flags = f"--max_seq_length {settings.max_seq_length} and --doc_stride {settings.doc_stride}"
     return [
-        (f"{w.count:,}", f"windows, by {flags}"),
+        _figure(w.count, "window", f", by {flags}"),
         (
             f"{w.mean:.1f}",
             f"tokens has a window on average: {w.shortest} to {w.longest}, half of the windows up "
             f"to {w.quantile(0.5)}, nine in ten up to {w.quantile(0.9)}",
         ),
-        (f"{w.labelled:,}", "windows hold the whole answer, the others are labelled [CLS]"),
-        (f"{w.split_questions:,}", f"questions take several windows, at most {w.most}"),
+        _figure(w.labelled, "window", " with the whole answer; the others are labelled [CLS]"),
+        _figure(w.split_questions, "question", f" in several windows, at most {w.most}"),
         (f"{repeated:.1%}", "of the context tokens repeat those of a window before"),
-        (f"{w.longest_question:,}", f"tokens has the longest question; {w.question_limit:,} fit"),
-        (f"{w.long_questions:,}", f"questions are longer, by {w.lost_tokens:,} tokens in all"),
+        _figure(
+            w.longest_question, "token", f" in the longest question, {w.question_limit:,} at most"
+        ),
+        _figure(w.long_questions, "question", f" longer, by {counted(w.lost_tokens, 'token')}"),
     ]
 
 

@@ -16,14 +16,12 @@ from bertqa.answering.json_lines import (
     answer_lines,
     score_lines,
 )
-from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
+from bertqa.answering.rows import form_faults, model_faults, refuse_faulty
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.readers import is_json_lines, iter_rows
-from bertqa.data.rows import shared_texts
+from bertqa.data.readers import is_json_lines, read_examples
 from bertqa.data.squad import check_version
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.files import said_plainly, write_text
-from bertqa.runtime import limit_onednn_cache
 
 METRICS = "metrics.json"
 
@@ -32,7 +30,6 @@ def answer_file(flags: argparse.Namespace) -> None:
     """Answer all questions of --input and write the files into --output_dir."""
     in_lines = is_json_lines(flags.input)
     check_file_flags(flags, in_lines)
-    limit_onednn_cache()
     if in_lines:
         answer_json_lines(flags)
     else:
@@ -80,37 +77,46 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
         )  # fmt: skip
     is_there = not flags.input.is_fifo()  # what came through a pipe cannot be read again
     v2 = qa.decoding.version_2_with_negative
-    keep_metrics(flags, score_lines(flags.input, flags.output_dir, v2=v2) if is_there else {})
-    print(
-        f"{answered} lines answered in {flags.output_dir / PREDICTIONS}, {rejected} rejected",
-        file=sys.stderr,
-    )
+    figures = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
+    keep_metrics(flags, figures)
+    where = flags.output_dir / PREDICTIONS
+    say(f"{counted(answered, 'line')} answered in {where}, {rejected} rejected")
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files, and what was left out of them."""
-    rows = list(unique(iter_rows(flags.input)))
+    source = str(flags.input)
+    read = read_examples(flags.input, say=say, keep_faulty=True)
+    faults = list(form_faults(read, source))
     if not flags.skip_bad:
-        refuse_faulty(rows)  # before the model is read
+        refuse_faulty(faults)  # before the model is read
     qa = load_answerer(flags)
-    rows = list(checked(rows, qa))
-    examples = list(shared_texts(row.example for row in rows if row.example))
-    if not (flags.skip_bad and examples):
-        refuse_faulty(rows)
-    rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
-    del rows  # they hold the file as it was parsed
-    has_gold = all(example.answers is not None for example in examples)
-    if has_gold:
-        check_version(examples, str(flags.input), qa.decoding.version_2_with_negative)
+    asked = [example for example, fault in zip(read, faults, strict=True) if not fault]
+    if not flags.skip_bad:
+        check_version(asked, source, qa.decoding.version_2_with_negative)  # with their number
+    of_model = model_faults(asked, source, qa)
+    faults = [fault or next(of_model) for fault in faults]
+    if not flags.skip_bad or all(faults):
+        refuse_faulty(faults)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = list(enumerate(zip(read, faults, strict=True)))
+    rejects = [{"row": n, "id": e.id, "fault": fault} for n, (e, fault) in rows if fault]
+    examples = [example for _, (example, fault) in rows if not fault]
     answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
     predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
-    files += keep(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
+    has_gold = any(example.answers is not None for example in examples)
+    text = "".join(f"{json.dumps(reject, ensure_ascii=False)}\n" for reject in rejects)
+    files += keep(flags.output_dir / REJECTS, text)
     files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
     if rejects:
-        print(f"{len(rejects)} rows rejected", file=sys.stderr)
-    print(f"wrote {', '.join(str(file) for file in files)}", file=sys.stderr)
+        say(f"{counted(len(rejects), 'row')} rejected")
+    say(f"wrote {', '.join(str(file) for file in files)}")
+
+
+def say(line: str) -> None:
+    """Tell what is not the figures."""
+    print(line, file=sys.stderr)
 
 
 def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:

@@ -13,7 +13,9 @@ The bound is 5e-5, some hundred times the rounding of one float32 operation (6e-
 were summed in another order are up to 3e-6 apart after 6 layers, and farther after 24; a wrong
 constant, a transposed axis or the other GELU is 2e-4 and more. Gradients go through twice as many
 layers and sum over all tokens, so for them it is ten times that. Token ids, weights and answers
-must be the same; of answers, two whose scores are equal within the bound count as such.
+must be the same; of answers, two whose scores are equal within the bound count as such. Their
+tokenizer has its default settings; a question is left out if a text says [SEP] or the like, which
+they take for the token.
 
 The labels of the loss are drawn at random. The right ones would leave a model that knows the
 answers with gradients of nothing but rounding.
@@ -43,7 +45,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
         help="questions to compare on (default: five that come with this command, one of them "
-        "about a text longer than a window)")
+        "about a text longer than a window, and one about the tokens that the folder adds, if any)")
     add("--max_samples", type=int, default=32, metavar="N",
         help="the first of them (default: %(default)s)")
     add = parser.group("output")

@@ -19,6 +19,7 @@ from bertqa.data.squad import Example
 from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer, TokenTable
 from bertqa.data.windows import WindowSet, make_windows
+from bertqa.errors import counted
 from bertqa.settings import WindowSettings
 
 
@@ -219,8 +220,8 @@ class LabelReport:
     cut_questions: list[str]
 
     def __str__(self) -> str:
-        exact = self.counts[Outcome.EXACT]
-        lines = [f"{self.counts.total()} examples, {exact} answers labelled exactly"]
+        exact = counted(self.counts[Outcome.EXACT], "answer")
+        lines = [f"{counted(self.counts.total(), 'example')}, {exact} labelled exactly"]
         if self.counts[Outcome.UNANSWERABLE]:
             lines.append(f"  unanswerable, labelled [CLS]: {self.counts[Outcome.UNANSWERABLE]}")
         named = [(CAUSES[outcome], ids) for outcome, ids in self.listed.items()]

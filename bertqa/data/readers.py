@@ -2,58 +2,57 @@
 
 Files, each but parquet also gzip-compressed (known by its first bytes):
 
-    .json            SQuAD's nested form, v1.1 and v2.0: data -> paragraphs -> qas;
-                     run_qa's flat form: {"data": [row, ...]}, a bare list of rows, or one row;
-                     or rows as in .jsonl
-    .jsonl .ndjson   one row, a JSON object, on each line
+    .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
+    .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
     .csv .tsv        a header, then rows; blank lines are skipped
     .parquet         rows, read by the datasets library
 
-What a row is, rows.py says. In CSV ``answers`` is one of its forms as JSON or as the Python literal
-that pandas writes, or two columns ``answer_text`` and ``answer_start`` hold one answer; an empty
-cell is null.
+An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
+(simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
+(SQuAD v1.1 and v2.0).
+What a row is, rows.py says; what stands in the cells of a CSV file, csv_cells.py.
 """
 
-import ast
 import csv
 import glob
 import gzip
+import io
 import json
 import logging
 import os
-import re
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from io import BufferedReader
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
+from bertqa.data.csv_cells import csv_row
 from bertqa.data.rows import (
     checked_list,
     checked_text,
-    example_of,
+    id_key,
     listed,
+    remarks,
     require_keys,
     row_example,
     shared_texts,
-    title_of,
-    wrong_type,
+    unread_keys,
 )
-from bertqa.data.squad import Example, check_examples
-from bertqa.errors import UserError, reason, shown
+from bertqa.data.squad import Example, check_examples, check_version
+from bertqa.errors import UserError, counted, reason, shown
+
+_Say = Callable[[str], object]
 
 # --- bytes -> text -> JSON -----------------------------------------------------------------------
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
     try:
         with path.open("rb") as file:
@@ -62,9 +61,9 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
                 raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
             # By content, not by name: browsers and copying tools unpack .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
-            stream: BufferedReader = file
+            stream: io.BufferedReader = file
             if compressed:
-                stream = BufferedReader(gzip.GzipFile(fileobj=file))
+                stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
             if not stream.peek(1):
                 raise UserError(f"{path} is empty; fetch or write it again")
             yield stream
@@ -114,37 +113,17 @@ def _parsed(text: str, line: int, source: str) -> Any:
 
 # --- text -> rows, a function for each form ------------------------------------------------------
 
-
-class _Unread(NamedTuple):
-    """A row as a reader finds it, not looked at yet: what is wrong with it stops no other row.
-
-    Attributes:
-        number: the line of JSON lines, from 1, blank ones included; else the row, from 0.
-        location: the same as a message says it, with the name of the file.
-        raw: the bytes of a line, or what the parser of the file has made of the row.
-        read: makes its example, given the location; raises UserError if it is no question.
-    """
-
-    number: int
-    location: str
-    raw: Any
-    read: Callable[[str], Example]
+# Of a row, or of what rows are nested in: where it stands, and what is there, not yet checked.
+_Rows = Iterator[tuple[str, Any]]
+_Reader = Callable[[io.BufferedReader, str], _Rows]
 
 
-_Reader = Callable[[BufferedReader, str], Iterator[_Unread]]
-
-
-def _json_lines(stream: Iterable[bytes], source: str) -> Iterator[_Unread]:
-    rows = count()
+def _json_lines(stream: Iterable[bytes], source: str) -> _Rows:
     # Only \n parts lines, since U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
-        if raw.decode("utf-8-sig", "replace").strip():
-            read = partial(_line_example, raw, line, source, next(rows))
-            yield _Unread(line, f"{source}, line {line}", raw, read)
-
-
-def _line_example(raw: bytes, line: int, source: str, number: int, location: str) -> Example:
-    return row_example(_parsed(_decoded(raw, line, source), line, source), number, location)
+        text = _decoded(raw, line, source)
+        if text.strip():
+            yield f"{source}, line {line}", _parsed(text, line, source)
 
 
 def _has_json_lines(text: str) -> bool:
@@ -156,7 +135,7 @@ def _has_json_lines(text: str) -> bool:
         return False
 
 
-def _json(stream: BufferedReader, source: str) -> Iterator[_Unread]:
+def _json(stream: io.BufferedReader, source: str) -> _Rows:
     content = stream.read()
     text = _decoded(content, 1, source)
     if _has_json_lines(text):
@@ -164,106 +143,55 @@ def _json(stream: BufferedReader, source: str) -> Iterator[_Unread]:
     return _document_rows(_parsed(text, 1, source), source)
 
 
-def _document_rows(document: Any, source: str) -> Iterator[_Unread]:
-    """The rows of a whole JSON document: nested, flat, or a single row."""
+_KNOWN = {"data", "paragraphs", "qas", "question", "context"}
+
+
+def _document_rows(document: Any, source: str) -> _Rows:
+    """The entries of a whole JSON document: rows, paragraphs or articles, or one of these."""
     if isinstance(document, list):
-        return _flat_rows(document, f"{source}, ")
-    if not isinstance(document, dict) or not document.keys() & {"data", "question", "context"}:
+        return _entries(document, f"{source}, ")
+    if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
             f"{source} is JSON, but no data set (found: {found}); "
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
-    if "data" not in document:
-        return _flat_rows([document], f"{source}, ")
-    entries = checked_list(document["data"], "data", source)
-    if entries and isinstance(entries[0], dict) and "paragraphs" in entries[0]:
-        return _nested_rows(entries, source)
-    return _flat_rows(entries, f"{source}, data")
+    if "data" in document:
+        return _entries(checked_list(document["data"], "data", source), f"{source}, data")
+    return _entries([document], f"{source}, ")
 
 
-def _flat_rows(rows: Iterable[Any], prefix: str) -> Iterator[_Unread]:
-    for number, row in enumerate(rows):
-        yield _Unread(number, f"{prefix}[{number}]", row, partial(row_example, row, number))
+def _entries(entries: list[Any], prefix: str) -> _Rows:
+    return ((f"{prefix}[{number}]", entry) for number, entry in enumerate(entries))
 
 
-def _nested_rows(articles: list[Any], source: str) -> Iterator[_Unread]:
-    numbers = count()
-    for a, article in enumerate(articles):
-        location = f"{source}, data[{a}]"
-        require_keys(article, ["paragraphs"], location)
-        for p, paragraph in enumerate(checked_list(article["paragraphs"], "paragraphs", location)):
-            where = f"{location}.paragraphs[{p}]"
-            require_keys(paragraph, ["qas"], where)
-            for q, qa in enumerate(checked_list(paragraph["qas"], "qas", where)):
-                number = next(numbers)
-                read = partial(_qa_example, qa, number, paragraph, where, title_of(article))
-                yield _Unread(number, f"{where}.qas[{q}]", qa, read)
+# --- articles, paragraphs -> rows ----------------------------------------------------------------
 
 
-def _qa_example(
-    qa: Any, number: int, paragraph: dict[str, Any], where: str, title: str, location: str
-) -> Example:
-    require_keys(paragraph, ["context"], where)
-    context = checked_text(paragraph["context"], "context", where)
-    require_keys(qa, ["question"], location)
-    return example_of(qa, number, context, location, title)
+def _flat(entries: _Rows) -> _Rows:
+    """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
+    for location, entry in entries:
+        keys = entry.keys() if isinstance(entry, dict) and "question" not in entry else set()
+        if "paragraphs" in keys:
+            paragraphs = checked_list(entry["paragraphs"], "paragraphs", location)
+            for where, paragraph in _entries(paragraphs, f"{location}.paragraphs"):
+                yield from _paragraph_rows(paragraph, where, entry.get("title"))
+        elif "qas" in keys:
+            yield from _paragraph_rows(entry, location, entry.get("title"))
+        elif keys != {"header"}:  # MRQA's first line
+            yield location, entry
 
 
-# --- CSV -> rows ---------------------------------------------------------------------------------
-
-_BOOLEANS = {"": None, "true": True, "1": True, "false": False, "0": False}
-
-
-class _WithoutCalls(ast.NodeTransformer):
-    """Puts x for f(x): what pandas writes is ``array(['a'], dtype=object)`` or ``np.int64(3)``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        return self.visit(node.args[0]) if node.args else node
+def _paragraph_rows(paragraph: Any, location: str, title: Any) -> _Rows:
+    """A paragraph's questions, each with the context and the title."""
+    require_keys(paragraph, ["context", "qas"], location)
+    context = checked_text(paragraph["context"], "context", location)
+    for where, qa in _entries(checked_list(paragraph["qas"], "qas", location), f"{location}.qas"):
+        require_keys(qa, [], where)
+        yield where, {**qa, "context": context, "title": title}
 
 
-def _answers_cell(cell: str, location: str) -> Any:
-    """A cell of the column ``answers``: JSON or a Python literal; nothing in it is run."""
-    if not cell.strip():
-        return None
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(_WithoutCalls().visit(ast.parse(cell.strip(), mode="eval")))
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UserError(
-            f"{location}: answers is {shown(cell)}, neither JSON nor a Python literal; "
-            'write {"text": [...], "answer_start": [...]}'
-        ) from error
-
-
-def _single_answer(text: str, start: str, location: str) -> dict[str, list[Any]] | None:
-    """The cells of the columns ``answer_text`` and ``answer_start``."""
-    if not text and not start:
-        return None
-    # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
-    number = re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", start)
-    if start and not number:
-        raise wrong_type(start, "answer_start", "a whole number", location)
-    return {"text": [text], "answer_start": [int(number[1])] if number else []}
-
-
-def _csv_row(cells: dict[str, str], location: str) -> dict[str, Any]:
-    """The cells as the values a JSON row would have."""
-    row: dict[str, Any] = {"question": cells["question"], "context": cells["context"]}
-    row["id"] = cells.get("id") or None
-    row["title"] = cells.get("title")
-    impossible = cells.get("is_impossible", "")
-    row["is_impossible"] = _BOOLEANS.get(impossible.lower(), impossible)
-    if "answers" in cells:
-        row["answers"] = _answers_cell(cells["answers"], location)
-    elif "answer_text" in cells:
-        row["answers"] = _single_answer(
-            cells["answer_text"], cells.get("answer_start", ""), location
-        )
-    return row
+# --- CSV -> rows ----------------------------------------------------------------------------------
 
 
 def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
@@ -284,7 +212,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
-def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[_Unread]:
+def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
     lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
@@ -292,21 +220,14 @@ def _csv(stream: BufferedReader, source: str, delimiter: str = ",") -> Iterator[
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
-    for number, (location, fields) in enumerate(records):
-        read = partial(_csv_example, header, fields, number, delimiter)
-        yield _Unread(number, location, fields, read)
-
-
-def _csv_example(
-    header: list[str], fields: list[str], number: int, delimiter: str, location: str
-) -> Example:
-    if len(fields) != len(header):
-        raise UserError(
-            f"{location} has {len(fields)} fields, but the header {len(header)} "
-            f"(the first: {shown(fields[0])}); put quotes around fields that hold "
-            f"{shown(delimiter)}, quotes or line ends"
-        )
-    return row_example(_csv_row(dict(zip(header, fields, strict=True)), location), number, location)
+    for location, fields in records:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
+                f"(the first: {shown(fields[0])}); put quotes around fields that hold "
+                f"{shown(delimiter)}, quotes or line ends"
+            )
+        yield location, csv_row(dict(zip(header, fields, strict=True)), location)
 
 
 # --- the datasets library -> rows ----------------------------------------------------------------
@@ -331,7 +252,7 @@ def _unlogged(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parquet(stream: BufferedReader, source: str) -> Iterator[_Unread]:
+def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
     # Here and not above: the import takes seconds, and no other form needs it.
@@ -348,15 +269,20 @@ def _parquet(stream: BufferedReader, source: str) -> Iterator[_Unread]:
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
     for number, row in enumerate(rows):
-        read = partial(row_example, row, number)
-        yield _Unread(number, f"{source}, row {number}", row, read)
+        yield f"{source}, row {number}", row
 
 
-def load_hub_dataset(name: str, split: str) -> list[Example]:
+def load_hub_dataset(
+    name: str,
+    split: str,
+    *,
+    say: _Say = lambda line: None,
+    keep_faulty: bool = False,
+) -> list[Example]:
     """The examples of one split of a data set of the Hugging Face hub, or of a local folder.
 
-    ``name`` is "squad", "squad_v2" or any set with the columns question, context and answers;
-    "name:config" names one of its configurations.
+    ``name`` is "squad", "squad_v2" or any set with columns that rows.py knows; "name:config" names
+    one of its configurations. ``say`` and ``keep_faulty`` are those of ``read_examples``.
 
     Raises:
         UserError: the name, the configuration or the split is unknown or not to be had offline,
@@ -375,10 +301,8 @@ def load_hub_dataset(name: str, split: str) -> list[Example]:
             "instead when offline"
         ) from error
     location = f"data set {shown(name)}, split {shown(split)}"
-    require_keys(dict.fromkeys(table.column_names), ["question", "context", "answers"], location)
-    rows = enumerate(_table_rows(table))
-    examples = (row_example(row, number, f"{location}, row {number}") for number, row in rows)
-    return list(shared_texts(examples))
+    rows = ((f"{location}, row {number}", row) for number, row in enumerate(_table_rows(table)))
+    return _examples(rows, location, say, keep_faulty)
 
 
 # --- reading a file ------------------------------------------------------------------------------
@@ -394,8 +318,20 @@ _READERS: dict[str, _Reader] = {
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file is named as JSON lines, and so can be read line by line."""
-    return _READERS.get(_ending(path)) is _json_lines
+    """Whether a file is named as JSON lines with a row on each, and so can be read one by one."""
+    return _READERS.get(_ending(path)) is _json_lines and not _nests(path)
+
+
+def _nests(path: Path) -> bool:
+    """Whether the first line of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    if not path.is_file():
+        return False
+    try:
+        with _opened(path) as stream:
+            _, entry = next(_json_lines(stream, str(path)), ("", None))
+    except UserError:  # is told where the lines are read
+        return False
+    return isinstance(entry, dict) and not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
 
 
 def _ending(path: Path) -> str:
@@ -413,48 +349,105 @@ def _reader(path: Path) -> _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a file.
+class Line:
+    """A line of a JSON lines file that is not blank.
 
     Attributes:
-        number: the line of JSON lines, from 1, blank ones included; of other forms the row, from 0.
-        location: the same as a message says it, with the name of the file.
-        raw: the bytes of a line; of other forms what the parser of the file has made of the row.
+        number: counted from 1, blank lines included.
+        raw: as it stands in the file.
         example: what it holds; None if it is no question that can be asked.
         fault: the sentence that says why not; "" where it is one.
+        unread: keys of the row that mean nothing here.
     """
 
     number: int
-    location: str
-    raw: Any
+    raw: bytes
     example: Example | None
     fault: str = ""
+    unread: tuple[str, ...] = ()
 
 
-def iter_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, faulty ones included; of JSON lines one at a time, in constant memory.
+def iter_json_lines(path: Path, *, with_negative: bool = True) -> Iterator[Line]:
+    """The lines of a JSON lines file, one at a time and in constant memory, faulty ones included.
+
+    Args:
+        with_negative: False makes a question that has no answer a faulty line.
 
     Raises:
-        UserError: the file cannot be opened or read, or is of no accepted form.
+        UserError: the file cannot be opened or read.
     """
     with _opened(path) as stream:
-        for number, location, raw, read in _reader(path)(stream, str(path)):
-            try:
-                example = read(location)
-                check_examples([example], location)
-                yield Row(number, location, raw, example)
-            except UserError as error:
-                yield Row(number, location, raw, None, str(error))
+        for number, raw in enumerate(stream, start=1):
+            if raw.strip():
+                yield _line(raw, number, str(path), with_negative)
 
 
-def read_examples(path: Path) -> list[Example]:
+def _line(raw: bytes, number: int, source: str, with_negative: bool) -> Line:
+    location = f"{source}, line {number}"
+    try:
+        text = _decoded(raw, number, source)
+        rows = list(_flat(iter([(location, _parsed(text, number, source))])))
+        if len(rows) != 1:
+            raise UserError(
+                f"{location} has {len(rows)} questions, but must have one; write a line for each"
+            )
+        example = row_example(rows[0][1], f"line {number}", location)
+        check_examples([example], location)
+        check_version([example], location, with_negative)
+    except UserError as error:
+        return Line(number, raw, None, str(error))
+    return Line(number, raw, example, unread=unread_keys(rows[0][1]))
+
+
+def read_examples(
+    path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
+) -> list[Example]:
     """All examples of a file of any accepted form; equal texts are one object.
 
     Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
+
+    Args:
+        say: is told, in one line, of ids that had to be made up and of questions without gold.
+        keep_faulty: take a row of which something cannot be read as an example with a ``fault``.
 
     Raises:
         UserError: the file cannot be read, or is of no accepted form; the first fault is named.
     """
     with _opened(path) as stream:
-        rows = _reader(path)(stream, str(path))
-        return list(shared_texts(row.read(row.location) for row in rows))
+        return _examples(_reader(path)(stream, str(path)), str(path), say, keep_faulty)
+
+
+def _keep_apart(examples: list[Example], made_up: Sequence[int]) -> None:
+    """Change the ids made up, each its row's number, that are another row's own."""
+    counts = Counter(example.id for example in examples) if made_up else {}
+    for number in made_up:
+        name = str(number)
+        if counts[name] > 1:
+            while name in counts:
+                name = f"row {name}"
+            examples[number] = replace(examples[number], id=name)
+
+
+def _examples(entries: _Rows, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
+    made_up: list[int] = []
+    unread: dict[str, None] = {}
+
+    def example(number: int, location: str, row: Any) -> Example:
+        try:
+            found = row_example(row, str(number), location)
+        except UserError as error:
+            if not keep_faulty:
+                raise
+            return Example(location, "", "", fault=str(error).removeprefix(location).lstrip(": "))
+        if id_key(row) is None:
+            made_up.append(number)
+        unread.update(dict.fromkeys(unread_keys(row)))
+        return found
+
+    rows = enumerate(_flat(entries))
+    examples = list(shared_texts(example(number, *entry) for number, entry in rows))
+    _keep_apart(examples, made_up)
+    without_gold = sum(example.answers is None and not example.fault for example in examples)
+    if remark := remarks(source, len(examples), len(made_up), without_gold, unread):
+        say(remark)
+    return examples

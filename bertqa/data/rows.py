@@ -1,18 +1,40 @@
 """One row of a file or data set -> one ``Example``: checked, never converted by guess.
 
-A row has ``question`` and ``context``, and may have ``id`` (else the row's number, from 0),
-``title``, ``answers`` and ``is_impossible``. ``answers`` is {"text": [...], "answer_start": [...]},
-a list of {"text", "answer_start"}, a list of strings, or null. Other keys (plausible_answers) are
-ignored. Texts are kept as they are, but for the blanks at the start of a question.
+A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``,
+gold under one of ``GOLD_KEYS``, and ``is_impossible``. Other keys (plausible_answers) are ignored.
+Texts are kept as they are, but for the blanks at the start of a question.
+
+    {"text": ["Ada"], "answer_start": [0]}      gold, as in run_qa
+    [{"text": "Ada", "answer_start": 0}]        as in SQuAD
+    {"text": "Ada", "answer_start": 0}          one answer
+    ["Ada"] or "Ada"                            with starts in "answer_start", in MRQA's
+                                                "detected_answers", or without
+    [], or a blank text at no place             there is no answer; with is_impossible false,
+                                                none was given
+    null                                        none was given; with is_impossible true, there is
+                                                no answer
+
+A start may be a whole float, as pandas writes it; null or -1 is one that is not known.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
+
+# What to do about the names that other data sets have in place of question and context.
+CURES = dict.fromkeys(
+    ("context_text", "query_text"),
+    "this is CMRC 2018's first form: take its squad-style one, or rename context_text to context, "
+    "query_text to question and query_id to id",
+) | dict.fromkeys(
+    ("story", "questions"),
+    "this is CoQA, whose questions depend on those before; write rows with question and context",
+)
 
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
@@ -31,9 +53,8 @@ def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
         raise UserError(f"{location} is {found}, but must be {needed}; correct it")
     missing = [key for key in keys if key not in row]
     if missing:
-        raise UserError(
-            f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); add or rename it"
-        )
+        cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
+        raise UserError(f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); {cure}")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -61,49 +82,91 @@ def checked_list(value: Any, key: str, location: str) -> list[Any]:
     return value
 
 
-def _whole(value: Any, key: str, location: str) -> int:
-    # Not isinstance: True is an int.
-    if type(value) is not int:
-        raise wrong_type(value, key, "a whole number", location)
-    return value
-
-
 # --- one row -> Example --------------------------------------------------------------------------
+
+ID_KEYS = ("id", "qid", "question_id", "guid", "_id")
+# Where gold may be, and where its starts are if they stand beside it.
+GOLD_KEYS = {
+    "answers": "answer_start",
+    "answer": "answer_start",
+    "answer_text": "answer_start",
+    "answers.text": "answers.answer_start",  # of a flattened table
+    "text": "answer_start",
+}
+_READ_KEYS = {"question", "context", "title", "is_impossible", "detected_answers", *ID_KEYS} | {
+    *GOLD_KEYS,
+    *GOLD_KEYS.values(),
+}
 
 _Gold = tuple[tuple[str, ...] | None, tuple[int, ...]]
 
 
-def _texts_and_starts(value: Any, location: str) -> tuple[list[Any], list[Any]]:
-    """The two lists of any accepted form of ``answers``, their items not yet checked."""
+def _is_null(value: Any) -> bool:
+    return value is None or value != value  # pandas writes NaN for a missing cell
+
+
+def _start(value: Any, location: str) -> int:
+    """A start; -1, as some data sets write, where it is not known."""
+    if _is_null(value):
+        return -1
+    if isinstance(value, float) and value.is_integer():  # pandas, once a cell of the column is null
+        return int(value)
+    # Not isinstance: True is an int.
+    if type(value) is not int:
+        raise wrong_type(value, "answer_start", "a whole number", location)
+    return value
+
+
+def _texts_and_starts(key: str, value: Any, starts: Any, location: str) -> tuple[list, list]:
+    """The two lists of any accepted form of gold, their items not yet checked."""
     if isinstance(value, dict):
-        require_keys(value, ["text"], f"{location}: answers")
-        starts = value.get("answer_start")
-        texts = checked_list(value["text"], "text", location)
-        return texts, [] if starts is None else checked_list(starts, "answer_start", location)
-    answers = checked_list(value, "answers", location)
-    if not any(isinstance(answer, dict) for answer in answers):
-        return answers, []
-    for answer in answers:
-        require_keys(answer, ["text"], f"{location}: an answer")
-    starts = [answer["answer_start"] for answer in answers if "answer_start" in answer]
-    return [answer["text"] for answer in answers], starts
+        require_keys(value, ["text"], f"{location}: {key}")
+        key, value, starts = "text", value["text"], value.get("answer_start")
+    texts: list[Any] = [value] if isinstance(value, str) else checked_list(value, key, location)
+    if any(isinstance(answer, dict) for answer in texts):
+        for answer in texts:
+            require_keys(answer, ["text"], f"{location}: an answer")
+        starts = [answer.get("answer_start") for answer in texts]
+        texts = [answer["text"] for answer in texts]
+    if _is_null(starts):
+        starts = []
+    return texts, starts if isinstance(starts, list) else [starts]
 
 
-def _answers(value: Any, location: str) -> _Gold:
-    if value is None:
+def _detected_starts(texts: Sequence[str], detected: Any, location: str) -> list[Any]:
+    """The first start of each text that MRQA found in the context."""
+    try:
+        starts = {answer["text"]: answer["char_spans"][0][0] for answer in detected}
+    except (KeyError, TypeError, IndexError) as error:
+        needed = 'a list of {"text", "char_spans"}'
+        raise wrong_type(detected, "detected_answers", needed, location) from error
+    return [starts.get(text) for text in texts]
+
+
+def _answers(row: dict[str, Any], location: str) -> _Gold:
+    """The gold under the first key that has some; no answer may be written as a blank one."""
+    keys = [key for key in GOLD_KEYS if key in row and (key != "text" or "answer_start" in row)]
+    given = [key for key in keys if not _is_null(row[key])]
+    given += [key for key in keys if not _is_null(row.get(GOLD_KEYS[key]))]
+    if not given:
         return None, ()
-    texts, starts = _texts_and_starts(value, location)
-    return (
-        tuple(checked_text(text, "an answer", location) for text in texts),
-        tuple(_whole(start, "answer_start", location) for start in starts),
-    )
+    key, value = given[0], row[given[0]]
+    value, beside = "" if _is_null(value) else value, row.get(GOLD_KEYS[key])
+    texts, found = _texts_and_starts(key, value, beside, location)
+    answers = tuple(checked_text(text, "an answer", location) for text in texts)
+    if "detected_answers" in row and not found:
+        found = _detected_starts(answers, row["detected_answers"], location)
+    starts = tuple(_start(start, location) for start in found)
+    if not any(map(str.strip, answers)) and max(starts, default=0) <= 0:
+        return (), ()
+    return answers, () if set(starts) == {-1} else starts
 
 
 def _gold(row: dict[str, Any], location: str) -> _Gold:
-    """``answers`` and ``is_impossible`` taken together."""
-    answers, starts = _answers(row.get("answers"), location)
+    """The answers and ``is_impossible`` taken together."""
+    answers, starts = _answers(row, location)
     impossible = row.get("is_impossible")
-    if impossible is None:
+    if _is_null(impossible):
         return answers, starts
     if not isinstance(impossible, bool):
         raise wrong_type(impossible, "is_impossible", "true or false", location)
@@ -118,43 +181,62 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
     return (), ()
 
 
-def _identifier(value: Any, number: int, location: str) -> str:
-    if value is None:
-        return str(number)
+def id_key(row: dict[str, Any]) -> str | None:
+    """The key under which a row has its id, if it has one."""
+    return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
+
+
+def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a row that mean nothing here."""
+    return tuple(key for key in row if key not in _READ_KEYS)
+
+
+def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
+    key = id_key(row)
+    if key is None:
+        return made_up
+    value = row[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise wrong_type(value, "id", "a string or a whole number", location)
-    return checked_text(value, "id", location)
+        raise wrong_type(value, key, "a string or a whole number", location)
+    return checked_text(value, key, location)
 
 
-def title_of(row: dict[str, Any]) -> str:
-    """The title in a row; "" where there is none. It only groups, so anything may stand there."""
-    title = row.get("title")
-    return title if isinstance(title, str) else ""
-
-
-def example_of(
-    row: dict[str, Any], number: int, context: str, location: str, title: str = ""
-) -> Example:
-    """The example of a row whose context is known already; ``number`` serves where it has no id."""
+def row_example(row: Any, made_up: str, location: str) -> Example:
+    """The example of a row; the made-up id serves where it has none."""
+    require_keys(row, ["question", "context"], location)
     answers, starts = _gold(row, location)
+    title = row.get("title")
     return Example(
-        id=_identifier(row.get("id"), number, location),
+        id=_identifier(row, made_up, location),
         # As the scripts of SQuAD do: blanks before a question, found in its files, mean nothing.
         question=checked_text(row["question"], "question", location).lstrip(),
-        context=context,
+        context=checked_text(row["context"], "context", location),
         answers=answers,
         answer_starts=starts,
-        title=title,
+        title=title if isinstance(title, str) else "",  # it only groups: anything may stand there
     )
 
 
-def row_example(row: Any, number: int, location: str) -> Example:
-    """The example of a row that brings its own context."""
-    require_keys(row, ["question", "context"], location)
-    context = checked_text(row["context"], "context", location)
-    return example_of(row, number, context, location, title_of(row))
+def remarks(
+    source: str, examples: int, made_up: int, without_gold: int, unread: Iterable[str] = ()
+) -> str:
+    """One line about what a data set does not give, "" if that is nothing.
+
+    Args:
+        examples, made_up, without_gold: how many, how many of them with an id made up, and without
+            gold answers.
+        unread: keys of the rows that are not read; they may be another name for what is missing.
+    """
+    parts = [f"{made_up:,} without an id, so that it is made of the row's number"] * (made_up > 0)
+    parts += [f"{without_gold:,} without gold answers, so that EM and F1 leave them out"] * (
+        without_gold > 0
+    )
+    unread = [f"keys that are not read: {listed(unread)}"] * bool(unread)
+    return "; ".join([f"{source}: {counted(examples, 'question')}", *parts, *unread]) * bool(parts)
 
 
 def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
@@ -167,4 +249,4 @@ def shared_texts(examples: Iterable[Example]) -> Iterator[Example]:
     for example in examples:
         question, context = first_copy(example.question), first_copy(example.context)
         title = first_copy(example.title)
-        yield Example(example.id, question, context, example.answers, example.answer_starts, title)
+        yield replace(example, question=question, context=context, title=title)

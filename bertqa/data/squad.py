@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, counted, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,9 @@ class Example:
     """One question about one context.
 
     ``answers`` is None where no gold was given, and () where the question is known to have no
-    answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``;
-    () where the file gives none. ``title`` is that of the article, "" where there is none.
+    answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``,
+    -1 for one that is not known; () where the file gives none. ``title`` is that of the article, ""
+    where there is none. ``fault`` says why nothing else of a row could be read, "" if it could.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Example:
     answers: tuple[str, ...] | None = None
     answer_starts: tuple[int, ...] = ()
     title: str = ""
+    fault: str = ""
 
     @property
     def is_impossible(self) -> bool:
@@ -104,7 +106,7 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
         repeated = [name for name, count in counts.items() if count > 1]
         raise UserError(
             f"{source}: the id {shown(repeated[0])} stands {counts[repeated[0]]} times "
-            f"({len(repeated)} repeated ids in all); give each question its own"
+            f"({counted(len(repeated), 'repeated id')} in all); give each question its own"
         )
     for key in ("question", "context"):
         blank = [example for example in examples if not getattr(example, key).strip()]
@@ -121,7 +123,8 @@ def check_version(examples: Sequence[Example], source: str, with_negative: bool)
     impossible = sum(example.is_impossible for example in examples)
     if impossible and not with_negative:
         raise UserError(
-            f"{source} has {impossible} questions without an answer: pass --version_2_with_negative"
+            f"{source} has {counted(impossible, 'question')} without an answer: pass "
+            "--version_2_with_negative"
         )
 
 
@@ -141,6 +144,10 @@ def _misplaced(example: Example) -> Iterator[tuple[str, int, str]]:
             yield text, start, found
 
 
+def _known_starts(example: Example) -> int:
+    return len(example.answer_starts) - example.answer_starts.count(-1)
+
+
 def check_answers(examples: Sequence[Example], source: str) -> None:
     """Refuse what training and validation cannot use; unanswerable questions pass.
 
@@ -149,17 +156,17 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
     """
     without = [example for example in examples if example.answers is None]
     if without:
-        cure = "add them, or an empty list if there is no answer"
+        cure = "add them, or remove the question; if its text holds no answer, set is_impossible "
+        cure += "to true and pass --version_2_with_negative"
         raise _fault(without, "has no gold answers", cure, source)
-    uneven = [e for e in examples if len(e.answers or ()) != len(e.answer_starts)]
+    uneven = [e for e in examples if len(e.answers or ()) != _known_starts(e)]
     if uneven:
-        counts = f"{len(uneven[0].answers or ())} and {len(uneven[0].answer_starts)}"
+        counts = f"{len(uneven[0].answers or ())} and {_known_starts(uneven[0])}"
         fault = f"has answer texts and answer_starts in different numbers, {counts}"
         raise _fault(uneven, fault, "give one answer_start for each text", source)
     blank = [e for e in examples if not all(map(str.strip, e.answers or ()))]
     if blank:
-        cure = "give an empty list if there is no answer"
-        raise _fault(blank, "has a blank answer text", cure, source)
+        raise _fault(blank, "has a blank answer text", "fill it in or remove it", source)
     misplaced = [example for example in examples if any(_misplaced(example))]
     if misplaced:
         text, start, found = next(_misplaced(misplaced[0]))

@@ -13,11 +13,11 @@ from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
+from bertqa.errors import counted
 from bertqa.explain.hooks import intervene
 from bertqa.files import said_plainly, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.report.charts import heat_map
-from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import Overrides
 
 Part = tuple[int, int | None]  # a layer and its head, both from 0; None for the whole layer
@@ -92,7 +92,7 @@ class Ablation:
         if rest := of_heads[heads:]:
             added = [effect.loss_added for effect in rest]
             lines.append(
-                f"... and {len(rest)} heads: F1 lost {rest[0].f1_lost:.2f} to "
+                f"... and {counted(len(rest), 'head')}: F1 lost {rest[0].f1_lost:.2f} to "
                 f"{rest[-1].f1_lost:.2f}, loss added {max(added):.4f} to {min(added):.4f}"
             )
         return "\n".join(lines)
@@ -123,10 +123,8 @@ def without(
     layer, head = part
     if head is None:
         return intervene(model, skip_layers=[layer])
-    heads = [(layer, head)]
-    return (
-        intervene(model, mean_heads=heads) if how == "mean" else intervene(model, mask_heads=heads)
-    )
+    masked, averaged = ([(layer, head)] if how == name else [] for name in ("mask", "mean"))
+    return intervene(model, mask_heads=masked, mean_heads=averaged)
 
 
 def ablate(
@@ -160,7 +158,6 @@ def ablate(
     check_examples(examples, str(data))
     examples = examples[:max_samples]
     check_answers(examples, str(data))
-    limit_onednn_cache()
     qa = QuestionAnswerer.from_pretrained(
         model, overrides=overrides, device=device, precision=precision, revision=revision,
         allow_bin=allow_bin,
@@ -170,19 +167,8 @@ def ablate(
         figures_file.parent.mkdir(parents=True, exist_ok=True)
     windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
-    config = qa.model.config
-    layers, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
-    parts = [(layer, head) for head in (None, *heads) for layer in layers]
-    began = time.monotonic()
-    whole = evaluator.of_ready(qa.model)
-    seconds = (time.monotonic() - began) * len(parts)
-    asked = f"{len(examples)} questions in {len(windows)} windows"
-    say(f"{asked}, once for each of {len(parts)} heads and layers: about {seconds:.0f} s")
-    effects = []
-    for part in tqdm(parts, unit="pass", disable=None):
-        with without(qa.model, part, how):
-            effects.append(Effect.of(part, evaluator.of_ready(qa.model), whole))
-    found = Ablation(f"{asked} of {data}", whole, ranked(effects))
+    found = _measured(qa.model, evaluator, how, str(data), say)
+    whole = found.whole
     entries = {
         "model": model, "data": str(data), "questions": len(examples), "windows": len(windows),
         "how": how, "precision": qa.runtime.precision,
@@ -192,6 +178,26 @@ def ablate(
     write_json(figures_file, entries)
     write_text(picture_file, found.picture())
     return found
+
+
+def _measured(
+    model: BertForQuestionAnswering, evaluator: Evaluator, how: str, data: str,
+    say: Callable[[str], object],
+) -> Ablation:  # fmt: skip
+    """The whole model, then without each layer and each head."""
+    heads = [None, *range(model.config.num_attention_heads)]
+    parts = [(layer, head) for head in heads for layer in range(model.config.num_hidden_layers)]
+    questions = counted(len(evaluator.examples), "question")
+    asked = f"{questions} in {counted(len(evaluator.windows), 'window')}"
+    began = time.monotonic()
+    whole = evaluator.of_ready(model)
+    seconds = (time.monotonic() - began) * len(parts)
+    say(f"{asked}, once for each of {len(parts)} heads and layers: about {seconds:.0f} s")
+    effects = []
+    for part in tqdm(parts, unit="pass", disable=None):
+        with without(model, part, how):
+            effects.append(Effect.of(part, evaluator.of_ready(model), whole))
+    return Ablation(f"{asked} of {data}", whole, ranked(effects))
 
 
 def ranked(effects: Sequence[Effect]) -> tuple[Effect, ...]:

@@ -27,7 +27,7 @@ class Attribution:
     """How much each token of a window adds to a score, against a baseline without these words.
 
     Attributes:
-        tokens: ``(L,)``; their sum is ``score - baseline``, up to ``gap``.
+        tokens: ``(L,)``, on the CPU; their sum is ``score - baseline``, up to ``gap``.
         score, baseline: the score of the window and of the baseline.
     """
 
@@ -103,7 +103,7 @@ def integrated_gradients(
         if progress:
             progress(len(part))
     tokens = ((x - x0) * total / steps).sum(dim=-1)
-    return Attribution(tokens, score=ends[0], baseline=ends[1])
+    return Attribution(tokens.cpu(), score=ends[0], baseline=ends[1])
 
 
 def _score(
@@ -157,11 +157,7 @@ def layer_effects(
     end: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The same when each layer is skipped, ``(layers,)``.
-
-    Raises:
-        UserError: not one window, or a place outside.
-    """
+    """The same when each layer is skipped, ``(layers,)``."""
     parts = [intervene(model, skip_layers=[i]) for i in range(model.config.num_hidden_layers)]
     return intervention_effects(model, batch, start, end, parts, progress)
 
@@ -173,13 +169,12 @@ def intervention_effects(
     start: int,
     end: int,
     interventions: Iterable[AbstractContextManager[None]],
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """How much the span's loss grows in each intervention."""
-    _check(batch, start)
-    _check(batch, end)
+    """The same in each of some interventions: how much the span's loss grows."""
+    _check(batch, start, end)
     model.eval()
-    places = [torch.tensor([place], device=batch.input_ids.device) for place in (start, end)]
+    places = torch.tensor([[start], [end]], device=batch.input_ids.device)
 
     def loss() -> float:
         return float(window_losses(model(batch), batch.lengths, *places))
@@ -193,10 +188,11 @@ def intervention_effects(
     return torch.tensor(effects)
 
 
-def _check(batch: PackedBatch, place: int) -> None:
+def _check(batch: PackedBatch, *places: int) -> None:
     if len(batch.lengths) != 1:
         raise UserError(f"input_ids hold {len(batch.lengths)} windows: give one")
-    if not 0 <= place < batch.lengths[0]:
-        raise UserError(
-            f"place {place} is not in the window of input_ids: give 0 to {batch.lengths[0] - 1}"
-        )
+    for place in places:
+        if not 0 <= place < batch.lengths[0]:
+            raise UserError(
+                f"place {place} is not in the window of input_ids: give 0 to {batch.lengths[0] - 1}"
+            )

@@ -9,7 +9,9 @@ L  tokens of the window      H  attention heads
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,13 +27,12 @@ from bertqa.answering.answerer import (
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import BestSpans, WindowScores
 from bertqa.answering.evaluation import DECODERS, predict, window_scores
-from bertqa.data.batching import collate, token_budget_batches
+from bertqa.data.batching import collate
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import Window, WindowSet, make_windows
 from bertqa.errors import UserError
 from bertqa.explain.attribution import (
-    Attribution,
     Progress,
     head_effects,
     integrated_gradients,
@@ -49,7 +50,6 @@ from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 STEPS = 64  # of the integral of the attributions
-_TOKENS = 4096  # of a batch, when all windows are read again
 
 
 def explain(
@@ -94,40 +94,43 @@ def explain(
     if prediction is None:
         runtime = Runtime(next(model.parameters()).device)
         (prediction,) = predict(model, examples, cut, decoding, runtime)
-    scores = _scores(model, cut)
-    finder = _Finder(context, [cut[number] for number in range(len(cut))], scores)
-    candidates = tuple(finder.find(answer) for answer in prediction.answers)
+    text = _Text(context, cut, decoding, *_scores(model, cut))
+    candidates = tuple(map(text.find, prediction.answers))
     chosen = next(i for i, c in enumerate(candidates) if c.answer.text == prediction.text)
     answer = candidates[chosen]
-    window = finder.windows[answer.window]
-    batch = _batch(model, cut, [answer.window])
-    with torch.no_grad():
-        with record(model, [*hidden_state_names(model), *attention_names(model)]) as seen:
-            output = model(batch)
-        lens = logit_lens(model, [seen[name] for name in hidden_state_names(model)])
-    layer_logits = torch.stack([torch.stack(pair) for pair in lens]).cpu()
-    attentions = torch.stack([seen[name][0] for name in attention_names(model)]).cpu()
+    batch = _batch(model, cut, answer.window)
+    layer_logits, attentions = _read_layers(model, batch)
     return Explanation(
         question=question,
         context=context,
         model_name=model_name,
         answered_in=answered_in,
         decoding=decoding,
-        max_seq_length=windows.max_seq_length,
         prediction=prediction,
         candidates=candidates,
         chosen=chosen,
-        window=answer.window,
-        best_spans=tuple(_best_spans(finder, cut, scores, decoding)),
-        null_scores=tuple(float(start[0] + end[0]) for start, end in scores),
-        tokens=tuple(tokenizer.tokens(window.input_ids)),
-        offsets=tuple(window.offsets),
-        start_logits=output.start_logits.cpu(),
-        end_logits=output.end_logits.cpu(),
+        best_spans=tuple(text.best_of_windows()),
+        null_scores=tuple(text.null_scores),
+        tokens=tuple(tokenizer.tokens(text.windows[answer.window].input_ids)),
+        offsets=tuple(text.windows[answer.window].offsets),
         layer_logits=layer_logits,
-        layers=tuple(_reading(finder, answer, pair, decoding) for pair in layer_logits),
+        layers=tuple(text.readings(answer, layer_logits)),
         inside=_look_inside(model, tokenizer, batch, answer, attentions, steps, progress),
     )
+
+
+@torch.no_grad()
+def _read_layers(model: BertForQuestionAnswering, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """What S and E read after the embeddings and each layer, and the attention, of one window.
+
+    Returns:
+        ``(layers + 1, 2, L)`` and ``(layers, H, L, L)``, on the CPU.
+    """
+    states, attentions = hidden_state_names(model), attention_names(model)
+    with record(model, [*states, *attentions]) as seen:
+        model(batch)
+    lens = [torch.stack(pair) for pair in logit_lens(model, [seen[name] for name in states])]
+    return torch.stack(lens).cpu(), torch.stack([seen[name][0] for name in attentions]).cpu()
 
 
 def _look_inside(
@@ -141,14 +144,15 @@ def _look_inside(
 ) -> Inside:
     """What the heads, the layers and the tokens of a window are worth to its answer."""
     first, last = answer.first, answer.last
-    baseline = without_words(batch, tokenizer.mask_id(), (tokenizer.cls_id, tokenizer.sep_id))
+    baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
+    parts = partial(integrated_gradients, model, batch, baseline, steps=steps, progress=progress)
     return Inside(
         attentions=attentions,
         head_effects=head_effects(model, batch, first, last, progress),
         layer_effects=layer_effects(model, batch, first, last, progress),
-        start_parts=_parts(model, batch, baseline, first, False, steps, progress),
-        end_parts=_parts(model, batch, baseline, last, True, steps, progress),
-        replacement=tokenizer.tokens([tokenizer.mask_id()])[0],
+        start_parts=parts(first),
+        end_parts=parts(last, of_end=True),
+        replacement=tokenizer.tokens([tokenizer.mask_id])[0],
         steps=steps,
     )
 
@@ -199,50 +203,45 @@ def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:
     return layers * heads + layers + 2 * steps
 
 
-def _parts(
-    model: BertForQuestionAnswering,
-    batch: PackedBatch,
-    baseline: PackedBatch,
-    place: int,
-    of_end: bool,
-    steps: int,
-    progress: Progress | None,
-) -> Attribution:
-    found = integrated_gradients(
-        model, batch, baseline, place, of_end=of_end, steps=steps, progress=progress
-    )
-    return Attribution(found.tokens.detach().cpu(), found.score, found.baseline)
-
-
-def _batch(
-    model: BertForQuestionAnswering, windows: WindowSet, numbers: Sequence[int]
-) -> PackedBatch:
-    """Some windows, where the model is."""
-    return collate(windows, torch.tensor(numbers)).to(next(model.parameters()).device)
+def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> PackedBatch:
+    """One window, where the model is."""
+    return collate(windows, torch.tensor([number])).to(next(model.parameters()).device)
 
 
 @torch.no_grad()
-def _scores(model: BertForQuestionAnswering, windows: WindowSet) -> list[tuple[Tensor, Tensor]]:
+def _scores(
+    model: BertForQuestionAnswering, windows: WindowSet
+) -> tuple[list[Tensor], list[Tensor]]:
     """S.T_i and E.T_i of every window, on the CPU."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for chosen in token_budget_batches(windows.lengths, _TOKENS):
-        batch = _batch(model, windows, chosen.tolist())
-        output = model(batch)
-        starts, ends = (
-            scores.cpu().split(list(batch.lengths))
-            for scores in (output.start_logits, output.end_logits)
-        )
-        found |= dict(zip(chosen.tolist(), zip(starts, ends, strict=True), strict=True))
-    return [found[number] for number in range(len(windows))]
+    outputs = [model(_batch(model, windows, number)) for number in range(len(windows))]
+    starts, ends = zip(*((start.cpu(), end.cpu()) for start, end in outputs), strict=True)
+    return list(starts), list(ends)
 
 
-class _Finder:
-    """From an answer, which is a slice of the context, to the tokens that it was made of."""
+@dataclass(frozen=True)
+class _Text:
+    """The windows of a context and the scores of their tokens: where its answers stand.
 
-    def __init__(
-        self, context: str, windows: Sequence[Window], scores: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.context, self.windows, self.scores = context, windows, scores
+    Attributes:
+        starts, ends: of each window S.T_i and E.T_i, ``(L,)``.
+    """
+
+    context: str
+    cut: WindowSet
+    decoding: DecodingSettings
+    starts: list[Tensor]
+    ends: list[Tensor]
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Each window, spelled out."""
+        return [self.cut[number] for number in range(len(self.cut))]
+
+    @cached_property
+    def null_scores(self) -> list[float]:
+        """Of each window S.T_CLS + E.T_CLS."""
+        pairs = zip(self.starts, self.ends, strict=True)
+        return [float(start[0] + end[0]) for start, end in pairs]
 
     def find(self, answer: Answer) -> Candidate:
         """The tokens that cover the answer; of several (windows overlap) those with its scores.
@@ -251,86 +250,83 @@ class _Finder:
         where two windows have the span with nearly the same scores, the other may be found.
         """
         if not answer.text:
-            nulls = [float(start[0] + end[0]) for start, end in self.scores]
-            return Candidate(answer, nulls.index(min(nulls)), 0, 0)
-        found = [
-            (abs(start_gap) + abs(end_gap), number, first, last)
-            for number, (start, end) in enumerate(self.scores)
-            for first, last in self._places(number, answer)
-            for start_gap in [float(start[first]) - answer.start_logit]
-            for end_gap in [float(end[last]) - answer.end_logit]
-        ]
-        _, number, first, last = min(found)
-        return Candidate(answer, number, first, last)
+            return Candidate(answer, self.null_scores.index(min(self.null_scores)), 0, 0)
 
-    def _places(self, number: int, answer: Answer) -> Iterator[tuple[int, int]]:
-        spans = [offset for offset in self.windows[number].offsets if offset]
-        if not spans or answer.end <= spans[0][0] or spans[-1][1] <= answer.start:
-            return  # most windows of a long text
-        offsets = list(enumerate(self.windows[number].offsets))
-        lasts = [j for j, offset in offsets if offset and self._slice(*offset)[1] == answer.end]
-        for i, offset in offsets:
-            if offset and self._slice(*offset)[0] == answer.start:
-                yield from ((i, j) for j in lasts if j >= i)
+        def distance(place: tuple[int, int, int]) -> float:
+            number, first, last = place
+            start_gap = float(self.starts[number][first]) - answer.start_logit
+            return abs(start_gap) + abs(float(self.ends[number][last]) - answer.end_logit)
+
+        return Candidate(answer, *min(self._places(answer), key=distance))
+
+    def _places(self, answer: Answer) -> Iterator[tuple[int, int, int]]:
+        """Window, first and last token of every run of tokens that covers an answer."""
+        for number, window in enumerate(self.windows):
+            spans = [(i, offset) for i, offset in enumerate(window.offsets) if offset]
+            if not spans or answer.end <= spans[0][1][0] or spans[-1][1][1] <= answer.start:
+                continue  # most windows of a long text
+            firsts = [i for i, offset in spans if self._slice(*offset)[0] == answer.start]
+            lasts = [j for j, offset in spans if self._slice(*offset)[1] == answer.end]
+            yield from ((number, i, j) for i in firsts for j in lasts if i <= j)
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
-        """The characters of some tokens, none of them cut in two."""
+        """The characters of some tokens, no grapheme cluster cut in two."""
         return snap_to_graphemes(self.context, start, end)
 
-    def candidate(self, number: int, spans: BestSpans, log_total: float) -> Candidate | None:
-        """The best of the spans that were found in one window.
+    def best_of_windows(self) -> Iterator[Candidate | None]:
+        """The best span of each window, with its probability among the spans of all windows."""
+        starts, ends, numbers = torch.cat(self.starts), torch.cat(self.ends), range(len(self.cut))
+        whole = self._search(window_scores(self.cut, torch.tensor(numbers), starts, ends))
+        total = whole.log_total
+        if self.decoding.version_2_with_negative:
+            total = total.logaddexp(whole.null_start_logit.double() + whole.null_end_logit.double())
+        spans = self._search_each(starts, ends, numbers)
+        return self._candidates(spans, numbers, total.tolist() * len(numbers))
+
+    def readings(self, answer: Candidate, layer_logits: Tensor) -> Iterator[LayerReading]:
+        """What S and E say after each layer, ``(layers + 1, 2, L)``."""
+        numbers = [answer.window] * len(layer_logits)
+        starts, ends = layer_logits.unbind(dim=1)
+        spans = self._search_each(starts.flatten(), ends.flatten(), numbers)
+        bests = self._candidates(spans, numbers, spans.log_total.tolist())
+        for best, start, end in zip(bests, starts, ends, strict=True):
+            yield LayerReading(
+                best,
+                float(start.softmax(dim=0)[answer.first]),
+                float(end.softmax(dim=0)[answer.last]),
+                int((start >= start[answer.first]).sum()),
+                int((end >= end[answer.last]).sum()),
+            )
+
+    def _search_each(self, starts: Tensor, ends: Tensor, numbers: Sequence[int]) -> BestSpans:
+        """The best spans of windows one by one, by scores that are concatenated."""
+        chosen = torch.tensor(numbers)
+        sizes = (self.cut.lengths[chosen].tolist(), self.cut.context_starts[chosen].tolist())
+        return self._search(WindowScores.of_batch(starts, ends, *sizes))
+
+    def _search(self, scores: WindowScores) -> BestSpans:
+        decode = DECODERS[self.decoding.decoder]
+        return decode(scores, self.decoding.n_best_size, self.decoding.max_answer_length)
+
+    def _candidates(
+        self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]
+    ) -> Iterator[Candidate | None]:
+        """The best span that ``_search_each`` found in each window; None where it found none.
 
         Args:
-            log_total: what its probability is normalised by.
+            log_totals: for each what its probability is normalised by.
         """
-        if not len(spans.start):
-            return None
-        offsets = self.windows[number].offsets
-        place = next(i for i, offset in enumerate(offsets) if offset)
-        first, last = place + int(spans.start[0]), place + int(spans.end[0])
-        start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
-        start_logit, end_logit = float(spans.start_logit[0]), float(spans.end_logit[0])
-        probability = math.exp(start_logit + end_logit - log_total)
-        text = self.context[start:end]
-        answer = Answer(text, start, end, start_logit, end_logit, probability)
-        return Candidate(answer, number, first, last)
-
-
-def _spans(window: Window, start: Tensor, end: Tensor, decoding: DecodingSettings) -> BestSpans:
-    """The best spans of one window."""
-    length = len(window.input_ids)
-    place = next((i for i, offset in enumerate(window.offsets) if offset), length - 1)
-    scores = WindowScores.of_batch(start, end, [length], [place])
-    return DECODERS[decoding.decoder](scores, decoding.n_best_size, decoding.max_answer_length)
-
-
-def _best_spans(
-    finder: _Finder,
-    cut: WindowSet,
-    scores: Sequence[tuple[Tensor, Tensor]],
-    decoding: DecodingSettings,
-) -> list[Candidate | None]:
-    """The best span of each window, with its probability among the spans of the whole context."""
-    logits = (torch.cat(columns) for columns in zip(*scores, strict=True))
-    whole = window_scores(cut, torch.arange(len(cut)), *logits)
-    spans = DECODERS[decoding.decoder](whole, decoding.n_best_size, decoding.max_answer_length)
-    total = spans.log_total
-    if decoding.version_2_with_negative:
-        total = total.logaddexp(spans.null_start_logit.double() + spans.null_end_logit.double())
-    found = [_spans(w, *pair, decoding) for w, pair in zip(finder.windows, scores, strict=True)]
-    return [finder.candidate(number, spans, float(total)) for number, spans in enumerate(found)]
-
-
-def _reading(
-    finder: _Finder, answer: Candidate, logits: Tensor, decoding: DecodingSettings
-) -> LayerReading:
-    """What S and E say after one layer, ``logits`` of ``(2, L)``."""
-    start, end = logits
-    spans = _spans(finder.windows[answer.window], start, end, decoding)
-    return LayerReading(
-        finder.candidate(answer.window, spans, float(spans.log_total[0])),
-        float(start.softmax(dim=0)[answer.first]),
-        float(end.softmax(dim=0)[answer.last]),
-        int((start >= start[answer.first]).sum()),
-        int((end >= end[answer.last]).sum()),
-    )
+        rows = torch.searchsorted(spans.question, torch.arange(len(numbers) + 1)).tolist()
+        for (row, beyond), number, log_total in zip(
+            pairwise(rows), numbers, log_totals, strict=True
+        ):
+            if row == beyond:
+                yield None
+                continue
+            place, offsets = int(self.cut.context_starts[number]), self.windows[number].offsets
+            first, last = place + int(spans.start[row]), place + int(spans.end[row])
+            start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
+            logits = float(spans.start_logit[row]), float(spans.end_logit[row])
+            probability = math.exp(sum(logits) - log_total)
+            answer = Answer(self.context[start:end], start, end, *logits, probability)
+            yield Candidate(answer, number, first, last)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.text import shortened
 from bertqa.explain.attribution import Attribution
 from bertqa.settings import DecodingSettings
 
@@ -32,6 +33,18 @@ class Candidate:
     window: int
     first: int
     last: int
+
+    @property
+    def tokens(self) -> range:
+        """Its tokens; none for "no answer"."""
+        return range(self.first, self.last + 1) if self.answer.text else range(0)
+
+
+def answer_text(candidate: Candidate | None) -> str:
+    """An answer on one line; also that there is none."""
+    if candidate is None:
+        return "(none)"
+    return shortened(" ".join(candidate.answer.text.split())) or "(no answer)"
 
 
 @dataclass(frozen=True)
@@ -59,16 +72,13 @@ class SpanMatrix:
 
     Attributes:
         starts, ends: places in the window.
-        scores: ``(starts, ends)``, S.T_i + E.T_j.
-        backward: the spans that end before they start, which are none.
-        too_long: the spans of more tokens than the decoder allows.
+        scores: ``(starts, ends)``, S.T_i + E.T_j; -inf where that is no span, since it ends before
+            it starts or has more tokens than the decoder allows.
     """
 
     starts: range
     ends: range
     scores: Tensor
-    backward: Tensor
-    too_long: Tensor
 
 
 @dataclass(frozen=True)
@@ -133,17 +143,15 @@ class Explanation:
         model_name: for the reader.
         answered_in: the precision of ``prediction`` and ``candidates``; all else is in float32.
         decoding: how spans became answers.
-        max_seq_length: most tokens of a window.
         prediction: the answer as ``bertqa infer`` gives it.
         candidates: the n best, best first, "no answer" among them where that is an answer.
         chosen: which of them is the answer.
-        window: the number of the window that is explained, from 0.
         best_spans: of each window its best span, in float32; None where it has none.
         null_scores: of each window S.T_CLS + E.T_CLS.
         tokens: the L word pieces of the window.
         offsets: for each the slice of the context it covers, None outside the context.
-        start_logits, end_logits: ``(L,)``, S.T_i and E.T_i.
-        layer_logits: ``(layers + 1, 2, L)``, the same read after the embeddings and each layer.
+        layer_logits: ``(layers + 1, 2, L)``, S.T_i and E.T_i, read after the embeddings and each
+            layer.
         layers: what S and E say after the embeddings and after each layer.
         inside: what the heads and layers did, and what each token adds.
     """
@@ -153,17 +161,13 @@ class Explanation:
     model_name: str
     answered_in: str
     decoding: DecodingSettings
-    max_seq_length: int
     prediction: Prediction
     candidates: tuple[Candidate, ...]
     chosen: int
-    window: int
     best_spans: tuple[Candidate | None, ...]
     null_scores: tuple[float, ...]
     tokens: tuple[str, ...]
     offsets: tuple[tuple[int, int] | None, ...]
-    start_logits: Tensor
-    end_logits: Tensor
     layer_logits: Tensor
     layers: tuple[LayerReading, ...]
     inside: Inside
@@ -172,6 +176,21 @@ class Explanation:
     def answer(self) -> Candidate:
         """The chosen one."""
         return self.candidates[self.chosen]
+
+    @property
+    def window(self) -> int:
+        """The number of the window that is explained, from 0: that of the answer."""
+        return self.answer.window
+
+    @property
+    def logits(self) -> Tensor:
+        """``(2, L)``, S.T_i and E.T_i."""
+        return self.layer_logits[-1]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``(2, L)``, P_start and P_end: the softmax over the tokens of the window."""
+        return self.logits.softmax(dim=-1)
 
     @property
     def is_null(self) -> bool:
@@ -184,19 +203,10 @@ class Explanation:
         return self.answered_in == "fp32"
 
     @property
-    def start_probabilities(self) -> Tensor:
-        """P_start, ``(L,)``: the softmax over the tokens of the window."""
-        return self.start_logits.softmax(dim=0)
-
-    @property
-    def end_probabilities(self) -> Tensor:
-        """P_end, ``(L,)``."""
-        return self.end_logits.softmax(dim=0)
-
-    @property
     def explained_score(self) -> float:
         """S.T_start + E.T_end of the answer in float32."""
-        return float(self.start_logits[self.answer.first] + self.end_logits[self.answer.last])
+        start, end = self.logits
+        return float(start[self.answer.first] + end[self.answer.last])
 
     @property
     def context_starts(self) -> range:
@@ -246,15 +256,13 @@ class Explanation:
         centre = self.answer if not self.is_null else self.best_spans[self.window]
         if centre is None:
             return None
-        places = self.context_starts
-        around = range(
-            max(places.start, centre.first - reach), min(places.stop, centre.last + reach + 1)
-        )
+        places, (start, end) = self.context_starts, self.logits
+        first, last = max(places.start, centre.first - reach), centre.last + reach
+        around = range(first, min(places.stop, last + 1))
         starts, ends = around[:_MATRIX], around[-_MATRIX:]
-        i = torch.tensor(starts)[:, None]
-        j = torch.tensor(ends)[None, :]
-        scores = self.start_logits[i] + self.end_logits[j]
-        return SpanMatrix(starts, ends, scores, j < i, j - i >= self.decoding.max_answer_length)
+        i, j = torch.tensor(starts)[:, None], torch.tensor(ends)
+        is_span = (i <= j) & (j < i + self.decoding.max_answer_length)
+        return SpanMatrix(starts, ends, (start[i] + end[j]).where(is_span, -torch.inf))
 
 
 def _together(offsets: Sequence[tuple[int, int] | None], places: range) -> Iterator[range]:

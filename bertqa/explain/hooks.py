@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -129,11 +130,15 @@ class Recording(Mapping[str, Any]):
 
 
 class _Passes(threading.local):
-    """The calls of this thread, so that those of passes at the same time do not mix."""
+    """The calls of this thread, so that those of passes at the same time do not mix.
+
+    Attributes:
+        stack: of the last pass that was completed, then of those under way, each of which was begun
+            within the one before.
+    """
 
     def __init__(self) -> None:
-        self.last: _Calls = {}
-        self.under_way: list[_Calls] = []  # of several, each was begun within the one before
+        self.stack: list[_Calls] = [{}]
 
 
 @contextmanager
@@ -164,36 +169,31 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
     seen, passes = Recording(), _Passes()
 
     def begin(args: Any) -> None:
-        passes.under_way.append({})
+        passes.stack.append({})
 
     def complete(args: Any, output: Any) -> None:
-        # No output: the pass has failed. None under way: it began before the recording did.
-        if (done := passes.under_way.pop() if passes.under_way else None) and output is not None:
-            passes.last = seen._calls = done
+        # None under way: it began before the recording did. No output: the pass has failed.
+        done = passes.stack.pop() if len(passes.stack) > 1 else None
+        if done and output is not None:
+            passes.stack[0] = seen._calls = done
 
-    def keep(name: str) -> Callable[[Any, Any], None]:
-        def change(args: Any, output: Any) -> None:
-            calls = passes.under_way[-1] if passes.under_way else passes.last
-            earlier = calls.get(name, []) if _REPEATED.fullmatch(name) else []
-            calls[name] = [*earlier, output]
-            if not passes.under_way:
-                seen._calls = calls
+    def keep(name: str, args: Any, output: Any) -> None:
+        calls = passes.stack[-1]
+        earlier = calls.get(name, []) if _REPEATED.fullmatch(name) else []
+        calls[name] = [*earlier, output]
+        if len(passes.stack) == 1:
+            seen._calls = calls
 
-        return change
-
-    def forget(name: str) -> Callable[[Any], None]:
-        def change(args: Any) -> None:
-            (passes.under_way[-1] if passes.under_way else passes.last).pop(name, None)
-
-        return change
+    def forget(name: str, args: Any) -> None:
+        passes.stack[-1].pop(name, None)
 
     modules = {name: _module(model, name) for name in names}
     with _Hooks() as hooks:
         hooks.before(model, begin, prepend=True)
         for name, module in modules.items():
             if _REPEATED.fullmatch(name):
-                hooks.before(model.get_submodule(name.rpartition(".")[0]), forget(name))
-            hooks.after(module, keep(name))
+                hooks.before(model.get_submodule(name.rpartition(".")[0]), partial(forget, name))
+            hooks.after(module, partial(keep, name))
         hooks.after(model, complete, always_call=True)
         hooks.act()
         yield seen
@@ -273,12 +273,12 @@ def intervene(
     with _Hooks() as hooks:
         # Of one module the hook that was registered last is the first to run.
         for name, states in patch.items():
-            hooks.after(_module(model, name), _patching(name, states), prepend=True)
+            hooks.after(_module(model, name), partial(_patching, name, states), prepend=True)
         for layer in skipped:
             module = _module(model, f"layers.{layer}")
             hooks.after(module, lambda args, output: args[0], prepend=True)
         if embeddings is not None:
-            hooks.after(model.embeddings, _embedding(embeddings), prepend=True)
+            hooks.after(model.embeddings, partial(_embedding, embeddings), prepend=True)
         for layer in {layer for layer, _ in masked | averaged}:
             note, change = _changing_heads(
                 [j for i, j in masked if i == layer], [j for i, j in averaged if i == layer],
@@ -314,38 +314,30 @@ def _changing_heads(
     return note, change
 
 
-def _embedding(embeddings: Tensor) -> Callable[[Any, Tensor], Tensor]:
-    """The hook after ``embeddings`` that gives others."""
-
-    def change(args: Any, output: Tensor) -> Tensor:
-        if embeddings.shape != output.shape:
-            raise UserError(
-                f"what replaces 'embeddings' must have the shape {tuple(output.shape)}, a row for "
-                f"each token, got {tuple(embeddings.shape)}: give those of this batch"
-            )
-        return embeddings.to(output)
-
-    return change
+def _embedding(embeddings: Tensor, args: Any, output: Tensor) -> Tensor:
+    """Others in place of what ``embeddings`` gives."""
+    if embeddings.shape != output.shape:
+        raise UserError(
+            f"what replaces 'embeddings' must have the shape {tuple(output.shape)}, a row for "
+            f"each token, got {tuple(embeddings.shape)}: give those of this batch"
+        )
+    return embeddings.to(output)
 
 
-def _patching(name: str, patch: Patch) -> Callable[[Any, Tensor], Tensor]:
-    """The hook after the module ``name`` that puts states in."""
+def _patching(name: str, patch: Patch, args: Any, output: Tensor) -> Tensor:
+    """What the module ``name`` gives, with the states of the patch in it."""
     tokens, states = patch
-
-    def change(args: Any, output: Tensor) -> Tensor:
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(output):
-            raise UserError(
-                f"the patch of {name!r} is for tokens {int(tokens.min())} to {int(tokens.max())}: "
-                f"name tokens from 0 to {len(output) - 1}"
-            )
-        if states.shape != (wanted := (len(tokens), output.shape[-1])):
-            raise UserError(
-                f"the patch of {name!r} must have states of the shape {wanted}, one row for each "
-                f"of its tokens, got {tuple(states.shape)}: take those of this module"
-            )
-        return output.index_copy(0, tokens.to(output.device), states.to(output))
-
-    return change
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(output):
+        raise UserError(
+            f"the patch of {name!r} is for tokens {int(tokens.min())} to {int(tokens.max())}: "
+            f"name tokens from 0 to {len(output) - 1}"
+        )
+    if states.shape != (wanted := (len(tokens), output.shape[-1])):
+        raise UserError(
+            f"the patch of {name!r} must have states of the shape {wanted}, one row for each "
+            f"of its tokens, got {tuple(states.shape)}: take those of this module"
+        )
+    return output.index_copy(0, tokens.to(output.device), states.to(output))
 
 
 def _check(
@@ -357,21 +349,18 @@ def _check(
 ) -> None:
     """Refuse what the model has no place for."""
     layers, heads = len(model.layers), model.config.num_attention_heads
-    for layer, head in [*mask_heads, *mean_heads]:
-        if not (0 <= layer < layers and 0 <= head < heads):
+    for layer in skip_layers | {layer for layer, _ in mask_heads | mean_heads}:
+        if not 0 <= layer < layers:
+            raise UserError(f"layer {layer} is not there: name one of layers 0 to {layers - 1}")
+    for layer, head in mask_heads | mean_heads:
+        if not 0 <= head < heads:
             raise UserError(
-                f"head {head} of layer {layer} is not there: the model has layers 0 to "
-                f"{layers - 1} with heads 0 to {heads - 1}, name one of these"
+                f"head {head} of layer {layer} is not there: name one of heads 0 to {heads - 1}"
             )
     for layer, head in mask_heads & mean_heads:
         raise UserError(
             f"head {head} of layer {layer} is both in mask_heads and in mean_heads: drop one"
         )
-    for layer in skip_layers:
-        if not 0 <= layer < layers:
-            raise UserError(
-                f"layer {layer} is not there: the model has 0 to {layers - 1}, name one"
-            )
     for name in patch:
         _module(model, name)
         if name in ("", "head") or _REPEATED.fullmatch(name):

@@ -10,6 +10,9 @@
   const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
   const reveal = (id) => byId(id).removeAttribute("hidden");
   const tokensOf = (id) => [...byId(id).querySelectorAll(".t")];
+  const chosenOf = (name) => document.querySelector(`input[name=${name}]:checked`).value;
+  const listen = (selector, type, listener) =>
+    document.querySelectorAll(selector).forEach((node) => node.addEventListener(type, () => listener(node)));
   const names = data.tokens;
   // A name in a sentence does not turn round what stands beside it.
   const isolated = (text) => `\u2068${text}\u2069`;
@@ -85,34 +88,31 @@
 
   const isShown = (i) => !byId("attention-words").checked || isWord(i);
 
+  const element = (tag, properties, ...content) => {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...content);
+    return made;
+  };
+
   function fill(id, values) {
     const order = places(0, length).filter((i) => isShown(i) && values[i] > 0);
     order.sort((a, b) => values[b] - values[a]);
-    const most = order.length ? values[order[0]] : 1;
-    byId(id).replaceChildren(
-      ...order.slice(0, 8).map((i) => {
-        const row = document.createElement("tr");
-        const name = document.createElement("th");
-        name.scope = "row";
-        name.append(Object.assign(document.createElement("bdi"), { textContent: names[i] }));
-        const value = document.createElement("td");
-        value.className = "bar";
-        value.style.setProperty("--p", (values[i] / most).toFixed(2));
-        value.textContent = percent(values[i]);
-        row.append(name, value);
-        return row;
-      }),
-    );
+    const rows = order.slice(0, 8).map((i) => {
+      const name = element("th", { scope: "row" }, element("bdi", {}, names[i]));
+      const value = element("td", { className: "bar" }, percent(values[i]));
+      value.style.setProperty("--p", (values[i] / values[order[0]]).toFixed(2));
+      return element("tr", {}, name, value);
+    });
+    byId(id).replaceChildren(...rows);
     return order;
   }
 
   function showAttention() {
     if (square === null) return;
     const found = weights();
-    const way = document.querySelector("input[name=attention-way]:checked").value;
+    const way = chosenOf("attention-way");
     const values = found[way];
-    const orders = { from: fill("attention-from", found.from), to: fill("attention-to", found.to) };
-    const order = orders[way];
+    const order = { from: fill("attention-from", found.from), to: fill("attention-to", found.to) }[way];
     const most = order.length ? values[order[0]] : 1;
     attentionTokens.forEach((token, i) => {
       const value = isShown(i) ? Math.sqrt(values[i] / most) : 0;
@@ -190,8 +190,8 @@
   }
 
   function setHead(layer, head) {
-    byId("attention-layer").value = String(layer);
-    byId("attention-head").value = String(head);
+    byId("attention-layer").value = layer;
+    byId("attention-head").value = head;
     showHead();
   }
 
@@ -210,13 +210,10 @@
       const i = attentionTokens.indexOf(event.target.closest(".t"));
       if (i >= 0) standOn(i, true);
     });
-    for (const id of ["attention-layer", "attention-head"]) byId(id).addEventListener("change", showHead);
-    for (const input of document.querySelectorAll("input[name=attention-way], #attention-words"))
-      input.addEventListener("change", showAttention);
-    for (const button of document.querySelectorAll("button[data-preset]"))
-      button.addEventListener("click", () => choose(presets[button.dataset.preset], button.dataset.name));
-    for (const link of document.querySelectorAll("a[data-head]"))
-      link.addEventListener("click", () => setHead(...link.dataset.head.split(",").map(Number)));
+    listen("#attention-layer, #attention-head", "change", showHead);
+    listen("input[name=attention-way], #attention-words", "change", showAttention);
+    listen("button[data-preset]", "click", ({ dataset }) => choose(presets[dataset.preset], dataset.name));
+    listen("a[data-head]", "click", ({ dataset }) => setHead(...dataset.head.split(",")));
     setHead(...data.strongest);
     reveal("attention-controls");
     list.classList.add("live");
@@ -230,7 +227,7 @@
   const partsTokens = tokensOf("parts-tokens");
 
   function showParts() {
-    const values = data.parts[document.querySelector("input[name=parts-of]:checked").value];
+    const values = data.parts[chosenOf("parts-of")];
     const most = Math.max(...values.map(Math.abs)) || 1;
     partsTokens.forEach((token, i) => {
       token.style.setProperty("--v", Math.sqrt(Math.abs(values[i]) / most).toFixed(2));
@@ -239,8 +236,7 @@
     });
   }
 
-  for (const input of document.querySelectorAll("input[name=parts-of]"))
-    input.addEventListener("change", showParts);
+  listen("input[name=parts-of]", "change", showParts);
   reveal("parts-controls");
   showParts(); // a reload may have kept another choice
   showLayer();

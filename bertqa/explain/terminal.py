@@ -1,14 +1,17 @@
 """What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from textwrap import wrap
 
 from bertqa.data.text import shortened, visible
-from bertqa.explain.explanation import Candidate, Cell, Explanation
+from bertqa.explain.explanation import Candidate, Cell, Explanation, answer_text
 
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+_ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
 _BLUES = (0, 153, 75, 33, 27)  # of the 256 colours: the more likely a start, the stronger
 _SHOWN = 5  # rows of each list
@@ -64,10 +67,8 @@ class _Paint:
 
 
 def shown(candidate: Candidate | None) -> str:
-    """An answer's text on one line."""
-    if candidate is None:
-        return "(none)"
-    return shortened(on_one_line(candidate.answer.text)) or "(no answer)"
+    """An answer's text on one line, nothing hidden."""
+    return visible(answer_text(candidate))
 
 
 def _answer(e: Explanation, paint: _Paint) -> list[str]:
@@ -100,58 +101,43 @@ def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
     kind = "" if e.is_in_fp32 else ", in fp32"
     title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
-    heat = (e.start_probabilities + e.end_probabilities) / 2
-    span = range(0) if e.is_null else range(e.answer.first, e.answer.last + 1)
-    words: list[tuple[str, str]] = []  # plain, for its width, and painted
-    cells, opens, closes = _around(e)
-    plain = painted = opens
+    heat = e.probabilities.mean(dim=0)
+    span = e.answer.tokens
+    cells, text, closing = _around(e)
     for cell in cells:
         if not cell.text.strip() and not cell.places:
-            words.append((plain, painted))
-            plain = painted = ""
+            text += " "
             continue
-        text = shortened(on_one_line(cell.text))
-        inside = any(place in span for place in cell.places)
-        opening = "[" if inside and span[0] in cell.places else ""
-        closing = "]" if inside and span[-1] in cell.places else ""
-        probability = float(heat[list(cell.places)].sum()) if cell.places else 0.0
-        plain += opening + text + closing
-        text = paint(_ANSWER, text) if inside else paint.heat(probability, text)
-        painted += opening + text + closing
-    return [title, *_wrapped([*words, (plain + closes, painted + closes)], width)]
+        inside = set(span) & set(cell.places)
+        piece, probability = shortened(on_one_line(cell.text)), float(heat[list(cell.places)].sum())
+        text += "[" if inside and span[0] in cell.places else ""
+        text += paint(_ANSWER, piece) if inside else paint.heat(probability, piece)
+        text += "]" if inside and span[-1] in cell.places else ""
+    return [title, *_wrapped((text + closing).split(), width)]
 
 
 def _around(e: Explanation) -> tuple[list[Cell], str, str]:
     """The cells that are not too far from the answer; "…" on a side where the text goes on."""
     cells = list(e.cells())
-    inside = [i for i, cell in enumerate(cells) if e.answer.first in cell.places] or [0]
-    lengths = [len(cell.text) for cell in cells]
-    first = last = inside[0]
-    before = after = 0
-    while first > 0 and before + lengths[first - 1] <= _NEIGHBOURHOOD:
-        first -= 1
-        before += lengths[first]
-    while last < len(cells) and after < _NEIGHBOURHOOD:
-        after += lengths[last]
-        last += 1
-    start = e.window_start + sum(lengths[:first])
-    end = start + sum(lengths[first:last])
-    opening = "…" if e.context[:start].strip() else ""
-    closing = "…" if cells and e.context[end:].strip() else ""
-    return cells[first:last], opening, closing
+    if not cells:
+        return [], "", ""
+    begins = list(accumulate((len(cell.text) for cell in cells), initial=e.window_start))
+    answer = next((i for i, cell in enumerate(cells) if e.answer.first in cell.places), 0)
+    near = [i for i in range(len(cells)) if abs(begins[i] - begins[answer]) <= _NEIGHBOURHOOD]
+    before, after = e.context[: begins[near[0]]], e.context[begins[near[-1] + 1] :]
+    return [cells[i] for i in near], "…" * bool(before.strip()), "…" * bool(after.strip())
 
 
-def _wrapped(words: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """Words in lines; of each its width is that of its first form, and the second is printed."""
+def _wrapped(words: Sequence[str], width: int) -> list[str]:
+    """Words in lines; escape sequences have no width."""
     lines, used = [""], 0
-    for plain, painted in words:
-        if not plain:
-            continue
-        if used and used + 1 + len(plain) > width:
+    for word in words:
+        length = len(_ESCAPE.sub("", word))
+        if used and used + 1 + length > width:
             lines.append("")
             used = 0
-        lines[-1] += (" " if used else "") + painted
-        used += bool(used) + len(plain)
+        lines[-1] += (" " if used else "") + word
+        used += bool(used) + length
     return lines
 
 

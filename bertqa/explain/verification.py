@@ -9,8 +9,9 @@ L  tokens of a window      H  attention heads
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import WindowSet, make_windows
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted, reason
 from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
 from bertqa.model.checkpoint import checkpoint_name
@@ -99,8 +100,8 @@ class Row:
         difference = largest(ours - theirs)
         if difference:
             scale = magnitude or largest(theirs)
-            share = difference / scale if scale else math.inf
-            self.note(share if math.isfinite(share) else math.inf, where, order)
+            share = difference / scale if 0 < scale < math.inf else math.inf
+            self.note(share, where, order)
 
     def note(self, difference: float, where: str, order: int = -1) -> None:
         """Take a difference into account."""
@@ -190,12 +191,14 @@ def compare_checkpoint(
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
     settings = overrides.windows(read_decoding_file(folder)[0] or usual_windows(ours.config))
     check_window_fits(ours.config, settings)
-    windows = make_windows(examples, tokenizer, settings)
     theirs, their_tokenizer = load_theirs(library, folder)
+    if questions is None:
+        examples += _about_added_tokens(their_tokenizer)
+    windows = make_windows(examples, tokenizer, settings)
     if report.initialised:
         theirs.qa_outputs.load_state_dict(ours.head.state_dict())
     rows = {name: Row(name, times * bound) for name, times in QUANTITIES.items()}
-    compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
+    left_out = compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
     compare_weights(rows["weights"], ours, theirs, report.source)
     scores = compare_passes(rows, ours, theirs, examples, windows)
     qa = QuestionAnswerer(  # prepacks our model, which gives no gradients any more
@@ -207,8 +210,10 @@ def compare_checkpoint(
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
         f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
-        f"asked: {len(examples)} questions, {len(lengths)} windows of {min(lengths)} to "
-        f"{max(lengths)} tokens, from {questions or 'this command'}",
+        f"asked: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
+        f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
+        "token ids not compared, as a text says [SEP] or the like: "
+        f"{counted(left_out, 'question')}",
     )
     return Comparison(facts, tuple(rows.values()))
 
@@ -245,13 +250,26 @@ def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds
         raise UserError(
-            f"transformers cannot open {folder} ({type(error).__name__}: {error}), so there is "
-            "nothing to compare with: complete config.json, weights and tokenizer"
+            f"transformers cannot open {folder} ({type(error).__name__}: {reason(error)}), so "
+            "there is nothing to compare with: complete config.json, weights and tokenizer"
         ) from error
     return model.eval(), tokenizer
 
 
 # --- what is compared ----------------------------------------------------------------------------
+
+
+def _about_added_tokens(their_tokenizer: Any) -> list[Example]:
+    """A question about a text with the tokens that the folder adds to the vocabulary, if any."""
+    added = [token for token in their_tokenizer.get_added_vocab() if token.strip()]
+    markers = [token for token in added if token not in _structure(their_tokenizer)][:100]
+    text = f"In the margin stood {' '.join(markers)}, and once more {''.join(markers)}."
+    return [Example("added tokens", "What stood in the margin?", text)][: len(markers)]
+
+
+def _structure(their_tokenizer: Any) -> list[str]:
+    """Their names of tokens such as [SEP], which are text in a user's text here."""
+    return [t for t in their_tokenizer.special_tokens_map.values() if isinstance(t, str)]
 
 
 def compare_windows(
@@ -260,26 +278,44 @@ def compare_windows(
     windows: WindowSet,
     settings: WindowSettings,
     their_tokenizer: Any,
-) -> None:
-    """Token ids, token types and offsets of all windows; questions that were cut are left out."""
+) -> int:
+    """Token ids, token types and offsets of all windows, beside transformers' default settings.
+
+    Questions that were cut are left out, and those with a token such as [SEP] in a text; how many
+    the second are.
+    """
+    left_out = 0
     for i, example in enumerate(examples):
-        mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
-        got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
-        is_cut = windows.cut_questions[i]
-        if not is_cut and got != list(_their_windows(their_tokenizer, example, settings)):
-            row.note(row.largest + 1, f"question {example.id!r}")
+        texts = f"{example.question}\n{example.context}"
+        if any(token in texts for token in _structure(their_tokenizer)):
+            left_out += 1
+        elif not windows.cut_questions[i]:
+            mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
+            got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
+            if got != list(_their_windows(their_tokenizer, example, settings)):
+                row.note(row.largest + 1, f"question {example.id!r}")
+    return left_out
 
 
 def _their_windows(
     tokenizer: Any, example: Example, settings: WindowSettings
 ) -> Iterator[tuple[list[int], list[int], list[tuple[int, int] | None]]]:
-    """Ids, token types and offsets, as transformers' notebook and run_qa make them."""
-    encoded = tokenizer(
-        example.question, example.context, truncation="only_second",
-        max_length=settings.max_seq_length, stride=settings.doc_stride,
-        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
-        split_special_tokens=True,  # "[SEP]" in a text is text
-    )  # fmt: skip
+    """Ids, token types and offsets, as transformers' notebook and run_qa make them.
+
+    Raises:
+        UserError: their tokenizer cannot make them.
+    """
+    try:
+        encoded = tokenizer(
+            example.question, example.context, truncation="only_second",
+            max_length=settings.max_seq_length, stride=settings.doc_stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
+        )  # fmt: skip
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"transformers' {type(tokenizer).__name__} fails on the question {example.id!r} "
+            f"({type(error).__name__}: {reason(error)}): take a model with another tokenizer"
+        ) from error
     for i, (ids, types) in enumerate(
         zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
     ):
@@ -382,7 +418,7 @@ def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Va
     sizes = list(batch.lengths)
     ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
     values: list[Values] = []
-    gradients: Gradients = {}
+    total = torch.zeros(())
     for row, kinds, (start, end) in zip(ids, types, labels.T, strict=True):
         output = theirs(
             input_ids=row[None], token_type_ids=kinds[None],
@@ -390,14 +426,13 @@ def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Va
             end_positions=end[None], output_hidden_states=True, output_attentions=True,
         )  # fmt: skip
         loss = 2 * output.loss  # theirs is half the sum
-        for name, gradient in _gradients(theirs, loss).items():
-            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        total = total + loss
         logits = torch.cat([output.start_logits, output.end_logits])
         states, attentions = (
             [x[0] for x in xs] for xs in (output.hidden_states, output.attentions)
         )
         values.append(_values(states, attentions, logits, loss))
-    return values, gradients
+    return values, _gradients(theirs, total)
 
 
 def _values(
@@ -437,14 +472,6 @@ def _see_gradients(row: Row, mine: Gradients, reference: Gradients, where: str) 
 # --- answers -------------------------------------------------------------------------------------
 
 
-class _Span(NamedTuple):
-    """A span of the context: its score and its offsets."""
-
-    score: float
-    start: int = 0
-    end: int = 0
-
-
 def compare_answers(
     row: Row,
     qa: QuestionAnswerer,
@@ -460,21 +487,26 @@ def compare_answers(
     """
     tie = 2 * bound * max(map(largest, scores.values()))  # a score is the sum of two logits
     for i, (example, prediction) in enumerate(zip(examples, qa.answer(examples), strict=True)):
-        best = _Span(-math.inf)
+        spans = [(-math.inf, 0, 0)]
         for number in range(*windows.of_examples(i, i + 1)):
-            spans = _spans(scores[number], windows[number].offsets, qa.decoding)
-            best = max([best, *spans], key=lambda span: span.score)
-        start, end = snap_to_graphemes(example.context, best.start, best.end)
+            spans += _spans(scores[number], windows[number].offsets, qa.decoding)
+        score, *offsets = max(spans)
+        start, end = snap_to_graphemes(example.context, *offsets)
         is_same = example.context[start:end] == prediction.text
-        if not is_same and not abs(prediction.answers[0].score - best.score) <= tie:
+        if not is_same and not abs(prediction.answers[0].score - score) <= tie:
             row.note(row.largest + 1, f"question {example.id!r}", _LAST)
 
 
-def _spans(scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings) -> Iterator[_Span]:
-    """The best starts with the best ends of one window, where that is a span of the context."""
+def _spans(
+    scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings
+) -> Iterator[tuple[float, int, int]]:
+    """The best starts with the best ends of one window, where that is a span of the context.
+
+    Yields:
+        Score, and start and end in the context.
+    """
     starts, ends = scores.tolist()
     best = scores.argsort(dim=1, descending=True)[:, : decoding.n_best_size].tolist()
-    for i in best[0]:
-        for j in best[1]:
-            if offsets[i] and offsets[j] and 0 <= j - i < decoding.max_answer_length:
-                yield _Span(starts[i] + ends[j], offsets[i][0], offsets[j][1])
+    for i, j in product(*best):
+        if offsets[i] and offsets[j] and 0 <= j - i < decoding.max_answer_length:
+            yield starts[i] + ends[j], offsets[i][0], offsets[j][1]

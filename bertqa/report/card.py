@@ -22,7 +22,7 @@ from bertqa.answering.metrics import question_scores
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
 from bertqa.data.text import visible
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.files import (
     DECODING_FILE,
     WEIGHTS_FILE,
@@ -78,7 +78,8 @@ def release(
                 shutil.copyfile(source / name, folder / name)
         found = measure(folder, examples, run["windows"] if run else windows)
         card = _template("card.md.jinja").render(
-            found, name=output_dir.name, encoder=encoder, data=data, eval_name=eval_file.name,
+            found, counted=counted, name=output_dir.name, encoder=encoder, data=data,
+            eval_name=eval_file.name,
             run=run, curves=write_curves(folder, run["log"]) if run else [], weights=WEIGHTS_FILE,
             same_questions=run and run["validation"] == fingerprint,
             digest=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),

@@ -12,7 +12,6 @@ from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
 from bertqa.model.hub import commit_of, find_folder, is_shipped
 from bertqa.report.charts import draw_curve
-from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, Overrides
 
 
@@ -54,7 +53,6 @@ def choose_threshold(
             f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
             "and name the copy"
         )
-    limit_onednn_cache()
     qa = QuestionAnswerer.from_pretrained(
         folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,
         device=device, precision=precision, allow_bin=allow_bin,

@@ -25,7 +25,7 @@ from bertqa.data.squad import (
     split_by_article,
 )
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
@@ -86,7 +86,7 @@ def train(
         tell(f"--resume: {output_dir} holds no run yet, so one begins there")
 
     negative = decoding.version_2_with_negative
-    parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative))
+    parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative, say=tell))
     seed = settings.seed
     loaded, tokenizer, report = main_first(
         runtime,
@@ -113,7 +113,8 @@ def train(
         folder.keep_decoding(decoding, windows)
     plan = run.loop.plan
     tell(
-        f"{plan.total_steps} steps of {plan.windows_per_step} windows on {runtime.device} in "
+        f"{counted(plan.total_steps, 'step')} of {counted(plan.windows_per_step, 'window')} on "
+        f"{runtime.device} in "
         f"{runtime.dtype}, from step {run.progress.step}"
     )
     progress = run.train()
@@ -171,7 +172,7 @@ class _Part:
     labels: LabelReport
 
     def __str__(self) -> str:
-        return f"{len(self.windows)} windows of {self.labels}"
+        return f"{counted(len(self.windows), 'window')} of {self.labels}"
 
 
 def _cut(
@@ -183,14 +184,16 @@ def _cut(
 
 
 def load_data(
-    data: DataSettings, *, version_2_with_negative: bool
+    data: DataSettings, *, version_2_with_negative: bool, say: Say = lambda what: None
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation examples, checked; the second is empty where there are none.
+
+    ``say`` is told what the data do not give.
 
     Raises:
         UserError: they cannot be read, or training cannot use them.
     """
-    parts = read_data(data)
+    parts = read_data(data, say=say)
     for source, examples in parts:
         try:
             check_examples(examples, source)
@@ -206,14 +209,22 @@ def load_data(
     return train[: data.max_train_samples], validation[: data.max_eval_samples]
 
 
-def read_data(data: DataSettings) -> list[tuple[str, list[Example]]]:
-    """The training data, then those to evaluate on, if any, each with its name; not yet checked."""
+def read_data(
+    data: DataSettings, *, say: Callable[[str], object], keep_faulty: bool = False
+) -> list[tuple[str, list[Example]]]:
+    """The training data, then those to evaluate on, if any, each with its name; not yet checked.
+
+    ``say`` and ``keep_faulty`` are those of ``read_examples``.
+    """
     if data.train_file:
         paths = [Path(path) for path in (data.train_file, data.validation_file) if path]
-        return [(str(path), read_examples(path)) for path in paths]
+        return [(str(p), read_examples(p, say=say, keep_faulty=keep_faulty)) for p in paths]
     name = data.dataset or "squad"
     splits = ("train",) if data.validation_split_percentage else ("train", "validation")
-    return [(f"{name}, {split}", load_hub_dataset(name, split)) for split in splits]
+    return [
+        (f"{name}, {split}", load_hub_dataset(name, split, say=say, keep_faulty=keep_faulty))
+        for split in splits
+    ]
 
 
 # --- several processes ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertqa.data.labels import LabelledWindows
-from bertqa.errors import UserError
+from bertqa.errors import UserError, counted
 from bertqa.model.checkpoint import BadWeights
 from bertqa.training.checkpoints import Checkpoints, Progress
 from bertqa.training.loop import Step
@@ -71,7 +71,8 @@ class Failures:
         if self.is_main:
             last_name = str(last) if last else None
             failure = {"step": step, **found, "example_ids": ids, "last_checkpoint": last_name}
-            message += f" (its {len(ids)} questions are in {self.folder.keep_failure(failure)})"
+            listed_in = self.folder.keep_failure(failure)
+            message += f" (of {counted(len(ids), 'question')}, listed in {listed_in})"
         advice = (
             f"or begin a new run with --model {last}, the checkpoint from before, another "
             "--output_dir and a lower --learning_rate"

@@ -112,7 +112,7 @@ def test_more_answers_and_other_offsets(ask, tmp_path):
     (entry,) = written(tmp_path / "out" / "predictions.jsonl")
     answers = entry["answers"]
     assert len(answers) == 3 and answers[0].items() <= entry.items()
-    assert entry["id"] == "0"  # the row's number, where there is none
+    assert entry["id"] == "line 1"  # made up: no other line's, which might be any number
     for answer in answers:
         for coding, width, name in (("utf-16-le", 2, "utf16"), ("utf-8", 1, "byte")):
             start, end = answer[f"start_{name}"] * width, answer[f"end_{name}"] * width
@@ -145,7 +145,7 @@ def test_where_no_answer_is_one(qa, tmp_path):
 def test_a_bad_line_of_a_file_is_told_before_a_question_is_asked(ask, qa, tmp_path, line, words):
     good = list(map(row, questions(8)))
     write_lines(tmp_path / "in.jsonl", [*good[:6], line, *good[6:], "{}"])
-    with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more rows.*--skip_bad"):
+    with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more faulty row.*--skip_bad"):
         ask(like(qa, lambda examples: pytest.fail("asked")))
     assert not any((tmp_path / "out").iterdir())
 
@@ -191,9 +191,41 @@ def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
         assert all(a["line"] < b["line"] for a, b in pairwise(part))
     whole = score(examples, list(qa.answer(examples)), qa.decoding)
     assert score_lines(source, tmp_path / "out", v2=False) == pytest.approx(whole)
-    write_lines(source, [*map(row, examples[:5]), '{"question": "Who?", "context": "Ada."}'])
+
+
+def test_questions_without_gold_do_not_count(ask, tmp_path):
+    """The others give the figures that they give alone; as ``score`` has them of a whole file."""
+    examples, without = questions(5), '{"question": "Who?", "context": "Ada."}'
+    source, folder, said = tmp_path / "in.jsonl", tmp_path / "out", []
+    write_lines(source, map(row, examples))
     ask()
-    assert score_lines(source, tmp_path / "out", v2=False) == {}  # one has no gold answer
+    alone = score_lines(source, folder, v2=False, say=said.append)
+    assert said == []
+    write_lines(source, [without, *map(row, examples)])
+    ask()
+    found = score_lines(source, folder, v2=False, say=said.append)
+    assert found == alone | {"without_gold": 1} and found["total"] == 5
+    assert "6 questions; 1 without an id, " in said[0] and "; 1 without gold answers, " in said[0]
+    predictions = [
+        Prediction(entry["id"], entry["answer"], (), entry["answer"], None)
+        for entry in written(folder / "predictions.jsonl")
+    ]
+    whole = [Example("line 1", "Who?", "Ada."), *examples]
+    assert score(whole, predictions, DecodingSettings()) == found
+    write_lines(source, [without])
+    ask()
+    assert score_lines(source, folder, v2=False) == {}
+
+
+def test_no_answer_needs_its_flag_as_in_a_whole_file(ask, qa, tmp_path):
+    lines = [row(replace(e, answers=(), answer_starts=())) for e in questions(2)]
+    write_lines(tmp_path / "in.jsonl", [row(questions(1)[0]), *lines])
+    with pytest.raises(UserError, match=r"line 2 has 1 question without an answer: pass --version"):
+        ask()
+    assert ask(skip_bad=True) == (1, 2)
+    decoding = DecodingSettings(version_2_with_negative=True)
+    v2 = QuestionAnswerer(qa.model, qa.tokenizer, SMALL, decoding, qa.runtime)
+    assert ask(v2) == (3, 0)
 
 
 # --- resuming ------------------------------------------------------------------------------------

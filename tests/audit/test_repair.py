@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 from bertqa.audit.repair import loose_occurrences, occurrences, repair, save_examples, stands
 from bertqa.data.readers import read_examples
@@ -68,20 +67,14 @@ def test_an_answer_goes_where_it_stands_once(
         ("", 0),
     ],
 )
-def test_what_would_be_a_guess_is_left(
-    answer: tuple[str, int], tokenizer: BertTokenizer, tmp_path: Path
-) -> None:
-    words = write_tokenizer(tmp_path)._backend
-    words.add_tokens(["swept", "ben", "cafe"])  # whole words, so that "wep" is inside one
+def test_what_would_be_a_guess_is_left(answer: tuple[str, int], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    with (tmp_path / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("swept\nben\ncafe\n")  # whole words, so that "wep" is inside one
     example = asked(answer)
-    result = repair([example], tokenizer_of(words, tokenizer))
+    result = repair([example], BertTokenizer.load(tmp_path))
     assert result.examples[0] is example
     assert result.changes == ()
-
-
-def tokenizer_of(backend: Tokenizer, like: BertTokenizer) -> BertTokenizer:
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    return BertTokenizer(backend, vocabulary, like.settings, like.source)
 
 
 def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
@@ -106,12 +99,14 @@ def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
 def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> None:
     found = Example("a", "Who?", QUAY, ("Ada", "1642 "))
     also = Example("b", "Who?", QUAY, ("Ada", "1642"), (5,))
+    one = Example("f", "Who?", QUAY, ("Ben", "1642"), (28, -1))
     not_all = Example("c", "Who?", QUAY, ("Ada", "Ben"))
     nothing = Example("d", "Who?", QUAY, (), (3,))
     without = Example("e", "Who?", QUAY)
-    result = repair([found, also, not_all, nothing, without], tokenizer).examples
+    result = repair([found, also, not_all, nothing, without, one], tokenizer).examples
     assert [(e.answers, e.answer_starts) for e in result[:2]] == [(("Ada", "1642"), (0, 22))] * 2
     assert result[2] is not_all and result[3] is nothing and result[4] is without
+    assert result[5].answer_starts == (28, 22)
 
 
 def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer: BertTokenizer) -> None:
@@ -172,6 +167,11 @@ def data_sets(draw: st.DrawFn) -> list[Example]:
             st.lists(st.integers(-1, 7), min_size=count, max_size=count)
             | st.lists(st.integers(-1, 7), max_size=2)
         )
+        # As files are read: see ``test_no_answer_is_written_in_many_ways``.
+        if not any(map(str.strip, answers or ())) and max(starts, default=0) <= 0:
+            answers, starts = answers and [], []
+        if set(starts) == {-1}:
+            starts = []
         rows.append(
             Example(
                 draw(st.sampled_from(["a", "b", "a-2"])), draw(TEXTS).lstrip(), context,

@@ -16,16 +16,8 @@ import torch
 
 from bertqa.commands.flags import Parser, run_script
 from bertqa.errors import UserError
-from tests.commands.world import (
-    HERE,
-    ROW,
-    World,
-    call,
-    contents,
-    rewrite,
-    run,
-    without_head,
-)
+from tests.commands.world import HERE, ROW, World, call, rewrite, run, without_head
+from tests.helpers import contents
 
 STEP = "checkpoints/step-00000001"
 LONG = "who " * 60

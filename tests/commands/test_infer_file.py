@@ -13,7 +13,8 @@ import pytest
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.commands import infer, infer_file
 from bertqa.errors import UserError
-from tests.commands.world import CONTEXT, HERE, ROW, WINDOWS, World, call, contents, read_json, run
+from tests.commands.world import CONTEXT, HERE, ROW, WINDOWS, World, call, read_json, run
+from tests.helpers import contents
 
 
 @pytest.fixture
@@ -49,6 +50,29 @@ def test_json_lines_are_answered_line_by_line(
     assert call("infer", "--model", checkpoint, *WINDOWS, *HERE, *alone, "--json") == 0
     expected = [{**a, "score": pytest.approx(a["score"], rel=1e-4)} for a in first["answers"]]
     assert json.loads(capsys.readouterr().out) == expected
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
+def test_questions_without_gold_are_counted_beside_the_figures(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two was skipped, then nothing has gold under a key that is read."""
+    skipped = {"id": "skipped", "question": "Who?", "context": CONTEXT, "target": "Ada"}
+    source, out = tmp_path / name, tmp_path / "out"
+    flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", source, "--output_dir", out]
+    source.write_text("\n".join(json.dumps(row) for row in (skipped, ROW)))
+    assert call("infer", *flags) == 0
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out)
+    assert (metrics["total"], metrics["without_gold"]) == (1, 1)
+    assert read_json(out / "metrics.json") == metrics
+    assert f"{name}: 2 questions; 1 without gold answers" in printed.err
+    source.write_text(json.dumps(skipped))
+    assert call("infer", *flags, "--overwrite_output_dir") == 0
+    printed = capsys.readouterr()
+    assert not (out / "metrics.json").exists() and printed.out == ""
+    assert f"{name}: 1 question; 1 without gold answers" in printed.err
+    assert "keys that are not read: 'target'" in printed.err
 
 
 GOOD = [ROW | {"id": name} for name in ("a", "b")]
@@ -94,24 +118,15 @@ def test_a_faulty_row_is_told_before_a_question_is_asked_or_left_out(
     assert [reject["row"] for reject in rejects] == [1, 2, 3]
     for reject, (words, row) in zip(rejects, BAD_ROWS.items(), strict=True):
         assert words in reject["fault"] and name in reject["fault"]
-        assert row["question"] in reject["raw"]
+        assert reject["id"] == row["id"]
+    if name == "in.json":  # the cells of CSV have a header
+        lacking = world.write(name, {"data": [GOOD[0], {"question": "Who?"}, {"context": ""}]})
+        assert call("infer", *flags, lacking, "--overwrite_output_dir") == 2
+        assert "data[1]: lacks context" in capsys.readouterr().err
     assert call("infer", *flags, world.write(name, form(GOOD)), "--overwrite_output_dir") == 0
     assert contents(world.out) == kept
     only_bad = world.write(name, form([BAD_ROWS["60 tokens"]]))
     assert call("infer", *flags, only_bad, "--skip_bad", "--overwrite_output_dir") == 2
-
-
-def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World) -> None:
-    data = as_squad(GOOD)["data"]
-    data[0]["paragraphs"].insert(1, {"qas": [ROW, ROW | {"id": "second"}]})
-    bad = world.write("in.json", {"data": data})
-    flags = ["--model", world.good, *WINDOWS, *HERE, "--output_dir", world.out, "--input", bad]
-    assert call("infer", *flags) == 2
-    assert call("infer", *flags, "--skip_bad") == 0
-    assert list(read_json(world.out / "predictions.json")) == ["a", "b"]
-    rejects = (world.out / "rejects.jsonl").read_text().splitlines()
-    faults = [json.loads(line)["fault"] for line in rejects]
-    assert len(faults) == 2 and all("paragraphs[1] lacks context" in fault for fault in faults)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

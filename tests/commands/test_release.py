@@ -21,9 +21,9 @@ from bertqa.answering.metrics import f1
 from bertqa.commands import release, train
 from bertqa.commands.flags import run_script
 from bertqa.data.readers import read_examples
+from bertqa.data.squad import data_fingerprint
 from bertqa.errors import UserError
 from bertqa.report import card as cards
-from bertqa.report.training_page import run_figures
 from bertqa.settings import WindowSettings
 from tests.helpers import DATA, STORIES, STORIES_V2, write_checkpoint
 
@@ -149,13 +149,22 @@ def test_a_folder_that_is_no_run_is_released_with_its_figures(run: Path, tmp_pat
     assert "is not recorded" in card and "train.py" not in card and "| question | who |" in card
 
 
-def test_questions_that_chose_the_step(run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The run, to write into."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def change_description(run: Path, **changes: object) -> None:
+    description = json.loads((run / "run.json").read_text())
+    data = description["data"] | changes.pop("data", {})
+    (run / "run.json").write_text(json.dumps(description | {"data": data} | changes))
+
+
+def test_questions_that_chose_the_step(copied: Path, tmp_path: Path) -> None:
     """The card says so, and does not say that the curve's figures are those of others."""
-    copy = shutil.copytree(run, tmp_path / "run")
-    description = json.loads((copy / "run.json").read_text())
-    description["data"]["validation"] = cards.data_fingerprint(read_examples(STORIES))
-    (copy / "run.json").write_text(json.dumps(description))
-    assert released(copy, tmp_path / "new") == 0
+    change_description(copied, data={"validation": data_fingerprint(read_examples(STORIES))})
+    assert released(copied, tmp_path / "new") == 0
     card = (tmp_path / "new" / "README.md").read_text()
     assert "which also chose the best step of the run" in card and "cannot be compared" not in card
 
@@ -169,16 +178,13 @@ def test_questions_that_chose_the_step(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_released(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     output: str, eval_file: Path, words: str,
 ) -> None:  # fmt: skip
-    copy = shutil.copytree(run, tmp_path / "run")
-    description = json.loads((copy / "run.json").read_text())
-    description["data"]["train"] = cards.data_fingerprint(read_examples(STORIES))
-    (copy / "run.json").write_text(json.dumps(description))
-    assert released(copy, tmp_path / output, eval_file) == 2
+    change_description(copied, data={"train": data_fingerprint(read_examples(STORIES))})
+    assert released(copied, tmp_path / output, eval_file) == 2
     assert words in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [copy]
+    assert list(tmp_path.iterdir()) == [copied]
 
 
 @pytest.mark.parametrize(
@@ -194,10 +200,13 @@ def test_what_is_not_released(
         ),
     ],
 )  # fmt: skip
-def test_the_card_shows_a_command_that_runs(program: list[str], processes: int, shown: str) -> None:
+def test_the_card_shows_a_command_that_runs(
+    copied: Path, program: list[str], processes: int, shown: str
+) -> None:
     given = ["--model", "/home/me/base", "--train-file=/data/a.json", "--resume", "--seed", "7"]
+    change_description(copied, command=[*program, *given], processes=processes)
     flags = "--model ENCODER --train-file=a.json --seed 7"
-    assert cards._command([*program, *given], processes) == f"{shown} {flags}"
+    assert cards.read_run(copied)["command"] == f"{shown} {flags}"
     assert train.parse_flags(shlex.split(flags)).train_file == Path("a.json")
 
 
@@ -210,7 +219,7 @@ def test_a_log_with_f1_alone_is_drawn(tmp_path: Path) -> None:
     assert cards.write_curves(tmp_path, log) == ["accuracy.svg"]
 
 
-def test_the_step_that_was_kept() -> None:
+def test_the_step_that_was_kept(copied: Path) -> None:
     """The loss on the card is that of the steps whose model was kept."""
     log: list[dict[str, Any]] = [
         {"step": 2, "epoch": 0.1, "loss": 7.0, "tokens_per_second": 90},
@@ -218,7 +227,10 @@ def test_the_step_that_was_kept() -> None:
         {"step": 4, "epoch": 0.3, "loss": 5.0, "tokens_per_second": 70, "seconds": 60.0},
         {"step": 4, "epoch": 0.3, "f1": 50.0},
     ]
-    told = [run_figures(part) for part in (log, log[:1] + log[2:], log[2:])]
+    told = []
+    for part in (log, log[:1] + log[2:], log[2:]):
+        (copied / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in part))
+        told.append(cards.read_run(copied))
     assert [(part["kept"], part["steps"], part["loss"]) for part in told] == [
         (3, 4, 7.0), (4, 4, 5.0), (4, 4, 5.0),
     ]  # fmt: skip
@@ -226,16 +238,15 @@ def test_the_step_that_was_kept() -> None:
     assert told[0]["rate"] == 70
 
 
-def test_the_log_of_a_run_that_was_killed(run: Path, tmp_path: Path) -> None:
+def test_the_log_of_a_run_that_was_killed(run: Path, copied: Path) -> None:
     """Half a last line is left out; anywhere else it is an error."""
-    shutil.copyfile(run / "run.json", tmp_path / "run.json")
     log = (run / "log.jsonl").read_text()
-    (tmp_path / "log.jsonl").write_text(log + '{"step": 9, "lo')
-    assert cards.read_run(tmp_path) == cards.read_run(run)
+    (copied / "log.jsonl").write_text(log + '{"step": 9, "lo')
+    assert cards.read_run(copied) == cards.read_run(run)
     for faulty in ('{"step": 9, "lo\n' + log, "", "3\n", "{}\n"):
-        (tmp_path / "log.jsonl").write_text(faulty)
+        (copied / "log.jsonl").write_text(faulty)
         with pytest.raises(UserError, match=r"log\.jsonl(: must be as|, line 1 is not).* bertqa"):
-            cards.read_run(tmp_path)
+            cards.read_run(copied)
 
 
 def test_a_run_of_version_0_1_is_read() -> None:

@@ -10,15 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
@@ -33,19 +31,12 @@ from tests.commands.world import (
     WINDOWS,
     World,
     call,
-    contents,
     environment,
     read_json,
     without_head,
 )
-from tests.helpers import STORIES, STORIES_V2
-
-
-def without_speed(log: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    clock = {"tokens_per_second", "seconds"}
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
-
+from tests.helpers import STORIES, STORIES_V2, contents, write_questions
+from tests.training.runs import checkpoints_of, log_of
 
 # --- from training to answers --------------------------------------------------------------------
 
@@ -89,10 +80,9 @@ def test_infer_gives_the_answers_that_training_kept(
 ) -> None:
     """The same model, file and windows: the same answers and figures."""
     folder, _ = trained
-    rows = {"data": [vars_of(example) for example in read_examples(STORIES)[:4]]}
-    (tmp_path / "four.json").write_text(json.dumps(rows), encoding="utf-8")
+    asked = write_questions(tmp_path / "four.json", read_examples(STORIES)[:4])
     out = tmp_path / "made" / "here"
-    flags = ["--model", folder, "--input", tmp_path / "four.json", "--output-dir", out]
+    flags = ["--model", folder, "--input", asked, "--output-dir", out]
     assert call("infer", *flags, *STORY_WINDOWS, *HERE) == 0
     result = capsys.readouterr()
     files = ["nbest_predictions.json", "predictions.json", "metrics.json"]
@@ -103,44 +93,15 @@ def test_infer_gives_the_answers_that_training_kept(
     metrics = read_json(out / "metrics.json")
     assert metrics == read_json(folder / "metrics.json")
     assert set(metrics) == {"exact_match", "f1", "total"}
-    best = max(line["f1"] for line in without_speed(folder / "log.jsonl") if "f1" in line)
+    best = max(line["f1"] for line in log_of(folder) if "f1" in line)
     assert metrics["f1"] == best
-
-
-def vars_of(example: Any) -> dict[str, Any]:
-    answers = {"text": list(example.answers), "answer_start": list(example.answer_starts)}
-    return {
-        "id": example.id,
-        "question": example.question,
-        "context": example.context,
-        "answers": answers,
-    }
-
-
-def test_the_n_best_file(trained: Any) -> None:
-    folder, _ = trained
-    examples = {example.id: example for example in read_examples(STORIES)[:4]}
-    predictions = read_json(folder / "predictions.json")
-    n_best = read_json(folder / "nbest_predictions.json")
-    assert list(predictions) == list(n_best) == list(examples)
-    for id_, entries in n_best.items():
-        assert len(entries) == 20
-        for entry in entries:
-            keys = ["text", "probability", "start_logit", "end_logit", "start", "end"]
-            assert list(entry) == keys
-            assert entry["text"] == examples[id_].context[entry["start"] : entry["end"]] != ""
-            assert 0 < entry["probability"] < 1
-        scores = [entry["start_logit"] + entry["end_logit"] for entry in entries]
-        assert scores == sorted(scores, reverse=True)
-        assert entries[0]["text"] == predictions[id_]
 
 
 def test_v2_of_the_two_scripts(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, few = tmp_path / "run", tmp_path / "few.json"
-    examples = read_examples(STORIES_V2)[:10]
-    few.write_text(json.dumps({"data": [vars_of(example) for example in examples]}))
+    folder, examples = tmp_path / "run", read_examples(STORIES_V2)[:10]
+    few = write_questions(tmp_path / "few.json", examples)
     code = call(
         "train", "--model", checkpoint, "--train_file", few, "--validation_file", few,
         "--output_dir", folder, "--version-2-with-negative", *STORY_WINDOWS, *HERE,
@@ -150,16 +111,13 @@ def test_v2_of_the_two_scripts(
     assert "unanswerable, labelled [CLS]: " in capsys.readouterr().out
     assert "HasAns_f1" in read_json(folder / "metrics.json")
 
-    def answered(name: str, *more: object) -> dict[str, Any]:
-        code = call(
-            "infer", "--model", folder, "--input", few, "--output_dir", tmp_path / name,
-            "--version_2_with_negative", "--json", "--max_seq_length", 384, *HERE, *more,
-        )  # fmt: skip
-        assert code == 0
-        assert json.loads(capsys.readouterr().out) == read_json(tmp_path / name / "metrics.json")
-        return {file.stem: read_json(file) for file in (tmp_path / name).iterdir()}
-
-    files = answered("plain")
+    code = call(
+        "infer", "--model", folder, "--input", few, "--output_dir", tmp_path / "out",
+        "--version_2_with_negative", "--json", "--max_seq_length", 384, *HERE,
+    )  # fmt: skip
+    assert code == 0
+    files = {file.stem: read_json(file) for file in (tmp_path / "out").iterdir()}
+    assert json.loads(capsys.readouterr().out) == files["metrics"]
     assert set(files) == {"predictions", "nbest_predictions", "null_odds", "metrics"}
     ids = [example.id for example in examples]
     odds, texts = files["null_odds"], files["predictions"]
@@ -172,16 +130,6 @@ def test_v2_of_the_two_scripts(
     }  # fmt: skip
     assert metrics["total"] == len(ids)
     assert metrics["NoAns_total"] == sum(example.is_impossible for example in examples)
-
-    # "" is everybody's answer below all odds, nobody's above; halfway it is that of half of them.
-    middle = sorted(odds.values())[len(ids) // 2]
-    for name, threshold in (("low", -1e9), ("half", middle), ("high", 1e9)):
-        files = answered(name, "--null_score_diff_threshold", threshold)
-        silent = {id_ for id_, text in files["predictions"].items() if text == ""}
-        assert silent == {id_ for id_ in ids if odds[id_] > threshold}
-        assert len(silent) == {"low": len(ids), "half": len(ids) // 2 - 1, "high": 0}[name]
-        assert files["null_odds"] == odds
-        assert files["metrics"]["best_f1"] == metrics["best_f1"]
 
 
 def test_a_file_without_gold_is_answered_without_figures(
@@ -437,13 +385,13 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     before = contents(tmp_path)
     assert checked(checkpoint, good) == 0
     said, err = capsys.readouterr()
-    assert f"{good}: 1 questions" in said and "nothing was found" in said and err == ""
+    assert f"{good}: 1 question\n" in said and "nothing was found" in said and err == ""
     assert checked(checkpoint, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
     assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
     assert checked(checkpoint, good, "--validation_file", bad) == 1
     said = capsys.readouterr().out
-    assert f"{good}: 1 questions" in said and f"{bad}: 3 questions" in said
+    assert f"{good}: 1 question\n" in said and f"{bad}: 3 questions" in said
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
@@ -484,6 +432,64 @@ def test_a_check_needs_no_weights_and_tells_v2_from_v1(
     assert "nothing was found" in capsys.readouterr().out
 
 
+NO_ANSWER = [  # each says the same, in words of its own
+    {"answers": []},
+    {"answers": {"text": [""], "answer_start": [-1]}},
+    {"answers": {"text": [""], "answer_start": [None]}},
+    {"answers": [], "is_impossible": True},
+]
+
+
+@pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
+def test_no_answer_is_the_same_to_every_command(
+    gold: dict[str, Any], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, checkpoint)
+    none = ROW | {"id": "none", "question": "Why?"} | gold
+    for flag, code, cause in [([], 2, "unanswerable: 1"), (["--version_2_with_negative"], 0, "")]:
+        path = world.rows("none.json", ROW, none)
+        capsys.readouterr()
+        assert checked(checkpoint, path, *flag) == code // 2
+        assert cause in capsys.readouterr().out
+        out = tmp_path / f"trained{code}"
+        train = world.train("--train_file", path, "--output_dir", out, "--max_steps", 1, *flag)
+        assert call("train", *train) == code
+        answer = world.file(path, "--output_dir", tmp_path / f"out{code}", *flag)
+        assert call("infer", *answer) == code
+    assert read_json(tmp_path / "out0" / "metrics.json")["NoAns_total"] == 1
+    skipped = world.rows("skipped.json", ROW, none | {"is_impossible": False})
+    for flag in ([], ["--version_2_with_negative"]):
+        assert call("train", *world.train("--train_file", skipped, *flag)) == 2
+        assert "'none' has no gold answers" in capsys.readouterr().err
+        assert checked(checkpoint, skipped, *flag) == 1
+        assert "no answers given: 1" in capsys.readouterr().out
+        answer = world.file(skipped, "--output_dir", tmp_path / f"skipped{len(flag)}", *flag)
+        assert call("infer", *answer) == 0
+        assert json.loads(capsys.readouterr().out)["without_gold"] == 1
+
+
+def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(*golds: dict[str, Any]) -> Path:
+        named = [ROW | {"question": f"{n}?", "id": str(n)} | g for n, g in enumerate(golds)]
+        return World(tmp_path, checkpoint).rows("rows.json", *named)
+
+    unreadable = [{"is_impossible": True}, {"answers": {"text": ["Ada"], "answer_start": ["0"]}}]
+    flags = ["--repair", tmp_path / "copy.json"]
+    assert checked(checkpoint, rows({}, *unreadable)) == 1
+    said = capsys.readouterr().out
+    assert "unreadable: 2" in said and "is_impossible is true, but" in said
+    assert "answer_start is '0' (str)" in said
+    assert checked(checkpoint, rows(*unreadable), *flags) == 2
+    assert "copy.json: correct it first" in capsys.readouterr().err
+    starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
+    assert checked(checkpoint, rows(*starts), *flags) == 0
+    assert {(e.answers, e.answer_starts) for e in read_examples(tmp_path / "copy.json")} == {
+        (("1642",), (22,))
+    }
+
+
 def test_a_mended_copy_can_be_trained_on(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,13 +507,9 @@ def test_a_mended_copy_can_be_trained_on(
         ("first", ("Ada",), (0,)), ("moved", ("1642",), (22,)), ("first-2", ("Ben",), (28,)),
     ]  # fmt: skip
     assert call("train", *world.train("--train_file", copy)) == 0
-
-
-def test_what_cannot_be_mended_is_in_the_copy_too(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    # What cannot be repaired is in the copy too.
     lost = ROW | {"id": "lost", "answers": {"text": ["Rye"], "answer_start": [0]}}
-    bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY, lost)
+    bad = world.rows("worse.json", *FAULTY, lost)
     assert checked(checkpoint, bad, "--repair", tmp_path / "copy.json") == 1
     assert "bertqa train refuses it, for 1 of its questions" in capsys.readouterr().out
     assert read_examples(tmp_path / "copy.json")[3] == read_examples(bad)[3]
@@ -527,11 +529,9 @@ def test_the_reports_of_a_check(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_of_several_processes_one_checks(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setenv("RANK", "1")
     bad = World(tmp_path, checkpoint).rows("bad.json", *FAULTY)
     assert checked(checkpoint, bad) == 0
@@ -539,99 +539,83 @@ def test_of_several_processes_one_checks(
 
 
 @pytest.fixture
-def heeding_signals() -> Iterator[None]:
-    """As in a terminal, also where the suite itself runs in the background of a shell."""
+def after_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[int, Callable[[], object]], None]]:
+    """Lets something happen once a training has logged a step.
+
+    Signals are heeded as in a terminal, also where the suite itself runs in the background.
+    """
     heeded = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
-    yield
+    append = RunFolder.append_log
+
+    def arrange(step: int, act: Callable[[], object]) -> None:
+        def logged(folder: RunFolder, line: dict[str, Any]) -> None:
+            append(folder, line)
+            if line["step"] == step:
+                act()
+
+        monkeypatch.setattr(RunFolder, "append_log", logged)
+
+    yield arrange
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("heeding_signals")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
-)
+def interrupt(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_itself_and_goes_on(
-    checkpoint: Path,
-    tmp_path: Path,
-    trained: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: int,
-    code: int,
-) -> None:
-    append = RunFolder.append_log
-
-    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
-        append(folder, line)
-        if line["step"] == 6:
-            os.kill(os.getpid(), number)
-
+    checkpoint: Path, tmp_path: Path, trained: Any, after_log: Any,
+    capsys: pytest.CaptureFixture[str], number: signal.Signals,
+) -> None:  # fmt: skip
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
     before = signal.getsignal(number)
-    assert before is not signal.SIG_IGN
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_log", interrupt)
-        assert call("train", *flags) == code
+    after_log(6, lambda: interrupt(number))
+    assert call("train", *flags) == 128 + number
     assert signal.getsignal(number) is before
-    said = capsys.readouterr().err.splitlines()[-1]
-    name = signal.Signals(number).name
-    assert said == (
-        f"stopped by {name} after step 6 of 8, which is saved: the same command with --resume "
-        "goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"stopped by {number.name} after step 6 of 8, which is saved: the same command with "
+        "--resume goes on"
     )
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000006"]
+    assert checkpoints_of(tmp_path / "run") == ["step-00000006"]
 
     assert call("train", *flags, "--resume") == 0
     said = capsys.readouterr().out.splitlines()
     assert "8 steps of 4 windows on cpu in torch.float32, from step 6" in said
     whole, _ = trained
-    assert without_speed(tmp_path / "run" / "log.jsonl") == without_speed(whole / "log.jsonl")
-    ours = load_file(tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors")
-    theirs = load_file(whole / "checkpoints" / "step-00000008" / "model.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert log_of(tmp_path / "run") == log_of(whole)
+    last = Path("checkpoints") / "step-00000008" / "model.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (whole / last).read_bytes()
 
 
-@pytest.mark.usefixtures("heeding_signals")
 def test_whoever_interrupts_twice_does_not_wait(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, tmp_path: Path, after_log: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    append = RunFolder.append_log
+    def twice() -> None:
+        before = signal.getsignal(signal.SIGINT)
+        interrupt()
+        for _ in range(500):  # until it is noted
+            if signal.getsignal(signal.SIGINT) is not before:
+                break
+            time.sleep(0.01)
+        interrupt()
+        time.sleep(5)  # whom the second one lets wait has not noticed it
 
-    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
-        append(folder, line)
-        if line["step"] == 6:
-            before = signal.getsignal(signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(500):  # until it is noted
-                if signal.getsignal(signal.SIGINT) is not before:
-                    break
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)  # whom the second one lets wait has not noticed it
-
-    monkeypatch.setattr(RunFolder, "append_log", interrupt)
+    after_log(6, twice)
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
     assert call("train", *flags) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert checkpoints_of(tmp_path / "run") == ["step-00000004"]
 
 
-@pytest.mark.usefixtures("heeding_signals")
 def test_a_signal_that_was_ignored_from_the_start_stays_so(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, after_log: Any
 ) -> None:
-    append = RunFolder.append_log
-
-    def interrupt(folder: RunFolder, line: dict[str, Any]) -> None:
-        append(folder, line)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(RunFolder, "append_log", interrupt)
+    after_log(1, interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     world = World(tmp_path, checkpoint)
     assert call("train", *world.train("--max_steps", 2, "--logging_steps", 1)) == 0
@@ -654,16 +638,13 @@ def test_a_headless_checkpoint_can_be_trained(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--top-k", "3"], {"top_k": 3}),
-        (["--top_k", "3"], {"top_k": 3}),
-        (["--top-k=3"], {"top_k": 3}),
+        *((given, {"top_k": 3}) for given in (["--top-k", "3"], ["--top_k", "3"], ["--top-k=3"])),
         (["--context-file=a-b_c.txt"], {"context_file": Path("a-b_c.txt")}),
         (["--context", "well-known_word"], {"context": "well-known_word"}),
         (["--question=--what-is it"], {"question": "--what-is it"}),
         (["--context", "--dry-run is a flag."], {"context": "--dry-run is a flag."}),
         (["--context", "--top-k is a flag."], {"context": "--top-k is a flag."}),
         (["--context=--top-k"], {"context": "--top-k"}),
-        (["--null-score-diff-threshold", "-1.5"], {"null_score_diff_threshold": -1.5}),
         (["--null_score_diff_threshold=-1e-3"], {"null_score_diff_threshold": -1e-3}),
         (["--version-2-with-negative"], {"version_2_with_negative": True}),
         (["--null-score-diff-threshold", "-1e-3"], {"null_score_diff_threshold": -0.001}),

@@ -12,11 +12,7 @@ import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import (
-    read_decoding_file,
-    write_curve,
-    write_decoding_file,
-)
+from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.data.readers import read_examples
@@ -24,8 +20,8 @@ from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
 from bertqa.report.charts import draw_curve
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.commands.world import HERE, call
-from tests.helpers import STORIES, STORIES_V2
+from tests.commands.world import HERE, World, call
+from tests.helpers import STORIES, STORIES_V2, write_questions
 
 WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
 
@@ -33,11 +29,7 @@ WINDOWS = ["--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24]
 @pytest.fixture
 def copied(checkpoint: Path, tmp_path: Path) -> Path:
     """The checkpoint, to write into."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return World(tmp_path, checkpoint).checkpoint()
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +55,7 @@ def held_out() -> list[Example]:
 @pytest.fixture(scope="module")
 def held_out_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The held-out questions as a file."""
-    path = tmp_path_factory.mktemp("data") / "held_out.json"
-    rows = [
-        {
-            "id": e.id, "question": e.question, "context": e.context,
-            "answers": {"text": list(e.answers or ()), "answer_start": list(e.answer_starts)},
-        }
-        for e in held_out()
-    ]  # fmt: skip
-    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
-    return path
+    return write_questions(tmp_path_factory.mktemp("data") / "held_out.json", held_out())
 
 
 def test_the_best_point_is_the_highest_of_the_curve() -> None:
@@ -202,22 +185,16 @@ def test_a_model_in_the_cache_of_the_hub_stays_as_it_is(
     assert not (snapshot / "decoding.json").exists()
 
 
-def test_a_file_without_unanswerable_questions_is_refused(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call("threshold", copied, STORIES, *HERE) == 2
-    assert "not both questions with an answer" in capsys.readouterr().err
-    assert not (copied / "decoding.json").exists()
-
-
 def test_a_threshold_is_refused_where_all_questions_are_alike(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"question": "Who?", "context": f"Ada {i}.", "answers": []} for i in range(3)]
     path = tmp_path / "none.json"
     path.write_text(json.dumps({"data": rows}))
-    assert call("threshold", copied, path, *HERE) == 2
-    assert "not both questions with an answer" in capsys.readouterr().err
+    for alike in (STORIES, path):
+        assert call("threshold", copied, alike, *HERE) == 2
+        assert "not both questions with an answer" in capsys.readouterr().err
+    assert not (copied / "decoding.json").exists()
     run = [
         "--model", copied, "--train_file", path, "--validation_split_percentage", 30,
         "--version_2_with_negative", "--max_steps", 1, "--output_dir", tmp_path / "o",
@@ -283,13 +260,11 @@ def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -
     assert shown(value) in str(caught.value)
 
 
-def test_windows_longer_than_the_model_are_refused_by_file(copied: Path) -> None:
-    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 10**18}))
-    with pytest.raises(UserError, match=r"decoding\.json: max_seq_length 10{18} is more than"):
-        QuestionAnswerer.from_pretrained(copied)
-
-
-def test_windows_that_cannot_be_are_refused_by_name(copied: Path) -> None:
-    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": 20}))
-    with pytest.raises(UserError, match=r"decoding\.json: --max_seq_length 20"):
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [(10**18, r"max_seq_length 10{18} is more than"), (20, "--max_seq_length 20")],
+)
+def test_windows_that_cannot_be_are_refused_by_file(copied: Path, length: int, said: str) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"max_seq_length": length}))
+    with pytest.raises(UserError, match=rf"decoding\.json: {said}"):
         QuestionAnswerer.from_pretrained(copied)

@@ -55,11 +55,6 @@ def run(command: list[object], home: Path, **options: Any) -> subprocess.Complet
     )  # fmt: skip
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertqa.data.readers import iter_rows, load_hub_dataset, read_examples
+from bertqa.data.readers import is_json_lines, iter_json_lines, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 
@@ -71,7 +72,7 @@ def _rows(examples: list[Example], answers=_lists) -> list[dict]:
     ]
 
 
-def _nested(examples: list[Example], v2: bool) -> str:
+def _articles(examples: list[Example], v2: bool) -> list[dict]:
     """SQuAD's own form, with the extra keys met in it."""
     paragraphs: dict[str, list] = {}
     for e in examples:
@@ -82,11 +83,14 @@ def _nested(examples: list[Example], v2: bool) -> str:
         for answer in qa["answers"]:
             answer["start_guessed"] = True
         paragraphs.setdefault(e.context, []).append(qa)
-    articles = [
+    return [
         {"topic": "x", "paragraphs": [{"context": context, "qas": qas, "source": "y"}]}
         for context, qas in paragraphs.items()
     ]
-    return json.dumps({"version": "v2.0" if v2 else "1.1", "data": articles})
+
+
+ARTICLES = {version: _articles(GOLD, v2=version == "v2.0") for version in ("1.1", "v2.0")}
+PARAGRAPHS = [paragraph for article in ARTICLES["v2.0"] for paragraph in article["paragraphs"]]
 
 
 def _json_lines(rows: list[dict], ascii_only: bool = True) -> str:
@@ -125,8 +129,18 @@ def _numpy_literal(answers: dict) -> str:
 
 
 FORMS = {
-    "nested-v1": ("x.json", _nested(GOLD, v2=False), GOLD),
-    "nested-v2": ("x.json", _nested(GOLD, v2=True), GOLD),
+    "nested-v1": ("x.json", json.dumps({"version": "1.1", "data": ARTICLES["1.1"]}), GOLD),
+    "nested-v2": ("x.json", json.dumps({"data": ARTICLES["v2.0"]}), GOLD),
+    "articles": ("x.json", json.dumps(ARTICLES["v2.0"]), GOLD),
+    "one-article": ("x.json", json.dumps(ARTICLES["1.1"][0]), GOLD[:3]),
+    "paragraphs": ("x.json", json.dumps(PARAGRAPHS), GOLD),
+    "paragraphs-in-data": ("x.json", json.dumps({"data": PARAGRAPHS}), GOLD),
+    "one-paragraph": ("x.json", json.dumps(PARAGRAPHS[1]), GOLD[3:]),
+    "lines-paragraphs": (
+        "x.jsonl",
+        _json_lines([{"header": {"dataset": "x"}}, *PARAGRAPHS]),
+        GOLD,
+    ),
     "flat": ("x.json", json.dumps({"version": "1", "data": _rows(GOLD)}), GOLD),
     "flat-no-version": ("x.json", json.dumps({"data": _rows(GOLD, _pairs)}, indent=1), GOLD),
     "flat-bare-list": ("x.json", json.dumps(_rows(GOLD)), GOLD),
@@ -217,6 +231,60 @@ def test_a_missing_id_is_the_number_of_the_row(tmp_path, name, write):
     assert [e.id for e in read_examples(tmp_path / name)] == ["0", "12", "2"]
 
 
+@pytest.mark.parametrize("key", ["id", "qid", "question_id", "guid", "_id"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_ids_under_their_usual_names(tmp_path, name, key):
+    rows = [{"question": "a?", "context": "A", key: value} for value in ("b7", 12)]
+    (tmp_path / name).write_text(_json_lines(rows) if name == "x.jsonl" else _table(rows))
+    assert [e.id for e in read_examples(tmp_path / name)] == ["b7", "12"]
+
+
+def test_an_id_that_is_made_up_is_no_other_row_s(tmp_path):
+    rows = [{"question": "a?", "context": "A"} for _ in range(4)]
+    for number, name in [(1, 0), (3, "row 0")]:
+        rows[number]["id"] = name
+    (tmp_path / "x.jsonl").write_text(_json_lines(rows))
+    said = []
+    examples = read_examples(tmp_path / "x.jsonl", say=said.append)
+    assert [e.id for e in examples] == ["row row 0", "0", "2", "row 0"]
+    (line,) = said
+    assert "x.jsonl: 4 questions; 2 without an id" in line and "4 without gold answers" in line
+    lines = [line.example.id for line in iter_json_lines(tmp_path / "x.jsonl")]
+    assert lines == ["line 1", "0", "line 3", "row 0"]
+
+
+def test_what_is_not_read_is_said_where_something_is_missing(tmp_path):
+    said = []
+    row = {"question": "?", "context": "A", "id": 1, "target": "A"}
+    for more in ({}, {"answers": []}):
+        (tmp_path / "x.json").write_text(json.dumps([row | more]))
+        read_examples(tmp_path / "x.json", say=said.append)
+    (line,) = said
+    assert line == (
+        f"{tmp_path / 'x.json'}: 1 question; 1 without gold answers, so that EM and F1 leave them "
+        "out; keys that are not read: 'target'"
+    )
+
+
+def test_rows_with_a_fault_can_be_kept(tmp_path):
+    faulty = [{"is_impossible": True, "answers": ["A"]}, {"question": 5}, {"answer": 7}]
+    rows = [
+        _row(GOLD[0], answers=_lists(GOLD[0])),
+        *({"question": "?", "context": "A"} | f for f in faulty),
+        5,
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    examples = read_examples(tmp_path / "x.json", keep_faulty=True)
+    assert examples[0] == GOLD[0] and not GOLD[0].fault
+    assert [e.fault.partition(",")[0] for e in examples[1:]] == [
+        "is_impossible is true",
+        "question is 5 (int)",
+        "answer is 7 (int)",
+        "is 5 (int)",
+    ]
+    assert examples[4].id == f"{tmp_path / 'x.json'}, [4]"
+
+
 def test_a_missing_id_in_the_nested_form_counts_through_the_file(tmp_path):
     paragraph = {"context": "A", "qas": [{"question": "a?"}, {"question": "b?"}]}
     articles = [{"paragraphs": [paragraph, paragraph]}, {"paragraphs": [paragraph]}]
@@ -241,6 +309,36 @@ def test_a_missing_id_in_the_nested_form_counts_through_the_file(tmp_path):
         ({"answers": {"text": ["A"]}}, ("A",), ()),
         ({"answers": [{"text": "A"}]}, ("A",), ()),
         ({"answers": {"text": ["A", "B"], "answer_start": [0]}}, ("A", "B"), (0,)),
+        # One answer, and gold under other names.
+        ({"answers": "A"}, ("A",), ()),
+        ({"answers": {"text": "A", "answer_start": 0}}, ("A",), (0,)),
+        ({"answers": {"text": ["A"], "answer_start": 0}}, ("A",), (0,)),
+        ({"answers": ["A", "B"], "answer_start": [0, 2]}, ("A", "B"), (0, 2)),
+        ({"answer": "A"}, ("A",), ()),
+        ({"answer": "A", "answer_start": 0}, ("A",), (0,)),
+        ({"answer": {"text": "B", "answer_start": 2, "html_answer_start": 9}}, ("B",), (2,)),
+        ({"answer_text": "B", "answer_start": 2}, ("B",), (2,)),
+        ({"text": "B", "answer_start": 2}, ("B",), (2,)),
+        ({"text": ["A", "B"], "answer_start": [0, 2]}, ("A", "B"), (0, 2)),
+        ({"text": "any other text"}, None, ()),
+        ({"answers.text": ["B"], "answers.answer_start": [2]}, ("B",), (2,)),
+        ({"answers": None, "answer_text": "B", "answer_start": 2}, ("B",), (2,)),
+        (
+            {
+                "answers": ["B", "C"],
+                "detected_answers": [{"text": "B", "char_spans": [[2, 2], [7, 7]]}],
+            },
+            ("B", "C"),
+            (2, -1),
+        ),
+        # A start that is not known, and one that pandas made a float.
+        ({"answers": {"text": ["A", "B"], "answer_start": [None, -1]}}, ("A", "B"), ()),
+        ({"answers": [{"text": "A"}, {"text": "B", "answer_start": 2.0}]}, ("A", "B"), (-1, 2)),
+        ({"answers": {"text": ["A"], "answer_start": [float("nan")]}}, ("A",), ()),
+        ({"answers": float("nan"), "is_impossible": float("nan")}, None, ()),
+        # A blank answer beside others, or at a place, is a fault of the data.
+        ({"answers": {"text": ["", "A"], "answer_start": [0, 0]}}, ("", "A"), (0, 0)),
+        ({"answers": {"text": [""], "answer_start": [5]}}, ("",), (5,)),
     ],
 )
 def test_gold(tmp_path, gold, answers, starts):
@@ -250,8 +348,44 @@ def test_gold(tmp_path, gold, answers, starts):
     assert example.is_impossible == (answers == ())
 
 
+def test_gold_is_read_as_the_documentation_says(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\".*)` \| `(.*)` \| `(.*)` \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for gold, answers, starts in rows:
+        row = f'{{"question": "Who?", "context": "Ada built it.", {gold}}}'
+        (tmp_path / "x.jsonl").write_text(row)
+        (example,) = read_examples(tmp_path / "x.jsonl")
+        assert (repr(example.answers), repr(example.answer_starts)) == (
+            answers.replace('"', "'"),
+            starts,
+        ), gold
+
+
+NO_ANSWER = [
+    {"answers": {"text": [""], "answer_start": start}} for start in ([-1], [None], [0], -1, None)
+] + [
+    {"answers": []},
+    {"answers": {"text": [], "answer_start": [-1]}},
+    {"answers": [{"text": " ", "answer_start": -1}]},
+    {"answers": [""]},
+    {"answer": ""},
+    {"answer_text": "", "answer_start": -1},
+    {"answer_text": None, "answer_start": -1},
+]
+
+
+@pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
+def test_no_answer_is_written_in_many_ways(tmp_path, gold):
+    """With ``is_impossible`` false they all say that an answer was not given."""
+    for impossible, answers in [(None, ()), (True, ()), (False, None)]:
+        row = {"question": "?", "context": "A B", "is_impossible": impossible} | gold
+        (tmp_path / "x.jsonl").write_text(json.dumps(row))
+        assert read_examples(tmp_path / "x.jsonl") == [Example("0", "?", "A B", answers)]
+
+
 @pytest.mark.parametrize(
-    ("start", "starts"), [("3", (3,)), ("3.0", (3,)), ("-1", (-1,)), ("", ()), ("0003", (3,))]
+    ("start", "starts"), [("3", (3,)), ("3.0", (3,)), ("-1", ()), ("", ()), ("0003", (3,))]
 )
 def test_csv_answer_start(tmp_path, start, starts):
     row = {"question": "?", "context": "an ox", "answer_text": "ox", "answer_start": start}
@@ -259,9 +393,74 @@ def test_csv_answer_start(tmp_path, start, starts):
     assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "an ox", ("ox",), starts)]
 
 
+@pytest.mark.parametrize(
+    ("cell", "answers", "starts"),
+    [
+        ("['red' 'red mill']", ("red", "red mill"), ()),
+        ("['red'\n \"it's\" 'a \\'b\\'']", ("red", "it's", "a 'b'"), ()),
+        ("[np.str_('red') np.str_('mill')]", ("red", "mill"), ()),
+        ("{'text': ['red' 'mill'], 'answer_start': [ 3 -7]}", ("red", "mill"), (3, -7)),
+        (
+            "{'text': array(['red'], dtype=object), 'answer_start': array([ 3], dtype=int32)}",
+            ("red",),
+            (3,),
+        ),
+        (
+            "[{'text': 'red', 'answer_start': 3}\n {'text': 'mill', 'answer_start': 5}]",
+            ("red", "mill"),
+            (3, 5),
+        ),
+    ],
+)
+def test_csv_cells_as_pandas_and_numpy_print_them(tmp_path, cell, answers, starts):
+    (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "A", "answers": cell}]))
+    assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "A", answers, starts)]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "Series(['red'], [3])",
+        "{'text': 0    red\ndtype: str}",
+        "0    red\n1    mill\nName: text, dtype: object",
+        "['red' ... 'mill']",
+        "['it''s']",
+    ],
+)
+@pytest.mark.parametrize("name", ["answers", "answer", "answer_text"])
+def test_csv_cells_that_could_mean_anything_are_refused(tmp_path, cell, name):
+    (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "A", name: cell}]))
+    assert ", line 2: an" in _message(tmp_path / "x.csv")
+
+
 def test_csv_answer_text_alone(tmp_path):
     (tmp_path / "x.csv").write_text("question,context,answer_text\n?,an ox,ox\n?,an ox,\n")
     assert [e.answers for e in read_examples(tmp_path / "x.csv")] == [("ox",), None]
+
+
+@pytest.mark.parametrize(
+    ("cells", "answers", "starts"),
+    [
+        ({"answer": "an ox"}, ("an ox",), ()),
+        ({"answer": "[1] ox"}, ("[1] ox",), ()),
+        ({"answer": "[1]"}, ("[1]",), ()),
+        ({"answer": "[sic]"}, ("[sic]",), ()),
+        ({"answer": "{ox}"}, ("{ox}",), ()),
+        ({"answer": "[]"}, (), ()),
+        ({"answer": "['an' 'ox']"}, ("an", "ox"), ()),
+        ({"answer": "{'text': ['ox'], 'answer_start': [3]}"}, ("ox",), (3,)),
+        ({"answer": "", "is_impossible": "0.0"}, None, ()),
+        ({"text": "ox", "answer_start": "3.0"}, ("ox",), (3,)),
+        ({"text": "['an' 'ox']", "answer_start": "[0 3]"}, ("an", "ox"), (0, 3)),
+        ({"text": "", "answer_start": "-1"}, (), ()),
+        ({"text": "", "answer_start": ""}, None, ()),
+        ({"answers.text": "['ox']", "answers.answer_start": "[3]"}, ("ox",), (3,)),
+        ({"answers": '"ox"'}, ("ox",), ()),
+    ],
+)
+def test_csv_gold_under_other_names(tmp_path, cells, answers, starts):
+    (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "an ox"} | cells]))
+    assert read_examples(tmp_path / "x.csv") == [Example("0", "?", "an ox", answers, starts)]
 
 
 def test_csv_with_a_huge_field_blank_lines_and_unnamed_columns(tmp_path):
@@ -292,6 +491,9 @@ def folder(tmp_path_factory):
 def test_odd_text_survives_json_lines_and_csv(folder, examples, raw):
     answers = [None if e.answers is None else list(e.answers) for e in examples]
     rows = [_row(e, answers=a) for e, a in zip(examples, answers, strict=True)]
+    expected = [
+        e if any(map(str.strip, e.answers or ("x",))) else replace(e, answers=()) for e in examples
+    ]
     cells = [row | {"answers": json.dumps(row["answers"])} for row in rows]
     literals = [row | {"answers": str(row["answers"])} for row in rows]
     for name, text in [
@@ -301,16 +503,16 @@ def test_odd_text_survives_json_lines_and_csv(folder, examples, raw):
         ("x.tsv", _table(literals, delimiter="\t")),
     ]:
         (folder / name).write_text(text, encoding="utf-8", newline="")
-        assert read_examples(folder / name) == examples, name
+        assert read_examples(folder / name) == expected, name
 
 
 # --- streaming -----------------------------------------------------------------------------------
 
 
-def test_iter_rows_stops_reading_at_the_line_it_yields(tmp_path):
+def test_iter_json_lines_stops_reading_at_the_line_it_yields(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(_json_lines(_rows(GOLD[:1])) + "{broken\n")
-    lines = iter_rows(path)
+    lines = iter_json_lines(path)
     assert next(lines).example == GOLD[0]
     assert "x.jsonl, line 2, " in next(lines).fault
 
@@ -334,7 +536,7 @@ def test_a_device_is_not_read(tmp_path, ending):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
+def test_iter_json_lines_yields_before_the_file_has_an_end(tmp_path):
     path = tmp_path / "x.jsonl"
     os.mkfifo(path)
     # The writer ends only when told: a reader that waited for the end would never return.
@@ -342,7 +544,7 @@ def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
     command = [sys.executable, "-c", script, str(path), _json_lines(_rows(GOLD[:2]))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as writer:
         try:
-            lines = iter_rows(path)
+            lines = iter_json_lines(path)
             assert [next(lines).example, next(lines).example] == GOLD[:2]
             assert writer.poll() is None
         finally:
@@ -351,14 +553,14 @@ def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
-def test_iter_rows_holds_little_of_a_large_file(tmp_path, compressed):
+def test_iter_json_lines_holds_little_of_a_large_file(tmp_path, compressed):
     rows = [{"question": f"{n}?", "context": f"{n} " * 500} for n in range(4000)]
     text = _json_lines(rows).encode()
     path = tmp_path / "x.jsonl"
     path.write_bytes(gzip.compress(text, 1) if compressed else text)
     tracemalloc.start()
     try:
-        count = sum(1 for _ in iter_rows(path))
+        count = sum(1 for _ in iter_json_lines(path))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -367,7 +569,18 @@ def test_iter_rows_holds_little_of_a_large_file(tmp_path, compressed):
     assert peak < 1_000_000
 
 
-def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
+def test_lines_with_several_questions_are_not_read_one_by_one(tmp_path):
+    """What predictions.jsonl says of a line is one answer."""
+    path = tmp_path / "x.jsonl"
+    for first, is_row in [({"header": {}}, False), (PARAGRAPHS[0], False), (_row(GOLD[0]), True)]:
+        path.write_text(_json_lines([first, *PARAGRAPHS]))
+        assert is_json_lines(path) == is_row
+    assert "line 2 has 3 questions" in list(iter_json_lines(path))[1].fault
+    path.write_text("{broken")
+    assert is_json_lines(path) and is_json_lines(tmp_path / "missing.jsonl")
+
+
+def test_iter_json_lines_goes_on_after_lines_that_are_no_questions(tmp_path):
     path = tmp_path / "x.jsonl"
     good = _json_lines(_rows(GOLD[:2])).encode().splitlines(keepends=True)
     bad = {
@@ -380,7 +593,7 @@ def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
         b'{"question": "Who?", "context": "\\ud83d"}': "surrogate",
     }
     path.write_bytes(good[0] + b"\n  \n" + b"".join(bad) + b"\n" + good[1])
-    lines = list(iter_rows(path))
+    lines = list(iter_json_lines(path))
     assert [line.number for line in lines] == [1, *range(4, 4 + len(bad)), 4 + len(bad)]
     assert [line.example for line in (lines[0], lines[-1])] == GOLD[:2]
     for line, (raw, words) in zip(lines[1:-1], bad.items(), strict=True):
@@ -443,18 +656,25 @@ FAULTY_FILES = [
     ("x.json", json.dumps({f"id{n}": "x" for n in range(12)}).encode(), "'id9', 2 more"),
     ("x.json", b'{"data": "x"}', "data is 'x' (str)", "a list"),
     # The nested form.
-    ("x.json", b'{"data": [{"paragraphs": []}, {"title": "t"}]}', "data[1] lacks paragraphs"),
+    (
+        "x.json",
+        b'{"data": [{"paragraphs": []}, {"title": "t"}]}',
+        "data[1] lacks question and context",
+        "'title'",
+    ),
     ("x.json", b'{"data": [{"paragraphs": []}, []]}', "data[1] is [] (list)", "an object"),
     ("x.json", b'{"data": [{"paragraphs": {}}]}', "data[0]: paragraphs is {} (dict)", "a list"),
-    ("x.json", PARAGRAPH % b'{"qas": [{}]}', "data[0].paragraphs[0] lacks context", "'qas'"),
-    ("x.json", PARAGRAPH % b'{"text": ""}', "lacks qas", "'text'"),
+    ("x.json", PARAGRAPH % b'{"qas": []}', "data[0].paragraphs[0] lacks context", "'qas'"),
+    ("x.json", PARAGRAPH % b'{"text": ""}', "lacks context and qas", "'text'"),
     ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas is 5 (int)"),
-    ("x.json", PARAGRAPH % b'{"context": null, "qas": [{}]}', "context is None", "a string"),
+    ("x.json", PARAGRAPH % b'{"context": null, "qas": []}', "context is None", "a string"),
     (
         "x.json",
         PARAGRAPH % b'{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}',
         "data[0].paragraphs[0].qas[1] lacks question",
     ),
+    ("x.json", b'[{"title": "t", "context_text": "A", "qas": []}]', "[0] lacks context", "CMRC"),
+    ("x.json", b'{"data": [{"story": "A", "questions": []}]}', "data[0] lacks", "CoQA"),
     # Rows.
     ("x.json", b'{"data": [{"question": "?"}]}', "data[0] lacks context", "'question'"),
     ("x.json", b'[%s, "?"]' % GOOD, "[1] is '?' (str)", "an object"),
@@ -478,6 +698,7 @@ FAULTY_FILES = [
     ("x.csv", HEADER + b"?,A,Paris\n", "line 2", "'Paris', neither JSON nor a Python literal"),
     ("x.csv", HEADER + b"?,A,__import__('os').getcwd()\n", "line 2", "neither JSON nor"),
     ("x.csv", HEADER + b"?,A," + b"[" * 9999 + b"\n", "line 2", "[[...[[", "neither JSON nor"),
+    ("x.csv", HEADER + b"?,A,'red' 'mill'\n", "answers is ('red', 'mill') (tuple)", "a list"),
     ("x.csv", HEADER + b"?,A,5\n", "line 2", "answers is 5 (int)", "a list"),
     ("x.csv", b"question,context,answer_text,answer_start\n?,A,A,1.5\n", "answer_start is '1.5'"),
     ("x.csv", b"question,context,is_impossible\n?,A,maybe\n", "is_impossible is 'maybe'"),
@@ -497,16 +718,15 @@ FAULTY_ROWS = [
     (b'"is_impossible": 1, ' + ROW, "is_impossible is 1 (int)"),
     (b'"is_impossible": true, "answers": ["A"], ' + ROW, "is_impossible is true", "'A'"),
     (b'"answers": 5, ' + ROW, "answers is 5 (int)", "a list"),
-    (b'"answers": "A", ' + ROW, "answers is 'A' (str)", "a list"),
-    (b'"answers": NaN, ' + ROW, "answers is nan (float)"),
     (b'"answers": ["A", 5], ' + ROW, "an answer is 5 (int)", "a string"),
     (b'"answers": ["A", {"text": "A"}], ' + ROW, "an answer is 'A' (str)", "an object"),
     (b'"answers": [{"answer_start": 0}], ' + ROW, "an answer lacks text"),
     (b'"answers": [{"text": "A", "answer_start": "12"}], ' + ROW, "answer_start is '12' (str)"),
-    (b'"answers": [{"text": "A", "answer_start": null}], ' + ROW, "answer_start is None"),
     (b'"answers": {"answer_start": [0]}, ' + ROW, "answers lacks text"),
-    (b'"answers": {"text": "A", "answer_start": 0}, ' + ROW, "text is 'A' (str)", "a list"),
-    (b'"answers": {"text": ["A"], "answer_start": 0}, ' + ROW, "answer_start is 0 (int)"),
+    (b'"answer": 5, ' + ROW, "answer is 5 (int)", "a list"),
+    (b'"answers": {"text": 7, "answer_start": 0}, ' + ROW, "text is 7 (int)", "a list"),
+    (b'"answers": ["A"], "detected_answers": ["A"], ' + ROW, "detected_answers is ['A'] (list)"),
+    (b'"qid": 1.5, ' + ROW, "qid is 1.5 (float)", "a string or a whole number"),
     (b'"answers": {"text": ["A"], "answer_start": [12.5]}, ' + ROW, "answer_start is 12.5"),
     (b'"answers": {"text": ["A"], "answer_start": [true]}, ' + ROW, "answer_start is True"),
     (b'"answers": {"text": ["\\ud83d"], "answer_start": [0]}, ' + ROW, "an answer holds half"),
@@ -530,10 +750,10 @@ def test_faulty_rows(tmp_path, row, words):
     path.write_bytes(GOOD + b"\n{%s}\n" % row)
     message = _message(path)
     assert [word for word in (", line 2: ", *words) if word not in message] == [], message
-    assert list(iter_rows(path))[1].fault == str(path) + message
+    assert list(iter_json_lines(path))[1].fault == str(path) + message
 
 
-@pytest.mark.parametrize("read", [read_examples, lambda path: list(iter_rows(path))])
+@pytest.mark.parametrize("read", [read_examples, lambda path: list(iter_json_lines(path))])
 def test_files_that_cannot_be_opened(tmp_path, read):
     assert "does not exist" in _message(tmp_path / "none.jsonl", read)
     (tmp_path / "folder.jsonl").mkdir()
@@ -667,7 +887,7 @@ def test_hub_errors(tmp_path, hub_set, datasets):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"passage": "A", "answers": ["A"]}, "split 'train' lacks context (found: 'question', "),
+        ({"passage": "A", "answers": ["A"]}, "'train', row 0 lacks context (found: 'question', "),
         ({"context": "A", "answers": 5}, "split 'train', row 0: answers is 5 (int)"),
     ],
 )
@@ -711,6 +931,7 @@ def _example(**changes) -> Example:
             ],
             "different numbers, 0 and 1 (2 such",
         ),
+        (check_answers, [_example(answers=("A",) * 2, answer_starts=(0, -1))], "numbers, 2 and 1"),
         (check_answers, [_example(answers=("A", ""), answer_starts=(0, 1))], "a blank answer text"),
         (
             # Counted in UTF-16 units, not in code points.

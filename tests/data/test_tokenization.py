@@ -260,7 +260,6 @@ def test_the_line_is_the_id(folder):
 def test_without_settings_letters_are_made_small(folder):
     (folder / "tokenizer_config.json").unlink()
     ours, theirs = BertTokenizer.load(folder), TheirTokenizer.from_pretrained(folder)
-    assert ours.settings == {}
     assert rows(ours.encode(TEXTS)) == their_rows(theirs, TEXTS)
     assert ours.tokens(ours.encode(["THE River"]).ids) == ["the", "river"]
 

@@ -12,18 +12,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import BertModel
+from transformers import BertTokenizer as TheirTokenizer
 
 from bertqa.answering import answerer as answering
 from bertqa.answering.answers import Prediction
 from bertqa.commands import verify
 from bertqa.commands.flags import run_script
+from bertqa.data import tokenizer_files
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
 from bertqa.explain import verification
 from bertqa.explain.verification import QUANTITIES, SAMPLES, Row
+from bertqa.files import write_json
 from bertqa.model import bert, kernels
 from bertqa.settings import WindowSettings
-from tests.helpers import their_model, write_checkpoint
+from tests.helpers import their_model, vocabulary, write_checkpoint
 
 LAYERS = 2
 WINDOWS = ["--max_seq_length", 64, "--doc_stride", 16]
@@ -121,6 +124,34 @@ def test_shards_and_a_pickle(checkpoint: Path, tmp_path: Path, run: Any) -> None
     assert run(sharded)[0] == 0
     assert run(pickled)[0] == 2
     assert run(pickled, "--allow_bin")[0] == 0
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """A checkpoint whose folder adds tokens to the vocabulary."""
+    size = len(vocabulary()) + 2
+    folder = write_checkpoint(tmp_path / "marked", num_hidden_layers=LAYERS, vocab_size=size)
+    write_json(folder / "added_tokens.json", {"zork": size - 2})
+    settings = {"tokenizer_class": "BertTokenizer", "additional_special_tokens": ["[E1]"]}
+    write_json(folder / "tokenizer_config.json", settings)
+    return folder
+
+
+def test_tokens_that_a_folder_adds(
+    marked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(marked, *WINDOWS) == 0
+    assert "asked: 6 questions" in capsys.readouterr().out
+    monkeypatch.setattr(tokenizer_files, "_added_tokens", lambda *a: [])
+    assert call(marked, *WINDOWS) == 1
+    assert rows_of(capsys.readouterr().out)["token ids"][3] == "question 'added tokens'"
+
+
+def test_a_text_that_says_sep_is_left_out(
+    checkpoint: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(checkpoint, "--input", questions, *WINDOWS) == 0
+    assert "says [SEP] or the like: 1 questions" in capsys.readouterr().out
 
 
 # --- and it can fail -----------------------------------------------------------------------------
@@ -304,6 +335,25 @@ def test_without_the_other_side(
     prepare(monkeypatch)
     assert call(checkpoint) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_class(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(marked / "tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"})
+    assert call(marked) == 2
+    said = capsys.readouterr().err
+    assert "tokenizer_class is 'BertJapaneseTokenizer'" in said and said.count("\n") == 1
+
+
+def test_their_tokenizer_fails(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise NotImplementedError("no offsets here.\nThere are none.")
+
+    monkeypatch.setattr(TheirTokenizer, "__call__", fail)
+    assert call(checkpoint) == 2
+    said = capsys.readouterr().err
+    assert "NotImplementedError: no offsets here)" in said and said.count("\n") == 1
 
 
 def test_a_tokenizer_of_another_model(

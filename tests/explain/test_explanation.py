@@ -2,88 +2,49 @@
 
 import base64
 import copy
+import math
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answers import Prediction
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
-from bertqa.explain.explanation import Explanation
-from bertqa.explain.formulas import FORMULAS, sources
+from bertqa.explain.explanation import Explanation, answer_text
 from bertqa.explain.hooks import record
-from bertqa.explain.html import answer_text
-from bertqa.explain.script_data import packed_attention, quantised
+from bertqa.explain.page_data import packed_attention, quantised
+from bertqa.explain.sources import sources
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
-from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.helpers import write_checkpoint
+from tests.explain.conftest import (
+    CONTEXT,
+    CPU,
+    NEGATIVE,
+    NEVER,
+    QUESTION,
+    STEPS,
+    WINDOWS,
+    Explain,
+)
 
 ROOT = Path(__file__).parents[2]
-QUESTION = "Who built the quay?"
-CONTEXT = (
-    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
-    "the man counted how many re\u0301sume\u0301s were on board. What "
-    "Eve \U0001f469\u200d\U0001f680 did there, who knows?"
-)
-WINDOWS = WindowSettings(48, 8)
-STEPS = 3
 NUMBERED = "".join(f" {number}." for number in range(999))
-CPU = Runtime(torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("explain") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> BertForQuestionAnswering:
-    return load_checkpoint(folder)[0]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> BertTokenizer:
-    return BertTokenizer.load(folder)
-
-
-Explain = Callable[..., Explanation]
-
-
-@pytest.fixture(scope="module")
-def explained(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Explain:
-    def made(question: str = QUESTION, context: str = CONTEXT, **settings: object) -> Explanation:
-        chosen = {"windows": WINDOWS, "steps": STEPS} | settings
-        return explain(model, tokenizer, question, context, **chosen)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def found(explained: Explain) -> Explanation:
-    return explained()
 
 
 @pytest.mark.parametrize(
     "decoding",
-    [
-        DecodingSettings(),
-        DecodingSettings(decoder="top20", max_answer_length=5),
-        DecodingSettings(version_2_with_negative=True),
-        DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9),
-    ],
+    [DecodingSettings(), DecodingSettings(decoder="top20", max_answer_length=5), NEGATIVE, NEVER],
 )
 def test_the_answer_is_the_one_that_is_given(
     explained: Explain, folder: Path, decoding: DecodingSettings
@@ -107,12 +68,11 @@ def test_the_answer_is_the_one_that_is_given(
 def test_answers_lead_back_to_their_tokens(found: Explanation) -> None:
     here = [c for c in found.candidates if c.window == found.window]
     assert len(here) > 1
+    start, end = found.logits
     for candidate in here:
         answer = candidate.answer
-        assert float(found.start_logits[candidate.first]) == pytest.approx(
-            answer.start_logit, abs=1e-4
-        )
-        assert float(found.end_logits[candidate.last]) == pytest.approx(answer.end_logit, abs=1e-4)
+        logits = float(start[candidate.first]), float(end[candidate.last])
+        assert logits == pytest.approx((answer.start_logit, answer.end_logit), abs=1e-4)
         assert found.offsets[candidate.first][0] in range(answer.start, answer.end)
         assert candidate.first <= candidate.last
 
@@ -129,22 +89,13 @@ def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained: Exp
 
 
 def test_another_precision_is_traced_to_the_same_tokens(
-    explained: Explain,
-    found: Explanation,
-    model: BertForQuestionAnswering,
-    tokenizer: BertTokenizer,
+    explained: Explain, found: Explanation, rough: Prediction
 ) -> None:
-    with torch.no_grad():
-        rough = copy.deepcopy(model)
-        for parameter in rough.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    qa = QuestionAnswerer(rough, tokenizer, WINDOWS, DecodingSettings(), CPU)
-    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
-    e = explained(prediction=prediction, answered_in="bf16")
-    assert e.answer.answer == prediction.answers[0]  # as it was given, not as float32 has it
+    e = explained(prediction=rough, answered_in="bf16")
+    assert e.answer.answer == rough.answers[0]  # as it was given, not as float32 has it
     assert e.explained_score != e.answer.answer.score
     assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
-    assert prediction.text == found.prediction.text  # else this shows nothing
+    assert rough.text == found.prediction.text  # else this shows nothing
     assert e.window == found.window
     assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
@@ -172,45 +123,41 @@ def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation)
 
 def test_every_layer_is_read_and_the_last_is_the_model(found: Explanation) -> None:
     assert found.layer_logits.shape == (4, 2, len(found.tokens)) and len(found.layers) == 4
-    torch.testing.assert_close(
-        found.layer_logits[-1], torch.stack([found.start_logits, found.end_logits])
-    )
     last, answer = found.layers[-1], found.answer
     assert last.best.answer.text == answer.answer.text
-    assert last.start_probability == pytest.approx(float(found.start_probabilities[answer.first]))
-    assert last.end_probability == pytest.approx(float(found.end_probabilities[answer.last]))
+    start, end = found.probabilities.tolist()
+    assert (sum(start), sum(end)) == pytest.approx((1, 1))
+    assert last.start_probability == pytest.approx(start[answer.first])
+    assert last.end_probability == pytest.approx(end[answer.last])
     for layer, logits in zip(found.layers, found.layer_logits, strict=True):
         start, end = logits.tolist()
         assert layer.start_rank == 1 + sum(s > start[answer.first] for s in start)
         assert layer.end_rank == 1 + sum(s > end[answer.last] for s in end)
-    for probabilities in (found.start_probabilities, found.end_probabilities):
-        assert float(probabilities.sum()) == pytest.approx(1)
+        best = layer.best
+        assert start[best.first] + end[best.last] == pytest.approx(best.answer.score)
+        assert 0 < best.answer.probability < 1
 
 
 def test_what_is_inside_is_of_the_answer(
     found: Explanation, model: BertForQuestionAnswering, tokenizer: BertTokenizer
 ) -> None:
     ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
-    first = found.context_starts.start
-    kinds = [int(i >= first) for i in range(len(ids))]
-    batch = PackedBatch.from_windows([ids], [kinds])
-    effects = head_effects(model, batch, found.answer.first, found.answer.last)
-    torch.testing.assert_close(found.inside.head_effects, effects)
-    assert found.inside.head_effects[found.inside.strongest_head] == effects.max()
+    kinds = [int(i >= found.context_starts.start) for i in range(len(ids))]
+    batch, inside = PackedBatch.from_windows([ids], [kinds]), found.inside
+    first, last = found.answer.first, found.answer.last
+    effects = head_effects(model, batch, first, last)
+    torch.testing.assert_close(inside.head_effects, effects)
+    assert inside.head_effects[inside.strongest_head] == effects.max()
     with torch.no_grad(), record(model, ["layers.1.attention.probabilities"]) as seen:
-        model(batch)
+        output = model(batch)
     (probabilities,) = seen["layers.1.attention.probabilities"]
-    torch.testing.assert_close(found.inside.attentions[1], probabilities)
-    assert found.inside.start_parts.score == pytest.approx(
-        float(found.start_logits[found.answer.first]), abs=1e-4
-    )
-    assert found.inside.end_parts.score == pytest.approx(
-        float(found.end_logits[found.answer.last]), abs=1e-4
-    )
-    torch.testing.assert_close(
-        found.inside.parts, found.inside.start_parts.tokens + found.inside.end_parts.tokens
-    )
-    assert found.inside.replacement == "[MASK]"
+    torch.testing.assert_close(inside.attentions[1], probabilities)
+    torch.testing.assert_close(found.logits, torch.stack(tuple(output)))
+    start, end = inside.start_parts, inside.end_parts
+    scores = float(output.start_logits[first]), float(output.end_logits[last])
+    assert (start.score, end.score) == pytest.approx(scores, abs=1e-4)
+    torch.testing.assert_close(inside.parts, start.tokens + end.tokens)
+    assert inside.replacement == "[MASK]"
 
 
 def test_progress_is_told_of_every_pass(
@@ -230,30 +177,20 @@ def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
 
 def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
     context = "re\u0301sume\u0301 ½ 한 of Ada"
-    cells = list(explained(context=context, windows=None).cells())
-    assert "".join(cell.text for cell in cells) == context
-    assert all(cell.text for cell in cells)
+    texts = [cell.text for cell in explained(context=context, windows=None).cells()]
+    assert "".join(texts) == context and all(texts)
 
 
-def test_the_matrix_is_the_sum_of_two_scores(found: Explanation) -> None:
-    matrix = found.span_matrix()
-    assert matrix.backward.any() and not matrix.backward.all()
-    for row, i in enumerate(matrix.starts):
-        for column, j in enumerate(matrix.ends):
-            expected = float(found.start_logits[i] + found.end_logits[j])
-            assert float(matrix.scores[row, column]) == pytest.approx(expected)
-            assert bool(matrix.backward[row, column]) == (j < i)
-            assert bool(matrix.too_long[row, column]) == (
-                j - i + 1 > found.decoding.max_answer_length
-            )
+def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
+    found = explained(decoding=DecodingSettings(max_answer_length=4))
+    matrix, (start, end) = found.span_matrix(), found.logits.tolist()
+    for i, scores in zip(matrix.starts, matrix.scores.tolist(), strict=True):
+        expected = [start[i] + end[j] if i <= j < i + 4 else -math.inf for j in matrix.ends]
+        assert scores == pytest.approx(expected)
     assert found.answer.first in matrix.starts and found.answer.last in matrix.ends
-    best = matrix.scores.masked_fill(matrix.backward | matrix.too_long, -1e9).max()
-    assert float(best) == pytest.approx(found.explained_score, abs=1e-4)
-
-
-def test_a_matrix_is_never_too_large(found: Explanation) -> None:
+    assert float(matrix.scores.max()) == pytest.approx(found.explained_score, abs=1e-4)
     wide = found.span_matrix(reach=100)
-    assert max(len(wide.starts), len(wide.ends)) <= 30
+    assert len(wide.starts) == len(wide.ends) == 30  # never too large
 
 
 def test_a_text_without_tokens(explained: Explain) -> None:
@@ -262,26 +199,23 @@ def test_a_text_without_tokens(explained: Explain) -> None:
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
-    v2 = render(
-        explained(context="\x7f\x7f", decoding=DecodingSettings(version_2_with_negative=True))
-    )
+    v2 = render(explained(context="\x7f\x7f", decoding=NEGATIVE))
     assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
 
 
-def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained: Explain) -> None:
+@pytest.mark.parametrize(
+    "context", ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301"]
+)
+def test_the_answer_is_marked_with_the_accents_that_are_its_own(
+    explained: Explain, context: str
+) -> None:
     """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
-    for context in (
-        "re\u0301sume\u0301",
-        "Ada built re\u0301sume\u0301s",
-        "a\u0301 b\u0301 c\u0301",
-    ):
-        e = explained(context=context)
-        inside = range(e.answer.first, e.answer.last + 1)
-        marked = [c.text for c in e.cells() if any(place in inside for place in c.places)]
-        first = next(i for i, c in enumerate(e.cells()) if e.answer.first in c.places)
-        last = max(i for i, c in enumerate(e.cells()) if e.answer.last in c.places)
-        assert "".join(c.text for c in list(e.cells())[first : last + 1]) == e.answer.answer.text
-        assert marked and "".join(c.text for c in e.cells()) == context
+    e = explained(context=context)
+    cells = list(e.cells())
+    assert "".join(cell.text for cell in cells) == context
+    inside = [i for i, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.places)]
+    marked = cells[inside[0] : inside[-1] + 1]
+    assert "".join(cell.text for cell in marked) == e.answer.answer.text
 
 
 def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:
@@ -328,16 +262,13 @@ def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
 def test_attention_stays_in_its_budget() -> None:
     generator = torch.Generator().manual_seed(0)
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
-    sizes = {}
-    for budget in (10, 4_000, 12_000, 10**6):
-        packed = packed_attention(attentions, budget)
-        sizes[budget] = sum(map(len, packed.heads))
-        if packed.kept > 1:
-            assert sizes[budget] <= budget
+    found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
+    kept = [packed.kept for packed in found.values()]
+    assert kept[0] == 1 and kept[-1] == 64 and kept == sorted(set(kept))
+    for budget, packed in found.items():
+        assert packed.kept == 1 or sum(map(len, packed.heads)) <= budget
         values = attentions.topk(packed.kept, dim=-1).values
         assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
-    assert packed_attention(attentions, 10).kept == 1
-    assert sizes[4_000] < sizes[12_000] < sizes[10**6]
 
 
 def test_bytes_are_finest_where_numbers_are_small() -> None:
@@ -346,13 +277,11 @@ def test_bytes_are_finest_where_numbers_are_small() -> None:
 
 
 def test_no_character_that_a_page_has_no_place_for() -> None:
-    assert (
-        clean("a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé")
-        == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
-    )
+    text = "a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé"
+    assert clean(text) == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
 
 
-# --- formulas and code ---------------------------------------------------------------------------
+# --- the code in the page ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("null", [False, True])
@@ -369,16 +298,6 @@ def test_a_link_leads_to_the_code_that_computes(decoder: str, null: bool) -> Non
         name = source.key.rpartition(".")[2]
         assert not name.startswith("_")  # a reader is led to what others may call
         assert any(f"{kind} {name}" in line for kind in ("def", "class") for line in source.lines)
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_formulas_are_whole(name: str) -> None:
-    root = ElementTree.fromstring(FORMULAS[name])
-    arity = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "msqrt": 1}
-    for node in root.iter():
-        assert len(node) == arity.get(node.tag, len(node)), node.tag
-        if node.tag in ("mi", "mo", "mn", "mtext"):
-            assert node.text
 
 
 # --- in a terminal -------------------------------------------------------------------------------
@@ -428,15 +347,11 @@ def test_as_many_runners_up_as_wanted(found: Explanation) -> None:
 
 
 def test_a_text_cannot_speak_to_the_terminal(explained: Explain) -> None:
-    e = explained(
-        question="Who\x1b]0;title\x07?", context="Ada \x1b[2J built\u202e it.\nBen\r did."
-    )
+    e = explained("Who\x1b]0;title\x07?", "Ada \x1b[2J built\u202e it.\nBen\r did.")
     assert not any(ord(c) < 32 and c != "\n" for c in render(e))
     assert on_one_line("a\x1b[0m\n b\u202ec") == "a\\x1b[0m b\\u202ec"
 
 
 def test_no_answer_in_the_terminal(explained: Explain) -> None:
-    always = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
-    e = explained(decoding=replace(always, n_best_size=3))
-    text = render(e)
+    text = render(explained(decoding=replace(NEVER, n_best_size=3)))
     assert "(no answer)  probability" in text and "no answer above -1e+09" in text

@@ -3,91 +3,59 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
-import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answers import Prediction
 from bertqa.commands import explain as explain_command
 from bertqa.commands import infer
 from bertqa.commands.flags import run_script
-from bertqa.data.tokenization import BertTokenizer
-from bertqa.explain.explainer import explain
+from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
-from bertqa.explain.formulas import sources
-from bertqa.explain.html import direction_of, json_of, percent
-from bertqa.explain.layers import heads_section
 from bertqa.explain.page import page
-from bertqa.explain.script_data import BUDGET, packed_attention, quantised
-from bertqa.model.checkpoint import load_checkpoint
-from bertqa.report.page import clean
-from bertqa.runtime import Runtime
-from bertqa.settings import DecodingSettings, WindowSettings
-from tests.browser import CHROMIUM, Browser, Page
-from tests.helpers import write_checkpoint
-
-QUESTION = "Who built the quay?"
-CONTEXT = (
-    "Ada built the quay of the river town in 1642. Ben swept it, and when the ship was in port, "
-    "the man counted how many were on board. What the others did there, who knows?"
+from bertqa.explain.page_data import (
+    BUDGET,
+    direction_of,
+    packed_attention,
+    percent,
+    quantised,
 )
-WINDOWS = WindowSettings(48, 8)
+from bertqa.explain.sources import sources
+from bertqa.report.page import clean
+from bertqa.settings import WindowSettings
+from tests import helpers
+from tests.browser import CHROMIUM, Browser, Page
+from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, QUESTION, Explain
+
 WICKED = (
     '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
     "שלום עולם, مرحبا ]]> \ufffe <style>*{display:none}</style> ]"
 )
 SVG = "http://www.w3.org/2000/svg"  # a name, which no browser fetches
-VOID = {"meta", "input", "br", "hr", "link", "img", "rect", "path", "circle", "polyline"}
 
 HERE = ["--device", "cpu", "--precision", "fp32", "--max_seq_length", "48", "--doc_stride", "8"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("page") / "tiny")
-
-
-def made(folder: Path, question: str, context: str, **settings: object) -> Explanation:
-    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
-    chosen = {"windows": WINDOWS, "steps": 2} | settings
-    return explain(model, tokenizer, question, context, **chosen)
-
-
-NEGATIVE = DecodingSettings(version_2_with_negative=True)
-TOP20 = DecodingSettings(version_2_with_negative=True, decoder="top20")
-NEVER = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
-
-
-def rounded(folder: Path) -> Explanation:
-    """An answer by weights that were rounded to bf16, explained by those that were not."""
-    model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    qa = QuestionAnswerer(model, tokenizer, WINDOWS, runtime=Runtime(torch.device("cpu")))
-    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
-    return made(
-        folder, QUESTION, CONTEXT, model_name="tiny", answered_in="bf16", prediction=prediction
-    )
-
-
-@pytest.fixture(scope="module")
-def explanations(folder: Path) -> dict[str, Explanation]:
+def explanations(explained: Explain, rough: Prediction) -> dict[str, Explanation]:
     short = WindowSettings(128, 8)
+    # Question, text, model and vocabulary are of somebody who means ill.
+    wicked = explained(WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
+    tokens = tuple(f"{token}'\"></span><b>\x1b" for token in wicked.tokens)
     return {
-        "plain": rounded(folder),
-        "negative": made(folder, QUESTION, CONTEXT, decoding=NEGATIVE),
-        "never": made(folder, QUESTION, CONTEXT, decoding=NEVER, windows=short),
-        "wicked": made(folder, WICKED, WICKED, windows=WindowSettings(384, 128)),
-        "no tokens": made(folder, "\x7f", "\x7f"),
-        "no tokens, v2": made(folder, "\x7f", "\x7f", decoding=NEGATIVE),
-        "top20": made(folder, QUESTION, CONTEXT, decoding=TOP20),
-        "accents": made(folder, QUESTION, "e\u0301"),
+        "plain": explained(model_name="tiny", answered_in="bf16", prediction=rough),
+        "negative": explained(decoding=NEGATIVE),
+        "never": explained(decoding=NEVER, windows=short),
+        "wicked": replace(wicked, tokens=tokens),
+        "no tokens": explained("\x7f", "\x7f"),
+        "no tokens, v2": explained("\x7f", "\x7f", decoding=NEGATIVE),
+        "top20": explained(decoding=replace(NEGATIVE, decoder="top20")),
+        "accents": explained(context="e\u0301"),
     }
 
 
@@ -96,40 +64,17 @@ def pages(explanations: dict[str, Explanation]) -> dict[str, str]:
     return {name: page(explanation) for name, explanation in explanations.items()}
 
 
+def read(text: str) -> str:
+    """What one reads of a page."""
+    return " ".join(re.sub("<[^>]+>", " ", text).split())
+
+
+def section_of(text: str, key: str) -> str:
+    """A section of a page."""
+    return text.partition(f'<section id="{key}"')[2].partition("</section>")[0]
+
+
 # --- its structure -------------------------------------------------------------------------------
-
-
-class Structure(HTMLParser):
-    """A page's tags and texts; whether they are balanced is found out on the way."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attributes]
-        assert len(names) == len(set(names)), (tag, attributes)
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 KINDS = [
@@ -139,16 +84,16 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) -> None:
-    found = Structure(pages[kind])
-    attributes = [a for _, a in found.tags]
+    found = helpers.Page(pages[kind])
+    attributes = [a for _, a in found.seen]
     ids = Counter(a["id"] for a in attributes if "id" in a)
     assert max(ids.values()) == 1
     for a in attributes:
         for key in ("for", "aria-labelledby", "aria-describedby"):
             assert key not in a or a[key] in ids, a
         assert not {"src", "srcset", "data", "action"} & set(a)
-        assert a.get("href", "#").startswith("#")
-        assert a.get("href", "#")[1:] in ids or a.get("href", "#") == "#"
+        link = a.get("href", "#")
+        assert link.startswith("#") and (link == "#" or link[1:] in ids)
         assert not any(name.startswith("on") for name in a)  # no scripts but the one
     labelled = {a["for"] for a in found.all("label")}
     for control in [*found.all("input"), *found.all("select")]:
@@ -158,11 +103,9 @@ def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) ->
     assert len(found.all("caption")) == len(found.all("table"))
     assert all(a.get("scope") in ("row", "col") for a in found.all("th"))
     assert len(found.all("section")) == len(found.all("h2")) == 8
-    assert len(found.all("math")) >= 7
-    style = "".join(found.texts["style"])
-    assert (
-        "url(" not in style and "@import" not in style and "://" not in pages[kind].replace(SVG, "")
-    )
+    style = "".join(found.inside["style"])
+    assert "url(" not in style and "@import" not in style
+    assert "://" not in pages[kind].replace(SVG, "")
     assert "default-src 'none'" in found.all("meta")[1]["content"]
 
 
@@ -170,13 +113,15 @@ def test_the_page_is_well_formed_and_closed(pages: dict[str, str], kind: str) ->
 def test_texts_are_texts(
     pages: dict[str, str], explanations: dict[str, Explanation], kind: str
 ) -> None:
-    found, e = Structure(pages[kind]), explanations[kind]
+    found, e = helpers.Page(pages[kind]), explanations[kind]
     assert [a.get("type") for a in found.all("script")] == ["application/json", None]
-    data = json.loads(found.texts["script"][0])
-    assert len(data["tokens"]) == len(e.tokens)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", pages[kind])
-    shown = "".join(t for tag in ("h1",) for t in found.texts[tag])
-    assert shown == clean(e.question)
+    assert "".join(found.inside["h1"]) == clean(e.question)
+    tokens = [clean(token) for token in e.tokens]
+    assert json.loads(found.inside["script"][0])["tokens"] == tokens
+    titles = [a["title"] for a in found.all("span") if a.get("class", "").startswith("t ")]
+    assert [title.rpartition(": ")[0] for title in titles] == 3 * tokens
+    assert len(found.all("b")) == 2  # probability and score; none of the vocabulary
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,11 +129,23 @@ def test_every_picture_has_its_formula_and_its_code(
     pages: dict[str, str], explanations: dict[str, Explanation], kind: str
 ) -> None:
     for key, group in sources(explanations[kind].decoding).items():
-        section = pages[kind].partition(f'<section id="{key}"')[2].partition("</section>")[0]
+        section = section_of(pages[kind], key)
         assert "<math" in section
         for source in group:
-            assert source.place in section
-            assert f'id="code-{source.key.replace(".", "-")}"' in pages[kind]
+            assert source.place in section and f'href="#{source.anchor}"' in section
+            assert f'id="{source.anchor}"' in section_of(pages[kind], "code")
+
+
+def test_formulas_are_whole(pages: dict[str, str]) -> None:
+    formulas = set(re.findall(r"<math.*?</math>", pages["negative"], re.DOTALL))
+    assert len(formulas) == 10
+    assert formulas - set(re.findall(r"<math.*?</math>", pages["plain"], re.DOTALL)) == {
+        next(text for text in formulas if "<mi>null</mi>" in text)
+    }
+    arity = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3}
+    for node in (node for text in formulas for node in ElementTree.fromstring(text).iter()):
+        assert len(node) == arity.get(node.tag, len(node)), node.tag
+        assert node.tag not in ("mi", "mo", "mn") or node.text
 
 
 def test_lines_of_code_lead_to_the_repository_where_there_is_one(
@@ -202,59 +159,84 @@ def test_the_numbers_stand_in_the_page(
     pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
     text, e = pages["plain"], explanations["plain"]
-    plain = re.sub(r"<[^>]+>", " ", text).replace("−", "-")
-    answer = e.answer.answer
+    plain, answer = read(text).replace("−", "-"), e.answer.answer
     assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
     for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
         assert f"{number:+.3f}" in plain
     assert re.search(rf"\b{e.window + 1} of {len(e.null_scores)}\b", plain)
-    assert "answered in bf16, explained in fp32" in plain
-    marked = re.search(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
-    assert marked and re.sub(r"<[^>]+>", "", marked[1]) == answer.text
-    rows = re.findall(r'<tr id="c(\d+)"', text)
-    assert len(rows) == min(20, len(e.candidates))
-    assert text.count('class="never"') == int(
-        (e.span_matrix().backward | e.span_matrix().too_long).sum()
-    )
+    assert len(re.findall(r'<tr id="c(\d+)"', text)) == min(20, len(e.candidates))
+    matrix = e.span_matrix()
+    assert text.count('class="never"') == int(matrix.scores.isneginf().sum())
     for value in e.inside.head_effects.flatten():
         assert f"{float(value):+.6f}".replace("-", "−") in text
 
 
-def test_which_numbers_are_in_which_precision(pages: dict[str, str]) -> None:
-    """Said where two stand beside each other, and only there."""
-    assert "<caption>The best spans, best first, in bf16</caption>" in pages["plain"]
-    said = "so are its scores and probability, here and at the top of the page, those of the other"
-    assert f"{said} best spans. The numbers of the other" in pages["plain"]
-    assert "tables, the table of windows among them, are in fp32." in pages["plain"]
-    assert "<caption>The best spans, best first</caption>" in pages["negative"]
-    assert "fp32.</p>" not in pages["negative"]
+@pytest.mark.parametrize("kind", ["plain", "accents", "never"])
+def test_the_answer_is_marked_in_its_text(
+    pages: dict[str, str], explanations: dict[str, Explanation], kind: str
+) -> None:
+    """No blank is added to the text, and none is lost; an accent stays with its letter."""
+    text, e = pages[kind], explanations[kind]
+    shown = re.search(r'<p class="text"[^>]*>(.*?)</p>', text, re.DOTALL)
+    assert shown and re.sub("<[^>]+>", "", shown[1]) == e.context
+    marked = re.findall(r'<mark class="answer">(.*?)</mark>', text, re.DOTALL)
+    assert [re.sub("<[^>]+>", "", m) for m in marked] == [e.answer.answer.text] * (not e.is_null)
+    assert ('class="outside"' in text) == (kind == "plain")
 
 
-def effects(e: Explanation, heads: float, layers: float) -> str:
-    """The section of the heads if none were worth more than so much."""
-    inside = replace(
-        e.inside,
-        head_effects=e.inside.head_effects / e.inside.head_effects.abs().max() * heads,
-        layer_effects=e.inside.layer_effects / e.inside.layer_effects.abs().max() * layers,
-    )
-    return heads_section(replace(e, inside=inside), [])
+SAID = {
+    # Which numbers are in which precision: where two stand beside each other, and only there.
+    "plain": [
+        "answered in bf16, explained in fp32",
+        "The best spans, best first, in bf16 ",
+        "so are its scores and probability, here and at the top of the page, those of the other "
+        "best spans. The numbers of the other",
+        "tables, the table of windows among them, are in fp32.",
+        "over the spans (k, l) of all windows: those with",
+    ],
+    "negative": [
+        "The best spans, best first Answer",
+        "(no answer)",
+        "The null score is that of [CLS]",
+        "over the spans (k, l) of all windows, “no answer” among them",
+    ],
+    "top20": [
+        "over the rows of the first table alone, “no answer” among them",
+        "The 20 best starts and the 20 best ends",
+    ],
+    "no tokens, v2": ["The text has no span", "The window has no span."],
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_is_said_of_the_numbers(pages: dict[str, str], kind: str) -> None:
+    found = read(pages[kind])
+    assert [text for text in SAID[kind] if text not in found] == []
+    assert ("The null score" in found) == (kind in ("negative", "top20"))
+    assert ("are in fp32." in found) == (kind == "plain")
+    assert not re.search(r"\d{12}\.", found)
 
 
 @pytest.mark.parametrize(
     ("most", "decimals", "sure"),
-    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True)],
-)
+    [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True),
+     (0, 3, True)],
+)  # fmt: skip
 def test_what_no_head_is_needed_for(
     explanations: dict[str, Explanation], most: float, decimals: int, sure: bool
 ) -> None:
     """Of small effects there are more digits, and nothing is left of what is smaller still."""
-    text = effects(explanations["plain"], most, 0.5)
+    inside = explanations["plain"].inside
+    heads = inside.head_effects / inside.head_effects.abs().max() * most
+    layers = inside.layer_effects / inside.layer_effects.abs().max() * (0.5 if most else 0)
+    changed = replace(inside, head_effects=heads, layer_effects=layers)
+    text = section_of(page(replace(explanations["plain"], inside=changed)), "heads")
     cells = [
         cell
         for kind, cell in re.findall(r'<td class="effect( minus)?"[^>]*>([^<]*)</td>', text)
         if bool(kind) == cell.startswith("−") or cell == "0"
     ]
-    assert len(cells) == explanations["plain"].inside.head_effects.numel()
+    assert len(cells) == heads.numel()
     assert {len(cell.partition(".")[2]) for cell in cells} <= {0, decimals}
     assert not {cell for cell in cells if cell != "0" and not cell.strip("+−0.")}
     assert (set(cells) == {"0"}) == (most < 1e-3)
@@ -262,50 +244,12 @@ def test_what_no_head_is_needed_for(
     assert ("The answer depends most on" in text) != sure
     whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
     assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
-
-
-def test_effects_that_are_exactly_nothing(explanations: dict[str, Explanation]) -> None:
-    e = explanations["plain"]
-    nothing = replace(
-        e.inside,
-        head_effects=torch.zeros_like(e.inside.head_effects),
-        layer_effects=torch.zeros_like(e.inside.layer_effects),
-    )
-    text = heads_section(replace(e, inside=nothing), [])
-    assert set(re.findall(r'<td class="effect[^>]*>([^<]*)</td>', text)) == {"0"}
-
-
-def test_the_null_score_is_there_where_there_is_one(
-    pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    e = explanations["negative"]
-    assert f"{min(e.null_scores):+.3f}".replace("-", "−") in pages["negative"]
-    assert "The null score" not in pages["plain"]
-    assert "The text has no span" in pages["no tokens, v2"]
-    assert not re.search(r"\d{12}\.", pages["no tokens, v2"])
-    assert "(no answer)" in pages["negative"] and 'class="answer"' not in pages["never"]
-
-
-def test_what_a_probability_is_normalised_by_is_said(pages: dict[str, str]) -> None:
-    assert "over the rows of the first table alone, “no answer” among them" in pages["top20"]
-    assert "The 20 best starts and the 20 best ends" in pages["top20"]
-    assert "over the spans (k, l) of all windows, “no answer” among them" in pages["negative"]
-    assert "over the spans (k, l) of all windows: those with" in pages["plain"]
-
-
-def test_a_written_character_is_never_cut(
-    pages: dict[str, str], explanations: dict[str, Explanation]
-) -> None:
-    marked = re.search(r'<mark class="answer">(.*?)</mark>', pages["accents"], re.DOTALL)
-    assert marked
-    answer = explanations["accents"].answer.answer.text
-    assert re.sub(r"<[^>]+>", "", marked[1]) == answer and "\u0301" in answer
-    assert 'class="outside"' not in pages["accents"]
+    assert (set(whole) == {"0"}) == (most == 0)
 
 
 @pytest.fixture(scope="module")
-def large(folder: Path) -> Explanation:
-    return made(folder, QUESTION, CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
+def large(explained: Explain) -> Explanation:
+    return explained(context=CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
 
 
 def test_a_large_window_stays_small(large: Explanation) -> None:
@@ -321,11 +265,9 @@ def test_a_large_window_stays_small(large: Explanation) -> None:
 def test_small_helpers() -> None:
     assert [percent(p) for p in (0, 1e-9, 0.0123, 0.5, 1)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
     assert direction_of("12 שלום abc") == "rtl" and direction_of("12") == "ltr"
-    assert json.loads(json_of({"a": "</script>"})) == {"a": "</script>"}
-    assert "<" not in json_of("</script>")
 
 
-# --- infer.py ------------------------------------------------------------------------------------
+# --- the commands --------------------------------------------------------------------------------
 
 
 def call(*arguments: object, command: ModuleType = infer) -> int:
@@ -351,17 +293,8 @@ def test_infer_writes_the_page_and_prints_the_answer(
         captured = capsys.readouterr()
         assert captured.out == plain
         assert captured.err == f"wrote {file}\n"  # no progress where there is no terminal
-    Structure(file.read_text(encoding="utf-8"))
+    helpers.Page(file.read_text(encoding="utf-8"))
     assert [path.name for path in tmp_path.iterdir()] == ["answer.html"]
-
-
-@pytest.mark.parametrize("flag", [["--explain"], ["--explain", "-"]])
-def test_infer_explains_in_the_terminal(
-    ask: list[object], flag: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*ask, *flag) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(QUESTION) and "best span that S and E read" in out and "\x1b" not in out
 
 
 def test_the_command_explains_as_infer_does(
@@ -378,10 +311,13 @@ def test_the_command_explains_as_infer_does(
     assert "is there already: name another file, or pass --overwrite" in capsys.readouterr().err
     assert call(*ask, pages[1], "--overwrite", command=explain_command) == 0
     capsys.readouterr()
-    assert call(*ask, "--explain") == 0
-    printed = capsys.readouterr().out
+    printed = set()
+    for flags in (["--explain"], ["--explain", "-"]):
+        assert call(*ask, *flags) == 0
+        printed.add(capsys.readouterr().out)
     assert call(*ask, command=explain_command) == 0
-    assert capsys.readouterr().out == printed
+    out = capsys.readouterr().out
+    assert printed == {out} and out.startswith(QUESTION) and "\x1b" not in out
     assert call(*ask[:-4], command=explain_command) == 2  # no question
     assert "--question is missing" in capsys.readouterr().err
 
@@ -405,20 +341,17 @@ def test_colours_are_for_terminals(
 def test_infer_refuses_what_it_cannot_explain(
     ask: list[object], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = tmp_path / "there.html"
+    there, new = tmp_path / "there.html", tmp_path / "new.html"
     there.write_text("mine")
-    new = tmp_path / "new.html"
+    alone = "--explain explains one answer"
     cases = [
         ([*ask, "--explain", there], f"--explain {there} is there already"),
         ([*ask, "--explain", tmp_path / "no" / "a.html"], f"no folder {tmp_path / 'no'}"),
         ([*ask, "--explain", tmp_path], "is a folder"),
         ([*ask, "--explain", "--json"], "without a file prints text"),
-        (["--model", folder, "--demo", "--explain", new], "--explain explains one answer"),
-        (["--model", folder, "--explain", new], "--explain explains one answer"),
-        (
-            ["--input", there, "--output_dir", tmp_path / "o", "--explain", new],
-            "--explain explains one answer",
-        ),
+        (["--model", folder, "--demo", "--explain", new], alone),
+        (["--model", folder, "--explain", new], alone),
+        (["--input", there, "--output_dir", tmp_path / "o", "--explain", new], alone),
         ([*ask[:-1], " ", "--explain", new], "the context is"),
     ]
     for flags, words in cases:
@@ -432,6 +365,8 @@ def test_infer_refuses_what_it_cannot_explain(
 # --- in a browser --------------------------------------------------------------------------------
 
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+Show = Callable[..., Page]
+CHOSEN = "#attention-tokens [aria-selected=true]"
 
 
 @pytest.fixture(scope="module")
@@ -441,19 +376,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     chromium.close()
 
 
-@pytest.fixture(scope="module")
-def files(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("pages")
-    written = {name: home / f"{name}.html" for name in pages}
-    for name, file in written.items():
-        file.write_text(pages[name], encoding="utf-8")
-    return written
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Show:
+    """Open a page, and wait until its script has drawn it."""
 
+    def opened(text: str, *, scripts: bool = True, dark: bool = False) -> Page:
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        tab = browser.open(tmp_path / "page.html", scripts=scripts, dark=dark)
+        if scripts:
+            tab.wait("document.querySelector('.live') && !document.querySelector('[aria-busy]')")
+        return tab
 
-def opened(browser: Browser, file: Path, **settings: object) -> Page:
-    tab = browser.open(file, **settings)
-    tab.wait("document.querySelector('.live') && !document.querySelector('[aria-busy]')")
-    return tab
+    return opened
 
 
 def text_of(tab: Page, selector: str) -> str:
@@ -467,8 +401,8 @@ def wait_for_head(tab: Page, layer: int, head: int) -> None:
 
 @in_browser
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_loads_without_a_complaint(browser: Browser, files: dict[str, Path], kind: str) -> None:
-    tab = opened(browser, files[kind])
+def test_it_loads_without_a_complaint(show: Show, pages: dict[str, str], kind: str) -> None:
+    tab = show(pages[kind])
     for width in (1280, 390):
         tab.resize(width, 900)
         assert tab.run("document.documentElement.scrollWidth") <= width  # no sideways scrolling
@@ -477,29 +411,27 @@ def test_it_loads_without_a_complaint(browser: Browser, files: dict[str, Path], 
 
 
 @in_browser
-def test_a_complaint_is_noticed(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
+)
+def test_a_complaint_is_noticed(
+    browser: Browser, pages: dict[str, str], tmp_path: Path, old: str, new: str
+) -> None:
     """What the test above relies on: a broken script, and one that the page does not allow."""
-    text = files["plain"].read_text(encoding="utf-8")
-    for number, (old, new) in enumerate(
-        [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
-    ):
-        broken = tmp_path / f"{number}.html"
-        broken.write_text(text.replace(old, new, 1), encoding="utf-8")
-        tab = browser.open(broken)
-        assert tab.complaints() != []
+    (tmp_path / "broken.html").write_text(pages["plain"].replace(old, new, 1), encoding="utf-8")
+    assert browser.open(tmp_path / "broken.html").complaints() != []
 
 
 @in_browser
 def test_the_layer_slider_moves_by_keyboard(
-    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
-    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    tab, e = show(pages["plain"]), explanations["plain"]
     tab.run("document.getElementById('lens-layer').focus()")
     for layer in (2, 1, 0):
         tab.press("ArrowLeft")
         tab.wait(f"document.querySelector('.now').id === 'layer-{layer}'")
-        best = " ".join(e.layers[layer].best.answer.text.split())
-        assert best in text_of(tab, "#lens-says")
+        assert " ".join(e.layers[layer].best.answer.text.split()) in text_of(tab, "#lens-says")
         shares = tab.run(
             "[...document.querySelectorAll('#lens-tokens .t')]"
             ".map((t) => Number(t.style.getPropertyValue('--s')))"
@@ -511,9 +443,9 @@ def test_the_layer_slider_moves_by_keyboard(
 
 @in_browser
 def test_any_head_and_any_token(
-    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
-    tab, e = opened(browser, files["plain"]), explanations["plain"]
+    tab, e = show(pages["plain"]), explanations["plain"]
     words = [*e.question_places, *e.context_starts]
     place = 3
     for layer, head in ((0, 2), (2, 1)):
@@ -525,8 +457,7 @@ def test_any_head_and_any_token(
         wait_for_head(tab, layer, head)
         tab.run("document.querySelectorAll('#attention-tokens .t')[2].click()")
         tab.press("ArrowRight")
-        chosen = "#attention-tokens [aria-selected=true]"
-        assert tab.run(f"document.activeElement === document.querySelector('{chosen}')")
+        assert tab.run(f"document.activeElement === document.querySelector('{CHOSEN}')")
         assert f"“\u2068{e.tokens[place]}\u2069”" in text_of(tab, "#attention-says")
         square = e.inside.attentions[layer, head]
         for key, values in (("from", square[place]), ("to", square[:, place])):
@@ -541,19 +472,17 @@ def test_any_head_and_any_token(
     assert "is looked at by" in text_of(tab, "#attention-says")
     tab.run("document.getElementById('attention-words').click()")
     tab.run("document.querySelector('[data-preset=question]').click()")
-    count = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
-    assert count == len(e.question_places)
+    assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == len(e.question_places)
     assert "the question" in text_of(tab, "#attention-says")
     assert tab.complaints() == []
 
 
 @in_browser
 def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
-    browser: Browser, large: Explanation, tmp_path: Path
+    show: Show, large: Explanation
 ) -> None:
     """Changes, not seconds, so that it holds on a busy machine: of tokens, not of their pairs."""
-    (tmp_path / "large.html").write_text(page(large), encoding="utf-8")
-    tab = opened(browser, tmp_path / "large.html")
+    tab = show(page(large))
     tab.run("document.querySelectorAll('#attention-tokens .t')[40].click()")
     changes = tab.run(
         "(() => { const seen = new MutationObserver(() => {}); seen.observe(document, "
@@ -562,42 +491,38 @@ def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
         "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})); "
         "return seen.takeRecords().length }) })()"
     )
-    chosen = tab.run("document.querySelectorAll('#attention-tokens [aria-selected=true]').length")
-    assert chosen == 1 and "“" in text_of(tab, "#attention-says")
+    assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == 1
+    assert "“" in text_of(tab, "#attention-says")
     assert all(len(large.tokens) <= count <= 5 * len(large.tokens) for count in changes)
     assert tab.complaints() == []
 
 
 @in_browser
 def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
-    browser: Browser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    show: Show, explanations: dict[str, Explanation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bertqa.explain.script_data._LADDER", (1, 2))
-    monkeypatch.setattr("bertqa.explain.page.packed_attention", lambda a: packed_attention(a, 1))
-    (tmp_path / "part.html").write_text(page(made(folder, QUESTION, CONTEXT)), encoding="utf-8")
-    tab = opened(browser, tmp_path / "part.html")
-    said = text_of(tab, "#attention-says")
+    monkeypatch.setattr(page_data, "_LADDER", (1, 2))
+    monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
+    said = text_of(show(page(explanations["plain"])), "#attention-says")
     assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
 
 
 @in_browser
 def test_a_head_that_matters_leads_to_what_it_looks_at(
-    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
-    tab, e = opened(browser, files["plain"]), explanations["plain"]
-    second = int(e.inside.head_effects.flatten().argsort(descending=True)[1])
+    tab, e = show(pages["plain"]), explanations["plain"]
     tab.run("document.querySelectorAll('a[data-head]')[1].focus()")
     tab.press("Enter")
-    layer, head = divmod(second, e.inside.head_effects.shape[1])
-    wait_for_head(tab, layer, head)
+    wait_for_head(tab, *e.inside.most_needed(2)[1][:2])
     assert tab.run("location.hash") == "#attention"
 
 
 @in_browser
 def test_a_runner_up_shows_itself_in_the_text(
-    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
-    tab, e = opened(browser, files["plain"], scripts=True), explanations["plain"]
+    tab, e = show(pages["plain"]), explanations["plain"]
     number, candidate = next(
         (i, c) for i, c in enumerate(e.candidates) if i != e.chosen and c.window == e.window
     )
@@ -613,54 +538,37 @@ def test_a_runner_up_shows_itself_in_the_text(
 
 @in_browser
 def test_the_parts_of_start_and_end(
-    browser: Browser, files: dict[str, Path], explanations: dict[str, Explanation]
+    show: Show, pages: dict[str, str], explanations: dict[str, Explanation]
 ) -> None:
-    tab, e = opened(browser, files["plain"]), explanations["plain"]
-    strongest = int(e.inside.end_parts.tokens.abs().argmax())
+    tab, ends = show(pages["plain"]), explanations["plain"].inside.end_parts.tokens
+    strongest = int(ends.abs().argmax())
     tab.run("document.getElementById('parts-of-end').click()")
     token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"
     assert tab.run(f"{token}.style.getPropertyValue('--v')") == "1.00"
-    is_minus = bool(e.inside.end_parts.tokens[strongest] < 0)
-    assert tab.run(f"{token}.classList.contains('minus')") == is_minus
+    assert tab.run(f"{token}.classList.contains('minus')") == bool(ends[strongest] < 0)
 
 
 @in_browser
-def test_it_is_whole_without_scripts(browser: Browser, files: dict[str, Path]) -> None:
-    tab = browser.open(files["plain"], scripts=False)
+def test_it_is_whole_without_scripts(show: Show, pages: dict[str, str]) -> None:
+    tab = show(pages["plain"], scripts=False)
     for controls in ("#lens-controls", "#attention-controls", "#parts-controls"):
         assert not tab.is_shown(controls)
     for picture in (
-        ".text",
-        ".spans",
-        ".matrix",
-        ".chart",
-        ".effects",
-        "#attention-from",
-        "#parts-tokens",
+        ".text", ".spans", ".matrix", ".chart", ".effects", "#attention-from", "#parts-tokens",
         "noscript p",
-    ):
+    ):  # fmt: skip
         assert tab.is_shown(picture), picture
 
 
 @in_browser
 def test_whoever_hears_the_page_hears_what_each_control_is(
-    browser: Browser, files: dict[str, Path]
+    show: Show, pages: dict[str, str]
 ) -> None:
-    tab = opened(browser, files["plain"])
-    nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     controls = (
-        "button",
-        "combobox",
-        "slider",
-        "radio",
-        "checkbox",
-        "link",
-        "listbox",
-        "option",
-        "table",
-    )
-    heard = Counter()
-    for node in nodes:
+        "button", "combobox", "slider", "radio", "checkbox", "link", "listbox", "option", "table",
+    )  # fmt: skip
+    heard: Counter[str] = Counter()
+    for node in show(pages["plain"]).send("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value")
         if role in controls and not node.get("ignored"):
             assert node.get("name", {}).get("value"), node
@@ -670,14 +578,12 @@ def test_whoever_hears_the_page_hears_what_each_control_is(
 
 
 @in_browser
+@pytest.mark.parametrize("dark", [False, True])
 def test_a_picture_of_it_is_no_blank(
-    browser: Browser, files: dict[str, Path], tmp_path: Path
+    show: Show, pages: dict[str, str], tmp_path: Path, dark: bool
 ) -> None:
-    sizes = []
-    for dark in (False, True):
-        tab = opened(browser, files["plain"], dark=dark)
-        tab.picture(tmp_path / "page.png")
-        sizes.append((tmp_path / "page.png").stat().st_size)
-        colour = tab.run("getComputedStyle(document.body).backgroundColor")
-        assert (int(re.findall(r"\d+", colour)[0]) < 128) == dark
-    assert min(sizes) > 50_000
+    tab = show(pages["plain"], dark=dark)
+    tab.picture(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 50_000
+    colour = tab.run("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", colour)[0]) < 128) == dark

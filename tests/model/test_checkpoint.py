@@ -13,23 +13,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers import AutoModelForQuestionAnswering
 from transformers import BertConfig as TheirConfig
 
-from bertqa.data.batching import collate
-from bertqa.data.squad import Example
-from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, shown
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.checkpoint import (
-    checkpoint_name,
-    load_checkpoint,
-    read_tensors,
-    save_model,
-    write_tensors,
-)
-from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
-from bertqa.settings import WindowSettings
+from bertqa.model.checkpoint import load_checkpoint, read_tensors, save_model, write_tensors
+from bertqa.model.config import BertConfig, load_config, parse_config
 from tests.helpers import (
     LENGTHS,
     TINY,
@@ -38,7 +28,6 @@ from tests.helpers import (
     their_batch,
     their_model,
     unpadded,
-    write_tokenizer,
 )
 
 HEAD = ("qa_outputs.bias", "qa_outputs.weight")
@@ -98,10 +87,7 @@ def test_loading_does_not_wait_for_torchs_compiler(saved):
         f"load_checkpoint(Path({str(saved)!r})); print('torch._dynamo' in sys.modules)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert result.stdout.strip() == "False", result.stderr
 
@@ -143,12 +129,6 @@ def test_a_folder_of_transformers(saved, theirs):
     assert (report.renamed, report.left_over, report.initialised) == ({}, (), ())
     assert report.unknown_config_keys == ()
     assert str(report) == f"{saved / 'model.safetensors'}: {len(report.loaded)} tensors loaded"
-
-
-def test_the_table_of_names_is_whole(theirs):
-    ours = BertForQuestionAnswering(BertConfig(**TINY))
-    shapes = {checkpoint_name(name): p.shape for name, p in ours.named_parameters()}
-    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -229,29 +209,6 @@ def test_half_precision_saves(tmp_path, dtype):
     assert_equal_logits(again, theirs.eval())
 
 
-def test_a_whole_folder_with_its_tokenizer(tmp_path):
-    tokenizer = write_tokenizer(tmp_path / "words")
-    sizes = TINY | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
-    ours = random_model(BertConfig(**sizes))
-    save_model(tmp_path / "saved", ours)
-    tokenizer.save(tmp_path / "saved")
-
-    question, context = "Who steered the Ship?", "The ship, Zoë says, was steered by nobody. " * 3
-    encoding = AutoTokenizer.from_pretrained(tmp_path / "saved")(
-        question, context, return_tensors="pt"
-    )
-    windows = make_windows([Example("1", question, context)], tokenizer, WindowSettings())
-    assert len(windows) == 1
-    batch = collate(windows, torch.tensor([0]))
-    assert batch.input_ids.tolist() == encoding["input_ids"][0].tolist()
-    assert batch.token_type_ids.tolist() == encoding["token_type_ids"][0].tolist()
-    theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "saved").eval()
-    with torch.no_grad():
-        our, their = ours(batch), theirs(**encoding)
-    torch.testing.assert_close(our.start_logits, their.start_logits[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(our.end_logits, their.end_logits[0], rtol=1e-5, atol=1e-5)
-
-
 def test_there_and_back_again(tmp_path):
     ours = random_model()
     save_model(tmp_path / "a", ours)
@@ -271,12 +228,6 @@ def test_saving_over_what_was_loaded(tmp_path):
     assert_same_weights(loaded, random_model(seed=5))  # which the old file may still back
     assert_same_weights(load_checkpoint(tmp_path)[0], random_model(seed=6))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_where_nothing_can_be_written(tmp_path):
-    (tmp_path / "file").write_text("stays")
-    with pytest.raises(UserError, match=r"config\.json cannot be written: Not a directory"):
-        save_model(tmp_path / "file", random_model())
 
 
 def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
@@ -394,8 +345,6 @@ def test_old_spellings(make, tensors, theirs, spell, many):
     assert report.renamed == renamed
     assert len(renamed) == many
     assert set(report.loaded) == set(tensors)
-    old, new = next(iter(report.renamed.items()))
-    assert f"renamed: {many}, such as {old} -> {new}" in str(report)
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
@@ -412,36 +361,27 @@ def test_parts_of_other_models_are_left_over(make, tensors, theirs, prefix):
     }
     model, report = load_checkpoint(make({**tensors, **others}))
     assert_equal_logits(model, theirs)
-    expected = {
-        "bert.pooler.dense.weight",
-        "bert.pooler.dense.bias",
-        "bert.embeddings.token_type_ids",
-        "bert.embeddings.position_ids",
-        "cls.predictions.bias",
-        "cls.predictions.transform.LayerNorm.weight",
-        "cls.seq_relationship.weight",
-        "classifier.weight",
-    }
+    expected = {f"bert.{name.removeprefix(prefix)}" for name in list(others)[:4]}
+    expected |= {name.replace("gamma", "weight") for name in list(others)[4:]}
     assert report.left_over == tuple(sorted(expected))
-    assert f"left over: {', '.join(sorted(expected))}" in str(report)
     assert len(report.renamed) == (1 if prefix else 5)
     assert set(report.loaded) == set(tensors)
 
 
 @pytest.mark.parametrize(
-    "positions", [torch.arange(64)[None], torch.arange(64), torch.arange(64, dtype=torch.float32)]
-)
-def test_position_ids_in_order(make, tensors, positions):
+    ("positions", "in_order"),
+    [
+        (torch.arange(64)[None], True), (torch.arange(64), True), (torch.arange(64.0), True),
+        (torch.arange(64).flip(0), False), (torch.arange(64) + 2, False),
+        (torch.zeros(1, 64), False),
+    ],
+)  # fmt: skip
+def test_position_ids_must_be_in_order(make, tensors, positions, in_order):
     name = "bert.embeddings.position_ids"
-    _, report = load_checkpoint(make({**tensors, name: positions}))
-    assert report.left_over == (name,)
-    assert name in str(report)
-
-
-def test_position_ids_out_of_order(make, tensors):
-    name = "bert.embeddings.position_ids"
-    for positions in (torch.arange(64).flip(0), torch.arange(64) + 2, torch.zeros(1, 64)):
-        folder = make({**tensors, name: positions.contiguous()})
+    folder = make({**tensors, name: positions})
+    if in_order:
+        assert load_checkpoint(folder)[1].left_over == (name,)
+    else:
         refusal(folder, "model.safetensors", name, "0, 1, 2")
 
 
@@ -470,7 +410,6 @@ def test_an_encoder_without_a_head(make, tensors, theirs):
     torch.manual_seed(7)
     model, report = load_checkpoint(folder, require_head=False)
     assert report.initialised == HEAD
-    assert "newly initialised: qa_outputs.bias, qa_outputs.weight" in str(report)
     assert set(report.loaded) == set(tensors) - set(HEAD)
     # Drawn from torch's numbers: the same after the same seed, others after another.
     torch.manual_seed(7)
@@ -495,12 +434,6 @@ def test_a_fresh_head_is_as_wide_as_the_config_says(make, tensors):
         heads.append(load_checkpoint(folder, require_head=False)[0].head.weight)
     assert torch.equal(heads[0] * 4, heads[1])
     assert 0.7 < heads[1].std() < 1.3
-
-
-def test_a_head_is_loaded_where_there_is_one(saved, theirs):
-    model, report = load_checkpoint(saved, require_head=False)
-    assert report.initialised == ()
-    assert_equal_logits(model, theirs)
 
 
 @pytest.mark.parametrize("half", HEAD)
@@ -534,11 +467,6 @@ def test_unknown_tensors(make, tensors, name):
     refusal(folder, "model.safetensors", repr(name)[1:-1], "no part of this BERT")
 
 
-def test_a_layer_too_few(make):
-    folder = make(num_hidden_layers=4)
-    refusal(folder, "model.safetensors", "lacks bert.encoder.layer.3.")
-
-
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -559,6 +487,7 @@ def test_wrong_shapes(make, tensors, name, shape):
 @pytest.mark.parametrize("size", ["hidden_size", "vocab_size", "intermediate_size"])
 def test_a_config_of_other_sizes(make, config, size):
     refusal(make(**{size: config[size] * 2}), "model.safetensors", "shape", "config.json")
+    refusal(make(num_hidden_layers=4), "model.safetensors", "lacks bert.encoder.layer.3.")
 
 
 def test_no_weights(make):
@@ -592,28 +521,20 @@ def shards(tmp_path, config, tensors):
 FIRST, LAST = "bert.embeddings.LayerNorm.bias", "qa_outputs.weight"
 
 
-def test_a_right_index(shards, theirs):
-    model, _ = load_checkpoint(shards())
-    assert_equal_logits(model, theirs)
-
-
 def test_a_missing_shard(shards):
     folder = shards()
+    load_checkpoint(folder)
     (folder / "b.safetensors").unlink()
     refusal(folder, "b.safetensors", "missing")
 
 
-def test_an_index_that_does_not_fit(shards):
+def test_an_index_that_does_not_fit(shards, tensors, tmp_path):
     refusal(shards(more="a.safetensors"), "index.json", "a.safetensors", "'more'")
     refusal(shards(**{LAST: None}), "index.json", "b.safetensors", repr(LAST))
     refusal(shards(**{LAST: "a.safetensors"}), "index.json", "a.safetensors", repr(LAST))
-
-
-def test_one_tensor_in_two_shards(shards, tensors, tmp_path):
-    # Which of the two would be the right one?
+    # One tensor in two shards: which of the two would be the right one?
     save_file({LAST: -tensors[LAST], FIRST: tensors[FIRST]}, tmp_path / "c.safetensors")
-    folder = shards(**{FIRST: "c.safetensors"})
-    refusal(folder, "index.json", repr(FIRST))
+    refusal(shards(**{FIRST: "c.safetensors"}), "index.json", repr(FIRST))
 
 
 @pytest.mark.parametrize(
@@ -703,7 +624,6 @@ def test_values_that_say_the_usual(make, theirs):
 def test_unknown_keys_are_reported(make, theirs):
     model, report = load_checkpoint(make(rope_theta=1e4, alibi=None, layer_norm_epsilon=1.0))
     assert report.unknown_config_keys == ("alibi", "layer_norm_epsilon", "rope_theta")
-    assert "config keys not understood: alibi, layer_norm_epsilon, rope_theta" in str(report)
     assert_equal_logits(model, theirs)
 
 
@@ -714,11 +634,6 @@ def test_missing_keys_mean_what_they_mean_to_transformers(tmp_path):
     assert ours == BertConfig(**{f.name: getattr(theirs, f.name) for f in fields(BertConfig)})
     (tmp_path / "config.json").write_text('{"hidden_size": 24}')
     assert load_config(tmp_path) == (BertConfig(hidden_size=24), [])
-
-
-def test_config_entries_are_read_back():
-    entries = json.loads(json.dumps(config_entries(odd_config())))
-    assert parse_config(entries, "x") == (odd_config(), [])
 
 
 # --- the report ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from bertqa.commands.flags import run_script
 from bertqa.errors import UserError
 from bertqa.model import hub as models
 from bertqa.model.hub import commit_of, find_folder
-from tests.helpers import STORIES, STORIES_V2
+from tests.helpers import STORIES, STORIES_V2, contents
 from tests.hub_server import Files, HubServer, hub_environment, use_hub
 
 CONFIG = {"config.json": b'{"hidden_size": 32}'}
@@ -42,15 +42,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         use_hub(monkeypatch, server.url, tmp_path / "home")
         yield server
-
-
-def contents(folder: Path) -> Files:
-    """All files below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def refusal(name: str, **options: object) -> str:
@@ -278,6 +269,10 @@ def a_full_disk(hub: HubServer) -> None:
     Path(constants.HF_HUB_CACHE).write_text("not a folder")
 
 
+def offline(hub: HubServer) -> None:
+    constants.HF_HUB_OFFLINE = True  # which ``use_hub`` puts back
+
+
 LISTING = "/api/models/org/bert"
 
 
@@ -294,6 +289,7 @@ LISTING = "/api/models/org/bert"
         (broken(LISTING, (200, b'{"id": "x", "sha": "../../../x"}')), ["got another answer"]),
         (broken("config.json", (200, b"<html>")), ["got another answer"]),
         (nowhere, ["got none that works"]),
+        (offline, ["HF_HUB_OFFLINE is set"]),
         (a_full_disk, ["must fit into", "HF_HOME"]),
     ],
 )
@@ -306,13 +302,6 @@ def test_a_failure_is_one_sentence(
     assert "'org/bert'" in said
     for word in words:
         assert word in said
-
-
-def test_offline_and_not_in_the_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add("bert", NEEDED)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in refusal("bert")
-    assert hub.fetched == []
 
 
 # --- the commands --------------------------------------------------------------------------------

@@ -24,9 +24,6 @@ def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
     return dropout(torch.ones(x.shape, dtype=x.dtype), rate)
 
 
-RATES = [0.1, 0.5, 0.9, 1 / 3, 0.001]
-
-
 # --- dropout -------------------------------------------------------------------------------------
 
 
@@ -42,7 +39,10 @@ def every_number(monkeypatch) -> Tensor:
     return torch.zeros(2**16, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("rate", [*RATES, 0.0, 1e-7, 2**-16, 1 - 2**-16, 1 - 1e-7])
+RATES = [0.1, 0.5, 0.9, 1 / 3, 0.001, 0.0, 1e-7, 2**-16, 1 - 2**-16, 1 - 1e-7]
+
+
+@pytest.mark.parametrize("rate", RATES)
 def test_share_of_the_random_numbers_that_drop(every_number, rate):
     """The threshold is exact to half a step of 2**-16, and the expectation is 1."""
     multiplier = dropout_multiplier(every_number, rate)
@@ -52,18 +52,6 @@ def test_share_of_the_random_numbers_that_drop(every_number, rate):
     scale = 2**16 / (2**16 - dropped)
     assert multiplier.unique().tolist() == sorted({0.0, scale} if dropped else {scale})
     assert multiplier.mean().item() == pytest.approx(1, rel=1e-12)
-
-
-@pytest.mark.parametrize("rate", RATES)
-def test_rate_and_expectation_of_many_draws(rate):
-    torch.manual_seed(0)
-    number = 2**22
-    multiplier = dropout_multiplier(torch.empty(number, dtype=torch.float64), rate)
-    deviation = math.sqrt(rate * (1 - rate) / number)
-    share = (multiplier == 0).double().mean().item()
-    assert abs(share - rate) < min(5 * deviation + 2**-17, 1e-3)
-    # The mean of what inverted dropout multiplies by is 1.
-    assert abs(multiplier.mean().item() - 1) < 5 * deviation / (1 - rate)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -86,14 +74,11 @@ def test_neighbours_are_independent(rate):
 def test_seed_decides():
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return dropout_multiplier(torch.empty(50, 7), 0.5)
+        return torch.stack([dropout_multiplier(torch.empty(50, 7), 0.5) for _ in range(2)])
 
     exactly(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
-    torch.manual_seed(3)
-    again = [dropout_multiplier(torch.empty(50, 7), 0.5) for _ in range(2)]
-    exactly(again[0], draw(3))
-    assert not torch.equal(*again)
+    assert not torch.equal(*draw(3))
 
 
 @pytest.mark.parametrize(
@@ -247,32 +232,17 @@ def test_scores_whose_exponentials_leave_the_range(dtype, size):
         assert (fused - plain).norm() <= bound * plain.norm()
 
 
-def test_cpu_attention_drops():
-    """A rate above 0 changes the result, and every call draws anew."""
-    _, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
-    torch.manual_seed(0)
-    first, second = (cpu_attention(*parts, batch, 0.5) for _ in range(2))
-    without = cpu_attention(*parts, batch, 0.0)
-    assert min((first - second).abs().max(), (first - without).abs().max()) > 0.1
-
-
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("implementation", [cpu_attention, reference], ids=["fused", "reference"])
 def test_gradient_is_the_slope(implementation, rate):
     """The gradient written by hand against finite differences, in float64."""
-    lengths, heads, size = (3, 1, 4), 2, 3
-    batch = lay(lengths)
-    generator = torch.Generator().manual_seed(4)
-    inputs = [
-        torch.randn(sum(lengths), heads, size, generator=generator, dtype=torch.float64)
-        for _ in range(3)
-    ]
+    _, parts, batch = draw((3, 1, 4), 2, 3, torch.float64, seed=4)
 
     def run(*parts: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same masks each time
         return implementation(*parts, batch, rate)
 
-    torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+    torch.autograd.gradcheck(run, [x.detach().requires_grad_() for x in parts])
 
 
 def test_backward_twice_gives_the_same():
@@ -281,15 +251,6 @@ def test_backward_twice_gives_the_same():
     loss = cpu_attention(*parts, batch, 0.2).square().sum()
     first, second = (torch.autograd.grad(loss, whole, retain_graph=True)[0] for _ in range(2))
     exactly(first, second)
-
-
-def test_windows_are_kept_apart():
-    """A token takes nothing from another window, and gives it no gradient."""
-    whole, parts, batch = draw((4, 6, 3), 2, 5, torch.float32)
-    middle = cpu_attention(*parts, batch, 0.0)[4:10]
-    [gradient] = torch.autograd.grad(middle.sum(), whole)
-    assert (gradient[:4] == 0).all() and (gradient[10:] == 0).all()
-    assert (gradient[4:10] != 0).any(dim=1).all()
 
 
 # --- the reference itself ------------------------------------------------------------------------
@@ -366,12 +327,9 @@ def test_linears(widths):
 # --- which implementation runs -------------------------------------------------------------------
 
 
-def test_cpu_tensors_take_the_cpu_implementation():
+def test_only_cpu_tensors_take_the_cpu_implementation():
     for dtype in (torch.float32, torch.bfloat16):
         assert choose_attention(*torch.empty(3, 3, 2, 8, dtype=dtype)) is cpu_attention
-
-
-def test_other_devices_take_the_reference():
     assert choose_attention(*torch.empty(3, 3, 2, 8, device="meta")) is None
 
 
@@ -408,6 +366,13 @@ def gpu(test):
     return pytest.mark.gpu(pytest.mark.skipif(not there, reason="needs a CUDA device")(test))
 
 
+@pytest.fixture
+def ampere():
+    """FlashAttention needs Ampere or later."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("FlashAttention needs Ampere or later")
+
+
 def draw_on_gpu(heads: int = 4, size: int = 32):
     """As ``draw``, in bf16 on the GPU."""
     whole, _, batch = draw(LENGTHS, heads, size, torch.bfloat16)
@@ -422,17 +387,15 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 @gpu
+@pytest.mark.usefixtures("ampere")
 def test_gpu_takes_flash_attention():
-    if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("FlashAttention needs Ampere or later")
     _, parts, _ = draw_on_gpu()
     assert choose_attention(*parts) is flash_attention
 
 
 @gpu
+@pytest.mark.usefixtures("ampere")
 def test_flash_attention_equals_the_reference():
-    if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("FlashAttention needs Ampere or later")
     whole, parts, batch = draw_on_gpu()
     exact = [x.double() for x in parts]
     fused, plain = flash_attention(*parts, batch, 0.0), reference(*exact, batch, 0.0)
@@ -445,10 +408,9 @@ def test_flash_attention_equals_the_reference():
 
 
 @gpu
+@pytest.mark.usefixtures("ampere")
 def test_flash_attention_drops_without_bias():
     """The mean of many draws approaches what comes without dropout, in value and gradient."""
-    if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("FlashAttention needs Ampere or later")
     whole, parts, batch = draw_on_gpu()
     torch.manual_seed(0)
     weight = torch.randn_like(parts[2])

@@ -140,13 +140,7 @@ def test_a_link_to_a_secret_shows_nothing_of_it(
     for name in [*FILES, "vocab.txt"]:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(secret)
-        assert "hunter" not in refusal_of_any(folder)
-
-
-def refusal_of_any(folder: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load(folder)
-    return str(caught.value)
+        assert "hunter" not in refusal(folder, "")
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -214,17 +208,10 @@ def test_tokenizer_bombs(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", (1 << 24) - 1),
-        ("num_hidden_layers", 2),
-        ("hidden_size", 10**12),
-        ("hidden_size", 1 << 23),
-        ("intermediate_size", 1 << 23),
-        ("vocab_size", 1 << 23),
+        *(("num_hidden_layers", value) for value in (10**9, (1 << 24) - 1, 2)),
+        *(("hidden_size", value) for value in (10**12, 1 << 23, 10**4000, "x" * 10**6)),
+        *((f"{what}_size", 1 << 23) for what in ("intermediate", "vocab", "type_vocab")),
         ("max_position_embeddings", 1 << 23),
-        ("type_vocab_size", 1 << 23),
-        ("hidden_size", 10**4000),
-        ("hidden_size", "x" * 10**6),
         ("hidden_act", ["gelu"] * 10**5),
         ("layer_norm_eps", 10**400),
     ],
@@ -320,26 +307,15 @@ def test_a_tensor_twice_in_a_header(folder: Path) -> None:
     "change",
     [
         {"data_offsets": [0, 48]},  # another's place
-        {"data_offsets": [10**9, 10**9 + 48]},
-        {"data_offsets": [1 << 63, (1 << 63) + 48]},
-        {"data_offsets": [48, 0]},
-        {"data_offsets": [-48, 0]},
-        {"data_offsets": [0]},
-        {"data_offsets": None},
-        {"shape": [13]},
-        {"shape": [1 << 40]},
-        {"shape": [-12]},
+        {"data_offsets": [10**9, 10**9 + 48]}, {"data_offsets": [1 << 63, (1 << 63) + 48]},
+        {"data_offsets": [48, 0]}, {"data_offsets": [-48, 0]}, {"data_offsets": [0]},
+        {"data_offsets": None}, {"shape": [13]}, {"shape": [1 << 40]}, {"shape": [-12]},
         {"shape": [1 << 62, 4, 3]},  # 64 bits of it are 12 again
-        {"shape": [0]},
-        {"shape": "12"},
-        {"shape": [12.0]},
-        {"dtype": "F16"},
-        {"dtype": "F64"},
-        {"dtype": "f32"},
+        {"shape": [0]}, {"shape": "12"}, {"shape": [12.0]},
+        {"dtype": "F16"}, {"dtype": "F64"}, {"dtype": "f32"}, {"dtype": 7},
         {"dtype": "\x1b[31mF32"},
-        {"dtype": 7},
     ],
-)
+)  # fmt: skip
 def test_an_entry_that_is_wrong(folder: Path, change: dict[str, Any]) -> None:
     content = (folder / WEIGHTS).read_bytes()
     put(folder / WEIGHTS, with_entries(content, lambda header: header[NAME].update(change)))
@@ -369,23 +345,17 @@ def test_formats_that_are_no_weights(folder: Path, dtype: str, number: float, na
     refusal(folder, WEIGHTS, name)
 
 
-@pytest.mark.parametrize("value", [3.4e38, 1e30, -1e5, 65536.0, float("nan"), -float("inf")])
+@pytest.mark.parametrize("value", [1e300, 3.4e38, 1e30, -1e5, 65536.0, float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.half])
 def test_weights_that_no_bert_has(
     folder: Path, tensors: dict[str, Any], value: float, dtype: torch.dtype
 ) -> None:
     """One flipped bit of an exponent makes 1e38 of 0.1, and no score is a number any more."""
-    tensors[NAME][3] = 0
-    tensors[NAME] = tensors[NAME].to(dtype)
+    tensors[NAME] = tensors[NAME].double()
     tensors[NAME][3] = value
+    tensors[NAME] = tensors[NAME].to(dtype)
     save_file(tensors, folder / WEIGHTS)
     refusal(folder, WEIGHTS, NAME, "not finite, or beyond any weight's")
-
-
-def test_a_double_that_is_infinite_in_float32(folder: Path, tensors: dict[str, Any]) -> None:
-    tensors[NAME] = torch.full_like(tensors[NAME], 1e300, dtype=torch.float64)
-    save_file(tensors, folder / WEIGHTS)
-    refusal(folder, WEIGHTS, NAME, "not finite")
 
 
 def test_the_largest_weights_still_give_scores(folder: Path, tensors: dict[str, Any]) -> None:
@@ -425,10 +395,8 @@ def sharded(folder: Path, tensors: dict[str, Any]) -> Callable[[dict[str, str]],
     (folder / WEIGHTS).rename(folder / "a.safetensors")
 
     def write(changes: dict[str, str]) -> Path:
-        put(
-            folder / INDEX,
-            json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors") | changes}),
-        )
+        weight_map = dict.fromkeys(tensors, "a.safetensors") | changes
+        put(folder / INDEX, json.dumps({"weight_map": weight_map}))
         return folder
 
     return write
@@ -437,28 +405,13 @@ def sharded(folder: Path, tensors: dict[str, Any]) -> Callable[[dict[str, str]],
 @pytest.mark.parametrize(
     "shard",
     [
-        "../a.safetensors",
-        "./a.safetensors",
-        "sub/a.safetensors",
-        "a\n.safetensors",
-        ".",
-        "..",
-        "x/../a.safetensors",
-        "/etc/a.safetensors",
-        "~/a.safetensors",
-        "..\\a.safetensors",
-        "C:\\a.safetensors",
-        "a.safetensors\0",
-        "\0.safetensors",
-        "\ud800.safetensors",
-        "\x1b.safetensors",
-        "a.safetensors/",
-        "a.SAFETENSORS",
-        "config.json",
-        "x" * 300 + ".safetensors",
-        "",
+        "../a.safetensors", "./a.safetensors", "sub/a.safetensors", "a\n.safetensors", ".", "..",
+        "x/../a.safetensors", "/etc/a.safetensors", "~/a.safetensors", "..\\a.safetensors",
+        "C:\\a.safetensors", "a.safetensors\0", "\0.safetensors", "\ud800.safetensors",
+        "\x1b.safetensors", "a.safetensors/", "a.SAFETENSORS", "config.json",
+        "x" * 300 + ".safetensors", "",
     ],
-)
+)  # fmt: skip
 def test_names_that_lead_elsewhere(sharded: Any, shard: str) -> None:
     """Refused before any shard is opened, and a pipe that is outside would hang."""
     folder = sharded({NAME: shard})
@@ -515,14 +468,11 @@ TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
         ({"normalizer": {"type": "Sequence", "normalizers": []}}, "normalizer"),
         ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "normalizer"),
         ({"normalizer": "BertNormalizer"}, "normalizer"),
-        ({"normalizer": {"type": "BertNormalizer", "lowercase": 7}}, "is no tokenizer"),
         ({"pre_tokenizer": replacing("(a|a)*b") | {"type": "Split"}}, "pre_tokenizer"),
         ({"pre_tokenizer": [1]}, "pre_tokenizer"),
         ({"decoder": replacing("(x{1000}){1000}")}, "decoder"),
         ({"post_processor": {"type": "ByteLevel", "trim_offsets": True}}, "post_processor"),
-        ({"post_processor": TOO_OFTEN}, "post_processor"),
-        ({"post_processor": {"type": "TemplateProcessing", "single": 7}}, "is no tokenizer"),
-        ({"added_tokens": [added(content="ab" * 10**6)]}, "added_tokens have 2000000 characters"),
+        ({"added_tokens": [added(content="ab" * 10**6)]}, "have 2000026 characters"),
         ({"added_tokens": [added(id=7)]}, "'zork' has the number 7"),
         ({"added_tokens": [added(id=-1)]}, "'zork' has the number -1"),
         ({"added_tokens": [added(content=7)]}, "is no tokenizer"),
@@ -544,14 +494,31 @@ def test_a_tokenizer_that_is_no_berts(
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "BertNormalizer", "lowercase": 7}},
+        {"post_processor": TOO_OFTEN},
+        {"post_processor": {"type": "TemplateProcessing", "single": 7}},
+        {"truncation": {"max_length": -7}, "padding": []},
+    ],
+)
+def test_parts_that_nobody_reads(folder: Path, change: dict[str, Any]) -> None:
+    change_json(folder / "tokenizer.json", lambda entries: entries.update(change))
+    tokenizer = load(folder)[1]
+    assert tokenizer.encode(["a b"]).ids.tolist() == [5, 6]
+    tokenizer.save(folder / "saved")
+    saved = json.loads((folder / "saved" / "tokenizer.json").read_bytes())
+    assert not any(saved[key] == value for key, value in change.items())
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"max_input_chars_per_word": 10**9}, "max_input_chars_per_word is 1000000000"),
         ({"max_input_chars_per_word": 0}, "max_input_chars_per_word is 0"),
-        ({"max_input_chars_per_word": -1}, "is no tokenizer"),
+        ({"max_input_chars_per_word": -1}, "max_input_chars_per_word is -1"),
         ({"continuing_subword_prefix": "#" * 10**6}, "continuing_subword_prefix is '###"),
-        ({"unk_token": "[nope]"}, "lacks unk_token '[nope]'"),
-        ({"unk_token": 7}, "is no tokenizer"),
+        ({"vocab": {"a": 0, "[CLS]": 1, "[SEP]": 2}}, "no token '[UNK]'"),
         ({"vocab": "/etc/passwd"}, "no vocabulary in it"),
         ({"vocab": ["a"]}, "no vocabulary in it"),
         ({"vocab": {}}, "no vocabulary in it"),
@@ -570,13 +537,10 @@ def test_a_model_that_is_no_berts(folder: Path, change: dict[str, Any], words: s
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (-1, "a token's number"),
-        (7.5, "a token's number"),
-        (True, "a token's number"),
-        ("7", "a token's number"),
-        (None, "a token's number"),
-        (10**30, "a token's number"),
-        ((1 << 31) - 1, "a token's number"),
+        *(
+            (number, "a token's number")
+            for number in (-1, 7.5, True, "7", None, 10**30, (1 << 31) - 1)
+        ),
         (8, "2 tokens have the number 8"),
         (len(WORDS), f"has {len(WORDS) + 1} tokens"),  # no embedding
     ],
@@ -602,18 +566,14 @@ def test_a_key_twice_is_read_as_it_was_checked(folder: Path) -> None:
     assert load(folder)[1].encode(["A"]).ids.tolist() == [5]
 
 
-def test_it_is_the_librarys_own_reading(folder: Path, tmp_path_factory: Any) -> None:
-    """Taken apart and put together again, a tokenizer.json is the same to the letter."""
-    change_json(
-        folder / "tokenizer.json",
-        lambda e: e["added_tokens"].extend(
-            [added(), added(id=len(WORDS) + 1, content="</x>", special=True, normalized=False)]
-        ),
-    )
-    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+def test_it_is_the_librarys_own_reading(folder: Path) -> None:
+    """Taken apart and put together again, a tokenizer.json is the same, with a flag turned."""
+    extra = [added(), added(id=len(WORDS) + 1, content="</x>", special=True, normalized=False)]
+    change_json(folder / "tokenizer.json", lambda e: e["added_tokens"].extend(extra))
+    theirs = json.loads(Tokenizer.from_file(str(folder / "tokenizer.json")).to_str())
     ours = BertTokenizer.load(folder)
-    theirs.encode_special_tokens = True
-    assert ours.fingerprint() == theirs.to_str()
+    theirs["added_tokens"][-1]["special"] = False
+    assert json.loads(ours.fingerprint()) == theirs
     assert ours.vocab_size == len(WORDS) + 2
 
 
@@ -651,6 +611,18 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def put_bin(folder: Path) -> Callable[..., Path]:
+    """Saves a value as the folder's only weights, a pickle."""
+
+    def write(value: object, **options: Any) -> Path:
+        (folder / WEIGHTS).unlink()
+        torch.save(value, folder / BIN, **options)
+        return folder / BIN
+
+    return write
 
 
 def plain_pickle(value: object, path: Path) -> None:
@@ -701,10 +673,11 @@ def test_a_pickle_beside_safetensors_is_not_looked_at(folder: Path) -> None:
 )
 @pytest.mark.parametrize("name", [NAME, "bert.embeddings.position_ids", "cls.x"])
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_of_other_kinds(folder: Path, tensors: Any, make: Any, name: str) -> None:
-    (folder / WEIGHTS).unlink()
+def test_tensors_of_other_kinds(
+    folder: Path, tensors: Any, put_bin: Any, make: Any, name: str
+) -> None:
     tensors[name] = make(tensors[NAME])
-    torch.save(tensors, folder / BIN)
+    put_bin(tensors)
     if name == "cls.x" and tensors[name].dtype == torch.complex64:
         load(folder, allow_bin=True)  # nobody looks at it
     else:
@@ -712,31 +685,27 @@ def test_tensors_of_other_kinds(folder: Path, tensors: Any, make: Any, name: str
         assert name in message or "is nothing that tensors are made by" in message
 
 
-def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any) -> None:
+def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any, put_bin: Any) -> None:
     """Half precision would become 2 ** 27 numbers, of a file that has a few thousand."""
     change_json(folder / "config.json", lambda e: e.update(vocab_size=1 << 23))
-    (folder / WEIGHTS).unlink()
     name = "bert.embeddings.word_embeddings.weight"
-    tensors[name] = tensors[name].half()[:1].expand(1 << 23, 12)
-    torch.save(tensors, folder / BIN)
+    put_bin(tensors | {name: tensors[name].half()[:1].expand(1 << 23, 12)})
     refusal(folder, BIN, name, "more numbers than the file", allow_bin=True)
 
 
-def test_two_names_of_one_tensor(folder: Path, tensors: Any) -> None:
+def test_two_names_of_one_tensor(folder: Path, tensors: Any, put_bin: Any) -> None:
     """As pretraining checkpoints have them."""
-    (folder / WEIGHTS).unlink()
-    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
-    torch.save(tensors, folder / BIN)
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    put_bin(tensors | {"cls.predictions.decoder.weight": words})
     load(folder, allow_bin=True)
 
 
 @pytest.mark.parametrize("part", ["data.pkl", "data/0"])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-def test_zip_bombs(folder: Path, tensors: Any, part: str, compression: int) -> None:
+def test_zip_bombs(folder: Path, tensors: Any, put_bin: Any, part: str, compression: int) -> None:
     """A hundred million zeros in a few kilobytes; torch's reader would unpack them."""
-    (folder / WEIGHTS).unlink()
-    torch.save(tensors, folder / "sound")
-    with zipfile.ZipFile(folder / "sound") as sound, zipfile.ZipFile(folder / BIN, "w") as bomb:
+    sound_file = put_bin(tensors).rename(folder / "sound")
+    with zipfile.ZipFile(sound_file) as sound, zipfile.ZipFile(folder / BIN, "w") as bomb:
         for entry in sound.infolist():
             content = sound.read(entry)
             if entry.filename.endswith(part):
@@ -771,24 +740,14 @@ def test_zip_bombs(folder: Path, tensors: Any, part: str, compression: int) -> N
         (b"\x8c\x08builtins\x8c\x09bytearray\x93.", "STACK_GLOBAL in it is nothing"),
         (b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n.", "is nothing that tensors"),
     ],
-    ids=[
-        "long",
-        "a billion",
-        "deep",
-        "a list",
-        "no mark",
-        "wide",
-        "a list that grows",
-        "bytearray",
-        "another way to it",
-        "a tensor of a tensor",
-    ],
-)
-def test_pickles_without_end(folder: Path, is_zip: bool, instructions: bytes, words: str) -> None:
-    (folder / WEIGHTS).unlink()
-    torch.save({}, folder / BIN, _use_new_zipfile_serialization=False)
+    ids=["long", "a billion", "deep", "a list", "no mark", "wide", "a list that grows",
+         "bytearray", "another way to it", "a tensor of a tensor"],
+)  # fmt: skip
+def test_pickles_without_end(
+    folder: Path, put_bin: Any, is_zip: bool, instructions: bytes, words: str
+) -> None:
+    legacy = put_bin({}, _use_new_zipfile_serialization=False).read_bytes()
     empty = pickle.dumps({}, protocol=2)
-    legacy = (folder / BIN).read_bytes()
     state = b"\x80\x02" + instructions
     put(folder / BIN, legacy[: legacy.rindex(empty)] + state + pickle.dumps([], protocol=2))
     if is_zip:
@@ -800,10 +759,10 @@ def test_pickles_without_end(folder: Path, is_zip: bool, instructions: bytes, wo
 
 @pytest.mark.parametrize("share", [0, 1, 4, 100, 0.2, 0.5, 0.9, -1])
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_truncated_pickles(folder: Path, tensors: Any, share: float, is_zip: bool) -> None:
-    (folder / WEIGHTS).unlink()
-    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=is_zip)
-    content = (folder / BIN).read_bytes()
+def test_truncated_pickles(
+    folder: Path, tensors: Any, put_bin: Any, share: float, is_zip: bool
+) -> None:
+    content = put_bin(tensors, _use_new_zipfile_serialization=is_zip).read_bytes()
     put(folder / BIN, content[: int(share * len(content)) if isinstance(share, float) else share])
     refusal(folder, BIN, "cannot be read as tensors alone", allow_bin=True)
 

@@ -21,6 +21,7 @@ from bertqa.training.evaluations import Observer
 from bertqa.training.loop import TrainingLoop
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder
+from tests import helpers
 from tests.helpers import STORIES
 
 ROOT = Path(__file__).parents[2]
@@ -165,13 +166,13 @@ def checkpoints_of(folder: Path) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files; of a checkpoint's progress without the time that it took."""
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for path in files:
-        if path.name == "progress.json":
-            progress = json.loads(files[path])
+    files = helpers.contents(folder)
+    for name in files:
+        if name.endswith("progress.json"):
+            progress = json.loads(files[name])
             assert progress.pop("seconds_since_log") >= 0
-            files[path] = json.dumps(progress).encode()
-    return {str(path.relative_to(folder)): content for path, content in files.items()}
+            files[name] = json.dumps(progress).encode()
+    return files
 
 
 def every_step(settings: TrainingSettings = SETTINGS) -> TrainingSettings:

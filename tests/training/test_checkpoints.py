@@ -20,6 +20,7 @@ from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder
 from tests.training.runs import (
     BF16,
+    FP32,
     SCALED,
     SETTINGS,
     Stop,
@@ -58,73 +59,50 @@ def test_a_resumed_run_is_the_same_run(
     assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
 
 
-def test_a_resumed_run_is_the_same_run_in_bf16(tmp_path: Path, checkpoint: Path) -> None:
-    folders = tmp_path / "whole", tmp_path / "resumed"
-    whole = trained(make_run(folders[0], checkpoint, runtime=BF16))
-    goes_down(make_run(folders[1], checkpoint, runtime=BF16), 6)
-    resumed = trained(make_run(folders[1], checkpoint, runtime=BF16), resume=True)
-    assert same(weights_of(resumed), weights_of(whole))
-    assert log_of(folders[0]) == log_of(folders[1])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings"])
+def test_other_ways_to_train_go_on_as_well(tmp_path: Path, checkpoint: Path, kind: str) -> None:
+    """The scaler of fp16 has skipped a step and halved its factor twice by then."""
+    settings = replace(SETTINGS, logging_steps=1, freeze_word_embeddings=kind.startswith("frozen"))
+    runtime = {"bf16": BF16, "fp16": SCALED}.get(kind, FP32)
 
-
-def test_the_scaler_of_fp16_goes_on_as_well(tmp_path: Path, checkpoint: Path) -> None:
-    """It has skipped a step and halved its factor twice by then."""
-    folders = tmp_path / "whole", tmp_path / "resumed"
-    settings = replace(SETTINGS, logging_steps=1)
-
-    def scaled(folder: Path) -> Run:
-        run = make_run(folder, checkpoint, settings, SCALED, evaluator=False)
-        run.loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
+    def begun(folder: Path) -> Run:
+        # fp16 is for GPUs: here only the training computes in float32 for it.
+        evaluator = False if kind == "fp16" else None
+        run = make_run(folder, checkpoint, settings, runtime, evaluator)
+        if kind == "fp16":
+            run.loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
         return run
 
-    whole = trained(scaled(folders[0]))
-    goes_down(scaled(folders[1]), 6)
-    resumed = scaled(folders[1])
+    folders = tmp_path / "whole", tmp_path / "resumed"
+    whole = trained(begun(folders[0]))
+    goes_down(begun(folders[1]), 6)
+    resumed = begun(folders[1])
     resumed.start(resume=True)
-    assert resumed.loop.scaler.get_scale() < 2.0**127
+    assert resumed.progress.step == 4
+    if kind == "fp16":
+        assert resumed.loop.scaler.get_scale() < 2.0**127
+        assert whole.progress.scaler != {}
     resumed.train()
     assert same(weights_of(resumed), weights_of(whole))
     assert log_of(folders[0]) == log_of(folders[1])
-    assert resumed.progress.scaler == whole.progress.scaler != {}
-
-
-def test_frozen_embeddings_have_no_moments_and_go_on(tmp_path: Path, checkpoint: Path) -> None:
-    settings = replace(SETTINGS, freeze_word_embeddings=True, save_total_limit=9)
-    whole = trained(make_run(tmp_path / "whole", checkpoint, settings))
-    folder = tmp_path / "run"
-    shutil.copytree(whole.folder.path, folder)
-    assert checkpoints_of(folder)[-1] == "step-00000012"
-    shutil.rmtree(folder / "checkpoints" / "step-00000012")
-    resumed = make_run(folder, checkpoint, settings)
-    resumed.start(resume=True)
-    assert resumed.progress.step == 8
-    resumed.train()
-    assert same(weights_of(resumed), weights_of(whole))
+    assert resumed.progress == whole.progress
 
 
 # --- which there are -----------------------------------------------------------------------------
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, checkpoint: Path) -> None:
-    settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
-    trained(make_run(tmp_path / "run", checkpoint, settings, evaluator=False))
-    assert checkpoints_of(tmp_path / "run") == [
-        "step-00000008", "step-00000010", "step-00000012",
-    ]  # fmt: skip
-
-
-def test_of_several_checkpoints_the_newest_is_gone_on_from(
+def test_the_newest_checkpoints_are_kept_and_gone_on_from(
     tmp_path: Path, checkpoint: Path, whole_run: Run
 ) -> None:
     settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
     goes_down(make_run(tmp_path / "run", checkpoint, settings), 7)
-    names = ["step-00000004", "step-00000006", "step-00000007"]
-    assert checkpoints_of(tmp_path / "run") == names
+    assert checkpoints_of(tmp_path / "run") == [f"step-{n:08}" for n in (4, 6, 7)]
     run = make_run(tmp_path / "run", checkpoint, settings)
     run.start(resume=True)
     assert run.progress.step == 7
     run.train()
     assert same(weights_of(run), weights_of(whole_run))
+    assert checkpoints_of(tmp_path / "run") == [f"step-{n:08}" for n in (8, 10, 12)]
 
 
 def test_a_run_that_is_done_is_done(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
@@ -153,6 +131,10 @@ def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Pat
 # --- accidents while it writes -------------------------------------------------------------------
 
 
+def stop(*arguments: object) -> None:
+    raise Stop
+
+
 def stop_in_progress_json(path: Path, value: Any) -> None:
     """``write_json`` until the checkpoint of step 8."""
     if value["step"] == 8:
@@ -169,10 +151,6 @@ def stop_after_half_a_line(folder: RunFolder, line: dict[str, Any]) -> None:
         raise Stop
 
 
-def stop(*arguments: object) -> None:
-    raise Stop
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "accident"),
     [
@@ -183,14 +161,9 @@ def stop(*arguments: object) -> None:
     ids=["in a checkpoint", "between model and predictions", "after half a line"],
 )
 def test_a_run_that_goes_down_while_it_writes(
-    tmp_path: Path,
-    checkpoint: Path,
-    whole_run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: object,
-    name: str,
-    accident: Callable[..., None],
-) -> None:
+    tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch,
+    owner: object, name: str, accident: Callable[..., None],
+) -> None:  # fmt: skip
     folder = tmp_path / "run"
     run = make_run(folder, checkpoint)
     with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from bertqa.model.checkpoint import load_checkpoint
 from tests.helpers import STORIES, write_checkpoint
 from tests.training.processes import ended, meeting, start
+from tests.training.runs import log_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
 
@@ -57,13 +58,9 @@ def assert_all_whole(folder: Path) -> None:
 
 def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
     """The last weights, the best ones, and the log without its speeds."""
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    for line in log:
-        for of_the_clock in ("tokens_per_second", "seconds"):
-            line.pop(of_the_clock, None)
     last = max(folder.glob("checkpoints/step-*"))
     weights = [(path / "model.safetensors").read_bytes() for path in (last, folder)]
-    return weights[0], weights[1], log
+    return weights[0], weights[1], log_of(folder)
 
 
 @pytest.fixture(scope="module")

@@ -89,30 +89,6 @@ def test_a_process_that_is_not_the_first_says_nothing(
     assert said == [] and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"dataset": "squad", "train_file": Path("a")}, "exclude each other"),
-        ({"validation_file": Path("b")}, "--validation_file b needs a --train_file"),
-        (
-            {
-                "train_file": Path("a"),
-                "validation_file": Path("b"),
-                "validation_split_percentage": 5,
-            },
-            "--validation_file and --validation_split_percentage exclude each other",
-        ),
-        ({"validation_split_percentage": 0}, "--validation_split_percentage 0"),
-        ({"validation_split_percentage": 51}, "--validation_split_percentage 51"),
-        ({"max_train_samples": 0}, "--max_train_samples 0"),
-        ({"max_eval_samples": -1}, "--max_eval_samples -1"),
-    ],
-)
-def test_data_that_cannot_be_are_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        DataSettings(**given)
-
-
 def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
     # fmt: off
     return [
@@ -304,14 +280,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, still_checkpoint: Path
     ("processes", "batch", "times"), [(2, 3, 2), (3, 4, 1)], ids=["two", "three"]
 )
 def test_processes_together_train_as_one_does(
-    tmp_path: Path,
-    still_checkpoint: Path,
-    one_process: Path,
-    server: Any,
-    processes: int,
-    batch: int,
-    times: int,
-) -> None:
+    tmp_path: Path, still_checkpoint: Path, one_process: Path, server: Any,
+    processes: int, batch: int, times: int,
+) -> None:  # fmt: skip
     folder = tmp_path / "run"
     flags = train_flags(
         still_checkpoint, folder, *SHARED_RUN, "--per_device_train_batch_size", str(batch),

@@ -98,13 +98,9 @@ def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
     [(math.nan, 1, 100), (math.inf, 5, 100), (math.nan, 100, 100), (math.inf, 100, 6)],
 )
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
-    tmp_path: Path,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    value: float,
-    logging_steps: int,
-    eval_steps: int,
-) -> None:
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch,
+    value: float, logging_steps: int, eval_steps: int,
+) -> None:  # fmt: skip
     """Whatever comes first after it: a log line, an evaluation, a save."""
     folder = tmp_path / "run"
     settings = replace(
@@ -187,7 +183,7 @@ def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
     last = run.checkpoints.last()
     assert (last is not None) == (save_steps == 1)
     advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
-    assert advice in str(caught.value) and "questions are in" in str(caught.value)
+    assert advice in str(caught.value) and " listed in " in str(caught.value)
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert failure["step"] == 5 and "query.weight" in failure["weights"]
     assert len(failure["example_ids"]) > 1

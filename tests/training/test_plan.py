@@ -1,12 +1,9 @@
 """How many steps a run has, and what comes after which."""
 
-import math
 from dataclasses import replace
 
 import pytest
 
-from bertqa.errors import UserError
-from bertqa.settings import TrainingSettings
 from bertqa.training.plan import Plan
 from tests.training.runs import SETTINGS
 
@@ -62,34 +59,3 @@ def test_the_windows_of_an_epoch_are_all_windows_once() -> None:
     assert sorted(window for windows in epoch for window in windows) == list(range(61))
     alone, shared = (Plan(SETTINGS, 61, world_size).windows_of(2) for world_size in (2, 1))
     assert len(alone) == 12 and set(alone.tolist()) != set(shared.tolist())
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("num_train_epochs", 0.0),
-        ("num_train_epochs", math.inf),
-        ("max_steps", 0),
-        ("learning_rate", math.nan),
-        ("warmup_ratio", 1.0),
-        ("warmup_ratio", -0.1),
-        ("warmup_ratio", math.nan),
-        ("lr_scheduler_type", "cosine"),
-        ("weight_decay", -0.01),
-        ("adam_epsilon", 0.0),
-        ("max_grad_norm", -1.0),
-        ("per_device_train_batch_size", 0),
-        ("gradient_accumulation_steps", -2),
-        ("seed", -1),
-        ("logging_steps", 0),
-        ("eval_steps", 0),
-        ("save_steps", -5),
-        ("save_total_limit", 0),
-    ],
-)
-def test_settings_that_cannot_be_are_named(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--{name} {value}"):
-        replace(TrainingSettings(), **{name: value})

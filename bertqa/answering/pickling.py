@@ -1,0 +1,129 @@
+"""A question answerer as a few hundred bytes: what it was loaded from, in place of its weights.
+
+The weights that oneDNN has laid out for this processor cannot be copied, and a worker on another
+machine has the model's folder anyway. So an answerer pickles as its recipe: the arguments of
+``from_pretrained``, its settings, and a digest of the model's files. That is one string, so that
+two answerers of the same model have the same fingerprint for ``datasets.Dataset.map``.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bertqa.files import (
+    BIN_FILE,
+    CONFIG_FILE,
+    OPTIONAL_FILES,
+    TOKENIZER_FILES,
+    said_plainly,
+)
+from bertqa.settings import DecodingSettings, WindowSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes an answerer.
+
+    Attributes:
+        name, revision, allow_bin, device, precision: what ``from_pretrained`` was given.
+        windows, decoding: its settings.
+        digest: of the files that it was loaded from, see ``CheckpointFiles.digest``.
+    """
+
+    name: str
+    revision: str | None
+    allow_bin: bool
+    device: str
+    precision: str
+    windows: WindowSettings
+    decoding: DecodingSettings
+    digest: str
+
+    def to_json(self) -> str:
+        """The recipe as a text, equal for equal recipes."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """The recipe of such a text."""
+        entries = json.loads(text)
+        windows = WindowSettings(**entries.pop("windows"))
+        decoding = DecodingSettings(**entries.pop("decoding"))
+        return cls(windows=windows, decoding=decoding, **entries)
+
+
+class CheckpointFiles:
+    """The files of a checkpoint folder, as they are now.
+
+    Args:
+        folder: the checkpoint folder.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stamps = self._stamped()
+
+    def _paths(self) -> list[Path]:
+        names = (CONFIG_FILE, *TOKENIZER_FILES, *OPTIONAL_FILES, BIN_FILE)
+        weights = (
+            *self.folder.glob("*.safetensors"),
+            *self.folder.glob("*.safetensors.index.json"),
+        )
+        named = (self.folder / name for name in names)
+        return sorted({*weights, *(path for path in named if path.is_file())})
+
+    def _stamped(self) -> list[tuple[str, int, int, int]]:
+        with said_plainly(self.folder, "read"):
+            stats = [(path.name, path.stat()) for path in self._paths()]
+        return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+
+    def unchanged(self) -> bool:
+        """Whether no file has been written, added or removed since."""
+        return self._stamped() == self._stamps
+
+    def digest(self) -> str:
+        """SHA-256 of the names and contents; 64 hexadecimal digits."""
+        total = sha256()
+        for path in self._paths():
+            with said_plainly(path, "read"), path.open("rb") as file:
+                part = sha256()
+                while block := file.read(1 << 20):
+                    part.update(block)
+            total.update(f"{path.name} {part.hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+def model_state(model: nn.Module) -> list[object]:
+    """What differs once a model is changed in memory: its modules, hooks or numbers.
+
+    Numbers are compared by the sum of their bits, since ``tensor.data`` can be written without a
+    trace; those of prepacked layers, which cannot be written, by their identity.
+    """
+    return [entry for name, module in model.named_modules() for entry in _state_of(name, module)]
+
+
+def _state_of(name: str, module: nn.Module) -> Iterator[object]:
+    own = vars(module)
+    hooks = [key for key, value in own.items() if key.endswith("_hooks") and value]
+    yield name, type(module), id(module), module.training, "forward" in own, hooks
+    for held in (own, own["_parameters"], own["_buffers"]):
+        for key, value in held.items():
+            if isinstance(value, Tensor):
+                yield key, id(value), value._version, _bits(value)
+
+
+@torch.inference_mode()
+def _bits(tensor: Tensor) -> int | None:
+    """The sum of a tensor's numbers, their bits read as integers; None where they are hidden."""
+    if tensor.layout is not torch.strided:
+        return None
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().view(integer[tensor.element_size()]).sum())

@@ -1,0 +1,73 @@
+"""Where the functions and classes stand that compute the pictures of an answer's page.
+
+That is looked up in the source when the page is written, so no number goes stale.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from bertqa.answering.answers import Answer, Prediction
+from bertqa.answering.decoding import exact_spans
+from bertqa.answering.top20 import top20_spans
+from bertqa.explain.attribution import integrated_gradients, intervention_effects
+from bertqa.explain.explanation import Explanation, LayerReading
+from bertqa.explain.hooks import intervene, logit_lens
+from bertqa.model.bert import AttentionProbabilities, SpanHead, window_losses
+from bertqa.settings import DecodingSettings
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A function or class of this project.
+
+    Attributes:
+        key: its name.
+        path: of the file, from the root of the repository.
+        first: number of its first line.
+        lines: its lines.
+    """
+
+    key: str
+    path: str
+    first: int
+    lines: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Path and line, as editors and compilers write them."""
+        return f"{self.path}:{self.first}"
+
+    @property
+    def anchor(self) -> str:
+        """Its id in the page."""
+        return f"code-{self.key.replace('.', '-')}"
+
+
+def source_of(named: Any) -> Source:
+    """Where a function or class stands in the code."""
+    lines, first = inspect.getsourcelines(named)
+    path = Path(inspect.getsourcefile(inspect.unwrap(named)) or "").resolve()
+    shown = dedent("".join(lines)).splitlines()
+    return Source(named.__qualname__, path.relative_to(_ROOT).as_posix(), first, tuple(shown))
+
+
+def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
+    """For each section of the page what computes it."""
+    probabilities = Explanation.probabilities.fget  # type: ignore[attr-defined]
+    search = top20_spans if decoding.decoder == "top20" else exact_spans
+    null = (Prediction, DecodingSettings) if decoding.version_2_with_negative else ()
+    found: dict[str, tuple[Any, ...]] = {
+        "context": (SpanHead, probabilities),
+        "candidates": (search, Answer, *null),
+        "matrix": (Explanation.span_matrix,),
+        "lens": (logit_lens, LayerReading),
+        "heads": (intervention_effects, intervene, window_losses),
+        "attention": (AttentionProbabilities,),
+        "parts": (integrated_gradients,),
+    }
+    return {key: tuple(map(source_of, group)) for key, group in found.items()}
