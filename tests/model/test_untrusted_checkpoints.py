@@ -726,13 +726,19 @@ def test_zip_bombs(folder: Path, tensors: Any, put_bin: Any, part: str, compress
             b"]q\x00" + (b"(" + b"h\x00" * 1000 + b"e") * 3 + b".",
             "more than 1048576 parts",
         ),
+        # A list of a thousand, a thousand times in a tuple, that a hundred times in another.
+        (
+            b"]q\x00(" + b")" * 1000 + b"e0(" + b"h\x00" * 1000 + b"tq\x010("
+            + b"h\x01" * 100 + b"t.",
+            "more than 1048576 parts",
+        ),
         # A hundred gigabytes of zeros, by a function that torch lets through.
         (b"cbuiltins\nbytearray\n(L100000000000L\ntR.", "'builtins bytearray' in it is nothing"),
         (b"\x8c\x08builtins\x8c\x09bytearray\x93.", "STACK_GLOBAL in it is nothing"),
         (b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n.", "is nothing that tensors"),
     ],
     ids=["long", "a billion", "deep", "a list", "no mark", "wide", "a list that grows",
-         "bytearray", "another way to it", "a tensor of a tensor"],
+         "a list of many", "bytearray", "another way to it", "a tensor of a tensor"],
 )  # fmt: skip
 def test_pickles_without_end(
     folder: Path, put_bin: Any, is_zip: bool, instructions: bytes, words: str
