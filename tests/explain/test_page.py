@@ -494,7 +494,6 @@ def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
 def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
     show: Show, e: Explanation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_data, "_LADDER", (1, 2))
     monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
     said = text_of(show(page(e)), "#attention-says")
     assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
