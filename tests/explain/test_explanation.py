@@ -27,7 +27,17 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.explain.conftest import CONTEXT, CPU, NEGATIVE, NEVER, QUESTION, STEPS, WINDOWS, Explain
+from tests.explain.conftest import (
+    CONTEXT,
+    CPU,
+    NEGATIVE,
+    NEVER,
+    NO_TOKENS,
+    QUESTION,
+    STEPS,
+    WINDOWS,
+    Explain,
+)
 
 ROOT = Path(__file__).parents[2]
 NUMBERED = "".join(f" {number}." for number in range(999))
@@ -179,12 +189,12 @@ def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
 
 
 def test_a_text_without_tokens(explained: Explain) -> None:
-    e = explained(context="\x7f\x7f")
+    e = explained(context=NO_TOKENS)
     assert e.is_null and e.prediction.text == "" and not e.context_starts
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
-    v2 = render(explained(context="\x7f\x7f", decoding=NEGATIVE))
+    v2 = render(explained(context=NO_TOKENS, decoding=NEGATIVE))
     assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
 
 
