@@ -25,6 +25,8 @@ CONTEXT = (
     "the man counted how many re\u0301sume\u0301s were on board. What "
     "Eve \U0001f469\u200d\U0001f680 did there, who knows?"
 )
+# A vowel sign, which is to be seen, and which the tokenizer takes for an accent and drops.
+NO_TOKENS = "\u1734"
 WINDOWS = WindowSettings(48, 8)
 STEPS = 3
 CPU = Runtime(torch.device("cpu"))

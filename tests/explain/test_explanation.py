@@ -27,7 +27,17 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
 from bertqa.settings import DecodingSettings, WindowSettings
-from tests.explain.conftest import CONTEXT, CPU, NEGATIVE, NEVER, QUESTION, STEPS, WINDOWS, Explain
+from tests.explain.conftest import (
+    CONTEXT,
+    CPU,
+    NEGATIVE,
+    NEVER,
+    NO_TOKENS,
+    QUESTION,
+    STEPS,
+    WINDOWS,
+    Explain,
+)
 
 ROOT = Path(__file__).parents[2]
 NUMBERED = "".join(f" {number}." for number in range(999))
@@ -166,12 +176,6 @@ def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
     assert [i for cell in cells for i in cell.places] == list(found.context_starts)
 
 
-def test_tokens_of_one_character_are_one_cell(explained: Explain) -> None:
-    context = "re\u0301sume\u0301 ½ 한 of Ada"
-    texts = [cell.text for cell in explained(context=context, windows=None).cells()]
-    assert "".join(texts) == context and all(texts)
-
-
 def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
     found = explained(decoding=DecodingSettings(max_answer_length=4))
     matrix, (start, end) = found.span_matrix(), found.logits.tolist()
@@ -185,28 +189,29 @@ def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
 
 
 def test_a_text_without_tokens(explained: Explain) -> None:
-    e = explained(context="\x7f\x7f")
+    e = explained(context=NO_TOKENS)
     assert e.is_null and e.prediction.text == "" and not e.context_starts
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
-    v2 = render(explained(context="\x7f\x7f", decoding=NEGATIVE))
+    v2 = render(explained(context=NO_TOKENS, decoding=NEGATIVE))
     assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
 
 
 @pytest.mark.parametrize(
-    "context", ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301"]
-)
+    "context",
+    ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301",
+     "re\u0301sume\u0301 ½ 한 of Ada"],
+)  # fmt: skip
 def test_the_answer_is_marked_with_the_accents_that_are_its_own(
     explained: Explain, context: str
 ) -> None:
     """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
-    e = explained(context=context)
-    cells = list(e.cells())
-    assert "".join(cell.text for cell in cells) == context
-    inside = [i for i, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.places)]
-    marked = cells[inside[0] : inside[-1] + 1]
-    assert "".join(cell.text for cell in marked) == e.answer.answer.text
+    e = explained(context=context, windows=None)
+    texts = [cell.text for cell in e.cells()]
+    assert "".join(texts) == context and all(texts)
+    inside = [i for i, c in enumerate(e.cells()) if set(e.answer.tokens) & set(c.places)]
+    assert "".join(texts[inside[0] : inside[-1] + 1]) == e.answer.answer.text
 
 
 def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:

@@ -21,7 +21,7 @@ from bertqa.settings import WindowSettings
 from tests import helpers
 from tests.browser import CHROMIUM, Browser, Page
 from tests.commands.world import call
-from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, QUESTION, Explain
+from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, NO_TOKENS, QUESTION, Explain
 
 WICKED = (
     '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
@@ -43,8 +43,8 @@ def explanations(explained: Explain, rough: Prediction) -> Explanations:
         "negative": explained(decoding=NEGATIVE),
         "never": explained(decoding=NEVER, windows=short),
         "wicked": replace(wicked, tokens=tokens),
-        "no tokens": explained("\x7f", "\x7f"),
-        "no tokens, v2": explained("\x7f", "\x7f", decoding=NEGATIVE),
+        "no tokens": explained(NO_TOKENS, NO_TOKENS),
+        "no tokens, v2": explained(NO_TOKENS, NO_TOKENS, decoding=NEGATIVE),
         "top20": explained(decoding=replace(NEGATIVE, decoder="top20")),
         "accents": explained(context="e\u0301"),
     }
@@ -494,7 +494,6 @@ def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(
 def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(
     show: Show, e: Explanation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_data, "_LADDER", (1, 2))
     monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
     said = text_of(show(page(e)), "#attention-says")
     assert re.search(r"at least .* the page holds \d+% of it\.$", said), said

@@ -232,12 +232,19 @@ def test_hooks_from_before_and_after_prepacking(model, batch):
 # --- modules in place of others ------------------------------------------------------------------
 
 
-class LowRank(nn.Module):
-    """``base(x) + x A B``, as LoRA has it; without the attributes of a linear layer."""
+class Wrapper(nn.Module):
+    """Any module in another, which has none of its attributes."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
+
+
+class LowRank(Wrapper):
+    """``base(x) + x A B``, as LoRA has it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
         generator = torch.Generator().manual_seed(base.in_features)
         self.a = nn.Parameter(torch.randn(base.in_features, 2, generator=generator) * 0.3)
         self.b = nn.Parameter(torch.randn(2, base.out_features, generator=generator) * 0.3)
@@ -369,12 +376,8 @@ def test_what_is_not_wrapped_is_prepacked(model, position, name):
     assert is_prepacked(ready)
 
 
-class Doubled(nn.Module):
+class Doubled(Wrapper):
     """Any module, its output twice as large."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
 
     def forward(self, *args: Any) -> Any:
         output = self.base(*args)
@@ -431,38 +434,25 @@ def test_a_forward_replaced_on_a_class_is_called(model, batch, monkeypatch, kind
 def test_parts_of_different_products_are_computed_apart():
     """Prepacked layers that were moved to other positions stay what they are."""
     torch.manual_seed(0)
-    products = [nn.Linear(5, 6), nn.Linear(5, 6)]
-    parts = [[JointPart(product, number, [2, 2, 2]) for number in range(3)] for product in products]
+    products = nn.Linear(5, 6), nn.Linear(5, 6)
+    a, b = ([JointPart(product, number, [2, 2, 2]) for number in range(3)] for product in products)
     x = torch.randn(4, 5)
-    for chosen in ([0, 1, 2], [2, 1, 0], [0, 0, 0]):
-        layers = [parts[0][number] for number in chosen]
+    for layers in (a, a[::-1], [a[0]] * 3, [a[0], b[1], a[2]], a[:2]):
         torch.testing.assert_close(list(linears(x, layers)), [layer(x) for layer in layers])
-    mixed = [parts[0][0], parts[1][1], parts[0][2]]
-    torch.testing.assert_close(list(linears(x, mixed)), [layer(x) for layer in mixed])
-    two = parts[0][:2]
-    torch.testing.assert_close(list(linears(x, two)), [layer(x) for layer in two])
 
 
 # --- precisions ----------------------------------------------------------------------------------
 
 
-class Scaled(nn.Module):
+class Scaled(Wrapper):
     """In float32 whatever comes in: its factor is no parameter, so nothing converts it."""
 
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base, self.factor = base, torch.full((base.out_features,), 1.5)
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) * self.factor
+        return self.base(x) * torch.full((self.base.out_features,), 1.5)
 
 
-class OnlyFloat32(nn.Module):
+class OnlyFloat32(Wrapper):
     """Refuses other inputs, as dynamically quantised layers do."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype is torch.float32
@@ -477,10 +467,8 @@ class OnlyFloat32(nn.Module):
 def test_a_wrapper_of_float32_answers_in_other_precisions(
     model, batch, position, kind, name, autocast
 ):
-    if name == "int8":  # as QuestionAnswerer has it where bfloat16 is native
-        dtype, int8 = torch.bfloat16, True
-    else:
-        dtype, int8 = READY[name]
+    # int8 as QuestionAnswerer has it where bfloat16 is native.
+    dtype, int8 = (torch.bfloat16, True) if name == "int8" else READY[name]
     put(model, LAYER + position, kind)
     expected = scores(model, batch)
     ready = make_ready(model, CPU, dtype, int8=int8)
