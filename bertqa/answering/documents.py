@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
+from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
 from bertqa.settings import DecodingSettings
 
@@ -131,7 +132,7 @@ def read_documents(
         UserError: a document has no text.
     """
     found = [_Found(decoding, settings) for _ in questions]
-    stream = (d for d in map(as_document, count(), documents) if d.text.strip())
+    stream = (d for d in map(as_document, count(), documents) if not is_blank(d.text))
     while block := list(islice(stream, _TOGETHER)):
         asked = [(which, document) for which in range(len(questions)) for document in block]
         spans = _SPANS * settings.most_of_one

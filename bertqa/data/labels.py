@@ -1,6 +1,6 @@
 """Label windows with their gold answers, and tell what became of each answer on the way.
 
-E  examples      G  gold answers of all examples, at least one row each      W  windows of the set
+E  examples      W  windows of the set
 
 The label of an answer is the tokens that share a character with it. Mostly they give back its
 text exactly; where they cannot, the cause is kept, counted and listed. Of several gold answers a
@@ -48,6 +48,7 @@ CAUSES = {
     Outcome.CUT: "answer is whole in no window, labelled [CLS]",
 }
 
+_NOTHING = Example("", "", "")
 FIRST_GOLD = "the first"  # of the gold answers of a question, see ``label_rule``
 
 
@@ -76,29 +77,28 @@ class LabelledWindows(WindowSet):
 def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWindows:
     """Label each window of ``examples`` with the first gold answer that it holds whole."""
     contexts, context_of = windows.contexts, windows.context_of.long()
-    golds, owner = _one_by_one(examples)
-    first, last = answer_tokens(golds, contexts, context_of[owner])
-    labelled, gold = _first_held(windows, owner, first, last)
-
-    begin = (windows.context_starts - windows.first).long()[labelled]
-    start, end = torch.zeros(2, len(windows), dtype=torch.int32)
-    start[labelled] = (first[gold] + begin).int()
-    end[labelled] = (last[gold] + begin).int()
-
-    gold_of = torch.searchsorted(owner, torch.arange(len(examples)))  # its first one
-    held, where = _first_of_each(windows.example[labelled].long())
-    gold_of[held] = gold[where]
-    is_held = torch.zeros(len(examples), dtype=torch.bool)
-    is_held[held] = True
-    told = [golds[i] for i in gold_of.tolist()]
-    tokens = first[gold_of], last[gold_of]
+    start, end, number = torch.zeros(3, len(windows), dtype=torch.int64)
+    golds, tokens = [], []
+    for n in range(max((len(_golds(example)) for example in examples), default=0) or 1):
+        golds.append([_only(example, n) for example in examples])
+        tokens.append(torch.stack(answer_tokens(golds[n], contexts, context_of)))
+        first, last = _positions(windows, *tokens[n])
+        new = (start == 0) & (first > 0)
+        start[new], end[new], number[new] = first[new], last[new], n
+    # The outcome is of the answer in the first labelled window of each example.
+    labelled = start > 0
+    owner, count = torch.unique_consecutive(windows.example[labelled].long(), return_counts=True)
+    gold, held = torch.zeros(2, len(examples), dtype=torch.int64)
+    gold[owner], held[owner] = number[labelled][count.cumsum(0) - count], 1
+    told = [golds[n][i] for i, n in enumerate(gold.tolist())]
+    first, last = torch.stack(tokens)[gold, :, torch.arange(len(examples))].T
     columns = {field.name: getattr(windows, field.name) for field in fields(WindowSet)}
     return LabelledWindows(
         **columns,
-        start_position=start,
-        end_position=end,
-        outcome=outcomes(told, contexts, context_of, tokens, is_held),
-        gold=(gold_of - torch.searchsorted(owner, owner[gold_of])).int(),
+        start_position=start.int(),
+        end_position=end.int(),
+        outcome=outcomes(told, contexts, context_of, (first, last), held.bool()),
+        gold=gold.int(),
     )
 
 
@@ -122,47 +122,35 @@ def label_rule(examples: Sequence[Example]) -> str:
     return "the first that a window holds" if several else FIRST_GOLD
 
 
-def _one_by_one(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
-    """Each example once for each of its gold answers, with that one alone; ``(G,)`` whose it is."""
-    golds: list[Example] = []
-    owner: list[int] = []
-    for number, example in enumerate(examples):
-        each = [example]
-        if len(example.positions) > 1:
-            pairs = zip(example.answers or (), example.answer_starts, strict=False)
-            each = [replace(example, answers=(t,), answer_starts=(start,)) for t, start in pairs]
-        golds += each
-        owner += [number] * len(each)
-    return golds, torch.tensor(owner, dtype=torch.int64)
+def _golds(example: Example) -> list[tuple[str, int]]:
+    """The gold answers with their starts, of those at one position the first alone."""
+    pairs = [*zip(example.answers or (), example.answer_starts, strict=False)]
+    return pairs if len(example.positions) > 1 else pairs[:1]
 
 
-def _first_held(
-    windows: WindowSet, owner: Tensor, first: Tensor, last: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The windows that hold an answer whole, and the first answer that each of them holds.
+def _only(example: Example, number: int) -> Example:
+    """The example with one of its gold answers alone; one without any where it has fewer."""
+    golds = _golds(example)
+    if number < len(golds) > 1:
+        text, start = golds[number]
+        return replace(example, answers=(text,), answer_starts=(start,))
+    return _NOTHING if number else example
+
+
+def _positions(windows: WindowSet, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The label of each window, ``(W,)`` int64 each.
 
     Args:
-        owner: ``(G,)``, whose each answer is.
-        first, last: ``(G,)``, its tokens, counted in the context.
+        first, last: ``(E,)``, the answer's tokens, counted in the context.
     """
-    # All pairs of a window and an answer of its example, in the order of windows, then of answers.
     example = windows.example.long()
-    bounds = torch.searchsorted(owner, torch.stack([example, example + 1]))
-    answers = bounds[1] - bounds[0]
-    window = torch.arange(len(example)).repeat_interleave(answers)
-    gold = torch.arange(len(window)) + (bounds[1] - answers.cumsum(0))[window]
-    inside = first[gold] >= windows.first[window]
-    inside &= last[gold] >= first[gold]
-    inside &= last[gold] < (windows.first + windows.count)[window]
-    window, gold = window[inside], gold[inside]
-    labelled, where = _first_of_each(window)
-    return labelled, gold[where]
-
-
-def _first_of_each(sorted_values: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values of a sorted tensor, and where each begins."""
-    values, counts = torch.unique_consecutive(sorted_values, return_counts=True)
-    return values, counts.cumsum(0) - counts
+    first, last = first[example] - windows.first, last[example] - windows.first
+    inside = (first >= 0) & (last >= first) & (last < windows.count)
+    context_start = windows.context_starts
+    return (
+        torch.where(inside, first + context_start, 0),
+        torch.where(inside, last + context_start, 0),
+    )
 
 
 def label_text(windows: LabelledWindows, window: int, context: str) -> str:

@@ -42,7 +42,7 @@ _MOST_TOKENS = 1 << 20  # the largest known vocabulary of a BERT has half of it
 _MOST_ADDED = 1 << 20  # characters of all added tokens; the automaton takes 70 bytes for each
 _ADDED_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 # What a tokenizer.json of a BERT has; with anything else it is another tokenizer.
-_MODEL = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+_MODEL = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 _PARTS = {
     "normalizer": ("BertNormalizer",),
     "pre_tokenizer": ("BertPreTokenizer",),
@@ -184,13 +184,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         model = entries.get("model")
         if not isinstance(model, dict):
             raise ValueError("no model in it")
-        if (kind := model.get("type", "WordPiece")) != "WordPiece":
-            raise UserError(
-                f"{path} holds a {shown(kind)} tokenizer, but BERT reads WordPiece: take a BERT's"
-            )
+        _check_parts(entries, path)
         if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
             raise ValueError("no vocabulary in it")
-    _check_parts(entries, path)
     _check_numbers(model["vocab"], path)
     return entries
 

@@ -9,6 +9,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.documents import ReadSettings, read_documents
 from bertqa.data.squad import Example
+from bertqa.data.text import is_blank
 from bertqa.errors import UserError
 from bertqa.settings import DecodingSettings
 from tests.helpers import write_checkpoint
@@ -43,7 +44,7 @@ def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossibl
     decoding = replace(qa.decoding, n_best_size=10**5, version_2_with_negative=True)
     weights, nulls = {}, []
     for number, document in enumerate(DOCUMENTS):
-        if not text_of(document).strip():
+        if is_blank(text_of(document)):
             continue
         own = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
         (prediction,) = own.answer([Example("", WHO, text_of(document))])
@@ -91,7 +92,7 @@ def test_several_questions_tokenise_each_document_once(qa, monkeypatch):
     monkeypatch.setattr(qa.tokenizer, "encode", lambda texts: seen.extend(texts) or encode(texts))
     monkeypatch.setattr("bertqa.answering.documents._SPANS", 10**4)
     found = qa.read(questions, DOCUMENTS)
-    texts = [text_of(document) for document in DOCUMENTS if text_of(document).strip()]
+    texts = [text_of(document) for document in DOCUMENTS if not is_blank(text_of(document))]
     assert sorted(text for text in seen if text in texts) == sorted(texts)
     for entries, wanted in zip(found, expected, strict=True):
         assert [(e["document"], e["answer"]) for e in entries] == [

@@ -482,7 +482,7 @@ TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
         ("", {"added_tokens": [added()]}, f"has {len(WORDS) + 1} tokens"),
         ("", {"model": None}, "no model in it"),
         ("", {"model": {"type": "WordPiece"}}, "no vocabulary in it"),
-        ("", {"model": {"type": ["BPE"]}}, "holds a ['BPE'] tokenizer"),
+        ("", {"model": {"type": ["BPE"]}}, "type is ['BPE'], but BERT's is WordPiece"),
         ("model", {"max_input_chars_per_word": 10**9}, "max_input_chars_per_word is 1000000000"),
         ("model", {"max_input_chars_per_word": 0}, "max_input_chars_per_word is 0"),
         ("model", {"max_input_chars_per_word": -1}, "max_input_chars_per_word is -1"),
