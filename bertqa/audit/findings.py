@@ -435,16 +435,17 @@ def _label_faults(
     labelled = windows.start_position > 0
     for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]
-        example, gold = examples[row], int(windows.gold[row])
+        example = examples[row]
         assert example.answers  # else there is no label
+        first, last = windows.of_examples(row, row + 1)
+        window = first + int(labelled[first:last].int().argmax())  # the first that has a label
+        gold = int(windows.gold[window])
         answer, start = example.answers[gold], example.answer_starts[gold]
         end = start + len(answer)
         detail = f"answer {shown(answer)}"
-        first, last = windows.of_examples(row, row + 1)
         if cause is Cause.CUT:
             detail += f", {_why_cut(windows, row, start, end, settings)}"
         elif cause is not Cause.NO_TOKENS:
-            window = first + int(labelled[first:last].nonzero()[0])
             detail += f", label {shown(label_text(windows, window, example.context))}"
         yield _finding(cause, examples, row, detail, excerpt(example.context, start, end))
 

@@ -59,15 +59,15 @@ class LabelledWindows(WindowSet):
     Attributes:
         start_position, end_position: ``(W,)`` int32, first and last token of the answer, counted in
             the window; both 0, which is [CLS], where the window holds no whole answer.
-        outcome: ``(E,)`` uint8, an ``Outcome`` for each example.
-        gold: ``(E,)`` int32, which of its answers the outcome is of: the one in its first window
-            that has a label, or else its first.
+        gold: ``(W,)`` int32, which of the gold answers it is; 0 where there is no label, too.
+        outcome: ``(E,)`` uint8, an ``Outcome`` for each example: of the answer in the first window
+            that has a label, or else of its first answer.
     """
 
     start_position: Tensor
     end_position: Tensor
-    outcome: Tensor
     gold: Tensor
+    outcome: Tensor
 
     def label_of(self, window: int) -> tuple[int, int]:
         """First and last token of the answer in one window; (0, 0) is [CLS]."""
@@ -85,7 +85,7 @@ def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWi
         first, last = _positions(windows, *tokens[n])
         new = (start == 0) & (first > 0)
         start[new], end[new], number[new] = first[new], last[new], n
-    # The outcome is of the answer in the first labelled window of each example.
+    # The first labelled window of each example, whose answer the outcome is of.
     labelled = start > 0
     owner, count = torch.unique_consecutive(windows.example[labelled].long(), return_counts=True)
     gold, held = torch.zeros(2, len(examples), dtype=torch.int64)
@@ -97,8 +97,8 @@ def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWi
         **columns,
         start_position=start.int(),
         end_position=end.int(),
+        gold=number.int(),
         outcome=outcomes(told, contexts, context_of, (first, last), held.bool()),
-        gold=gold.int(),
     )
 
 
@@ -113,13 +113,12 @@ def make_labelled_windows(
     return label_windows(make_windows(examples, tokenizer, settings), examples)
 
 
-def label_rule(examples: Sequence[Example]) -> str:
-    """Which gold answer labels a window of ``examples``, as a run remembers it.
+def label_rule(windows: LabelledWindows) -> str:
+    """Which gold answer labels the windows, as a run remembers it.
 
-    Older versions took the first alone, which is the same where a question has one position.
+    Older versions took the first alone, whichever a window holds.
     """
-    several = any(len(example.positions) > 1 for example in examples)
-    return "the first that a window holds" if several else FIRST_GOLD
+    return "the first that a window holds" if windows.gold.any() else FIRST_GOLD
 
 
 def _golds(example: Example) -> list[tuple[str, int]]:

@@ -162,7 +162,7 @@ def _description(
         "data": {
             "train": data_fingerprint(training.examples),
             "validation": data_fingerprint(validation.examples),
-            "labels": label_rule(training.examples),
+            "labels": label_rule(training.windows),
             "windows": asdict(windows),
             "decoding": asdict(decoding),
         },

@@ -128,6 +128,7 @@ def test_run_json_says_what_was_run(
     data = run.pop("data")
     assert data["train"] == data_fingerprint(EXAMPLES[:4])
     assert data["validation"] == data_fingerprint(EXAMPLES[:3]) != data["train"]
+    assert (data["labels"], data["added_tokens"]) == ("the first", 0)
     assert WindowSettings(**data["windows"]) == WINDOWS
     assert DecodingSettings(**data["decoding"]) == DecodingSettings(max_answer_length=12)
     versions = run.pop("versions")
