@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from transformers import BertForQuestionAnswering as TheirModel
 
 import bertqa
 from bertqa import Example, QuestionAnswerer, UserError, pipeline
+from bertqa.answering import answerer, pipeline_loading
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.settings import WindowSettings
 from tests.answering.pipeline_457 import (
@@ -375,6 +377,31 @@ def test_a_number_is_a_gpu_where_there_is_one(monkeypatch):
 )  # fmt: skip
 def test_precisions(folders, given, dtype):
     assert pipeline(model=folders["lower"], device="cpu", **given).dtype == dtype
+
+
+def test_revision_and_token_go_to_the_hub(monkeypatch, folders):
+    asked = []
+
+    def find(name, **options):
+        asked.append((name, options))
+        return folders["lower"]
+
+    for module in (answerer, pipeline_loading):
+        monkeypatch.setattr(module, "find_folder", find)
+    pipeline(model="org/bert", tokenizer="org/words", revision="v2", token="hf_secret", **CPU)
+    options = {"revision": "v2", "token": "hf_secret"}
+    assert asked == [("org/bert", options | {"allow_bin": False}), ("org/words", options)]
+
+
+def test_the_code_of_the_migration_page():
+    page = (SHIPPED.parents[1] / "docs" / "migration.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(first, "migration.md", "exec"), names)
+    answer = names["qa"](question="Who built it?", context="Ada built it.")
+    assert first.rstrip().endswith("# " + str(answer | {"score": ...}).replace("Ellipsis", "..."))
+    exec(compile(second.replace("FOLDER", str(SHIPPED)), "migration.md", "exec"), names)
+    assert names["qa"].scores == "transformers"
 
 
 def test_transformers_is_never_imported(folders):
