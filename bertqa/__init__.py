@@ -15,7 +15,7 @@ The core, in reading order, an evening:
 
 Public names, which keep their place and meaning; everything else may change with any version:
 
-    bertqa                       QuestionAnswerer, Example, UserError, __version__
+    bertqa                       QuestionAnswerer, pipeline, Example, UserError, __version__
     bertqa.settings              WindowSettings, DecodingSettings, Overrides
     bertqa.settings              TrainingSettings, DataSettings
     bertqa.model.bert            BertForQuestionAnswering, BertOutput
@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
+    from bertqa.answering.pipeline import pipeline  # late: for type checkers and editors
     from bertqa.data.squad import Example  # late: for type checkers and editors
     from bertqa.errors import UserError  # late: for type checkers and editors
 
@@ -49,9 +50,10 @@ _LAZY = {
     "Example": "bertqa.data.squad",
     "QuestionAnswerer": "bertqa.answering.answerer",
     "UserError": "bertqa.errors",
+    "pipeline": "bertqa.answering.pipeline",
 }
 
-__all__ = ["Example", "QuestionAnswerer", "UserError", "__version__"]
+__all__ = ["Example", "QuestionAnswerer", "UserError", "__version__", "pipeline"]
 
 
 def __getattr__(name: str) -> Any:

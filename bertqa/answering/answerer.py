@@ -41,13 +41,25 @@ def load_folder(
     """
     model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
     tokenizer = BertTokenizer.load(folder)
-    rows = model.config.vocab_size
+    check_vocabulary(tokenizer, model.config, f"the model in {folder}")
+    return model, tokenizer, report
+
+
+def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -> None:
+    """Refuse a tokenizer that does not belong to a model.
+
+    Args:
+        model: what a message calls it.
+
+    Raises:
+        UserError: it has more tokens, or far fewer.
+    """
+    rows = config.vocab_size
     if not rows - _SPARE_ROWS <= tokenizer.vocab_size <= rows:
         raise UserError(
-            f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but the model in {folder} has "
-            f"{model.config.vocab_size}: take the tokenizer that belongs to the model"
+            f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but {model} has {rows}: take "
+            "the tokenizer that belongs to the model"
         )
-    return model, tokenizer, report
 
 
 def check_window_fits(
@@ -133,6 +145,7 @@ class QuestionAnswerer:
         precision: str = "auto",
         revision: str | None = None,
         allow_bin: bool = False,
+        token: str | bool | None = None,
     ) -> "QuestionAnswerer":
         """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
 
@@ -140,7 +153,7 @@ class QuestionAnswerer:
             windows, decoding: how contexts are cut and spans become answers; None takes what the
                 model's decoding.json says, if it has one.
             overrides: single settings to take in place of those.
-            revision, allow_bin: see ``find_folder``.
+            revision, allow_bin, token: see ``find_folder``; a pickle does not hold the token.
 
         Raises:
             UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
@@ -148,7 +161,7 @@ class QuestionAnswerer:
         runtime = local_runtime(device, precision)
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
-        folder = find_folder(str(name), revision=revision, allow_bin=allow_bin)
+        folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
         files = CheckpointFiles(folder)
         own_windows, own_decoding = read_decoding_file(folder)
         decoding = overrides.decoding(decoding or own_decoding)
@@ -222,6 +235,20 @@ class QuestionAnswerer:
                 "other files: copy that model here, or pickle the answerer again"
             )
         return answerer
+
+    def stored_model(self) -> BertForQuestionAnswering:
+        """Load the model again, in float32 and such that it can be saved.
+
+        Raises:
+            UserError: there is no checkpoint of it, since it was changed or made in memory.
+        """
+        origin = self._origin
+        if origin is None or model_state(self.model) != origin.state:
+            raise UserError(
+                "the model must be as it was loaded to be saved, got one that was changed in "
+                "memory: save the one that you changed before it is made ready for answering"
+            )
+        return load_folder(origin.files.folder, origin.recipe.allow_bin, require_head=True)[0]
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Answer examples in order; a stream of any length in constant memory.

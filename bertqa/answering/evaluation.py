@@ -43,9 +43,24 @@ def predict(
     runtime: Runtime,
 ) -> Iterator[Prediction]:
     """Answer each example, in order; ``windows`` are those of ``examples``."""
-    for block in _blocks(windows, len(examples)):
-        scores, _ = _run_block(model, windows, block, runtime)
+    for block, scores in scored_blocks(model, windows, len(examples), runtime):
         yield from _predictions(examples, windows, block, scores, settings)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Examples and their windows, as two ranges."""
+
+    examples: range
+    windows: range
+
+
+def scored_blocks(
+    model: BertForQuestionAnswering, windows: WindowSet, num_examples: int, runtime: Runtime
+) -> Iterator[tuple[Block, WindowScores]]:
+    """Run the model on all windows, block by block, in order; see ``_blocks``."""
+    for block in _blocks(windows, num_examples):
+        yield block, _run_block(model, windows, block, runtime)[0]
 
 
 @dataclass(frozen=True)
@@ -212,15 +227,7 @@ def write_predictions(
 # --- windows through the model -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Examples and their windows, as two ranges."""
-
-    examples: range
-    windows: range
-
-
-def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
+def _blocks(windows: WindowSet, num_examples: int) -> Iterator[Block]:
     """Examples in order, as many at a time as have about ``BLOCK_SIZE`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
@@ -228,14 +235,14 @@ def _blocks(windows: WindowSet, num_examples: int) -> Iterator[_Block]:
         last_window = min(first_window + BLOCK_SIZE, len(windows))
         last_example = int(owner[last_window - 1]) + 1
         last_window = int(torch.searchsorted(owner, last_example))
-        yield _Block(range(first_example, last_example), range(first_window, last_window))
+        yield Block(range(first_example, last_example), range(first_window, last_window))
         first_example, first_window = last_example, last_window
 
 
 def _run_block(
     model: BertForQuestionAnswering,
     windows: WindowSet,
-    block: _Block,
+    block: Block,
     runtime: Runtime,
     labels: LabelledWindows | None = None,
 ) -> tuple[WindowScores, float]:
@@ -300,7 +307,7 @@ def window_scores(
 def _predictions(
     examples: Sequence[Example],
     windows: WindowSet,
-    block: _Block,
+    block: Block,
     scores: WindowScores,
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:

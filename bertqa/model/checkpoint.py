@@ -6,7 +6,7 @@ error that names it, and the report says what became of every tensor in the file
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from bertqa.errors import UserError, printable, reason, shown
 from bertqa.files import CONFIG_FILE, WEIGHTS_FILE, write_file, write_json
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.config import BertConfig, config_entries, load_config
+from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
 from bertqa.model.kernels import Prepacked
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
@@ -114,6 +114,39 @@ def load_checkpoint(
     """
     config, unknown_keys = load_config(folder)
     source, tensors = open_weights(folder, allow_bin)
+    return _build(config, tensors, source, unknown_keys, require_head)
+
+
+def convert_model(theirs: Any) -> BertForQuestionAnswering:
+    """Copy transformers' BertForQuestionAnswering, in float32 on the CPU; it stays as it was.
+
+    Raises:
+        UserError: it is another model, or a part of it is not BERT's.
+    """
+    source = f"the model ({type(theirs).__name__})"
+    try:
+        entries, state = dict(theirs.config.to_dict()), dict(theirs.state_dict())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: must be transformers' BertForQuestionAnswering in PyTorch: pass one, or "
+            "its folder or name"
+        ) from error
+    config, unknown_keys = parse_config(entries, source)
+    tensors = {
+        name: StoredTensor(Path(source), tuple(t.shape), str(t.dtype), t.detach().cpu().clone)
+        for name, t in state.items()
+    }
+    return _build(config, tensors, Path(source), unknown_keys, require_head=True)[0]
+
+
+def _build(
+    config: BertConfig,
+    tensors: Tensors,
+    source: Path,
+    unknown_keys: Sequence[str],
+    require_head: bool,
+) -> tuple[BertForQuestionAnswering, LoadReport]:
+    """The model of a config with these tensors, all of which must have their place."""
     renamed = _rename(tensors, source)
     # The config may ask for millions of layers; the model is built once the file has their names.
     initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)

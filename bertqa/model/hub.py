@@ -18,7 +18,13 @@ from bertqa.files import (
 SHIPPED_MODEL = "minilm-l6-squad"  # the one that comes with the project
 
 
-def find_folder(name: str, *, revision: str | None = None, allow_bin: bool = False) -> Path:
+def find_folder(
+    name: str,
+    *,
+    revision: str | None = None,
+    allow_bin: bool = False,
+    token: str | bool | None = None,
+) -> Path:
     """The checkpoint folder of a name: the first that there is, of
 
     1. the path of a folder,
@@ -29,6 +35,7 @@ def find_folder(name: str, *, revision: str | None = None, allow_bin: bool = Fal
     Args:
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: fetch pytorch_model.bin where the hub has no safetensors.
+        token: of the hub; None or True is the one that is logged in, False is none.
 
     Raises:
         UserError: there is no such model, or it cannot be downloaded.
@@ -51,7 +58,7 @@ def find_folder(name: str, *, revision: str | None = None, allow_bin: bool = Fal
             "repository, which holds it, or name another model"
         )
     try:
-        return _download(name, revision, allow_bin)
+        return _download(name, revision, allow_bin, token)
     except UserError as error:
         names = [f.name for parent in parents for f in parent.glob("*") if is_checkpoint(f)]
         meant = get_close_matches(name, names, n=1)
@@ -94,7 +101,7 @@ def _stays_inside(name: str) -> bool:
 # --- download ------------------------------------------------------------------------------------
 
 
-def _download(name: str, revision: str | None, allow_bin: bool) -> Path:
+def _download(name: str, revision: str | None, allow_bin: bool, token: str | bool | None) -> Path:
     """The folder of a model of the hub in the cache, completed from the hub if that answers."""
     import huggingface_hub as client  # late: takes 0.25 s, for downloads
     from huggingface_hub import errors, utils  # late: as above
@@ -104,7 +111,7 @@ def _download(name: str, revision: str | None, allow_bin: bool) -> Path:
     failures = (OSError, errors.HTTPError, RuntimeError, ValueError, KeyError, TypeError)
     try:
         utils.validate_repo_id(name)  # the name becomes a part of paths, too
-        listing = _list_files(name, revision)
+        listing = _list_files(name, revision, token)
     except errors.HFValidationError as error:
         raise UserError(
             f"--model: must be a checkpoint folder or the name of one, got {name!r}: pass an "
@@ -120,19 +127,23 @@ def _download(name: str, revision: str | None, allow_bin: bool) -> Path:
     try:
         return Path(
             client.snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns="*/*",
+                token=token,
             )
         )
     except failures as error:
         raise UserError(_said_plainly(error, name, revision)) from error
 
 
-def _list_files(name: str, revision: str | None) -> set[str]:
+def _list_files(name: str, revision: str | None, token: str | bool | None) -> set[str]:
     """The files of a model on the hub."""
     from huggingface_hub import HfApi, constants  # late: as above
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # the one of the client's downloads; else it is none
-    info = HfApi().model_info(name, revision=revision, timeout=timeout)
+    info = HfApi().model_info(name, revision=revision, timeout=timeout, token=token)
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes a part of paths
         raise ValueError("it names no commit")
     return {sibling.rfilename for sibling in info.siblings or ()}

@@ -123,7 +123,7 @@ def test_revisions(hub: HubServer) -> None:
     assert said.startswith("--revision: ") and "'v2'" in said and f"{hub.url}/bert" in said
 
 
-@pytest.mark.parametrize("where", ["variable", "file"])
+@pytest.mark.parametrize("where", ["variable", "file", "argument"])
 def test_the_users_token_opens_a_private_model(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -132,11 +132,12 @@ def test_the_users_token_opens_a_private_model(
     assert "unknown or private" in refusal("org/bert")
     if where == "variable":
         monkeypatch.setenv("HF_TOKEN", hub.token)
-    else:
+    elif where == "file":
         file = Path(constants.HF_TOKEN_PATH)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(hub.token)
-    assert contents(find_folder("org/bert")) == NEEDED
+    token = hub.token if where == "argument" else None
+    assert contents(find_folder("org/bert", token=token)) == NEEDED
 
 
 # --- what is on this machine ---------------------------------------------------------------------

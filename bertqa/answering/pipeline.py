@@ -1,0 +1,273 @@
+"""``pipeline("question-answering")`` as transformers had it until 5.3, for BERT checkpoints.
+
+The arguments are parsed into ``CallSettings`` and examples; a ``QuestionAnswerer`` answers.
+docs/migration.md lists what differs from transformers 4.57.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from inspect import signature
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.answering.answerer import QuestionAnswerer, check_window_fits
+from bertqa.answering.answers import AnswerEntry, answer_entries
+from bertqa.answering.decoding_file import write_decoding_file
+from bertqa.answering.evaluation import predict
+from bertqa.answering.per_window import PerWindowSettings, per_window_answers
+from bertqa.answering.pipeline_inputs import INPUTS, LazyExamples, read_inputs
+from bertqa.answering.pipeline_loading import load_name, load_object
+from bertqa.answering.pipeline_settings import (
+    SCORES,
+    TASK,
+    CallSettings,
+    call_names,
+    check_foreign,
+    check_names,
+    keyword_names,
+    load_settings,
+    one_of,
+)
+from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.data.windows import make_windows
+from bertqa.data.words import as_words, word_bounds
+from bertqa.errors import UserError, shown
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import save_model
+from bertqa.model.hub import SHIPPED_MODEL
+from bertqa.runtime import adapt_to_fork
+from bertqa.settings import WindowSettings
+
+_AT_ONCE = 1024  # questions that are answered together
+
+
+def pipeline(
+    task: str | None = TASK,
+    model: Any = None,
+    config: Any = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    image_processor: Any = None,
+    processor: Any = None,
+    framework: str | None = None,
+    revision: str | None = None,
+    use_fast: bool = True,
+    token: str | bool | None = None,
+    device: int | str | torch.device | None = None,
+    device_map: Any = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    pipeline_class: Any = None,
+    *,
+    torch_dtype: str | torch.dtype | None = None,
+    allow_bin: bool = False,
+    scores: str = SCORES[0],
+    **parameters: Any,
+) -> "QuestionAnsweringPipeline":
+    """Load a BERT for question answering; the arguments are those of transformers 4.57.
+
+    Args:
+        task: "question-answering".
+        model: a checkpoint folder, the name of a model, or a BertForQuestionAnswering of
+            transformers; None is the model that comes with bertqa.
+        tokenizer: a folder, a name, or a tokenizer of transformers; needed with a model object.
+        revision, token, allow_bin: see ``find_folder``.
+        device, device_map: a number (-1 is the CPU), a name, or a ``torch.device``; None takes a
+            GPU if there is one.
+        dtype, torch_dtype: float32, bfloat16 or float16; None takes what ``local_runtime`` does,
+            with ``scores="transformers"`` float32.
+        trust_remote_code: has no effect: no code of a model is ever run.
+        scores: "bertqa", the probability among all spans of the context, or "transformers", the
+            numbers that 4.57 gave.
+        parameters: fields of ``CallSettings``, for calls that pass none.
+        config, feature_extractor, image_processor, processor, framework, use_fast, pipeline_class:
+            are refused where they ask for anything else.
+
+    Raises:
+        UserError: an argument that is unknown or cannot be honoured, or a model that does not load.
+    """
+    with keyword_names():
+        check_names(parameters, call_names() | signature(pipeline).parameters.keys())
+        others = {"config": config, "feature_extractor": feature_extractor}
+        others |= {"image_processor": image_processor, "processor": processor}
+        check_foreign(task, framework, use_fast, others | {"pipeline_class": pipeline_class})
+        dtype = one_of("dtype", dtype, torch_dtype)
+        loading = load_settings(scores, device, dtype, device_map, model_kwargs)
+        settings = CallSettings().changed(parameters)
+        if model is None and tokenizer is not None:
+            raise UserError(f"tokenizer must go with a model, got {shown(tokenizer)} alone")
+        if model is None or isinstance(model, str | Path):
+            name = str(model or SHIPPED_MODEL)
+            loaded = load_name(name, tokenizer, loading, revision, allow_bin, token)
+        else:
+            loaded = load_object(model, tokenizer, loading, revision, token)
+        return QuestionAnsweringPipeline(*loaded, settings, scores)
+
+
+class LazyAnswers:
+    """Answers that are made while one iterates; as many as there are rows in the data set."""
+
+    def __init__(
+        self, answer: Callable[[Iterable[Example]], Iterator[Any]], examples: LazyExamples
+    ) -> None:
+        self._answer, self._examples = answer, examples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._answer(self._examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+
+class QuestionAnsweringPipeline:
+    """What ``pipeline`` returns; see there for its parameters.
+
+    Attributes:
+        answerer: what answers.
+        settings: the parameters of a call that passes none.
+        scores: "bertqa" or "transformers".
+        task: "question-answering".
+    """
+
+    task = TASK
+
+    def __init__(
+        self,
+        answerer: QuestionAnswerer,
+        reload: Callable[[], BertForQuestionAnswering],
+        settings: CallSettings,
+        scores: str,
+    ) -> None:
+        self.answerer, self.settings, self.scores = answerer, settings, scores
+        self._reload = reload
+        self._windows(settings)  # before the first question
+
+    @property
+    def model(self) -> BertForQuestionAnswering:
+        """The model, ready for answering; see ``QuestionAnswerer``."""
+        return self.answerer.model
+
+    @property
+    def tokenizer(self) -> BertTokenizer:
+        """The tokenizer."""
+        return self.answerer.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.answerer.runtime.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision it computes."""
+        return self.answerer.runtime.dtype
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        """Answer one question or several.
+
+        Args:
+            args: the questions; see pipeline_inputs.py for their forms.
+            given: ``question`` and ``context``, ``X`` or ``data``; the fields of ``CallSettings``.
+
+        Returns:
+            For one question an ``AnswerEntry``, or a list of them, best first, where there is
+            another number of answers than one; for several questions a list of that. For a
+            generator or a data set of torch a ``LazyAnswers``.
+
+        Raises:
+            KeyError: a row lacks question or context.
+            UserError: an unknown parameter, a value out of range, no or an empty text.
+        """
+        with keyword_names():
+            named = {name: given.pop(name) for name in INPUTS if name in given}
+            settings = self.settings.changed(given)
+            windows = self._windows(settings)
+            examples = read_inputs(args, named)
+            if isinstance(examples, LazyExamples):
+                size = max(settings.batch_size, examples.read_ahead)
+                return LazyAnswers(
+                    lambda rows: self._results(rows, settings, windows, size), examples
+                )
+            results = list(self._results(examples, settings, windows, _AT_ONCE))
+            return results[0] if len(results) == 1 else results
+
+    def predict(self, X: Any) -> Any:
+        """Answer, by scikit-learn's name."""
+        return self(X)
+
+    def transform(self, X: Any) -> Any:
+        """Answer, by scikit-learn's name."""
+        return self(X)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write model and tokenizer as they were loaded, in float32, for transformers too.
+
+        Raises:
+            UserError: the model was changed since, or the folder cannot be written.
+        """
+        folder, decoding = Path(save_directory), self.answerer.decoding
+        save_model(folder, self._reload())
+        self.tokenizer.save(folder)
+        if decoding.version_2_with_negative:
+            write_decoding_file(folder, decoding.null_score_diff_threshold, self.answerer.windows)
+
+    def _windows(self, settings: CallSettings) -> WindowSettings:
+        config, answerer = self.model.config, self.answerer
+        by_tokenizer = self.tokenizer.settings.get("model_max_length")
+        longest = config.max_position_embeddings
+        if isinstance(by_tokenizer, int | float) and by_tokenizer >= 1:
+            longest = min(longest, int(by_tokenizer))
+        if self.scores == "transformers":  # there the fast tokenizers do not cut questions
+            settings = replace(settings, max_question_len=None)
+        elif answerer.decoding.version_2_with_negative and settings.has_usual_windows:
+            return answerer.windows  # of a decoding.json, whose threshold holds for its windows
+        windows = settings.windows(longest)
+        check_window_fits(config, windows, "max_seq_len")
+        return windows
+
+    def _results(
+        self,
+        examples: Iterable[Example],
+        settings: CallSettings,
+        windows: WindowSettings,
+        size: int,
+    ) -> Iterator[AnswerEntry | list[AnswerEntry]]:
+        """The result of each question, ``size`` of them at a time."""
+        stream = iter(examples)
+        while block := list(islice(stream, size)):
+            with keyword_names():
+                answers = list(self._answers(block, settings, windows))
+            for entries in answers:
+                yield entries[0] if len(entries) == 1 else entries
+
+    def _answers(
+        self, examples: list[Example], settings: CallSettings, sizes: WindowSettings
+    ) -> Iterator[list[AnswerEntry]]:
+        """The best answers to each question, as many as ``top_k`` or fewer."""
+        answerer, top_k, longest = self.answerer, settings.top_k, settings.max_answer_len
+        with_null = settings.handle_impossible_answer
+        adapt_to_fork(self.device)
+        windows = make_windows(examples, self.tokenizer, sizes)
+        if self.scores == "transformers":
+            aligned = settings.align_to_words
+            words = word_bounds(windows.contexts, self.tokenizer) if aligned else None
+            per_window = PerWindowSettings(top_k, longest, with_null, words)
+            yield from per_window_answers(
+                self.model, examples, windows, per_window, answerer.runtime
+            )
+            return
+        if settings.align_to_words:
+            windows = replace(windows, contexts=as_words(windows.contexts, self.tokenizer))
+        decoding = replace(
+            answerer.decoding,
+            n_best_size=max(20, 4 * top_k),  # several spans may become one by taking whole words
+            max_answer_length=longest,
+            version_2_with_negative=with_null,
+        )
+        for prediction in predict(self.model, examples, windows, decoding, answerer.runtime):
+            yield answer_entries(prediction, top_k)

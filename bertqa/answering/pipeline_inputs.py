@@ -1,0 +1,161 @@
+"""The forms in which transformers' question-answering pipeline took its questions -> examples.
+
+    question= and context=, each a text or several; the same two by position
+    one dictionary or object, several, or an iterable of them, by position or as X= or data=
+    a generator or a data set of torch: read while the answers are taken
+
+A dictionary has the keys question and context, an object question_text and context_text. Other
+keys are ignored, but for id, by which messages name the question.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from bertqa.data.squad import Example
+from bertqa.errors import UserError, counted, shown
+
+INPUTS = ("question", "context", "X", "data")
+_FORMS = "pass question= and context=, a dictionary with these keys, or several such dictionaries"
+
+
+class LazyExamples:
+    """The questions of a generator or a data set of torch, which are read while one iterates.
+
+    Attributes:
+        read_ahead: how many may be read before the first is answered: of a generator one, for what
+            it yields next may depend on the answer.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.read_ahead = 64 if isinstance(source, Dataset) else 1
+
+    def __iter__(self) -> Iterator[Example]:
+        return _examples(self._rows())
+
+    def __len__(self) -> int:
+        """The number of rows; a TypeError where the source does not know it."""
+        return len(self._source)
+
+    def _rows(self) -> Iterator[Any]:
+        source = self._source
+        if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            yield from (source[i] for i in range(len(self)))  # it need not know where it ends
+        else:
+            yield from source
+
+
+def read_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> list[Example] | LazyExamples:
+    """Find the questions among the arguments of a call.
+
+    Args:
+        named: those of ``INPUTS`` that were given.
+
+    Raises:
+        KeyError: a row lacks a key.
+        UserError: a text is missing or empty, or the arguments are of no known form.
+    """
+    given = _given(args, named)
+    if isinstance(given, Dataset | Iterator):
+        return LazyExamples(given)
+    return list(_examples(_rows(given)))
+
+
+def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The one thing that holds the rows."""
+    forms = [bool(args), "X" in named, "data" in named, "question" in named or "context" in named]
+    if sum(forms) != 1:
+        what = ", ".join(["positional arguments"] * forms[0] + list(named)) or "nothing"
+        raise UserError(f"the questions must be given in one way, got {what}: {_FORMS}")
+    if "question" in named or "context" in named:
+        if len(named) == 1:
+            raise UserError(
+                f"question and context must go together, got {next(iter(named))}: {_FORMS}"
+            )
+        return dict(named)
+    if named:
+        return next(iter(named.values()))
+    if len(args) == 2 and all(_is_text_or_texts(arg) for arg in args):
+        return {"question": args[0], "context": args[1]}
+    return args[0] if len(args) == 1 else args
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return isinstance(value, str) or (
+        _is_several(value) and all(isinstance(each, str) for each in value)
+    )
+
+
+def _is_several(value: Any) -> bool:
+    """Whether it is a list, a tuple, a column of a data set, and no text."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def _rows(given: Any) -> list[Any]:
+    """One row for each question, of what is not lazy."""
+    if _is_row(given):
+        question, context = _texts(given)
+        if _is_several(question):
+            return _pairs(list(question), context)
+        return [given]
+    if _is_several(given):
+        return list(given)
+    raise UserError(f"the questions are {shown(given)}: {_FORMS}")
+
+
+def _pairs(questions: list[Any], context: Any) -> list[dict[str, Any]]:
+    """Several questions about one context, or each about its own."""
+    contexts = list(context) if _is_several(context) else [context] * len(questions)
+    if len(questions) != len(contexts):
+        raise UserError(
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
+            "match: give one context, or as many as there are questions"
+        )
+    pairs = zip(questions, contexts, strict=True)
+    return [{"question": question, "context": context} for question, context in pairs]
+
+
+# --- one row -------------------------------------------------------------------------------------
+
+
+def _examples(rows: Iterable[Any]) -> Iterator[Example]:
+    for number, row in enumerate(rows):
+        if not _is_row(row):
+            raise UserError(f"question {number} is {shown(row)}: {_FORMS}")
+        texts = dict(zip(("question", "context"), _texts(row), strict=True))
+        for key, text in texts.items():
+            if not isinstance(text, str) or not text:
+                raise UserError(
+                    f"the {key} of question {number} is {shown(text)}: give a text that is not "
+                    "empty"
+                )
+        yield Example(str(_id(row, number)), **texts)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Mapping | Example) or hasattr(value, "question_text")
+
+
+def _texts(row: Any) -> tuple[Any, Any]:
+    """Question and context of a row.
+
+    Raises:
+        KeyError: it has none.
+    """
+    if isinstance(row, Example):
+        return row.question, row.context
+    if not isinstance(row, Mapping):
+        return row.question_text, getattr(row, "context_text", None)
+    for key in ("question", "context"):
+        if key not in row:
+            raise KeyError(f"a row must have the keys question and context, got {sorted(row)}")
+    return row["question"], row["context"]
+
+
+def _id(row: Any, number: int) -> Any:
+    if isinstance(row, Mapping):
+        return row.get("id", number)
+    name = getattr(row, "id", getattr(row, "qas_id", None))
+    return number if name is None else name

@@ -1,0 +1,85 @@
+"""Load what ``pipeline`` is given: a folder, a name, or objects of transformers.
+
+transformers is not imported: its models and tokenizers are known by their methods.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bertqa.answering.answerer import QuestionAnswerer, check_vocabulary
+from bertqa.answering.pipeline_settings import LoadSettings
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError, shown
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import convert_model
+from bertqa.model.hub import find_folder
+from bertqa.runtime import local_runtime
+
+# What answers, and what makes its model again as it was loaded: one that answers is prepacked.
+Loaded = tuple[QuestionAnswerer, Callable[[], BertForQuestionAnswering]]
+
+
+def load_name(
+    name: str,
+    tokenizer: Any,
+    loading: LoadSettings,
+    revision: str | None,
+    allow_bin: bool,
+    token: str | bool | None,
+) -> Loaded:
+    """Load a checkpoint; with it comes what loads its model again."""
+    answerer = QuestionAnswerer.from_pretrained(
+        name,
+        device=loading.device,
+        precision=loading.precision,
+        revision=revision,
+        allow_bin=allow_bin,
+        token=token,
+    )
+    if tokenizer is not None and str(tokenizer) != name:
+        answerer.tokenizer = _load_tokenizer(tokenizer, answerer.model, revision, token)
+    return answerer, answerer.stored_model
+
+
+def load_object(
+    model: Any,
+    tokenizer: Any,
+    loading: LoadSettings,
+    revision: str | None,
+    token: str | bool | None,
+) -> Loaded:
+    """Copy a model of transformers; with it comes what copies it again."""
+    if tokenizer is None:
+        raise UserError(f"a {type(model).__name__} must come with its tokenizer: pass tokenizer=")
+
+    own = convert_model(model)
+    runtime = local_runtime(loading.device, loading.precision)
+    read = _load_tokenizer(tokenizer, own, revision, token)
+    return QuestionAnswerer(own, read, runtime=runtime), partial(convert_model, model)
+
+
+def _load_tokenizer(
+    tokenizer: Any,
+    model: BertForQuestionAnswering,
+    revision: str | None,
+    token: str | bool | None,
+) -> BertTokenizer:
+    """Read a tokenizer from a folder, a name, or what transformers' tokenizer writes of itself."""
+    if isinstance(tokenizer, BertTokenizer):
+        read = tokenizer
+    elif isinstance(tokenizer, str | Path):
+        read = BertTokenizer.load(find_folder(str(tokenizer), revision=revision, token=token))
+    elif hasattr(tokenizer, "save_pretrained"):
+        with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
+            tokenizer.save_pretrained(folder)
+            read = BertTokenizer.load(Path(folder))
+    else:
+        raise UserError(
+            f"tokenizer must be a folder, a name or a tokenizer of transformers, got "
+            f"{shown(tokenizer)}"
+        )
+    check_vocabulary(read, model.config, "the model")
+    return read

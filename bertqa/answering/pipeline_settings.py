@@ -1,0 +1,231 @@
+"""The arguments of ``pipeline`` and of its calls, parsed into plain values.
+
+The names are transformers' 4.57. What cannot mean anything to a BERT in PyTorch is refused here,
+before a model is looked for.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from bertqa.errors import UserError, shown
+from bertqa.settings import SPECIAL_TOKENS, WindowSettings
+
+TASK = "question-answering"
+SCORES = ("bertqa", "transformers")
+_WITHOUT_EFFECT = {"padding", "num_workers"}
+_WITHOUT_EFFECT_ON_LOADING = {"attn_implementation", "low_cpu_mem_usage", "use_safetensors"}
+_DTYPES = {
+    "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
+}  # fmt: skip
+# What messages of the commands call a flag -> the keyword here.
+_KEYWORDS = {
+    "max_seq_length": "max_seq_len",
+    "max_query_length": "max_question_len",
+    "precision": "dtype",
+    "allow_bin": "allow_bin=True",
+}
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """The parameters of a call as plain values, by transformers' names.
+
+    Attributes:
+        top_k: answers wanted.
+        max_answer_len: most tokens of an answer.
+        max_seq_len, doc_stride: tokens of a window, and of the overlap of two.
+        max_question_len: cut longer questions; None refuses those that do not fit.
+        handle_impossible_answer: "" is an answer too.
+        align_to_words: answers are whole words.
+        batch_size: questions of a generator that are read before the first answer is given.
+    """
+
+    top_k: int = 1
+    max_answer_len: int = 15
+    max_seq_len: int | None = None
+    doc_stride: int | None = None
+    max_question_len: int | None = None
+    handle_impossible_answer: bool = False
+    align_to_words: bool = True
+    batch_size: int = 1
+
+    def changed(self, given: Mapping[str, Any]) -> "CallSettings":
+        """Take what is given in place of these; None changes nothing.
+
+        Raises:
+            UserError: an unknown name, or a value out of range.
+        """
+        given = dict(given)
+        if (topk := given.pop("topk", None)) is not None:
+            warnings.warn("topk is deprecated, pass top_k", UserWarning, stacklevel=3)
+            given["top_k"] = topk if given.get("top_k") is None else given["top_k"]
+        check_names(given, call_names())
+        wanted = {k: v for k, v in given.items() if k not in _WITHOUT_EFFECT and v is not None}
+        return replace(self, **{name: _value(name, value) for name, value in wanted.items()})
+
+    @property
+    def has_usual_windows(self) -> bool:
+        """Whether nothing is asked of the windows."""
+        return self.max_seq_len is self.doc_stride is self.max_question_len is None
+
+    def windows(self, longest: int) -> WindowSettings:
+        """Cut windows as transformers does where nothing else is given: min(384, longest) tokens.
+
+        Raises:
+            UserError: no window can be like that.
+        """
+        size = self.max_seq_len or min(384, longest)
+        stride = min(size // 2, 128) if self.doc_stride is None else self.doc_stride
+        if size - stride < SPECIAL_TOKENS + 2:
+            raise UserError(
+                f"max_seq_len must be larger than doc_stride by at least {SPECIAL_TOKENS + 2}, got "
+                f"{size} and {stride}"
+            )
+        return WindowSettings(size, stride, self.max_question_len)
+
+
+def call_names() -> set[str]:
+    """The parameters that a call may have."""
+    return {each.name for each in fields(CallSettings)} | _WITHOUT_EFFECT | {"topk"}
+
+
+def _value(name: str, value: Any) -> Any:
+    """See that a parameter has a value that it can have."""
+    if name in ("handle_impossible_answer", "align_to_words"):
+        if isinstance(value, bool):
+            return value
+        raise UserError(f"{name} must be True or False, got {shown(value)}")
+    lowest = 0 if name == "doc_stride" else 1
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < lowest:
+        raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")
+    return int(value)
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a keyword that is not known, and name the one that was probably meant."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            cure = f"did you mean {near[0]}?" if near else f"drop it, or pass {_listed(known)}"
+            raise UserError(f"{name} is no parameter of this pipeline: {cure}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} or {last}"
+
+
+# --- construction --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """Where and in what precision the model computes, by the names of ``local_runtime``."""
+
+    device: str
+    precision: str
+
+
+def load_settings(
+    scores: str, device: Any, dtype: Any, device_map: Any, model_kwargs: Mapping[str, Any] | None
+) -> LoadSettings:
+    """Settle device and precision.
+
+    Args:
+        scores: those of transformers are computed in float32 where no dtype is given.
+
+    Raises:
+        UserError: an unknown value or name, or two that exclude each other.
+    """
+    if scores not in SCORES:
+        raise UserError(f"scores must be {_listed(SCORES)}, got {shown(scores)}")
+    further = dict(model_kwargs or {})
+    own = {"dtype", "torch_dtype", "device_map"}
+    check_names(further, own | _WITHOUT_EFFECT_ON_LOADING)
+    dtype = one_of("dtype", dtype, further.get("dtype"), further.get("torch_dtype"))
+    device_map = one_of("device_map", device_map, further.get("device_map"))
+    if isinstance(device_map, Mapping) and len(device_map) == 1:
+        (device_map,) = device_map.values()
+    device = one_of("device and device_map", device, device_map)
+    return LoadSettings(_device(device), _precision(dtype, scores))
+
+
+def one_of(name: str, *values: Any) -> Any:
+    """Take the value that is given; None where none is.
+
+    Raises:
+        UserError: two different ones are.
+    """
+    given = [value for value in values if value is not None]
+    if any(value != given[0] for value in given):
+        raise UserError(f"{name}: must be given once, got {' and '.join(map(shown, given))}")
+    return given[0] if given else None
+
+
+def _device(device: Any) -> str:
+    """A device by number, name or object -> its name; numbers mean what they do in transformers."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        if device < 0:
+            return "cpu"
+        if torch.cuda.is_available():
+            return f"cuda:{device}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device is None or isinstance(device, str | torch.device):
+        return str(device or "auto")
+    raise UserError(f"device must be a number, a name or a torch.device, got {shown(device)}")
+
+
+def _precision(dtype: Any, scores: str) -> str:
+    if dtype is None or dtype == "auto":
+        return "fp32" if scores == "transformers" else "auto"
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise UserError(
+            f"dtype must be auto, float32, bfloat16 or float16, got {shown(dtype)}: pass one of "
+            "these"
+        )
+    return _DTYPES[name]
+
+
+def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]) -> None:
+    """Refuse what this pipeline is not.
+
+    Raises:
+        UserError: another task, TensorFlow, a slow tokenizer, or a part that BERT does not have.
+    """
+    if task not in (None, TASK):
+        raise UserError(f'task must be "{TASK}", which is the only one here, got {shown(task)}')
+    if framework not in (None, "pt"):
+        raise UserError(
+            f'framework must be "pt", got {shown(framework)}: a BERT checkpoint of PyTorch loads, '
+            "in safetensors"
+        )
+    if not use_fast:
+        raise UserError(
+            f"use_fast must be True, got {shown(use_fast)}: BERT's WordPiece loads as the "
+            "tokenizers library has it"
+        )
+    for name, value in others.items():
+        if value is not None:
+            raise UserError(
+                f"{name} must be None, got {shown(value)}: BERT is a model and a tokenizer"
+            )
+
+
+@contextmanager
+def keyword_names() -> Iterator[None]:
+    """Let messages that speak of flags speak of keywords."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"--(\w+)", lambda flag: _KEYWORDS.get(flag[1], flag[1]), str(error))
+        if text == str(error):
+            raise
+        raise UserError(text) from error
