@@ -182,7 +182,7 @@ class _Found:
         spans = [answer for answer in prediction.answers if answer is not null]
         kept = _separate(spans, self.settings.most_of_one, self.settings.max_overlap)
         bar = self.best[-1][0].score if len(self.best) == self.settings.top_k else -math.inf
-        may_lack = len(kept) < self.settings.most_of_one and len(spans) >= asked
+        may_lack = len(kept) < self.settings.most_of_one and prediction.spans_found >= asked
         if may_lack and spans[-1].score > bar:
             return False
         total = _log_add(prediction.log_total, null.score)
