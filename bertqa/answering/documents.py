@@ -164,7 +164,8 @@ def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
             f"{shown(given)}"
         )
     rest = {key: value for key, value in entries.items() if key not in ("id", "text")}
-    return Document(entries.get("id", number), entries["text"], rest)
+    name = entries.get("id")
+    return Document(number if name is None else name, entries["text"], rest)
 
 
 class _Found:

@@ -75,6 +75,8 @@ def test_entries_say_where_they_are_from(qa):
         snippet = entry["snippet"]
         assert entry["answer"] == snippet[entry["snippet_start"] : entry["snippet_end"]]
         assert entry["metadata"] == ({"year": 1931} if number == 2 else {})
+    unnamed = {"id": None, "text": "Ada"}  # None is the document of "no answer"
+    assert qa.read(WHO, [unnamed])[0]["document"] == 0
 
 
 def test_answers_are_those_of_each_document_by_itself(qa):
