@@ -37,6 +37,8 @@ Public names, which keep their place and meaning; everything else may change wit
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bertqa import process as process  # now, before a fork
+
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
     from bertqa.answering.pipeline import pipeline  # late: for type checkers and editors

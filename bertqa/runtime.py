@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bertqa.errors import UserError
+from bertqa.process import IMPORTED_IN
 from bertqa.settings import INT8
 
-_IMPORTED_IN = os.getpid()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -158,12 +158,13 @@ def adapt_to_fork(device: str | torch.device) -> None:
     """Let a forked child compute on a device; to be called before it does. Else nothing happens.
 
     The threads of GNU OpenMP, which torch multiplies with, stay behind in the parent, and a child
-    that counts on them waits for ever. So it has one thread, also if more were asked for.
+    that counts on them waits for ever. So it has one thread, also if more were asked for. A child
+    is known only if its parent has imported bertqa.
 
     Raises:
         UserError: the device is a GPU, which a forked child cannot use.
     """
-    if os.getpid() == _IMPORTED_IN:
+    if os.getpid() == IMPORTED_IN:
         return
     wants_cuda = str(device) == "auto" or str(device).startswith("cuda")
     if wants_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA

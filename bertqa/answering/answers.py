@@ -51,6 +51,8 @@ class Prediction:
             is no span; None without version_2_with_negative.
         log_total: log of the sum of exp(score) over all spans, -inf without any. The top20 decoder
             sums over those that it finds.
+        spans_found: spans that the decoder gave, of which those of the same characters are one
+            answer.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Prediction:
     best_span: str
     null_odds: float | None
     log_total: float = field(default=-math.inf, compare=False)
+    spans_found: int = field(default=0, compare=False)
 
 
 class AnswerEntry(TypedDict):
@@ -104,6 +107,7 @@ def prediction_of(
         null: "no answer", with the scores of [CLS].
         log_total: see ``Prediction``.
     """
+    more = (log_total, len(spans))
     if joined_clusters(example.context):
         spans = [_whole_graphemes(example.context, span) for span in spans]
     if settings.decoder == "exact":
@@ -115,10 +119,10 @@ def prediction_of(
         answers = _among_themselves(answers)
     best_span = spans[0].text if spans else ""
     if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, tuple(answers), best_span, None, log_total)
+        return Prediction(example.id, best_span, tuple(answers), best_span, None, *more)
     odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
     text = "" if odds > settings.null_score_diff_threshold else best_span
-    return Prediction(example.id, text, tuple(answers), best_span, odds, log_total)
+    return Prediction(example.id, text, tuple(answers), best_span, odds, *more)
 
 
 def _whole_graphemes(context: str, span: Answer) -> Answer:

@@ -165,7 +165,8 @@ def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
             f"{shown(given)}"
         )
     rest = {key: value for key, value in entries.items() if key not in ("id", "text")}
-    return Document(entries.get("id", number), entries["text"], rest)
+    name = entries.get("id")
+    return Document(number if name is None else name, entries["text"], rest)
 
 
 class _Found:
@@ -183,7 +184,7 @@ class _Found:
         spans = [answer for answer in prediction.answers if answer is not null]
         kept = _separate(spans, self.settings.most_of_one, self.settings.max_overlap)
         bar = self.best[-1][0].score if len(self.best) == self.settings.top_k else -math.inf
-        may_lack = len(kept) < self.settings.most_of_one and len(spans) >= asked
+        may_lack = len(kept) < self.settings.most_of_one and prediction.spans_found >= asked
         if may_lack and spans[-1].score > bar:
             return False
         total = _log_add(prediction.log_total, null.score)

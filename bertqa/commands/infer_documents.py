@@ -11,6 +11,7 @@ from bertqa.commands.infer_questions import print_json
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.documents import iter_documents
 from bertqa.data.text import visible
+from bertqa.errors import UserError
 
 
 def answer_from_documents(flags: argparse.Namespace) -> None:
@@ -20,6 +21,10 @@ def answer_from_documents(flags: argparse.Namespace) -> None:
     qa = load_answerer(flags)
     documents = tqdm(iter_documents(flags.documents), total=number, unit="doc", disable=None)
     found = qa.read(flags.question, documents, top_k=flags.top_k)
+    if not found:
+        raise UserError(
+            f"--documents {flags.documents}: must hold text, got none that is visible: name others"
+        )
     if flags.json:
         print_json(found)
     else:

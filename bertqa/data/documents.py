@@ -1,5 +1,6 @@
 """Documents to be searched for answers: a folder of texts, one text, or JSON lines."""
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ def iter_documents(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: there is no document, or one cannot be read.
     """
-    documents = _json_lines(path) if path.suffix.lower() in LINES else _texts(path)
+    if not (path.is_dir() or path.is_file()):  # a pipe could not be read a second time
+        raise UserError(f"--documents {path}: must be a folder or file that exists: check the path")
+    in_lines = path.is_file() and path.suffix.lower() in LINES
+    documents = _json_lines(path) if in_lines else _texts(path)
     first = next(documents, None)
     if first is None:
         raise UserError(
@@ -66,7 +70,7 @@ def _texts(path: Path) -> Iterator[dict[str, Any]]:
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     else:
         files = [path]
-        if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"--documents {path}: must be a folder, JSON lines ({', '.join(LINES)}) or a text "
                 f"({', '.join(SUFFIXES)}): rename or convert it"
@@ -77,11 +81,10 @@ def _texts(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():  # a pipe could not be read a second time
-        raise UserError(f"--documents {path}: must be a file that exists: check the path")
     with said_plainly(path, "read"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
+                line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
                 yield _document(line, number, f"--documents {path}, line {number}")
 
 
@@ -95,4 +98,4 @@ def _document(line: bytes, number: int, where: str) -> dict[str, Any]:
             f'{where}: must be an object with the key "text", a text, got {shown(entry)}: '
             "correct it"
         )
-    return {"id": number} | entry
+    return entry | ({"id": number} if entry.get("id") is None else {})

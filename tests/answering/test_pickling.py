@@ -100,6 +100,29 @@ def test_a_forked_child_answers_with_one_thread(before):
     assert seen == ["Ada", "1931", "1", "Ada", "0"] * len(precisions)
 
 
+LOADS_IN_CHILD = """
+import multiprocessing
+import torch
+import bertqa
+
+def work():
+    qa = bertqa.QuestionAnswerer.from_pretrained("minilm-l6-squad", device="cpu", precision="fp32")
+    print(qa("Who built it?", "Ada built the port. " * 20)["answer"])
+
+torch.ones(600, 600) @ torch.ones(600, 600)  # begins the threads that stay behind
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join(120)
+print("hangs" if child.is_alive() else child.exitcode, flush=True)
+child.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_may_be_the_first_to_load_a_model():
+    assert run(LOADS_IN_CHILD) == ["Ada", "0"]
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1", torch.device("cuda", 0)])
 def test_a_gpu_is_refused_in_a_forked_child(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)

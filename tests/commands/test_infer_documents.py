@@ -40,10 +40,12 @@ def test_the_texts_of_a_folder_in_the_order_of_their_names(notes):
 
 def test_a_text_and_json_lines(tmp_path, notes):
     assert [d["id"] for d in iter_documents(notes / "a.txt")] == ["a.txt"]
-    path = lines(tmp_path, {"text": "a"}, "", {"id": "x", "text": "b", "year": 7})
+    first, *others = {"text": "a"}, {"id": "x", "text": "b", "year": 7}, {"id": None, "text": "c"}
+    path = lines(tmp_path, "\ufeff" + json.dumps(first), "", *others)
     assert list(iter_documents(path)) == [
         {"id": 1, "text": "a"},
         {"id": "x", "text": "b", "year": 7},
+        {"id": 4, "text": "c"},
     ]
 
 
@@ -90,12 +92,14 @@ def test_lines_that_are_no_documents(tmp_path, entries, words):
 def test_what_holds_no_text(tmp_path, notes):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.jsonl")
+    os.mkfifo(tmp_path / "pipe")
     (notes / "latin.txt").write_bytes(b"caf\xe9")
     for path, words in {
         tmp_path / "empty": "must hold documents",
-        tmp_path / "none": "No such file",
-        tmp_path / "none.jsonl": "must be a file that exists",
-        tmp_path / "pipe.jsonl": "must be a file that exists",
+        tmp_path / "none": "must be a folder or file that exists",
+        tmp_path / "none.jsonl": "must be a folder or file that exists",
+        tmp_path / "pipe.jsonl": "must be a folder or file that exists",
+        tmp_path / "pipe": "must be a folder or file that exists",
         notes / "picture.png": "must be a folder, JSON lines",
         notes: r"latin.txt is not UTF-8",
     }.items():
@@ -119,6 +123,13 @@ def test_what_holds_no_text(tmp_path, notes):
 def test_flags_that_do_not_go_together(notes, capsys, flags, words):
     assert call("infer", "--model", "none", "--documents", notes, *flags) == 2
     assert words in capsys.readouterr().err
+
+
+def test_blank_documents_are_told(tmp_path, checkpoint, capsys):
+    path = lines(tmp_path, {"text": " "}, {"text": "\u200b"})
+    flags = ["--model", checkpoint, "--question", WHO, "--documents", path, *HERE]
+    assert call("infer", *flags) == 2
+    assert "must hold text" in capsys.readouterr().err
 
 
 def test_a_broken_document_is_told_before_the_model_is_looked_for(tmp_path, capsys):
