@@ -15,7 +15,8 @@ The core, in reading order, an evening:
 
 Public names, which keep their place and meaning; everything else may change with any version:
 
-    bertqa                       QuestionAnswerer, pipeline, Example, UserError, __version__
+    bertqa                       QuestionAnswerer, pipeline, AnswerBatch, Example, UserError
+    bertqa                       __version__
     bertqa.settings              WindowSettings, DecodingSettings, Overrides
     bertqa.settings              TrainingSettings, DataSettings
     bertqa.model.bert            BertForQuestionAnswering, BertOutput
@@ -41,6 +42,7 @@ from bertqa import process as process  # now, before a fork
 
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
+    from bertqa.answering.batch import AnswerBatch  # late: for type checkers and editors
     from bertqa.answering.pipeline import pipeline  # late: for type checkers and editors
     from bertqa.data.squad import Example  # late: for type checkers and editors
     from bertqa.errors import UserError  # late: for type checkers and editors
@@ -49,13 +51,14 @@ __version__ = "0.1.0"
 
 # Imported when they are first asked for: torch takes seconds, and --help does without it.
 _LAZY = {
+    "AnswerBatch": "bertqa.answering.batch",
     "Example": "bertqa.data.squad",
     "QuestionAnswerer": "bertqa.answering.answerer",
     "UserError": "bertqa.errors",
     "pipeline": "bertqa.answering.pipeline",
 }
 
-__all__ = ["Example", "QuestionAnswerer", "UserError", "__version__", "pipeline"]
+__all__ = ["AnswerBatch", "Example", "QuestionAnswerer", "UserError", "__version__", "pipeline"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,153 @@
+"""Questions in columns, for the engines that share them out over processes and machines.
+
+An ``AnswerBatch`` maps a dictionary of columns to a dictionary of columns. It is sent to a worker
+as a few hundred bytes, and each process loads the model once, when it is first asked. docs/scale.md
+has a recipe for each engine.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked
+from bertqa.answering.answers import Prediction, answer_entries
+from bertqa.answering.pickling import CheckpointFiles
+from bertqa.errors import UserError
+from bertqa.model.hub import SHIPPED_MODEL, find_folder
+from bertqa.settings import Overrides
+
+_LOADED: dict[str, QuestionAnswerer] = {}  # the last one that this process was asked for
+
+
+class AnswerBatch:
+    """Answers to a batch of questions, column by column.
+
+    Args:
+        model, device, precision, revision, allow_bin: see ``QuestionAnswerer.from_pretrained``. The
+            model must be here, too, so that workers with another one are noticed.
+        question, context: names of the columns.
+        top_k: answers for each question; above 1 each column holds a list for each question, best
+            first.
+        threads: of torch on the CPU while a batch is answered; None leaves them as they are. A
+            forked process has one, whatever is asked for.
+        overrides: settings in place of the model's own.
+
+    Raises:
+        UserError: there is no such model, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = SHIPPED_MODEL,
+        question: str = "question",
+        context: str = "context",
+        *,
+        top_k: int = 1,
+        threads: int | None = None,
+        overrides: Overrides = NOTHING_ASKED,
+        device: str = "auto",
+        precision: str = "auto",
+        revision: str | None = None,
+        allow_bin: bool = False,
+    ) -> None:
+        for name, number in (("top_k", top_k), ("threads", threads)):
+            if number is not None and number < 1:
+                raise UserError(f"{name}: must be 1 or more, got {number}")
+        overrides.check()
+        folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
+        self.question, self.context, self.top_k, self.threads = question, context, top_k, threads
+        self._loading: dict[str, Any] = {
+            "name": str(model), "device": device, "precision": precision, "revision": revision,
+            "allow_bin": allow_bin,
+        }  # fmt: skip
+        self._overrides = asdict(overrides)
+        self._digest = CheckpointFiles(folder).digest()
+
+    def __call__(self, columns: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
+        """Answer the questions of two columns.
+
+        Args:
+            columns: lists, arrays or the like of one length; others are ignored.
+
+        Returns:
+            columns of that length: "answer", "score", "start", "end", as ``AnswerEntry`` has them,
+            and for a model that knows "no answer" its probability, "null_score".
+
+        Raises:
+            UserError: a column is missing, a question or context is empty, or the model here is
+                another than the one that the batch was made with.
+        """
+        missing = [name for name in (self.question, self.context) if name not in columns]
+        if missing:
+            raise UserError(
+                f"the batch must have the column {missing[0]!r}, got {sorted(columns)}: name its "
+                "columns with question= and context="
+            )
+        examples = asked(list(columns[self.question]), list(columns[self.context]))
+        with self._with_threads():
+            predictions = list(self._answerer().answer(examples))
+        return self._columns(predictions)
+
+    def _columns(self, predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
+        found = [answer_entries(prediction, self.top_k) for prediction in predictions]
+        answers: dict[str, list[Any]] = {}
+        for key in ("answer", "score", "start", "end"):
+            values = [[entry[key] for entry in entries] for entries in found]
+            answers[key] = values if self.top_k > 1 else [value[0] for value in values]
+        if self._answerer().decoding.version_2_with_negative:
+            answers["null_score"] = [
+                next(answer.probability for answer in prediction.answers if not answer.text)
+                for prediction in predictions
+            ]
+        return answers
+
+    def _answerer(self) -> QuestionAnswerer:
+        key = self._to_json()
+        if key not in _LOADED:
+            overrides = Overrides(**self._overrides)
+            answerer = QuestionAnswerer.from_pretrained(**self._loading, overrides=overrides)
+            self._check_same(answerer)
+            decoding = answerer.decoding
+            n_best = max(decoding.n_best_size, self.top_k)
+            answerer.decoding = replace(decoding, n_best_size=n_best)
+            _LOADED.clear()
+            _LOADED[key] = answerer
+        return _LOADED[key]
+
+    def _check_same(self, answerer: QuestionAnswerer) -> None:
+        folder = answerer.folder
+        if folder is None or CheckpointFiles(folder).digest() != self._digest:
+            raise UserError(
+                f"{folder} must hold the model that the batch was made with, got other files: copy "
+                "that model here, or make the batch anew"
+            )
+
+    @contextmanager
+    def _with_threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            if self.threads:
+                torch.set_num_threads(before)
+
+    # --- pickling: one string, so that equal batches have equal fingerprints ---------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _batch_of, (type(self), self._to_json())
+
+    def _to_json(self) -> str:
+        return json.dumps(vars(self), separators=(",", ":"))
+
+
+def _batch_of(kind: type[AnswerBatch], text: str) -> AnswerBatch:
+    batch = kind.__new__(kind)
+    vars(batch).update(json.loads(text))
+    return batch
