@@ -170,7 +170,8 @@ def test_ray_says_the_same(folder, wanted):
     assert {key: [row[key] for row in found] for key in KEYS} == close(wanted)
 
 
-def test_spark_says_the_same(folder, wanted):
+def test_spark_says_the_same(folder, wanted, monkeypatch):
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     sql = pytest.importorskip("pyspark.sql")
     pandas = pytest.importorskip("pandas")
     answers = batch(folder, threads=1)
