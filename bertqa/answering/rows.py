@@ -63,8 +63,13 @@ def unique(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def refuse_faulty(rows: Iterable[Row]) -> None:
+def refuse_faulty(
+    rows: Iterable[Row], cure: str = "correct the file, or pass --skip_bad to leave such rows out"
+) -> None:
     """Read rows to the end, to see that each can be asked.
+
+    Args:
+        cure: what to do, for the message.
 
     Raises:
         UserError: one cannot; the first is named, all are counted.
@@ -73,10 +78,7 @@ def refuse_faulty(rows: Iterable[Row]) -> None:
     if first := next(faulty, ""):
         more = sum(1 for _ in faulty)
         others = f" ({counted(more, 'more faulty row')})" if more else ""
-        raise UserError(
-            f"{first}{others}; nothing was asked: correct the file, or pass --skip_bad to leave "
-            "such rows out"
-        )
+        raise UserError(f"{first}{others}; nothing was asked: {cure}")
 
 
 def reject_entry(row: Row) -> dict[str, Any]:

@@ -92,8 +92,10 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     rows = list(checked(rows, qa))
     share = shared_texts()
     examples = [share(row.example) for row in rows if row.example]
-    if not (flags.skip_bad and examples):
+    if not flags.skip_bad:
         refuse_faulty(rows)
+    if not examples:
+        refuse_faulty(rows, "no row is without a fault, correct the file")
     rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
     del rows  # they hold the file as it was parsed
     has_gold = any(example.answers is not None for example in examples)

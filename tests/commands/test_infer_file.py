@@ -122,7 +122,9 @@ def test_a_faulty_row_is_told_before_a_question_is_asked_or_left_out(
     assert call("infer", *flags, world.write(name, form(GOOD)), "--overwrite_output_dir") == 0
     assert contents(world.out) == kept
     only_bad = world.write(name, form([BAD_ROWS["60 tokens"]]))
+    capsys.readouterr()
     assert call("infer", *flags, only_bad, "--skip_bad", "--overwrite_output_dir") == 2
+    assert "no row is without a fault" in capsys.readouterr().err
 
 
 def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World) -> None:
