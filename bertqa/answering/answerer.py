@@ -162,7 +162,7 @@ class QuestionAnswerer:
         if runtime.int8:
             check_int8(runtime.device)  # before a model is looked for
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
-        files = CheckpointFiles(folder)
+        files = CheckpointFiles(folder.absolute())
         own_windows, own_decoding = read_decoding_file(folder)
         decoding = overrides.decoding(decoding or own_decoding)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
@@ -171,7 +171,9 @@ class QuestionAnswerer:
             check_window_fits(model.config, windows, f"{folder / DECODING_FILE}: max_seq_length")
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
-        recipe = Recipe(str(name), revision, allow_bin, device, precision, windows, decoding, "")
+        # A relative path would lead elsewhere once the current folder is another.
+        known_as = str(files.folder if Path(name) == folder else name)
+        recipe = Recipe(known_as, revision, allow_bin, device, precision, windows, decoding, "")
         parts = (answerer.model, tokenizer, runtime)
         answerer._origin = _Origin(recipe, files, parts, model_state(answerer.model))
         return answerer

@@ -174,6 +174,14 @@ def test_what_arrives_several_times_is_loaded_once(folder):
     assert third(WHO, CONTEXT) == load(folder)(WHO, CONTEXT)
 
 
+def test_the_current_folder_may_change(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    qa = load(folder.name)
+    monkeypatch.chdir(folder)
+    assert copy.deepcopy(qa)(WHO, CONTEXT) == qa(WHO, CONTEXT)
+    assert pickle.dumps(qa) == pickle.dumps(load(folder))
+
+
 def test_a_copy_is_independent(folder):
     qa = load(folder)
     expected = qa(WHO, CONTEXT, top_k=5)
