@@ -186,7 +186,7 @@ def _keep_freed_memory() -> None:
 
 
 def limit_onednn_cache() -> None:
-    """Let oneDNN keep only what the next few batches need; for answering, before loading.
+    """Let oneDNN keep only what the next few batches need; for answering, before the first product.
 
     It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of
     1,024 shapes in each thread and as many for all, up to a GiB. Texts have ever new shapes, so

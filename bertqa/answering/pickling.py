@@ -30,8 +30,8 @@ class Recipe:
     """All that makes an answerer.
 
     Attributes:
-        name, revision, allow_bin, device, precision: what ``from_pretrained`` was given; of a folder
-            its absolute path.
+        name, revision, allow_bin, device, precision: what ``from_pretrained`` was given, of a
+            folder its absolute path.
         windows, decoding: its settings.
         digest: of the files that it was loaded from, see ``CheckpointFiles.digest``.
     """

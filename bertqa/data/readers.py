@@ -318,7 +318,6 @@ def _unlogged(library: str) -> Iterator[None]:
 def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
-    # Here and not above: the import takes seconds, and no other form needs it.
     from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
 
     # The name is taken as a pattern unless escaped.
@@ -351,7 +350,6 @@ def load_hub_dataset(
         UserError: the name, the configuration or the split is unknown or not to be had offline,
             a column is missing, or a row is none.
     """
-    # Here and not above: the import takes seconds, and those who give files need nothing of it.
     from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
 
     path, _, config = name.partition(":")
@@ -485,10 +483,11 @@ def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
         flat = chain.from_iterable(map(_alone, entries)) if one_by_one else _flat(entries)
         for row in _rows(flat, one_by_one):
             try:
-                check_examples([row.example] if row.example else [], row.location)
-                yield row
+                if row.example:
+                    check_examples([row.example], row.location)
             except UserError as error:
-                yield replace(row, example=None, fault=row.fault or str(error))
+                row = replace(row, example=None, fault=str(error))
+            yield row
 
 
 def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
