@@ -59,7 +59,8 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
         raise UserError(f"{flag} {path} cannot be written: {folder} is a file, name a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f"{flag} {path} cannot be written: {folder} is closed to you, choose another place"
+            f"{flag} {path} cannot be written: no write permission for {folder}, choose another "
+            "place"
         )
 
 

@@ -243,7 +243,7 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
         torch.zeros(1, device=device).item()  # it is there and can hold a number
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"--device {name} is not to be had on this machine: pass auto, cpu, cuda or mps"
+            f"--device {name} is not available on this machine: pass auto, cpu, cuda or mps"
         ) from error
     return device
 

@@ -177,7 +177,7 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
-        with pytest.raises(UserError, match="closed to you"):
+        with pytest.raises(UserError, match="no write permission for"):
             check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
     finally:
         tmp_path.chmod(0o700)

@@ -61,13 +61,13 @@ def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu cpu", "-1", "meta", "cuda:4711"])
 def test_a_device_that_is_not_to_be_had_is_named(name: str) -> None:
-    with pytest.raises(UserError, match=f"--device {name} is not to be had"):
+    with pytest.raises(UserError, match=f"--device {name} is not available"):
         select_device(name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_on_a_machine_without_it_is_an_error() -> None:
-    with pytest.raises(UserError, match="--device cuda is not to be had on this machine"):
+    with pytest.raises(UserError, match="--device cuda is not available on this machine"):
         start_runtime("cuda", "fp32")
 
 

@@ -156,7 +156,7 @@ class QuestionAnswerer:
             revision, allow_bin, token: see ``find_folder``; a pickle does not hold the token.
 
         Raises:
-            UserError: it is not to be had, corrupt, no BERT, or was never trained to answer.
+            UserError: it is not available, corrupt, no BERT, or was never trained to answer.
         """
         runtime = local_runtime(device, precision)
         if runtime.int8:
@@ -337,7 +337,7 @@ class QuestionAnswerer:
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
         if top_k < 1:
-            raise UserError(f"top_k {top_k} asks for no answer: give 1 or more")
+            raise UserError(f"top_k must be at least 1, got {top_k}")
         decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer)
         predictions = self._predict(examples, decoding)
         results = [as_pipeline(prediction, top_k) for prediction in predictions]

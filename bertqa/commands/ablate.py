@@ -1,4 +1,4 @@
-"""What every head and every layer is worth to the answers: EM and F1 without it.
+"""The effect of every head and every layer on the answers: EM and F1 without it.
 
 bertqa ablate MODEL DATA
 

@@ -39,7 +39,7 @@ def check_question_flags(flags: argparse.Namespace) -> None:
 def check_top_k(flags: argparse.Namespace) -> None:
     """Refuse to show no answer."""
     if flags.top_k < 1:
-        raise UserError(f"--top_k {flags.top_k} asks for no answer: give 1 or more")
+        raise UserError(f"--top_k must be at least 1, got {flags.top_k}")
 
 
 def has_context(flags: argparse.Namespace) -> bool:

@@ -347,7 +347,7 @@ def load_hub_dataset(
     one of its configurations. ``say`` and ``keep_faulty`` are those of ``read_examples``.
 
     Raises:
-        UserError: the name, the configuration or the split is unknown or not to be had offline,
+        UserError: the name, the configuration or the split is unknown or not available offline,
             a column is missing, or a row is none.
     """
     from datasets import load_dataset  # late: takes seconds, for parquet and the hub only

@@ -1,4 +1,4 @@
-"""What each head and each layer is worth to the answers: the work of ``bertqa ablate``."""
+"""The effect of each head and each layer on the answers: the work of ``bertqa ablate``."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Part = tuple[int, int | None]  # a layer and its head, both from 0; None for the
 
 @dataclass(frozen=True)
 class Effect:
-    """What the model is worth without a part.
+    """The figures of the model without a part.
 
     Attributes:
         head: None for the whole layer.
@@ -64,7 +64,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The whole model, and what it is worth without each part.
+    """The figures of the whole model, and of it without each part.
 
     Attributes:
         source: the questions, for the reader.

@@ -142,7 +142,7 @@ def _look_inside(
     steps: int,
     progress: Progress | None,
 ) -> Inside:
-    """What the heads, the layers and the tokens of a window are worth to its answer."""
+    """The effects of the heads, the layers and the tokens of a window on its answer."""
     first, last = answer.first, answer.last
     baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
     parts = partial(integrated_gradients, model, batch, baseline, steps=steps, progress=progress)

@@ -64,7 +64,7 @@ def find_folder(
         meant = get_close_matches(name, names, n=1)
         if not meant:
             raise
-        raise UserError(f"{error}; {meant[0]} is here, if that was meant") from error
+        raise UserError(f"{error}; did you mean {meant[0]!r}?") from error
 
 
 def weights_dir() -> Path:

@@ -236,7 +236,7 @@ def test_a_name_that_is_nearly_right(folder, monkeypatch):
     (folder.parent / f"{folder.name}s").mkdir()  # holds no model, so it is not meant
     with pytest.raises(UserError) as mistyped:
         find_folder(f"{folder.name}s!")
-    assert str(mistyped.value).endswith(f"; {folder.name} is here, if that was meant")
+    assert str(mistyped.value).endswith(f"; did you mean {folder.name!r}?")
     with pytest.raises(UserError) as other:
         find_folder("quite another!")
     assert "here" not in str(other.value)

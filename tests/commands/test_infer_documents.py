@@ -115,7 +115,7 @@ def test_what_holds_no_text(tmp_path, notes):
         (["--question", WHO, "--context", "a"], "--documents and --context exclude each other"),
         (["--question", WHO, "--explain"], "--documents and --explain exclude each other"),
         (["--question", WHO, "--all_offsets"], "--documents and --all_offsets exclude"),
-        (["--question", WHO, "--top_k", "0"], "--top_k 0 asks for no answer"),
+        (["--question", WHO, "--top_k", "0"], "--top_k must be at least 1, got 0"),
         (["--demo"], "--documents needs a question"),
         (["--question", WHO, "--input", "x.json"], "exclude each other"),
     ],
