@@ -123,8 +123,10 @@ def _state_of(name: str, module: nn.Module) -> Iterator[object]:
 
 @torch.inference_mode()
 def _bits(tensor: Tensor) -> int | None:
-    """The sum of a tensor's numbers, their bits read as integers; None where they are hidden."""
+    """The sum of a tensor's bytes, eight at a time where they are; None where they are hidden."""
     if tensor.layout is not torch.strided:
         return None
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(tensor.detach().view(integer[tensor.element_size()]).sum())
+    size = tensor.element_size()
+    whole = tensor.is_contiguous() and tensor.nbytes % 8 == tensor.storage_offset() * size % 8 == 0
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().flatten().view(integers[8 if whole else size]).sum())
