@@ -44,7 +44,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Answer each example, in order; ``windows`` are those of ``examples``."""
     for block, scores in scored_blocks(model, windows, len(examples), runtime):
-        yield from _predictions(examples, windows, block, scores, settings)
+        yield from predictions_of(examples, windows, block, scores, settings)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Evaluator:
         for block in blocks[runtime.rank :: runtime.world_size]:
             scores, losses = _run_block(ready, self.windows, block, runtime, labels=self.windows)
             loss_sum += losses
-            predictions += _predictions(self.examples, self.windows, block, scores, self.settings)
+            predictions += predictions_of(self.examples, self.windows, block, scores, self.settings)
         return self._gathered(predictions, loss_sum)
 
     def _gathered(self, predictions: list[Prediction], loss_sum: float) -> Evaluation:
@@ -304,7 +304,7 @@ def window_scores(
 
 
 @torch.inference_mode()
-def _predictions(
+def predictions_of(
     examples: Sequence[Example],
     windows: WindowSet,
     block: Block,

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, check_window_fits
-from bertqa.answering.answers import AnswerEntry, answer_entries
+from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
+from bertqa.answering.decoding import WindowScores
 from bertqa.answering.decoding_file import write_decoding_file
-from bertqa.answering.evaluation import predict
+from bertqa.answering.evaluation import Block, predictions_of, scored_blocks
 from bertqa.answering.per_window import PerWindowSettings, per_window_answers
 from bertqa.answering.pipeline_inputs import INPUTS, LazyExamples, read_inputs
 from bertqa.answering.pipeline_loading import load_name, load_object
@@ -33,14 +34,14 @@ from bertqa.answering.pipeline_settings import (
 )
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.data.windows import make_windows
+from bertqa.data.windows import WindowSet, make_windows
 from bertqa.data.words import as_words, word_bounds
 from bertqa.errors import UserError, shown
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
 from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.runtime import adapt_to_fork
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 
 _AT_ONCE = 1024  # questions that are answered together
 
@@ -221,13 +222,15 @@ class QuestionAnsweringPipeline:
         by_tokenizer = self.tokenizer.settings.get("model_max_length")
         longest = config.max_position_embeddings
         if isinstance(by_tokenizer, int | float) and by_tokenizer >= 1:
-            longest = min(longest, int(by_tokenizer))
-        if self.scores == "transformers":  # there the fast tokenizers do not cut questions
-            settings = replace(settings, max_question_len=None)
-        elif answerer.decoding.version_2_with_negative and settings.has_usual_windows:
+            longest = int(min(longest, by_tokenizer))
+        as_transformers = self.scores == "transformers"
+        is_tuned = answerer.decoding.version_2_with_negative and not as_transformers
+        if is_tuned and settings.has_usual_windows:
             return answerer.windows  # of a decoding.json, whose threshold holds for its windows
         windows = settings.windows(longest)
         check_window_fits(config, windows, "max_seq_len")
+        if as_transformers and windows.max_query_length:  # its fast tokenizers cut no question
+            windows = replace(windows, max_query_length=windows.longest_question)
         return windows
 
     def _results(
@@ -264,10 +267,29 @@ class QuestionAnsweringPipeline:
         if settings.align_to_words:
             windows = replace(windows, contexts=as_words(windows.contexts, self.tokenizer))
         decoding = replace(
-            answerer.decoding,
-            n_best_size=max(20, 4 * top_k),  # several spans may become one by taking whole words
-            max_answer_length=longest,
-            version_2_with_negative=with_null,
+            answerer.decoding, max_answer_length=longest, version_2_with_negative=with_null
         )
-        for prediction in predict(self.model, examples, windows, decoding, answerer.runtime):
-            yield answer_entries(prediction, top_k)
+        for block, scores in scored_blocks(self.model, windows, len(examples), answerer.runtime):
+            for prediction in _decode(examples, windows, block, scores, decoding, top_k):
+                yield answer_entries(prediction, top_k)
+
+
+def _decode(
+    examples: list[Example],
+    windows: WindowSet,
+    block: Block,
+    scores: WindowScores,
+    settings: DecodingSettings,
+    top_k: int,
+) -> list[Prediction]:
+    """Find ``top_k`` answers to each question, if there are as many: several spans may be one."""
+    lengths = windows.contexts.lengths[windows.context_of[list(block.examples)]]
+    spans = (lengths * settings.max_answer_length).tolist()  # no question has more
+    n_best, enough = max(20, 4 * top_k), top_k + settings.version_2_with_negative
+    while True:
+        settings = replace(settings, n_best_size=n_best)
+        found = list(predictions_of(examples, windows, block, scores, settings))
+        pairs = zip(found, spans, strict=True)
+        if not any(len(each.answers) < enough and n_best < most for each, most in pairs):
+            return found
+        n_best *= 8

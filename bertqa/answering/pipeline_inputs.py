@@ -9,6 +9,7 @@ keys are ignored, but for id, by which messages name the question.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import GeneratorType
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
@@ -58,7 +59,7 @@ def read_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> list[Example] 
         UserError: a text is missing or empty, or the arguments are of no known form.
     """
     given = _given(args, named)
-    if isinstance(given, Dataset | Iterator):
+    if isinstance(given, Dataset | GeneratorType):
         return LazyExamples(given)
     return list(_examples(_rows(given)))
 

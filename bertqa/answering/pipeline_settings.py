@@ -24,12 +24,16 @@ _WITHOUT_EFFECT_ON_LOADING = {"attn_implementation", "low_cpu_mem_usage", "use_s
 _DTYPES = {
     "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
 }  # fmt: skip
-# What messages of the commands call a flag -> the keyword here.
+_OLD_NAMES = {"use_auth_token": "token"}
+# What messages of the commands call a flag or a precision -> the keyword or value here.
 _KEYWORDS = {
     "max_seq_length": "max_seq_len",
     "max_query_length": "max_question_len",
     "precision": "dtype",
     "allow_bin": "allow_bin=True",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
 }
 
 
@@ -112,7 +116,8 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse a keyword that is not known, and name the one that was probably meant."""
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            old = [_OLD_NAMES[name]] if name in _OLD_NAMES else []
+            near = old or get_close_matches(name, known, n=1, cutoff=0.5)
             cure = f"did you mean {near[0]}?" if near else f"drop it, or pass {_listed(known)}"
             raise UserError(f"{name} is no parameter of this pipeline: {cure}")
 
@@ -146,6 +151,8 @@ def load_settings(
     """
     if scores not in SCORES:
         raise UserError(f"scores must be {_listed(SCORES)}, got {shown(scores)}")
+    if not isinstance(model_kwargs, Mapping | None):
+        raise UserError(f"model_kwargs must be a dictionary, got {shown(model_kwargs)}")
     further = dict(model_kwargs or {})
     own = {"dtype", "torch_dtype", "device_map"}
     check_names(further, own | _WITHOUT_EFFECT_ON_LOADING)
@@ -219,13 +226,19 @@ def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str,
             )
 
 
+def _keyword(found: re.Match[str]) -> str:
+    """The keyword of a flag, or the value of a precision, that a message has."""
+    name = found[1] or found[2]
+    return _KEYWORDS.get(name, name)
+
+
 @contextmanager
 def keyword_names() -> Iterator[None]:
     """Let messages that speak of flags speak of keywords."""
     try:
         yield
     except UserError as error:
-        text = re.sub(r"--(\w+)", lambda flag: _KEYWORDS.get(flag[1], flag[1]), str(error))
+        text = re.sub(r"--(\w+)|\b((?:fp|bf)\d\d)\b", _keyword, str(error))
         if text == str(error):
             raise
         raise UserError(text) from error
