@@ -133,6 +133,9 @@ FORMS: dict[str, Callable[..., Any]] = {
 }
 
 
+SINGLE = {"keywords", "positional", "dictionary", "data", "transform"}  # ask the first question
+
+
 def _calls() -> Iterator[Call]:
     windows = [
         {}, {"max_seq_len": 64, "doc_stride": 16}, {"max_seq_len": 48, "doc_stride": 17},

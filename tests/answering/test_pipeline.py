@@ -28,6 +28,7 @@ from tests.answering.pipeline_457 import (
     SEEDS,
     SHIPPED,
     SHORT,
+    SINGLE,
     STORY,
     Call,
     Rows,
@@ -110,16 +111,14 @@ def assert_same(ours, recorded, context):
 def test_scores_of_transformers(made, number):
     call, recorded = CALLS[number], RECORD["answers"][number]
     answers = call.run(made(call.model, call.construction), make_object)
-    several = len(call.questions) > 1 and call.form not in (
-        "keywords", "positional", "dictionary", "data", "transform",
-    )  # fmt: skip
-    if not several and call.form not in ("generator", "data set"):
+    is_lazy = call.form in ("generator", "data set")
+    if call.form in SINGLE or (len(call.questions) == 1 and not is_lazy):
         assert_same(answers, recorded, call.contexts[0])
         return
     contexts = [call.contexts[0]] * 3 if call.form == "shared" else call.contexts
-    for answer, expected, context in zip(answers, recorded, contexts, strict=False):
-        assert_same(answer, expected, context)
     assert len(answers) == len(recorded) == len(call.questions)
+    for answer, expected, context in zip(answers, recorded, contexts, strict=True):
+        assert_same(answer, expected, context)
 
 
 # --- forms of the default ------------------------------------------------------------------------
@@ -131,9 +130,8 @@ def test_every_form_gives_the_same_answers(made, qa, form, top_k):
     parameters = {} if form in ("predict", "transform") else {"top_k": top_k}
     expected = [qa(question=q, context=STORY, **parameters) for q in SHORT]
     answers = Call("lower", form, SHORT, [STORY] * 3, parameters).run(qa, make_object)
-    single = form in ("keywords", "positional", "dictionary", "data", "transform")
-    given = [answers] if single else answers
-    assert len(given) == (1 if single else 3)
+    given = [answers] if form in SINGLE else answers
+    assert len(given) == (1 if form in SINGLE else 3)
     for answer, wanted in zip(given, expected, strict=False):
         assert_close(answer, wanted)
 
@@ -253,6 +251,16 @@ def test_parameters_of_the_construction_hold_where_a_call_passes_none(folders, q
     assert settled(SHORT[0], STORY) == qa(SHORT[0], STORY, top_k=3, max_seq_len=60, doc_stride=9)
     assert settled(SHORT[0], STORY, top_k=1) == settled(SHORT[0], STORY)[0]
     assert settled(SHORT[0], STORY, top_k=None) == settled(SHORT[0], STORY)
+
+
+def test_the_tokenizers_limit_holds_where_no_other_is_given(tmp_path, made):
+    folder = write_model(tmp_path / "model", "lower")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 60}))
+    limited = pipeline(model=folder, scores="transformers", **CPU)
+    wanted = made("lower")(SHORT[0], STORY, max_seq_len=60, doc_stride=30)
+    assert limited(SHORT[0], STORY) == wanted != made("lower")(SHORT[0], STORY)
+    assert limited(SHORT[0], STORY, max_seq_len=384) == made("lower")(SHORT[0], STORY)
 
 
 def test_topk_is_top_k_with_a_warning(qa):
