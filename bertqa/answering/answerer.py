@@ -10,7 +10,7 @@ from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.documents import ReadEntry, ReadSettings, read_documents
 from bertqa.answering.evaluation import predict
-from bertqa.answering.pickling import CheckpointFiles, Recipe, model_state
+from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, model_state
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
@@ -171,9 +171,8 @@ class QuestionAnswerer:
             check_window_fits(model.config, windows, f"{folder / DECODING_FILE}: max_seq_length")
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
-        # A relative path would lead elsewhere once the current folder is another.
-        known_as = str(files.folder if Path(name) == folder else name)
-        recipe = Recipe(known_as, revision, allow_bin, device, precision, windows, decoding, "")
+        lasting = lasting_name(name, folder)
+        recipe = Recipe(lasting, revision, allow_bin, device, precision, windows, decoding, "")
         parts = (answerer.model, tokenizer, runtime)
         answerer._origin = _Origin(recipe, files, parts, model_state(answerer.model))
         return answerer

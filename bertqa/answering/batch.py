@@ -16,7 +16,7 @@ import torch
 
 from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked
 from bertqa.answering.answers import Prediction, answer_entries
-from bertqa.answering.pickling import CheckpointFiles
+from bertqa.answering.pickling import CheckpointFiles, lasting_name
 from bertqa.errors import UserError
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from bertqa.settings import Overrides
@@ -62,8 +62,8 @@ class AnswerBatch:
         folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
         self.question, self.context, self.top_k, self.threads = question, context, top_k, threads
         self._loading: dict[str, Any] = {
-            "name": str(model), "device": device, "precision": precision, "revision": revision,
-            "allow_bin": allow_bin,
+            "name": lasting_name(model, folder), "device": device, "precision": precision,
+            "revision": revision, "allow_bin": allow_bin,
         }  # fmt: skip
         self._overrides = asdict(overrides)
         self._digest = CheckpointFiles(folder).digest()

@@ -58,6 +58,14 @@ class Recipe:
         return cls(windows=windows, decoding=decoding, **entries)
 
 
+def lasting_name(name: str | Path, folder: Path) -> str:
+    """The name of a model that was found in ``folder``, a path as an absolute one.
+
+    A relative one leads elsewhere in a process whose current folder is another.
+    """
+    return str(folder.absolute() if Path(name) == folder else name)
+
+
 class CheckpointFiles:
     """The files of a checkpoint folder, as they are now.
 

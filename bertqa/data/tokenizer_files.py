@@ -102,12 +102,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         vocabulary = _read_vocabulary(source)
     else:
         raise UserError(f"{folder} holds no tokenizer: put tokenizer.json or vocab.txt there")
-    for key, default in _RULES.items():
-        if not isinstance(value := settings[key], bool) and value is not default:
-            raise UserError(
-                f"{folder / 'tokenizer_config.json'}: {key} is {shown(value)}, but must be true or "
-                "false: correct it"
-            )
+    _check_rules(settings, source if is_generic else folder / "tokenizer_config.json")
     added = _added_tokens(folder, settings, vocabulary, listed, is_generic)
     if (characters := sum(len(each.token.content) for each in added)) > _MOST_ADDED:
         raise UserError(
@@ -170,6 +165,17 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
             "there is none: copy it, too"
         )
     return True
+
+
+def _check_rules(settings: dict[str, Any], source: Path) -> None:
+    """See that each rule is on or off, or as it is where nothing is said of it."""
+    names = _NORMALIZER_KEYS if source.name == "tokenizer.json" else _RULES
+    for name, (rule, default) in zip(names, _RULES.items(), strict=True):
+        value = settings[rule]
+        if not isinstance(value, bool) and value is not default:
+            raise UserError(
+                f"{source}: {name} is {shown(value)}, but must be true or false: correct it"
+            )
 
 
 # --- vocabulary ----------------------------------------------------------------------------------

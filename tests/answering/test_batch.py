@@ -79,6 +79,13 @@ def test_no_answer_has_its_probability(folder):
 # --- processes -----------------------------------------------------------------------------------
 
 
+def test_the_current_folder_may_change(folder, wanted, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    answers = batch(folder.name)
+    monkeypatch.chdir(folder)
+    assert answers(COLUMNS) == wanted
+
+
 def test_a_batch_is_small_and_loads_its_model_when_it_is_asked(folder, wanted, monkeypatch):
     content = pickle.dumps(batch(folder))
     assert len(content) < 700

@@ -221,6 +221,11 @@ def test_a_class_without_rules(tmp_path):
         add(tmp_path / CONFIG, tokenizer_class="PreTrainedTokenizerFast")
         add(tmp_path / "tokenizer.json", **{part: None})
         refusal(tmp_path, "tokenizer.json", part)
+    rules = {"type": "BertNormalizer", "clean_text": True, "lowercase": "yes"}
+    tokenizer.save(tmp_path)
+    add(tmp_path / CONFIG, tokenizer_class="PreTrainedTokenizerFast")
+    add(tmp_path / "tokenizer.json", normalizer=rules)
+    refusal(tmp_path, "tokenizer.json: lowercase is 'yes'")
 
 
 # --- faulty files --------------------------------------------------------------------------------
