@@ -45,7 +45,9 @@ class Prediction:
 
     Attributes:
         text: the answer; "" for no answer.
-        answers: the n best, best first; with version_2_with_negative "" is among them.
+        answers: the n best by the score of their best span, so that probabilities, which count
+            all spans of an answer's characters, need not fall where tokens are parts of a grapheme
+            cluster; with version_2_with_negative "" is among them.
         best_span: text of the best answer that is not "".
         null_odds: null score minus the score of the best span, the largest float32 where there
             is no span; None without version_2_with_negative.
