@@ -129,8 +129,10 @@ def read_documents(
         for each question its best answers, the one that counts first.
 
     Raises:
-        UserError: a document has no text.
+        UserError: a document has no text, or there is one alone in place of several.
     """
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise UserError(f"documents: must be a list of documents, got {shown(documents)}")
     found = [_Found(decoding, settings) for _ in questions]
     stream = (d for d in map(as_document, count(), documents) if not is_blank(d.text))
     while block := list(islice(stream, _TOGETHER)):

@@ -27,8 +27,11 @@ def iter_documents(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: there is no document, or one cannot be read.
     """
-    if not (path.is_dir() or path.is_file()):  # a pipe could not be read a second time
-        raise UserError(f"--documents {path}: must be a folder or file that exists: check the path")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(
+            f"--documents {path}: must be a folder or file that exists, and no pipe, since what it "
+            "holds is read twice: check the path, or write it to a file"
+        )
     in_lines = path.is_file() and path.suffix.lower() in LINES
     documents = _json_lines(path) if in_lines else _texts(path)
     first = next(documents, None)

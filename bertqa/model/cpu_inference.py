@@ -183,6 +183,7 @@ def make_ready(
     _convert_layers(model, dtype)
     if can_prepack(device, dtype, int8):
         prepack(model, int8=int8)
+        model.eval()  # the new layers, too, so that another eval() changes nothing
     vars(model)[_READY_IN] = (dtype, int8)
     return model
 

@@ -278,3 +278,9 @@ def test_settings_out_of_range_are_refused(qa, name, value):
 def test_an_unknown_setting_is_refused(qa):
     with pytest.raises(TypeError, match="topk"):
         qa.read(WHO, ["a b"], topk=3)
+
+
+@pytest.mark.parametrize("one", ["Ada built the port.", b"Ada", {"text": "Ada built it."}, None, 3])
+def test_one_document_in_place_of_several_is_refused(qa, one):
+    with pytest.raises(UserError, match="documents: must be a list of documents, got"):
+        qa.read(WHO, one)

@@ -259,6 +259,13 @@ def test_a_model_that_was_changed_in_memory_does_not_travel(folder, change):
         copy.deepcopy(qa)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_model_that_was_put_into_inference_mode_again_travels(folder, precision):
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision=precision)
+    qa.model.eval()
+    assert pickle.loads(pickle.dumps(qa)).folder == qa.folder
+
+
 @pytest.mark.parametrize("part", ["model", "tokenizer", "runtime"])
 def test_an_answerer_with_another_part_does_not_travel(folder, part):
     qa, other = load(folder), load(folder)

@@ -96,10 +96,10 @@ def test_what_holds_no_text(tmp_path, notes):
     (notes / "latin.txt").write_bytes(b"caf\xe9")
     for path, words in {
         tmp_path / "empty": "must hold documents",
-        tmp_path / "none": "must be a folder or file that exists",
-        tmp_path / "none.jsonl": "must be a folder or file that exists",
-        tmp_path / "pipe.jsonl": "must be a folder or file that exists",
-        tmp_path / "pipe": "must be a folder or file that exists",
+        tmp_path / "none": "must be a folder or file that exists, and no pipe",
+        tmp_path / "none.jsonl": "must be a folder or file that exists, and no pipe",
+        tmp_path / "pipe.jsonl": "must be a folder or file that exists, and no pipe",
+        tmp_path / "pipe": "must be a folder or file that exists, and no pipe",
         notes / "picture.png": "must be a folder, JSON lines",
         notes: r"latin.txt is not UTF-8",
     }.items():
