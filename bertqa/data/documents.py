@@ -66,6 +66,11 @@ def _texts(path: Path) -> Iterator[dict[str, Any]]:
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     else:
         files = [path]
+        if path.exists() and not path.is_file():
+            raise UserError(
+                f"--documents {path}: must be a folder or a file, since documents are read twice, "
+                "got a pipe or a device: write it to a file"
+            )
         if path.is_file() and path.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"--documents {path}: must be a folder, JSON lines ({', '.join(LINES)}) or a text "

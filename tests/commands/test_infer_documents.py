@@ -125,3 +125,10 @@ def test_a_broken_document_is_told_before_the_model_is_looked_for(tmp_path, caps
     path = lines(tmp_path, {"text": "a"}, "{")
     assert call("infer", "--model", "none", "--question", WHO, "--documents", path) == 2
     assert "line 2: must be JSON" in capsys.readouterr().err
+
+
+def test_a_pipe_is_refused_since_documents_are_read_twice(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"must be a folder or a file, .* got a pipe or a device"):
+        next(iter_documents(pipe))
