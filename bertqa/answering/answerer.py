@@ -1,6 +1,7 @@
 """Load once, ask many times."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,8 @@ from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
+# What the recipe of an answerer makes; other attributes are a user's own, and travel beside it.
+_PARTS = {"model", "tokenizer", "windows", "decoding", "runtime", "folder", "_origin"}
 _ARRIVED: dict[tuple[type, str], "QuestionAnswerer"] = {}  # the last one that was unpickled
 AT_ONCE = 1024  # questions that are cut into windows together
 
@@ -180,10 +183,14 @@ class QuestionAnswerer:
     # --- pickling: see pickling.py -------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), self._recipe())
+        own = {key: value for key, value in vars(self).items() if key not in _PARTS}
+        return _arrive, (type(self), self._recipe()), own or None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuestionAnswerer":
-        return self._load_recipe(self._recipe())
+        copied = self._load_recipe(self._recipe())
+        own = {key: value for key, value in vars(self).items() if key not in _PARTS}
+        vars(copied).update(deepcopy(own, memo))
+        return copied
 
     def _recipe(self) -> str:
         """What makes an equal answerer.
@@ -204,8 +211,8 @@ class QuestionAnswerer:
             )
         if not files.unchanged():
             raise UserError(
-                f"{files.folder} must hold the files that the model was loaded from for it to be "
-                "pickled or copied, got others: load it again"
+                f"the files of {files.folder} must not have been written to since the model was "
+                "loaded for it to be pickled or copied: load it again"
             )
         recipe = replace(self._origin.recipe, windows=self.windows, decoding=self.decoding)
         return replace(recipe, digest=files.digest()).to_json()
@@ -425,7 +432,7 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             that do not match.
     """
     for name, given in (("question", question), ("context", context)):
-        if not isinstance(given, Iterable):
+        if isinstance(given, bytes) or not isinstance(given, Iterable):
             raise UserError(f"the {name} is {shown(given)}: give a text, or a list of texts")
     questions = [question] if isinstance(question, str) else list(question)
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)

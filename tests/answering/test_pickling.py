@@ -191,6 +191,23 @@ def test_a_copy_is_independent(folder):
     assert qa(WHO, CONTEXT, top_k=5) == expected
 
 
+class Named(QuestionAnswerer):
+    """With something of its own."""
+
+    name = ""
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda qa: pickle.loads(pickle.dumps(qa))])
+def test_attributes_of_a_users_own_travel(folder, copied):
+    qa = Named.from_pretrained(folder, device="cpu", precision="fp32")
+    qa.name, qa.seen = "port", ["a"]
+    found = copied(qa)
+    assert (type(found), found.name, found.seen) == (Named, "port", ["a"])
+    assert found.seen is not qa.seen
+    assert found(WHO, CONTEXT) == qa(WHO, CONTEXT)
+    assert not hasattr(copied(load(folder)), "seen")
+
+
 def test_the_fingerprint_is_that_of_model_and_settings(folder):
     fingerprint = Hasher.hash(load(folder))
     assert Hasher.hash(load(folder)) == fingerprint
@@ -285,7 +302,7 @@ def test_files_that_change_after_loading_are_noticed(folder, name):
     qa = load(folder)
     path = folder / name
     path.write_bytes((path.read_bytes() if path.exists() else b"{}") + b" ")
-    with pytest.raises(UserError, match="must hold the files that the model was loaded from"):
+    with pytest.raises(UserError, match="must not have been written to since the model was"):
         pickle.dumps(qa)
 
 
