@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError, printable, reason, shown
-from bertqa.files import CONFIG_FILE, WEIGHTS_FILE, write_file, write_json
+from bertqa.files import (
+    BIN_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    is_there,
+    write_file,
+    write_json,
+)
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
 from bertqa.model.kernels import Prepacked
@@ -112,9 +120,50 @@ def load_checkpoint(
     Raises:
         UserError: a file is missing, corrupt or foreign; the sentence names the file and the key.
     """
+    _refuse_other_kinds(folder)
     config, unknown_keys = load_config(folder)
     source, tensors = open_weights(folder, allow_bin)
     return _build(config, tensors, source, unknown_keys, require_head)
+
+
+# A file by which folders of other libraries are known, what they hold, and what makes a BERT of it.
+_OTHER_KINDS = {
+    "adapter_config.json": (
+        "an adapter, such as LoRA's",
+        "merge it into its base model with peft's merge_and_unload, and save that",
+    ),
+    "language_model_config.json": (
+        "a model of FARM",
+        "convert it with FARM's convert_to_transformers, and save that",
+    ),
+    "modules.json": (
+        "a model of sentence-transformers",
+        "name the folder of its Transformer module within it",
+    ),
+    "tf_model.h5": (
+        "weights of TensorFlow",
+        "load it in transformers 4 with from_tf=True, and save that",
+    ),
+    "bert_model.ckpt.index": (
+        "a checkpoint of Google's BERT",
+        "convert it to PyTorch with transformers 4",
+    ),
+}
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Name the library that a folder without BERT's weights comes from.
+
+    Raises:
+        UserError: it comes from one.
+    """
+    if any(is_there(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE)):
+        return
+    for name, (kind, advice) in _OTHER_KINDS.items():
+        if is_there(folder / name):
+            raise UserError(
+                f"{folder}: must hold {WEIGHTS_FILE} of a BERT, got {kind} ({name}): {advice}"
+            )
 
 
 def convert_model(theirs: Any) -> BertForQuestionAnswering:

@@ -496,6 +496,26 @@ def test_no_weights(make):
     refusal(folder, "holds no weights", "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adapter_config.json", ["an adapter, such as LoRA's", "merge_and_unload"]),
+        ("language_model_config.json", ["a model of FARM", "convert_to_transformers"]),
+        ("modules.json", ["a model of sentence-transformers", "Transformer module"]),
+        ("tf_model.h5", ["weights of TensorFlow", "from_tf=True"]),
+        ("bert_model.ckpt.index", ["a checkpoint of Google's BERT", "convert it to PyTorch"]),
+    ],
+)
+def test_folders_of_other_libraries_are_named(make, name, words):
+    folder = make()
+    (folder / name).write_text("{}")
+    load_checkpoint(folder)  # what lies beside a BERT's weights is no matter
+    (folder / "model.safetensors").unlink()
+    refusal(folder, "must hold model.safetensors", name, *words)
+    (folder / "config.json").unlink()
+    refusal(folder, "must hold model.safetensors", name, *words)
+
+
 # --- shards --------------------------------------------------------------------------------------
 
 
