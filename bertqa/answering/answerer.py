@@ -1,8 +1,7 @@
 """Load once, ask many times."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -11,7 +10,7 @@ from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.documents import ReadEntry, ReadSettings, read_documents
 from bertqa.answering.evaluation import predict
-from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, model_state
+from bertqa.answering.pickling import CheckpointFiles, Origin, PickledAsRecipe, Recipe, lasting_name
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
@@ -28,9 +27,6 @@ from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
-# What the recipe of an answerer makes; other attributes are a user's own, and travel beside it.
-_PARTS = {"model", "tokenizer", "windows", "decoding", "runtime", "folder", "_origin"}
-_ARRIVED: dict[tuple[type, str], "QuestionAnswerer"] = {}  # the last one that was unpickled
 AT_ONCE = 1024  # questions that are cut into windows together
 
 
@@ -90,17 +86,31 @@ def usual_windows(config: BertConfig) -> WindowSettings:
     return WindowSettings(longest, doc_stride=min(128, longest // 3))
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What an answerer was loaded from, and the parts that it has had since."""
+def settings_of(
+    folder: Path,
+    config: BertConfig,
+    overrides: Overrides,
+    windows: WindowSettings | None = None,
+    decoding: DecodingSettings | None = None,
+) -> tuple[WindowSettings, DecodingSettings]:
+    """The settings of a model: those given, else those of its decoding.json, else the usual ones.
 
-    recipe: Recipe  # with the settings and the digest still to be filled in
-    files: CheckpointFiles
-    parts: tuple[BertForQuestionAnswering, BertTokenizer, Runtime]
-    state: list[object]
+    Args:
+        overrides: single settings to take in place of those.
+
+    Raises:
+        UserError: decoding.json is corrupt, or a setting is out of range or does not fit the model.
+    """
+    own_windows, own_decoding = read_decoding_file(folder)
+    windows = overrides.windows(windows or own_windows or usual_windows(config))
+    if windows == own_windows:
+        check_window_fits(config, windows, f"{folder / DECODING_FILE}: max_seq_length")
+    else:
+        check_window_fits(config, windows)
+    return windows, overrides.decoding(decoding or own_decoding)
 
 
-class QuestionAnswerer:
+class QuestionAnswerer(PickledAsRecipe):
     """A model that answers questions about texts.
 
     ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads it and
@@ -134,7 +144,7 @@ class QuestionAnswerer:
         )
         self.tokenizer = tokenizer
         self.folder: Path | None = None
-        self._origin: _Origin | None = None
+        self.origin = None
 
     @classmethod
     def from_pretrained(
@@ -166,82 +176,13 @@ class QuestionAnswerer:
             check_int8(runtime.device)  # before a model is looked for
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
         files = CheckpointFiles(folder.absolute())
-        own_windows, own_decoding = read_decoding_file(folder)
-        decoding = overrides.decoding(decoding or own_decoding)
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
-        windows = overrides.windows(windows or own_windows or usual_windows(model.config))
-        if windows == own_windows:
-            check_window_fits(model.config, windows, f"{folder / DECODING_FILE}: max_seq_length")
+        windows, decoding = settings_of(folder, model.config, overrides, windows, decoding)
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
         lasting = lasting_name(name, folder)
         recipe = Recipe(lasting, revision, allow_bin, device, precision, windows, decoding, "")
-        parts = (answerer.model, tokenizer, runtime)
-        answerer._origin = _Origin(recipe, files, parts, model_state(answerer.model))
-        return answerer
-
-    # --- pickling: see pickling.py -------------------------------------------------------------
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        own = {key: value for key, value in vars(self).items() if key not in _PARTS}
-        return _arrive, (type(self), self._recipe()), own or None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "QuestionAnswerer":
-        copied = self._load_recipe(self._recipe())
-        own = {key: value for key, value in vars(self).items() if key not in _PARTS}
-        vars(copied).update(deepcopy(own, memo))
-        return copied
-
-    def _recipe(self) -> str:
-        """What makes an equal answerer.
-
-        Raises:
-            UserError: nothing does: it has no files, or it or they have been changed.
-        """
-        if self._origin is None:
-            raise UserError(
-                "an answerer must come from a folder or a name to be pickled or copied, got one of "
-                "a model in memory: save it with save_model, and load it with from_pretrained"
-            )
-        files = self._origin.files
-        if not self._is_as_loaded():
-            raise UserError(
-                f"the model of {files.folder} must be as it was loaded to be pickled or copied, "
-                "got one that was changed in memory: save it with save_model, and load that"
-            )
-        if not files.unchanged():
-            raise UserError(
-                f"the files of {files.folder} must not have been written to since the model was "
-                "loaded for it to be pickled or copied: load it again"
-            )
-        recipe = replace(self._origin.recipe, windows=self.windows, decoding=self.decoding)
-        return replace(recipe, digest=files.digest()).to_json()
-
-    def _is_as_loaded(self) -> bool:
-        origin = self._origin
-        if origin is None or model_state(self.model) != origin.state:
-            return False
-        now = (self.model, self.tokenizer, self.runtime)
-        return all(part is then for part, then in zip(now, origin.parts, strict=True))
-
-    @classmethod
-    def _load_recipe(cls, text: str) -> "QuestionAnswerer":
-        recipe = Recipe.from_json(text)
-        answerer = cls.from_pretrained(
-            recipe.name,
-            windows=recipe.windows,
-            decoding=recipe.decoding,
-            device=recipe.device,
-            precision=recipe.precision,
-            revision=recipe.revision,
-            allow_bin=recipe.allow_bin,
-        )
-        origin = answerer._origin
-        if origin is None or origin.files.digest() != recipe.digest:
-            raise UserError(
-                f"{answerer.folder} must hold the model that was pickled as {recipe.name!r}, got "
-                "other files: copy that model here, or pickle the answerer again"
-            )
+        answerer.origin = Origin(recipe, files, answerer)
         return answerer
 
     def stored_model(self) -> BertForQuestionAnswering:
@@ -250,8 +191,8 @@ class QuestionAnswerer:
         Raises:
             UserError: there is no checkpoint of it, since it was changed or made in memory.
         """
-        origin = self._origin
-        if origin is None or model_state(self.model) != origin.state:
+        origin = self.origin
+        if origin is None or not origin.has_model_of(self):
             raise UserError(
                 "the model must be as it was loaded to be saved, got one that was changed in "
                 "memory: save the one that you changed before it is made ready for answering"
@@ -410,18 +351,6 @@ class QuestionAnswerer:
             if handle_impossible_answer is None
             else handle_impossible_answer,
         )
-
-
-def _arrive(kind: type[QuestionAnswerer], recipe: str) -> QuestionAnswerer:
-    """Load what was pickled; the model only once, for a pool sends it with every task."""
-    kept = _ARRIVED.get((kind, recipe))
-    if kept is None or not kept._is_as_loaded():
-        kept = kind._load_recipe(recipe)
-        _ARRIVED.clear()
-        _ARRIVED[kind, recipe] = kept
-    arrived = kind.__new__(kind)
-    vars(arrived).update(vars(kept))
-    return arrived
 
 
 def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:

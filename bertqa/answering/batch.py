@@ -8,20 +8,19 @@ has a recipe for each engine.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked
+from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked, settings_of
 from bertqa.answering.answers import Prediction, answer_entries
-from bertqa.answering.pickling import CheckpointFiles, lasting_name
+from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, load_once
 from bertqa.errors import UserError
+from bertqa.model.config import load_config
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
 from bertqa.settings import Overrides
-
-_LOADED: dict[str, QuestionAnswerer] = {}  # the last one that this process was asked for
 
 
 class AnswerBatch:
@@ -60,13 +59,14 @@ class AnswerBatch:
                 raise UserError(f"{name}: must be 1 or more, got {number}")
         overrides.check()
         folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
+        windows, decoding = settings_of(folder, load_config(folder)[0], overrides)
+        decoding = replace(decoding, n_best_size=max(decoding.n_best_size, top_k))
+        digest = CheckpointFiles(folder).digest()
+        name = lasting_name(model, folder)
+        recipe = Recipe(name, revision, allow_bin, device, precision, windows, decoding, digest)
         self.question, self.context, self.top_k, self.threads = question, context, top_k, threads
-        self._loading: dict[str, Any] = {
-            "name": lasting_name(model, folder), "device": device, "precision": precision,
-            "revision": revision, "allow_bin": allow_bin,
-        }  # fmt: skip
-        self._overrides = asdict(overrides)
-        self._digest = CheckpointFiles(folder).digest()
+        self._recipe = recipe.to_json()
+        self._answerer: QuestionAnswerer | None = None
 
     def __call__(self, columns: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
         """Answer the questions of two columns.
@@ -90,7 +90,7 @@ class AnswerBatch:
             )
         examples = asked(list(columns[self.question]), list(columns[self.context]))
         with self._with_threads():
-            predictions = list(self._answerer().answer(examples))
+            predictions = list(self._loaded().answer(examples))
         return self._columns(predictions)
 
     def _columns(self, predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
@@ -99,33 +99,17 @@ class AnswerBatch:
         for key in ("answer", "score", "start", "end"):
             values = [[entry[key] for entry in entries] for entries in found]
             answers[key] = values if self.top_k > 1 else [value[0] for value in values]
-        if self._answerer().decoding.version_2_with_negative:
+        if self._loaded().decoding.version_2_with_negative:
             answers["null_score"] = [
                 next(answer.probability for answer in prediction.answers if not answer.text)
                 for prediction in predictions
             ]
         return answers
 
-    def _answerer(self) -> QuestionAnswerer:
-        key = self._to_json()
-        if key not in _LOADED:
-            overrides = Overrides(**self._overrides)
-            answerer = QuestionAnswerer.from_pretrained(**self._loading, overrides=overrides)
-            self._check_same(answerer)
-            decoding = answerer.decoding
-            n_best = max(decoding.n_best_size, self.top_k)
-            answerer.decoding = replace(decoding, n_best_size=n_best)
-            _LOADED.clear()
-            _LOADED[key] = answerer
-        return _LOADED[key]
-
-    def _check_same(self, answerer: QuestionAnswerer) -> None:
-        folder = answerer.folder
-        if folder is None or CheckpointFiles(folder).digest() != self._digest:
-            raise UserError(
-                f"{folder} must hold the model that the batch was made with, got other files: copy "
-                "that model here, or make the batch anew"
-            )
+    def _loaded(self) -> QuestionAnswerer:
+        if self._answerer is None:
+            self._answerer = load_once(QuestionAnswerer, self._recipe)
+        return self._answerer
 
     @contextmanager
     def _with_threads(self) -> Iterator[None]:
@@ -138,16 +122,13 @@ class AnswerBatch:
             if self.threads:
                 torch.set_num_threads(before)
 
-    # --- pickling: one string, so that equal batches have equal fingerprints ---------------------
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _batch_of, (type(self), self._to_json())
-
-    def _to_json(self) -> str:
-        return json.dumps(vars(self), separators=(",", ":"))
+        # One string, so that equal batches have equal fingerprints.
+        kept = {name: value for name, value in vars(self).items() if name != "_answerer"}
+        return _batch_of, (type(self), json.dumps(kept, separators=(",", ":")))
 
 
 def _batch_of(kind: type[AnswerBatch], text: str) -> AnswerBatch:
     batch = kind.__new__(kind)
-    vars(batch).update(json.loads(text))
+    vars(batch).update(json.loads(text), _answerer=None)
     return batch

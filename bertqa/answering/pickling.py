@@ -8,12 +8,17 @@ two answerers of the same model have the same fingerprint for ``datasets.Dataset
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError
 
 from bertqa.files import (
     BIN_FILE,
@@ -22,7 +27,11 @@ from bertqa.files import (
     TOKENIZER_FILES,
     said_plainly,
 )
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
+
+AnyPickled = TypeVar("AnyPickled", bound="PickledAsRecipe")
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,132 @@ class CheckpointFiles:
         return total.hexdigest()
 
 
-def model_state(model: nn.Module) -> list[object]:
+class PickledAsRecipe:
+    """Base of ``QuestionAnswerer``: it pickles and copies as the recipe that loads an equal one.
+
+    Attributes:
+        origin: what it was loaded from; None for a model in memory, which cannot be pickled.
+    """
+
+    model: BertForQuestionAnswering
+    tokenizer: BertTokenizer
+    windows: WindowSettings
+    decoding: DecodingSettings
+    runtime: Runtime
+    folder: Path | None
+    origin: "Origin | None"
+
+    @classmethod
+    def from_pretrained(cls: type[AnyPickled], *args: Any, **options: Any) -> AnyPickled:
+        """Load one from what a recipe holds."""
+        raise NotImplementedError
+
+    def recipe(self) -> str:
+        """The recipe of an equal one.
+
+        Raises:
+            UserError: there is none: it has no files, or it or they have been changed.
+        """
+        if self.origin is None:
+            raise UserError(
+                "an answerer must come from a folder or a name to be pickled or copied, got one of "
+                "a model in memory: save it with save_model, and load it with from_pretrained"
+            )
+        return self.origin.recipe_of(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_once, (type(self), self.recipe()), self._users_own() or None
+
+    def __deepcopy__(self: AnyPickled, memo: dict[int, Any]) -> AnyPickled:
+        copied = load(type(self), self.recipe())
+        vars(copied).update(deepcopy(self._users_own(), memo))
+        return copied
+
+    def _users_own(self) -> dict[str, Any]:
+        """The attributes that a recipe does not make; they are pickled beside it."""
+        made = PickledAsRecipe.__annotations__
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+
+class Origin:
+    """What an answerer was loaded from, and whether it is still the same.
+
+    Args:
+        recipe: how; its digest is filled in when it is asked for.
+        files: as they were before they were read.
+        answerer: as it was loaded.
+    """
+
+    def __init__(self, recipe: Recipe, files: CheckpointFiles, answerer: PickledAsRecipe) -> None:
+        self.recipe, self.files = recipe, files
+        self._parts = answerer.tokenizer, answerer.runtime
+        self._state = _model_state(answerer.model)
+
+    def has_model_of(self, answerer: PickledAsRecipe) -> bool:
+        """Whether the model is the one that was loaded, unchanged."""
+        return _model_state(answerer.model) == self._state
+
+    def has_made(self, answerer: PickledAsRecipe) -> bool:
+        """Whether model, tokenizer and runtime are those that were loaded."""
+        tokenizer, runtime = self._parts
+        same = answerer.tokenizer is tokenizer and answerer.runtime is runtime
+        return same and self.has_model_of(answerer)
+
+    def recipe_of(self, answerer: PickledAsRecipe) -> str:
+        """The recipe with the settings of now.
+
+        Raises:
+            UserError: the answerer or the files have been changed.
+        """
+        folder = self.files.folder
+        if not self.has_made(answerer):
+            raise UserError(
+                f"the model of {folder} must be as it was loaded to be pickled or copied, "
+                "got one that was changed in memory: save it with save_model, and load that"
+            )
+        if not self.files.unchanged():
+            raise UserError(
+                f"the files of {folder} must not have been written to since the model was "
+                "loaded for it to be pickled or copied: load it again"
+            )
+        recipe = replace(self.recipe, windows=answerer.windows, decoding=answerer.decoding)
+        return replace(recipe, digest=self.files.digest()).to_json()
+
+
+_loaded: dict[tuple[type, str], PickledAsRecipe] = {}  # the last one of this process
+
+
+def load_once(kind: type[AnyPickled], recipe: str) -> AnyPickled:
+    """Load what a recipe makes, but a model only once: a pool sends it with every task."""
+    kept = _loaded.get((kind, recipe))
+    if kept is None or kept.origin is None or not kept.origin.has_made(kept):
+        kept = load(kind, recipe)
+        _loaded.clear()
+        _loaded[kind, recipe] = kept
+    another = kind.__new__(kind)
+    vars(another).update(vars(kept))
+    return another
+
+
+def load(kind: type[AnyPickled], text: str) -> AnyPickled:
+    """Load what a recipe makes.
+
+    Raises:
+        UserError: the model is missing, or is another than that of the recipe.
+    """
+    recipe = Recipe.from_json(text)
+    arguments = dict(vars(recipe))
+    name, digest = arguments.pop("name"), arguments.pop("digest")
+    answerer = kind.from_pretrained(name, **arguments)
+    if answerer.origin is None or answerer.origin.files.digest() != digest:
+        raise UserError(
+            f"{answerer.folder} must hold the model that was pickled as {name!r}, got other "
+            "files: copy that model here, or pickle it again"
+        )
+    return answerer
+
+
+def _model_state(model: nn.Module) -> list[object]:
     """What differs once a model is changed in memory: its modules, hooks or numbers.
 
     Numbers are compared by the sum of their bits, since ``tensor.data`` can be written without a

@@ -219,5 +219,5 @@ def test_what_cannot_be_answered_is_refused(folder):
 def test_another_model_in_the_worker_is_refused(folder):
     answers = batch(folder)
     write_checkpoint(folder, seed=1)
-    with pytest.raises(UserError, match="must hold the model that the batch was made with"):
+    with pytest.raises(UserError, match="must hold the model that was pickled as"):
         answers(COLUMNS)
