@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
-
 from bertqa.files import (
     BIN_FILE,
     CONFIG_FILE,
