@@ -1,0 +1,1 @@
+"""Exercises for readers of the code: see docs/exercises.md."""
