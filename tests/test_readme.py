@@ -158,3 +158,17 @@ def test_the_readme_imports_public_names_alone() -> None:
         for alias in node.names
     }
     assert used and used <= public
+
+
+def test_the_new_names_of_the_changelog_are_there() -> None:
+    table = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("| 0.1 | 0.2 |")[1]
+    new = [row.split(" | ")[1] for row in re.findall(r"^\| .* \| .* \|$", table, re.MULTILINE)]
+    found = [
+        (module, name)
+        for cell in new
+        for module, names in re.findall(r"`(bertqa\.[\w.]+)`: ((?:`\w+`(?:, )?)+)", cell)
+        for name in re.findall(r"\w+", names)
+    ]
+    assert len(found) > 20
+    missing = [(m, name) for m, name in found if not hasattr(importlib.import_module(m), name)]
+    assert missing == []
