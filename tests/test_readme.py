@@ -1,19 +1,22 @@
-"""The README's code is run as it stands; every command of the documents is one that there is."""
+"""The snippets of README and docs are run, and their commands parsed."""
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from doctest import ELLIPSIS, OutputChecker
 from pathlib import Path
 
 import pytest
 
 import bertqa
 from bertqa.__main__ import COMMANDS
+from bertqa.commands import infer
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.hooks import Recording
-from tests.helpers import write_checkpoint
+from tests.helpers import STORIES, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,34 +24,90 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.gl
 ELLIPSES = ("…", "...")
 
 
-def blocks_of(section: str) -> list[str]:
-    """The Python code of a section."""
-    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
-def test_the_code_that_looks_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path / "FOLDER")
+# --- the first screen ----------------------------------------------------------------------------
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert lines.index("## Install") < 40 and len(lines) <= 160
+    assert len(README.split()) <= 1400
+
+
+def test_the_readme_counts_the_lines_of_the_core() -> None:
+    found = re.findall(r"\]\((bertqa/\S+\.py)\)\s+in\s+(\d+)", README)
+    assert len(found) == 4
+    for path, lines in found:
+        assert len(text_of(path).splitlines()) == int(lines), path
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the snippets name."""
+    for name in ("FOLDER", "ENCODER", "tokenizer"):
+        write_checkpoint(tmp_path / name)
+    (tmp_path / "mine.json").write_text(STORIES.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks_of("Look inside")
+    return tmp_path
+
+
+def check_snippets(document: str) -> dict[str, object]:
+    """Run a document's snippets one after the other, and compare what they say they print.
+
+    The value of an expression is in the comment below it, with "..." for what may be anything.
+    """
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL):
+        lines = code.splitlines()
+        for node in ast.parse(code).body:
+            source = ast.get_source_segment(code, node)
+            comment = next(iter(lines[node.end_lineno :]), "")
+            if isinstance(node, ast.Expr) and comment.startswith("# "):
+                value = repr(eval(compile(source, document, "eval"), names))
+                said = comment.removeprefix("# ")
+                assert OutputChecker().check_output(f"{said}\n", f"{value}\n", ELLIPSIS), value
+            else:
+                exec(compile(source, document, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/inference.md", "docs/migration.md"])
+@pytest.mark.usefixtures("world")
+def test_the_snippets_print_what_they_say(document: str) -> None:
+    assert "qa" in check_snippets(document)
+
+
+def test_the_snippets_that_train_and_check(world: Path) -> None:
+    (world / "mine.json").write_text(
+        json.dumps({"data": json.loads((world / "mine.json").read_text())["data"][:2]})
+    )
+    check_snippets("docs/training.md")
+    assert (world / "runs" / "mine" / "model.safetensors").exists()
+    assert check_snippets("docs/data.md")["found"].windows.count  # type: ignore[attr-defined]
+
+
+def test_the_snippets_that_look_inside(world: Path) -> None:
+    names = check_snippets("docs/explain.md")
     explanation, seen = names["explanation"], names["seen"]
     assert isinstance(explanation, Explanation) and isinstance(seen, Recording)
-    assert "Who built it?" in Path("answer.html").read_text(encoding="utf-8")
+    assert "Who built it?" in (world / "answer.html").read_text(encoding="utf-8")
     assert set(seen) == {"layers.2", "layers.2.attention.probabilities"}
 
 
-def test_the_code_that_asks() -> None:
-    (code,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-        if "from_pretrained" in block
-    ]
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    answer = names["qa"](question="Who built it?", context="Ada built it.")  # type: ignore[operator]
-    assert (answer["start"], answer["end"], answer["answer"]) == (0, 3, "Ada")
+def test_the_command_on_the_first_screen_prints_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, printed = re.findall(r"^python infer.py (.+)\n# (.+)$", README, re.MULTILINE)[0]
+    infer.main(infer.parse_flags([*shlex.split(command), "--device", "cpu"]))
+    score, *rest = capsys.readouterr().out.split()
+    wanted, *others = printed.split()
+    assert rest == others and float(score) == pytest.approx(float(wanted), abs=0.005)
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -92,7 +151,7 @@ def words_of(command: str) -> list[str]:
 def test_every_command_of_a_document_is_understood(
     document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, *flags in commands_of((ROOT / document).read_text(encoding="utf-8")):
+    for name, *flags in commands_of(text_of(document)):
         if name == "COMMAND" or name.startswith("--"):
             continue
         assert name in COMMANDS
@@ -100,8 +159,10 @@ def test_every_command_of_a_document_is_understood(
         is_whole = bool(given) and given == flags
         try:
             importlib.import_module(f"bertqa.commands.{name}").parse_flags(given)
-        except SystemExit:
+        except SystemExit as end:
             said = capsys.readouterr().err
+            if end.code == 0:  # --help
+                continue
             lacks = "arguments are required" in said or "expected one argument" in said
             assert lacks and not is_whole, f"bertqa {shlex.join([name, *flags])}: {said}"
 
@@ -130,19 +191,20 @@ def test_the_readme_lists_the_commands() -> None:
     assert rows == list(COMMANDS)
 
 
-def test_the_readme_lists_the_rooms() -> None:
-    rows = re.findall(r"^\| \[bertqa/(\w+)\]\(bertqa/\1\) \|", README, re.MULTILINE)
+def test_the_index_lists_the_rooms() -> None:
+    page = text_of("docs/index.md")
+    rows = re.findall(r"^\| \[bertqa/(\w+)\]\(\.\./bertqa/\1\) \|", page, re.MULTILINE)
     assert set(rows) == {path.parent.name for path in ROOT.glob("bertqa/*/__init__.py")}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_files_that_a_document_links_to_are_there(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
+    text = text_of(document)
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
 
 
-def test_the_readme_imports_public_names_alone() -> None:
+def test_the_documents_import_public_names_alone() -> None:
     public = {
         (module, name)
         for module, names in re.findall(
@@ -150,7 +212,9 @@ def test_the_readme_imports_public_names_alone() -> None:
         )
         for name in names.split(", ")
     }
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    documents = [document for document in DOCUMENTS if document != "docs/tour.md"]
+    text = "".join(map(text_of, documents))
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     used = {
         (node.module, alias.name)
         for node in ast.walk(ast.parse(code))
