@@ -85,15 +85,13 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files, and what was left out of them."""
-    rows = list(unique(read_rows(flags.input, say=say)))
-    if not flags.skip_bad:
-        refuse_faulty(rows)  # before the model is read
+    rows = unique(read_rows(flags.input, say=say))
     qa = load_answerer(flags)
     rows = list(checked(rows, qa))
+    if not flags.skip_bad:
+        refuse_faulty(rows)  # together, so that none is left to be told the next time
     share = shared_texts()
     examples = [share(row.example) for row in rows if row.example]
-    if not flags.skip_bad:
-        refuse_faulty(rows)
     if not examples:
         refuse_faulty(rows, "no row is without a fault, correct the file")
     rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]

@@ -251,9 +251,9 @@ def _within(
         row: Any
         try:
             require_keys(value, needed, location)
-            if "context" in given and value.get("context") not in (None, given["context"]):
-                raise UserError(f"{location}: context must be its paragraph's; remove one of them")
             row = fault if isinstance(fault, UserError) else {**value, **given}
+            if row is not fault and value.get("context") not in (None, row.get("context")):
+                raise UserError(f"{location}: context must be its paragraph's; remove one of them")
         except UserError as error:
             row = error
         raw = entry.raw if entry.line else value
