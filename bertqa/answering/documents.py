@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from bertqa.answering.answers import Answer, Prediction
@@ -19,7 +20,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
-from bertqa.settings import DecodingSettings
+from bertqa.settings import DecodingSettings, whole_number
 
 _TOGETHER = 64  # documents whose windows go through the model together
 _SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more
@@ -88,23 +89,15 @@ class ReadSettings:
     context_window: int | Literal["sentence"] = 150
 
     def __post_init__(self) -> None:
-        window = self.context_window
-        rules = {
-            "top_k": ("1 or more", self.top_k >= 1),
-            "top_k_per_document": (
-                "1 or more, or None",
-                self.top_k_per_document is None or self.top_k_per_document >= 1,
-            ),
-            "max_overlap": ("0 to 1", 0 <= self.max_overlap <= 1),
-            "score_threshold": ("0 to 1", 0 <= self.score_threshold <= 1),
-            "context_window": (
-                'a number of characters, or "sentence"',
-                window == "sentence" or (isinstance(window, int) and window >= 0),
-            ),
-        }
-        for name, (allowed, is_kept) in rules.items():
-            if not is_kept:
-                raise UserError(f"{name}: must be {allowed}, got {shown(getattr(self, name))}")
+        whole_number("top_k", self.top_k)
+        if self.top_k_per_document is not None:
+            whole_number("top_k_per_document", self.top_k_per_document)
+        for name in ("max_overlap", "score_threshold"):
+            share = getattr(self, name)
+            if not (isinstance(share, Real) and 0 <= float(share) <= 1):
+                raise UserError(f"{name} must be a number from 0 to 1, got {shown(share)}")
+        if self.context_window != "sentence":
+            whole_number('context_window, if not "sentence",', self.context_window, 0)
 
     @property
     def most_of_one(self) -> int:

@@ -207,7 +207,7 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
         golds = {key: gold for key, gold in golds.items() if gold[0]}
     if not golds:
         return None, ()
-    fullest = max(golds, key=lambda key: tuple(map(len, golds[key])))
+    fullest = max(golds, key=lambda key: (len(golds[key][0] or ()), len(golds[key][1])))
     for key, gold in golds.items():
         if not _is_part(gold, golds[fullest]):
             one, other = (_said(golds[each]) for each in (fullest, key))

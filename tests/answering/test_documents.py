@@ -268,10 +268,12 @@ def test_a_document_without_a_text_is_named(qa, document):
     [
         ("top_k", 0), ("top_k_per_document", 0), ("max_overlap", 1.1), ("max_overlap", -0.1),
         ("score_threshold", 2), ("context_window", -1), ("context_window", "paragraph"),
+        ("top_k", "3"), ("top_k_per_document", 1.5), ("max_overlap", "0.5"),
+        ("score_threshold", None), ("context_window", None),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(qa, name, value):
-    with pytest.raises(UserError, match=f"{name}: must be .*, got"):
+    with pytest.raises(UserError, match=f"^{name}.* must be .*, got"):
         qa.read(WHO, ["a b"], **{name: value})
 
 
