@@ -34,10 +34,12 @@ class Document:
     """A text with a name.
 
     Attributes:
-        id: its "id", or its number in the order of the documents, from 0.
+        number: its place in the order of the documents, from 0; tells apart those of one id.
+        id: its "id", or its number where it has none.
         metadata: what else its dictionary holds.
     """
 
+    number: int
     id: Any
     text: str
     metadata: dict[str, Any]
@@ -50,7 +52,8 @@ class ReadEntry(TypedDict):
         score: probability among all spans of all documents, and "no answer" where that is one.
         start, end: code points of the document's text; both 0 for "no answer".
         answer: ``text[start:end]``; "" for "no answer".
-        document, metadata: of the document; None and {} for "no answer".
+        document, number, metadata: of the document, its id, place in the order of the documents,
+            from 0, and other keys; None, None and {} for "no answer".
         snippet: the answer and what stands around it.
         snippet_start, snippet_end: code points of the snippet that are the answer.
     """
@@ -60,6 +63,7 @@ class ReadEntry(TypedDict):
     end: int
     answer: str
     document: Any
+    number: int | None
     metadata: dict[str, Any]
     snippet: str
     snippet_start: int
@@ -161,7 +165,7 @@ def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
         )
     rest = {key: value for key, value in entries.items() if key not in ("id", "text")}
     name = entries.get("id")
-    return Document(number if name is None else name, entries["text"], rest)
+    return Document(number, number if name is None else name, entries["text"], rest)
 
 
 class _Found:
@@ -242,7 +246,7 @@ def _entry(
     first, last = _around(document.text, answer.start, answer.end, window)
     return {
         "score": score, "start": answer.start, "end": answer.end, "answer": answer.text,
-        "document": document.id, "metadata": document.metadata,
+        "document": document.id, "number": document.number, "metadata": document.metadata,
         "snippet": document.text[first:last],
         "snippet_start": answer.start - first, "snippet_end": answer.end - first,
     }  # fmt: skip
@@ -250,7 +254,8 @@ def _entry(
 
 def _no_answer(score: float) -> ReadEntry:
     return {
-        "score": score, "start": 0, "end": 0, "answer": "", "document": None, "metadata": {},
+        "score": score, "start": 0, "end": 0, "answer": "",
+        "document": None, "number": None, "metadata": {},
         "snippet": "", "snippet_start": 0, "snippet_end": 0,
     }  # fmt: skip
 

@@ -257,6 +257,18 @@ def test_no_documents_no_answers(qa):
     assert qa.read([WHO, WHO], []) == [[], []]
 
 
+def test_documents_of_the_same_id_are_told_apart_by_their_number(qa):
+    texts = ["Ada built the port.", "Ben built a ship.", "Quill is a town."]
+    documents = [
+        {"id": name, "text": text} for name, text in zip(("a", "a", 0), texts, strict=True)
+    ]
+    entries = qa.read(WHO, documents, top_k=9, top_k_per_document=1)
+    assert {(e["document"], e["number"]) for e in entries} == {("a", 0), ("a", 1), (0, 2)}
+    for entry in entries:
+        text = texts[entry["number"]]
+        assert text[entry["start"] : entry["end"]] == entry["answer"]
+
+
 @pytest.mark.parametrize("document", [None, 7, {"txt": "a"}, {"text": None}, ["a"]])
 def test_a_document_without_a_text_is_named(qa, document):
     with pytest.raises(UserError, match="document 1: must be a text or a dictionary with the key"):
