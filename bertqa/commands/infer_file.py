@@ -80,7 +80,8 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
     keep_metrics(flags, metrics)
     place = flags.output_dir / PREDICTIONS
-    say(f"{counted(answered, 'line')} answered in {place}, {rejected} rejected")
+    others = f", {rejected:,} rejected" if rejected else ""
+    say(f"{counted(answered, 'line')} answered in {place}{others}")
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:

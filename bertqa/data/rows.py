@@ -204,7 +204,7 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
     given = given or [key for key in keys if not _is_null(row.get(GOLD_KEYS[key]))][:1]
     golds = {key: _gold_under(key, row, location) for key in given}
     if row.get("is_impossible") is False:  # then a blank answer says that none was given here
-        golds = {key: gold for key, gold in golds.items() if gold[0]}
+        golds = {key: gold for key, gold in golds.items() if gold[0]} or golds
     if not golds:
         return None, ()
     fullest = max(golds, key=lambda key: (len(golds[key][0] or ()), len(golds[key][1])))

@@ -147,6 +147,12 @@ def test_as_many_rows_are_faulty_whatever_the_form(
     assert len((world.out / "rejects.jsonl").read_text().splitlines()) == 5
 
 
+def test_nothing_is_said_of_no_rejects(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("infer", *world.file(world.write("in.jsonl", as_lines(GOOD)))) == 0
+    said = f"2 lines answered in {world.out / 'predictions.jsonl'}\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World) -> None:
     data = as_squad(GOOD)["data"]
     data[0]["paragraphs"].insert(1, {"qas": [ROW, ROW | {"id": "second"}]})
