@@ -2,7 +2,11 @@
 
 import sys
 
-from bertqa.__main__ import main
+try:
+    from bertqa.__main__ import main  # late: Ctrl-C is heeded by now
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main(["infer", *sys.argv[1:]], "infer.py"))

@@ -36,10 +36,10 @@ Public names, which keep their place and meaning; everything else may change wit
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from bertqa import process as process  # now, before a fork
 
+TYPE_CHECKING = False  # typing's, whose import takes most of the time before Ctrl-C is heeded
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
     from bertqa.answering.batch import AnswerBatch  # late: for type checkers and editors
@@ -61,10 +61,10 @@ _LAZY = {
 __all__ = ["AnswerBatch", "Example", "QuestionAnswerer", "UserError", "__version__", "pipeline"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value: object = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value  # the next time this function is not asked
     return value
 

@@ -47,10 +47,13 @@ def _run(arguments: Sequence[str], program: str | None) -> int:
     if name not in COMMANDS:
         print(f"bertqa: {mistake(name)}; --help lists the commands", file=sys.stderr)
         return 2
-    from bertqa.commands.flags import run_script  # late: Ctrl-C is heeded by now
+    from bertqa.interrupts import imports_end_at_once  # late: Ctrl-C is heeded by now
 
-    command = import_module(f"bertqa.commands.{name}")
-    return run_script(command.main, command.parse_flags(flags, program or f"bertqa {name}"))
+    with imports_end_at_once():
+        from bertqa.commands.flags import run_script  # late: the same
+
+        command = import_module(f"bertqa.commands.{name}")
+        return run_script(command.main, command.parse_flags(flags, program or f"bertqa {name}"))
 
 
 def help_text() -> str:

@@ -1,11 +1,44 @@
 """SIGINT and SIGTERM, noted until a run has come to a place where it can stop and go on later."""
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def imports_end_at_once() -> Iterator[None]:
+    """While it is entered, SIGINT during an import ends the process, with exit code 130.
+
+    As an exception it is lost in some imports of C modules, and leaves others half done, so that a
+    later one fails. At other times it is the usual KeyboardInterrupt; where SIGINT is ignored or
+    has a handler already, all stays as it is.
+    """
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _end_import)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_import(number: int, frame: FrameType | None) -> None:
+    at = frame
+    while at:
+        if at.f_code.co_filename == "<frozen importlib._bootstrap>":
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
+        at = at.f_back
+    signal.default_int_handler(number, frame)
 
 
 class Stopped(Exception):

@@ -6,12 +6,14 @@ costs none of its seconds.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 
 ENCODER = "bert-base-uncased"  # the model that is trained by default
 SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
@@ -27,6 +29,7 @@ _FROM_0: _Allowed = ("0 or more", lambda value: 0 <= value < math.inf)
 _ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
 _BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 _UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
+_ANYTHING: _Allowed = ("anything", lambda value: True)
 _PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
 
@@ -50,13 +53,56 @@ def _setting(
     return field(default=default, metadata=about)
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or numpy."""
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
+
+
+def whole_number(name: str, value: Any, lowest: int = 1) -> int:
+    """A parameter that counts something, as an int.
+
+    Raises:
+        UserError: it is no whole number, or a lower one.
+    """
+    if not _is_whole(value) or value < lowest:
+        raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")
+    return operator.index(value)
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """A parameter that is on or off.
+
+    Raises:
+        UserError: it is something else, such as a number.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+# What a field takes by its type. Flags have it always; in Python anything may be given.
+_KINDS: dict[Any, _Allowed] = {
+    int: ("a whole number", _is_whole),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+}
+
+
 class _Settings:
     """Checks the values of a dataclass's fields, each by itself."""
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             value, allowed = getattr(self, each.name), each.metadata["allowed"]
-            if value is not None and allowed and not allowed[1](value):
+            if value is None:
+                continue
+            needed, is_kind = _KINDS.get((*get_args(each.type), each.type)[0], _ANYTHING)
+            if not is_kind(value):
+                raise UserError(f"{each.name} must be {needed}, got {shown(value)}")
+            if allowed and not allowed[1](value):
                 raise UserError(f"--{each.name} {value} is out of range: give {allowed[0]}")
 
 

@@ -1,13 +1,15 @@
 """Settings that cannot be are refused by the name of their flag."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bertqa.errors import UserError
-from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings
+from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 
 A, B = Path("a"), Path("b")
 APART = "--validation_file and --validation_split_percentage exclude each other"
@@ -50,6 +52,30 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
 def test_a_value_out_of_range(kind: type, name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{name} {value} is out of range"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "needed"),
+    [
+        (DecodingSettings, "n_best_size", "3", "a whole number"),
+        (DecodingSettings, "max_answer_length", 2.5, "a whole number"),
+        (DecodingSettings, "max_answer_length", True, "a whole number"),
+        (DecodingSettings, "version_2_with_negative", "no", "True or False"),
+        (DecodingSettings, "null_score_diff_threshold", "0.5", "a number"),
+        (WindowSettings, "max_seq_length", "384", "a whole number"),
+        (WindowSettings, "max_query_length", [64], "a whole number"),
+        (TrainingSettings, "learning_rate", "2e-5", "a number"),
+    ],
+)
+def test_a_value_of_another_type(kind: type, name: str, value: Any, needed: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be {needed}, got {re.escape(repr(value))}"):
+        kind(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = TrainingSettings(max_steps=np.int64(3), learning_rate=np.float32(0.5))
+    assert (found.max_steps, found.learning_rate) == (3, 0.5)
+    assert TrainingSettings(learning_rate=1).learning_rate == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
-from bertqa.settings import DecodingSettings, Overrides, WindowSettings
+from bertqa.settings import (
+    DecodingSettings,
+    Overrides,
+    WindowSettings,
+    true_or_false,
+    whole_number,
+)
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()
@@ -279,12 +285,11 @@ class QuestionAnswerer(PickledAsRecipe):
 
         Raises:
             UserError: a question or context that is no text or has nothing to be read, numbers
-                that do not match, ``top_k`` or ``max_answer_len`` below 1.
+                that do not match, or another parameter that cannot be, such as ``top_k`` below 1.
         """
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1, got {top_k}")
+        top_k = whole_number("top_k", top_k)
         decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer)
         predictions = self._predict(examples, decoding)
         results = [as_pipeline(prediction, top_k) for prediction in predictions]
@@ -341,16 +346,14 @@ class QuestionAnswerer(PickledAsRecipe):
         self, top_k: int, max_answer_len: int | None, handle_impossible_answer: bool | None
     ) -> DecodingSettings:
         """The settings of one call: what is None stays as it is."""
-        own = self.decoding
-        impossible = own.version_2_with_negative
-        return replace(
-            own,
-            n_best_size=max(top_k, own.n_best_size),
-            max_answer_length=own.max_answer_length if max_answer_len is None else max_answer_len,
-            version_2_with_negative=impossible
-            if handle_impossible_answer is None
-            else handle_impossible_answer,
-        )
+        wanted = replace(self.decoding, n_best_size=max(top_k, self.decoding.n_best_size))
+        if max_answer_len is not None:
+            length = whole_number("max_answer_len", max_answer_len)
+            wanted = replace(wanted, max_answer_length=length)
+        if handle_impossible_answer is not None:
+            impossible = true_or_false("handle_impossible_answer", handle_impossible_answer)
+            wanted = replace(wanted, version_2_with_negative=impossible)
+        return wanted
 
 
 def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:

@@ -20,7 +20,7 @@ from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, loa
 from bertqa.errors import UserError
 from bertqa.model.config import load_config
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
-from bertqa.settings import Overrides
+from bertqa.settings import Overrides, whole_number
 
 
 class AnswerBatch:
@@ -54,9 +54,8 @@ class AnswerBatch:
         revision: str | None = None,
         allow_bin: bool = False,
     ) -> None:
-        for name, number in (("top_k", top_k), ("threads", threads)):
-            if number is not None and number < 1:
-                raise UserError(f"{name}: must be 1 or more, got {number}")
+        top_k = whole_number("top_k", top_k)
+        threads = threads if threads is None else whole_number("threads", threads)
         overrides.check()
         folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
         windows, decoding = settings_of(folder, load_config(folder)[0], overrides)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from bertqa.answering.answers import Answer, Prediction
@@ -19,7 +20,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
-from bertqa.settings import DecodingSettings
+from bertqa.settings import DecodingSettings, whole_number
 
 _TOGETHER = 64  # documents whose windows go through the model together
 _SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more
@@ -33,10 +34,12 @@ class Document:
     """A text with a name.
 
     Attributes:
-        id: its "id", or its number in the order of the documents, from 0.
+        number: its place in the order of the documents, from 0; tells apart those of one id.
+        id: its "id", or its number where it has none.
         metadata: what else its dictionary holds.
     """
 
+    number: int
     id: Any
     text: str
     metadata: dict[str, Any]
@@ -49,7 +52,8 @@ class ReadEntry(TypedDict):
         score: probability among all spans of all documents, and "no answer" where that is one.
         start, end: code points of the document's text; both 0 for "no answer".
         answer: ``text[start:end]``; "" for "no answer".
-        document, metadata: of the document; None and {} for "no answer".
+        document, number, metadata: of the document, its id, place in the order of the documents,
+            from 0, and other keys; None, None and {} for "no answer".
         snippet: the answer and what stands around it.
         snippet_start, snippet_end: code points of the snippet that are the answer.
     """
@@ -59,6 +63,7 @@ class ReadEntry(TypedDict):
     end: int
     answer: str
     document: Any
+    number: int | None
     metadata: dict[str, Any]
     snippet: str
     snippet_start: int
@@ -88,23 +93,15 @@ class ReadSettings:
     context_window: int | Literal["sentence"] = 150
 
     def __post_init__(self) -> None:
-        window = self.context_window
-        rules = {
-            "top_k": ("1 or more", self.top_k >= 1),
-            "top_k_per_document": (
-                "1 or more, or None",
-                self.top_k_per_document is None or self.top_k_per_document >= 1,
-            ),
-            "max_overlap": ("0 to 1", 0 <= self.max_overlap <= 1),
-            "score_threshold": ("0 to 1", 0 <= self.score_threshold <= 1),
-            "context_window": (
-                'a number of characters, or "sentence"',
-                window == "sentence" or (isinstance(window, int) and window >= 0),
-            ),
-        }
-        for name, (allowed, is_kept) in rules.items():
-            if not is_kept:
-                raise UserError(f"{name}: must be {allowed}, got {shown(getattr(self, name))}")
+        whole_number("top_k", self.top_k)
+        if self.top_k_per_document is not None:
+            whole_number("top_k_per_document", self.top_k_per_document)
+        for name in ("max_overlap", "score_threshold"):
+            share = getattr(self, name)
+            if not (isinstance(share, Real) and 0 <= float(share) <= 1):
+                raise UserError(f"{name} must be a number from 0 to 1, got {shown(share)}")
+        if self.context_window != "sentence":
+            whole_number('context_window, if not "sentence",', self.context_window, 0)
 
     @property
     def most_of_one(self) -> int:
@@ -168,7 +165,7 @@ def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
         )
     rest = {key: value for key, value in entries.items() if key not in ("id", "text")}
     name = entries.get("id")
-    return Document(number if name is None else name, entries["text"], rest)
+    return Document(number, number if name is None else name, entries["text"], rest)
 
 
 class _Found:
@@ -249,7 +246,7 @@ def _entry(
     first, last = _around(document.text, answer.start, answer.end, window)
     return {
         "score": score, "start": answer.start, "end": answer.end, "answer": answer.text,
-        "document": document.id, "metadata": document.metadata,
+        "document": document.id, "number": document.number, "metadata": document.metadata,
         "snippet": document.text[first:last],
         "snippet_start": answer.start - first, "snippet_end": answer.end - first,
     }  # fmt: skip
@@ -257,7 +254,8 @@ def _entry(
 
 def _no_answer(score: float) -> ReadEntry:
     return {
-        "score": score, "start": 0, "end": 0, "answer": "", "document": None, "metadata": {},
+        "score": score, "start": 0, "end": 0, "answer": "",
+        "document": None, "number": None, "metadata": {},
         "snippet": "", "snippet_start": 0, "snippet_end": 0,
     }  # fmt: skip
 

@@ -65,6 +65,11 @@ class Recipe:
         decoding = DecodingSettings(**entries.pop("decoding"))
         return cls(windows=windows, decoding=decoding, **entries)
 
+    def loaded_as(self, kind: type[AnyPickled]) -> AnyPickled:
+        """Load the answerer; whether it has the digest is not looked at."""
+        arguments = {key: value for key, value in vars(self).items() if key != "digest"}
+        return kind.from_pretrained(arguments.pop("name"), **arguments)
+
 
 def lasting_name(name: str | Path, folder: Path) -> str:
     """The name of a model that was found in ``folder``, a path as an absolute one.
@@ -87,6 +92,7 @@ class CheckpointFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stamps = self._stamped()
+        self._settings = self.digest(weights=False)
 
     def _paths(self) -> list[Path]:
         names = (CONFIG_FILE, *TOKENIZER_FILES, *OPTIONAL_FILES, BIN_FILE)
@@ -106,10 +112,16 @@ class CheckpointFiles:
         """Whether no file has been written, added or removed since."""
         return self._stamped() == self._stamps
 
-    def digest(self) -> str:
+    def may_be_same(self) -> bool:
+        """Whether all but the weights holds what it held, whenever it was written."""
+        return self.digest(weights=False) == self._settings
+
+    def digest(self, *, weights: bool = True) -> str:
         """SHA-256 of the names and contents; 64 hexadecimal digits."""
         total = sha256()
         for path in self._paths():
+            if not weights and path.suffix in (".safetensors", ".bin"):
+                continue
             with said_plainly(path, "read"), path.open("rb") as file:
                 part = sha256()
                 while block := file.read(1 << 20):
@@ -201,13 +213,27 @@ class Origin:
                 f"the model of {folder} must be as it was loaded to be pickled or copied, "
                 "got one that was changed in memory: save it with save_model, and load that"
             )
-        if not self.files.unchanged():
+        if not (self.files.unchanged() or self._is_in_the_files(answerer)):
             raise UserError(
-                f"the files of {folder} must not have been written to since the model was "
-                "loaded for it to be pickled or copied: load it again"
+                f"the files of {folder} must hold what they held when the model was loaded for it "
+                "to be pickled or copied: load it again"
             )
         recipe = replace(self.recipe, windows=answerer.windows, decoding=answerer.decoding)
         return replace(recipe, digest=self.files.digest()).to_json()
+
+    def _is_in_the_files(self, answerer: PickledAsRecipe) -> bool:
+        """Whether files that were written to, as touch does, hold the same model; loads it."""
+        if not self.files.may_be_same():
+            return False
+        recipe = replace(self.recipe, name=str(self.files.folder), revision=None)
+        try:
+            fresh = recipe.loaded_as(type(answerer))
+        except UserError:  # they hold no model any more
+            return False
+        same = has_same_numbers(fresh.model, answerer.model)
+        if same and fresh.origin:
+            self.files = fresh.origin.files
+        return same
 
 
 _loaded: dict[tuple[type, str], PickledAsRecipe] = {}  # the last one of this process
@@ -232,12 +258,10 @@ def load(kind: type[AnyPickled], text: str) -> AnyPickled:
         UserError: the model is missing, or is another than that of the recipe.
     """
     recipe = Recipe.from_json(text)
-    arguments = dict(vars(recipe))
-    name, digest = arguments.pop("name"), arguments.pop("digest")
-    answerer = kind.from_pretrained(name, **arguments)
-    if answerer.origin is None or answerer.origin.files.digest() != digest:
+    answerer = recipe.loaded_as(kind)
+    if answerer.origin is None or answerer.origin.files.digest() != recipe.digest:
         raise UserError(
-            f"{answerer.folder} must hold the model that was pickled as {name!r}, got other "
+            f"{answerer.folder} must hold the model that was pickled as {recipe.name!r}, got other "
             "files: copy that model here, or pickle it again"
         )
     return answerer
@@ -256,10 +280,26 @@ def _state_of(name: str, module: nn.Module) -> Iterator[object]:
     own = vars(module)
     hooks = [key for key, value in own.items() if key.endswith("_hooks") and value]
     yield name, type(module), id(module), module.training, "forward" in own, hooks
+    for key, value in _tensors(module):
+        yield key, id(value), value._version, _bits(value)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module itself, as parameters, buffers or attributes."""
+    own = vars(module)
     for held in (own, own["_parameters"], own["_buffers"]):
-        for key, value in held.items():
-            if isinstance(value, Tensor):
-                yield key, id(value), value._version, _bits(value)
+        yield from ((key, value) for key, value in held.items() if isinstance(value, Tensor))
+
+
+def has_same_numbers(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models hold the same numbers, bit for bit, those of prepacked layers too."""
+    ones, others = ([t for m in model.modules() for _, t in _tensors(m)] for model in (one, other))
+    pairs = zip(ones, others, strict=False)
+    return len(ones) == len(others) and all(torch.equal(_plain(a), _plain(b)) for a, b in pairs)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bertqa.errors import UserError, shown
-from bertqa.settings import SPECIAL_TOKENS, WindowSettings
+from bertqa.settings import SPECIAL_TOKENS, WindowSettings, true_or_false, whole_number
 
 TASK = "question-answering"
 SCORES = ("bertqa", "transformers")
@@ -103,13 +103,8 @@ def call_names() -> set[str]:
 def _value(name: str, value: Any) -> Any:
     """See that a parameter has a value that it can have."""
     if name in ("handle_impossible_answer", "align_to_words"):
-        if isinstance(value, bool):
-            return value
-        raise UserError(f"{name} must be True or False, got {shown(value)}")
-    lowest = 0 if name == "doc_stride" else 1
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < lowest:
-        raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")
-    return int(value)
+        return true_or_false(name, value)
+    return whole_number(name, value, 0 if name == "doc_stride" else 1)
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:

@@ -34,17 +34,19 @@ def figures_text(audit: Audit) -> str:
 
 
 def holdings(audit: Audit) -> list[tuple[str, str]]:
-    """Numbers, each with what it counts, of the data set."""
+    """Numbers, each with what it counts, of the data set; none of what it has nothing of."""
     answered = audit.examples - audit.unanswerable
-    return [
+    figures = [
         _figure(audit.examples, "question"),
         _figure(audit.contexts, "context"),
         _figure(audit.titles, "title"),
         _figure(audit.answers, "gold answer"),
         _figure(audit.scattered, "question", " with gold answers at different positions"),
         _figure(audit.unanswerable, "question", " without an answer"),
-        _figure(audit.exact, "exact label", f" for the other {counted(answered, 'question')}"),
     ]
+    others = f"{'the other ' * bool(audit.unanswerable)}{counted(answered, 'question')}"
+    exact = _figure(audit.exact, "exact label", f" for {others}")
+    return [figure for figure in figures if figure[0] != "0"] + [exact] * bool(answered)
 
 
 def _figure(number: int, noun: str, more: str = "") -> tuple[str, str]:
@@ -55,23 +57,31 @@ def _figure(number: int, noun: str, more: str = "") -> tuple[str, str]:
 def windows(audit: Audit) -> list[tuple[str, str]]:
     """Numbers, each with what it counts, of the windows that the data set falls into."""
     w, settings = audit.windows, audit.settings
-    repeated = w.repeated_tokens / max(1, w.context_tokens)
     flags = f"--max_seq_length {settings.max_seq_length} and --doc_stride {settings.doc_stride}"
-    return [
+    lengths = (
+        f": {w.shortest} to {w.longest}, half of the windows up to {w.quantile(0.5)}, nine in ten "
+        f"up to {w.quantile(0.9)}"
+    ) * (w.shortest < w.longest)
+    others = "; the others are labelled [CLS]" * (w.labelled < w.count)
+    longest = f" in the longest question, {w.question_limit:,} at most"
+    figures = [
         _figure(w.count, "window", f", by {flags}"),
-        (
-            f"{w.mean:.1f}",
-            f"tokens has a window on average: {w.shortest} to {w.longest}, half of the windows up "
-            f"to {w.quantile(0.5)}, nine in ten up to {w.quantile(0.9)}",
-        ),
-        _figure(w.labelled, "window", " with a whole answer; the others are labelled [CLS]"),
-        _figure(w.split_questions, "question", f" in several windows, at most {w.most}"),
-        (f"{repeated:.1%}", "of the context tokens repeat those of a window before"),
-        _figure(
-            w.longest_question, "token", f" in the longest question, {w.question_limit:,} at most"
-        ),
-        _figure(w.long_questions, "question", f" longer, by {counted(w.lost_tokens, 'token')}"),
+        (f"{w.mean:.1f}", f"tokens has a window on average{lengths}"),
     ]
+    if audit.unanswerable < audit.examples:
+        figures.append(_figure(w.labelled, "window", f" with a whole answer{others}"))
+    if w.split_questions:
+        more = f" in several windows, at most {w.most}"
+        figures.append(_figure(w.split_questions, "question", more))
+    if w.repeated_tokens:
+        repeated = w.repeated_tokens / w.context_tokens
+        what = "of the context tokens repeat those of a window before"
+        figures.append((f"{repeated:.1%}", what))
+    figures.append(_figure(w.longest_question, "token", longest))
+    if w.long_questions:
+        more = f" longer, by {counted(w.lost_tokens, 'token')}"
+        figures.append(_figure(w.long_questions, "question", more))
+    return figures
 
 
 def verdict(audit: Audit) -> str:
@@ -98,7 +108,8 @@ def changes_text(changes: Sequence[Change]) -> str:
         + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
         for change in changes
     ]
-    return "\n".join([f"repaired: {len(changes):,}", *chain.from_iterable(blocks)])
+    number = f"{len(changes):,}" if changes else "nothing"
+    return "\n".join([f"repaired: {number}", *chain.from_iterable(blocks)])
 
 
 def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
@@ -106,7 +117,7 @@ def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
     for finding in found[:shown]:
         around = _marked(finding.excerpt) or visible(shortened(finding.question))
         line = f"  row {finding.row}, {visible(shortened(finding.id))}: {visible(finding.detail)}"
-        blocks.append([line, f"    {around}"])
+        blocks.append([line, *[f"    {around}"] * bool(around)])
     if len(found) > shown:
         blocks.append([f"  and {len(found) - shown:,} more: --report FILE lists all"])
     return "\n".join([f"{cause.value}: {len(found):,}", *chain.from_iterable(blocks)])

@@ -1,6 +1,7 @@
 """``bertqa infer --documents``: one question, many documents."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 
 from tqdm.auto import tqdm
@@ -32,12 +33,19 @@ def answer_from_documents(flags: argparse.Namespace) -> None:
 
 
 def print_table(found: Sequence[ReadEntry]) -> None:
-    """Two lines for each answer: probability, document and place; the snippet, answer marked."""
+    """Two lines for each answer: probability, document and place; the snippet, answer marked.
+
+    Documents of the same id have their number, from 0, beside it.
+    """
+    shown = {(str(entry["document"]), entry["number"]) for entry in found}
+    counts = Counter(name for name, _ in shown)
     for entry in found:
         if not entry["answer"]:
             print(f"{entry['score']:8.4f}  (no answer)")
             continue
-        place = f"{entry['document']}:{entry['start']}-{entry['end']}"
+        name = str(entry["document"])
+        name += f" (number {entry['number']})" * (counts[name] > 1)
+        place = f"{name}:{entry['start']}-{entry['end']}"
         print(f"{entry['score']:8.4f}  {visible(place)}  {_line(entry['answer'])}")
         first, last = entry["snippet_start"], entry["snippet_end"]
         snippet = entry["snippet"]

@@ -80,24 +80,23 @@ def answer_json_lines(flags: argparse.Namespace) -> None:
     metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
     keep_metrics(flags, metrics)
     place = flags.output_dir / PREDICTIONS
-    say(f"{counted(answered, 'line')} answered in {place}, {rejected} rejected")
+    others = f", {rejected:,} rejected" if rejected else ""
+    say(f"{counted(answered, 'line')} answered in {place}{others}")
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
     """run_qa's files, and what was left out of them."""
-    rows = list(unique(read_rows(flags.input, say=say)))
-    if not flags.skip_bad:
-        refuse_faulty(rows)  # before the model is read
+    read = unique(read_rows(flags.input, say=say))
     qa = load_answerer(flags)
-    rows = list(checked(rows, qa))
+    rows = list(checked(read, qa))
+    if not flags.skip_bad:
+        refuse_faulty(rows)  # together, so that none is left to be told the next time
     share = shared_texts()
     examples = [share(row.example) for row in rows if row.example]
-    if not flags.skip_bad:
-        refuse_faulty(rows)
     if not examples:
         refuse_faulty(rows, "no row is without a fault, correct the file")
     rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
-    del rows  # they hold the file as it was parsed
+    del rows, read  # they hold the file as it was parsed
     has_gold = any(example.answers is not None for example in examples)
     with said_plainly(flags.output_dir, "made"):  # before the work that is to go there
         flags.output_dir.mkdir(parents=True, exist_ok=True)

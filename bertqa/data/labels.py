@@ -262,10 +262,11 @@ class LabelReport:
     cut_questions: list[str]
 
     def __str__(self) -> str:
-        exact = counted(self.counts[Outcome.EXACT], "answer")
-        lines = [f"{counted(self.counts.total(), 'example')}, {exact} labelled exactly"]
-        if self.counts[Outcome.UNANSWERABLE]:
-            lines.append(f"  unanswerable, labelled [CLS]: {self.counts[Outcome.UNANSWERABLE]}")
+        total, unanswerable = self.counts.total(), self.counts[Outcome.UNANSWERABLE]
+        exact = f", {counted(self.counts[Outcome.EXACT], 'answer')} labelled exactly"
+        lines = [counted(total, "example") + exact * (unanswerable < total)]
+        if unanswerable:
+            lines.append(f"  unanswerable, labelled [CLS]: {unanswerable}")
         named = [(CAUSES[outcome], ids) for outcome, ids in self.listed.items()]
         for cause, ids in [*named, ("question cut", self.cut_questions)]:
             if ids:

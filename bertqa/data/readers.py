@@ -4,7 +4,7 @@ Files, each but parquet also gzip-compressed (known by its first bytes):
 
     .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
     .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
-    .csv .tsv        a header, then rows; blank lines are skipped
+    .csv .tsv        a header, then rows, separated as the header shows; blank lines are skipped
     .parquet         rows, read by the datasets library
 
 An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
@@ -123,12 +123,14 @@ class _Unread(NamedTuple):
             stops no other row.
         raw: the bytes of a line of JSON lines, or what the parser of the file has made of the row.
         line: that of JSON lines, from 1; else 0.
+        unread: keys that mean nothing here, of what it is nested in.
     """
 
     location: str
     row: Any
     raw: Any
     line: int = 0
+    unread: tuple[str, ...] = ()
 
 
 _Rows = Iterator[_Unread]
@@ -178,12 +180,20 @@ def _document_rows(document: Any, source: str) -> _Rows:
             'give {"data": [...]}, as SQuAD does, or rows with question and context'
         )
     if "data" in document:
-        return _entries(checked_list(document["data"], "data", source), f"{source}, data")
+        unread = _unread(document, "document", "data", "version")
+        data = checked_list(document["data"], "data", source)
+        return _entries(data, f"{source}, data", unread)
     return _entries([document], f"{source}, ")
 
 
-def _entries(entries: Iterable[Any], prefix: str) -> _Rows:
-    return (_Unread(f"{prefix}[{n}]", entry, entry) for n, entry in enumerate(entries))
+def _entries(entries: Iterable[Any], prefix: str, unread: tuple[str, ...] = ()) -> _Rows:
+    numbered = enumerate(entries)
+    return (_Unread(f"{prefix}[{n}]", entry, entry, unread=unread) for n, entry in numbered)
+
+
+def _unread(outer: dict[str, Any], name: str, *read: str) -> tuple[str, ...]:
+    """The keys that mean nothing here, of what rows are nested in."""
+    return tuple(f"{name}.{key}" for key in outer if key not in read)
 
 
 # --- articles, paragraphs -> rows ----------------------------------------------------------------
@@ -212,9 +222,11 @@ def _inner(entry: _Unread) -> _Rows | None:
         return iter(())
     title = {"title": value.get("title")}
     if "paragraphs" in value:
-        return _within(entry, "paragraphs", ["qas"], title)
+        unread = _unread(value, "article", "title", "paragraphs")
+        return _within(entry, "paragraphs", ["qas"], title, unread)
     if "qas" in value:
-        return _within(entry, "qas", [], _context(value, location) | title)
+        unread = _unread(value, "paragraph", "title", "context", "qas")
+        return _within(entry, "qas", [], _context(value, location) | title, unread)
     return None
 
 
@@ -227,19 +239,25 @@ def _context(paragraph: dict[str, Any], location: str) -> dict[str, Any]:
         return {"context": error}
 
 
-def _within(entry: _Unread, key: str, needed: list[str], more: dict[str, Any]) -> _Rows:
-    """The items of a list in an entry, with more keys."""
+def _within(
+    entry: _Unread, key: str, needed: list[str], more: dict[str, Any], unread: tuple[str, ...]
+) -> _Rows:
+    """The items of a list in an entry, with more keys, where these are not null."""
     fault = more.get("context")
+    given = {name: value for name, value in more.items() if value is not None}
 
     def item(number: int, value: Any) -> _Unread:
         location = f"{entry.location}.{key}[{number}]"
         row: Any
         try:
             require_keys(value, needed, location)
-            row = fault if isinstance(fault, UserError) else {**value, **more}
+            row = fault if isinstance(fault, UserError) else {**value, **given}
+            if row is not fault and value.get("context") not in (None, row.get("context")):
+                raise UserError(f"{location}: context must be its paragraph's; remove one of them")
         except UserError as error:
             row = error
-        return _Unread(location, row, entry.raw if entry.line else value, entry.line)
+        raw = entry.raw if entry.line else value
+        return _Unread(location, row, raw, entry.line, entry.unread + unread)
 
     items = enumerate(checked_list(entry.row[key], key, entry.location))
     return (item(number, value) for number, value in items)
@@ -266,11 +284,33 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
         ) from error
 
 
+_NEEDED = ["question", "context"]
+
+
+def _separated(lines: Iterator[str], usual: str) -> tuple[Iterator[str], str]:
+    """The lines, and what separates their fields: Excel takes the list separator of the country."""
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if line.strip():
+            break
+    fitting = (m for m in (usual, *",;\t") if set(_NEEDED) <= set(_names(read[-1:], m)))
+    return chain(read, lines), next(fitting, usual)
+
+
+def _names(header: list[str], delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(header, delimiter=delimiter), [])
+    except csv.Error:  # is told where the records are read
+        return []
+
+
 def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> _Rows:
-    lines = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
+    decoded = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
+    lines, delimiter = _separated(decoded, delimiter)
     records = _csv_records(lines, source, delimiter)
     location, header = next(records, (source, []))
-    require_keys(dict.fromkeys(header), ["question", "context"], f"{location}: the header")
+    require_keys(dict.fromkeys(header), _NEEDED, f"{location}: the header")
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
@@ -435,7 +475,7 @@ class Row:
 
 @dataclass
 class Lacks:
-    """What the questions of a file do not give."""
+    """What the questions of a file do not give, and what of them is not read."""
 
     source: str
     questions: int = 0
@@ -452,10 +492,7 @@ class Lacks:
             self.unread |= dict.fromkeys(row.unread)
 
     def tell(self, say: _Say) -> None:
-        """Say it in one line, if it is anything.
-
-        Keys that are not read may be another name for what is missing.
-        """
+        """Say it in one line, if it is anything, and name what was not used."""
         parts = [f"{self.source}: {counted(self.questions, 'question')}"]
         if self.made_up:
             parts.append(f"{self.made_up:,} without an id, so that it is made of the row's number")
@@ -463,9 +500,10 @@ class Lacks:
             parts.append(
                 f"{self.without_gold:,} without gold answers, so that EM and F1 leave them out"
             )
+        if self.unread:
+            parts.append(f"keys that are not read: {listed(self.unread)}")
         if len(parts) > 1:
-            unread = [f"keys that are not read: {listed(self.unread)}"] * bool(self.unread)
-            say("; ".join(parts + unread))
+            say("; ".join(parts))
 
 
 def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
@@ -507,7 +545,8 @@ def read_examples(
     Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
 
     Args:
-        say: is told, in one line, of ids that had to be made up and of questions without gold.
+        say: is told, in one line, of ids that had to be made up, of questions without gold, and of
+            keys that are not read.
         keep_faulty: take a row of which something cannot be read as an example with a ``fault``.
 
     Raises:
@@ -530,7 +569,7 @@ def _alone(entry: _Unread) -> list[_Unread]:
 
 
 def _rows(entries: Iterable[_Unread], one_by_one: bool = False) -> Iterator[Row]:
-    for index, (location, row, raw, line) in enumerate(entries):
+    for index, (location, row, raw, line, unread) in enumerate(entries):
         try:
             if isinstance(row, UserError):
                 raise row
@@ -539,7 +578,8 @@ def _rows(entries: Iterable[_Unread], one_by_one: bool = False) -> Iterator[Row]
             yield Row(line or index, location, raw, None, str(error))
         else:
             made_up = id_key(row) is None
-            yield Row(line or index, location, raw, example, "", made_up, unread_keys(row))
+            unread += unread_keys(row)
+            yield Row(line or index, location, raw, example, "", made_up, unread)
 
 
 def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:

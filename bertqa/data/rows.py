@@ -1,7 +1,8 @@
 """One row of a file or data set -> one ``Example``: checked, never converted by guess.
 
 A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``,
-gold under one of ``GOLD_KEYS``, and ``is_impossible``. Other keys (plausible_answers) are ignored.
+gold under ``GOLD_KEYS``, and ``is_impossible``. Gold under two keys must agree. Other keys are
+ignored; ``unread_keys`` names them, but for SQuAD v2.0's plausible_answers.
 Texts are kept as they are, but for the blanks at the start of a question.
 
     {"text": ["Ada"], "answer_start": [0]}      gold, as in run_qa
@@ -93,10 +94,9 @@ GOLD_KEYS = {
     "answers.text": "answers.answer_start",  # of a flattened table
     "text": "answer_start",
 }
-_READ_KEYS = {"question", "context", "title", "is_impossible", "detected_answers", *ID_KEYS} | {
-    *GOLD_KEYS,
-    *GOLD_KEYS.values(),
-}
+# SQuAD v2.0's plausible answers are wrong ones, and never meant to be read.
+_ANSWER_KEYS = ("text", "answer_start")
+_READ_KEYS = {"question", "context", "title", "is_impossible", "plausible_answers", *ID_KEYS}
 
 _Gold = tuple[tuple[str, ...] | None, tuple[int, ...]]
 
@@ -117,20 +117,38 @@ def _start(value: Any, location: str) -> int:
     return value
 
 
-def _texts_and_starts(key: str, value: Any, starts: Any, location: str) -> tuple[list, list]:
+def _texts_and_starts(key: str, value: Any, beside: Any, location: str) -> tuple[list, list]:
     """The two lists of any accepted form of gold, their items not yet checked."""
+    inner: Any = None
     if isinstance(value, dict):
         require_keys(value, ["text"], f"{location}: {key}")
-        key, value, starts = "text", value["text"], value.get("answer_start")
+        key, value, inner = "text", value["text"], value.get("answer_start")
     texts: list[Any] = [value] if isinstance(value, str) else checked_list(value, key, location)
     if any(isinstance(answer, dict) for answer in texts):
         for answer in texts:
             require_keys(answer, ["text"], f"{location}: an answer")
-        starts = [answer.get("answer_start") for answer in texts]
+        inner = [answer.get("answer_start") for answer in texts]
         texts = [answer["text"] for answer in texts]
+    return texts, _one_of(_as_list(inner), _as_list(beside), location)
+
+
+def _as_list(starts: Any) -> list[Any]:
     if _is_null(starts):
-        starts = []
-    return texts, starts if isinstance(starts, list) else [starts]
+        return []
+    return starts if isinstance(starts, list) else [starts]
+
+
+def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
+    """The starts that the gold itself has, or else those beside it, which must not differ."""
+    known = [start for start in inner if not _is_null(start)]
+    if not known:
+        return beside or inner
+    if any(start not in known for start in beside if not _is_null(start)):
+        raise UserError(
+            f"{location}: answer_start is {shown(known)} in the answers and {shown(beside)} beside "
+            "them; remove the wrong one"
+        )
+    return inner
 
 
 def _detected_starts(texts: Sequence[str], detected: Any, location: str) -> list[Any]:
@@ -143,15 +161,14 @@ def _detected_starts(texts: Sequence[str], detected: Any, location: str) -> list
     return [starts.get(text) for text in texts]
 
 
-def _answers(row: dict[str, Any], location: str) -> _Gold:
-    """The gold under the first key that has some; no answer may be written as a blank one."""
-    keys = [key for key in GOLD_KEYS if key in row and (key != "text" or "answer_start" in row)]
-    given = [key for key in keys if not _is_null(row[key])]
-    given += [key for key in keys if not _is_null(row.get(GOLD_KEYS[key]))]
-    if not given:
-        return None, ()
-    key, value = given[0], row[given[0]]
-    value, beside = "" if _is_null(value) else value, row.get(GOLD_KEYS[key])
+def _gold_keys(row: dict[str, Any]) -> list[str]:
+    """The keys of a row that are for gold; "text" is one only beside its start."""
+    return [key for key in GOLD_KEYS if key in row and (key != "text" or "answer_start" in row)]
+
+
+def _gold_under(key: str, row: dict[str, Any], location: str) -> _Gold:
+    """The gold under one key; no answer may be written as a blank one."""
+    value, beside = "" if _is_null(row[key]) else row[key], row.get(GOLD_KEYS[key])
     texts, found = _texts_and_starts(key, value, beside, location)
     answers = tuple(checked_text(text, "an answer", location) for text in texts)
     if "detected_answers" in row and not found:
@@ -160,6 +177,45 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
     if not any(map(str.strip, answers)) and max(starts, default=0) <= 0:
         return (), ()
     return answers, () if set(starts) == {-1} else starts
+
+
+def _is_part(part: _Gold, whole: _Gold) -> bool:
+    """Whether one gold says nothing that the other does not say."""
+    texts, of_whole = part[0] or (), whole[0] or ()
+    if not texts or not set(texts) <= set(of_whole):
+        return texts == of_whole
+    if len(texts) != len(part[1]) or len(of_whole) != len(whole[1]):  # not all starts are known
+        return True
+    pairs = zip(texts, part[1], strict=True)
+    return {pair for pair in pairs if pair[1] != -1} <= set(zip(of_whole, whole[1], strict=True))
+
+
+def _said(gold: _Gold) -> str:
+    """A gold as a message shows it."""
+    texts = listed(gold[0]) if gold[0] else "no answer"
+    return f"{texts} at {shown(list(gold[1]))}" if gold[1] else texts
+
+
+def _answers(row: dict[str, Any], location: str) -> _Gold:
+    """The gold of a row: of several keys, the one that has most answers, if the others agree."""
+    keys = _gold_keys(row)
+    given = [key for key in keys if not _is_null(row[key])]
+    # Starts alone: the text of no answer may be null.
+    given = given or [key for key in keys if not _is_null(row.get(GOLD_KEYS[key]))][:1]
+    golds = {key: _gold_under(key, row, location) for key in given}
+    if row.get("is_impossible") is False:  # then a blank answer says that none was given here
+        golds = {key: gold for key, gold in golds.items() if gold[0]} or golds
+    if not golds:
+        return None, ()
+    fullest = max(golds, key=lambda key: (len(golds[key][0] or ()), len(golds[key][1])))
+    for key, gold in golds.items():
+        if not _is_part(gold, golds[fullest]):
+            one, other = (_said(golds[each]) for each in (fullest, key))
+            raise UserError(
+                f"{location}: {fullest} and {key} must agree, got {one} and {other}; remove the "
+                "wrong one"
+            )
+    return golds[fullest]
 
 
 def _gold(row: dict[str, Any], location: str) -> _Gold:
@@ -187,8 +243,15 @@ def id_key(row: dict[str, Any]) -> str | None:
 
 
 def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of a row that mean nothing here."""
-    return tuple(key for key in row if key not in _READ_KEYS)
+    """The keys of a row, and of the answers in it, that mean nothing here."""
+    golds = _gold_keys(row)
+    beside = {"detected_answers", *(GOLD_KEYS[key] for key in golds)} if golds else set()
+    unread = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
+    for key in golds:
+        for answer in row[key] if isinstance(row[key], list) else [row[key]]:
+            inner = answer if isinstance(answer, dict) else ()
+            unread += [f"{key}.{each}" for each in inner if each not in _ANSWER_KEYS]
+    return tuple(dict.fromkeys(unread))
 
 
 def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:

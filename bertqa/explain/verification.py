@@ -206,16 +206,19 @@ def compare_checkpoint(
     )
     compare_answers(rows["answers"], qa, examples, windows, scores, bound)
     lengths = windows.lengths.tolist()
-    facts = (
+    facts = [
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
         f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
         f"asked: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
         f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
-        "token ids not compared, as a text says [SEP] or the like: "
-        f"{counted(left_out, 'question')}",
-    )
-    return Comparison(facts, tuple(rows.values()))
+    ]
+    if left_out:
+        facts.append(
+            "token ids not compared, as a text says [SEP] or the like: "
+            f"{counted(left_out, 'question')}"
+        )
+    return Comparison(tuple(facts), tuple(rows.values()))
 
 
 def their_library() -> Any:

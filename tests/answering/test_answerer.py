@@ -325,10 +325,18 @@ def test_what_asks_nothing_is_refused(qa, question, context, message):
         qa(question, context)
 
 
-@pytest.mark.parametrize("asked", [{"top_k": 0}, {"top_k": -2}, {"max_answer_len": 0}])
-def test_numbers_that_leave_no_answer_are_refused(qa, asked):
-    with pytest.raises(UserError, match=next(iter(asked))):
-        qa(WHO, CONTEXT, **asked)
+@pytest.mark.parametrize("name", ["top_k", "max_answer_len"])
+@pytest.mark.parametrize("value", [0, -2, "3", 1.5, [3], True])
+def test_a_number_that_leaves_no_answer_is_refused_by_its_name_in_python(qa, name, value):
+    for ask in (qa, lambda question, text, **given: qa.read(question, [text], **given)):
+        with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
+            ask(WHO, CONTEXT, **{name: value})
+
+
+def test_no_answer_is_asked_for_or_not(qa):
+    for value in (1, "no", "False"):
+        with pytest.raises(UserError, match=r"^handle_impossible_answer must be True or False"):
+            qa(WHO, CONTEXT, handle_impossible_answer=value)
 
 
 def test_a_question_longer_than_a_window_is_refused_or_cut(folder):

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_datasets_map(folder, wanted, processes, tmp_path):
 
 SPAWN = """
 import multiprocessing, pickle, sys
+from itertools import product
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -209,9 +211,9 @@ def test_what_cannot_be_answered_is_refused(folder):
         answers({"question": [None], "context": ["a"]})
     with pytest.raises(UserError, match="do not match"):
         answers({"question": ["a"], "context": ["a", "b"]})
-    for name in ("top_k", "threads"):
-        with pytest.raises(UserError, match=f"{name}: must be 1 or more, got 0"):
-            batch(folder, **{name: 0})
+    for name, value in product(("top_k", "threads"), (0, "3", 1.5)):
+        with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
+            batch(folder, **{name: value})
     with pytest.raises(UserError, match="--model"):
         batch(folder.parent / "none such")
 

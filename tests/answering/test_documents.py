@@ -257,6 +257,18 @@ def test_no_documents_no_answers(qa):
     assert qa.read([WHO, WHO], []) == [[], []]
 
 
+def test_documents_of_the_same_id_are_told_apart_by_their_number(qa):
+    texts = ["Ada built the port.", "Ben built a ship.", "Quill is a town."]
+    documents = [
+        {"id": name, "text": text} for name, text in zip(("a", "a", 0), texts, strict=True)
+    ]
+    entries = qa.read(WHO, documents, top_k=9, top_k_per_document=1)
+    assert {(e["document"], e["number"]) for e in entries} == {("a", 0), ("a", 1), (0, 2)}
+    for entry in entries:
+        text = texts[entry["number"]]
+        assert text[entry["start"] : entry["end"]] == entry["answer"]
+
+
 @pytest.mark.parametrize("document", [None, 7, {"txt": "a"}, {"text": None}, ["a"]])
 def test_a_document_without_a_text_is_named(qa, document):
     with pytest.raises(UserError, match="document 1: must be a text or a dictionary with the key"):
@@ -268,10 +280,12 @@ def test_a_document_without_a_text_is_named(qa, document):
     [
         ("top_k", 0), ("top_k_per_document", 0), ("max_overlap", 1.1), ("max_overlap", -0.1),
         ("score_threshold", 2), ("context_window", -1), ("context_window", "paragraph"),
+        ("top_k", "3"), ("top_k_per_document", 1.5), ("max_overlap", "0.5"),
+        ("score_threshold", None), ("context_window", None),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(qa, name, value):
-    with pytest.raises(UserError, match=f"{name}: must be .*, got"):
+    with pytest.raises(UserError, match=f"^{name}.* must be .*, got"):
         qa.read(WHO, ["a b"], **{name: value})
 
 

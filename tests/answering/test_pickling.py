@@ -19,11 +19,13 @@ from bertqa.errors import UserError
 from bertqa.model.cpu_inference import can_prepack
 from bertqa.runtime import adapt_to_fork, local_runtime
 from bertqa.settings import DecodingSettings, WindowSettings
+from tests.commands.world import rewrite
 from tests.helpers import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = "Ada built the port of Quill in the town; the river ran past the ship."
 WHO = "Who built the port?"
+LINEAR = "bert.encoder.layer.0.output.dense.weight"
 
 
 @pytest.fixture
@@ -302,7 +304,20 @@ def test_files_that_change_after_loading_are_noticed(folder, name):
     qa = load(folder)
     path = folder / name
     path.write_bytes((path.read_bytes() if path.exists() else b"{}") + b" ")
-    with pytest.raises(UserError, match="must not have been written to since the model was"):
+    with pytest.raises(UserError, match="must hold what they held when the model was loaded"):
+        pickle.dumps(qa)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_files_that_were_only_touched_are_not_refused(folder, precision):
+    qa = load(folder, precision=precision)
+    before = pickle.dumps(qa)
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    assert pickle.dumps(qa) == before
+    # One number of one layer, in the same file of the same size.
+    rewrite(folder / "model.safetensors", lambda tensors: tensors[LINEAR][0].mul_(2))
+    with pytest.raises(UserError, match="must hold what they held when the model was loaded"):
         pickle.dumps(qa)
 
 

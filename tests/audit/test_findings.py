@@ -1,6 +1,7 @@
 """The audit: every fault is found, none is made up, and the reports tell all of them."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
         assert found.exact == len(examples) - found.unanswerable
         assert (found.unanswerable > 0) == negative
         assert "bertqa train takes it; nothing was found" in audit_text(found)
+
+
+@pytest.mark.parametrize("example", [asked("Ada", 0), Example("x", "Who?", QUAY, ())])
+def test_what_is_nothing_is_not_told(tokenizer: BertTokenizer, example: Example) -> None:
+    text = audit_text(audit([example], tokenizer, version_2_with_negative=True))
+    assert not re.search(r"(?<![\d.])0(\.0%)? ", text)
+    assert ("exact label for 1 question\n" in text) == bool(example.answers)
+    # What should be there and is not, is told.
+    text = audit_text(audit([replace(asked("x", 0), answers=("none",))], tokenizer, SMALL))
+    assert "0 exact labels" in text and "0 windows with a whole answer; the others" in text
+    assert not re.search(r"^ +$", text, re.MULTILINE)
 
 
 def test_gold_answers_at_different_positions(tokenizer: BertTokenizer) -> None:
@@ -328,7 +340,7 @@ def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: Ber
     lines = changes_text(changes).splitlines()
     assert lines[0] == "repaired: 31" and "»Ada«" in lines[2]
     assert sum(line.startswith("  row ") for line in lines) == 31
-    assert changes_text([]) == "repaired: 0"
+    assert changes_text([]) == "repaired: nothing"
 
 
 def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -24,6 +26,7 @@ from bertqa.answering import evaluation
 from bertqa.audit import repair
 from bertqa.commands import check
 from bertqa.commands.flags import Parser, overrides, settings_of
+from bertqa.interrupts import imports_end_at_once
 from bertqa.settings import (
     DataSettings,
     DecodingSettings,
@@ -165,6 +168,48 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_a_word(
     monkeypatch.setattr("bertqa.__main__.import_module", interrupt)
     assert main(["infer"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("script", ["infer.py", "train.py"])
+def test_ctrl_c_before_the_commands_are_imported_is_told_in_a_word(
+    tmp_path: Path, script: str
+) -> None:
+    shutil.copy(ROOT / script, tmp_path)
+    (tmp_path / "bertqa").mkdir()
+    (tmp_path / "bertqa/__init__.py").touch()
+    (tmp_path / "bertqa/__main__.py").write_text("raise KeyboardInterrupt")
+    result = subprocess.run(
+        [sys.executable, tmp_path / script], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
+def test_ctrl_c_is_not_lost_in_an_import(tmp_path: Path) -> None:
+    """As it is in some C modules, which take every exception for a module that is missing."""
+    press = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "deaf.py").write_text(f"try:\n    {press}\nexcept BaseException: pass")
+    script = "from bertqa.interrupts import imports_end_at_once\nwith imports_end_at_once(): {}"
+    for body, code, said in (
+        ("import deaf", 130, "interrupted\n"),
+        (f"exec({press!r})", -signal.SIGINT, "KeyboardInterrupt\n"),  # as ever
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", script.format(body)], capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, check=False,
+        )  # fmt: skip
+        assert result.returncode == code and result.stderr.endswith(said), result.stderr
+
+
+def test_a_handler_of_ctrl_c_stays() -> None:
+    for handler in (signal.SIG_IGN, lambda *_: None, signal.default_int_handler):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with imports_end_at_once():
+                is_same = signal.getsignal(signal.SIGINT) is handler
+            assert is_same == (handler is not signal.default_int_handler)
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_command_returns_is_the_exit_code(

@@ -66,6 +66,15 @@ def test_answers_are_those_of_python(notes, checkpoint, capsys):
         assert f"[{answer}]" in snippet
 
 
+def test_documents_of_the_same_id_have_their_number_in_the_table(tmp_path, checkpoint, capsys):
+    texts = ("x", "Ada built it."), ("x", "Ben swept it."), ("y", "The town.")
+    path = lines(tmp_path, *({"id": name, "text": text} for name, text in texts))
+    flags = ["--model", checkpoint, "--question", WHO, "--documents", path, "--top_k", 30, *HERE]
+    assert call("infer", *flags) == 0
+    places = {line[10:].partition(":")[0] for line in capsys.readouterr().out.splitlines()[::2]}
+    assert places == {"x (number 0)", "x (number 1)", "y"}
+
+
 def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
     flags = ["--model", checkpoint, "--question", WHO, "--documents", notes, *HERE]
     flags += ["--version_2_with_negative", "--null_score_diff_threshold=-1e9"]

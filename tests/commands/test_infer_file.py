@@ -127,6 +127,32 @@ def test_a_faulty_row_is_told_before_a_question_is_asked_or_left_out(
     assert "no row is without a fault" in capsys.readouterr().err
 
 
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(("name", "form"), [("in.json", as_squad), ("in.jsonl", as_lines)])
+def test_as_many_rows_are_faulty_whatever_the_form(
+    world: World, capsys: pytest.CaptureFixture[str], name: str, form: Callable[[Any], object]
+) -> None:
+    """Those that only the model's windows or settings rule out are counted with the others."""
+    more = {"is_impossible": True, "answers": []}, {"answer": "Ben"}, {"question": 5}
+    rows = [ROW | {"id": str(number)} | fault for number, fault in enumerate(more)]
+    bad = [BAD_ROWS["60 tokens"], BAD_ROWS["blank context"], *rows]
+    flags = ["--model", world.good, *WINDOWS, *HERE, "--output_dir", world.out]
+    flags += ["--input", world.write(name, form([GOOD[0], *bad]))]
+    assert call("infer", *flags) == 2
+    assert "(4 more faulty rows)" in capsys.readouterr().err
+    assert call("infer", *flags, "--skip_bad") == 0
+    assert len((world.out / "rejects.jsonl").read_text().splitlines()) == 5
+
+
+def test_nothing_is_said_of_no_rejects(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("infer", *world.file(world.write("in.jsonl", as_lines(GOOD)))) == 0
+    said = f"2 lines answered in {world.out / 'predictions.jsonl'}\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World) -> None:
     data = as_squad(GOOD)["data"]
     data[0]["paragraphs"].insert(1, {"qas": [ROW, ROW | {"id": "second"}]})

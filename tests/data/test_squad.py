@@ -166,6 +166,9 @@ FORMS = {
     "csv-one-answer": ("x.csv", _table(_single(ONE_ANSWER)), ONE_ANSWER),
     "csv-all-quoted": ("x.csv", _table(_single(ONE_ANSWER), quoting=csv.QUOTE_ALL), ONE_ANSWER),
     "tsv": ("x.tsv", _table(_cells(GOLD, json.dumps), delimiter="\t"), GOLD),
+    "csv-semicolons": ("x.csv", "\n" + _table(_cells(GOLD, json.dumps), delimiter=";"), GOLD),
+    "csv-tabs": ("x.csv", _table(_single(ONE_ANSWER), delimiter="\t"), ONE_ANSWER),
+    "tsv-commas": ("x.tsv", _table(_cells(GOLD, json.dumps)), GOLD),
 }
 
 
@@ -253,17 +256,133 @@ def test_an_id_that_is_made_up_is_no_other_row_s(tmp_path):
     assert lines == ["line 1", "0", "line 3", "row 0"]
 
 
-def test_what_is_not_read_is_said_where_something_is_missing(tmp_path):
-    said = []
-    row = {"question": "?", "context": "A", "id": 1, "target": "A"}
-    for more in ({}, {"answers": []}):
-        (tmp_path / "x.json").write_text(json.dumps([row | more]))
-        read_examples(tmp_path / "x.json", say=said.append)
-    (line,) = said
-    assert line == (
-        f"{tmp_path / 'x.json'}: 1 question; 1 without gold answers, so that EM and F1 leave them "
-        "out; keys that are not read: 'target'"
+def _said(path: Path) -> list[str]:
+    said: list[str] = []
+    read_examples(path, say=said.append)
+    return said
+
+
+def test_what_is_missing_and_what_is_not_read_is_said(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"question": "?", "context": "A", "id": 1, "target": "A"}]))
+    assert _said(path) == [
+        f"{path}: 1 question; 1 without gold answers, so that EM and F1 leave them out; keys that "
+        "are not read: 'target'"
+    ]
+
+
+UNREAD = [
+    ({"answers": {"text": ["A"], "start": [0]}}, "'answers.start'"),
+    ({"answers": [{"text": "A", "start": 0}, {"text": "b", "end": 3}]}, "'answers.start', "),
+    ({"answer": {"text": "A", "answer_start": 0, "html_answer_start": 3}}, "'answer.html_answer_"),
+    ({"answers": ["A"], "start": 0}, "'start'"),
+    ({"answers": ["A"], "text": "B"}, "'text'"),
+    ({"answers": ["A"], "answers.answer_start": [0]}, "'answers.answer_start'"),
+]
+
+
+@pytest.mark.parametrize(("gold", "names"), UNREAD)
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
+def test_whatever_is_not_used_is_named(tmp_path, datasets, name, gold, names):
+    _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
+    (line,) = _said(tmp_path / name)
+    assert f"x.{name[2:]}: 1 question; keys that are not read: {names}" in line
+
+
+def test_whatever_is_not_used_is_named_on_every_level(tmp_path):
+    qas = [_row(GOLD[0], answers=_lists(GOLD[0]), answerable=True, plausible_answers=[])]
+    del qas[0]["context"]
+    paragraph = {"context": MILL, "qas": qas, "source": "x"}
+    article = {"title": "Mill", "paragraphs": [paragraph], "url": "y", "qas": []}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"version": "2", "data": [article], "license": "z"}))
+    (line,) = _said(path)
+    assert line.endswith(
+        "not read: 'document.license', 'article.url', 'article.qas', 'paragraph.source', "
+        "'answerable'"
     )
+    squad = json.loads(json.dumps(ARTICLES["v2.0"]), object_hook=_only_squad)
+    path.write_text(json.dumps({"version": "v2.0", "data": squad}))
+    assert _said(path) == []
+
+
+def _only_squad(entry: dict) -> dict:
+    """The keys that SQuAD has on any level."""
+    return {key: entry[key] for key in entry if key not in ("topic", "source", "start_guessed")}
+
+
+DIFFERENT = [
+    ({"answers": ["A"], "answer": "b"}, "answers and answer must agree, got 'A' and 'b'"),
+    ({"answers": _lists(GOLD[0]), "answer_text": "A"}, "answers and answer_text must agree"),
+    ({"answers": [], "answer": "A"}, "answer and answers must agree, got 'A' and no answer"),
+    ({"answers": ["A", "b"], "answer": ["b", "C"]}, "'A', 'b' and 'b', 'C'"),
+    (
+        {"answers": {"text": ["A"], "answer_start": [0]}, "answer_start": 3},
+        "answer_start is [0] in the answers and [3] beside them",
+    ),
+    (
+        {
+            "answers": {"text": ["A"], "answer_start": [0]},
+            "answer": {"text": ["A"], "answer_start": [3]},
+        },
+        "got 'A' at [0] and 'A' at [3]",
+    ),
+    (
+        {"answer": ["A"], "answers.text": ["b"], "answers.answer_start": [0]},
+        "answers.text and answer must agree",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gold", "words"), DIFFERENT)
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
+def test_gold_that_contradicts_other_gold_is_refused(tmp_path, datasets, name, gold, words):
+    _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
+    assert words in _message(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answers", "starts"),
+    [
+        ({"answers": {"text": ["A"]}, "answer_start": 0}, ("A",), (0,)),
+        ({"answers": [{"text": "A"}], "answer_start": [0]}, ("A",), (0,)),
+        ({"answer": "A", "answers": ["b", "A"]}, ("b", "A"), ()),
+        ({"answers": ["A"], "answer": {"text": "A", "answer_start": 0}}, ("A",), (0,)),
+        (
+            {
+                "answers": {"text": ["b", "A"], "answer_start": [2, 0]},
+                "answer_text": "A", "answer_start": 0,
+            },
+            ("b", "A"),
+            (2, 0),
+        ),
+        ({"answers": [], "answer": "A", "is_impossible": False}, ("A",), ()),
+        ({"answers": [], "answer": None, "answer_text": ""}, (), ()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
+def test_gold_that_agrees_with_other_gold_is_read(tmp_path, datasets, name, gold, answers, starts):
+    _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
+    (example,) = read_examples(tmp_path / name)
+    assert (example.answers, example.answer_starts) == (answers, starts)
+
+
+def _write(path: Path, row: dict, datasets) -> None:
+    """A file of one row."""
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list([row]).to_parquet(path)
+    else:
+        write = {".json": json.dumps, ".jsonl": _json_lines, ".csv": _table}[path.suffix]
+        path.write_text(write([row]))
+
+
+def test_what_contradicts_what_it_is_nested_in_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    qas = [{"question": "?", "context": "B", "title": "own"}]
+    path.write_text(json.dumps([{"context": "A", "qas": qas, "title": "mine"}]))
+    assert ", [0].qas[0]: context must be its paragraph's" in _message(path)
+    path.write_text(json.dumps([{"paragraphs": [{"context": "B", "qas": qas, "title": "mine"}]}]))
+    assert [e.title for e in read_examples(path)] == ["mine"]
 
 
 def test_rows_with_a_fault_can_be_kept(tmp_path):
@@ -651,7 +770,8 @@ FAULTY_FILES = [
         "[1, 1, 1, 1, 1, 1, ...]",
     ),
     # CSV.
-    ("x.csv", b"question;context\n", "line 1", "lacks question and context"),
+    ("x.csv", b"question|context\n", "line 1", "lacks question and context"),
+    ("x.csv", b"question;context\n?;A;B\n", "line 2 has 3 fields", "hold ';'"),
     ("x.csv", b"\n\nid,question,text\n", "line 3", "lacks context"),
     ("x.csv", b"\n", "lacks question and context", "nothing"),
     ("x.csv", b"question,context,question\n", "line 1", "'question' twice"),

@@ -411,6 +411,27 @@ def test_it_loads_without_a_complaint(show: Show, pages: Pages, kind: str) -> No
     assert tab.run("document.querySelectorAll('script').length") == 2
 
 
+# Of each table: whether it goes on beyond its frame, and ends within it once it is moved there; and
+# at how many of its corners a shadow says so.
+TABLES = """[...document.querySelectorAll('.scroll')].map(frame => {
+  frame.scrollLeft = frame.scrollWidth
+  const heads = frame.querySelectorAll('thead th'), last = heads[heads.length - 1]
+  const ends = last.getBoundingClientRect().right <= frame.getBoundingClientRect().right + 1
+  const shadows = getComputedStyle(frame).backgroundAttachment.split('scroll').length - 1
+  return [frame.firstElementChild.className, frame.scrollWidth > frame.clientWidth, ends, shadows]
+})"""
+
+
+@in_browser
+def test_no_column_is_cut_on_a_phone(tab: Page) -> None:
+    tab.resize(420, 900)
+    tables = tab.run(TABLES)
+    assert len(tables) > 5
+    assert all(ends and shadows == 2 for _, _, ends, shadows in tables)
+    goes_on = {kind: more for kind, more, _, _ in tables}
+    assert not goes_on["numbers readings"]
+
+
 @in_browser
 @pytest.mark.parametrize(
     ("old", "new"), [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
