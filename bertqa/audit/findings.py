@@ -3,17 +3,18 @@
     from bertqa.audit.findings import audit
     found = audit(read_examples(path), tokenizer)
 
-Training stops at the first fault. An audit goes on and finds them all, each under its cause:
-``RULES`` says what a cause means. Training refuses a data set for those in ``REFUSED``. For the
-others it goes on, with a label that does not give back the answer, or with two labels that
-contradict each other. The same question is the same but for case and blanks, the same answer one
-that the official rules of exact match accept.
+Training stops at the first fault. An audit goes on and finds them all, each under its cause.
+Training refuses a data set for the causes in ``REFUSED``. For the others it goes on, with a label
+that does not give back the answer, or with two labels that contradict each other. The same question
+is the same but for case and blanks, the same answer one that the official rules of exact match
+accept.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -29,74 +30,72 @@ from bertqa.settings import WindowSettings
 
 
 class Cause(str, Enum):
-    """What may be wrong with a question; see ``RULES``."""
+    """What may be wrong with a question.
 
-    UNREADABLE = "unreadable"
-    DUPLICATE_ID = "duplicate id"
-    EMPTY = "empty"
-    NO_GOLD = "no answers given"
-    UNEVEN = "uneven"
-    MISPLACED = "misplaced"
-    ABSENT = "absent"
-    UNANSWERABLE = "unanswerable"
-    LONG_QUESTION = "question too long"
-    BLANKS = "blanks"
-    COMBINING = "combining marks"
-    INVISIBLE = "invisible"
-    INSIDE_TOKEN = "inside a token"
-    NO_TOKENS = "no tokens"
-    CUT = "cut by a window"
-    QUESTION_CUT = "question cut"
-    CONFLICT = "conflicting answers"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a cause means, and what repair.py does about it, "" for nothing."""
+    Attributes:
+        meaning: what a row with this fault has.
+        repair: what repair.py does about it, "" for nothing.
+    """
 
     meaning: str
-    repair: str = ""
+    repair: str
 
+    def __new__(cls, name: str, meaning: str, repair: str = "") -> "Cause":
+        """Make a member whose value is its name in reports."""
+        cause = str.__new__(cls, name)
+        cause._value_, cause.meaning, cause.repair = name, meaning, repair
+        return cause
 
-RULES = {
-    Cause.UNREADABLE: Rule("a value of the row is of the wrong kind, or contradicts another"),
-    Cause.DUPLICATE_ID: Rule(
+    UNREADABLE = "unreadable", "a value of the row is of the wrong kind, or contradicts another"
+    DUPLICATE_ID = (
+        "duplicate id",
         "the id stands in an earlier row too",
         "an exact repeat is left out, another question gets a new id",
-    ),
-    Cause.EMPTY: Rule(
+    )
+    EMPTY = (
+        "empty",
         "the question, the context or an answer is empty or blank",
         "a blank answer beside others is left out",
-    ),
-    Cause.NO_GOLD: Rule("the gold is not given, not even that there is no answer"),
-    Cause.UNEVEN: Rule(
+    )
+    NO_GOLD = "no answers given", "the gold is not given, not even that there is no answer"
+    UNEVEN = (
+        "uneven",
         "there are more or fewer answer_starts than answers",
         "starts are looked for, if each answer stands in the context just once",
-    ),
-    Cause.MISPLACED: Rule(
+    )
+    MISPLACED = (
+        "misplaced",
         "the answer does not stand at its answer_start, but elsewhere in the context",
         "moved, if it stands in the context just once, and not inside a token",
-    ),
-    Cause.ABSENT: Rule(
+    )
+    ABSENT = (
+        "absent",
         "the answer stands nowhere in the context",
         "replaced by the context's own text, if that differs by case, blanks or Unicode form "
         "alone and stands there just once",
-    ),
-    Cause.UNANSWERABLE: Rule("there is no answer, but --version_2_with_negative is not given"),
-    Cause.LONG_QUESTION: Rule("it has more tokens than a window has room for"),
-    Cause.BLANKS: Rule("the answer has blanks at its ends; the label is the rest", "stripped"),
-    Cause.COMBINING: Rule(
-        "the answer ends inside a grapheme cluster; the label takes it whole"
-    ),
-    Cause.INVISIBLE: Rule(
-        "the answer has characters without tokens at its ends; the label is the rest"
-    ),
-    Cause.INSIDE_TOKEN: Rule("the answer ends inside a token; the label takes it whole"),
-    Cause.NO_TOKENS: Rule("no token covers any of the answer; it is labelled [CLS]"),
-    Cause.CUT: Rule("no window holds the whole answer; it is labelled [CLS]"),
-    Cause.QUESTION_CUT: Rule("--max_query_length cuts it"),
-    Cause.CONFLICT: Rule("another row asks the same, and they have no answer in common"),
-}  # fmt: skip
+    )
+    UNANSWERABLE = (
+        "unanswerable",
+        "there is no answer, but --version_2_with_negative is not given",
+    )
+    LONG_QUESTION = "question too long", "it has more tokens than a window has room for"
+    BLANKS = "blanks", "the answer has blanks at its ends; the label is the rest", "stripped"
+    COMBINING = (
+        "combining marks",
+        "the answer ends inside a grapheme cluster; the label takes it whole",
+    )
+    INVISIBLE = (
+        "invisible",
+        "the answer has characters without tokens at its ends; the label is the rest",
+    )
+    INSIDE_TOKEN = "inside a token", "the answer ends inside a token; the label takes it whole"
+    NO_TOKENS = "no tokens", "no token covers any of the answer; it is labelled [CLS]"
+    CUT = "cut by a window", "no window holds the whole answer; it is labelled [CLS]"
+    QUESTION_CUT = "question cut", "--max_query_length cuts it"
+    CONFLICT = (
+        "conflicting answers", "another row asks the same, and they have no answer in common"
+    )  # fmt: skip
+
 
 # For these training refuses a data set.
 REFUSED = frozenset(
@@ -185,12 +184,8 @@ class WindowFigures:
 
     def quantile(self, share: float) -> int:
         """The length that this share of the windows does not pass."""
-        seen = 0
-        for length, count in enumerate(self.lengths):
-            seen += count
-            if seen >= share * self.count:
-                return length
-        return self.longest
+        seen = accumulate(self.lengths)
+        return next(length for length, n in enumerate(seen) if n >= share * self.count)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bertqa.audit.findings import RULES, Audit, WindowFigures
+from bertqa.audit.findings import Audit, Cause, WindowFigures
 from bertqa.audit.repair import Change
 from bertqa.audit.text import groups, holdings, verdict, windows
 from bertqa.data.text import NOWHERE
@@ -31,7 +31,7 @@ def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None)
         title=f"Data audit: {audits[0].source}",
         audits=audits,
         changes=changes,
-        rules=RULES,
+        all_causes=list(Cause),
         nowhere=NOWHERE,
         groups=lambda audit: list(groups(audit)),
         holdings=holdings,

@@ -13,6 +13,7 @@ else stays as it is, whatever is wrong with it.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from bertqa.data.squad import Example
 from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError, shown
-from bertqa.files import write_file
+from bertqa.files import write_text
 
 COPY_ENDINGS = (".json", ".jsonl")
 
@@ -68,12 +69,7 @@ def stands(context: str, text: str, start: int) -> bool:
 
 def occurrences(context: str, text: str) -> list[int]:
     """Every place at which a text that is not empty stands, overlapping ones too."""
-    found = []
-    place = context.find(text)
-    while place >= 0:
-        found.append(place)
-        place = context.find(text, place + 1)
-    return found
+    return [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
 
 
 def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
@@ -289,18 +285,9 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     """
     if path.suffix not in COPY_ENDINGS:
         raise UserError(f"{path} must end in {' or '.join(COPY_ENDINGS)}: rename it")
-    begin, between, end = (
-        ('{"data": [\n', ",\n", "\n]}\n") if path.suffix == ".json" else ("", "\n", "\n")
-    )
-
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(begin)
-            for number, example in enumerate(examples):
-                file.write(between * (number > 0) + json.dumps(_row(example), ensure_ascii=False))
-            file.write(end)
-
-    write_file(path, write)
+    rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
+    whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
+    write_text(path, whole if path.suffix == ".json" else "\n".join(rows) + "\n")
 
 
 def _row(example: Example) -> dict[str, Any]:

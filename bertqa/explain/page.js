@@ -151,11 +151,11 @@
     showAttention();
   }
 
-  function standOn(i, moveFocus) {
+  function standOn(i) {
     attentionTokens[at].tabIndex = -1;
     at = i;
     attentionTokens[at].tabIndex = 0;
-    if (moveFocus) attentionTokens[at].focus();
+    attentionTokens[at].focus();
     choose([i], `“${isolated(names[i])}”`);
   }
 
@@ -186,7 +186,7 @@
     };
     if (!(event.key in goals) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    standOn(Math.max(0, Math.min(length - 1, goals[event.key]())), true);
+    standOn(Math.max(0, Math.min(length - 1, goals[event.key]())));
   }
 
   function setHead(layer, head) {
@@ -208,7 +208,7 @@
     list.addEventListener("keydown", onKey);
     list.addEventListener("click", (event) => {
       const i = attentionTokens.indexOf(event.target.closest(".t"));
-      if (i >= 0) standOn(i, true);
+      if (i >= 0) standOn(i);
     });
     listen("#attention-layer, #attention-head", "change", showHead);
     listen("input[name=attention-way], #attention-words", "change", showAttention);

@@ -6,6 +6,7 @@ error that names it, and the report says what became of every tensor in the file
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -30,7 +31,7 @@ from bertqa.files import (
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
-from bertqa.model.kernels import Prepacked
+from bertqa.model.cpu_inference import is_prepacked
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
 # Ours and theirs, module by module; "{}" is the number of the layer.
@@ -99,10 +100,8 @@ class LoadReport:
 def checkpoint_name(name: str) -> str:
     """The name in a checkpoint file of a parameter of ``BertForQuestionAnswering``."""
     module, _, leaf = name.rpartition(".")
-    parts = module.split(".")
-    if parts[0] == "layers":
-        return f"{NAMES['.'.join(['layers', '{}', *parts[2:]])].format(parts[1])}.{leaf}"
-    return f"{NAMES[module]}.{leaf}"
+    theirs = NAMES[re.sub(r"\d+", "{}", module)].format(*re.findall(r"\d+", module))
+    return f"{theirs}.{leaf}"
 
 
 def load_checkpoint(
@@ -244,7 +243,7 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
         ValueError: the model is prepacked: its weights are no longer there as such.
         UserError: the first module or weight that is not the one of bert.py.
     """
-    if any(isinstance(module, Prepacked) for module in model.modules()):
+    if is_prepacked(model):
         raise ValueError("a prepacked model cannot be saved: load it without prepacking")
     for name, module in model.named_modules():
         if "forward" in vars(module):

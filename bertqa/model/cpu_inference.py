@@ -15,7 +15,9 @@ from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
 from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
 
-_READY_IN = "_ready_in"  # the attribute by which a model remembers its precision
+# The attribute by which a model remembers its precision. There may be nothing prepacked in it: on a
+# GPU, or where each layer is wrapped.
+_READY_IN = "_ready_in"
 _LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
 _SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
 _ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
@@ -148,12 +150,7 @@ def check_int8(device: torch.device) -> None:
 
 def is_prepacked(model: BertForQuestionAnswering) -> bool:
     """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
-    return _first_prepacked(model) is not None
-
-
-def _first_prepacked(model: BertForQuestionAnswering) -> PrepackedLinear | Int8Linear | None:
-    found = (m for m in model.modules() if isinstance(m, (PrepackedLinear, Int8Linear)))
-    return next(found, None)
+    return any(isinstance(module, Prepacked) for module in model.modules())
 
 
 def make_ready(
@@ -172,7 +169,8 @@ def make_ready(
     """
     if int8:
         check_int8(device)
-    if (ready_in := _ready_in(model)) not in (None, (dtype, int8)):
+    ready_in = vars(model).get(_READY_IN)
+    if ready_in not in (None, (dtype, int8)):
         raise ValueError("the model was made ready in another precision: load it again")
     if is_prepacked(model):
         return model
@@ -186,15 +184,6 @@ def make_ready(
         model.eval()  # the new layers, too, so that another eval() changes nothing
     vars(model)[_READY_IN] = (dtype, int8)
     return model
-
-
-def _ready_in(model: BertForQuestionAnswering) -> tuple[torch.dtype, bool] | None:
-    """The dtype that a model was made ready in, and whether in integers; None if it was not."""
-    if (first := _first_prepacked(model)) is not None:
-        return first.bias.dtype, isinstance(first, Int8Linear)
-    # There may be nothing to prepack, on a GPU or where each layer is wrapped.
-    found: tuple[torch.dtype, bool] | None = vars(model).get(_READY_IN)
-    return found
 
 
 def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None:

@@ -137,13 +137,6 @@ def test_formulas_are_whole(pages: Pages) -> None:
         assert node.tag not in ("mi", "mo", "mn") or node.text
 
 
-def test_lines_of_code_lead_to_the_repository_where_there_is_one(
-    explanations: Explanations,
-) -> None:
-    with_links = page(explanations["no tokens"], source_url="https://example.org/tree/")
-    assert re.search(r'href="https://example\.org/tree/bertqa/model/bert\.py#L\d+"', with_links)
-
-
 def test_the_numbers_stand_in_the_page(pages: Pages, explanations: Explanations) -> None:
     text, e = pages["plain"], explanations["plain"]
     plain, answer = read(text).replace("−", "-"), e.answer.answer
