@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bertqa.answering.answerer import check_window_fits
-from bertqa.audit.findings import Audit, Cause, audit
+from bertqa.audit.causes import Cause
+from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bertqa.audit.findings import Audit, Cause, WindowFigures
+from bertqa.audit.causes import Cause
+from bertqa.audit.findings import Audit, WindowFigures
 from bertqa.audit.repair import Change
 from bertqa.audit.text import groups, holdings, verdict, windows
 from bertqa.data.text import NOWHERE

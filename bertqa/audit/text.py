@@ -6,7 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bertqa.audit.findings import REFUSED, Audit, Cause, Finding
+from bertqa.audit.causes import REFUSED, Cause
+from bertqa.audit.findings import Audit, Finding
 from bertqa.audit.repair import Change
 from bertqa.data.text import Excerpt, shortened, visible
 from bertqa.errors import counted

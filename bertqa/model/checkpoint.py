@@ -1,15 +1,13 @@
 """A checkpoint folder <-> a model, in the format that all BERT files in the world have.
 
-The table below is the Rosetta stone between the names of bert.py and those of the files; it is
-used both ways. Loading is strict: a tensor that is missing, unknown or of another shape is an
-error that names it, and the report says what became of every tensor in the file.
+Loading is strict: a tensor that is missing, unknown or of another shape is an error that names it,
+and the report says what became of every tensor in the file.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +30,8 @@ from bertqa.files import (
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
 from bertqa.model.cpu_inference import is_prepacked
+from bertqa.model.names import checkpoint_name, checkpoint_names, todays_name
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
-
-# Ours and theirs, module by module; "{}" is the number of the layer.
-NAMES = {
-    "embeddings.word": "bert.embeddings.word_embeddings",
-    "embeddings.position": "bert.embeddings.position_embeddings",
-    "embeddings.token_type": "bert.embeddings.token_type_embeddings",
-    "embeddings.norm": "bert.embeddings.LayerNorm",
-    "layers.{}.attention.query": "bert.encoder.layer.{}.attention.self.query",
-    "layers.{}.attention.key": "bert.encoder.layer.{}.attention.self.key",
-    "layers.{}.attention.value": "bert.encoder.layer.{}.attention.self.value",
-    "layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
-    "layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
-    "layers.{}.feed_forward.up": "bert.encoder.layer.{}.intermediate.dense",
-    "layers.{}.feed_forward.down": "bert.encoder.layer.{}.output.dense",
-    "layers.{}.feed_forward_norm": "bert.encoder.layer.{}.output.LayerNorm",
-    "head": "qa_outputs",  # row 0 is S, row 1 is E
-}
 
 # Parts of other BERT models: this one has no use for them, and the report names them.
 _LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
@@ -95,13 +77,6 @@ class LoadReport:
             if names:
                 lines.append(f"  {title}: {', '.join(map(printable, names))}")
         return "\n".join(lines)
-
-
-def checkpoint_name(name: str) -> str:
-    """The name in a checkpoint file of a parameter of ``BertForQuestionAnswering``."""
-    module, _, leaf = name.rpartition(".")
-    theirs = NAMES[re.sub(r"\d+", "{}", module)].format(*re.findall(r"\d+", module))
-    return f"{theirs}.{leaf}"
 
 
 def load_checkpoint(
@@ -324,14 +299,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 # --- names and shapes ----------------------------------------------------------------------------
 
 
-def _today(name: str) -> str:
-    """Today's spelling of a name: TensorFlow's gamma and beta, and names without ``bert.``."""
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"bert.{name}"
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")
-
-
 def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
     """The model of a config without numbers."""
     with torch.device("meta"), _NothingDrawn():
@@ -355,7 +322,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
     """Give every tensor today's name, in place; what was renamed."""
-    renamed = {name: _today(name) for name in tensors if _today(name) != name}
+    renamed = {name: new for name in tensors if (new := todays_name(name)) != name}
     for old, new in renamed.items():
         if new in tensors:
             raise UserError(
@@ -365,23 +332,12 @@ def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
     return renamed
 
 
-def _names(num_layers: int) -> Iterator[str]:
-    """The names in a checkpoint file of all tensors of a model, layer by layer."""
-    single = [theirs for theirs in NAMES.values() if "{}" not in theirs]
-    repeated = [theirs for theirs in NAMES.values() if "{}" in theirs]
-    layers = (theirs.format(i) for i in range(num_layers) for theirs in repeated)
-    for module in chain(single, layers):
-        yield f"{module}.weight"
-        if not module.endswith("_embeddings"):
-            yield f"{module}.bias"
-
-
 def _check_names(
     tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
     """Every name has its place and every place its tensor; the names to draw afresh."""
     # As many as could be there, and some more: the config may ask for millions of layers.
-    wanted = set(islice(_names(num_layers), len(tensors) + 1000))
+    wanted = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
     for name in sorted(set(tensors) - wanted):
         if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
             raise UserError(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bertqa.audit.findings import REFUSED, Audit, Cause, audit
+from bertqa.audit.causes import REFUSED, Cause
+from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import audit_page
 from bertqa.audit.repair import repair
 from bertqa.audit.text import audit_text, changes_text, save_json

@@ -22,7 +22,8 @@ from bertqa.data import tokenizer_files
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
 from bertqa.explain import verification
-from bertqa.explain.verification import QUANTITIES, SAMPLES, Row
+from bertqa.explain.comparison import Row
+from bertqa.explain.verification import QUANTITIES, SAMPLES
 from bertqa.files import write_json
 from bertqa.model import bert, kernels
 from bertqa.settings import WindowSettings
