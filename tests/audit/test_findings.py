@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -87,9 +86,7 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
 @pytest.mark.parametrize(
     ("example", "cause", "detail", "marked"), FOUND, ids=[f"{e[1].value}: {e[2]}" for e in FOUND]
 )
-def test_a_fault_is_found_and_shown(
-    example: Example, cause: Cause, detail: str, marked: str, tokenizer: BertTokenizer
-) -> None:
+def test_a_fault_is_found_and_shown(example, cause, detail, marked, tokenizer):
     good = asked("Ada", 0, question="Who then?")
     found = audit([good, example], tokenizer, SMALL)
     assert details(found) == [(cause, 1, detail)]
@@ -100,7 +97,7 @@ def test_a_fault_is_found_and_shown(
     assert found.refused == int(cause in REFUSED)
 
 
-def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
+def test_a_data_set_without_faults_has_none(tokenizer):
     for path, negative in ((STORIES, False), (STORIES_V2, True)):
         examples = read_examples(path)
         found = audit(examples, tokenizer, version_2_with_negative=negative)
@@ -110,7 +107,7 @@ def test_a_data_set_without_faults_has_none(tokenizer: BertTokenizer) -> None:
         assert "bertqa train takes it; nothing was found" in audit_text(found)
 
 
-def test_gold_answers_at_different_positions(tokenizer: BertTokenizer) -> None:
+def test_gold_answers_at_different_positions(tokenizer):
     twice = replace(asked("Ada", 0), answers=("Ada", "Ada"), answer_starts=(0, 0))
     several = replace(asked("Ben", 28), answers=("Ben", "Ben"), answer_starts=(28, 46))
     astray = replace(several, id="astray", answer_starts=(28, 10**25))
@@ -119,7 +116,7 @@ def test_gold_answers_at_different_positions(tokenizer: BertTokenizer) -> None:
     assert " 2 questions with gold answers at different positions\n" in audit_text(found)
 
 
-def test_repeated_ids(tokenizer: BertTokenizer) -> None:
+def test_repeated_ids(tokenizer):
     ada = asked("Ada", 0)
     found = audit([ada, replace(ada, question="Who sang?"), ada], tokenizer)
     assert details(found) == [
@@ -128,9 +125,7 @@ def test_repeated_ids(tokenizer: BertTokenizer) -> None:
     ]
 
 
-def test_conflicts_are_answers_of_the_same_question_that_share_none(
-    tokenizer: BertTokenizer,
-) -> None:
+def test_conflicts_are_answers_of_the_same_question_that_share_none(tokenizer):
     def row(name: str, *answers: str, question: str = "Who sang?", context: str = QUAY) -> Example:
         return Example(name, question, context, answers, tuple(map(context.index, answers)))
 
@@ -153,7 +148,7 @@ def test_conflicts_are_answers_of_the_same_question_that_share_none(
     }  # fmt: skip
 
 
-def test_several_faults_of_one_question_are_all_told(tokenizer: BertTokenizer) -> None:
+def test_several_faults_of_one_question_are_all_told(tokenizer):
     answers = ("Ada ", "Cora", "Dan")
     example = Example("x", "a " * 30, QUAY, answers, (0, 1, 2))
     found = audit([example], tokenizer, SMALL)
@@ -164,7 +159,7 @@ def test_several_faults_of_one_question_are_all_told(tokenizer: BertTokenizer) -
     assert found.refused == 1
 
 
-def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer: BertTokenizer) -> None:
+def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer):
     example = asked("Ada", 0, question="a " * 9)
     found = audit([example], tokenizer, replace(SMALL, max_query_length=5))
     assert details(found) == [(Cause.QUESTION_CUT, 0, "9 tokens, of which 5 fit")]
@@ -174,7 +169,7 @@ def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer: BertTokeni
     assert (windows.long_questions, windows.lost_tokens) == (1, 4)
 
 
-def test_figures_of_the_windows(tokenizer: BertTokenizer) -> None:
+def test_figures_of_the_windows(tokenizer):
     """By hand: a window has room for 20 context tokens after one of the question, and steps 16."""
     long, short = "a " * 41, "b c"
     rows = [Example("1", "a", long, ("a",), (0,)), Example("2", "a", short, ("c",), (2,))]
@@ -191,7 +186,7 @@ def test_figures_of_the_windows(tokenizer: BertTokenizer) -> None:
 
 
 @pytest.mark.parametrize("tokens", [7, 12, 19, 20])
-def test_the_overlap_that_is_named_would_do(tokens: int, tokenizer: BertTokenizer) -> None:
+def test_the_overlap_that_is_named_would_do(tokens, tokenizer):
     """A window has room for 19 context tokens; at one more no overlap helps."""
     answer = " ".join("bcdefghijklmnopqrstuvwxyz"[:tokens])
     example = asked(answer, 26, "a " * 13 + answer + " a" * 9)
@@ -203,7 +198,7 @@ def test_the_overlap_that_is_named_would_do(tokens: int, tokenizer: BertTokenize
         assert audit([example], tokenizer, replace(SMALL, doc_stride=tokens - 1)).findings == ()
 
 
-def test_no_example_is_bad_input(tokenizer: BertTokenizer) -> None:
+def test_no_example_is_bad_input(tokenizer):
     with pytest.raises(UserError, match=r"x\.json holds no examples"):
         audit([], tokenizer, source="x.json")
 
@@ -222,9 +217,7 @@ def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bo
 
 @settings(max_examples=200)
 @given(rows=data_sets(), negative=st.booleans())
-def test_an_audit_refuses_what_training_refuses(
-    rows: list[Example], negative: bool, tokenizer: BertTokenizer
-) -> None:
+def test_an_audit_refuses_what_training_refuses(rows, negative, tokenizer):
     windows = WindowSettings(10, 2)
     found = audit(rows, tokenizer, windows, version_2_with_negative=negative)
     assert bool(found.refused) == refuses(rows, tokenizer, negative)
@@ -244,7 +237,7 @@ def test_an_audit_refuses_what_training_refuses(
 # --- excerpts ------------------------------------------------------------------------------------
 
 
-def test_an_excerpt() -> None:
+def test_an_excerpt():
     assert excerpt("abc", 1, 2) == Excerpt("a", "b", "c")
     assert excerpt("abc", -7, 10**30) == Excerpt("", "abc", "")
     assert excerpt("abc", 50, 60) == Excerpt("abc", "", "")
@@ -264,7 +257,7 @@ def test_an_excerpt() -> None:
 @example("e" + "\u0301" * 398 + "ab")
 @example("e" + "\u0301" * 1000 + "x" * 1000)
 @example("x" * 1000 + "e" + "\u0301" * 1000)
-def test_what_is_shortened_is_no_longer_than_before(text: str) -> None:
+def test_what_is_shortened_is_no_longer_than_before(text):
     short = shortened(text)
     assert len(short) <= min(len(text), 2 * 400 + 3) + 3
     beginning, dots, end = short.partition("...")
@@ -272,7 +265,7 @@ def test_what_is_shortened_is_no_longer_than_before(text: str) -> None:
     assert (dots == "") == (len(text) <= 400)
 
 
-def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer: BertTokenizer) -> None:
+def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer):
     examples = [Example("i" * 10_000, "why " * 20_000, "Ada built it.", ("nobody",), (0,))]
     found = audit(examples, tokenizer, WindowSettings(64, 16, 24))
     assert found.findings[0].id == examples[0].id  # the JSON report has it whole
@@ -280,7 +273,7 @@ def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer: BertTokenizer
     assert len(audit_page([found], None)) < 60_000
 
 
-def test_what_hides_is_shown() -> None:
+def test_what_hides_is_shown():
     assert visible("a\tb\u200b\u202e\x1b[31m\u00a0\U000e0001") == (
         r"a\tb\u200b\u202e\x1b[31m\xa0\U000e0001"
     )
@@ -306,7 +299,7 @@ def faulty(tokenizer: BertTokenizer) -> tuple[list[Example], Audit]:
     return rows, audit(rows, tokenizer, source=f"{HOSTILE}.json")
 
 
-def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> None:
+def test_the_text_shows_the_first_few(faulty):
     found = faulty[1]
     text = audit_text(found)
     lines = text.splitlines()
@@ -319,7 +312,7 @@ def test_the_text_shows_the_first_few(faulty: tuple[list[Example], Audit]) -> No
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
+def test_the_changes_as_text(faulty, tokenizer):
     changes = repair(faulty[0], tokenizer).changes
     assert len(changes) == 31
     lines = changes_text(changes).splitlines()
@@ -328,7 +321,7 @@ def test_the_changes_as_text(faulty: tuple[list[Example], Audit], tokenizer: Ber
     assert changes_text([]) == "repaired: 0"
 
 
-def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer) -> None:
+def test_the_page(faulty, tokenizer):
     rows, found = faulty
     page = audit_page([found, found], repair(rows, tokenizer).changes)
     parsed = Page(page)
@@ -354,16 +347,14 @@ def test_the_page(faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer)
     assert all(cause.meaning in text and cause.repair in text for cause in Cause)
 
 
-def test_a_page_without_faults(tokenizer: BertTokenizer) -> None:
+def test_a_page_without_faults(tokenizer):
     found = audit([asked("Ada", 0)], tokenizer)
     text = "".join(Page(audit_page([found], [])).texts)
     assert "Nothing." in text and "Nothing could be repaired." in text
     assert "What was repaired" not in "".join(Page(audit_page([found])).texts)
 
 
-def test_the_json_holds_everything(
-    faulty: tuple[list[Example], Audit], tokenizer: BertTokenizer, tmp_path: Path
-) -> None:
+def test_the_json_holds_everything(faulty, tokenizer, tmp_path):
     rows, found = faulty
     changes = repair(rows, tokenizer).changes
     save_json(tmp_path / "r.json", [found], changes)
