@@ -235,13 +235,12 @@ def _conflicts(examples: Sequence[Example]) -> Iterator[Finding]:
     for rows in asked.values():
         if len(rows) == 1:
             continue
-        # Of rows with the same answers one is enough to compare with.
-        kinds: dict[frozenset[str], int] = {}
         golds = [frozenset(map(normalize_answer, examples[row].answers or ())) for row in rows]
+        # Of rows with the same answers, the first is enough to compare with.
+        kinds = dict(zip(reversed(golds), reversed(rows), strict=True))
         for row, gold in zip(rows, golds, strict=True):
-            kinds.setdefault(gold, row)
-        for row, gold in zip(rows, golds, strict=True):
-            other = next((r for kind, r in kinds.items() if kind != gold and not kind & gold), None)
+            others = (r for kind, r in kinds.items() if kind != gold and not kind & gold)
+            other = min(others, default=None)
             if other is not None:
                 said, here = _first_answer(examples[other]), _first_answer(examples[row])
                 detail = f"here {here}; in row {other}, id {shown(examples[other].id)}, {said}"

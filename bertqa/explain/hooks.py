@@ -353,14 +353,11 @@ def _check(
         if not 0 <= layer < layers:
             raise UserError(f"layer {layer} is not there: name one of layers 0 to {layers - 1}")
     for layer, head in mask_heads | mean_heads:
+        name = f"head {head} of layer {layer}"
         if not 0 <= head < heads:
-            raise UserError(
-                f"head {head} of layer {layer} is not there: name one of heads 0 to {heads - 1}"
-            )
-    for layer, head in mask_heads & mean_heads:
-        raise UserError(
-            f"head {head} of layer {layer} is both in mask_heads and in mean_heads: drop one"
-        )
+            raise UserError(f"{name} is not there: name one of heads 0 to {heads - 1}")
+        if (layer, head) in mask_heads & mean_heads:
+            raise UserError(f"{name} is both in mask_heads and in mean_heads: drop one")
     for name in patch:
         _module(model, name)
         if name in ("", "head") or _REPEATED.fullmatch(name):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError, printable, reason, shown
@@ -227,29 +227,22 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
                 "replaced, which a checkpoint cannot hold: remove the replacement (del "
                 "module.forward)"
             )
-    plain, found = _shapes_of(model.config), dict(model.named_modules(remove_duplicate=False))
-    for name, module in plain.named_modules():
-        if name and type(found.get(name)) is not type(module):
-            got, wanted = (type(each).__name__ for each in (found.get(name), module))
+    wanted, found = _anatomy(_shapes_of(model.config)), _anatomy(model)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            parts = wanted.get(name, "nothing"), found.get(name, "nothing")
+            should, got = (getattr(part, "__name__", part) for part in parts)
             raise UserError(
-                f"the model cannot be saved: {name} must be a {wanted}, got {got}, which a "
-                f"checkpoint cannot hold: merge its weights into a {wanted} and put that there"
+                f"the model cannot be saved: {name} must be {should} by its config, got {got}, "
+                "which a checkpoint cannot hold: merge its weights into the modules of bert.py"
             )
-    shapes, own = (
-        {name: tuple(parameter.shape) for name, parameter in each.named_parameters()}
-        for each in (plain, model)
-    )
-    for name, shape in shapes.items():
-        if own.get(name) != shape:
-            raise UserError(
-                f"the model cannot be saved: {name} must have the shape {shape} by its config, got "
-                f"{own.get(name, 'no such weight')}: correct one of the two"
-            )
-    for name in sorted(own.keys() - shapes.keys()):
-        raise UserError(
-            f"the model cannot be saved: a checkpoint has no place for {name}: merge it into the "
-            "other weights, or remove it"
-        )
+
+
+def _anatomy(model: nn.Module) -> dict[str, object]:
+    """The type of each module of a model, and the shape of each parameter."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return {name: type(module) for name, module in modules.items() if name} | shapes
 
 
 def save_model(

@@ -473,22 +473,23 @@ REFUSALS: dict[str, tuple[Callable[[Any], object], str]] = {
     "parametrised": (
         linear(1, "attention.output", negate_weight), "layers.1.attention.output .* Parametrized",
     ),
-    "around a layer": (lambda m: put(m, "layers.1", Doubled), "layers.1 must be a Layer, got Dou"),
+    "around a layer": (lambda m: put(m, "layers.1", Doubled), "layers.1 must be Layer .* Doubled"),
     "another forward": (
         lambda m: replace_forward(m.layers[0].attention.key), "forward of layers.0.attention.key ",
     ),
     "another forward of the whole": (
         lambda m: setattr(m, "forward", lambda batch: None), "forward of the model itself",
     ),
-    "head": (lambda m: put(m, "head", Doubled), "head must be a SpanHead, got Doubled"),
-    "a layer less": (lambda m: m.layers.__delitem__(2), "layers.2 must be a Layer, got NoneType"),
+    "head": (lambda m: put(m, "head", Doubled), "head must be SpanHead .* got Doubled"),
+    "a layer less": (lambda m: m.layers.__delitem__(2), "layers.2 must be Layer .* got nothing"),
     "more words": (
         lambda m: put(m, "embeddings.word", lambda _: nn.Embedding(105, 36)),
         r"embeddings.word.weight .* \(101, 36\) .* got \(105, 36\)",
     ),
     "no bias": (linear(0, "feed_forward.down", without_bias), "layers.0.feed_forward.down.bias "),
     "beside": (
-        lambda m: m.layers[0].add_module("adapter", nn.Linear(2, 2)), "layers.0.adapter.bias",
+        lambda m: m.layers[0].add_module("adapter", nn.Linear(2, 2)),
+        "layers.0.adapter must be nothing .* got Linear",
     ),
 }  # fmt: skip
 
