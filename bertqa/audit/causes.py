@@ -15,7 +15,7 @@ class Cause(str, Enum):
     repair: str
 
     def __new__(cls, name: str, meaning: str, repair: str = "") -> "Cause":
-        """Make a member whose value is its name in reports."""
+        """Create a member whose value is ``name``, as reports show it."""
         cause = str.__new__(cls, name)
         cause._value_, cause.meaning, cause.repair = name, meaning, repair
         return cause

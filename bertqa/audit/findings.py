@@ -42,9 +42,9 @@ class Finding:
     """One fault of one question.
 
     Attributes:
-        cause: which.
+        cause: kind of fault.
         row: of the data set, from 0.
-        id, question: whose.
+        id, question: those of the row.
         detail: what exactly is wrong.
         excerpt: the context around the answer; ``NOWHERE`` where the fault is not about one.
     """
@@ -67,7 +67,7 @@ class WindowFigures:
         split_questions: questions whose context takes several windows.
         most: windows of the question that has most.
         context_tokens: in all windows together.
-        repeated_tokens: of these, such as stand in the window before too.
+        repeated_tokens: those that the previous window has too.
         question_limit: most tokens of a question.
         longest_question: tokens of the longest, before it was cut.
         long_questions: how many pass the limit.
@@ -122,8 +122,8 @@ class Audit:
         examples, contexts, titles: questions, distinct contexts and titles.
         answers: gold answers of all questions.
         unanswerable: questions that have no answer.
-        scattered: questions whose gold answers stand at different positions.
-        exact: questions whose label gives back their answer.
+        scattered: questions with gold answers at different positions.
+        exact: questions whose label reproduces their answer.
         windows: how they are cut.
         findings: every fault, in the order of ``Cause``, then of rows.
     """
@@ -253,7 +253,7 @@ def _first_answer(example: Example) -> str:
 
 
 def _around_first(example: Example) -> Excerpt:
-    """The context around the first answer, if it is where it says."""
+    """The context around the first answer, if that is at its answer_start."""
     if not example.answers or not _has_label(example):
         return NOWHERE
     start = example.answer_starts[0]
@@ -261,7 +261,7 @@ def _around_first(example: Example) -> Excerpt:
 
 
 def _has_label(example: Example) -> bool:
-    """Whether a label can be made: there is no answer, or the first is where it says."""
+    """Whether a label can be made: no answer, or the first is at its answer_start."""
     texts, starts = example.answers or (), example.answer_starts
     if len(texts) != len(starts):
         return False
@@ -327,7 +327,7 @@ def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[
 
 
 def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
-    """Where an answer stands that is not where it says."""
+    """Search the context for an answer that is not at its answer_start."""
     places = occurrences(context, text)
     if len(places) == 1:
         return Cause.MISPLACED, f"it stands at {places[0]} alone"
@@ -348,7 +348,7 @@ def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
 def _label_faults(
     examples: Sequence[Example], windows: LabelledWindows, settings: WindowSettings
 ) -> Iterator[Finding]:
-    """Labels that do not give back their answer; of blanks ``_answer_faults`` tells."""
+    """Labels that do not reproduce their answer; ``_answer_faults`` reports blanks."""
     labelled = windows.start_position > 0
     for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]

@@ -26,7 +26,7 @@ def save_page(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | N
 
 
 def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None) -> str:
-    """All that was found, every finding with its place, as an HTML document."""
+    """All findings with their context as an HTML document."""
     return render(
         "audit/page.jinja",
         title=f"Data audit: {audits[0].source}",

@@ -1,11 +1,11 @@
 """Repairing a data set: what can be put right without a guess, and the copy that holds it.
 
-    answer elsewhere       moved, if its text stands in the context just once
+    answer elsewhere       moved, if its text occurs in the context exactly once
     answer nowhere         replaced by the context's own text, if that differs by case, blanks or
-                           Unicode form alone and stands there just once
+                           Unicode form alone and occurs there exactly once
     blanks at its ends     stripped, the start moved along
     blank beside others    left out
-    starts missing         looked for, if every answer of the question stands in its text just once
+    starts missing         searched for, if every answer of the question occurs exactly once
     id twice               an exact repeat is left out, another question gets a new id
 
 An answer is moved only to where its label would give it back: "art" is not found in "party". All
@@ -59,16 +59,16 @@ class Repaired:
     changes: tuple[Change, ...]
 
 
-# --- where a text stands -------------------------------------------------------------------------
+# --- where a text occurs -------------------------------------------------------------------------
 
 
 def stands(context: str, text: str, start: int) -> bool:
-    """Whether a text stands at a place of a context; a negative place is none."""
+    """Whether a context has a text at ``start``; never for a negative start."""
     return start >= 0 and context.startswith(text, start)
 
 
 def occurrences(context: str, text: str) -> list[int]:
-    """Every place at which a text that is not empty stands, overlapping ones too."""
+    """Every position at which a non-empty text occurs, overlapping ones too."""
     return [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
 
 
@@ -111,7 +111,7 @@ class _Answer(NamedTuple):
     """A gold answer as it was and as it is to be, and what was done to it, "" for nothing.
 
     A new text of "" leaves it out; a start is None where there is none. ``is_sought`` says that
-    the new place was found by looking for the text.
+    the new start was found by searching for the text.
     """
 
     old_text: str
@@ -278,7 +278,7 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write examples so that ``read_examples`` gives them back, whole or not at all.
 
     ``.json`` is run_qa's flat form, one row a line, ``.jsonl`` the rows alone. Of a row that was
-    read from elsewhere, keys that an ``Example`` has no place for are not there any more.
+    read from another file, keys that an ``Example`` does not have are lost.
 
     Raises:
         UserError: another ending, or the file cannot be written.

@@ -13,7 +13,7 @@ from bertqa.data.text import Excerpt, shortened, visible
 from bertqa.errors import counted
 from bertqa.files import write_json
 
-_SHOWN = 5  # findings of each cause that a terminal is told
+_SHOWN = 5  # findings of each cause in a terminal
 
 
 def audit_text(audit: Audit) -> str:
@@ -114,7 +114,7 @@ def _findings_text(cause: Cause, found: Sequence[Finding]) -> str:
 
 
 def _marked(around: Excerpt) -> str:
-    """An excerpt on one line, the marked piece between guillemets; "" for no place."""
+    """An excerpt on one line, the marked piece between guillemets; "" for ``NOWHERE``."""
     before, marked, after = (visible(t) for t in (around.before, around.marked, around.after))
     return f"{before}\u00bb{marked}\u00ab{after}" if before or marked or after else ""
 

@@ -15,7 +15,7 @@ class Row:
         largest: the largest difference, as a share of the largest magnitude of the tensor. A number
             near zero is a sum of large ones, and its rounding is theirs, so it is not measured by
             its own magnitude. Of token ids and answers it is the number of questions that differ.
-        first: where the bound was passed first, by the order of computation; "" for nowhere.
+        first: where the bound was first exceeded, in the order of computation; "" if it was not.
         order: of ``first``.
     """
 
@@ -62,12 +62,12 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every quantity is within its bound."""
+        """Whether all quantities are within their bounds."""
         return not any(row.first for row in self.rows)
 
     @property
     def verdict(self) -> str:
-        """One sentence, with the place that differs first."""
+        """One sentence, which names the first difference."""
         wrong = [row for row in self.rows if row.first]
         if not wrong:
             return f"equal: all {len(self.rows)} quantities are within their bounds"

@@ -1,4 +1,4 @@
-"""All that can be seen of one answer: what the page of ``bertqa explain`` shows.
+"""Explain one answer: compute what the page of ``bertqa explain`` shows.
 
 The answer is the one that ``bertqa infer`` gives. What is behind it (scores by layer, attention,
 the effect of each head, the part of each token) is computed in float32, for the one window that
@@ -62,7 +62,7 @@ def explain(
     steps: int = STEPS,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Answer a question and look at what the answer is made of.
+    """Answer a question and explain the answer.
 
     Args:
         model: in float32 and not prepacked, as ``load_checkpoint(folder)[0]`` is.
@@ -70,8 +70,8 @@ def explain(
             ``QuestionAnswerer`` takes.
         prediction: the answer, if another form of the same model has found it already, with these
             settings; ``answered_in`` is the precision of that one.
-        steps: of the integral of the attributions: more are more exact.
-        progress: is told how many of the ``passes`` were done.
+        steps: of the attributions' integral; more steps are more exact.
+        progress: called with the number of ``passes`` just done.
 
     Raises:
         UserError: an empty question or context, a question or windows that are too long, or a
@@ -117,7 +117,7 @@ def explain(
 
 @torch.no_grad()
 def _read_layers(model: BertForQuestionAnswering, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """What S and E read after the embeddings and each layer, and the attention, of one window.
+    """Logits of S and E after the embeddings and each layer, and attention, of one window.
 
     Returns:
         ``(layers + 1, 2, L)`` and ``(layers, H, L, L)``, on the CPU.
@@ -169,7 +169,7 @@ def explain_checkpoint(
 
     Args:
         name: checkpoint folder or name.
-        top_k: answers that are wanted at least.
+        top_k: least number of answers to keep.
 
     Raises:
         UserError: the checkpoint or the question cannot be used.
@@ -194,13 +194,13 @@ def explain_checkpoint(
 
 
 def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:
-    """Of how many passes through the model ``progress`` is told."""
+    """Number of passes through the model that ``progress`` reports in all."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     return layers * heads + layers + 2 * steps
 
 
 def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> PackedBatch:
-    """One window, where the model is."""
+    """One window, on the model's device."""
     return collate(windows, torch.tensor([number])).to(next(model.parameters()).device)
 
 

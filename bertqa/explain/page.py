@@ -1,8 +1,7 @@
-"""What an answer was made of, as one page: HTML without libraries, network or need of scripts.
+"""The explanation of an answer as one HTML page, without libraries or network.
 
-Every picture stands with the formula that it shows and the code that computes it. The page,
-page.jinja, is whole as it is written; its script, page.js, adds the free choice of layer, head and
-token.
+Each picture has the formula that it shows and the code that computes it beside it. The page works
+without its script, page.js, which adds the choice of layer, head and token.
 """
 
 from pathlib import Path

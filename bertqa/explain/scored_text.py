@@ -87,7 +87,7 @@ class ScoredText:
         return self._candidates(spans, numbers, total.tolist() * len(numbers))
 
     def readings(self, answer: Candidate, layer_logits: Tensor) -> Iterator[LayerReading]:
-        """What S and E say after each layer, ``(layers + 1, 2, L)``."""
+        """Read the logits after each layer, ``(layers + 1, 2, L)``."""
         numbers = [answer.window] * len(layer_logits)
         starts, ends = layer_logits.unbind(dim=1)
         spans = self._search_each(starts.flatten(), ends.flatten(), numbers)

@@ -1,4 +1,4 @@
-"""What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
+"""The explanation of an answer as text for a terminal, with or without colours."""
 
 import os
 import re

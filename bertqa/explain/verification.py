@@ -131,7 +131,7 @@ def compare_checkpoint(
 
 
 def their_library() -> Any:
-    """transformers, which is no dependency of this package; quiet from here on.
+    """Import transformers, an optional dependency, and silence its log.
 
     Raises:
         UserError: it is not installed.
@@ -326,7 +326,7 @@ def our_pass(
 
 
 def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Values], Gradients]:
-    """The windows one by one, so that there is no padding for their loss to look at."""
+    """Run the windows one by one, so that no padding enters their loss."""
     sizes = list(batch.lengths)
     ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
     values: list[Values] = []

@@ -39,7 +39,7 @@ _POSITION_IDS = "bert.embeddings.position_ids"
 _INTEGERS = {"I64", "I32", "torch.int64", "torch.int32"}  # how position ids are stored
 
 # No weight of a BERT is beyond what half precision holds. A flipped bit makes one of 1e38, with
-# which the scores are no numbers any more.
+# which the scores become NaN.
 _LARGEST_WEIGHT = torch.finfo(torch.float16).max
 
 
@@ -51,9 +51,9 @@ class LoadReport:
         source: the file that was read.
         loaded: tensors that went into the model, by today's names in checkpoints.
         renamed: old spelling in the file -> today's spelling.
-        left_over: those that this model has no place for, by today's names.
+        left_over: those that this model does not have, by today's names.
         initialised: parameters of the model that the file lacks, drawn afresh.
-        unknown_config_keys: keys of config.json that nobody here understands.
+        unknown_config_keys: keys of config.json that this package does not know.
     """
 
     source: Path
@@ -169,7 +169,7 @@ def _build(
     unknown_keys: Sequence[str],
     require_head: bool,
 ) -> tuple[BertForQuestionAnswering, LoadReport]:
-    """The model of a config with these tensors, all of which must have their place."""
+    """The model of a config with these tensors; each must belong to it."""
     renamed = _rename(tensors, source)
     # The config may ask for millions of layers; the model is built once the file has their names.
     initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
@@ -212,10 +212,11 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
 
     A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
     with the same weights, a parametrisation or a replaced ``forward`` computes something else with
-    them. Hooks are no part of a checkpoint and may be there; so may the model be of a subclass.
+    them. Hooks are allowed, though a checkpoint does not hold them, and so is a subclass of the
+    whole model.
 
     Raises:
-        ValueError: the model is prepacked: its weights are no longer there as such.
+        ValueError: the model is prepacked: its weights no longer exist as such.
         UserError: the first module or weight that is not the one of bert.py.
     """
     if is_prepacked(model):
@@ -301,7 +302,7 @@ def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
 class _NothingDrawn(TorchFunctionMode):
     """Lets ``normal_`` and its like leave a tensor as it is.
 
-    Drawing on the meta device gives no number and costs seconds: torch imports its compiler to
+    Drawing on the meta device has no effect and costs seconds: torch imports its compiler to
     work out the shape.
     """
 
@@ -314,7 +315,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
-    """Give every tensor today's name, in place; what was renamed."""
+    """Give every tensor today's name, in place; return old name -> new name."""
     renamed = {name: new for name in tensors if (new := todays_name(name)) != name}
     for old, new in renamed.items():
         if new in tensors:
@@ -328,7 +329,7 @@ def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
 def _check_names(
     tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
-    """Every name has its place and every place its tensor; the names to draw afresh."""
+    """Check that names and tensors match one to one; return the names to draw afresh."""
     # As many as could be there, and some more: the config may ask for millions of layers.
     wanted = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
     for name in sorted(set(tensors) - wanted):
@@ -353,7 +354,7 @@ def _check_names(
 
 
 def _check_form(name: str, stored: StoredTensor, shape: torch.Size) -> None:
-    """The file says that a tensor is weights, and of the right shape."""
+    """Check dtype and shape of a tensor before it is read."""
     if stored.dtype not in FLOATS:
         raise UserError(
             f"{stored.file}: {name} is stored as {stored.dtype}, but weights are floating-point "
@@ -370,7 +371,7 @@ def _take(name: str, stored: StoredTensor) -> Tensor:
     """One tensor in float32, with numbers in it."""
     try:
         tensor = stored.read().float()
-    except (MemoryError, RuntimeError) as error:  # as torch says that there is no memory
+    except (MemoryError, RuntimeError) as error:  # how torch reports that memory ran out
         raise UserError(
             f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
         ) from error
@@ -381,7 +382,7 @@ def _take(name: str, stored: StoredTensor) -> Tensor:
 
 def _no_weights(tensor: Tensor) -> str:
     """What is wrong with the numbers of a parameter; "" for nothing."""
-    # One pass over the numbers; what is no number is the lowest and the highest of all.
+    # One pass over the numbers; NaN is both the lowest and the highest of all.
     low, high = torch.aminmax(tensor)
     if low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT:
         return ""
