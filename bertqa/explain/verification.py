@@ -242,19 +242,9 @@ def named_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def compare_weights(row: Row, ours: nn.Module, theirs: nn.Module, source: Path) -> None:
-    """What the two readings of the files gave.
-
-    Raises:
-        UserError: this transformers names its parameters in another way.
-    """
-    mine, expected = named_parameters(ours), named_parameters(theirs)
-    if set(mine) != set(expected):
-        names = ", ".join(sorted(set(mine) ^ set(expected))[:3])
-        raise UserError(
-            f"one of the two models has no {names}: this transformers builds another model of the "
-            "folder; take transformers 5"
-        )
-    for name, weight in mine.items():
+    """Compare the weights that the two sides read from the files."""
+    expected = named_parameters(theirs)
+    for name, weight in named_parameters(ours).items():
         row.see(weight, expected[name], f"{name} of {source}")
 
 

@@ -128,6 +128,10 @@ def test_links_are_followed(folder, tmp_path_factory):
         (folder / name).symlink_to(blobs / str(i))
     before = read_files(blobs)
     load(folder)
+    (folder / WEIGHTS).rename(folder / "a.safetensors")
+    weight_map = dict.fromkeys(load_file(blobs / "0"), "a.safetensors")
+    put(folder / INDEX, json.dumps({"weight_map": weight_map}))
+    load(folder)
     assert read_files(blobs) == before
 
 
