@@ -32,8 +32,9 @@ from bertqa.answering.decoding_file import read_decoding_file, write_decoding_fi
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.checkpoint import checkpoint_name, save_model
+from bertqa.model.checkpoint import save_model
 from bertqa.model.config import BertConfig
+from bertqa.model.names import checkpoint_name
 from bertqa.model.packing import PackedBatch
 from bertqa.settings import WindowSettings
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bertqa.answering.answerer import check_window_fits
-from bertqa.audit.findings import Audit, Cause, audit
+from bertqa.audit.causes import Cause
+from bertqa.audit.findings import Audit, audit
 from bertqa.audit.page import save_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
@@ -29,13 +30,13 @@ def check_data(
     report_file: Path | None = None,
     say: Callable[[str], object],
 ) -> bool:
-    """Tell the faults of the data, and write what is asked for.
+    """Report the faults of the data; write the report and the repaired copy if asked for.
 
     Args:
         model: whose tokenizer cuts the windows: checkpoint folder or name.
         repair_file: of the training data, repaired where that needs no guess.
         report_file: of all findings, .html or .json.
-        say: is told the faults of each part, and what was written.
+        say: called with the faults of each part, and with what was written.
 
     Returns:
         Whether ``bertqa train`` accepts the data, or its repaired copy where one is asked for.

@@ -3,21 +3,22 @@
     from bertqa.audit.findings import audit
     found = audit(read_examples(path), tokenizer)
 
-Training stops at the first fault. An audit goes on and finds them all, each under its cause:
-``RULES`` says what a cause means. Training refuses a data set for those in ``REFUSED``. For the
-others it goes on, with a label that does not give back the answer, or with two labels that
-contradict each other. The same question is the same but for case and blanks, the same answer one
-that the official rules of exact match accept.
+Training stops at the first fault. An audit goes on and finds them all, each under its cause.
+Training refuses a data set for the causes in ``REFUSED``. For the others it goes on, with a label
+that does not give back the answer, or with two labels that contradict each other. The same question
+is the same but for case and blanks, the same answer one that the official rules of exact match
+accept.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
 from bertqa.answering.metrics import normalize_answer
+from bertqa.audit.causes import REFUSED, Cause
 from bertqa.audit.repair import loose_occurrences, occurrences, stands
 from bertqa.data.labels import LabelledWindows, Outcome, label_text, make_labelled_windows
 from bertqa.data.squad import Example, check_examples
@@ -26,85 +27,6 @@ from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import WindowSet
 from bertqa.errors import shown
 from bertqa.settings import WindowSettings
-
-
-class Cause(str, Enum):
-    """What may be wrong with a question; see ``RULES``."""
-
-    UNREADABLE = "unreadable"
-    DUPLICATE_ID = "duplicate id"
-    EMPTY = "empty"
-    NO_GOLD = "no answers given"
-    UNEVEN = "uneven"
-    MISPLACED = "misplaced"
-    ABSENT = "absent"
-    UNANSWERABLE = "unanswerable"
-    LONG_QUESTION = "question too long"
-    BLANKS = "blanks"
-    COMBINING = "combining marks"
-    INVISIBLE = "invisible"
-    INSIDE_TOKEN = "inside a token"
-    NO_TOKENS = "no tokens"
-    CUT = "cut by a window"
-    QUESTION_CUT = "question cut"
-    CONFLICT = "conflicting answers"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a cause means, and what repair.py does about it, "" for nothing."""
-
-    meaning: str
-    repair: str = ""
-
-
-RULES = {
-    Cause.UNREADABLE: Rule("a value of the row is of the wrong kind, or contradicts another"),
-    Cause.DUPLICATE_ID: Rule(
-        "the id stands in an earlier row too",
-        "an exact repeat is left out, another question gets a new id",
-    ),
-    Cause.EMPTY: Rule(
-        "the question, the context or an answer is empty or blank",
-        "a blank answer beside others is left out",
-    ),
-    Cause.NO_GOLD: Rule("the gold is not given, not even that there is no answer"),
-    Cause.UNEVEN: Rule(
-        "there are more or fewer answer_starts than answers",
-        "starts are looked for, if each answer stands in the context just once",
-    ),
-    Cause.MISPLACED: Rule(
-        "the answer does not stand at its answer_start, but elsewhere in the context",
-        "moved, if it stands in the context just once, and not inside a token",
-    ),
-    Cause.ABSENT: Rule(
-        "the answer stands nowhere in the context",
-        "replaced by the context's own text, if that differs by case, blanks or Unicode form "
-        "alone and stands there just once",
-    ),
-    Cause.UNANSWERABLE: Rule("there is no answer, but --version_2_with_negative is not given"),
-    Cause.LONG_QUESTION: Rule("it has more tokens than a window has room for"),
-    Cause.BLANKS: Rule("the answer has blanks at its ends; the label is the rest", "stripped"),
-    Cause.COMBINING: Rule(
-        "the answer ends inside a grapheme cluster; the label takes it whole"
-    ),
-    Cause.INVISIBLE: Rule(
-        "the answer has characters without tokens at its ends; the label is the rest"
-    ),
-    Cause.INSIDE_TOKEN: Rule("the answer ends inside a token; the label takes it whole"),
-    Cause.NO_TOKENS: Rule("no token covers any of the answer; it is labelled [CLS]"),
-    Cause.CUT: Rule("no window holds the whole answer; it is labelled [CLS]"),
-    Cause.QUESTION_CUT: Rule("--max_query_length cuts it"),
-    Cause.CONFLICT: Rule("another row asks the same, and they have no answer in common"),
-}  # fmt: skip
-
-# For these training refuses a data set.
-REFUSED = frozenset(
-    {
-        Cause.UNREADABLE, Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN,
-        Cause.MISPLACED, Cause.ABSENT, Cause.UNANSWERABLE, Cause.LONG_QUESTION,
-    }
-)  # fmt: skip
 
 _OF_OUTCOMES = {
     Outcome.GRAPHEME: Cause.COMBINING,
@@ -120,9 +42,9 @@ class Finding:
     """One fault of one question.
 
     Attributes:
-        cause: which.
+        cause: kind of fault.
         row: of the data set, from 0.
-        id, question: whose.
+        id, question: those of the row.
         detail: what exactly is wrong.
         excerpt: the context around the answer; ``NOWHERE`` where the fault is not about one.
     """
@@ -145,7 +67,7 @@ class WindowFigures:
         split_questions: questions whose context takes several windows.
         most: windows of the question that has most.
         context_tokens: in all windows together.
-        repeated_tokens: of these, such as stand in the window before too.
+        repeated_tokens: those that the previous window has too.
         question_limit: most tokens of a question.
         longest_question: tokens of the longest, before it was cut.
         long_questions: how many pass the limit.
@@ -185,12 +107,8 @@ class WindowFigures:
 
     def quantile(self, share: float) -> int:
         """The length that this share of the windows does not pass."""
-        seen = 0
-        for length, count in enumerate(self.lengths):
-            seen += count
-            if seen >= share * self.count:
-                return length
-        return self.longest
+        seen = accumulate(self.lengths)
+        return next(length for length, n in enumerate(seen) if n >= share * self.count)
 
 
 @dataclass(frozen=True)
@@ -204,8 +122,8 @@ class Audit:
         examples, contexts, titles: questions, distinct contexts and titles.
         answers: gold answers of all questions.
         unanswerable: questions that have no answer.
-        scattered: questions whose gold answers stand at different positions.
-        exact: questions whose label gives back their answer.
+        scattered: questions with gold answers at different positions.
+        exact: questions whose label reproduces their answer.
         windows: how they are cut.
         findings: every fault, in the order of ``Cause``, then of rows.
     """
@@ -317,13 +235,12 @@ def _conflicts(examples: Sequence[Example]) -> Iterator[Finding]:
     for rows in asked.values():
         if len(rows) == 1:
             continue
-        # Of rows with the same answers one is enough to compare with.
-        kinds: dict[frozenset[str], int] = {}
         golds = [frozenset(map(normalize_answer, examples[row].answers or ())) for row in rows]
+        # Of rows with the same answers, the first is enough to compare with.
+        kinds = dict(zip(reversed(golds), reversed(rows), strict=True))
         for row, gold in zip(rows, golds, strict=True):
-            kinds.setdefault(gold, row)
-        for row, gold in zip(rows, golds, strict=True):
-            other = next((r for kind, r in kinds.items() if kind != gold and not kind & gold), None)
+            others = (r for kind, r in kinds.items() if kind != gold and not kind & gold)
+            other = min(others, default=None)
             if other is not None:
                 said, here = _first_answer(examples[other]), _first_answer(examples[row])
                 detail = f"here {here}; in row {other}, id {shown(examples[other].id)}, {said}"
@@ -336,7 +253,7 @@ def _first_answer(example: Example) -> str:
 
 
 def _around_first(example: Example) -> Excerpt:
-    """The context around the first answer, if it is where it says."""
+    """The context around the first answer, if that is at its answer_start."""
     if not example.answers or not _has_label(example):
         return NOWHERE
     start = example.answer_starts[0]
@@ -344,7 +261,7 @@ def _around_first(example: Example) -> Excerpt:
 
 
 def _has_label(example: Example) -> bool:
-    """Whether a label can be made: there is no answer, or the first is where it says."""
+    """Whether a label can be made: no answer, or the first is at its answer_start."""
     texts, starts = example.answers or (), example.answer_starts
     if len(texts) != len(starts):
         return False
@@ -410,7 +327,7 @@ def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[
 
 
 def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
-    """Where an answer stands that is not where it says."""
+    """Search the context for an answer that is not at its answer_start."""
     places = occurrences(context, text)
     if len(places) == 1:
         return Cause.MISPLACED, f"it stands at {places[0]} alone"
@@ -431,7 +348,7 @@ def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
 def _label_faults(
     examples: Sequence[Example], windows: LabelledWindows, settings: WindowSettings
 ) -> Iterator[Finding]:
-    """Labels that do not give back their answer; of blanks ``_answer_faults`` tells."""
+    """Labels that do not reproduce their answer; ``_answer_faults`` reports blanks."""
     labelled = windows.start_position > 0
     for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]

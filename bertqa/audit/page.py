@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bertqa.audit.findings import RULES, Audit, WindowFigures
+from bertqa.audit.causes import Cause
+from bertqa.audit.findings import Audit, WindowFigures
 from bertqa.audit.repair import Change
 from bertqa.audit.text import groups, holdings, verdict, windows
 from bertqa.data.text import NOWHERE
@@ -25,13 +26,13 @@ def save_page(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | N
 
 
 def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None) -> str:
-    """All that was found, every finding with its place, as an HTML document."""
+    """All findings with their context as an HTML document."""
     return render(
         "audit/page.jinja",
         title=f"Data audit: {audits[0].source}",
         audits=audits,
         changes=changes,
-        rules=RULES,
+        all_causes=list(Cause),
         nowhere=NOWHERE,
         groups=lambda audit: list(groups(audit)),
         holdings=holdings,

@@ -1,11 +1,11 @@
 """Repairing a data set: what can be put right without a guess, and the copy that holds it.
 
-    answer elsewhere       moved, if its text stands in the context just once
+    answer elsewhere       moved, if its text occurs in the context exactly once
     answer nowhere         replaced by the context's own text, if that differs by case, blanks or
-                           Unicode form alone and stands there just once
+                           Unicode form alone and occurs there exactly once
     blanks at its ends     stripped, the start moved along
     blank beside others    left out
-    starts missing         looked for, if every answer of the question stands in its text just once
+    starts missing         searched for, if every answer of the question occurs exactly once
     id twice               an exact repeat is left out, another question gets a new id
 
 An answer is moved only to where its label would give it back: "art" is not found in "party". All
@@ -13,6 +13,7 @@ else stays as it is, whatever is wrong with it.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from bertqa.data.squad import Example
 from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError, shown
-from bertqa.files import write_file
+from bertqa.files import write_text
 
 COPY_ENDINGS = (".json", ".jsonl")
 
@@ -58,22 +59,17 @@ class Repaired:
     changes: tuple[Change, ...]
 
 
-# --- where a text stands -------------------------------------------------------------------------
+# --- where a text occurs -------------------------------------------------------------------------
 
 
 def stands(context: str, text: str, start: int) -> bool:
-    """Whether a text stands at a place of a context; a negative place is none."""
+    """Whether a context has a text at ``start``; never for a negative start."""
     return start >= 0 and context.startswith(text, start)
 
 
 def occurrences(context: str, text: str) -> list[int]:
-    """Every place at which a text that is not empty stands, overlapping ones too."""
-    found = []
-    place = context.find(text)
-    while place >= 0:
-        found.append(place)
-        place = context.find(text, place + 1)
-    return found
+    """Every position at which a non-empty text occurs, overlapping ones too."""
+    return [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
 
 
 def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
@@ -115,7 +111,7 @@ class _Answer(NamedTuple):
     """A gold answer as it was and as it is to be, and what was done to it, "" for nothing.
 
     A new text of "" leaves it out; a start is None where there is none. ``is_sought`` says that
-    the new place was found by looking for the text.
+    the new start was found by searching for the text.
     """
 
     old_text: str
@@ -282,25 +278,16 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write examples so that ``read_examples`` gives them back, whole or not at all.
 
     ``.json`` is run_qa's flat form, one row a line, ``.jsonl`` the rows alone. Of a row that was
-    read from elsewhere, keys that an ``Example`` has no place for are not there any more.
+    read from another file, keys that an ``Example`` does not have are lost.
 
     Raises:
         UserError: another ending, or the file cannot be written.
     """
     if path.suffix not in COPY_ENDINGS:
         raise UserError(f"{path} must end in {' or '.join(COPY_ENDINGS)}: rename it")
-    begin, between, end = (
-        ('{"data": [\n', ",\n", "\n]}\n") if path.suffix == ".json" else ("", "\n", "\n")
-    )
-
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(begin)
-            for number, example in enumerate(examples):
-                file.write(between * (number > 0) + json.dumps(_row(example), ensure_ascii=False))
-            file.write(end)
-
-    write_file(path, write)
+    rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
+    whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
+    write_text(path, whole if path.suffix == ".json" else "\n".join(rows) + "\n")
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -6,22 +6,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bertqa.audit.findings import REFUSED, RULES, Audit, Cause, Finding
+from bertqa.audit.causes import REFUSED, Cause
+from bertqa.audit.findings import Audit, Finding
 from bertqa.audit.repair import Change
 from bertqa.data.text import Excerpt, shortened, visible
 from bertqa.errors import counted
 from bertqa.files import write_json
 
-_SHOWN = 5  # findings of each cause that a terminal is told
+_SHOWN = 5  # findings of each cause in a terminal
 
 
-def audit_text(audit: Audit, shown: int = _SHOWN) -> str:
+def audit_text(audit: Audit) -> str:
     """What was found, with the first few findings of each cause."""
     parts = [figures_text(audit), verdict(audit)]
     for title, causes in groups(audit):
-        rows = [(cause.value, audit.counts[cause], RULES[cause].meaning) for cause in causes]
+        rows = [(cause.value, audit.counts[cause], cause.meaning) for cause in causes]
         parts.append("\n".join([f"{title}:", *_aligned(rows)]))
-    parts += [_findings_text(cause, found, shown) for cause, found in audit.by_cause.items()]
+    parts += [_findings_text(cause, found) for cause, found in audit.by_cause.items()]
     return "\n\n".join(parts)
 
 
@@ -112,19 +113,19 @@ def changes_text(changes: Sequence[Change]) -> str:
     return "\n".join([f"repaired: {number}", *chain.from_iterable(blocks)])
 
 
-def _findings_text(cause: Cause, found: Sequence[Finding], shown: int) -> str:
+def _findings_text(cause: Cause, found: Sequence[Finding]) -> str:
     blocks = []
-    for finding in found[:shown]:
+    for finding in found[:_SHOWN]:
         around = _marked(finding.excerpt) or visible(shortened(finding.question))
         line = f"  row {finding.row}, {visible(shortened(finding.id))}: {visible(finding.detail)}"
         blocks.append([line, *[f"    {around}"] * bool(around)])
-    if len(found) > shown:
-        blocks.append([f"  and {len(found) - shown:,} more: --report FILE lists all"])
+    if len(found) > _SHOWN:
+        blocks.append([f"  and {len(found) - _SHOWN:,} more: --report FILE lists all"])
     return "\n".join([f"{cause.value}: {len(found):,}", *chain.from_iterable(blocks)])
 
 
 def _marked(around: Excerpt) -> str:
-    """An excerpt on one line, the marked piece between guillemets; "" for no place."""
+    """An excerpt on one line, the marked piece between guillemets; "" for ``NOWHERE``."""
     before, marked, after = (visible(t) for t in (around.before, around.marked, around.after))
     return f"{before}\u00bb{marked}\u00ab{after}" if before or marked or after else ""
 
@@ -148,8 +149,12 @@ def save_json(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | N
     """
     document: dict[str, Any] = {
         "rules": {
-            cause.value: asdict(rule) | {"refused": cause in REFUSED}
-            for cause, rule in RULES.items()
+            cause.value: {
+                "meaning": cause.meaning,
+                "repair": cause.repair,
+                "refused": cause in REFUSED,
+            }
+            for cause in Cause
         },
         "audits": [_entries(audit) for audit in audits],
     }

@@ -58,7 +58,7 @@ class Effect:
 
     @property
     def name(self) -> str:
-        """What was taken away."""
+        """Name of the part that was left out."""
         return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
 
 
@@ -67,8 +67,8 @@ class Ablation:
     """The figures of the whole model, and of it without each part.
 
     Attributes:
-        source: the questions, for the reader.
-        effects: the most needed first: by F1 lost, then by EM, then by what the loss gained.
+        source: description of the questions.
+        effects: sorted by F1 lost, then by EM lost, then by loss added, largest first.
     """
 
     source: str
@@ -76,7 +76,7 @@ class Ablation:
     effects: tuple[Effect, ...]
 
     def report(self, heads: int) -> str:
-        """All layers, then so many heads, the most needed first, as a table."""
+        """A table of all layers and of the ``heads`` most needed heads."""
         whole = self.whole
         layers = [effect for effect in self.effects if effect.head is None]
         of_heads = [effect for effect in self.effects if effect.head is not None]
@@ -142,14 +142,14 @@ def ablate(
     allow_bin: bool = False,
     say: Callable[[str], object],
 ) -> Ablation:
-    """Ask the questions of a file without each head and each layer, and keep what is lost.
+    """Measure the answers to a file's questions without each head and each layer.
 
     Args:
         model: checkpoint folder or name.
         figures_file, picture_file: JSON and SVG to write.
         how: see ``without``.
         max_samples: the first questions of the file.
-        say: is told how long it will take.
+        say: called with an estimate of the duration.
 
     Raises:
         UserError: the model or the questions cannot be used, or the files not be written.
@@ -201,5 +201,5 @@ def _measured(
 
 
 def ranked(effects: Sequence[Effect]) -> tuple[Effect, ...]:
-    """The most needed first."""
+    """Sort the effects, largest first; see ``Ablation``."""
     return tuple(sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added)))

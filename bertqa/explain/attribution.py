@@ -62,7 +62,7 @@ def integrated_gradients(
     steps: int = 64,
     progress: Progress | None = None,
 ) -> Attribution:
-    """What the start score of a token, S.T_place, is made of (Sundararajan et al. 2017).
+    """Attribute the start score of a token, S.T_place, to all tokens (Sundararajan et al. 2017).
 
     The embedded window x goes in a straight line from the embedded baseline x0 to x, and the
     gradient of the score is averaged over the way:
@@ -75,12 +75,12 @@ def integrated_gradients(
 
     Args:
         batch: one window, and ``baseline`` another of the same length.
-        place: of the token whose score it is.
-        of_end: the end score, E.T_place.
-        progress: is told after each part of the steps how many it had.
+        place: position of the token in the window.
+        of_end: attribute the end score, E.T_place, instead.
+        progress: called after each chunk of steps with their number.
 
     Raises:
-        UserError: not one window, windows of two lengths, or a place outside.
+        UserError: not one window, windows of two lengths, or a position outside the window.
     """
     _check(batch, place)
     if baseline.lengths != batch.lengths:
@@ -133,17 +133,17 @@ def head_effects(
     end: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """How much log-likelihood the span from ``start`` to ``end`` loses when each head is masked.
+    """Log-likelihood that the span ``start`` to ``end`` loses when each head is masked.
 
     Args:
         batch: one window.
-        progress: is told of each pass: one for a head.
+        progress: called after each pass, one for each head.
 
     Returns:
         ``(layers, H)``: positive where the span needs the head.
 
     Raises:
-        UserError: not one window, or a place outside.
+        UserError: not one window, or a position outside the window.
     """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     parts = [intervene(model, mask_heads=[(i, j)]) for i in range(layers) for j in range(heads)]
@@ -157,7 +157,7 @@ def layer_effects(
     end: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The same when each layer is skipped, ``(layers,)``."""
+    """Log-likelihood that the span loses when each layer is skipped, ``(layers,)``."""
     parts = [intervene(model, skip_layers=[i]) for i in range(model.config.num_hidden_layers)]
     return intervention_effects(model, batch, start, end, parts, progress)
 
@@ -171,7 +171,7 @@ def intervention_effects(
     interventions: Iterable[AbstractContextManager[None]],
     progress: Progress | None = None,
 ) -> Tensor:
-    """The same in each of some interventions: how much the span's loss grows."""
+    """Loss of the span in each intervention, minus that of the unchanged model."""
     _check(batch, start, end)
     model.eval()
     places = torch.tensor([[start], [end]], device=batch.input_ids.device)

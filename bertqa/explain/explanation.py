@@ -1,4 +1,4 @@
-"""An answer and all that it was made of, as numbers: what explain.py finds and the pages show.
+"""The explanation of an answer as data: explainer.py computes it, the pages show it.
 
 L  tokens of the window      H  attention heads
 """
@@ -24,9 +24,9 @@ class Candidate:
     """A span that competed, or "no answer".
 
     Attributes:
-        answer: its text, place in the context, two scores, and probability.
-        window: in which window it stands, from 0.
-        first, last: its tokens, as places in that window; both 0 for "no answer", which is [CLS].
+        answer: its text, offsets in the context, two scores, and probability.
+        window: index of its window, from 0.
+        first, last: its first and last token in that window; both 0, [CLS], for "no answer".
     """
 
     answer: Answer
@@ -49,7 +49,7 @@ def answer_text(candidate: Candidate | None) -> str:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """What S and E say of the tokens as they are after one layer.
+    """The scores of S and E for the hidden states after one layer.
 
     Attributes:
         best: the best span by these scores, its probability among the spans of the window; None
@@ -71,9 +71,9 @@ class SpanMatrix:
     """The scores of all spans around the answer: a row for each start, a column for each end.
 
     Attributes:
-        starts, ends: places in the window.
-        scores: ``(starts, ends)``, S.T_i + E.T_j; -inf where that is no span, since it ends before
-            it starts or has more tokens than the decoder allows.
+        starts, ends: positions in the window.
+        scores: ``(starts, ends)``, S.T_i + E.T_j; -inf where the span would end before it starts
+            or have more tokens than the decoder allows.
     """
 
     starts: range
@@ -83,12 +83,11 @@ class SpanMatrix:
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of the context as it is shown: a word piece, or what stands between two.
+    """A piece of the context as it is shown: a word piece, or the text between two.
 
     Attributes:
         text: of the context.
-        places: the tokens of the window that it is; of an accent or an emoji there may be several,
-            of a blank there are none.
+        places: its tokens in the window; several for an accent or an emoji, none for a blank.
     """
 
     text: str
@@ -97,14 +96,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inside:
-    """What went on inside of the model, in the window of the answer.
+    """What the model computed on the window of the answer.
 
     Attributes:
-        attentions: ``(layers, H, L, L)``, from the token that looks to the one looked at.
+        attentions: ``(layers, H, L, L)``, from the query token to the key token.
         head_effects: ``(layers, H)``, how much log-likelihood the answer loses without a head.
         layer_effects: ``(layers,)``, the same for a layer that is skipped.
         start_parts, end_parts: what each token adds to S.T_start and to E.T_end of the answer.
-        replacement: the word piece that stands for every word in the attributions' baseline.
+        replacement: the word piece that replaces every word in the attributions' baseline.
         steps: of the attributions' integral.
     """
 
@@ -136,11 +135,11 @@ class Inside:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One answer and what it was made of; places are those of the explained window.
+    """One answer and what it was made of; positions are those of the explained window.
 
     Attributes:
         question, context: what was asked.
-        model_name: for the reader.
+        model_name: name to display.
         answered_in: the precision of ``prediction`` and ``candidates``; all else is in float32.
         decoding: how spans became answers.
         prediction: the answer as ``bertqa infer`` gives it.
@@ -152,8 +151,8 @@ class Explanation:
         offsets: for each the slice of the context it covers, None outside the context.
         layer_logits: ``(layers + 1, 2, L)``, S.T_i and E.T_i, read after the embeddings and each
             layer.
-        layers: what S and E say after the embeddings and after each layer.
-        inside: what the heads and layers did, and what each token adds.
+        layers: the scores of S and E after the embeddings and after each layer.
+        inside: effects of heads and layers, and what each token adds.
     """
 
     question: str

@@ -53,7 +53,7 @@ def attention_names(model: BertForQuestionAnswering) -> list[str]:
 def logit_lens(
     model: BertForQuestionAnswering, hidden_states: Iterable[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """What S and E say of each of the hidden states ``(T, D)``: start and end logits, ``(T,)``.
+    """Apply S and E to each of the hidden states ``(T, D)``: start and end logits, ``(T,)``.
 
     The head has learned to read those after the last layer only.
     """
@@ -109,10 +109,9 @@ class Recording(Mapping[str, Any]):
     for each window, of the layer's ``dropout`` ``(T, D)`` after attention and after the
     feed-forward part.
 
-    Modules that have not been called yet are not in it. A pass that fails leaves it as it is. What
-    a thread calls by itself, such as a single layer, takes its place in that thread's last pass.
-    Where several threads work, which pass completes last is chance, and it changes until they are
-    done: read it then.
+    Modules that have not been called yet are not in it. A pass that fails leaves it as it is. A
+    single layer that a thread calls by itself replaces its output in the thread's last pass. Where
+    several threads work, which pass completes last is chance: read the recording when all are done.
     """
 
     def __init__(self) -> None:
@@ -216,7 +215,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 class Patch(NamedTuple):
-    """What some tokens get in place of a module's output.
+    """States that replace a module's output for some tokens.
 
     Attributes:
         tokens: ``(k,)`` int64, positions in the batch.
@@ -256,15 +255,15 @@ def intervene(
 
     Args:
         mask_heads: heads whose output is zeros.
-        mean_heads: heads whose output is, for every token, its mean over the window: they still
-            say what is in the window but no longer where.
-        skip_layers: layers whose output is their input. They are computed none the less.
+        mean_heads: heads whose output is, for every token, its mean over the window: they keep
+            what is in the window but not where.
+        skip_layers: layers whose output is replaced by their input; they are still computed.
         patch: name of a module with an output of each token ``(T, D)``, such as "layers.2" ->
-            the states that some tokens get in its place.
-        embeddings: ``(T, D)`` in place of what ``embeddings`` makes of the ids.
+            the states that replace it for some tokens.
+        embeddings: ``(T, D)``, replaces the output of ``embeddings``.
 
     Raises:
-        UserError: a layer, head, module or token that is not there, a head that is both to be
+        UserError: a layer, head, module or token that does not exist, a head that is both to be
             masked and averaged, or, in the forward pass, states or embeddings of another shape.
     """
     masked, averaged = ({(i, j) for i, j in heads} for heads in (mask_heads, mean_heads))
@@ -315,7 +314,7 @@ def _changing_heads(
 
 
 def _embedding(embeddings: Tensor, args: Any, output: Tensor) -> Tensor:
-    """Others in place of what ``embeddings`` gives."""
+    """Replace the output of ``embeddings``."""
     if embeddings.shape != output.shape:
         raise UserError(
             f"what replaces 'embeddings' must have the shape {tuple(output.shape)}, a row for "
@@ -325,7 +324,7 @@ def _embedding(embeddings: Tensor, args: Any, output: Tensor) -> Tensor:
 
 
 def _patching(name: str, patch: Patch, args: Any, output: Tensor) -> Tensor:
-    """What the module ``name`` gives, with the states of the patch in it."""
+    """Put the states of the patch into the output of the module ``name``."""
     tokens, states = patch
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(output):
         raise UserError(
@@ -347,20 +346,17 @@ def _check(
     skip_layers: set[int],
     patch: Mapping[str, Patch],
 ) -> None:
-    """Refuse what the model has no place for."""
+    """Refuse layers, heads and modules that the model does not have."""
     layers, heads = len(model.layers), model.config.num_attention_heads
     for layer in skip_layers | {layer for layer, _ in mask_heads | mean_heads}:
         if not 0 <= layer < layers:
             raise UserError(f"layer {layer} is not there: name one of layers 0 to {layers - 1}")
     for layer, head in mask_heads | mean_heads:
+        name = f"head {head} of layer {layer}"
         if not 0 <= head < heads:
-            raise UserError(
-                f"head {head} of layer {layer} is not there: name one of heads 0 to {heads - 1}"
-            )
-    for layer, head in mask_heads & mean_heads:
-        raise UserError(
-            f"head {head} of layer {layer} is both in mask_heads and in mean_heads: drop one"
-        )
+            raise UserError(f"{name} is not there: name one of heads 0 to {heads - 1}")
+        if (layer, head) in mask_heads & mean_heads:
+            raise UserError(f"{name} is both in mask_heads and in mean_heads: drop one")
     for name in patch:
         _module(model, name)
         if name in ("", "head") or _REPEATED.fullmatch(name):

@@ -1,5 +1,5 @@
-// The page of an answer comes alive: any layer, any head, any token. Without this script it shows
-// the same pictures of one layer and one head.
+// Choose any layer, head and token on the page of an answer. Without this script the page shows the
+// same pictures of one layer and one head.
 "use strict";
 
 (() => {
@@ -14,7 +14,7 @@
   const listen = (selector, type, listener) =>
     document.querySelectorAll(selector).forEach((node) => node.addEventListener(type, () => listener(node)));
   const names = data.tokens;
-  // A name in a sentence does not turn round what stands beside it.
+  // A name in a sentence does not change the direction of the text beside it.
   const isolated = (text) => `\u2068${text}\u2069`;
   const length = names.length;
 
@@ -22,7 +22,7 @@
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
-  // A byte b stands for the probability (b / 255)^2.
+  // A byte b represents the probability (b / 255)^2.
   const meaning = Float32Array.from({ length: 256 }, (_, b) => (b / 255) ** 2);
 
   async function inflated(text) {
@@ -70,7 +70,7 @@
   let chosen = presets.question;
   let said = "the question";
   let square = null; // (L, L) bytes of the head that is shown
-  let at = presets.question[0]; // the token that the keyboard stands on
+  let at = presets.question[0]; // the token with the keyboard's focus
   let asked = 0;
 
   // Where the chosen tokens look, on average, and how much of each token's look goes to them.
@@ -151,11 +151,11 @@
     showAttention();
   }
 
-  function standOn(i, moveFocus) {
+  function standOn(i) {
     attentionTokens[at].tabIndex = -1;
     at = i;
     attentionTokens[at].tabIndex = 0;
-    if (moveFocus) attentionTokens[at].focus();
+    attentionTokens[at].focus();
     choose([i], `“${isolated(names[i])}”`);
   }
 
@@ -186,7 +186,7 @@
     };
     if (!(event.key in goals) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    standOn(Math.max(0, Math.min(length - 1, goals[event.key]())), true);
+    standOn(Math.max(0, Math.min(length - 1, goals[event.key]())));
   }
 
   function setHead(layer, head) {
@@ -208,7 +208,7 @@
     list.addEventListener("keydown", onKey);
     list.addEventListener("click", (event) => {
       const i = attentionTokens.indexOf(event.target.closest(".t"));
-      if (i >= 0) standOn(i, true);
+      if (i >= 0) standOn(i);
     });
     listen("#attention-layer, #attention-head", "change", showHead);
     listen("input[name=attention-way], #attention-words", "change", showAttention);

@@ -29,9 +29,9 @@ class Mark(NamedTuple):
     """How a token is shown.
 
     Attributes:
-        title: what is said of it where one points at it.
+        title: its tooltip.
         shades: custom properties of page.css, from 0 to 1.
-        is_minus: whether it stands for a number below 0.
+        is_minus: whether its number is negative.
     """
 
     title: str
@@ -161,7 +161,7 @@ def _window_spans(e: Explanation) -> list[Candidate]:
 
 
 def _matrix(e: Explanation) -> dict[str, Any] | None:
-    """Tokens of rows and columns; of each cell score, shade, why it is no span, is it chosen."""
+    """Tokens of rows and columns; of each cell score, shade, why it is not a span, is it chosen."""
     matrix = e.span_matrix()
     if matrix is None:
         return None
@@ -305,7 +305,7 @@ def _base64(data: bytes) -> str:
 
 
 def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
-    """What page.js reads: numbers, and the names of the tokens; other texts stand in the page."""
+    """What page.js reads: numbers and the names of the tokens; the page has all other texts."""
     parts = {"start": e.inside.start_parts.tokens, "end": e.inside.end_parts.tokens}
     return {
         "tokens": [clean(token) for token in e.tokens],

@@ -1,6 +1,6 @@
-"""Where the functions and classes stand that compute the pictures of an answer's page.
+"""The functions and classes that compute the pictures of an answer's page, and their lines.
 
-That is looked up in the source when the page is written, so no number goes stale.
+They are looked up when the page is written, so line numbers never go stale.
 """
 
 import inspect
@@ -49,7 +49,7 @@ class Source:
 
 
 def source_of(named: Any) -> Source:
-    """Where a function or class stands in the code."""
+    """Look up the file and the lines of a function or class."""
     lines, first = inspect.getsourcelines(named)
     path = Path(inspect.getsourcefile(inspect.unwrap(named)) or "").resolve()
     shown = dedent("".join(lines)).splitlines()

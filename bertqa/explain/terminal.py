@@ -1,4 +1,4 @@
-"""What an answer was made of, in a terminal: coloured where it is one, plain elsewhere."""
+"""The explanation of an answer as text for a terminal, with or without colours."""
 
 import os
 import re
@@ -39,31 +39,26 @@ def render(
         top_k: answers that are wanted; some are shown in any case.
         colour: with escape sequences.
     """
-    paint = _Paint(colour)
     parts = [
-        _answer(explanation, paint),
-        _context(explanation, paint, width),
-        _candidates(explanation, paint, max(top_k, _SHOWN)),
-        _layers(explanation, paint),
-        _heads(explanation, paint),
-        _parts(explanation, paint),
+        _answer(explanation),
+        _context(explanation, width),
+        _candidates(explanation, max(top_k, _SHOWN)),
+        _layers(explanation),
+        _heads(explanation),
+        _parts(explanation),
     ]
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    return text if colour else _ESCAPE.sub("", text)  # escapes of the user's are visible text
 
 
-class _Paint:
-    """Colours, where they are wanted."""
+def _paint(style: str, text: str) -> str:
+    return f"{style}{text}{_RESET}"
 
-    def __init__(self, colour: bool) -> None:
-        self._colour = colour
 
-    def __call__(self, style: str, text: str) -> str:
-        return f"{style}{text}{_RESET}" if self._colour else text
-
-    def heat(self, probability: float, text: str) -> str:
-        """A piece of text, the stronger the more likely it is."""
-        step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
-        return self(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
+def _heat(probability: float, text: str) -> str:
+    """Colour a piece of text, the stronger the more likely it is."""
+    step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
+    return _paint(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
 
 
 def shown(candidate: Candidate | None) -> str:
@@ -71,12 +66,12 @@ def shown(candidate: Candidate | None) -> str:
     return visible(answer_text(candidate))
 
 
-def _answer(e: Explanation, paint: _Paint) -> list[str]:
+def _answer(e: Explanation) -> list[str]:
     answer = e.answer.answer
     other = "" if e.is_in_fp32 else f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
     lines = [
-        paint(_BOLD, on_one_line(e.question)),
-        f"{paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
+        _paint(_BOLD, on_one_line(e.question)),
+        f"{_paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "
         f"characters {answer.start}-{answer.end}",
         f"S.T {answer.start_logit:+.3f}  E.T {answer.end_logit:+.3f}  sum {answer.score:+.3f}"
         f"{other}",
@@ -96,11 +91,11 @@ def _in_fp32(e: Explanation) -> str:
     return "" if e.is_in_fp32 else " (in fp32)"
 
 
-def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
+def _context(e: Explanation, width: int) -> list[str]:
     """The text around the answer, its words by P_start and P_end, the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
     kind = "" if e.is_in_fp32 else ", in fp32"
-    title = paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
+    title = _paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
     heat = e.probabilities.mean(dim=0)
     span = e.answer.tokens
     cells, text, closing = _around(e)
@@ -111,7 +106,7 @@ def _context(e: Explanation, paint: _Paint, width: int) -> list[str]:
         inside = set(span) & set(cell.places)
         piece, probability = shortened(on_one_line(cell.text)), float(heat[list(cell.places)].sum())
         text += "[" if inside and span[0] in cell.places else ""
-        text += paint(_ANSWER, piece) if inside else paint.heat(probability, piece)
+        text += _paint(_ANSWER, piece) if inside else _heat(probability, piece)
         text += "]" if inside and span[-1] in cell.places else ""
     return [title, *_wrapped((text + closing).split(), width)]
 
@@ -141,22 +136,22 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _candidates(e: Explanation, paint: _Paint, most: int) -> list[str]:
+def _candidates(e: Explanation, most: int) -> list[str]:
     kind = "" if e.is_in_fp32 else f" (in {e.answered_in})"
-    lines = [paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer" + kind)]
+    lines = [_paint(_HEADING, "    S.T_i    E.T_j      sum  probability  answer" + kind)]
     for number, candidate in enumerate(e.candidates[: max(most, e.chosen + 1)]):
         answer = candidate.answer
         row = (
             f"{answer.start_logit:+9.3f}{answer.end_logit:+9.3f}{answer.score:+9.3f}"
             f"{answer.probability:13.4f}  {shown(candidate)}"
         )
-        lines.append(paint(_BOLD, f"{row}  <-") if number == e.chosen else row)
+        lines.append(_paint(_BOLD, f"{row}  <-") if number == e.chosen else row)
     return lines
 
 
-def _layers(e: Explanation, paint: _Paint) -> list[str]:
+def _layers(e: Explanation) -> list[str]:
     heading = "layer  P_start  P_end  best span that S and E read there"
-    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for number, layer in enumerate(e.layers):
         text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
         name = f"{number - 1:5}" if number else "embed"
@@ -167,20 +162,20 @@ def _layers(e: Explanation, paint: _Paint) -> list[str]:
     return lines
 
 
-def _heads(e: Explanation, paint: _Paint) -> list[str]:
+def _heads(e: Explanation) -> list[str]:
     """The heads that the answer needs most; the loss is its minus log-likelihood."""
     heading = "loss without a head, minus loss: the most needed"
-    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for layer, head, effect in e.inside.most_needed(_SHOWN):
         lines.append(f"{effect:+9.4f}  layer {layer}, head {head}")
     return lines
 
 
-def _parts(e: Explanation, paint: _Paint) -> list[str]:
+def _parts(e: Explanation) -> list[str]:
     """The tokens that add most to the answer's score."""
     gap = e.inside.start_parts.gap + e.inside.end_parts.gap
     heading = f"part of the score (integrated gradients; gap {gap:+.4f})"
-    lines = [paint(_HEADING, heading + _in_fp32(e))]
+    lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for place in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
         part = e.part_of(place)
         lines.append(

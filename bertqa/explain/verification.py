@@ -8,7 +8,6 @@ L  tokens of a window      H  attention heads
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.windows import WindowSet, make_windows
 from bertqa.errors import UserError, counted, reason
+from bertqa.explain.comparison import Comparison, Row, largest
 from bertqa.explain.hooks import attention_names, hidden_state_names, record
 from bertqa.model.bert import BertForQuestionAnswering, Implementation, window_losses
-from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.hub import find_folder
+from bertqa.model.names import checkpoint_name
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
@@ -64,94 +64,6 @@ SAMPLES = (
     Example("visitors", "How long is the crossing?", _TEXTS[2]),
     Example("short", "What did the lamp burn?", "Its lamp burned rapeseed oil."),
 )
-
-
-# --- the result ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Row:
-    """How far apart the two sides are in one quantity.
-
-    Attributes:
-        bound: what ``largest`` may reach.
-        largest: the largest difference, as a share of the largest magnitude of the tensor. A number
-            near zero is a sum of large ones, and its rounding is theirs, so it is not measured by
-            its own magnitude. Of token ids and answers it is the number of questions that differ.
-        first: where the bound was passed first, by the order of computation; "" for nowhere.
-        order: of ``first``.
-    """
-
-    quantity: str
-    bound: float
-    largest: float = 0.0
-    first: str = ""
-    order: float = math.inf
-
-    def see(
-        self, ours: Tensor, theirs: Tensor, where: str, order: int = -1, magnitude: float = 0.0
-    ) -> None:
-        """Take two tensors of one shape into account.
-
-        Args:
-            order: of ``where`` in the computation; -1 is before any forward pass.
-            magnitude: what the difference is measured by; 0 takes the largest of ``theirs``.
-        """
-        difference = largest(ours - theirs)
-        if difference:
-            scale = magnitude or largest(theirs)
-            share = difference / scale if 0 < scale < math.inf else math.inf
-            self.note(share, where, order)
-
-    def note(self, difference: float, where: str, order: int = -1) -> None:
-        """Take a difference into account."""
-        self.largest = max(self.largest, difference)
-        if difference > self.bound and order < self.order:
-            self.first, self.order = where, order
-
-
-def largest(values: Tensor) -> float:
-    """The largest absolute value; infinite where one is not a number."""
-    found = float(values.detach().abs().max())
-    return math.inf if math.isnan(found) else found
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was compared, a line for each fact, and a row for each quantity."""
-
-    facts: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether every quantity is within its bound."""
-        return not any(row.first for row in self.rows)
-
-    @property
-    def verdict(self) -> str:
-        """One sentence, with the place that differs first."""
-        wrong = [row for row in self.rows if row.first]
-        if not wrong:
-            return f"equal: all {len(self.rows)} quantities are within their bounds"
-        names = ", ".join(row.quantity for row in wrong)
-        first = min(wrong, key=lambda row: row.order)
-        return f"NOT equal in {names}; first: {first.quantity}, {first.first}"
-
-    def report(self) -> str:
-        """Facts, table and verdict, in Markdown that is aligned for a terminal."""
-        cells = [["quantity", "largest difference", "bound", "result", "differs first at"]]
-        for row in self.rows:
-            figures = [f"{row.largest:.2g}", f"{row.bound:.2g}"]
-            cells.append([row.quantity, *figures, "DIFFERS" if row.first else "ok", row.first])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        cells.insert(1, ["-" * width for width in widths])
-        table = (
-            " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            for row in cells
-        )
-        facts = "\n".join(f"- {fact}" for fact in self.facts)
-        return "\n\n".join([facts, "\n".join(f"| {row} |" for row in table), self.verdict]) + "\n"
 
 
 # --- the two sides -------------------------------------------------------------------------------
@@ -222,7 +134,7 @@ def compare_checkpoint(
 
 
 def their_library() -> Any:
-    """transformers, which is no dependency of this package; quiet from here on.
+    """Import transformers, an optional dependency, and silence its log.
 
     Raises:
         UserError: it is not installed.
@@ -333,19 +245,9 @@ def named_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def compare_weights(row: Row, ours: nn.Module, theirs: nn.Module, source: Path) -> None:
-    """What the two readings of the files gave.
-
-    Raises:
-        UserError: this transformers names its parameters in another way.
-    """
-    mine, expected = named_parameters(ours), named_parameters(theirs)
-    if set(mine) != set(expected):
-        names = ", ".join(sorted(set(mine) ^ set(expected))[:3])
-        raise UserError(
-            f"one of the two models has no {names}: this transformers builds another model of the "
-            "folder; take transformers 5"
-        )
-    for name, weight in mine.items():
+    """Compare the weights that the two sides read from the files."""
+    expected = named_parameters(theirs)
+    for name, weight in named_parameters(ours).items():
         row.see(weight, expected[name], f"{name} of {source}")
 
 
@@ -417,7 +319,7 @@ def our_pass(
 
 
 def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Values], Gradients]:
-    """The windows one by one, so that there is no padding for their loss to look at."""
+    """Run the windows one by one, so that no padding enters their loss."""
     sizes = list(batch.lengths)
     ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
     values: list[Values] = []

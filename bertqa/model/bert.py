@@ -12,7 +12,7 @@ one window. So there is no attention mask, and this file is the paper's mathemat
 4.2; the layer is that of Vaswani et al., "Attention Is All You Need", 2017, with the norm after the
 residual sum.
 
-Every module here is called, so PyTorch's hooks fire, and a module put in its place takes effect.
+Every module here is called, so PyTorch's hooks fire, and a module that replaces it takes effect.
 kernels.py fuses only what has neither. explain/hooks.py records what the modules give, and changes
 it.
 """
@@ -124,7 +124,7 @@ class SelfAttention(nn.Module):
         return torch.cat(attn_outputs)
 
     def _may_fuse(self) -> bool:
-        """Whether nobody would notice that ``probabilities`` and ``dropout`` are not called."""
+        """Whether it has no effect that ``probabilities`` and ``dropout`` are not called."""
         return (
             self.implementation == "fused"
             and kernels.is_plain(self.probabilities, AttentionProbabilities)
@@ -236,7 +236,7 @@ class BertForQuestionAnswering(nn.Module):
                 module.implementation = implementation
 
     def set_dropout(self, rate: float) -> None:
-        """Take one rate for all dropout in place of the checkpoint's two; what is saved has it."""
+        """Set one rate for all dropout, instead of the checkpoint's two; it is saved as well."""
         self.config = replace(
             self.config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )

@@ -1,21 +1,20 @@
 """A checkpoint folder <-> a model, in the format that all BERT files in the world have.
 
-The table below is the Rosetta stone between the names of bert.py and those of the files; it is
-used both ways. Loading is strict: a tensor that is missing, unknown or of another shape is an
-error that names it, and the report says what became of every tensor in the file.
+Loading is strict: a tensor that is missing, unknown or of another shape is an error that names it,
+and the report says what became of every tensor in the file.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError, printable, reason, shown
@@ -30,25 +29,9 @@ from bertqa.files import (
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
-from bertqa.model.kernels import Prepacked
+from bertqa.model.cpu_inference import is_prepacked
+from bertqa.model.names import checkpoint_name, checkpoint_names, todays_name
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
-
-# Ours and theirs, module by module; "{}" is the number of the layer.
-NAMES = {
-    "embeddings.word": "bert.embeddings.word_embeddings",
-    "embeddings.position": "bert.embeddings.position_embeddings",
-    "embeddings.token_type": "bert.embeddings.token_type_embeddings",
-    "embeddings.norm": "bert.embeddings.LayerNorm",
-    "layers.{}.attention.query": "bert.encoder.layer.{}.attention.self.query",
-    "layers.{}.attention.key": "bert.encoder.layer.{}.attention.self.key",
-    "layers.{}.attention.value": "bert.encoder.layer.{}.attention.self.value",
-    "layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
-    "layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
-    "layers.{}.feed_forward.up": "bert.encoder.layer.{}.intermediate.dense",
-    "layers.{}.feed_forward.down": "bert.encoder.layer.{}.output.dense",
-    "layers.{}.feed_forward_norm": "bert.encoder.layer.{}.output.LayerNorm",
-    "head": "qa_outputs",  # row 0 is S, row 1 is E
-}
 
 # Parts of other BERT models: this one has no use for them, and the report names them.
 _LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
@@ -56,7 +39,7 @@ _POSITION_IDS = "bert.embeddings.position_ids"
 _INTEGERS = {"I64", "I32", "torch.int64", "torch.int32"}  # how position ids are stored
 
 # No weight of a BERT is beyond what half precision holds. A flipped bit makes one of 1e38, with
-# which the scores are no numbers any more.
+# which the scores become NaN.
 _LARGEST_WEIGHT = torch.finfo(torch.float16).max
 
 
@@ -68,9 +51,9 @@ class LoadReport:
         source: the file that was read.
         loaded: tensors that went into the model, by today's names in checkpoints.
         renamed: old spelling in the file -> today's spelling.
-        left_over: those that this model has no place for, by today's names.
+        left_over: those that this model does not have, by today's names.
         initialised: parameters of the model that the file lacks, drawn afresh.
-        unknown_config_keys: keys of config.json that nobody here understands.
+        unknown_config_keys: keys of config.json that this package does not know.
     """
 
     source: Path
@@ -94,15 +77,6 @@ class LoadReport:
             if names:
                 lines.append(f"  {title}: {', '.join(map(printable, names))}")
         return "\n".join(lines)
-
-
-def checkpoint_name(name: str) -> str:
-    """The name in a checkpoint file of a parameter of ``BertForQuestionAnswering``."""
-    module, _, leaf = name.rpartition(".")
-    parts = module.split(".")
-    if parts[0] == "layers":
-        return f"{NAMES['.'.join(['layers', '{}', *parts[2:]])].format(parts[1])}.{leaf}"
-    return f"{NAMES[module]}.{leaf}"
 
 
 def load_checkpoint(
@@ -195,7 +169,7 @@ def _build(
     unknown_keys: Sequence[str],
     require_head: bool,
 ) -> tuple[BertForQuestionAnswering, LoadReport]:
-    """The model of a config with these tensors, all of which must have their place."""
+    """The model of a config with these tensors; each must belong to it."""
     renamed = _rename(tensors, source)
     # The config may ask for millions of layers; the model is built once the file has their names.
     initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
@@ -238,13 +212,14 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
 
     A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
     with the same weights, a parametrisation or a replaced ``forward`` computes something else with
-    them. Hooks are no part of a checkpoint and may be there; so may the model be of a subclass.
+    them. Hooks are allowed, though a checkpoint does not hold them, and so is a subclass of the
+    whole model.
 
     Raises:
-        ValueError: the model is prepacked: its weights are no longer there as such.
+        ValueError: the model is prepacked: its weights no longer exist as such.
         UserError: the first module or weight that is not the one of bert.py.
     """
-    if any(isinstance(module, Prepacked) for module in model.modules()):
+    if is_prepacked(model):
         raise ValueError("a prepacked model cannot be saved: load it without prepacking")
     for name, module in model.named_modules():
         if "forward" in vars(module):
@@ -253,29 +228,22 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
                 "replaced, which a checkpoint cannot hold: remove the replacement (del "
                 "module.forward)"
             )
-    plain, found = _shapes_of(model.config), dict(model.named_modules(remove_duplicate=False))
-    for name, module in plain.named_modules():
-        if name and type(found.get(name)) is not type(module):
-            got, wanted = (type(each).__name__ for each in (found.get(name), module))
+    wanted, found = _anatomy(_shapes_of(model.config)), _anatomy(model)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            parts = wanted.get(name, "nothing"), found.get(name, "nothing")
+            should, got = (getattr(part, "__name__", part) for part in parts)
             raise UserError(
-                f"the model cannot be saved: {name} must be a {wanted}, got {got}, which a "
-                f"checkpoint cannot hold: merge its weights into a {wanted} and put that there"
+                f"the model cannot be saved: {name} must be {should} by its config, got {got}, "
+                "which a checkpoint cannot hold: merge its weights into the modules of bert.py"
             )
-    shapes, own = (
-        {name: tuple(parameter.shape) for name, parameter in each.named_parameters()}
-        for each in (plain, model)
-    )
-    for name, shape in shapes.items():
-        if own.get(name) != shape:
-            raise UserError(
-                f"the model cannot be saved: {name} must have the shape {shape} by its config, got "
-                f"{own.get(name, 'no such weight')}: correct one of the two"
-            )
-    for name in sorted(own.keys() - shapes.keys()):
-        raise UserError(
-            f"the model cannot be saved: a checkpoint has no place for {name}: merge it into the "
-            "other weights, or remove it"
-        )
+
+
+def _anatomy(model: nn.Module) -> dict[str, object]:
+    """The type of each module of a model, and the shape of each parameter."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return {name: type(module) for name, module in modules.items() if name} | shapes
 
 
 def save_model(
@@ -325,14 +293,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 # --- names and shapes ----------------------------------------------------------------------------
 
 
-def _today(name: str) -> str:
-    """Today's spelling of a name: TensorFlow's gamma and beta, and names without ``bert.``."""
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"bert.{name}"
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")
-
-
 def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
     """The model of a config without numbers."""
     with torch.device("meta"), _NothingDrawn():
@@ -342,7 +302,7 @@ def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
 class _NothingDrawn(TorchFunctionMode):
     """Lets ``normal_`` and its like leave a tensor as it is.
 
-    Drawing on the meta device gives no number and costs seconds: torch imports its compiler to
+    Drawing on the meta device has no effect and costs seconds: torch imports its compiler to
     work out the shape.
     """
 
@@ -355,8 +315,8 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
-    """Give every tensor today's name, in place; what was renamed."""
-    renamed = {name: _today(name) for name in tensors if _today(name) != name}
+    """Give every tensor today's name, in place; return old name -> new name."""
+    renamed = {name: new for name in tensors if (new := todays_name(name)) != name}
     for old, new in renamed.items():
         if new in tensors:
             raise UserError(
@@ -366,23 +326,12 @@ def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
     return renamed
 
 
-def _names(num_layers: int) -> Iterator[str]:
-    """The names in a checkpoint file of all tensors of a model, layer by layer."""
-    single = [theirs for theirs in NAMES.values() if "{}" not in theirs]
-    repeated = [theirs for theirs in NAMES.values() if "{}" in theirs]
-    layers = (theirs.format(i) for i in range(num_layers) for theirs in repeated)
-    for module in chain(single, layers):
-        yield f"{module}.weight"
-        if not module.endswith("_embeddings"):
-            yield f"{module}.bias"
-
-
 def _check_names(
     tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
-    """Every name has its place and every place its tensor; the names to draw afresh."""
+    """Check that names and tensors match one to one; return the names to draw afresh."""
     # As many as could be there, and some more: the config may ask for millions of layers.
-    wanted = set(islice(_names(num_layers), len(tensors) + 1000))
+    wanted = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
     for name in sorted(set(tensors) - wanted):
         if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
             raise UserError(
@@ -405,7 +354,7 @@ def _check_names(
 
 
 def _check_form(name: str, stored: StoredTensor, shape: torch.Size) -> None:
-    """The file says that a tensor is weights, and of the right shape."""
+    """Check dtype and shape of a tensor before it is read."""
     if stored.dtype not in FLOATS:
         raise UserError(
             f"{stored.file}: {name} is stored as {stored.dtype}, but weights are floating-point "
@@ -422,7 +371,7 @@ def _take(name: str, stored: StoredTensor) -> Tensor:
     """One tensor in float32, with numbers in it."""
     try:
         tensor = stored.read().float()
-    except (MemoryError, RuntimeError) as error:  # as torch says that there is no memory
+    except (MemoryError, RuntimeError) as error:  # how torch reports that memory ran out
         raise UserError(
             f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
         ) from error
@@ -433,7 +382,7 @@ def _take(name: str, stored: StoredTensor) -> Tensor:
 
 def _no_weights(tensor: Tensor) -> str:
     """What is wrong with the numbers of a parameter; "" for nothing."""
-    # One pass over the numbers; what is no number is the lowest and the highest of all.
+    # One pass over the numbers; NaN is both the lowest and the highest of all.
     low, high = torch.aminmax(tensor)
     if low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT:
         return ""

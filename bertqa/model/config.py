@@ -62,7 +62,7 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
-# Keys that say nothing about the numbers that the encoder computes.
+# Keys that do not affect what the encoder computes.
 _HARMLESS_KEYS = set(
     """
     _name_or_path architectures attn_implementation _attn_implementation_autoset
@@ -80,7 +80,7 @@ _TOO_LARGE = 1 << 24  # beyond any BERT, and below what overflows torch's counti
 
 
 def _check_number(name: str, value: Any, whole: bool) -> None:
-    """Refuse what no BERT can have: no number, not positive, or a rate outside [0, 1)."""
+    """Refuse a value that is not a number, not positive, or a rate outside [0, 1)."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if whole else "a number"
@@ -98,7 +98,7 @@ def _check_number(name: str, value: Any, whole: bool) -> None:
 
 
 def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list[str]]:
-    """The config that ``entries`` describe, and the keys that nobody here understands.
+    """The config that ``entries`` describe, and the keys that this package does not know.
 
     Raises:
         UserError: a value that this BERT cannot honour; the sentence names ``source`` and the key.

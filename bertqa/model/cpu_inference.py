@@ -15,10 +15,12 @@ from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
 from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
 
-_READY_IN = "_ready_in"  # the attribute by which a model remembers its precision
+# The attribute by which a model remembers its precision. There may be nothing prepacked in it: on a
+# GPU, or where each layer is wrapped.
+_READY_IN = "_ready_in"
 _LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
 _SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
-_ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 stands for 0
+_ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 represents 0
 
 
 class PrepackedLinear(Prepacked):
@@ -148,12 +150,7 @@ def check_int8(device: torch.device) -> None:
 
 def is_prepacked(model: BertForQuestionAnswering) -> bool:
     """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
-    return _first_prepacked(model) is not None
-
-
-def _first_prepacked(model: BertForQuestionAnswering) -> PrepackedLinear | Int8Linear | None:
-    found = (m for m in model.modules() if isinstance(m, (PrepackedLinear, Int8Linear)))
-    return next(found, None)
+    return any(isinstance(module, Prepacked) for module in model.modules())
 
 
 def make_ready(
@@ -162,17 +159,18 @@ def make_ready(
     """Move and convert a model that from now on only answers, in place; prepack it where possible.
 
     The encoder is converted once here, where autocast would convert all weights again for every
-    batch. S and E stay as they are: the last step is not rounded. A module that stands in place of
-    a linear layer stays in float32 too, gets float32 and is left to autocast, as in training. A
+    batch. S and E stay as they are: the last step is not rounded. A module that replaces a
+    linear layer stays in float32 too, gets float32 and is left to autocast, as in training. A
     model that is ready already stays as it is.
 
     Raises:
         UserError: ``int8`` where there are no integer layers.
-        ValueError: it was made ready in another precision, from which there is no way back.
+        ValueError: it was made ready in another precision, which cannot be undone.
     """
     if int8:
         check_int8(device)
-    if (ready_in := _ready_in(model)) not in (None, (dtype, int8)):
+    ready_in = vars(model).get(_READY_IN)
+    if ready_in not in (None, (dtype, int8)):
         raise ValueError("the model was made ready in another precision: load it again")
     if is_prepacked(model):
         return model
@@ -188,17 +186,8 @@ def make_ready(
     return model
 
 
-def _ready_in(model: BertForQuestionAnswering) -> tuple[torch.dtype, bool] | None:
-    """The dtype that a model was made ready in, and whether in integers; None if it was not."""
-    if (first := _first_prepacked(model)) is not None:
-        return first.bias.dtype, isinstance(first, Int8Linear)
-    # There may be nothing to prepack, on a GPU or where each layer is wrapped.
-    found: tuple[torch.dtype, bool] | None = vars(model).get(_READY_IN)
-    return found
-
-
 def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None:
-    """Convert all but what stands in place of a linear layer; that is put between conversions."""
+    """Convert all but what replaces a linear layer; that is put between conversions."""
     others = [
         (parent, name, module)
         for parent, names in _positions(model)
@@ -229,7 +218,7 @@ def prepack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
     """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
 
     With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
-    What is no plain linear layer (see ``is_plain_linear``) stays and is called.
+    Other modules (see ``is_plain_linear``) stay and are called.
     """
     for parent, names in _positions(model):
         plain = [name for name in names if is_plain_linear(getattr(parent, name))]

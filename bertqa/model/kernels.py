@@ -1,8 +1,8 @@
 """The fused implementations of what bert.py computes step by step, and the rules for taking them.
 
 Each computes what the reference in bert.py computes; the tests hold them equal. A fused
-implementation does not call the modules that it stands in for, so it is taken only where nothing
-could notice: see ``is_plain``. T, H, K, L as in bert.py.
+implementation does not call the modules that it replaces, so it is used only where that has no
+effect: see ``is_plain``. T, H, K, L as in bert.py.
 """
 
 import math
@@ -130,8 +130,8 @@ def _has_own_forward(kind: type[nn.Module]) -> bool:
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is ``x W^T + b`` and nothing else, so that W and b may be used without it.
 
-    Weights that are no ordinary parameters, such as those of torchao and FSDP, know themselves how
-    to multiply.
+    Weights that are not ordinary parameters, such as those of torchao and FSDP, have a product of
+    their own.
     """
     return (
         is_plain(module, nn.Linear)

@@ -3,7 +3,7 @@
 T  tokens in the batch      N  windows in the batch      L  tokens of one window
 
 More than half of a batch of SQuAD's windows would be padding, were each padded to 384 tokens. Here
-a batch is one row of tokens, and the lengths of its windows say where each ends:
+a batch is one row of tokens, and the lengths of its windows define where each ends:
 
     input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]
     token_type_ids    0    0  0   0    1  1   1       0    0  0   0      1    1   1
@@ -31,7 +31,7 @@ class PackedBatch:
         token_type_ids: ``(T,)`` int64, 0 up to the question's [SEP], 1 from the context on.
         position_ids: ``(T,)`` int64, position of each token in its own window.
         lengths: tokens of each of the N windows; their sum is T. Python numbers, so that no
-            computation waits for a device to tell them.
+            computation waits for a device to send them.
     """
 
     input_ids: Tensor

@@ -1,9 +1,8 @@
 """The tensors in the files of a checkpoint folder, whoever made them.
 
-A file may come from anybody, by accident or on purpose be anything, and still is only looked at:
-no code runs from it, no other file is opened because it says so, and what it claims of itself is
-compared with its length before memory is taken. A tensor is read when it is asked for, so that one
-of a wrong shape never is.
+A file is untrusted. No code runs from it, it cannot name another file to open, and the sizes that
+it declares are compared with its length before memory is allocated. A tensor is read on request, so
+that one of a wrong shape is never read.
 """
 
 import pickletools
@@ -56,12 +55,12 @@ _ZIP = b"PK\x03\x04"  # by which torch tells its newer format from the older
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that stands in a file.
+    """A tensor in a file, not read yet.
 
     Attributes:
         file: where.
-        shape, dtype: as the file says; see ``FLOATS``.
-        read: gets the numbers. Raises UserError where they cannot be had.
+        shape, dtype: as the file declares them; see ``FLOATS``.
+        read: loads the tensor. Raises UserError if it is unreadable.
     """
 
     file: Path
@@ -208,7 +207,7 @@ def _open_bin(path: Path) -> Tensors:
 
 
 def _check_zip(path: Path) -> None:
-    """Raise ValueError unless all parts of a zip stand in it as they are, as torch writes them."""
+    """Raise ValueError unless all parts of a zip are stored uncompressed, as torch writes them."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:

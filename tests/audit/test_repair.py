@@ -1,7 +1,6 @@
 """Mending: what is put right, what is left alone, and that the copy reads back."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -48,9 +47,7 @@ def mended_answers(example: Example, tokenizer: BertTokenizer) -> list[tuple[str
         (("the\u00a0QUAY", 1), ("the quay", 10)),
     ],
 )
-def test_an_answer_goes_where_it_stands_once(
-    answer: tuple[str, int], expected: tuple[str, int], tokenizer: BertTokenizer
-) -> None:
+def test_an_answer_goes_where_it_stands_once(answer, expected, tokenizer):
     assert mended_answers(asked(answer), tokenizer) == [expected]
 
 
@@ -67,7 +64,7 @@ def test_an_answer_goes_where_it_stands_once(
         ("", 0),
     ],
 )
-def test_what_would_be_a_guess_is_left(answer: tuple[str, int], tmp_path: Path) -> None:
+def test_what_would_be_a_guess_is_left(answer, tmp_path):
     write_tokenizer(tmp_path)
     with (tmp_path / "vocab.txt").open("a", encoding="utf-8") as file:
         file.write("swept\nben\ncafe\n")  # whole words, so that "wep" is inside one
@@ -77,7 +74,7 @@ def test_what_would_be_a_guess_is_left(answer: tuple[str, int], tmp_path: Path) 
     assert result.changes == ()
 
 
-def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
+def test_each_change_is_told(tokenizer):
     rows = [
         asked(("1642", 20), ("", 0), ("Ada ", 0), id_="many"),
         asked(("THE QUAY", 0), id_="case"),
@@ -96,7 +93,7 @@ def test_each_change_is_told(tokenizer: BertTokenizer) -> None:
     assert result.examples[0].answers == ("1642", "Ada")
 
 
-def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> None:
+def test_missing_starts_are_found_if_all_can_be(tokenizer):
     found = Example("a", "Who?", QUAY, ("Ada", "1642 "))
     also = Example("b", "Who?", QUAY, ("Ada", "1642"), (5,))
     one = Example("f", "Who?", QUAY, ("Ben", "1642"), (28, -1))
@@ -109,7 +106,7 @@ def test_missing_starts_are_found_if_all_can_be(tokenizer: BertTokenizer) -> Non
     assert result[5].answer_starts == (28, 22)
 
 
-def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer: BertTokenizer) -> None:
+def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer):
     ada, ben = asked(("Ada", 0)), asked(("Ben", 28))
     rows = [ada, ben, asked(("Ada ", 0)), asked(("it", 38)), ben, asked(("Ada", 0), id_="q-2")]
     result = repair(rows, tokenizer)
@@ -125,7 +122,7 @@ def test_ids_are_made_different_and_exact_repeats_left_out(tokenizer: BertTokeni
     ]
 
 
-def test_where_a_text_stands() -> None:
+def test_where_a_text_stands():
     assert occurrences("aaab", "aa") == [0, 1]
     assert occurrences("aaab", "c") == []
     assert stands("aab", "ab", 1) and not stands("aab", "b", -1) and not stands("b", "b", 9)
@@ -145,7 +142,7 @@ def test_where_a_text_stands() -> None:
         ("abc", " \n", []),
     ],
 )
-def test_loose_occurrences(context: str, text: str, found: list[tuple[int, int]]) -> None:
+def test_loose_occurrences(context, text, found):
     assert loose_occurrences(context, text) == found
 
 
@@ -185,11 +182,8 @@ def data_sets(draw: st.DrawFn) -> list[Example]:
 @settings(max_examples=150)
 @given(rows=data_sets(), ending=st.sampled_from([".json", ".jsonl"]))
 def test_the_copy_reads_back_and_has_nothing_left_to_mend(
-    rows: list[Example],
-    ending: str,
-    tokenizer: BertTokenizer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+    rows, ending, tokenizer, tmp_path_factory
+):
     result = repair(rows, tokenizer)
     path = tmp_path_factory.mktemp("copy") / f"copy{ending}"
     save_examples(path, result.examples)
@@ -205,14 +199,14 @@ def test_the_copy_reads_back_and_has_nothing_left_to_mend(
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl"])
-def test_half_a_surrogate_pair_in_a_title_is_copied(tmp_path: Path, ending: str) -> None:
+def test_half_a_surrogate_pair_in_a_title_is_copied(tmp_path, ending):
     example = replace(asked(("Ada", 0)), title="half \ud83d")
     save_examples(tmp_path / f"copy{ending}", [example])
     (copy,) = read_examples(tmp_path / f"copy{ending}")
     assert copy.title == "half \ud83d"
 
 
-def test_the_copy_has_two_endings(tmp_path: Path) -> None:
+def test_the_copy_has_two_endings(tmp_path):
     with pytest.raises(UserError, match=r"c\.csv must end in \.json or \.jsonl"):
         save_examples(tmp_path / "c.csv", [asked(("Ada", 0))])
     assert list(tmp_path.iterdir()) == []

@@ -23,8 +23,8 @@ from bertqa.model.bert import (
     FeedForward,
     window_losses,
 )
-from bertqa.model.checkpoint import checkpoint_name
 from bertqa.model.config import BertConfig
+from bertqa.model.names import checkpoint_name
 from bertqa.model.packing import PackedBatch, pad_windows
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from tests.helpers import (

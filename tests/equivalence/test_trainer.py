@@ -20,7 +20,8 @@ from bertqa.data.batching import step_windows
 from bertqa.data.labels import LabelledWindows, make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.model.checkpoint import checkpoint_name, load_checkpoint
+from bertqa.model.checkpoint import load_checkpoint
+from bertqa.model.names import checkpoint_name
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings, WindowSettings
 from bertqa.training.optim import learning_rate

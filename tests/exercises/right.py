@@ -14,7 +14,7 @@ from bertqa.data.labels import answer_tokens
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import TokenTable
 from bertqa.model.bert import AttentionProbabilities, BertOutput, Dropout, window_losses
-from bertqa.model.checkpoint import checkpoint_name
+from bertqa.model.names import checkpoint_name
 from bertqa.training.optim import learning_rate
 
 __all__ = ["checkpoint_name", "f1", "learning_rate"]

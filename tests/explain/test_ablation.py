@@ -80,7 +80,7 @@ def assert_told(
     assert entry["loss"] == pytest.approx(expected.loss, abs=1e-4)
 
 
-def test_every_part_once_and_the_most_needed_first(written: Path) -> None:
+def test_every_part_once_and_the_most_needed_first(written):
     found = told(written)
     rows, whole = found["ranking"], found["whole"]
     heads = [*range(HEADS), None]
@@ -98,9 +98,7 @@ def test_every_part_once_and_the_most_needed_first(written: Path) -> None:
     assert len({row["f1"] for row in rows}) > 4
 
 
-def test_the_figures_are_those_of_a_model_without_the_part(
-    written: Path, folder: Path, tokenizer: BertTokenizer, data: Path
-) -> None:
+def test_the_figures_are_those_of_a_model_without_the_part(written, folder, tokenizer, data):
     found = told(written)
     assert found["whole"]["exact_match"] == 100
     rows = {(row["layer"], row["head"]): row for row in found["ranking"]}
@@ -123,9 +121,7 @@ def test_the_figures_are_those_of_a_model_without_the_part(
         ((1, 2), "mean", {"mean_heads": {(1, 2)}}),
     ],
 )
-def test_a_head_is_masked_or_averaged_and_a_layer_skipped(
-    model: BertForQuestionAnswering, part: Any, how: str, changes: dict[str, Any]
-) -> None:
+def test_a_head_is_masked_or_averaged_and_a_layer_skipped(model, part, how, changes):
     batch = our_batch(*random_windows(vocab_size=60))
     with torch.no_grad(), without(model, part, how):
         found = model(batch)
@@ -137,7 +133,7 @@ def test_a_head_is_masked_or_averaged_and_a_layer_skipped(
     assert not torch.equal(found.start_logits, plain.start_logits)
 
 
-def test_the_picture_has_every_part(written: Path) -> None:
+def test_the_picture_has_every_part(written):
     root = ET.fromstring((written / "ablation.svg").read_text())
     expected = set()
     for row in told(written)["ranking"]:
@@ -147,10 +143,7 @@ def test_the_picture_has_every_part(written: Path) -> None:
     assert {e.text for e in root.iter("{http://www.w3.org/2000/svg}title")} == expected
 
 
-def test_what_is_printed(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_what_is_printed(folder, tmp_path, capsys, monkeypatch):
     cut = Mock(side_effect=make_labelled_windows)
     monkeypatch.setattr(ablation, "make_labelled_windows", cut)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
@@ -179,7 +172,7 @@ def effect(layer: int, head: int | None, em: float, f1: float, loss: float) -> E
     return Effect.of((layer, head), worse, whole)
 
 
-def test_the_loss_ranks_what_costs_the_same() -> None:
+def test_the_loss_ranks_what_costs_the_same():
     effects = [
         effect(0, 0, 0, 0, 0.1), effect(0, 1, 0, 0, 0.3), effect(0, 2, 0, -5, 0.9),
         effect(0, None, 2, 9, 0.0), effect(1, 0, 4, 9, 0.0),
@@ -197,7 +190,7 @@ def test_the_loss_ranks_what_costs_the_same() -> None:
     assert lines[1].split()[2:] == ["2.00", "9.00", "0.0000"]
 
 
-def test_questions_without_an_answer(folder: Path, tmp_path: Path) -> None:
+def test_questions_without_an_answer(folder, tmp_path):
     (tmp_path / "ablation.svg").write_text("old")
     flags = ["--max_samples", 6, "--output_dir", tmp_path, "--version_2_with_negative"]
     assert call(folder, STORIES_V2, *flags, "--overwrite_output_dir", *WINDOWS, *HERE) == 0
@@ -216,10 +209,7 @@ def test_questions_without_an_answer(folder: Path, tmp_path: Path) -> None:
         (["--output_dir", "FULL/ablation.svg"], "cannot be made"),
     ],
 )
-def test_bad_flags(
-    folder: Path, tmp_path: Path, flags: list[object], said: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_bad_flags(folder, tmp_path, flags, said, capsys):
     (tmp_path / "ablation.svg").write_text("mine")
     given = [str(flag).replace("FULL", str(tmp_path)) for flag in flags]
     assert call(folder, STORIES, "--output_dir", tmp_path / "new", *given, *HERE) == 2
@@ -232,9 +222,7 @@ def test_bad_flags(
     ("name", "said"),
     [("bare.json", "gold"), (STORIES_V2, "without an answer"), ("absent.json", "exist")],
 )
-def test_bad_data(
-    folder: Path, tmp_path: Path, name: str | Path, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_data(folder, tmp_path, name, said, capsys):
     bare = {"data": [{"question": "Who?", "context": "Ada."}]}
     (tmp_path / "bare.json").write_text(json.dumps(bare))
     assert call(folder, tmp_path / name, "--output_dir", tmp_path / "new", *HERE) == 2

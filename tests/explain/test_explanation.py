@@ -12,17 +12,15 @@ import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
-from bertqa.answering.answers import Prediction
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
-from bertqa.explain.explanation import Explanation, answer_text
+from bertqa.explain.explanation import answer_text
 from bertqa.explain.hooks import record
 from bertqa.explain.page_data import packed_attention, quantised
 from bertqa.explain.sources import sources
 from bertqa.explain.terminal import on_one_line, render
-from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
@@ -36,7 +34,6 @@ from tests.explain.conftest import (
     QUESTION,
     STEPS,
     WINDOWS,
-    Explain,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +44,7 @@ NUMBERED = "".join(f" {number}." for number in range(999))
     "decoding",
     [DecodingSettings(), DecodingSettings(decoder="top20", max_answer_length=5), NEGATIVE, NEVER],
 )
-def test_the_answer_is_the_one_that_is_given(
-    explained: Explain, folder: Path, decoding: DecodingSettings
-) -> None:
+def test_the_answer_is_the_one_that_is_given(explained, folder, decoding):
     model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
     qa = QuestionAnswerer(model, tokenizer, WINDOWS, decoding, CPU)
     (expected,) = qa.answer(asked(QUESTION, CONTEXT))
@@ -66,7 +61,7 @@ def test_the_answer_is_the_one_that_is_given(
         assert e.null_scores[e.window] == min(e.null_scores)
 
 
-def test_answers_lead_back_to_their_tokens(found: Explanation) -> None:
+def test_answers_lead_back_to_their_tokens(found):
     here = [c for c in found.candidates if c.window == found.window]
     assert len(here) > 1
     start, end = found.logits
@@ -78,7 +73,7 @@ def test_answers_lead_back_to_their_tokens(found: Explanation) -> None:
         assert candidate.first <= candidate.last
 
 
-def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained: Explain) -> None:
+def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained):
     e = explained(windows=WindowSettings(48, 30), decoding=DecodingSettings(n_best_size=200))
     scores = {}
     for candidate in e.candidates:
@@ -89,9 +84,7 @@ def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained: Exp
         assert max(scores.get(number, [-1e9])) <= best.answer.score + 1e-4
 
 
-def test_another_precision_is_traced_to_the_same_tokens(
-    explained: Explain, found: Explanation, rough: Prediction
-) -> None:
+def test_another_precision_is_traced_to_the_same_tokens(explained, found, rough):
     e = explained(prediction=rough, answered_in="bf16")
     assert e.answer.answer == rough.answers[0]  # as it was given, not as float32 has it
     assert e.explained_score != e.answer.answer.score
@@ -101,28 +94,24 @@ def test_another_precision_is_traced_to_the_same_tokens(
     assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
 
-def test_which_numbers_are_in_which_precision(explained: Explain, found: Explanation) -> None:
-    """Said where two stand beside each other, and only there."""
-    lines = render(explained(answered_in="bf16")).splitlines()
-    (spans,) = (line for line in lines if line.strip().startswith("S.T_i"))
-    assert spans.endswith("answer (in bf16)")
-    assert [line.split("  ")[0] for line in lines if line.endswith(" (in fp32)")] == [
-        "layer", "loss without a head, minus loss: the most needed (in fp32)",
-        next(line for line in lines if line.startswith("part of the score")),
-    ]  # fmt: skip
-    assert any(line.startswith("Text (") and "P_end, in fp32" in line for line in lines)
-    assert f"(in bf16; in fp32 {found.explained_score:+.3f})" in lines[2]
+def test_which_numbers_are_in_which_precision(explained, found):
+    """Named where two stand beside each other, and only there."""
+    text = render(explained(answered_in="bf16"))
+    headings = [part.splitlines()[0] for part in text.split("\n\n")]
+    named = [" ".join(re.findall("bf16|fp32", heading)) for heading in headings]
+    assert named == ["", "fp32", "bf16", "fp32", "fp32", "fp32"]
+    assert f"(in bf16; in fp32 {found.explained_score:+.3f})" in text
     assert "fp32" not in render(found)
 
 
-def test_the_best_spans_of_all_windows_share_one_probability(found: Explanation) -> None:
+def test_the_best_spans_of_all_windows_share_one_probability(found):
     best = max(found.best_spans, key=lambda c: c.answer.score)
     assert best.answer == pytest.approx(found.candidates[0].answer, abs=1e-4)
     assert [c.window for c in found.best_spans] == list(range(len(found.best_spans)))
     assert 0 < sum(c.answer.probability for c in found.best_spans) < 1
 
 
-def test_every_layer_is_read_and_the_last_is_the_model(found: Explanation) -> None:
+def test_every_layer_is_read_and_the_last_is_the_model(found):
     assert found.layer_logits.shape == (4, 2, len(found.tokens)) and len(found.layers) == 4
     last, answer = found.layers[-1], found.answer
     assert last.best.answer.text == answer.answer.text
@@ -139,9 +128,7 @@ def test_every_layer_is_read_and_the_last_is_the_model(found: Explanation) -> No
         assert 0 < best.answer.probability < 1
 
 
-def test_what_is_inside_is_of_the_answer(
-    found: Explanation, model: BertForQuestionAnswering, tokenizer: BertTokenizer
-) -> None:
+def test_what_is_inside_is_of_the_answer(found, model, tokenizer):
     ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
     kinds = [int(i >= found.context_starts.start) for i in range(len(ids))]
     batch, inside = PackedBatch.from_windows([ids], [kinds]), found.inside
@@ -161,22 +148,20 @@ def test_what_is_inside_is_of_the_answer(
     assert inside.replacement == "[MASK]"
 
 
-def test_progress_is_told_of_every_pass(
-    explained: Explain, model: BertForQuestionAnswering
-) -> None:
+def test_progress_is_told_of_every_pass(explained, model):
     done: list[int] = []
     explained(context="Ada built it.", progress=done.append)
     assert sum(done) == passes(model, STEPS)
 
 
-def test_the_cells_are_the_text_of_the_window(found: Explanation) -> None:
+def test_the_cells_are_the_text_of_the_window(found):
     cells = list(found.cells())
     first, last = (found.offsets[i] for i in (found.context_starts[0], found.context_starts[-1]))
     assert "".join(cell.text for cell in cells) == CONTEXT[first[0] : last[1]]
     assert [i for cell in cells for i in cell.places] == list(found.context_starts)
 
 
-def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
+def test_the_matrix_is_the_sum_of_two_scores(explained):
     found = explained(decoding=DecodingSettings(max_answer_length=4))
     matrix, (start, end) = found.span_matrix(), found.logits.tolist()
     for i, scores in zip(matrix.starts, matrix.scores.tolist(), strict=True):
@@ -188,7 +173,7 @@ def test_the_matrix_is_the_sum_of_two_scores(explained: Explain) -> None:
     assert len(wide.starts) == len(wide.ends) == 30  # never too large
 
 
-def test_a_text_without_tokens(explained: Explain) -> None:
+def test_a_text_without_tokens(explained):
     e = explained(context=NO_TOKENS)
     assert e.is_null and e.prediction.text == "" and not e.context_starts
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
@@ -203,9 +188,7 @@ def test_a_text_without_tokens(explained: Explain) -> None:
     ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301",
      "re\u0301sume\u0301 ½ 한 of Ada"],
 )  # fmt: skip
-def test_the_answer_is_marked_with_the_accents_that_are_its_own(
-    explained: Explain, context: str
-) -> None:
+def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained, context):
     """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
     e = explained(context=context, windows=None)
     texts = [cell.text for cell in e.cells()]
@@ -214,16 +197,14 @@ def test_the_answer_is_marked_with_the_accents_that_are_its_own(
     assert "".join(texts[inside[0] : inside[-1] + 1]) == e.answer.answer.text
 
 
-def test_an_answer_without_end_is_shown_by_its_two_ends(explained: Explain) -> None:
+def test_an_answer_without_end_is_shown_by_its_two_ends(explained):
     e = explained(context="x" * 100_000)
     assert len(e.prediction.text) == 100_000
     assert len(answer_text(e.answer)) < 500 and "..." in answer_text(e.answer)
     assert len(render(e)) < 20_000
 
 
-def test_what_cannot_be_explained(
-    explained: Explain, model: BertForQuestionAnswering, tokenizer: BertTokenizer
-) -> None:
+def test_what_cannot_be_explained(explained, model, tokenizer):
     with pytest.raises(UserError, match="question is ' '"):
         explained(question=" ")
     with pytest.raises(UserError, match="positions"):
@@ -242,7 +223,7 @@ def unpacked(text: str, length: int) -> torch.Tensor:
     return (torch.frombuffer(data, dtype=torch.uint8).view(length, length) / 255) ** 2
 
 
-def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
+def test_attention_comes_back_as_it_went_in(found):
     packed = packed_attention(found.inside.attentions)
     length = len(found.tokens)
     assert len(packed.heads) == 3 * 4 and packed.share > 0.99
@@ -255,7 +236,7 @@ def test_attention_comes_back_as_it_went_in(found: Explanation) -> None:
         assert kept[torch.arange(length), strongest].all()
 
 
-def test_attention_stays_in_its_budget() -> None:
+def test_attention_stays_in_its_budget():
     generator = torch.Generator().manual_seed(0)
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
     found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
@@ -267,12 +248,12 @@ def test_attention_stays_in_its_budget() -> None:
         assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
 
 
-def test_bytes_are_finest_where_numbers_are_small() -> None:
+def test_bytes_are_finest_where_numbers_are_small():
     given = torch.tensor([0.0, 1e-5, 0.25, 1.0, 1.1])
     assert quantised(given).tolist() == [0, 1, 128, 255, 255]
 
 
-def test_no_character_that_a_page_has_no_place_for() -> None:
+def test_no_character_that_a_page_has_no_place_for():
     text = "a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé"
     assert clean(text) == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
 
@@ -282,7 +263,7 @@ def test_no_character_that_a_page_has_no_place_for() -> None:
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_a_link_leads_to_the_code_that_computes(decoder: str, null: bool) -> None:
+def test_a_link_leads_to_the_code_that_computes(decoder, null):
     found = sources(DecodingSettings(decoder=decoder, version_2_with_negative=null))
     keys = [source.key for source in found["candidates"]]
     assert (f"{decoder}_spans" in keys) and ("Prediction" in keys) == null
@@ -299,7 +280,7 @@ def test_a_link_leads_to_the_code_that_computes(decoder: str, null: bool) -> Non
 # --- in a terminal -------------------------------------------------------------------------------
 
 
-def test_the_terminal_has_it_in_short(found: Explanation) -> None:
+def test_the_terminal_has_it_in_short(found):
     plain = render(found, 60)
     assert "\x1b" not in plain
     answer = found.answer.answer
@@ -323,9 +304,7 @@ def test_the_terminal_has_it_in_short(found: Explanation) -> None:
 
 
 @pytest.mark.parametrize(("filler", "windows"), [("", WINDOWS), (None, WINDOWS), (NUMBERED, None)])
-def test_a_text_that_is_cut_says_so(
-    explained: Explain, filler: str | None, windows: WindowSettings | None
-) -> None:
+def test_a_text_that_is_cut_says_so(explained, filler, windows):
     """By its windows or by its length; a text that is shown whole has no mark."""
     context = CONTEXT if filler is None else f"Ada built it.{filler}"
     e = explained(context=context, windows=windows or WindowSettings(384, 8))
@@ -337,17 +316,17 @@ def test_a_text_that_is_cut_says_so(
     assert ("…" in shown) == (filler != "")
 
 
-def test_as_many_runners_up_as_wanted(found: Explanation) -> None:
+def test_as_many_runners_up_as_wanted(found):
     rows = {k: len(render(found, 80, k).split("\n\n")[2].splitlines()) for k in (1, 5, 12)}
     assert rows == {1: 6, 5: 6, 12: 13}
 
 
-def test_a_text_cannot_speak_to_the_terminal(explained: Explain) -> None:
+def test_a_text_cannot_speak_to_the_terminal(explained):
     e = explained("Who\x1b]0;title\x07?", "Ada \x1b[2J built\u202e it.\nBen\r did.")
     assert not any(ord(c) < 32 and c != "\n" for c in render(e))
     assert on_one_line("a\x1b[0m\n b\u202ec") == "a\\x1b[0m b\\u202ec"
 
 
-def test_no_answer_in_the_terminal(explained: Explain) -> None:
+def test_no_answer_in_the_terminal(explained):
     text = render(explained(decoding=replace(NEVER, n_best_size=3)))
     assert "(no answer)  probability" in text and "no answer above -1e+09" in text

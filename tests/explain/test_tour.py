@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -31,9 +30,7 @@ def ran() -> tuple[list[str], dict[str, Any]]:
     return tour.run(BLOCKS)
 
 
-def test_with_any_model_the_snippets_run_and_the_formulas_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_any_model_the_snippets_run_and_the_formulas_hold(tmp_path, monkeypatch):
     """A random one here: its numbers are others, but what is equal by a formula is equal."""
     folder = tmp_path / "tiny"
     words = sorted(set(re.findall(r"\w+|[^\w\s]", f"{TEXT} {GATE.read_text()}".lower())))
@@ -56,14 +53,14 @@ def test_with_any_model_the_snippets_run_and_the_formulas_hold(
 # --- snippets and their outputs ------------------------------------------------------------------
 
 
-def test_the_page_is_made_of_its_blocks() -> None:
+def test_the_page_is_made_of_its_blocks():
     assert "".join(map(str, BLOCKS)) == TEXT
     kinds = Counter(block.kind for block in BLOCKS)
     assert kinds.keys() == {"prose", "python", "text", "py", ""}
     assert TEXT.count("```") == 2 * sum(count for kind, count in kinds.items() if kind != "prose")
 
 
-def test_the_snippets_print_what_the_page_says(ran: tuple[list[str], dict[str, Any]]) -> None:
+def test_the_snippets_print_what_the_page_says(ran):
     printed, _ = ran
     said = tour.said(BLOCKS)
     assert len(printed) == len(said)
@@ -74,7 +71,7 @@ def test_the_snippets_print_what_the_page_says(ran: tuple[list[str], dict[str, A
     assert not any("False" in text for text in said)
 
 
-def test_the_page_can_be_written_again() -> None:
+def test_the_page_can_be_written_again():
     said = tour.said(BLOCKS)
     without = re.sub(r"\n```text\n.*?^```\n", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     assert len(without) < len(TEXT)
@@ -82,7 +79,7 @@ def test_the_page_can_be_written_again() -> None:
         assert tour.with_outputs(blocks_of(page), said) == TEXT
 
 
-def test_numbers_in_the_prose_were_printed() -> None:
+def test_numbers_in_the_prose_were_printed():
     number = r"(?<![\w.])\d+\.\d+(?![\w.]*\w)"
     printed = {n for text in tour.said(BLOCKS) for n in re.findall(number, text)}
     assert re.findall(number, "1.5, v1.1 of 2.25. And 3.5.1") == ["1.5", "2.25"]
@@ -107,11 +104,11 @@ def test_numbers_in_the_prose_were_printed() -> None:
         ("True", "False", False),
     ],
 )
-def test_what_counts_as_different(old: str, new: str, same: bool) -> None:
+def test_what_counts_as_different(old, new, same):
     assert (difference(old, new) == "") == same
 
 
-def test_a_snippet_that_fails_is_found_on_the_page() -> None:
+def test_a_snippet_that_fails_is_found_on_the_page():
     blocks = blocks_of("one\n\n```python\nprint(1)\n```\n\n```python\n\n1 / 0\n```\n")
     with pytest.raises(ZeroDivisionError) as caught:
         tour.run(blocks)
@@ -123,11 +120,11 @@ def test_a_snippet_that_fails_is_found_on_the_page() -> None:
 
 
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: quote.function)
-def test_quoted_lines_stand_in_the_code(quote: Quote) -> None:
+def test_quoted_lines_stand_in_the_code(quote):
     assert stands_in(quote, (ROOT / quote.path).read_text(encoding="utf-8"))
 
 
-def test_quotes_that_went_stale_are_noticed() -> None:
+def test_quotes_that_went_stale_are_noticed():
     source = "class A:\n    def f(self):\n        x = 1\n        return x\n\ndef g():\n    y = 2\n"
     assert stands_in(Quote("a.py", "A.f", "x = 1\nreturn x\n"), source)
     assert stands_in(Quote("a.py", "g", "    y = 2\n"), source)
@@ -137,14 +134,14 @@ def test_quotes_that_went_stale_are_noticed() -> None:
         list(tour.quotes(blocks_of("prose\n\n```py\nx = 1\n```\n")))
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_files():
     assert len(LINKS) >= len(QUOTES)
     assert [link for link in LINKS if not (FOLDER / link).is_file()] == []
     for path in re.findall(r"`(tests/[\w./]+|bertqa/[\w./]+)`", PROSE):
         assert (ROOT / path).is_file()
 
 
-def test_sections_are_numbered() -> None:
+def test_sections_are_numbered():
     numbers = [int(n) for n in re.findall(r"^## (\d+)\. ", PROSE, re.MULTILINE)]
     assert numbers == list(range(len(numbers)))
     mentioned = re.findall(r"[Ss]ection (\d+)", PROSE)
@@ -154,7 +151,7 @@ def test_sections_are_numbered() -> None:
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def test_pictures_are_drawn_of_what_was_computed(ran: tuple[list[str], dict[str, Any]]) -> None:
+def test_pictures_are_drawn_of_what_was_computed(ran):
     drawn = pictures(ran[1])
     kept = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("tour-*.svg")}
     assert drawn.keys() == kept.keys() == {name for _, name in SHOWN}
@@ -166,7 +163,7 @@ def test_pictures_are_drawn_of_what_was_computed(ran: tuple[list[str], dict[str,
 
 
 @pytest.mark.parametrize(("alternative", "name"), SHOWN, ids=[name for _, name in SHOWN])
-def test_pictures_are_whole_and_said_in_words(alternative: str, name: str) -> None:
+def test_pictures_are_whole_and_said_in_words(alternative, name):
     assert len(alternative.split()) > 8  # for those who do not see it
     text = (FOLDER / name).read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)

@@ -437,10 +437,8 @@ def test_a_fresh_head_is_as_wide_as_the_config_says(make, tensors):
 
 
 @pytest.mark.parametrize("half", HEAD)
-@pytest.mark.parametrize("require_head", [True, False])
-def test_half_a_head(make, tensors, half, require_head):
-    folder = make(without(tensors, half))
-    refusal(folder, "model.safetensors", half, require_head=require_head)
+def test_half_a_head(make, tensors, half):
+    refusal(make(without(tensors, half)), "model.safetensors", half, require_head=False)
 
 
 # --- wrong tensors -------------------------------------------------------------------------------
@@ -482,12 +480,6 @@ def test_wrong_shapes(make, tensors, name, shape):
     wanted = tuple(tensors[name].shape)
     tensors[name] = torch.zeros(shape)
     refusal(make(tensors), "model.safetensors", name, str(shape), str(wanted), "config.json")
-
-
-@pytest.mark.parametrize("size", ["hidden_size", "vocab_size", "intermediate_size"])
-def test_a_config_of_other_sizes(make, config, size):
-    refusal(make(**{size: config[size] * 2}), "model.safetensors", "shape", "config.json")
-    refusal(make(num_hidden_layers=4), "model.safetensors", "lacks bert.encoder.layer.3.")
 
 
 def test_no_weights(make):

@@ -8,9 +8,7 @@ import torch
 
 from bertqa.errors import UserError
 from bertqa.explain.hooks import attention_names, hidden_state_names, record
-from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
-from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import (
     Int8Linear,
     PrepackedLinear,
@@ -21,7 +19,8 @@ from bertqa.model.cpu_inference import (
     quantize_tokens,
 )
 from bertqa.model.kernels import JointPart, linears
-from tests.helpers import LENGTHS, TINY, our_batch, random_windows
+from tests.helpers import TINY
+from tests.model.conftest import scores
 
 CPU = torch.device("cpu")
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
@@ -35,27 +34,6 @@ needs_int8 = pytest.mark.skipif(
     not can_prepack(CPU, int8=True), reason="this processor has no 8-bit products"
 )
 WITH_OR_WITHOUT_INT8 = [False, pytest.param(True, marks=needs_int8)]
-
-
-@pytest.fixture
-def model() -> BertForQuestionAnswering:
-    torch.manual_seed(0)
-    model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # fresh biases are 0 and would hide that one was forgotten
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-@pytest.fixture
-def batch():
-    return our_batch(*random_windows(LENGTHS))
-
-
-def scores(model, batch):
-    with torch.inference_mode():
-        output = model(batch)
-    return torch.stack([output.start_logits, output.end_logits])
 
 
 def test_a_prepacked_model_gives_the_same_scores(model, batch):

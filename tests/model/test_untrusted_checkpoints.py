@@ -100,7 +100,7 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, INDEX, BIN, "vocab.txt"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "link to a pipe"])
-def test_what_is_no_file(folder: Path, name: str, kind: str) -> None:
+def test_what_is_no_file(folder, name, kind):
     """Opening a pipe would wait for ever, and /dev/zero would fill the memory."""
     if name in (INDEX, BIN):
         (folder / WEIGHTS).unlink()
@@ -120,7 +120,7 @@ def test_what_is_no_file(folder: Path, name: str, kind: str) -> None:
     refusal(folder, name, allow_bin=True)
 
 
-def test_links_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_links_are_followed(folder, tmp_path_factory):
     """As the hub's cache is made of them: snapshots/COMMIT/NAME -> ../../blobs/DIGEST."""
     blobs = tmp_path_factory.mktemp("blobs")
     for i, name in enumerate(FILES):
@@ -128,12 +128,14 @@ def test_links_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFacto
         (folder / name).symlink_to(blobs / str(i))
     before = read_files(blobs)
     load(folder)
+    (folder / WEIGHTS).rename(folder / "a.safetensors")
+    weight_map = dict.fromkeys(load_file(blobs / "0"), "a.safetensors")
+    put(folder / INDEX, json.dumps({"weight_map": weight_map}))
+    load(folder)
     assert read_files(blobs) == before
 
 
-def test_a_link_to_a_secret_shows_nothing_of_it(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_link_to_a_secret_shows_nothing_of_it(folder, tmp_path_factory):
     secret = tmp_path_factory.mktemp("home") / "secret"
     secret.write_text("hunter2 hunter2\n")
     (folder / "tokenizer.json").unlink()
@@ -144,7 +146,7 @@ def test_a_link_to_a_secret_shows_nothing_of_it(
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_no_file_outside_the_folder_is_opened(folder: Path, shards: bool) -> None:
+def test_no_file_outside_the_folder_is_opened(folder, shards):
     """Python reports every file that is opened; the rest is given by name to the library."""
     if shards:
         put(folder / "a.safetensors", (folder / WEIGHTS).read_bytes())
@@ -191,13 +193,13 @@ print(*opened, sep="\\n")
         *((content, "not valid JSON") for content in (b"", b"{", b'{"hidden_size": 36,}')),
     ],
 )
-def test_json_bombs(folder: Path, name: str, content: bytes, words: str) -> None:
+def test_json_bombs(folder, name, content, words):
     put(folder / name, content)
     refusal(folder, name, words)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 1000, b'{"a": ' + b"9" * 10**6])
-def test_tokenizer_bombs(folder: Path, content: bytes) -> None:
+def test_tokenizer_bombs(folder, content):
     put(folder / "tokenizer.json", content)
     refusal(folder, "tokenizer.json", "is no tokenizer")
 
@@ -216,13 +218,13 @@ def test_tokenizer_bombs(folder: Path, content: bytes) -> None:
         ("layer_norm_eps", 10**400),
     ],
 )
-def test_a_config_that_asks_for_too_much(folder: Path, key: str, value: Any) -> None:
+def test_a_config_that_asks_for_too_much(folder, key, value):
     """Refused by what the file says of its tensors, before a model is built or memory taken."""
     change_json(folder / "config.json", lambda entries: entries.update({key: value}))
     assert "config" in refusal(folder, "")
 
 
-def test_what_a_report_repeats_is_printable(folder: Path, tensors: dict[str, Any]) -> None:
+def test_what_a_report_repeats_is_printable(folder, tensors):
     change_json(folder / "config.json", lambda e: e.update({"\ud800": 1, "\x1b[2J": 2}))
     tensors |= {"cls.\x1b[2J\n": torch.ones(1), "pooler.\x07": torch.ones(1)}
     save_file(tensors, folder / WEIGHTS)
@@ -290,12 +292,12 @@ OF_OTHER_KINDS = [
         ),
     ],
 )
-def test_files_that_are_no_safetensors(folder: Path, spoil: Callable[[bytes], bytes]) -> None:
+def test_files_that_are_no_safetensors(folder, spoil):
     put(folder / WEIGHTS, spoil((folder / WEIGHTS).read_bytes()))
     refusal(folder, WEIGHTS, "corrupt")
 
 
-def test_a_tensor_twice_in_a_header(folder: Path) -> None:
+def test_a_tensor_twice_in_a_header(folder):
     """The library would take the last, another reader the first."""
     header, body = header_of((folder / WEIGHTS).read_bytes())
     twice = json.dumps(header)[:-1] + f', "{NAME}": {json.dumps(header[NAME])}}}'
@@ -316,7 +318,7 @@ def test_a_tensor_twice_in_a_header(folder: Path) -> None:
         {"dtype": "\x1b[31mF32"},
     ],
 )  # fmt: skip
-def test_an_entry_that_is_wrong(folder: Path, change: dict[str, Any]) -> None:
+def test_an_entry_that_is_wrong(folder, change):
     content = (folder / WEIGHTS).read_bytes()
     put(folder / WEIGHTS, with_entries(content, lambda header: header[NAME].update(change)))
     refusal(folder, WEIGHTS, "corrupt")
@@ -330,7 +332,7 @@ def test_an_entry_that_is_wrong(folder: Path, change: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [NAME, "bert.embeddings.position_ids"])
-def test_formats_that_are_no_weights(folder: Path, dtype: str, number: float, name: str) -> None:
+def test_formats_that_are_no_weights(folder, dtype, number, name):
     """Of some torch cannot even make numbers."""
     header, body = header_of((folder / WEIGHTS).read_bytes())
     shape = [64] if name != NAME else [12]
@@ -347,9 +349,7 @@ def test_formats_that_are_no_weights(folder: Path, dtype: str, number: float, na
 
 @pytest.mark.parametrize("value", [1e300, 3.4e38, 1e30, -1e5, 65536.0, float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.half])
-def test_weights_that_no_bert_has(
-    folder: Path, tensors: dict[str, Any], value: float, dtype: torch.dtype
-) -> None:
+def test_weights_that_no_bert_has(folder, tensors, value, dtype):
     """One flipped bit of an exponent makes 1e38 of 0.1, and no score is a number any more."""
     tensors[NAME] = tensors[NAME].double()
     tensors[NAME][3] = value
@@ -358,14 +358,14 @@ def test_weights_that_no_bert_has(
     refusal(folder, WEIGHTS, NAME, "not finite, or beyond any weight's")
 
 
-def test_the_largest_weights_still_give_scores(folder: Path, tensors: dict[str, Any]) -> None:
+def test_the_largest_weights_still_give_scores(folder, tensors):
     save_file({k: torch.full_like(t, 65504.0) for k, t in tensors.items()}, folder / WEIGHTS)
     model, _, _ = load(folder)
     with torch.no_grad():
         assert model(BATCH).start_logits.isfinite().all()
 
 
-def test_scores_that_are_not_finite(folder: Path) -> None:
+def test_scores_that_are_not_finite(folder):
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
     with torch.no_grad():
         qa.model.head.weight.fill_(float("nan"))
@@ -373,12 +373,12 @@ def test_scores_that_are_not_finite(folder: Path) -> None:
         qa("who", "the quick brown fox")
 
 
-def test_names_of_any_length(folder: Path, tensors: dict[str, Any]) -> None:
+def test_names_of_any_length(folder, tensors):
     save_file(tensors | {"z" * 10**6: torch.ones(1)}, folder / WEIGHTS)
     refusal(folder, WEIGHTS, "'zzz", "no part of this BERT")
 
 
-def test_tensors_that_do_not_fit_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_do_not_fit_in_memory(folder, monkeypatch):
     def no_memory(tensor: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -412,36 +412,24 @@ def sharded(folder: Path, tensors: dict[str, Any]) -> Callable[[dict[str, str]],
         "x" * 300 + ".safetensors", "",
     ],
 )  # fmt: skip
-def test_names_that_lead_elsewhere(sharded: Any, shard: str) -> None:
+def test_names_that_lead_elsewhere(sharded, shard):
     """Refused before any shard is opened, and a pipe that is outside would hang."""
     folder = sharded({NAME: shard})
     refusal(folder, INDEX, "no plain file name")
 
 
-def test_nothing_is_opened_before_all_names_are_plain(
-    sharded: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_opened_before_all_names_are_plain(sharded, monkeypatch):
     opened: list[object] = []
     monkeypatch.setattr("bertqa.model.weights.open_safetensors", opened.append)
     refusal(sharded({NAME: "z/../../x.safetensors"}), INDEX)
     assert opened == []
 
 
-def test_thousands_of_shards(sharded: Any) -> None:
+def test_thousands_of_shards(sharded):
     folder = sharded({f"cls.{i}": f"{i}.safetensors" for i in range(3000)})
     for i in range(3000):
         (folder / f"{i}.safetensors").write_bytes(packed(b"{}", b""))
     refusal(folder, INDEX, "lacks 'cls.0'")
-
-
-def test_a_shard_that_is_a_link(sharded: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = sharded({})
-    elsewhere = tmp_path_factory.mktemp("blobs") / "0"
-    (folder / "a.safetensors").rename(elsewhere)
-    (folder / "a.safetensors").symlink_to(elsewhere)
-    load(folder)
-    elsewhere.write_bytes(b"hunter2 hunter2")
-    assert "hunter" not in refusal(folder, "a.safetensors", "corrupt")
 
 
 # --- the tokenizer -------------------------------------------------------------------------------
@@ -494,9 +482,7 @@ TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
         ("model", {"vocab": {"[UNK]": 0, "[CLS]": 1}}, "no token '[SEP]'"),
     ],
 )  # fmt: skip
-def test_a_tokenizer_that_is_no_berts(
-    folder: Path, part: str, change: dict[str, Any], words: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tokenizer_that_is_no_berts(folder, part, change, words, capfd):
     def spoil(entries: dict[str, Any]) -> None:
         (entries[part] if part else entries).update(change)
         if "vocab" in change:
@@ -516,7 +502,7 @@ def test_a_tokenizer_that_is_no_berts(
         {"truncation": {"max_length": -7}, "padding": []},
     ],
 )
-def test_parts_that_nobody_reads(folder: Path, change: dict[str, Any]) -> None:
+def test_parts_that_nobody_reads(folder, change):
     change_json(folder / "tokenizer.json", lambda entries: entries.update(change))
     tokenizer = load(folder)[1]
     assert tokenizer.encode(["a b"]).ids.tolist() == [5, 6]
@@ -536,12 +522,12 @@ def test_parts_that_nobody_reads(folder: Path, change: dict[str, Any]) -> None:
         (len(WORDS), f"has {len(WORDS) + 1} tokens"),  # no embedding
     ],
 )
-def test_a_number_that_no_token_has(folder: Path, number: Any, words: str) -> None:
+def test_a_number_that_no_token_has(folder, number, words):
     change_json(folder / "tokenizer.json", lambda e: e["model"]["vocab"].update(a=number))
     refusal(folder, "tokenizer.json", words)
 
 
-def test_a_hole_in_the_numbers(folder: Path) -> None:
+def test_a_hole_in_the_numbers(folder):
     """It harms nobody: the embedding has a row that is not used."""
     change_json(folder / "tokenizer.json", lambda e: [e["model"]["vocab"].pop("a")])
     _, tokenizer, _ = load(folder)
@@ -549,7 +535,7 @@ def test_a_hole_in_the_numbers(folder: Path) -> None:
     assert tokenizer.encode(["a b"]).ids.tolist() == [1, 6]
 
 
-def test_a_key_twice_is_read_as_it_was_checked(folder: Path) -> None:
+def test_a_key_twice_is_read_as_it_was_checked(folder):
     """The library never sees the first of two normalizers, which it would compile."""
     content = (folder / "tokenizer.json").read_bytes()
     evil = b'{"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},'
@@ -557,7 +543,7 @@ def test_a_key_twice_is_read_as_it_was_checked(folder: Path) -> None:
     assert load(folder)[1].encode(["A"]).ids.tolist() == [5]
 
 
-def test_it_is_the_librarys_own_reading(folder: Path) -> None:
+def test_it_is_the_librarys_own_reading(folder):
     """Taken apart and put together again, a tokenizer.json is the same."""
     extra = [added(), added(id=len(WORDS) + 1, content="</x>", special=True, normalized=False)]
     change_json(folder / "tokenizer.json", lambda e: e["added_tokens"].extend(extra))
@@ -569,7 +555,7 @@ def test_it_is_the_librarys_own_reading(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"cls_token": "[SEP]"}, {"sep_token": "[CLS]"}])
-def test_special_tokens_that_are_one(folder: Path, settings: dict[str, str]) -> None:
+def test_special_tokens_that_are_one(folder, settings):
     change_json(folder / "tokenizer_config.json", lambda entries: entries.update(settings))
     refusal(folder, "tokenizer.json", "one token", "cls_token")
 
@@ -585,7 +571,7 @@ def test_special_tokens_that_are_one(folder: Path, settings: dict[str, str]) -> 
     ],
     ids=["binary", "one giant line", "one long line", "a million lines", "UTF-16"],
 )
-def test_vocabularies_that_are_none(folder: Path, content: bytes) -> None:
+def test_vocabularies_that_are_none(folder, content):
     (folder / "tokenizer.json").unlink()
     put(folder / "vocab.txt", content)
     refusal(folder, "vocab.txt")
@@ -627,9 +613,7 @@ def plain_pickle(value: object, path: Path) -> None:
 )
 @pytest.mark.parametrize("allow_bin", [True, False])
 @pytest.mark.parametrize("where", ["value", "key", "around"])
-def test_a_pickle_runs_nothing(
-    folder: Path, tensors: dict[str, Any], save: Callable[..., None], allow_bin: bool, where: str
-) -> None:
+def test_a_pickle_runs_nothing(folder, tensors, save, allow_bin, where):
     marker = folder / "was-here"
     payload = Payload(marker)
     value = {"value": tensors | {"x": payload}, "key": {**tensors, payload: 1}, "around": payload}
@@ -645,7 +629,7 @@ def test_a_pickle_runs_nothing(
     assert marker.exists()
 
 
-def test_a_pickle_beside_safetensors_is_not_looked_at(folder: Path) -> None:
+def test_a_pickle_beside_safetensors_is_not_looked_at(folder):
     os.mkfifo(folder / BIN)
     load(folder, allow_bin=True)
 
@@ -664,9 +648,7 @@ def test_a_pickle_beside_safetensors_is_not_looked_at(folder: Path) -> None:
 )
 @pytest.mark.parametrize("name", [NAME, "bert.embeddings.position_ids", "cls.x"])
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_of_other_kinds(
-    folder: Path, tensors: Any, put_bin: Any, make: Any, name: str
-) -> None:
+def test_tensors_of_other_kinds(folder, tensors, put_bin, make, name):
     tensors[name] = make(tensors[NAME])
     put_bin(tensors)
     if name == "cls.x" and tensors[name].dtype == torch.complex64:
@@ -676,7 +658,7 @@ def test_tensors_of_other_kinds(
         assert name in message or "is nothing that tensors are made by" in message
 
 
-def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any, put_bin: Any) -> None:
+def test_a_model_blown_up_from_one_number(folder, tensors, put_bin):
     """Half precision would become 2 ** 27 numbers, of a file that has a few thousand."""
     change_json(folder / "config.json", lambda e: e.update(vocab_size=1 << 23))
     name = "bert.embeddings.word_embeddings.weight"
@@ -684,7 +666,7 @@ def test_a_model_blown_up_from_one_number(folder: Path, tensors: Any, put_bin: A
     refusal(folder, BIN, name, "more numbers than the file", allow_bin=True)
 
 
-def test_two_names_of_one_tensor(folder: Path, tensors: Any, put_bin: Any) -> None:
+def test_two_names_of_one_tensor(folder, tensors, put_bin):
     """As pretraining checkpoints have them."""
     words = tensors["bert.embeddings.word_embeddings.weight"]
     put_bin(tensors | {"cls.predictions.decoder.weight": words})
@@ -693,7 +675,7 @@ def test_two_names_of_one_tensor(folder: Path, tensors: Any, put_bin: Any) -> No
 
 @pytest.mark.parametrize("part", ["data.pkl", "data/0"])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-def test_zip_bombs(folder: Path, tensors: Any, put_bin: Any, part: str, compression: int) -> None:
+def test_zip_bombs(folder, tensors, put_bin, part, compression):
     """A hundred million zeros in a few kilobytes; torch's reader would unpack them."""
     sound_file = put_bin(tensors).rename(folder / "sound")
     with zipfile.ZipFile(sound_file) as sound, zipfile.ZipFile(folder / BIN, "w") as bomb:
@@ -740,9 +722,7 @@ def test_zip_bombs(folder: Path, tensors: Any, put_bin: Any, part: str, compress
     ids=["long", "a billion", "deep", "a list", "no mark", "wide", "a list that grows",
          "a list of many", "bytearray", "another way to it", "a tensor of a tensor"],
 )  # fmt: skip
-def test_pickles_without_end(
-    folder: Path, put_bin: Any, is_zip: bool, instructions: bytes, words: str
-) -> None:
+def test_pickles_without_end(folder, put_bin, is_zip, instructions, words):
     legacy = put_bin({}, _use_new_zipfile_serialization=False).read_bytes()
     empty = pickle.dumps({}, protocol=2)
     state = b"\x80\x02" + instructions
@@ -756,9 +736,7 @@ def test_pickles_without_end(
 
 @pytest.mark.parametrize("share", [0, 1, 4, 100, 0.2, 0.5, 0.9, -1])
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_truncated_pickles(
-    folder: Path, tensors: Any, put_bin: Any, share: float, is_zip: bool
-) -> None:
+def test_truncated_pickles(folder, tensors, put_bin, share, is_zip):
     content = put_bin(tensors, _use_new_zipfile_serialization=is_zip).read_bytes()
     put(folder / BIN, content[: int(share * len(content)) if isinstance(share, float) else share])
     refusal(folder, BIN, "cannot be read as tensors alone", allow_bin=True)
@@ -767,7 +745,7 @@ def test_truncated_pickles(
 # --- thousands of damaged folders ----------------------------------------------------------------
 
 
-def test_thousands_of_damaged_folders() -> None:
+def test_thousands_of_damaged_folders():
     """More of them with BERTQA_FUZZ_ROUNDS=50000."""
     rounds = int(os.environ.get("BERTQA_FUZZ_ROUNDS", "2000"))
     result = subprocess.run(
@@ -785,7 +763,7 @@ def test_thousands_of_damaged_folders() -> None:
             assert sum(ends) > rounds / 100, (form, end)
 
 
-def test_the_check_of_the_fuzz_can_fail(folder: Path, good: dict[str, bytes]) -> None:
+def test_the_check_of_the_fuzz_can_fail(folder, good):
     from tests.fuzz_checkpoints import Loaded, check_loaded
 
     whole = Loaded(folder)

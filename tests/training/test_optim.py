@@ -9,7 +9,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from bertqa.model.bert import BertForQuestionAnswering
-from bertqa.model.checkpoint import checkpoint_name
+from bertqa.model.names import checkpoint_name
 from bertqa.settings import SCHEDULES
 from bertqa.training.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 from tests.helpers import our_model, their_model

@@ -1,0 +1,135 @@
+"""Where the answers to a question are among the tokens of its windows, by the scores of these.
+
+L  tokens of a window
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bertqa.answering.answers import Answer
+from bertqa.answering.decoding import BestSpans, WindowScores
+from bertqa.answering.evaluation import DECODERS, window_scores
+from bertqa.data.graphemes import snap_to_graphemes
+from bertqa.data.windows import Window, WindowSet
+from bertqa.explain.explanation import Candidate, LayerReading
+from bertqa.settings import DecodingSettings
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """The windows of a context and the scores of their tokens: where its answers are.
+
+    Attributes:
+        starts, ends: of each window S.T_i and E.T_i, ``(L,)``.
+    """
+
+    context: str
+    cut: WindowSet
+    decoding: DecodingSettings
+    starts: list[Tensor]
+    ends: list[Tensor]
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Each window, spelled out."""
+        return [self.cut[number] for number in range(len(self.cut))]
+
+    @cached_property
+    def null_scores(self) -> list[float]:
+        """Of each window S.T_CLS + E.T_CLS."""
+        pairs = zip(self.starts, self.ends, strict=True)
+        return [float(start[0] + end[0]) for start, end in pairs]
+
+    def find(self, answer: Answer) -> Candidate:
+        """The tokens that cover the answer; of several (windows overlap) those with its scores.
+
+        The answer may come from a model in another precision, whose scores are a little different:
+        where two windows have the span with nearly the same scores, the other may be found.
+        """
+        if not answer.text:
+            return Candidate(answer, self.null_scores.index(min(self.null_scores)), 0, 0)
+
+        def distance(place: tuple[int, int, int]) -> float:
+            number, first, last = place
+            start_gap = float(self.starts[number][first]) - answer.start_logit
+            return abs(start_gap) + abs(float(self.ends[number][last]) - answer.end_logit)
+
+        return Candidate(answer, *min(self._places(answer), key=distance))
+
+    def _places(self, answer: Answer) -> Iterator[tuple[int, int, int]]:
+        """Window, first and last token of every run of tokens that covers an answer."""
+        for number, window in enumerate(self.windows):
+            spans = [(i, offset) for i, offset in enumerate(window.offsets) if offset]
+            if not spans or answer.end <= spans[0][1][0] or spans[-1][1][1] <= answer.start:
+                continue  # most windows of a long text
+            firsts = [i for i, offset in spans if self._slice(*offset)[0] == answer.start]
+            lasts = [j for j, offset in spans if self._slice(*offset)[1] == answer.end]
+            yield from ((number, i, j) for i in firsts for j in lasts if i <= j)
+
+    def _slice(self, start: int, end: int) -> tuple[int, int]:
+        """The characters of some tokens, no grapheme cluster cut in two."""
+        return snap_to_graphemes(self.context, start, end)
+
+    def best_of_windows(self) -> Iterator[Candidate | None]:
+        """The best span of each window, with its probability among the spans of all windows."""
+        starts, ends, numbers = torch.cat(self.starts), torch.cat(self.ends), range(len(self.cut))
+        whole = self._search(window_scores(self.cut, torch.tensor(numbers), starts, ends))
+        total = whole.log_total
+        if self.decoding.version_2_with_negative:
+            total = total.logaddexp(whole.null_start_logit.double() + whole.null_end_logit.double())
+        spans = self._search_each(starts, ends, numbers)
+        return self._candidates(spans, numbers, total.tolist() * len(numbers))
+
+    def readings(self, answer: Candidate, layer_logits: Tensor) -> Iterator[LayerReading]:
+        """Read the logits after each layer, ``(layers + 1, 2, L)``."""
+        numbers = [answer.window] * len(layer_logits)
+        starts, ends = layer_logits.unbind(dim=1)
+        spans = self._search_each(starts.flatten(), ends.flatten(), numbers)
+        bests = self._candidates(spans, numbers, spans.log_total.tolist())
+        for best, start, end in zip(bests, starts, ends, strict=True):
+            yield LayerReading(
+                best,
+                float(start.softmax(dim=0)[answer.first]),
+                float(end.softmax(dim=0)[answer.last]),
+                int((start >= start[answer.first]).sum()),
+                int((end >= end[answer.last]).sum()),
+            )
+
+    def _search_each(self, starts: Tensor, ends: Tensor, numbers: Sequence[int]) -> BestSpans:
+        """The best spans of windows one by one, by scores that are concatenated."""
+        chosen = torch.tensor(numbers)
+        sizes = (self.cut.lengths[chosen].tolist(), self.cut.context_starts[chosen].tolist())
+        return self._search(WindowScores.of_batch(starts, ends, *sizes))
+
+    def _search(self, scores: WindowScores) -> BestSpans:
+        decode = DECODERS[self.decoding.decoder]
+        return decode(scores, self.decoding.n_best_size, self.decoding.max_answer_length)
+
+    def _candidates(
+        self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]
+    ) -> Iterator[Candidate | None]:
+        """The best span that ``_search_each`` found in each window; None where it found none.
+
+        Args:
+            log_totals: for each what its probability is normalised by.
+        """
+        rows = torch.searchsorted(spans.question, torch.arange(len(numbers) + 1)).tolist()
+        for (row, beyond), number, log_total in zip(
+            pairwise(rows), numbers, log_totals, strict=True
+        ):
+            if row == beyond:
+                yield None
+                continue
+            place, offsets = int(self.cut.context_starts[number]), self.windows[number].offsets
+            first, last = place + int(spans.start[row]), place + int(spans.end[row])
+            start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
+            logits = float(spans.start_logit[row]), float(spans.end_logit[row])
+            probability = math.exp(sum(logits) - log_total)
+            answer = Answer(self.context[start:end], start, end, *logits, probability)
+            yield Candidate(answer, number, first, last)
