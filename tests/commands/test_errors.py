@@ -113,6 +113,10 @@ CASES: list[Case] = [
     train_flags("--learning_rate", "nan", words=["--learning_rate nan"]),
     train_flags("--layerwise_lr_decay", 1.5, words=["--layerwise_lr_decay 1.5"]),
     train_flags("--dropout", -0.1, words=["--dropout -0.1"]),
+    train_flags(
+        "--lr_scheduler_type", "constant", "--warmup_steps", 5,
+        words=["--lr_scheduler_type constant", "--warmup_steps 5", "constant_with_warmup"],
+    ),
     train_flags("--seed", 2**64, words=["--seed", str(2**64)]),
     train_flags("--show", 0, words=["--show 0"]),
     train_flags("--check", "--show", 1, words=["--check and --show"]),
