@@ -274,6 +274,12 @@ class TrainingSettings(_Settings):
     eval_steps: int | None = _setting(
         None, "evaluate every N steps (default: each epoch)", "N", _FROM_1
     )
+    early_stopping_patience: int | None = _setting(
+        None,
+        "end the run after N evaluations in a row without a better F1 (default: never)",
+        "N",
+        _FROM_1,
+    )
     save_steps: int = _setting(500, "a checkpoint to resume from every N steps", "N", _FROM_1)
     save_total_limit: int = _setting(1, "checkpoints to keep", "N", _FROM_1)
 

@@ -27,6 +27,7 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "seed": [-1],
         "logging_steps": [0],
         "eval_steps": [0],
+        "early_stopping_patience": [0],
         "save_steps": [-5],
         "save_total_limit": [0],
     },

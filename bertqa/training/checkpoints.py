@@ -70,6 +70,14 @@ class Progress:
     best_f1: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def evaluations_since_best(self) -> int:
+        """Evaluations since the one of the model kept at the folder's top."""
+        if self.best_f1 is None:
+            return 0
+        scores = [row["f1"] for row in self.evaluations]
+        return len(scores) - 1 - scores.index(self.best_f1)
+
 
 class Checkpoints:
     """The checkpoints of a run.

@@ -101,6 +101,11 @@ def train(
     check_window_fits(loaded.config, windows)
     tell(report)
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
+    if settings.early_stopping_patience and not validation.examples:
+        raise UserError(
+            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
+            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+        )
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
@@ -128,6 +133,11 @@ def train(
     )
     progress = run.train()
     tell(evaluation_table(progress.evaluations))
+    if progress.step < plan.total_steps:
+        tell(
+            f"stopped early after step {progress.step} of {plan.total_steps}: F1 has not improved "
+            f"in {counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
+        )
     return progress
 
 

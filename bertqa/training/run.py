@@ -88,7 +88,7 @@ class Run:
             self.checkpoints.open()
 
     def train(self) -> Progress:
-        """Train to the last step; log, evaluate and save on the way.
+        """Train to the last step, or until it stops early; log, evaluate and save on the way.
 
         Raises:
             UserError: the loss is no longer a finite number, or the disk refuses a file.
@@ -101,7 +101,7 @@ class Run:
         )  # fmt: skip
         with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
             self._log.start_clock()
-            for step in self.loop.steps(first=progress.step):
+            for step in () if self._stops_early() else self.loop.steps(first=progress.step):
                 progress.step = step.number
                 bar.update()
                 self._log.add(step, progress)
@@ -113,12 +113,19 @@ class Run:
                 if plan.saves_after(progress.step):
                     self._save()
                 self._log.start_clock()
+                if self._stops_early():  # all processes know the same evaluations
+                    break
                 # Processes get a signal at different steps, and must end after the same one.
                 if number := self.runtime.max_over_ranks(interrupts.number):
                     self._stop(number)
         if self.runtime.is_main:
             self.observer.at_end(progress)
         return progress
+
+    def _stops_early(self) -> bool:
+        """Whether so many evaluations as are set have brought no better model."""
+        patience = self.loop.settings.early_stopping_patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
 
     def _write_log(self, bar: Any) -> None:
         """Add a line to log.jsonl and beside the progress bar."""

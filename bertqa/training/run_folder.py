@@ -43,10 +43,11 @@ from bertqa.model.checkpoint import save_model
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step
-# must stay. Another split of a step draws other dropout, though.
+# must stay. Another split of a step draws other dropout, though. With more patience a run that was
+# stopped early goes on.
 _FREE_SETTINGS = (
     "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    "gradient_accumulation_steps", "early_stopping_patience",
 )  # fmt: skip
 
 # What a run did that is older than a setting: a new setting defaults to what was done before it.

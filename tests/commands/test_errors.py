@@ -117,6 +117,10 @@ CASES: list[Case] = [
         "--lr_scheduler_type", "constant", "--warmup_steps", 5,
         words=["--lr_scheduler_type constant", "--warmup_steps 5", "constant_with_warmup"],
     ),
+    train_flags(
+        "--early_stopping_patience", 2,
+        words=["--early_stopping_patience 2", "--validation_file"],
+    ),
     train_flags("--seed", 2**64, words=["--seed", str(2**64)]),
     train_flags("--show", 0, words=["--show 0"]),
     train_flags("--check", "--show", 1, words=["--check and --show"]),

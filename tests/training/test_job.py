@@ -77,6 +77,26 @@ def test_a_training_without_a_command_line(
     assert (commanded / "report.html").exists()
 
 
+def test_a_run_that_stops_early_says_so(tmp_path: Path, checkpoint: Path) -> None:
+    said: list[object] = []
+    data = DataSettings(
+        train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
+    )
+    for patience, last in ((2, 3), (2, 3), (3, 4)):  # again it ends at once, or goes on
+        settings = TrainingSettings(
+            max_steps=6, eval_steps=1, learning_rate=1e-9, early_stopping_patience=patience
+        )
+        job.train(
+            str(checkpoint), data, tmp_path / "run",
+            settings=settings, windows=WINDOWS, runtime=FP32, say=said.append, resume=True,
+        )  # fmt: skip
+        assert said.pop() == (
+            f"stopped early after step {last} of 6: F1 has not improved in {patience} evaluations; "
+            "the best model is kept"
+        )
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_process_that_is_not_the_first_says_nothing(
     tmp_path: Path, checkpoint: Path, alone_of_two: None
 ) -> None:
