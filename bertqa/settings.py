@@ -263,6 +263,13 @@ class TrainingSettings(_Settings):
     freeze_word_embeddings: bool = _setting(
         False, "do not train the word embeddings; protects rare words at high learning rates"
     )
+    ema_decay: float = _setting(
+        0.0,
+        "evaluate and keep an exponential moving average of the weights with this decay, such as "
+        "0.999; 0 for none",
+        "X",
+        _BELOW_1,
+    )
     per_device_train_batch_size: int = _setting(
         16, "batch size per process, in windows", "N", _FROM_1
     )

@@ -21,6 +21,7 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "lr_scheduler_type": ["polynomial"],
         "weight_decay": [-0.01],
         "adam_epsilon": [0.0],
+        "ema_decay": [1.0, -0.1, math.nan],
         "max_grad_norm": [-1.0],
         "per_device_train_batch_size": [0],
         "gradient_accumulation_steps": [-2],

@@ -9,6 +9,7 @@ B  windows of a step, of all processes     N  windows of a batch     T  tokens o
     backward    the mean         -> a gradient for each parameter, summed over batches, processes
     clip        all gradients    -> of a norm of at most max_grad_norm (Pascanu et al. 2013)
     update      gradients, rate  -> parameters, by AdamW              optim.py
+    average     parameters       -> their moving average, if asked    ema.py
 
 The recipe is that of BERT's fine-tuning (Devlin et al. 2019, section 4.2 and appendix A.3), in the
 form of transformers' run_qa: AdamW with its bias correction, a learning rate that falls in a line.
@@ -32,6 +33,7 @@ from bertqa.data.labels import LabelledWindows
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
+from bertqa.training.ema import ExponentialMovingAverage
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from bertqa.training.plan import Plan
 
@@ -65,6 +67,7 @@ class TrainingLoop:
         plan: how many steps there are.
         optimizer: AdamW.
         scaler: keeps small gradients of fp16 from becoming 0; without effect in other precisions.
+        ema: the average of the weights; None without ``ema_decay``.
     """
 
     def __init__(
@@ -87,6 +90,13 @@ class TrainingLoop:
         self.scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype is torch.float16
         )
+        decay = settings.ema_decay
+        self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
+
+    @property
+    def result(self) -> BertForQuestionAnswering:
+        """The model to evaluate and keep: of averaged weights, if they are averaged."""
+        return self.ema.model if self.ema else self.model
 
     def steps(self, first: int = 0) -> Iterator[Step]:
         """Do the steps from ``first``, counted from 0, to the last; yield after each of them."""
@@ -115,6 +125,8 @@ class TrainingLoop:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()
+            if self.ema:
+                self.ema.update(step)
             yield Step(step + 1, loss, grad_norm, tokens)
 
     def _batches(self, chosen: Tensor) -> Iterator[TrainingBatch]:

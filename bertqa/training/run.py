@@ -74,7 +74,8 @@ class Run:
         check_free(self.folder.path, resume)
         if resume:
             self.folder.check_same_run()
-            self.progress = self.checkpoints.load_last(self.loop.model, self.loop.optimizer)
+            loop = self.loop
+            self.progress = self.checkpoints.load_last(loop.model, loop.optimizer, loop.ema)
             if self.progress.scaler:
                 self.loop.scaler.load_state_dict(self.progress.scaler)
         if len(set(self.runtime.gather(self.progress.step))) > 1:
@@ -138,12 +139,12 @@ class Run:
     def _evaluate(self, bar: Any) -> None:
         """Measure the model; keep it at the folder's top if it is the best so far."""
         self._log.settle(self.progress)
-        measured = measure(self.loop.model, self.evaluator, self.loop.plan, self.progress)
+        measured = measure(self.loop.result, self.evaluator, self.loop.plan, self.progress)
         if not self.runtime.is_main:
             return
         if measured.is_best:
             with self._failures.while_saving(self.progress.step):
-                self.folder.keep_best(self.loop.model, self.tokenizer)
+                self.folder.keep_best(self.loop.result, self.tokenizer)
             if measured.evaluation:
                 self.folder.keep_predictions(measured.evaluation, measured.settings)
         self.folder.append_log(measured.row)
@@ -156,10 +157,11 @@ class Run:
         """Write a checkpoint."""
         self._log.settle(self.progress)
         self.progress.scaler = self.loop.scaler.state_dict()
+        loop, progress = self.loop, self.progress
         if self.runtime.is_main:
-            with self._failures.while_saving(self.progress.step):
+            with self._failures.while_saving(progress.step):
                 self.checkpoints.save(
-                    self.loop.model, self.tokenizer, self.loop.optimizer, self.progress
+                    loop.model, self.tokenizer, loop.optimizer, progress, loop.ema
                 )
 
     def _stop(self, number: int) -> None:

@@ -59,10 +59,14 @@ def test_a_resumed_run_is_the_same_run(
     assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings"])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings", "averaged"])
 def test_other_ways_to_train_go_on_as_well(tmp_path: Path, checkpoint: Path, kind: str) -> None:
     """The scaler of fp16 has skipped a step and halved its factor twice by then."""
-    settings = replace(SETTINGS, logging_steps=1, freeze_word_embeddings=kind.startswith("frozen"))
+    changes: dict[str, dict[str, Any]] = {
+        "frozen embeddings": {"freeze_word_embeddings": True},
+        "averaged": {"freeze_word_embeddings": True, "ema_decay": 0.4},
+    }
+    settings = replace(SETTINGS, logging_steps=1, **changes.get(kind, {}))
     runtime = {"bf16": BF16, "fp16": SCALED}.get(kind, FP32)
 
     def begun(folder: Path) -> Run:
@@ -86,6 +90,9 @@ def test_other_ways_to_train_go_on_as_well(tmp_path: Path, checkpoint: Path, kin
     assert same(weights_of(resumed), weights_of(whole))
     assert log_of(folders[0]) == log_of(folders[1])
     assert resumed.progress == whole.progress
+    ours, theirs = (contents(folder) for folder in folders)
+    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they tell the speed
+    assert ours == theirs
 
 
 # --- which there are -----------------------------------------------------------------------------
