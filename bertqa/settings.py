@@ -270,6 +270,12 @@ class TrainingSettings(_Settings):
         "X",
         _BELOW_1,
     )
+    distillation_temperature: float = _setting(
+        2.0, "with --teacher: temperature of the softmax of teachers and model", "X", _ABOVE_0
+    )
+    distillation_weight: float = _setting(
+        0.9, "with --teacher: weight of the teachers' part of the loss", "X", _UP_TO_1
+    )
     per_device_train_batch_size: int = _setting(
         16, "batch size per process, in windows", "N", _FROM_1
     )

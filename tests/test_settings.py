@@ -23,6 +23,8 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "adam_epsilon": [0.0],
         "ema_decay": [1.0, -0.1, math.nan],
         "max_grad_norm": [-1.0],
+        "distillation_temperature": [0.0],
+        "distillation_weight": [0.0, 1.1],
         "per_device_train_batch_size": [0],
         "gradient_accumulation_steps": [-2],
         "seed": [-1],

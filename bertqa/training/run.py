@@ -34,6 +34,7 @@ class Run:
         folder: where the run leaves what it makes.
         example_ids: of the examples that the windows are of, for messages; their numbers if none.
         observer: is told of log lines, evaluations and the end.
+        teachers: models to learn from besides the labels.
 
     Attributes:
         loop: model, optimiser and plan.
@@ -51,8 +52,9 @@ class Run:
         folder: RunFolder,
         example_ids: Sequence[str] = (),
         observer: Observer | None = None,
+        teachers: Sequence[BertForQuestionAnswering] = (),
     ) -> None:
-        self.loop = TrainingLoop(model, windows, settings, runtime)
+        self.loop = TrainingLoop(model, windows, settings, runtime, teachers)
         self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime
         self.folder, self.observer = folder, Observer() if observer is None else observer
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
