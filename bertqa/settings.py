@@ -18,7 +18,7 @@ from bertqa.errors import UserError, shown
 ENCODER = "bert-base-uncased"  # the model that is trained by default
 SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 DECODERS = ("exact", "top20")
-SCHEDULES = ("linear", "constant_with_warmup")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("fp32", "bf16", "fp16")
 INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
 
@@ -272,8 +272,14 @@ class TrainingSettings(_Settings):
     max_steps: int | None = _setting(None, "optimiser steps; overrides the epochs", "N", _FROM_1)
     learning_rate: float = _setting(2e-5, "peak learning rate", "X", _ABOVE_0)
     warmup_ratio: float = _setting(0.0, "fraction of steps for linear warmup", "X", _BELOW_1)
+    warmup_steps: int = _setting(
+        0, "steps of linear warmup; above 0, overrides --warmup_ratio", "N", _FROM_0
+    )
     lr_scheduler_type: str = _setting(
-        "linear", "after the peak: linear decay to 0, or constant", choices=SCHEDULES
+        "linear",
+        "after the warmup: linear decay to 0, half a cosine to 0, or constant; constant has no "
+        "warmup, constant_with_warmup has",
+        choices=SCHEDULES,
     )
     weight_decay: float = _setting(
         0.01, "AdamW's, on weights, not on biases and LayerNorm", "X", _FROM_0
@@ -303,6 +309,19 @@ class TrainingSettings(_Settings):
     freeze_word_embeddings: bool = _setting(
         False, "do not train the word embeddings; protects rare words at high learning rates"
     )
+    ema_decay: float = _setting(
+        0.0,
+        "evaluate and keep an exponential moving average of the weights with this decay, such as "
+        "0.999; 0 for none",
+        "X",
+        _BELOW_1,
+    )
+    distillation_temperature: float = _setting(
+        2.0, "with --teacher: temperature of the softmax of teachers and model", "X", _ABOVE_0
+    )
+    distillation_weight: float = _setting(
+        0.9, "with --teacher: weight of the teachers' part of the loss", "X", _UP_TO_1
+    )
     per_device_train_batch_size: int = _setting(
         16, "batch size per process, in windows", "N", _FROM_1
     )
@@ -314,8 +333,23 @@ class TrainingSettings(_Settings):
     eval_steps: int | None = _setting(
         None, "evaluate every N steps (default: each epoch)", "N", _FROM_1
     )
+    early_stopping_patience: int | None = _setting(
+        None,
+        "end the run after N evaluations in a row without a better F1 (default: never)",
+        "N",
+        _FROM_1,
+    )
     save_steps: int = _setting(500, "a checkpoint to resume from every N steps", "N", _FROM_1)
     save_total_limit: int = _setting(1, "checkpoints to keep", "N", _FROM_1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
+            raise UserError(
+                "--lr_scheduler_type constant has no warmup, got --warmup_steps "
+                f"{self.warmup_steps} and --warmup_ratio {self.warmup_ratio}: pass "
+                "constant_with_warmup, or 0 for both"
+            )
 
     def windows_per_step(self, world_size: int) -> int:
         """Windows that one optimiser step sees, over all processes."""

@@ -19,15 +19,20 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "max_steps": [0],
         "learning_rate": [math.nan],
         "warmup_ratio": [1.0, -0.1, math.nan],
-        "lr_scheduler_type": ["cosine"],
+        "warmup_steps": [-1],
+        "lr_scheduler_type": ["polynomial"],
         "weight_decay": [-0.01],
         "adam_epsilon": [0.0],
+        "ema_decay": [1.0, -0.1, math.nan],
         "max_grad_norm": [-1.0],
+        "distillation_temperature": [0.0],
+        "distillation_weight": [0.0, 1.1],
         "per_device_train_batch_size": [0],
         "gradient_accumulation_steps": [-2],
         "seed": [-1],
         "logging_steps": [0],
         "eval_steps": [0],
+        "early_stopping_patience": [0],
         "save_steps": [-5],
         "save_total_limit": [0],
     },
@@ -52,6 +57,14 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
 def test_a_value_out_of_range(kind: type, name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{name} {value} is out of range"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 5}, {"warmup_ratio": 0.1}])
+def test_a_constant_rate_has_no_warmup(warmup: dict[str, Any]) -> None:
+    """transformers ignores the warmup there; here nothing that was asked for is ignored."""
+    with pytest.raises(UserError, match=r"--lr_scheduler_type constant has no warmup"):
+        TrainingSettings(lr_scheduler_type="constant", **warmup)
+    TrainingSettings(lr_scheduler_type="constant_with_warmup", **warmup)
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,16 @@ def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -
 
 
 def check_window_fits(
-    config: BertConfig, settings: WindowSettings, name: str = "--max_seq_length"
+    config: BertConfig,
+    settings: WindowSettings,
+    name: str = "--max_seq_length",
+    model: str = "this model",
 ) -> None:
     """Refuse windows longer than the positions that the model has learned.
 
     Args:
         name: what a message calls the setting, by where it comes from.
+        model: what it calls the model.
 
     Raises:
         UserError: the windows are too long.
@@ -81,7 +85,7 @@ def check_window_fits(
     limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
-            f"{name} {settings.max_seq_length} is more than the {limit} positions that this model "
+            f"{name} {settings.max_seq_length} is more than the {limit} positions that {model} "
             f"knows: pass {limit} or less"
         )
 

@@ -35,6 +35,7 @@ from bertqa.settings import (
 
 # The fields of ``TrainingSettings`` that say when something is kept, not what is learned.
 OUTPUT_SETTINGS = ("logging_steps", "eval_steps", "save_steps", "save_total_limit")
+DISTILLATION_SETTINGS = ("distillation_temperature", "distillation_weight")
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -47,8 +48,14 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--check", action="store_true",
         help="validate the data and exit, as bertqa check does; the other flags are ignored")
     add_model_flags(parser, ENCODER, answers_only=False)
-    recipe = [f.name for f in fields(TrainingSettings) if f.name not in OUTPUT_SETTINGS]
+    others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS
+    recipe = [f.name for f in fields(TrainingSettings) if f.name not in others]
     add_settings_flags(parser, "optimisation", TrainingSettings, *recipe)
+    add = parser.group("distillation")
+    add("--teacher", nargs="+", action="extend", default=[], metavar="MODEL",
+        help="fine-tuned models to learn from besides the labels, with the tokenizer of --model; "
+        "of any size")
+    add_settings_flags(parser, "distillation", TrainingSettings, *DISTILLATION_SETTINGS)
     add_window_flags(parser)
     add_decoding_flags(parser)
     add = parser.group("output")
@@ -97,7 +104,7 @@ def run(
             flags.model, data, flags.output_dir,
             settings=settings, windows=windows, decoding=decoding, runtime=runtime,
             choose_threshold=flags.null_score_diff_threshold is None, resume=flags.resume,
-            revision=flags.revision, allow_bin=flags.allow_bin,
+            revision=flags.revision, allow_bin=flags.allow_bin, teachers=flags.teacher,
             observer=RunReport(flags.output_dir), say=say,
         )  # fmt: skip
     finally:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import (
@@ -118,6 +119,16 @@ class BertTokenizer:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The pieces that ids stand for, such as ``play`` and ``##ing``."""
         return [self._backend.id_to_token(int(i)) or "[?]" for i in ids]
+
+    def gives_the_ids_of(self, other: "BertTokenizer") -> bool:
+        """Whether both make the same ids of every text: vocabulary and rules are the same."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[Any, ...]:
+        """All that decides on ids; special tokens are text in a text, but for those of a window."""
+        entries = json.loads(self._backend.to_str())
+        added = [token for token in entries["added_tokens"] if not token["special"]]
+        return entries["model"], entries["normalizer"], added, self.cls_id, self.sep_id
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json so that transformers opens the folder.

@@ -3,6 +3,8 @@
 optim         AdamW: what decays, how fast each layer learns, the learning rate of each step
 plan          how many steps there are, and what comes after which
 loop          the optimiser step: windows, forward, loss, backward, clip, update
+distillation  the loss with teachers
+ema           a moving average of the weights, to keep in place of the last ones
 run           what comes between the steps; how a run begins, goes on and ends
 log, evaluations, checkpoints    what it calls there
 run_folder    all that a run leaves behind, file by file

@@ -3,6 +3,7 @@
     checkpoints/step-00000500/
         config.json, model.safetensors, tokenizer ...   a model's folder like any other
         optimizer.safetensors                           AdamW's moments, PARAMETER.exp_avg ...
+        ema.safetensors                                 with --ema_decay: the averaged weights
         progress.json                                   Progress
 
 A checkpoint is written whole or not at all, and nothing in it is pickled. No state of a random
@@ -29,6 +30,7 @@ from bertqa.model.checkpoint import (
     write_tensors,
 )
 from bertqa.model.hub import find_folder
+from bertqa.training.ema import ExponentialMovingAverage
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
@@ -70,6 +72,14 @@ class Progress:
     best_f1: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def evaluations_since_best(self) -> int:
+        """Evaluations since the one of the model kept at the folder's top."""
+        if self.best_f1 is None:
+            return 0
+        scores = [row["f1"] for row in self.evaluations]
+        return len(scores) - 1 - scores.index(self.best_f1)
+
 
 class Checkpoints:
     """The checkpoints of a run.
@@ -99,6 +109,7 @@ class Checkpoints:
         tokenizer: BertTokenizer,
         optimizer: torch.optim.Optimizer,
         progress: Progress,
+        ema: ExponentialMovingAverage | None = None,
     ) -> None:
         """Write a checkpoint, which is a model's folder too, and drop all but the newest ``keep``.
 
@@ -118,6 +129,9 @@ class Checkpoints:
             save_model(folder, model)
             tokenizer.save(folder)
             write_tensors(folder / "optimizer.safetensors", moments)
+            if ema:
+                averages = {name: average.cpu() for name, average in ema.averages.items()}
+                write_tensors(folder / "ema.safetensors", averages)
             write_json(folder / "progress.json", asdict(progress))
         for old in sorted(self.path.glob("step-*"))[: -self.keep]:
             # Renamed first: killed in the middle of this, a run leaves no half checkpoint.
@@ -127,9 +141,12 @@ class Checkpoints:
                 shutil.rmtree(dropped)
 
     def load_last(
-        self, model: BertForQuestionAnswering, optimizer: torch.optim.Optimizer
+        self,
+        model: BertForQuestionAnswering,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage | None = None,
     ) -> Progress:
-        """Put the newest checkpoint into model and optimiser; where there is none, change nothing.
+        """Put the newest checkpoint into them; where there is none, change nothing.
 
         Raises:
             UserError: the checkpoint is corrupt or of another model.
@@ -150,6 +167,8 @@ class Checkpoints:
             }
             model.load_state_dict(saved.state_dict())
             optimizer.load_state_dict(state)
+            if ema:
+                ema.load(read_tensors(newest / "ema.safetensors"))
         # The advice of a UserError is for a file that can be had again; the others tell of a name,
         # a shape or a key.
         except (UserError, KeyError, RuntimeError, TypeError) as error:

@@ -44,7 +44,10 @@ class Observer:
         """Take note of an evaluation."""
 
     def at_end(self, progress: Progress) -> None:
-        """Take note that the last step is done; a run that is stopped has not come to its end."""
+        """Take note that the run has come to its end: the last step, or an early stop.
+
+        A run that is stopped by a signal has not.
+        """
 
 
 def measure(

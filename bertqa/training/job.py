@@ -36,6 +36,7 @@ from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
+from bertqa.training.distillation import load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import surroundings
 from bertqa.training.run import Run
@@ -58,6 +59,7 @@ def train(
     resume: bool = False,
     revision: str | None = None,
     allow_bin: bool = False,
+    teachers: Sequence[str] = (),
     observer: Observer | None = None,
     say: Say = print,
 ) -> Progress:
@@ -75,6 +77,8 @@ def train(
         resume: go on with the run in ``output_dir``, if there is one.
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
+        teachers: fine-tuned models to learn from besides the labels, named as ``model`` is; their
+            tokenizer must be the model's. See distillation.py.
         observer: is told of log lines, evaluations and the end; ``RunReport(output_dir)`` of
             report/training_page.py draws report.html from them, as ``bertqa train`` does.
         say: is given each line to print.
@@ -99,14 +103,28 @@ def train(
         lambda: load_for_training(model, seed=seed, revision=revision, allow_bin=allow_bin),
     )
     check_window_fits(loaded.config, windows)
+    taught = main_first(
+        runtime,
+        lambda: load_teachers(teachers, settings, tokenizer, windows, allow_bin=allow_bin),
+    )
     tell(report)
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
+    if settings.early_stopping_patience and not validation.examples:
+        raise UserError(
+            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
+            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+        )
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
-    ran["settings"] |= {"model": model, "model_commit": commit_of(report.source.parent)}
+    ran["settings"] |= {
+        "model": model,
+        "model_commit": commit_of(report.source.parent),
+        "teachers": list(teachers),
+        "teacher_digests": [teacher.digest for teacher in taught],
+    }
     ran["data"] |= {
         "chooses_threshold": bool(evaluator and evaluator.chooses_threshold),
         "added_tokens": tokenizer.markers,
@@ -114,8 +132,9 @@ def train(
     folder = RunFolder(output_dir, ran)
     ids = [example.id for example in training.examples]
     run = Run(
-        loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer
-    )
+        loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer,
+        [teacher.model for teacher in taught],
+    )  # fmt: skip
     run.start(resume)
     if runtime.is_main:
         folder.keep_labels({"training": training.labels, "validation": validation.labels})
@@ -128,6 +147,11 @@ def train(
     )
     progress = run.train()
     tell(evaluation_table(progress.evaluations))
+    if progress.step < plan.total_steps:
+        tell(
+            f"stopped early after step {progress.step} of {plan.total_steps}: F1 has not improved "
+            f"in {counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
+        )
     return progress
 
 

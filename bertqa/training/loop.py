@@ -6,9 +6,11 @@ B  windows of a step, of all processes     N  windows of a batch     T  tokens o
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
     forward     (T,) tokens      -> (T,) scores of start and of end   model/bert.py
     loss        scores, labels   -> (N,) losses; their mean over B    model/bert.py
+    distil      scores, teachers -> (N,) losses, if there are any     distillation.py
     backward    the mean         -> a gradient for each parameter, summed over batches, processes
     clip        all gradients    -> of a norm of at most max_grad_norm (Pascanu et al. 2013)
     update      gradients, rate  -> parameters, by AdamW              optim.py
+    average     parameters       -> their moving average, if asked    ema.py
 
 The recipe is that of BERT's fine-tuning (Devlin et al. 2019, section 4.2 and appendix A.3), in the
 form of transformers' run_qa: AdamW with its bias correction, a learning rate that falls in a line.
@@ -21,7 +23,7 @@ Logging, evaluation and saving come between the steps: see run.py, which takes t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,8 @@ from bertqa.data.labels import LabelledWindows
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
+from bertqa.training.distillation import Distillation
+from bertqa.training.ema import ExponentialMovingAverage
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from bertqa.training.plan import Plan
 
@@ -60,11 +64,14 @@ class TrainingLoop:
         model: in float32; it is moved to the runtime's device and trained in place.
         windows: the training set.
         settings, runtime: how and where.
+        teachers: models to learn from besides the labels, see distillation.py.
 
     Attributes:
         plan: how many steps there are.
         optimizer: AdamW.
         scaler: keeps small gradients of fp16 from becoming 0; without effect in other precisions.
+        ema: the average of the weights; None without ``ema_decay``.
+        distillation: the loss with teachers; None without.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class TrainingLoop:
         windows: LabelledWindows,
         settings: TrainingSettings,
         runtime: Runtime,
+        teachers: Sequence[BertForQuestionAnswering] = (),
     ) -> None:
         if settings.dropout is not None:
             model.set_dropout(settings.dropout)
@@ -87,6 +95,14 @@ class TrainingLoop:
         self.scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype is torch.float16
         )
+        self.distillation = Distillation(teachers, settings, runtime) if teachers else None
+        decay = settings.ema_decay
+        self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
+
+    @property
+    def result(self) -> BertForQuestionAnswering:
+        """The model to evaluate and keep: of averaged weights, if they are averaged."""
+        return self.ema.model if self.ema else self.model
 
     def steps(self, first: int = 0) -> Iterator[Step]:
         """Do the steps from ``first``, counted from 0, to the last; yield after each of them."""
@@ -103,6 +119,8 @@ class TrainingLoop:
                 losses = window_losses(
                     output, batch.tokens.lengths, batch.start_positions, batch.end_positions
                 )  # (N,)
+                if self.distillation:
+                    losses = self.distillation(batch.tokens, output, losses)  # (N,)
                 part = losses.sum() * (1 / len(chosen))  # the parts of all batches: the mean
                 self.scaler.scale(part).backward()
                 loss += part.detach()
@@ -115,6 +133,8 @@ class TrainingLoop:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()
+            if self.ema:
+                self.ema.update(step)
             yield Step(step + 1, loss, grad_norm, tokens)
 
     def _batches(self, chosen: Tensor) -> Iterator[TrainingBatch]:

@@ -1,5 +1,6 @@
 """AdamW as BERT is fine-tuned with it: what decays, and how fast it learns at each step."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,18 +10,28 @@ from torch import nn
 def learning_rate(
     step: int, peak: float, total_steps: int, warmup_steps: int, schedule: str = "linear"
 ) -> float:
-    """The rate of optimiser step ``step``, from 0: a line up to ``peak``, a line down to 0.
+    """Return the learning rate of optimiser step ``step``, from 0.
 
-    Warm-up starts at 0; without it the first step has the peak. The step after the last would
-    have 0. This is the schedule of run_qa. In Google's run_squad the line down begins at step 0, so
-    that the rate drops where warm-up ends. "constant_with_warmup", which run_qa has as well, stays
-    at the peak.
+    Warm-up is a line from 0 to ``peak``; without it the first step has the peak. What follows are
+    transformers' schedules of the same names:
+
+        linear                  a line down to 0; the step after the last would have 0
+        cosine                  half a cosine down to 0 (Loshchilov and Hutter, "SGDR", 2017)
+        constant_with_warmup    the peak
+        constant                the peak from the first step on; ``warmup_steps`` is ignored
+
+    In Google's run_squad the line down begins at step 0, so that the rate drops where warm-up ends.
     """
+    if schedule == "constant":
+        return peak
     if step < warmup_steps:
         return peak * step / warmup_steps
     if schedule == "constant_with_warmup":
         return peak
-    return peak * max(0, total_steps - step) / max(1, total_steps - warmup_steps)
+    decay_steps = max(1, total_steps - warmup_steps)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * (step - warmup_steps) / decay_steps)) / 2
+    return peak * max(0, total_steps - step) / decay_steps
 
 
 def parameter_groups(

@@ -41,11 +41,16 @@ class Plan:
             return self.settings.max_steps
         return math.ceil(self.settings.num_train_epochs * self.steps_per_epoch)
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warmup: as many as are set, else their share of all steps."""
+        share = math.ceil(self.total_steps * self.settings.warmup_ratio)
+        return self.settings.warmup_steps or share
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of ``step``, from 0."""
-        warmup_steps = math.ceil(self.total_steps * self.settings.warmup_ratio)
         peak, schedule = self.settings.learning_rate, self.settings.lr_scheduler_type
-        return learning_rate(step, peak, self.total_steps, warmup_steps, schedule)
+        return learning_rate(step, peak, self.total_steps, self.warmup_steps, schedule)
 
     def windows_of(self, step: int) -> Tensor:
         """Indices of the windows that ``step``, from 0, sees over all processes."""

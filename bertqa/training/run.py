@@ -34,6 +34,7 @@ class Run:
         folder: where the run leaves what it makes.
         example_ids: of the examples that the windows are of, for messages; their numbers if none.
         observer: is told of log lines, evaluations and the end.
+        teachers: models to learn from besides the labels.
 
     Attributes:
         loop: model, optimiser and plan.
@@ -51,8 +52,9 @@ class Run:
         folder: RunFolder,
         example_ids: Sequence[str] = (),
         observer: Observer | None = None,
+        teachers: Sequence[BertForQuestionAnswering] = (),
     ) -> None:
-        self.loop = TrainingLoop(model, windows, settings, runtime)
+        self.loop = TrainingLoop(model, windows, settings, runtime, teachers)
         self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime
         self.folder, self.observer = folder, Observer() if observer is None else observer
         self.checkpoints = Checkpoints(folder.path / "checkpoints", settings.save_total_limit)
@@ -74,7 +76,8 @@ class Run:
         check_free(self.folder.path, resume)
         if resume:
             self.folder.check_same_run()
-            self.progress = self.checkpoints.load_last(self.loop.model, self.loop.optimizer)
+            loop = self.loop
+            self.progress = self.checkpoints.load_last(loop.model, loop.optimizer, loop.ema)
             if self.progress.scaler:
                 self.loop.scaler.load_state_dict(self.progress.scaler)
         if len(set(self.runtime.gather(self.progress.step))) > 1:
@@ -88,7 +91,7 @@ class Run:
             self.checkpoints.open()
 
     def train(self) -> Progress:
-        """Train to the last step; log, evaluate and save on the way.
+        """Train to the last step, or until it stops early; log, evaluate and save on the way.
 
         Raises:
             UserError: the loss is no longer a finite number, or the disk refuses a file.
@@ -101,7 +104,7 @@ class Run:
         )  # fmt: skip
         with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
             self._log.start_clock()
-            for step in self.loop.steps(first=progress.step):
+            for step in () if self._stops_early() else self.loop.steps(first=progress.step):
                 progress.step = step.number
                 bar.update()
                 self._log.add(step, progress)
@@ -113,12 +116,19 @@ class Run:
                 if plan.saves_after(progress.step):
                     self._save()
                 self._log.start_clock()
+                if self._stops_early():  # all processes know the same evaluations
+                    break
                 # Processes get a signal at different steps, and must end after the same one.
                 if number := self.runtime.max_over_ranks(interrupts.number):
                     self._stop(number)
         if self.runtime.is_main:
             self.observer.at_end(progress)
         return progress
+
+    def _stops_early(self) -> bool:
+        """Whether so many evaluations as are set have brought no better model."""
+        patience = self.loop.settings.early_stopping_patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
 
     def _write_log(self, bar: Any) -> None:
         """Add a line to log.jsonl and beside the progress bar."""
@@ -131,12 +141,12 @@ class Run:
     def _evaluate(self, bar: Any) -> None:
         """Measure the model; keep it at the folder's top if it is the best so far."""
         self._log.settle(self.progress)
-        measured = measure(self.loop.model, self.evaluator, self.loop.plan, self.progress)
+        measured = measure(self.loop.result, self.evaluator, self.loop.plan, self.progress)
         if not self.runtime.is_main:
             return
         if measured.is_best:
             with self._failures.while_saving(self.progress.step):
-                self.folder.keep_best(self.loop.model, self.tokenizer)
+                self.folder.keep_best(self.loop.result, self.tokenizer)
             if measured.evaluation:
                 self.folder.keep_predictions(measured.evaluation, measured.settings)
         self.folder.append_log(measured.row)
@@ -149,10 +159,11 @@ class Run:
         """Write a checkpoint."""
         self._log.settle(self.progress)
         self.progress.scaler = self.loop.scaler.state_dict()
+        loop, progress = self.loop, self.progress
         if self.runtime.is_main:
-            with self._failures.while_saving(self.progress.step):
+            with self._failures.while_saving(progress.step):
                 self.checkpoints.save(
-                    self.loop.model, self.tokenizer, self.loop.optimizer, self.progress
+                    loop.model, self.tokenizer, loop.optimizer, progress, loop.ema
                 )
 
     def _stop(self, number: int) -> None:

@@ -43,15 +43,17 @@ from bertqa.model.checkpoint import save_model
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 
 # A run may go on with others of these: batches and recipe stay the same, because windows_per_step
-# must stay. Another split of a step draws other dropout, though.
+# must stay. Another split of a step draws other dropout, though. With more patience a run that was
+# stopped early goes on.
 _FREE_SETTINGS = (
     "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    "gradient_accumulation_steps", "early_stopping_patience",
+    "teachers",  # their names; what they are is told by their digests
 )  # fmt: skip
 
 # What a run did that is older than a setting: a new setting defaults to what was done before it.
 _BEFORE: dict[str, dict[str, Any]] = {
-    "settings": asdict(TrainingSettings()),
+    "settings": asdict(TrainingSettings()) | {"teacher_digests": []},
     "data": {
         "windows": asdict(WindowSettings()),
         "decoding": asdict(DecodingSettings()),
@@ -100,6 +102,8 @@ def _difference(key: str, then: Any, now: Any, before: Any) -> str:
             f"began with other {key} questions than are read now, from other data or by another "
             "version of bertqa"
         )
+    if key == "teacher_digests":
+        return "began with other teachers than are given now"
     hint = f" (--revision {then} takes that)" if key == "model_commit" and then else ""
     return f"has {key} {then!r}, not {now!r}{hint}"
 

@@ -268,6 +268,13 @@ def test_without_flags_the_settings_are_the_defaults() -> None:
     assert overrides(flags) == Overrides()
 
 
+def test_teachers_are_named_by_one_flag_or_several() -> None:
+    for _ in range(2):  # what is added to the default stays in its own command line
+        flags = module_of("train").parse_flags(["--teacher", "a", "b", "--teacher", "c"])
+        assert flags.teacher == ["a", "b", "c"]
+    assert module_of("train").parse_flags([]).teacher == []
+
+
 def test_the_overrides_are_the_fields_of_windows_and_decoding() -> None:
     names = [field.name for kind in (WindowSettings, DecodingSettings) for field in fields(kind)]
     assert [field.name for field in fields(Overrides)] == names

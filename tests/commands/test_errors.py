@@ -17,7 +17,7 @@ import torch
 from bertqa.commands.flags import Parser, run_script
 from bertqa.errors import UserError
 from tests.commands.world import HERE, ROW, World, call, rewrite, run, without_head
-from tests.helpers import contents
+from tests.helpers import contents, write_checkpoint
 
 STEP = "checkpoints/step-00000001"
 LONG = "who " * 60
@@ -57,6 +57,19 @@ def resumed(name: str, flags: list[object], *words: str) -> Case:
 def damaged(name: str, change: Callable[[Path], object], *words: str) -> Case:
     """A run that goes on from a folder in which something was changed."""
     return f"resumed: {name}", "train", lambda w: w.resumed(change=change), list(words)
+
+
+def teacher(name: str, make: Callable[[World], Path], *words: str) -> Case:
+    """A model to learn from; the second, after a good one."""
+    flags = lambda w: w.train("--teacher", w.good, make(w))  # noqa: E731
+    return f"teacher: {name}", "train", flags, list(words)
+
+
+def swapped(path: Path) -> str:
+    """A vocabulary with two words in each other's place."""
+    words = path.read_text(encoding="utf-8").splitlines()
+    words[-1], words[-2] = words[-2], words[-1]
+    return "\n".join(words) + "\n"
 
 
 def cut(path: Path) -> bytes:
@@ -113,12 +126,39 @@ CASES: list[Case] = [
     train_flags("--learning_rate", "nan", words=["--learning_rate nan"]),
     train_flags("--layerwise_lr_decay", 1.5, words=["--layerwise_lr_decay 1.5"]),
     train_flags("--dropout", -0.1, words=["--dropout -0.1"]),
+    train_flags(
+        "--lr_scheduler_type", "constant", "--warmup_steps", 5,
+        words=["--lr_scheduler_type constant", "--warmup_steps 5", "constant_with_warmup"],
+    ),
+    train_flags(
+        "--early_stopping_patience", 2,
+        words=["--early_stopping_patience 2", "--validation_file"],
+    ),
     train_flags("--seed", 2**64, words=["--seed", str(2**64)]),
     train_flags("--show", 0, words=["--show 0"]),
     train_flags("--check", "--show", 1, words=["--check and --show"]),
     train_flags("--repair", "a.json", words=["--repair", "--check"]),
     train_flags("--dataset", "squad", words=["--dataset", "--train_file"]),
     train_flags("--validation_split_percentage", 10, words=["one article"]),
+    # Teachers.
+    train_flags("--distillation_weight", 0.5, words=["--distillation_weight 0.5", "--teacher"]),
+    train_flags("--teacher", "no-such-model", words=["--teacher: 'no-such-model'", "weights"]),
+    teacher("never fine-tuned", lambda w: w.tensors(without_head), "model.safetensors", "train it"),
+    teacher(
+        "another vocabulary",
+        lambda w: w.checkpoint("vocab.txt", swapped(w.good / "vocab.txt")),
+        "--teacher", "broken", "tokenizer of --model", "vocab.txt",
+    ),
+    teacher(
+        "other rules",
+        lambda w: w.checkpoint("tokenizer_config.json", {"do_lower_case": False}),
+        "--teacher", "broken", "tokenizer of --model",
+    ),
+    teacher(
+        "too few positions",
+        lambda w: write_checkpoint(w.folder / "short", max_position_embeddings=63),
+        "--max_seq_length 64", "63 positions", "--teacher", "short",
+    ),
     # Device and precision.
     infer_flags("--precision", "fp8", words=["--precision", "'fp8'", "bf16"]),
     infer_flags("--precision", "fp16", words=["--precision fp16"]),
@@ -210,6 +250,10 @@ CASES: list[Case] = [
     resumed("another rate", ["--learning_rate", 1e-4], "learning_rate 2e-05, not 0.0001"),
     resumed("another precision", ["--precision", "bf16"], "precision"),
     resumed("larger batches", ["--gradient_accumulation_steps", 2], "windows_per_step 16, not 32"),
+    (
+        "resumed: with a teacher", "train", lambda w: w.resumed("--teacher", w.good),
+        ["--resume", "began with other teachers"],
+    ),
     resumed("other windows", ["--doc_stride", 15], "doc_stride 16, not 15"),
     (
         "resumed: other data", "train",
@@ -274,6 +318,8 @@ def test_what_the_mistakes_start_from_is_right(
     assert call("train", *world.train("--validation_file", world.row())) == 0
     shutil.rmtree(world.out)
     assert call("train", *world.resumed()) == 0
+    shutil.rmtree(world.out)
+    assert call("train", *world.train("--teacher", world.good, "--distillation_weight", 0.5)) == 0
 
 
 def test_a_mistake_in_a_process(tmp_path: Path) -> None:

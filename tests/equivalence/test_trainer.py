@@ -48,6 +48,7 @@ class Case:
         epsilon: AdamW's, theirs. A large one matters in every step; a usual one turns a gradient
             that is nothing but rounding into a step.
         steps, warmup_steps: of the optimiser.
+    schedule: of the learning rate.
     """
 
     one_by_one: bool
@@ -56,12 +57,14 @@ class Case:
     epsilon: float
     steps: int
     warmup_steps: int = 0
+    schedule: str = "linear"
 
 
 CASES = {
     "padded": Case(False, "sdpa", at_once=BATCH, epsilon=1e-8, steps=20),
     "padded, large eps": Case(False, "eager", at_once=BATCH, epsilon=1e-2, steps=20),
     "accumulated": Case(True, "sdpa", at_once=2, epsilon=1e-3, steps=14, warmup_steps=3),
+    "cosine": Case(False, "sdpa", BATCH, epsilon=1e-2, steps=20, warmup_steps=2, schedule="cosine"),
 }
 
 
@@ -161,7 +164,7 @@ def train_theirs(task: Task, folder: Path, case: Case) -> Outcome:
         gradient_accumulation_steps=accumulated,
         max_steps=case.steps,
         learning_rate=PEAK,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=case.schedule,
         warmup_steps=case.warmup_steps,
         weight_decay=DECAY,
         adam_epsilon=case.epsilon,
@@ -195,7 +198,8 @@ def train_ours(task: Task, folder: Path, case: Case) -> Outcome:
     settings = TrainingSettings(
         max_steps=case.steps,
         learning_rate=PEAK,
-        warmup_ratio=case.warmup_steps / case.steps,
+        warmup_steps=case.warmup_steps,
+        lr_scheduler_type=case.schedule,
         weight_decay=DECAY,
         adam_epsilon=2 * case.epsilon,
         max_grad_norm=2 * CLIP,
@@ -281,7 +285,7 @@ def test_final_weights(runs, task):
     model, _ = load_checkpoint(task.folder)
     before = {checkpoint_name(name): p.detach() for name, p in model.named_parameters()}
     furthest = PEAK * sum(
-        learning_rate(step, 1.0, runs.case.steps, runs.case.warmup_steps)
+        learning_rate(step, 1.0, runs.case.steps, runs.case.warmup_steps, runs.case.schedule)
         for step in range(runs.case.steps)
     )
     small_epsilon = runs.case.epsilon < 1e-6

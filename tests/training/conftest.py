@@ -49,6 +49,14 @@ def still_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of other sizes than the checkpoint's, with dropout, which they must not use."""
+    folder = tmp_path_factory.mktemp("teachers")
+    large = write_checkpoint(folder / "large", seed=3, hidden_size=44, num_hidden_layers=4)
+    return large, write_checkpoint(folder / "small", seed=4, hidden_size=20, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="package")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Run:
     """A run of twelve steps, never stopped."""
     return trained(make_run(tmp_path_factory.mktemp("runs") / "whole", checkpoint))

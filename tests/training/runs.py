@@ -1,7 +1,7 @@
 """Runs of twelve steps on a tiny model, and what the tests of the training ask of their folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor
 from bertqa.answering.evaluation import Evaluator
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import load_checkpoint
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
@@ -59,13 +61,19 @@ DESCRIPTION = {"settings": {"seed": 42, "model": "tiny"}, "data": {"train": "012
 
 
 def make_loop(
-    checkpoint: Path, settings: TrainingSettings = SETTINGS, runtime: Runtime = FP32
+    checkpoint: Path,
+    settings: TrainingSettings = SETTINGS,
+    runtime: Runtime = FP32,
+    teachers: Sequence[Path] = (),
 ) -> TrainingLoop:
     """The loop alone: no folder, no log, no evaluation."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
-    return TrainingLoop(
-        model, make_labelled_windows(TRAINING, tokenizer, WINDOWS), settings, runtime
-    )
+    windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
+    return TrainingLoop(model, windows, settings, runtime, [load(each) for each in teachers])
+
+
+def load(checkpoint: Path) -> BertForQuestionAnswering:
+    return load_checkpoint(checkpoint)[0]
 
 
 def make_run(
@@ -75,6 +83,7 @@ def make_run(
     runtime: Runtime = FP32,
     evaluator: Any = None,
     observer: Observer | None = None,
+    teachers: Sequence[Path] = (),
 ) -> Run:
     """A run from the checkpoint, as a fresh process would make it; evaluator False for none."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
@@ -85,6 +94,7 @@ def make_run(
     return Run(
         model, tokenizer, windows, evaluator or None, settings, runtime,
         RunFolder(folder, DESCRIPTION), [example.id for example in TRAINING], observer,
+        [load(each) for each in teachers],
     )  # fmt: skip
 
 

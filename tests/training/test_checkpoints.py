@@ -59,16 +59,23 @@ def test_a_resumed_run_is_the_same_run(
     assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings"])
-def test_other_ways_to_train_go_on_as_well(tmp_path: Path, checkpoint: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings", "averaged", "distilled"])
+def test_other_ways_to_train_go_on_as_well(
+    tmp_path: Path, checkpoint: Path, teachers: tuple[Path, Path], kind: str
+) -> None:
     """The scaler of fp16 has skipped a step and halved its factor twice by then."""
-    settings = replace(SETTINGS, logging_steps=1, freeze_word_embeddings=kind.startswith("frozen"))
+    changes: dict[str, dict[str, Any]] = {
+        "frozen embeddings": {"freeze_word_embeddings": True},
+        "averaged": {"freeze_word_embeddings": True, "ema_decay": 0.4},
+    }
+    settings = replace(SETTINGS, logging_steps=1, **changes.get(kind, {}))
     runtime = {"bf16": BF16, "fp16": SCALED}.get(kind, FP32)
 
     def begun(folder: Path) -> Run:
         # fp16 is for GPUs: here only the training computes in float32 for it.
         evaluator = False if kind == "fp16" else None
-        run = make_run(folder, checkpoint, settings, runtime, evaluator)
+        learns_from = teachers if kind == "distilled" else ()
+        run = make_run(folder, checkpoint, settings, runtime, evaluator, teachers=learns_from)
         if kind == "fp16":
             run.loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
         return run
@@ -86,6 +93,9 @@ def test_other_ways_to_train_go_on_as_well(tmp_path: Path, checkpoint: Path, kin
     assert same(weights_of(resumed), weights_of(whole))
     assert log_of(folders[0]) == log_of(folders[1])
     assert resumed.progress == whole.progress
+    ours, theirs = (contents(folder) for folder in folders)
+    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they tell the speed
+    assert ours == theirs
 
 
 # --- which there are -----------------------------------------------------------------------------

@@ -138,12 +138,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert outcome(folder) == outcome(whole)
 
 
+@pytest.mark.parametrize("kind", ["plain", "averaged and distilled"])
 def test_a_signal_to_one_process_stops_both_after_the_same_step(
-    server, home: Path, checkpoint: Path
+    server, home: Path, checkpoint: Path, kind: str
 ) -> None:
     """Only the second is signalled, in step 5; the first saves, and the run goes on as if not."""
     run = ("--max_steps", 12, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3)
-    folders = home / "signalled", home / "unsignalled"
+    if kind != "plain":
+        teacher = write_checkpoint(home / "teacher", seed=3, hidden_size=32)
+        run += ("--ema_decay", 0.4, "--gradient_accumulation_steps", 2, "--teacher", teacher)
+    folders = home / f"signalled {kind}", home / f"unsignalled {kind}"
     said = [home / "signalled0.txt", home / "signalled1.txt"]
 
     def both(folder: Path, step: int = 0) -> list[tuple[int, str]]:

@@ -26,7 +26,7 @@ from bertqa.training import job
 from bertqa.training.job import main_first
 from bertqa.training.provenance import git_commit
 from tests.fuzz_checkpoints import read_files
-from tests.helpers import STORIES, their_batch, unpadded
+from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
 from tests.hub_server import HubServer, use_hub
 from tests.training.processes import ended, meeting, start
 from tests.training.runs import (
@@ -77,6 +77,26 @@ def test_a_training_without_a_command_line(
     assert (commanded / "report.html").exists()
 
 
+def test_a_run_that_stops_early_says_so(tmp_path: Path, checkpoint: Path) -> None:
+    said: list[object] = []
+    data = DataSettings(
+        train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
+    )
+    for patience, last in ((2, 3), (2, 3), (3, 4)):  # again it ends at once, or goes on
+        settings = TrainingSettings(
+            max_steps=6, eval_steps=1, learning_rate=1e-9, early_stopping_patience=patience
+        )
+        job.train(
+            str(checkpoint), data, tmp_path / "run",
+            settings=settings, windows=WINDOWS, runtime=FP32, say=said.append, resume=True,
+        )  # fmt: skip
+        assert said.pop() == (
+            f"stopped early after step {last} of 6: F1 has not improved in {patience} evaluations; "
+            "the best model is kept"
+        )
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_process_that_is_not_the_first_says_nothing(
     tmp_path: Path, checkpoint: Path, alone_of_two: None
 ) -> None:
@@ -121,6 +141,7 @@ def test_run_json_says_what_was_run(
     assert settings.pop("precision") == "torch.float32"
     assert settings.pop("model") == "org/bert"
     assert settings.pop("model_commit") == hub.branches["v1"]
+    assert (settings.pop("teachers"), settings.pop("teacher_digests")) == ([], [])
     assert TrainingSettings(**settings) == TrainingSettings(
         max_steps=2, learning_rate=1e-3, gradient_accumulation_steps=2,
         per_device_train_batch_size=3,
@@ -312,6 +333,54 @@ def test_processes_together_train_as_one_does(
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_processes_together_average_and_distil_as_one_does(
+    tmp_path: Path, still_checkpoint: Path, teachers: tuple[Path, Path], server: Any
+) -> None:
+    def flags_of(folder: Path, batch: int, times: int) -> list[str]:
+        return train_flags(
+            still_checkpoint, folder, *SHARED_RUN, "--ema_decay", "0.3", "--teacher",
+            *map(str, teachers), "--per_device_train_batch_size", str(batch),
+            "--gradient_accumulation_steps", str(times),
+        )  # fmt: skip
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    train.main(train.parse_flags(flags_of(one, 12, 1)))
+    with meeting() as environments:
+        said = [tmp_path / f"{rank}.txt" for rank in (0, 1)]
+        started = [
+            start(server, flags_of(two, 3, 2), words, environment=environment)
+            for words, environment in zip(said, environments, strict=True)
+        ]
+        ends = [ended(process, words) for process, words in zip(started, said, strict=True)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=0, abs=1e-5)
+    for file in ("model.safetensors", "checkpoints/step-00000005/ema.safetensors"):
+        expected, weights = (read_tensors(folder / file) for folder in (one, two))
+        assert weights.keys() == expected.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+def test_a_run_goes_on_with_its_own_teachers(tmp_path: Path, checkpoint: Path) -> None:
+    """They may lie elsewhere by then; what counts is what is in them."""
+    teacher = shutil.copytree(checkpoint, tmp_path / "teacher")
+    data = DataSettings(train_file=STORIES, max_train_samples=4)
+
+    def train_with(teachers: list[Path]) -> None:
+        job.train(
+            str(checkpoint), data, tmp_path / "run", settings=TrainingSettings(max_steps=1),
+            windows=WINDOWS, runtime=FP32, say=str, resume=True, teachers=[*map(str, teachers)],
+        )  # fmt: skip
+
+    train_with([teacher])
+    train_with([teacher.rename(tmp_path / "elsewhere")])
+    other = write_checkpoint(tmp_path / "other", seed=9)
+    for teachers in ([other], [], [tmp_path / "elsewhere", other]):
+        with pytest.raises(UserError, match="began with other teachers than are given now"):
+            train_with(teachers)
 
 
 def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """How many steps a run has, and what comes after which."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from bertqa.training.plan import Plan
 from tests.training.runs import SETTINGS
@@ -50,6 +52,14 @@ def test_the_learning_rate_of_each_step() -> None:
     assert rates[3:] == pytest.approx([5e-3 * (12 - step) / 9 for step in range(3, 13)])
     stays = replace(SETTINGS, lr_scheduler_type="constant_with_warmup")
     assert {Plan(stays, 61).learning_rate(step) for step in range(3, 12)} == {5e-3}
+
+
+@pytest.mark.parametrize(("steps", "ratio"), [(0, 0.0), (0, 0.2), (0, 0.21), (5, 0.0), (5, 0.2)])
+def test_the_steps_of_warmup_are_the_trainers(steps: int, ratio: float, tmp_path: Path) -> None:
+    """Since transformers 5 one flag of theirs is both: a share of all steps where it is below 1."""
+    plan = Plan(replace(SETTINGS, warmup_steps=steps, warmup_ratio=ratio), 61)
+    theirs = TrainingArguments(str(tmp_path), warmup_steps=steps or ratio, use_cpu=True)
+    assert plan.warmup_steps == theirs.get_warmup_steps(plan.total_steps)
 
 
 def test_the_windows_of_an_epoch_are_all_windows_once() -> None:

@@ -2,13 +2,16 @@
 
 import json
 import os
+import random
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerState
 
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import Evaluation
@@ -24,6 +27,7 @@ from tests.training.runs import (
     SETTINGS,
     VALIDATION,
     checkpoints_of,
+    contents,
     goes_down,
     in_step,
     log_of,
@@ -126,6 +130,76 @@ def test_the_best_model_stays_the_best_after_a_stop(tmp_path: Path, checkpoint: 
     kept, _, _ = load_for_training(str(folder))
     assert same(kept.state_dict(), first.seen[1])
     assert [row["f1"] for row in log_of(folder) if "f1" in row] == [10, 50, 40, 30]
+
+
+# --- early stopping ------------------------------------------------------------------------------
+
+EARLY = replace(SETTINGS, eval_steps=2, logging_steps=1, early_stopping_patience=2)
+
+
+@pytest.mark.parametrize(
+    ("f1", "last", "best"),
+    [
+        ([10, 20, 20, 15], 8, 4),  # as good as the best is no better
+        ([10, 9, 20, 19, 21, 20], 12, 10),  # a better one begins the count anew
+        ([0, 0, 0], 6, 2),
+        ([10, 20, 30, 40, 30, 20], 12, 8),
+    ],
+)
+def test_evaluations_without_a_better_f1_end_a_run(
+    tmp_path: Path, checkpoint: Path, f1: list[float], last: int, best: int
+) -> None:
+    folder, diary = tmp_path / "run", Diary(tmp_path / "run")
+    evaluator = ScriptedEvaluator([*f1])
+    run = trained(make_run(folder, checkpoint, EARLY, evaluator=evaluator, observer=diary))
+    assert (run.progress.step, diary.lines[-1][:2]) == (last, ("end", last))
+    assert checkpoints_of(folder) == [f"step-{last:08}"]
+    kept, _, _ = load_for_training(str(folder))
+    assert same(kept.state_dict(), evaluator.seen[best // 2 - 1])
+
+
+def test_early_stopping_is_the_trainers() -> None:
+    """Their callback counts the same evaluations, whichever F1 they find."""
+    draw = random.Random(5)
+    for _ in range(50):
+        theirs, state = EarlyStoppingCallback(3), TrainerState()
+        arguments = SimpleNamespace(greater_is_better=True)
+        progress = Progress()
+        for _ in range(12):
+            f1 = float(draw.randint(0, 4))
+            theirs.check_metric_value(arguments, state, None, f1)
+            state.best_metric = max(f1, state.best_metric or 0.0)
+            progress.evaluations.append({"f1": f1})
+            progress.best_f1 = state.best_metric
+            assert progress.evaluations_since_best == theirs.early_stopping_patience_counter
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+def test_a_resumed_run_stops_as_early(tmp_path: Path, checkpoint: Path, stop: int) -> None:
+    f1 = [10.0, 20.0, 15.0, 18.0]
+    whole = trained(
+        make_run(tmp_path / "whole", checkpoint, EARLY, evaluator=ScriptedEvaluator([*f1]))
+    )
+    folder = tmp_path / "run"
+    goes_down(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator([*f1])), step=stop)
+    rest = ScriptedEvaluator(f1[stop // 2 :])
+    resumed = trained(make_run(folder, checkpoint, EARLY, evaluator=rest), resume=True)
+    assert resumed.progress == whole.progress and whole.progress.step == 8
+    assert same(weights_of(resumed), weights_of(whole))
+    assert log_of(folder) == log_of(whole.folder.path)
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    folder, f1 = tmp_path / "run", [10.0, 20.0, 15.0, 18.0]
+    trained(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator(f1)))
+    before = contents(folder)
+    again = trained(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator([])), True)
+    assert again.progress.step == 8 and contents(folder) == before  # it has come to its end
+    patient = replace(EARLY, early_stopping_patience=3)
+    further = make_run(folder, checkpoint, patient, evaluator=ScriptedEvaluator([30.0, 25.0]))
+    assert trained(further, resume=True).progress.step == 12
 
 
 # --- the observer --------------------------------------------------------------------------------

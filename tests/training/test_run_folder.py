@@ -51,7 +51,8 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
     """It did what the setting's default does; those of windows and decoding as well."""
     old = {"seed": 42}, {"windows": {"max_seq_length": 384}, "decoding": {"n_best_size": 20}}
     write_json(tmp_path / "run.json", {"settings": old[0], "data": old[1]})
-    settings = asdict(TrainingSettings(logging_steps=7))
+    settings: dict[str, Any] = asdict(TrainingSettings(logging_steps=7))
+    settings |= {"teachers": [], "teacher_digests": []}
     data: dict[str, Any] = {
         "windows": asdict(WindowSettings()),
         "decoding": asdict(DecodingSettings()),

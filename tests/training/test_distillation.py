@@ -1,0 +1,149 @@
+"""What a model learns from its teachers: the loss, written out, and which models may teach."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bertqa.data.batching import training_batch
+from bertqa.model.bert import BertOutput, window_losses
+from bertqa.model.packing import PackedBatch
+from bertqa.runtime import Runtime
+from bertqa.training.distillation import Distillation
+from bertqa.training.loop import TrainingLoop
+from tests.helpers import random_windows
+from tests.training.runs import BF16, FP32, SETTINGS, load, make_loop, same, weights_of
+
+LENGTHS = (5, 33, 1, 18)
+
+
+def reference(
+    output: BertOutput,
+    theirs: Sequence[BertOutput],
+    lengths: Sequence[int],
+    labels: Sequence[Tensor],
+    temperature: float,
+    weight: float,
+) -> Tensor:
+    """The loss of each window, token by token, in float64."""
+    totals, first = [], 0
+    for window, length in enumerate(lengths):
+        hard = soft = torch.zeros((), dtype=torch.float64)
+        for side in (0, 1):  # start, end
+            z = output[side][first : first + length].double()
+            hard = hard - (z[labels[side][window]] - z.exp().sum().log())
+            q = (z / temperature).exp() / (z / temperature).exp().sum()
+            p = torch.zeros(length, dtype=torch.float64)
+            for teacher in theirs:
+                t = (teacher[side][first : first + length].double() / temperature).exp()
+                p += t / t.sum() / len(theirs)
+            for i in range(length):
+                soft = soft + p[i] * (p[i].log() - q[i].log())
+        totals.append((1 - weight) * hard + weight * temperature**2 * soft)
+        first += length
+    return torch.stack(totals)
+
+
+class Scripted(torch.nn.Module):
+    """A teacher that gives the scores that it was made with."""
+
+    def __init__(self, output: BertOutput) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, batch: PackedBatch) -> BertOutput:
+        return self.output
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(2.0, 0.9), (1.0, 1.0), (0.5, 0.25)])
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_loss_and_its_gradient_are_those_written_out(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, weight: float, number: int
+) -> None:
+    generator = torch.Generator().manual_seed(number)
+
+    def scores() -> BertOutput:
+        return BertOutput(*(3 * torch.randn(2, sum(LENGTHS), generator=generator)).unbind())
+
+    ours, theirs = scores(), [scores() for _ in range(number)]
+    labels = [torch.tensor([4, 7, 0, 17]), torch.tensor([4, 30, 0, 0])]
+    monkeypatch.setattr("bertqa.training.distillation.make_ready", lambda model, *_: model)
+    settings = replace(SETTINGS, distillation_temperature=temperature, distillation_weight=weight)
+    distillation = Distillation([Scripted(each) for each in theirs], settings, FP32)  # type: ignore[misc]
+    batch = PackedBatch.from_windows(*random_windows(LENGTHS))
+    found = []
+    for loss_of in (
+        lambda out: distillation(batch, out, window_losses(out, LENGTHS, *labels)),
+        lambda out: reference(out, theirs, LENGTHS, labels, temperature, weight),
+    ):
+        output = BertOutput(*(each.clone().requires_grad_() for each in ours))
+        losses = loss_of(output)
+        (losses * torch.arange(1, 5)).sum().backward()
+        found.append((losses.detach(), *(each.grad for each in output)))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_equal_scores_diverge_by_nothing_however_sure_they_are() -> None:
+    """A probability that underflows to 0 adds 0, and no NaN, to divergence and gradient."""
+    scores = torch.tensor([300.0, 0.0, -300.0, 5.0], requires_grad=True)
+    distillation = Distillation([], SETTINGS, FP32)
+    divergence = distillation._divergence(scores, [scores.detach()], (3, 1))
+    assert divergence.tolist() == [0, 0]
+    divergence.sum().backward()
+    assert scores.grad is not None and scores.grad.abs().max() == 0
+
+
+def test_the_loop_learns_from_its_teachers(
+    still_checkpoint: Path, teachers: tuple[Path, Path]
+) -> None:
+    """Models of other sizes; the first step's loss is that of their scores."""
+    loop = make_loop(still_checkpoint, teachers=teachers)
+    batch = training_batch(loop.windows, loop.plan.windows_of(0))
+    labels = batch.start_positions, batch.end_positions
+    with torch.inference_mode():
+        ours, *theirs = (load(each).eval()(batch.tokens) for each in (still_checkpoint, *teachers))
+        expected = reference(ours, theirs, batch.tokens.lengths, labels, 2.0, 0.9).mean()
+        alone = window_losses(ours, batch.tokens.lengths, *labels).mean()
+    found = [float(step.loss) for step in loop.steps()]
+    assert found[0] == pytest.approx(float(expected), rel=1e-5) != pytest.approx(float(alone))
+    assert found[-1] < found[0]
+
+
+def test_teachers_stay_as_they_are(checkpoint: Path, teachers: tuple[Path, Path]) -> None:
+    """Neither trained nor given dropout, in the precision of the run."""
+
+    def taught(runtime: Runtime) -> TrainingLoop:
+        return make_loop(checkpoint, SETTINGS, runtime, teachers)
+
+    loop = taught(FP32)
+    distillation = loop.distillation
+    assert distillation is not None
+    batch = training_batch(loop.windows, torch.arange(3)).tokens
+    with torch.inference_mode():
+        before = [teacher(batch) for teacher in distillation.teachers]
+    list(loop.steps())
+    with torch.inference_mode():
+        after = [teacher(batch) for teacher in distillation.teachers]
+    for was, now in zip(before, after, strict=True):
+        assert all(map(torch.equal, was, now)) and torch.isfinite(now.start_logits).all()
+    assert not any(teacher.training for teacher in distillation.teachers)
+    rounded = taught(BF16).distillation
+    assert rounded is not None
+    dtypes = {each.embeddings.word.weight.dtype for each in rounded.teachers}
+    assert dtypes == {torch.bfloat16}
+
+
+def test_a_teacher_that_agrees_teaches_nothing(still_checkpoint: Path) -> None:
+    """The model itself: at first the divergence is 0, and with it the gradient."""
+    settings = replace(SETTINGS, distillation_weight=1.0, max_steps=1)
+    loop = make_loop(still_checkpoint, settings, teachers=[still_checkpoint])
+    before = weights_of(loop)
+    (step,) = loop.steps()
+    assert float(step.loss) == pytest.approx(0, abs=1e-5)
+    assert math.isclose(float(step.grad_norm), 0, abs_tol=1e-3)
+    assert same(weights_of(loop), before)  # the first rate of a warmup is 0
