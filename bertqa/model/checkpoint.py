@@ -242,8 +242,8 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
 def _anatomy(model: nn.Module) -> dict[str, object]:
     """The type of each module of a model, and the shape of each parameter."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return {name: type(module) for name, module in modules.items() if name} | shapes
+    anatomy: dict[str, object] = {name: type(module) for name, module in modules.items() if name}
+    return anatomy | {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def save_model(
