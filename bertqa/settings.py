@@ -27,6 +27,7 @@ _FROM_0: _Allowed = ("0 or more", lambda value: 0 <= value < math.inf)
 _ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
 _BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 _UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
+_SHARE: _Allowed = ("a number above 0, below 1", lambda value: 0 < value < 1)
 _PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
 
@@ -267,6 +268,14 @@ class TrainingSettings(_Settings):
     logging_steps: int = _setting(10, "a line in log.jsonl every N steps", "N", _FROM_1)
     eval_steps: int | None = _setting(
         None, "evaluate every N steps (default: each epoch)", "N", _FROM_1
+    )
+    unanswerable_share: float = _setting(
+        0.5,
+        'choose the threshold of "no answer" for data in which this share of the questions has no '
+        "answer, by weighting the held-out ones; in the dev set of SQuAD v2.0 it is one half, in "
+        "its training set one third",
+        "S",
+        _SHARE,
     )
     save_steps: int = _setting(500, "a checkpoint to resume from every N steps", "N", _FROM_1)
     save_total_limit: int = _setting(1, "checkpoints to keep", "N", _FROM_1)

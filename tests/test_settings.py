@@ -28,6 +28,7 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "eval_steps": [0],
         "save_steps": [-5],
         "save_total_limit": [0],
+        "unanswerable_share": [0.0, 1.0, math.nan],
     },
     DataSettings: {
         "validation_split_percentage": [0, 51],

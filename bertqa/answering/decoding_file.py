@@ -1,7 +1,8 @@
 """decoding.json beside a model: that "no answer" is one of its answers, and from which score on.
 
 A threshold holds for the windows that it was chosen with, since the null score of a question is the
-lowest of its windows'. So their settings stand in the file as well.
+lowest of its windows'. So their settings stand in the file as well, and for the reader of the file
+the share of unanswerable questions that it was chosen for.
 """
 
 import math
@@ -22,7 +23,9 @@ _KINDS = {
     "max_seq_length": "a whole number",
     "doc_stride": "a whole number",
     "max_query_length": "a whole number",  # or nothing
+    "unanswerable_share": "a finite number",  # or nothing
 }
+_MAY_LACK = ("max_query_length", "unanswerable_share")
 _IS_OF: dict[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "a finite number": lambda value: (
@@ -33,8 +36,16 @@ _IS_OF: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings) -> None:
+def write_decoding_file(
+    folder: Path,
+    threshold: float,
+    windows: WindowSettings,
+    unanswerable_share: float | None = None,
+) -> None:
     """Let the model in a folder say "no answer" from a threshold on.
+
+    Args:
+        unanswerable_share: of questions that the threshold was chosen for; None if it is not known.
 
     Raises:
         UserError: the threshold is infinite or no number, or the folder cannot be written.
@@ -42,7 +53,8 @@ def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings)
     if not math.isfinite(threshold):
         raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
     entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
-    write_json(folder / DECODING_FILE, entries | asdict(windows))
+    entries |= asdict(windows) | {"unanswerable_share": unanswerable_share}
+    write_json(folder / DECODING_FILE, entries)
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
@@ -57,7 +69,7 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
     entries = read_json_object(path)
     for key, kind in _KINDS.items():
         value = entries.get(key)
-        if not _IS_OF[kind](value) and not (value is None and key == "max_query_length"):
+        if not _IS_OF[kind](value) and not (value is None and key in _MAY_LACK):
             raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
     try:
         sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
@@ -70,11 +82,17 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
     )
 
 
-def write_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
+def write_curve(
+    folder: Path, curve: Sequence[ThresholdPoint], unanswerable_share: float | None = None
+) -> None:
     """Write threshold.json: EM and F1 at every threshold that makes a difference.
+
+    Args:
+        unanswerable_share: that the questions were weighted to.
 
     Raises:
         UserError: the folder cannot be written.
     """
     columns = list(ThresholdPoint._fields)
-    write_json(folder / "threshold.json", {"columns": columns, "rows": [list(p) for p in curve]})
+    about = {"unanswerable_share": unanswerable_share, "columns": columns}
+    write_json(folder / "threshold.json", about | {"rows": [list(point) for point in curve]})

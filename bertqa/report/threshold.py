@@ -19,6 +19,7 @@ def choose_threshold(
     model: str,
     file: Path,
     *,
+    unanswerable_share: float | None,
     overrides: Overrides,
     device: str = "auto",
     precision: str = "auto",
@@ -30,6 +31,8 @@ def choose_threshold(
     Args:
         model: checkpoint folder or name; decoding.json, threshold.json and threshold.svg are
             written into the folder.
+        unanswerable_share: weight the questions so that those without an answer are this share;
+            None counts every question once.
 
     Returns:
         The best point, and the file that keeps it.
@@ -57,9 +60,9 @@ def choose_threshold(
         folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,
         device=device, precision=precision, allow_bin=allow_bin,
     )  # fmt: skip
-    curve = curve_of(examples, list(qa.answer(examples)))
+    curve = curve_of(examples, list(qa.answer(examples)), unanswerable_share)
     best = best_point(curve)
-    write_curve(folder, curve)
-    draw_curve(folder, curve)
-    write_decoding_file(folder, best.threshold, qa.windows)
+    write_curve(folder, curve, unanswerable_share)
+    draw_curve(folder, curve, unanswerable_share)
+    write_decoding_file(folder, best.threshold, qa.windows, unanswerable_share)
     return best, folder / DECODING_FILE

@@ -52,7 +52,8 @@ class RunReport(Observer):
             UserError: the folder cannot be written.
         """
         if measured.is_best and measured.evaluation and measured.evaluation.curve:
-            draw_curve(self.path, measured.evaluation.curve)
+            evaluation = measured.evaluation
+            draw_curve(self.path, evaluation.curve, evaluation.unanswerable_share)
         write_report(self.path, measured.examples, v2=measured.settings.version_2_with_negative)
 
 

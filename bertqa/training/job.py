@@ -71,7 +71,8 @@ def train(
         runtime: device, precision and processes; None settles them for one process.
         choose_threshold: where some questions have no answer and a part is held out by
             ``validation_split_percentage``, let it choose the threshold of "no answer" in place
-            of ``decoding``. Of questions that training never saw that may be learned.
+            of ``decoding``. Of questions that training never saw that may be learned. They are
+            weighted to ``settings.unanswerable_share``.
         resume: go on with the run in ``output_dir``, if there is one.
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
@@ -103,7 +104,8 @@ def train(
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
-    evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
+    share = settings.unanswerable_share if chooses else None
+    evaluator = _evaluator(validation, decoding, runtime, share, tell)
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
     ran["settings"] |= {"model": model, "model_commit": commit_of(report.source.parent)}
@@ -132,16 +134,32 @@ def train(
 
 
 def _evaluator(
-    validation: "_Part", decoding: DecodingSettings, runtime: Runtime, chooses: bool, tell: Say
+    validation: "_Part",
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    share: float | None,
+    tell: Say,
 ) -> Evaluator | None:
-    """What measures the model; None without questions. It chooses a threshold only if it can."""
-    if chooses and not has_both_kinds(validation.examples):
+    """What measures the model; None without questions.
+
+    Args:
+        share: of unanswerable questions, to choose a threshold for if that can be; None for not.
+    """
+    examples = validation.examples
+    if share is not None and not has_both_kinds(examples):
         tell("the held-out part cannot choose a threshold: it lacks one kind of question")
-        chooses = False
-    if not validation.examples:
+        share = None
+    if not examples:
         return None
     tell(f"validation: {validation}")
-    return Evaluator(validation.examples, validation.windows, decoding, runtime, chooses)
+    if share is not None:
+        own = sum(example.is_impossible for example in examples) / len(examples)
+        tell(
+            f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
+            f"{100 * own:.1f} % of the held-out ones are"
+        )
+    chooses = share is not None
+    return Evaluator(examples, validation.windows, decoding, runtime, chooses, share)
 
 
 def _description(

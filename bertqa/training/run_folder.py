@@ -180,8 +180,9 @@ class RunFolder:
         if evaluation.curve:
             windows, _ = read_decoding_file(self.path)
             threshold = best_point(evaluation.curve).threshold
-            write_decoding_file(self.path, threshold, windows or WindowSettings())
-            write_curve(self.path, evaluation.curve)
+            share = evaluation.unanswerable_share
+            write_decoding_file(self.path, threshold, windows or WindowSettings(), share)
+            write_curve(self.path, evaluation.curve, share)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of an evaluation beside those of the one before."""
