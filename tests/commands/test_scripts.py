@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.decoding_file import write_decoding_file
 from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
+from bertqa.settings import WindowSettings
 from bertqa.training.run_folder import RunFolder
 from tests.commands.world import (
     CONTEXT,
@@ -221,6 +224,20 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert line.groups()[1:] == ("0", "0", "(no answer)")
     answer = json.loads(asked(capsys, checkpoint, *flags, "--json"))
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
+
+
+@pytest.mark.parametrize("flag", ["--always_answer", "--no_version_2_with_negative"])
+def test_a_model_that_says_no_answer_is_made_to_answer(
+    world: World, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    folder = world.checkpoint()
+    write_decoding_file(folder, -1e9, WindowSettings(64, 16))
+    flags = ["--question", "Who?", "--context", CONTEXT, "--json"]
+    assert json.loads(asked(capsys, folder, *flags))["answer"] == ""
+    found = json.loads(asked(capsys, folder, *flags, flag))
+    assert found == json.loads(asked(capsys, world.good, *flags))  # which never says "no answer"
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+    assert found == qa("Who?", CONTEXT, handle_impossible_answer=False)
 
 
 # --- demo, terminal ------------------------------------------------------------------------------
