@@ -27,6 +27,7 @@ _FROM_0: _Allowed = ("0 or more", lambda value: 0 <= value < math.inf)
 _ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
 _BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 _UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
+_TEMPERATURE: _Allowed = ("0.01 to 100", lambda value: 0.01 <= value <= 100)
 _SHARE: _Allowed = ("a number above 0, below 1", lambda value: 0 < value < 1)
 _PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
@@ -119,6 +120,12 @@ class DecodingSettings(_Settings):
         "more than this (default: what a held-out part or the model's decoding.json says, else 0)",
         "X",
     )
+    temperature: float = _setting(
+        1.0,
+        "divide scores by this before they become probabilities; it changes nothing else",
+        "T",
+        _TEMPERATURE,
+    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Overrides:
     decoder: str | None = None
     version_2_with_negative: bool | None = None
     null_score_diff_threshold: float | None = None
+    temperature: float | None = None
 
     def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
         """The windows of a model, or the default ones, with what is asked for.

@@ -35,7 +35,12 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "max_train_samples": [0],
         "max_eval_samples": [-1],
     },
-    DecodingSettings: {"n_best_size": [0], "max_answer_length": [0, -3], "decoder": ["beam"]},
+    DecodingSettings: {
+        "n_best_size": [0],
+        "max_answer_length": [0, -3],
+        "decoder": ["beam"],
+        "temperature": [0.0, -1.0, math.nan, math.inf],
+    },
 }
 
 

@@ -1,8 +1,9 @@
-"""decoding.json beside a model: that "no answer" is one of its answers, and from which score on.
+"""decoding.json beside a model: whether and from which score on it says "no answer", temperature.
 
 A threshold holds for the windows that it was chosen with, since the null score of a question is the
 lowest of its windows'. So their settings stand in the file as well, and for the reader of the file
-the share of unanswerable questions that it was chosen for.
+the share of unanswerable questions that it was chosen for. The temperature, which older files lack,
+divides scores before they become probabilities.
 """
 
 import math
@@ -24,8 +25,9 @@ _KINDS = {
     "doc_stride": "a whole number",
     "max_query_length": "a whole number",  # or nothing
     "unanswerable_share": "a finite number",  # or nothing
+    "temperature": "a finite number",  # or nothing
 }
-_MAY_LACK = ("max_query_length", "unanswerable_share")
+_MAY_LACK = ("max_query_length", "unanswerable_share", "temperature")
 _IS_OF: dict[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "a finite number": lambda value: (
@@ -38,23 +40,25 @@ _IS_OF: dict[str, Callable[[Any], bool]] = {
 
 def write_decoding_file(
     folder: Path,
-    threshold: float,
+    settings: DecodingSettings,
     windows: WindowSettings,
     unanswerable_share: float | None = None,
 ) -> None:
-    """Let the model in a folder say "no answer" from a threshold on.
+    """Say how the model in a folder is to be asked.
 
     Args:
+        settings: of these "no answer", its threshold and the temperature are kept.
         unanswerable_share: of questions that the threshold was chosen for; None if it is not known.
 
     Raises:
         UserError: the threshold is infinite or no number, or the folder cannot be written.
     """
+    threshold = settings.null_score_diff_threshold
     if not math.isfinite(threshold):
         raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
-    entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
-    entries |= asdict(windows) | {"unanswerable_share": unanswerable_share}
-    write_json(folder / DECODING_FILE, entries)
+    kept = ("version_2_with_negative", "null_score_diff_threshold", "temperature")
+    entries = {name: getattr(settings, name) for name in kept} | asdict(windows)
+    write_json(folder / DECODING_FILE, entries | {"unanswerable_share": unanswerable_share})
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
@@ -73,13 +77,14 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
             raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
     try:
         sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
-        windows = WindowSettings(**sizes)
+        temperature = entries.get("temperature")
+        return WindowSettings(**sizes), DecodingSettings(
+            version_2_with_negative=entries["version_2_with_negative"],
+            null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
+            temperature=1.0 if temperature is None else float(temperature),
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return windows, DecodingSettings(
-        version_2_with_negative=entries["version_2_with_negative"],
-        null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
-    )
 
 
 def write_curve(

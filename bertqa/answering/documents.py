@@ -177,7 +177,7 @@ class _Found:
     def __init__(self, decoding: DecodingSettings, settings: ReadSettings) -> None:
         self.decoding, self.settings = decoding, settings
         self.best: list[tuple[Answer, float, Document]] = []  # with the log of their weight
-        self.log_total = -math.inf  # of the sum of exp(score) over all spans
+        self.log_total = -math.inf  # of the sum of exp(score / temperature) over all spans
         self.null_score = math.inf
 
     def add(self, document: Document, prediction: Prediction, asked: int) -> bool:
@@ -189,7 +189,7 @@ class _Found:
         may_lack = len(kept) < self.settings.most_of_one and prediction.spans_found >= asked
         if may_lack and spans[-1].score > bar:
             return False
-        total = _log_add(prediction.log_total, null.score)
+        total = _log_add(prediction.log_total, null.score / self.decoding.temperature)
         weighed = [
             (answer, math.log(answer.probability) + total, document)
             for answer in kept
@@ -204,8 +204,9 @@ class _Found:
     def entries(self) -> list[ReadEntry]:
         """The answer that counts first, then the others; "no answer" among them if it is one."""
         total, rank = self.log_total, None
+        null_weight = self.null_score / self.decoding.temperature
         if self.decoding.version_2_with_negative and self.null_score < math.inf:
-            total = _log_add(total, self.null_score)
+            total = _log_add(total, null_weight)
             best = self.best[0][0].score if self.best else -math.inf
             wins = self.null_score - best > self.decoding.null_score_diff_threshold
             better = sum(answer.score >= self.null_score for answer, _, _ in self.best)
@@ -215,7 +216,7 @@ class _Found:
             for answer, weight, document in self.best
         ]
         if rank is not None:
-            entries.insert(rank, _no_answer(math.exp(self.null_score - total)))
+            entries.insert(rank, _no_answer(math.exp(null_weight - total)))
         likely = (e for e in entries if e["score"] >= self.settings.score_threshold)
         return list(islice(likely, self.settings.top_k))
 

@@ -320,18 +320,19 @@ def predictions_of(
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """One prediction for each example of the block."""
-    spans = DECODERS[settings.decoder](scores, settings.n_best_size, settings.max_answer_length)
-    null_score = spans.null_start_logit.double() + spans.null_end_logit.double()
+    longest, temperature = settings.max_answer_length, settings.temperature
+    spans = DECODERS[settings.decoder](scores, settings.n_best_size, longest, temperature)
+    null_score = (spans.null_start_logit.double() + spans.null_end_logit.double()) / temperature
     with_null = spans.log_total.logaddexp(null_score)
     without_span = spans.log_total.isneginf()  # "no answer" is then the only one
     counts_null = without_span | settings.version_2_with_negative
     total = torch.where(counts_null, with_null, spans.log_total)
-    score = spans.score.double()
+    score = spans.score.double() / temperature
     if settings.decoder == "exact":
         of_block = slice(block.examples.start, block.examples.stop)
         contexts = [example.context for example in examples[of_block]]
-        text, longest = windows.context_of[of_block], settings.max_answer_length
-        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest)
+        text = windows.context_of[of_block]
+        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest, temperature)
     weights = (score - total[spans.question]).exp().tolist()
     owner = spans.question.cpu()
     row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]

@@ -83,8 +83,8 @@ def pipeline(
         dtype, torch_dtype: float32, bfloat16 or float16; None takes what ``local_runtime`` does,
             with ``scores="transformers"`` float32.
         trust_remote_code: has no effect: no code of a model is ever run.
-        scores: "bertqa", the probability among all spans of the context, or "transformers", the
-            numbers that 4.57 gave.
+        scores: "bertqa", the probability among all spans of the context by the model's temperature,
+            or "transformers", the numbers that 4.57 gave, without a temperature.
         parameters: fields of ``CallSettings``, for calls that pass none.
         config, feature_extractor, image_processor, processor, framework, use_fast, pipeline_class:
             are refused where they ask for anything else.
@@ -214,8 +214,8 @@ class QuestionAnsweringPipeline:
         folder, decoding = Path(save_directory), self.answerer.decoding
         save_model(folder, self._reload())
         self.tokenizer.save(folder)
-        if decoding.version_2_with_negative:
-            write_decoding_file(folder, decoding.null_score_diff_threshold, self.answerer.windows)
+        if decoding.version_2_with_negative or decoding.temperature != 1:
+            write_decoding_file(folder, decoding, self.answerer.windows)
 
     def _windows(self, settings: CallSettings) -> WindowSettings:
         config, answerer = self.model.config, self.answerer

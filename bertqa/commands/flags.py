@@ -158,7 +158,8 @@ def add_window_flags(parser: Parser) -> None:
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
     """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    add_settings_flags(parser, "decoding", DecodingSettings)
+    names = [field.name for field in fields(DecodingSettings) if field.name != "temperature"]
+    add_settings_flags(parser, "decoding", DecodingSettings, *names)
     if answers_only:
         parser.group("decoding")(
             "--always_answer", "--no_version_2_with_negative", action="store_true",

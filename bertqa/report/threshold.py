@@ -1,9 +1,10 @@
 """Choose the threshold of "no answer", and keep it beside the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding_file import write_curve, write_decoding_file
+from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.data.readers import read_examples
@@ -12,7 +13,7 @@ from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
 from bertqa.model.hub import commit_of, find_folder, is_shipped
 from bertqa.report.charts import draw_curve
-from bertqa.settings import DecodingSettings, Overrides
+from bertqa.settings import Overrides
 
 
 def choose_threshold(
@@ -56,13 +57,15 @@ def choose_threshold(
             f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
             "and name the copy"
         )
+    stored = replace(read_decoding_file(folder)[1], version_2_with_negative=True)
     qa = QuestionAnswerer.from_pretrained(
-        folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,
-        device=device, precision=precision, allow_bin=allow_bin,
+        folder, decoding=stored, overrides=overrides, device=device, precision=precision,
+        allow_bin=allow_bin,
     )  # fmt: skip
     curve = curve_of(examples, list(qa.answer(examples)), unanswerable_share)
     best = best_point(curve)
     write_curve(folder, curve, unanswerable_share)
     draw_curve(folder, curve, unanswerable_share)
-    write_decoding_file(folder, best.threshold, qa.windows, unanswerable_share)
+    chosen = replace(stored, null_score_diff_threshold=best.threshold)
+    write_decoding_file(folder, chosen, qa.windows, unanswerable_share)
     return best, folder / DECODING_FILE

@@ -15,7 +15,7 @@ Pages and pictures are for an observer, see evaluations.py.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class RunFolder:
     def keep_decoding(self, settings: DecodingSettings, windows: WindowSettings) -> None:
         """Let the model say "no answer" as the flags say, until a threshold is chosen."""
         if settings.version_2_with_negative and not (self.path / DECODING_FILE).exists():
-            write_decoding_file(self.path, settings.null_score_diff_threshold, windows)
+            write_decoding_file(self.path, settings, windows)
 
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
         """Put a model at the folder's top, in place of the one before."""
@@ -179,9 +179,9 @@ class RunFolder:
         write_json(self.path / "metrics.json", evaluation.metrics)
         if evaluation.curve:
             windows, _ = read_decoding_file(self.path)
-            threshold = best_point(evaluation.curve).threshold
-            share = evaluation.unanswerable_share
-            write_decoding_file(self.path, threshold, windows or WindowSettings(), share)
+            threshold, share = best_point(evaluation.curve).threshold, evaluation.unanswerable_share
+            chosen = replace(settings, null_score_diff_threshold=threshold)
+            write_decoding_file(self.path, chosen, windows or WindowSettings(), share)
             write_curve(self.path, evaluation.curve, share)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:

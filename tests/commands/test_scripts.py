@@ -23,7 +23,7 @@ from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 from bertqa.training.run_folder import RunFolder
 from tests.commands.world import (
     CONTEXT,
@@ -231,7 +231,8 @@ def test_a_model_that_says_no_answer_is_made_to_answer(
     world: World, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     folder = world.checkpoint()
-    write_decoding_file(folder, -1e9, WindowSettings(64, 16))
+    silent = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
+    write_decoding_file(folder, silent, WindowSettings(64, 16))
     flags = ["--question", "Who?", "--context", CONTEXT, "--json"]
     assert json.loads(asked(capsys, folder, *flags))["answer"] == ""
     found = json.loads(asked(capsys, folder, *flags, flag))

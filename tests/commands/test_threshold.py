@@ -243,7 +243,9 @@ def test_the_picture_holds_the_best_point_and_the_last(tmp_path: Path) -> None:
 
 def test_no_infinite_threshold_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="threshold inf"):
-        write_decoding_file(tmp_path, math.inf, WindowSettings())
+        write_decoding_file(
+            tmp_path, DecodingSettings(null_score_diff_threshold=math.inf), WindowSettings()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,7 +271,8 @@ SOUND = {
         ),
         ("max_seq_length", None),
         ("doc_stride", None),
-        ("unanswerable_share", "half"),
+        *((key, "half") for key in ("unanswerable_share", "temperature")),
+        ("temperature", True),
     ],
 )
 def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -> None:
@@ -277,6 +280,13 @@ def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -
     with pytest.raises(UserError, match=rf"decoding\.json: {key} is .* but must be") as caught:
         QuestionAnswerer.from_pretrained(copied)
     assert shown(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, 1e-9, 1e9])
+def test_a_temperature_out_of_range_is_refused_by_file(copied: Path, value: float) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"temperature": value}))
+    with pytest.raises(UserError, match=r"decoding\.json: --temperature .* is out of range"):
+        QuestionAnswerer.from_pretrained(copied)
 
 
 @pytest.mark.parametrize(
