@@ -1,9 +1,9 @@
 """decoding.json beside a model: whether and from which score on it says "no answer", temperature.
 
 A threshold holds for the windows that it was chosen with, since the null score of a question is the
-lowest of its windows'. So their settings stand in the file as well, and for the reader of the file
-the share of unanswerable questions that it was chosen for. The temperature, which older files lack,
-divides scores before they become probabilities.
+lowest of its windows'. So with "no answer" their settings stand in the file as well, and for the
+reader of the file the share of unanswerable questions that it was chosen for. The temperature,
+which older files lack, divides scores before they become probabilities.
 """
 
 import math
@@ -57,12 +57,25 @@ def write_decoding_file(
     if not math.isfinite(threshold):
         raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
     kept = ("version_2_with_negative", "null_score_diff_threshold", "temperature")
-    entries = {name: getattr(settings, name) for name in kept} | asdict(windows)
-    write_json(folder / DECODING_FILE, entries | {"unanswerable_share": unanswerable_share})
+    entries: dict[str, Any] = {name: getattr(settings, name) for name in kept}
+    if settings.version_2_with_negative:
+        entries |= asdict(windows) | {"unanswerable_share": unanswerable_share}
+    write_json(folder / DECODING_FILE, entries)
+
+
+def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
+    """Write the temperature of some settings into decoding.json, which the others were read from.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    path = folder / DECODING_FILE
+    share = read_json_object(path).get("unanswerable_share") if is_there(path) else None
+    write_decoding_file(folder, settings, windows, share)
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
-    """How the model in a folder is to be asked; None and the defaults where it has no such file.
+    """How the model in a folder is to be asked; None or the defaults for what no file there says.
 
     Raises:
         UserError: the file is there and holds something else.
@@ -71,14 +84,18 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
     if not is_there(path):
         return None, DecodingSettings()
     entries = read_json_object(path)
+    names = {field.name for field in fields(WindowSettings)}
+    has_windows = bool(entries.get("version_2_with_negative") or names & entries.keys())
     for key, kind in _KINDS.items():
+        if key in names and not has_windows:
+            continue
         value = entries.get(key)
         if not _IS_OF[kind](value) and not (value is None and key in _MAY_LACK):
             raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
     try:
-        sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
+        sizes: dict[str, Any] = {name: entries.get(name) for name in names}
         temperature = entries.get("temperature")
-        return WindowSettings(**sizes), DecodingSettings(
+        return WindowSettings(**sizes) if has_windows else None, DecodingSettings(
             version_2_with_negative=entries["version_2_with_negative"],
             null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
             temperature=1.0 if temperature is None else float(temperature),

@@ -16,6 +16,22 @@ from bertqa.report.charts import draw_curve
 from bertqa.settings import Overrides
 
 
+def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
+    """The folder of a model, to write into.
+
+    Raises:
+        UserError: there is none, or it comes with the project, or is in the cache of the hub.
+    """
+    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
+    if is_shipped(folder) or commit_of(folder):
+        origin = "comes with the project" if is_shipped(folder) else "the hub has"
+        raise UserError(
+            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
+            "and name the copy"
+        )
+    return folder
+
+
 def choose_threshold(
     model: str,
     file: Path,
@@ -50,13 +66,7 @@ def choose_threshold(
             f"{file} has not both questions with an answer and questions without, so one "
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
-    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
-    if is_shipped(folder) or commit_of(folder):
-        origin = "comes with the project" if is_shipped(folder) else "the hub has"
-        raise UserError(
-            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
-            "and name the copy"
-        )
+    folder = find_own_folder(model, revision, allow_bin)
     stored = replace(read_decoding_file(folder)[1], version_2_with_negative=True)
     qa = QuestionAnswerer.from_pretrained(
         folder, decoding=stored, overrides=overrides, device=device, precision=precision,

@@ -7,11 +7,13 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertqa.answering.answerer import check_window_fits
+from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, load_folder
+from bertqa.answering.calibration import calibrate
+from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import Evaluator
 from bertqa.data.labels import (
     LabelledWindows,
@@ -62,6 +64,8 @@ def train(
     say: Say = print,
 ) -> Progress:
     """Fine-tune a model; it is in ``output_dir`` afterwards, the best one by F1.
+
+    Where there are validation questions, its probabilities are calibrated on them at the end.
 
     Args:
         model: a checkpoint folder, a name under weights/, or one on the hub.
@@ -130,7 +134,41 @@ def train(
     )
     progress = run.train()
     tell(evaluation_table(progress.evaluations))
+    if runtime.is_main and validation.examples:
+        examples, told = validation.examples, observer or Observer()
+        _calibrate(folder, examples, windows, decoding, runtime, told, tell)
+    runtime.wait_for_all()
     return progress
+
+
+def _calibrate(
+    folder: RunFolder,
+    examples: Sequence[Example],
+    windows: WindowSettings,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    observer: Observer,
+    tell: Say,
+) -> None:
+    """Fit the temperature of the best model to the validation questions; it changes no answer."""
+    model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
+    threshold = read_decoding_file(folder.path)[1].null_score_diff_threshold
+    settings = replace(decoding, null_score_diff_threshold=threshold)
+    qa = QuestionAnswerer(model, tokenizer, windows, settings, runtime)
+    try:
+        calibration, predictions = calibrate(qa, examples, "the validation data")
+    except UserError as error:
+        tell(f"the probabilities are not calibrated: {error}")
+        return
+    settings = replace(settings, temperature=calibration.temperature)
+    folder.keep_calibration(calibration, predictions, settings, windows)
+    before, after, number = calibration.before, calibration.after, calibration.fitted_on
+    tell(
+        f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
+        f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
+        f"{counted(after.questions, 'question')} about other articles"
+    )
+    observer.after_calibration(calibration, examples, settings)
 
 
 def _evaluator(

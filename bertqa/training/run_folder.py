@@ -2,6 +2,7 @@
 
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready to answer
     decoding.json, threshold.json                        when it says "no answer", and how well
+    calibration.json                                     what the temperature in decoding.json does
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.answering.answers import Prediction
+from bertqa.answering.calibration import Calibration, write_calibration
 from bertqa.answering.decoding_file import (
+    keep_temperature,
     read_decoding_file,
     write_curve,
     write_decoding_file,
@@ -183,6 +186,22 @@ class RunFolder:
             chosen = replace(settings, null_score_diff_threshold=threshold)
             write_decoding_file(self.path, chosen, windows or WindowSettings(), share)
             write_curve(self.path, evaluation.curve, share)
+
+    def keep_calibration(
+        self,
+        calibration: Calibration,
+        predictions: Sequence[Prediction],
+        settings: DecodingSettings,
+        windows: WindowSettings,
+    ) -> None:
+        """Keep the temperature of the best model, and its answers with the probabilities by it.
+
+        Args:
+            settings: with that temperature.
+        """
+        write_predictions(self.path, predictions, settings)
+        write_calibration(self.path, calibration)
+        keep_temperature(self.path, settings, windows)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of an evaluation beside those of the one before."""

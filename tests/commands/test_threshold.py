@@ -181,24 +181,27 @@ def test_the_more_questions_have_no_answer_the_lower_is_the_threshold(
     assert call("threshold", copied, held_out_file, "--unanswerable_share", 1) == 2
 
 
+@pytest.mark.parametrize("command", ["threshold", "calibrate"])
 def test_the_model_that_comes_with_the_project_stays_as_it_is(
     copied: Path, held_out_file: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], command: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("bertqa.model.hub.SHIPPED_MODEL", copied.name)
     monkeypatch.setattr("bertqa.model.hub.weights_dir", lambda: copied.parent)
     before = sorted(copied.iterdir())
-    assert call("threshold", copied, held_out_file, *HERE) == 2
+    assert call(command, copied, held_out_file, *HERE) == 2
     assert "comes with the project" in capsys.readouterr().err
     assert sorted(copied.iterdir()) == before
 
 
+@pytest.mark.parametrize("command", ["threshold", "calibrate"])
 def test_a_model_in_the_cache_of_the_hub_stays_as_it_is(
-    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:  # fmt: skip
     snapshot = tmp_path / "models--org--bert" / "snapshots" / ("a" * 40)
     shutil.copytree(copied, snapshot)
-    assert call("threshold", snapshot, held_out_file, *HERE) == 2
+    assert call(command, snapshot, held_out_file, *HERE) == 2
     assert "stays as it is: copy that" in capsys.readouterr().err
     assert not (snapshot / "decoding.json").exists()
 
