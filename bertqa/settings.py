@@ -28,6 +28,7 @@ _ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
 _BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 _UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
 _TEMPERATURE: _Allowed = ("0.01 to 100", lambda value: 0.01 <= value <= 100)
+_PROBABILITY: _Allowed = ("0 to 1", lambda value: 0 <= value <= 1)
 _SHARE: _Allowed = ("a number above 0, below 1", lambda value: 0 < value < 1)
 _PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
@@ -126,6 +127,13 @@ class DecodingSettings(_Settings):
         "T",
         _TEMPERATURE,
     )
+    score_threshold: float = _setting(
+        0.0,
+        'answer "" where the probability of the answer is below this; bertqa calibrate tells how '
+        "many answers are left then, and how many of them are right",
+        "P",
+        _PROBABILITY,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ class Overrides:
     version_2_with_negative: bool | None = None
     null_score_diff_threshold: float | None = None
     temperature: float | None = None
+    score_threshold: float | None = None
 
     def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
         """The windows of a model, or the default ones, with what is asked for.

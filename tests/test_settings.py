@@ -40,6 +40,7 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "max_answer_length": [0, -3],
         "decoder": ["beam"],
         "temperature": [0.0, -1.0, math.nan, math.inf],
+        "score_threshold": [-0.1, 1.1, math.nan],
     },
 }
 

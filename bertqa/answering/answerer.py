@@ -220,6 +220,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: Literal[1] = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> AnswerEntry: ...
 
     @overload
@@ -231,6 +232,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> AnswerEntry | list[AnswerEntry]: ...
 
     @overload
@@ -242,6 +244,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: Literal[1] = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> list[AnswerEntry]: ...
 
     @overload
@@ -253,6 +256,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> list[AnswerEntry | list[AnswerEntry]]: ...
 
     def __call__(
@@ -263,6 +267,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> Any:
         """Ask one question, or several: of one context, or each of its own.
 
@@ -271,7 +276,10 @@ class QuestionAnswerer(PickledAsRecipe):
             context: one, or as many as there are questions.
             top_k: answers wanted for each question.
             max_answer_len: most tokens of an answer; None keeps ``decoding``'s.
-            handle_impossible_answer: "" is an answer too; None keeps ``decoding``'s.
+            handle_impossible_answer: "" is an answer too; False forces another, whose probability
+                only compares it with other spans; None keeps ``decoding``'s.
+            score_threshold: answer "" where the answer's probability is below this, 0 to 1; None
+                keeps ``decoding``'s.
 
         Returns:
             For one question an ``AnswerEntry``, with ``top_k`` above 1 a list of them, best first;
@@ -279,13 +287,14 @@ class QuestionAnswerer(PickledAsRecipe):
 
         Raises:
             UserError: a question or context that is no text or has nothing to be read, numbers
-                that do not match, ``top_k`` or ``max_answer_len`` below 1.
+                that do not match, ``top_k`` or ``max_answer_len`` below 1, or ``score_threshold``
+                out of range.
         """
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
         if top_k < 1:
             raise UserError(f"top_k must be at least 1, got {top_k}")
-        decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer)
+        decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer, score_threshold)
         predictions = self._predict(examples, decoding)
         results = [as_pipeline(prediction, top_k) for prediction in predictions]
         return results[0] if isinstance(question, str) else results
@@ -315,7 +324,8 @@ class QuestionAnswerer(PickledAsRecipe):
             documents: texts, or dictionaries with "text", perhaps "id", and anything else; read
                 once, one after the other, so a generator of any length will do.
             max_answer_len, handle_impossible_answer: as when one context is asked.
-            settings: the fields of ``ReadSettings``.
+            settings: the fields of ``ReadSettings``; its ``score_threshold`` leaves answers out,
+                while that of ``decoding`` lets "" come first where the best answer is below it.
 
         Returns:
             The best answers, the one that counts first; for several questions a list of that.
@@ -338,7 +348,11 @@ class QuestionAnswerer(PickledAsRecipe):
         return predict(self.model, examples, windows, decoding, self.runtime)
 
     def _decoding(
-        self, top_k: int, max_answer_len: int | None, handle_impossible_answer: bool | None
+        self,
+        top_k: int,
+        max_answer_len: int | None,
+        handle_impossible_answer: bool | None,
+        score_threshold: float | None = None,
     ) -> DecodingSettings:
         """The settings of one call: what is None stays as it is."""
         own = self.decoding
@@ -350,6 +364,7 @@ class QuestionAnswerer(PickledAsRecipe):
             version_2_with_negative=impossible
             if handle_impossible_answer is None
             else handle_impossible_answer,
+            score_threshold=own.score_threshold if score_threshold is None else score_threshold,
         )
 
 

@@ -48,7 +48,8 @@ class Prediction:
         text: the answer; "" for no answer.
         answers: the n best by the score of their best span, so that probabilities, which count
             all spans of an answer's characters, need not fall where tokens are parts of a grapheme
-            cluster; with version_2_with_negative "" is among them.
+            cluster; with version_2_with_negative "" is among them. Where forced answers are below
+            score_threshold, it is the last of them, with the probability 0.
         best_span: text of the best answer that is not "".
         null_odds: null score minus the score of the best span, the largest float32 where there
             is no span; None without version_2_with_negative.
@@ -121,11 +122,21 @@ def prediction_of(
     if settings.decoder == "top20":
         answers = _among_themselves(answers, settings.temperature)
     best_span = spans[0].text if spans else ""
+    is_unsure = _is_unsure(answers, settings.score_threshold)
     if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, tuple(answers), best_span, None, *more)
+        if is_unsure:
+            answers = [*answers, null._replace(probability=0.0)]
+        text = "" if is_unsure else best_span
+        return Prediction(example.id, text, tuple(answers), best_span, None, *more)
     odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
-    text = "" if odds > settings.null_score_diff_threshold else best_span
+    text = "" if is_unsure or odds > settings.null_score_diff_threshold else best_span
     return Prediction(example.id, text, tuple(answers), best_span, odds, *more)
+
+
+def _is_unsure(answers: list[Answer], threshold: float) -> bool:
+    """Whether the best answer that is not "" has a probability below a threshold."""
+    best = next((answer for answer in answers if answer.text), None)
+    return best is not None and best.probability < threshold
 
 
 def _whole_graphemes(context: str, span: Answer) -> Answer:

@@ -141,7 +141,7 @@ class ScoredQuestions:
                 'when the model says "no answer"'
             )
         self.examples = examples
-        self.settings = qa.decoding
+        self.settings = replace(qa.decoding, score_threshold=0.0)
         self.windows: WindowSet = make_windows(examples, qa.tokenizer, qa.windows)
         self.blocks: list[tuple[Block, WindowScores]] = list(
             scored_blocks(qa.model, self.windows, len(examples), qa.runtime)

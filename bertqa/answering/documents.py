@@ -123,7 +123,8 @@ def read_documents(
 
     Args:
         predict: answers examples; the same text in several of them is tokenised once.
-        decoding: whether "no answer" is one, and from which score on.
+        decoding: whether "no answer" is one, from which score on, and below which probability of
+            the best answer it comes before that.
 
     Returns:
         for each question its best answers, the one that counts first.
@@ -215,8 +216,11 @@ class _Found:
             _entry(answer, math.exp(weight - total), document, self.settings.context_window)
             for answer, weight, document in self.best
         ]
+        unsure = bool(entries) and entries[0]["score"] < self.decoding.score_threshold
         if rank is not None:
-            entries.insert(rank, _no_answer(math.exp(null_weight - total)))
+            entries.insert(0 if unsure else rank, _no_answer(math.exp(null_weight - total)))
+        elif unsure:
+            entries.insert(0, _no_answer(0.0))
         likely = (e for e in entries if e["score"] >= self.settings.score_threshold)
         return list(islice(likely, self.settings.top_k))
 

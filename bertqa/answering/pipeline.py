@@ -218,6 +218,11 @@ class QuestionAnsweringPipeline:
             write_decoding_file(folder, decoding, self.answerer.windows)
 
     def _windows(self, settings: CallSettings) -> WindowSettings:
+        if self.scores == "transformers" and settings.score_threshold:
+            raise UserError(
+                f'score_threshold must go with scores="bertqa", which are probabilities, got '
+                f'{settings.score_threshold} with scores="transformers"'
+            )
         config, answerer = self.model.config, self.answerer
         by_tokenizer = self.tokenizer.settings.get("model_max_length")
         longest = config.max_position_embeddings
@@ -267,8 +272,9 @@ class QuestionAnsweringPipeline:
         if settings.align_to_words:
             windows = replace(windows, contexts=as_words(windows.contexts, self.tokenizer))
         decoding = replace(
-            answerer.decoding, max_answer_length=longest, version_2_with_negative=with_null
-        )
+            answerer.decoding, max_answer_length=longest, version_2_with_negative=with_null,
+            score_threshold=settings.score_threshold,
+        )  # fmt: skip
         for block, scores in scored_blocks(self.model, windows, len(examples), answerer.runtime):
             for prediction in _decode(examples, windows, block, scores, decoding, top_k):
                 yield answer_entries(prediction, top_k)
@@ -285,7 +291,8 @@ def _decode(
     """Find ``top_k`` answers to each question, if there are as many: several spans may be one."""
     lengths = windows.contexts.lengths[windows.context_of[list(block.examples)]]
     spans = (lengths * settings.max_answer_length).tolist()  # no question has more
-    n_best, enough = max(20, 4 * top_k), top_k + settings.version_2_with_negative
+    may_be_null = settings.version_2_with_negative or settings.score_threshold > 0
+    n_best, enough = max(20, 4 * top_k), top_k + may_be_null
     while True:
         settings = replace(settings, n_best_size=n_best)
         found = list(predictions_of(examples, windows, block, scores, settings))

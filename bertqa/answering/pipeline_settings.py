@@ -48,6 +48,7 @@ class CallSettings:
         max_question_len: cut longer questions; None refuses those that do not fit.
         handle_impossible_answer: "" is an answer too.
         align_to_words: answers are whole words.
+        score_threshold: "" is given where the answer's score is below this, 0 to 1.
         batch_size: questions of a generator that are read before the first answer is given.
     """
 
@@ -58,6 +59,7 @@ class CallSettings:
     max_question_len: int | None = None
     handle_impossible_answer: bool = False
     align_to_words: bool = True
+    score_threshold: float = 0.0
     batch_size: int = 1
 
     def changed(self, given: Mapping[str, Any]) -> "CallSettings":
@@ -106,6 +108,10 @@ def _value(name: str, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise UserError(f"{name} must be True or False, got {shown(value)}")
+    if name == "score_threshold":
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        raise UserError(f"score_threshold must be a number from 0 to 1, got {shown(value)}")
     lowest = 0 if name == "doc_stride" else 1
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < lowest:
         raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")

@@ -158,7 +158,8 @@ def add_window_flags(parser: Parser) -> None:
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
     """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    names = [field.name for field in fields(DecodingSettings) if field.name != "temperature"]
+    own = ("temperature", "score_threshold")  # of a model's file, and of single commands
+    names = [field.name for field in fields(DecodingSettings) if field.name not in own]
     add_settings_flags(parser, "decoding", DecodingSettings, *names)
     if answers_only:
         parser.group("decoding")(
@@ -186,7 +187,7 @@ def overrides(flags: argparse.Namespace) -> Overrides:
     given = settings_of(flags, Overrides)
     if not getattr(flags, "always_answer", False):
         return given
-    for name in ("version_2_with_negative", "null_score_diff_threshold"):
+    for name in ("version_2_with_negative", "null_score_diff_threshold", "score_threshold"):
         if getattr(given, name) is not None:
             raise UserError(f"--always_answer and --{name} exclude each other: pass one")
     return replace(given, version_2_with_negative=False)

@@ -122,6 +122,13 @@ def test_figures_are_those_of_the_answers(qa):
     for reliability, temperature in ((found.before, 1.0), (found.after, found.temperature)):
         assert reliability.temperature == temperature
         assert sum(each.count for each in reliability.bins) == len(ids)
+        for point in reliability.coverage[::5]:  # as an answerer gives answers from there on
+            qa.decoding = replace(
+                qa.decoding, temperature=temperature, score_threshold=point.threshold
+            )
+            texts = [p.text for p in qa.answer(examples) if p.id in ids]
+            assert point.answered == pytest.approx(sum(map(bool, texts)) / len(ids), abs=1e-9)
+        qa.decoding = replace(qa.decoding, temperature=1.0, score_threshold=0.0)
         shares = [point.answered for point in reliability.coverage]
         assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0]
         assert reliability.ece == calibration_error(reliability.bins)

@@ -162,6 +162,22 @@ def test_without_no_answer_there_is_always_one():
     assert [(e["answer"], e["score"]) for e in entries] == [("xxx", pytest.approx(1))]
 
 
+@pytest.mark.parametrize("impossible", [False, True])
+def test_no_answer_comes_before_one_that_is_unsure(qa, impossible):
+    decoding = replace(qa.decoding, version_2_with_negative=impossible)
+    qa = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
+    qa.decoding = replace(decoding, null_score_diff_threshold=1e9)
+    plain = qa.read(WHO, DOCUMENTS, top_k=3)
+    assert plain[0]["answer"]
+    for factor, silenced in ((1, False), (1.01, True)):
+        qa.decoding = replace(qa.decoding, score_threshold=plain[0]["score"] * factor)
+        entries = qa.read(WHO, DOCUMENTS, top_k=3)
+        assert (entries[0]["answer"] == "") == silenced
+    assert entries[0]["document"] is None and entries[1] == plain[0]
+    assert (entries[0]["score"] > 0) == impossible
+    assert len(entries) == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [

@@ -418,6 +418,29 @@ def test_a_temperature_changes_probabilities_alone(tokenizer, decoder, n_best, v
     assert any(one.spans_found > len(one.answers) for one in plain) == (decoder == "exact")
 
 
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize("decoder", ["exact", "top20"])
+def test_an_answer_below_a_threshold_becomes_no_answer(tokenizer, decoder, version_2):
+    examples = [*stories_v2[:4], *pairs, Example("none", "q", INVISIBLE)]
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
+    settings = DecodingSettings(20, 7, decoder, version_2, 1.0)
+    plain = list(predict(Scripted(jagged), examples, windows, settings, RUNTIME))
+    best = [next((a.probability for a in p.answers if a.text), 0.0) for p in plain]
+    limit = sorted(best)[len(best) // 2]  # of the best answers this one is just let through
+    wanted = replace(settings, score_threshold=limit)
+    found = list(predict(Scripted(jagged), examples, windows, wanted, RUNTIME))
+    for one, other, probability in zip(plain, found, best, strict=True):
+        silenced = probability < limit
+        assert other.text == ("" if silenced else one.text)
+        assert (other.best_span, other.null_odds) == (one.best_span, one.null_odds)
+        null = other.answers[len(one.answers) :]
+        assert other.answers == (*one.answers, *null)
+        assert len(null) == (silenced and not version_2 and bool(one.text))
+        assert all((a.text, a.start, a.end, a.probability) == ("", 0, 0, 0.0) for a in null)
+    texts = [p.text for p in found]
+    assert 0 < texts.count("") < len(texts)
+
+
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @pytest.mark.parametrize(("block", "budget"), [(1, 4096), (2048, 1), (9, 300), (64, 777)])
 def test_neither_blocks_nor_batches_change_an_answer(

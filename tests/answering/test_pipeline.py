@@ -310,6 +310,25 @@ def test_a_temperature_is_for_the_scores_of_bertqa(folders, tmp_path):
     assert read_decoding_file(tmp_path / "again")[1] == DecodingSettings(temperature=3.0)
 
 
+@pytest.mark.parametrize("impossible", [False, True])
+def test_an_answer_below_the_score_threshold_is_none(folders, impossible):
+    qa = pipeline(model=folders["lower"], **CPU)
+    asked = {"handle_impossible_answer": impossible, "top_k": 500}
+    plain = qa(SHORT[0], STORY, **asked)
+    best = next(entry for entry in plain if entry["answer"])
+    unsure = best["score"] * 1.01
+    found = qa(SHORT[0], STORY, score_threshold=unsure, **asked)
+    assert (found[0]["answer"], found[0]["start"], found[0]["end"]) == ("", 0, 0)
+    assert [entry["answer"] for entry in found[1:]] == [
+        entry["answer"] for entry in plain if entry["answer"]
+    ][: len(found) - 1]
+    given = pipeline(model=folders["lower"], score_threshold=unsure, **CPU)
+    assert given(SHORT[0], STORY, **asked) == found
+    theirs = pipeline(model=folders["lower"], scores="transformers", **CPU)
+    with pytest.raises(UserError, match='score_threshold must go with scores="bertqa"'):
+        theirs(SHORT[0], STORY, score_threshold=0.5)
+
+
 # --- models --------------------------------------------------------------------------------------
 
 
@@ -495,6 +514,7 @@ def test_constructions_that_are_refused(given, said):
         ({"truncation": True}, "truncation"),
         ({"top_k": 0}, "top_k"), ({"top_k": 1.5}, "top_k"), ({"top_k": True}, "top_k"),
         ({"max_answer_len": 0}, "max_answer_len"), ({"doc_stride": -1}, "doc_stride"),
+        ({"score_threshold": 1.5}, "score_threshold"),
         ({"max_seq_len": 600}, "384"), ({"max_seq_len": 30, "doc_stride": 27}, "doc_stride"),
         ({"align_to_words": "no"}, "align_to_words"), ({"scores": "transformers"}, "scores"),
     ],

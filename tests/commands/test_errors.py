@@ -104,6 +104,9 @@ CASES: list[Case] = [
         "--always_answer", "--null_score_diff_threshold", 1,
         words=["--always_answer and --null_score_diff_threshold"],
     ),
+    infer_flags("--always_answer", "--score_threshold", 0.5, words=["--score_threshold exclude"]),
+    infer_flags("--score_threshold", 1.5, words=["--score_threshold 1.5", "0 to 1"]),
+    infer_flags("--explain", "--score_threshold", 0.5, words=["--explain and --score_threshold"]),
     infer_flags("--max_seq", 64, words=["--max_seq"]),  # no flag is guessed from its beginning
     infer_flags("two\nlines", words=["two lines"]),
     infer_flags("--demo", words=["--question and --demo"]),

@@ -226,6 +226,18 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
 
 
+def test_an_answer_below_a_probability_is_not_given(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--question", "Who?", "--context", CONTEXT, "--score_threshold"]
+    assert LINE.fullmatch(asked(capsys, world.good, *flags, 0).rstrip("\n"))[4] != "(no answer)"
+    line = LINE.fullmatch(asked(capsys, world.good, *flags, 1).rstrip("\n"))
+    assert line.groups() == ("0.0000", "0", "0", "(no answer)")
+    assert call("infer", *world.file(world.row(), "--score_threshold", 1)) == 0
+    assert read_json(world.out / "predictions.json") == {"first": ""}
+    assert read_json(world.out / "metrics.json")["exact_match"] == 0
+
+
 @pytest.mark.parametrize("flag", ["--always_answer", "--no_version_2_with_negative"])
 def test_a_model_that_says_no_answer_is_made_to_answer(
     world: World, capsys: pytest.CaptureFixture[str], flag: str
