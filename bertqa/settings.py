@@ -123,7 +123,8 @@ class DecodingSettings(_Settings):
     )
     temperature: float = _setting(
         1.0,
-        "divide scores by this before they become probabilities; it changes nothing else",
+        "divide scores by this before they become probabilities; it changes nothing else (default: "
+        "what the model's decoding.json says, else 1)",
         "T",
         _TEMPERATURE,
     )

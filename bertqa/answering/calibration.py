@@ -93,10 +93,17 @@ class Reliability:
 
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> "Reliability":
-        """What ``asdict`` made of one, read from JSON."""
-        bins = [Bin(**each) for each in entries["bins"]]
-        coverage = [CoveragePoint(**each) for each in entries["coverage"]]
-        return cls(**entries | {"bins": bins, "coverage": coverage})
+        """What ``asdict`` made of one, read from JSON.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: it is something else.
+        """
+        bins = [Bin(**_numbers(each)) for each in entries["bins"]]
+        coverage = [CoveragePoint(**_numbers(each)) for each in entries["coverage"]]
+        if not bins:
+            raise ValueError("no bins")
+        own = {key: value for key, value in entries.items() if key not in ("bins", "coverage")}
+        return cls(**_numbers(own), bins=bins, coverage=coverage)
 
 
 @dataclass(frozen=True)
@@ -392,9 +399,19 @@ def read_calibration(folder: Path) -> Calibration | None:
     entries = read_json_object(path)
     try:
         before, after = (Reliability.from_json(entries[key]) for key in ("before", "after"))
-        return Calibration(entries["fitted_on"], before, after)
-    except (LookupError, TypeError) as error:
+        fitted_on = _numbers({"fitted_on": entries["fitted_on"]})["fitted_on"]
+        return Calibration(fitted_on, before, after)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} must be as bertqa calibrate writes it, got another form ({error}): remove it, "
             "or calibrate again"
         ) from error
+
+
+def _numbers(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries, of which each is a finite number, or None where there may be none."""
+    for key, value in entries.items():
+        is_number = type(value) in (int, float) and math.isfinite(value)
+        if not is_number and not (value is None and key in ("loss", "right")):
+            raise ValueError(f"{key} is no finite number")
+    return entries

@@ -158,8 +158,8 @@ def add_window_flags(parser: Parser) -> None:
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
     """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    own = ("temperature", "score_threshold")  # of a model's file, and of single commands
-    names = [field.name for field in fields(DecodingSettings) if field.name not in own]
+    of_shown = ("temperature", "score_threshold")  # for commands that show probabilities
+    names = [field.name for field in fields(DecodingSettings) if field.name not in of_shown]
     add_settings_flags(parser, "decoding", DecodingSettings, *names)
     if answers_only:
         parser.group("decoding")(

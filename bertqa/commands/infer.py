@@ -57,7 +57,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
-    add_settings_flags(parser, "decoding", DecodingSettings, "score_threshold")
+    add_settings_flags(parser, "decoding", DecodingSettings, "temperature", "score_threshold")
     add_top_k_flag(parser)
     add = parser.group("output")
     add("--json", action="store_true", help="print JSON")

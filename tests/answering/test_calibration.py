@@ -178,7 +178,19 @@ def test_a_calibration_is_read_as_it_was_written(qa, tmp_path):
     write_calibration(tmp_path, found)
     assert read_calibration(tmp_path) == found
     entries = json.loads((tmp_path / "calibration.json").read_text())
-    for broken in ({}, entries | {"after": 3}, entries | {"before": {"ece": 1.0}}):
+    before = entries["before"]
+    for broken in (
+        {},
+        entries | {"after": 3},
+        entries | {"fitted_on": "all"},
+        *(
+            entries | {"before": before | change}
+            for change in (
+                {"ece": None}, {"ece": math.nan}, {"temperature": "1"}, {"bins": []}, {"bins": [1]},
+                {"more": 1}, {"bins": [before["bins"][0] | {"count": [3]}]}, {"coverage": {"a": 1}},
+            )
+        ),
+    ):  # fmt: skip
         (tmp_path / "calibration.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"calibration\.json must be as"):
             read_calibration(tmp_path)
