@@ -1,4 +1,4 @@
-"""Calibrate a model: let the probability of an answer tell how often such answers are right.
+"""Calibrate a model: make the probability of an answer say how often such answers are right.
 
 bertqa calibrate MODEL FILE
 
