@@ -18,6 +18,7 @@ COMMANDS = {  # each is a module of bertqa.commands, with parse_flags and main
     "verify": "compare a checkpoint with transformers, number by number",
     "ablate": "measure the answers without each head and each layer",
     "threshold": "choose from which null score on a model gives no answer",
+    "calibrate": "make the probability of an answer say how often such answers are right",
     "release": "make a folder to publish of a fine-tuned model, with its model card",
 }
 

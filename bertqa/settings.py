@@ -30,6 +30,9 @@ _ABOVE_0: _Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
 _BELOW_1: _Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 _UP_TO_1: _Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
 _ANYTHING: _Allowed = ("anything", lambda value: True)
+_TEMPERATURE: _Allowed = ("0.01 to 100", lambda value: 0.01 <= value <= 100)
+_PROBABILITY: _Allowed = ("0 to 1", lambda value: 0 <= value <= 1)
+_SHARE: _Allowed = ("a number above 0, below 1", lambda value: 0 < value < 1)
 _PER_CENT: _Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
 
 
@@ -81,6 +84,17 @@ def true_or_false(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name} must be True or False, got {shown(value)}")
     return value
+
+
+def probability(name: str, value: Any) -> float:
+    """A parameter from 0 to 1, as a float.
+
+    Raises:
+        UserError: it is no number, or one outside of that.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise UserError(f"{name} must be a number from 0 to 1, got {shown(value)}")
+    return float(value)
 
 
 # What a field takes by its type. Flags have it always; in Python anything may be given.
@@ -164,6 +178,20 @@ class DecodingSettings(_Settings):
         "more than this (default: what a held-out part or the model's decoding.json says, else 0)",
         "X",
     )
+    temperature: float = _setting(
+        1.0,
+        "divide scores by this before they become probabilities; it changes nothing else (default: "
+        "what the model's decoding.json says, else 1)",
+        "T",
+        _TEMPERATURE,
+    )
+    score_threshold: float = _setting(
+        0.0,
+        'answer "" where the probability of the answer is below this; bertqa calibrate tells how '
+        "many answers are left then, and how many of them are right",
+        "P",
+        _PROBABILITY,
+    )
 
 
 @dataclass(frozen=True)
@@ -181,6 +209,8 @@ class Overrides:
     decoder: str | None = None
     version_2_with_negative: bool | None = None
     null_score_diff_threshold: float | None = None
+    temperature: float | None = None
+    score_threshold: float | None = None
 
     def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
         """The windows of a model, or the default ones, with what is asked for.
@@ -338,6 +368,14 @@ class TrainingSettings(_Settings):
         "end the run after N evaluations in a row without a better F1 (default: never)",
         "N",
         _FROM_1,
+    )
+    unanswerable_share: float = _setting(
+        0.5,
+        'choose the threshold of "no answer" for data in which this share of the questions has no '
+        "answer, by weighting the held-out ones; in the dev set of SQuAD v2.0 it is one half, in "
+        "its training set one third",
+        "S",
+        _SHARE,
     )
     save_steps: int = _setting(500, "a checkpoint to resume from every N steps", "N", _FROM_1)
     save_total_limit: int = _setting(1, "checkpoints to keep", "N", _FROM_1)

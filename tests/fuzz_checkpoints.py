@@ -36,7 +36,7 @@ from bertqa.model.checkpoint import save_model
 from bertqa.model.config import BertConfig
 from bertqa.model.names import checkpoint_name
 from bertqa.model.packing import PackedBatch
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 
 SECONDS = 5
 MEMORY = 1 << 30  # bytes of address space that all rounds together may add
@@ -68,7 +68,8 @@ def write_good(folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     save_model(folder, model)
-    write_decoding_file(folder, 0.5, WindowSettings(48, 8))
+    decoding = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=0.5)
+    write_decoding_file(folder, replace(decoding, temperature=1.5), WindowSettings(48, 8), 0.5)
     return folder
 
 

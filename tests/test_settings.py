@@ -35,13 +35,20 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
         "early_stopping_patience": [0],
         "save_steps": [-5],
         "save_total_limit": [0],
+        "unanswerable_share": [0.0, 1.0, math.nan],
     },
     DataSettings: {
         "validation_split_percentage": [0, 51],
         "max_train_samples": [0],
         "max_eval_samples": [-1],
     },
-    DecodingSettings: {"n_best_size": [0], "max_answer_length": [0, -3], "decoder": ["beam"]},
+    DecodingSettings: {
+        "n_best_size": [0],
+        "max_answer_length": [0, -3],
+        "decoder": ["beam"],
+        "temperature": [0.0, -1.0, math.nan, math.inf],
+        "score_threshold": [-0.1, 1.1, math.nan],
+    },
 }
 
 

@@ -27,6 +27,7 @@ from bertqa.settings import (
     DecodingSettings,
     Overrides,
     WindowSettings,
+    probability,
     true_or_false,
     whole_number,
 )
@@ -230,6 +231,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: Literal[1] = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> AnswerEntry: ...
 
     @overload
@@ -241,6 +243,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> AnswerEntry | list[AnswerEntry]: ...
 
     @overload
@@ -252,6 +255,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: Literal[1] = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> list[AnswerEntry]: ...
 
     @overload
@@ -263,6 +267,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> list[AnswerEntry | list[AnswerEntry]]: ...
 
     def __call__(
@@ -273,6 +278,7 @@ class QuestionAnswerer(PickledAsRecipe):
         top_k: int = 1,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
+        score_threshold: float | None = None,
     ) -> Any:
         """Ask one question, or several: of one context, or each of its own.
 
@@ -281,7 +287,10 @@ class QuestionAnswerer(PickledAsRecipe):
             context: one, or as many as there are questions.
             top_k: answers wanted for each question.
             max_answer_len: most tokens of an answer; None keeps ``decoding``'s.
-            handle_impossible_answer: "" is an answer too; None keeps ``decoding``'s.
+            handle_impossible_answer: "" is an answer too; False forces another, whose probability
+                only compares it with other spans; None keeps ``decoding``'s.
+            score_threshold: answer "" where the answer's probability is below this, 0 to 1; None
+                keeps ``decoding``'s.
 
         Returns:
             For one question an ``AnswerEntry``, with ``top_k`` above 1 a list of them, best first;
@@ -294,7 +303,7 @@ class QuestionAnswerer(PickledAsRecipe):
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
         top_k = whole_number("top_k", top_k)
-        decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer)
+        decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer, score_threshold)
         predictions = self._predict(examples, decoding)
         results = [as_pipeline(prediction, top_k) for prediction in predictions]
         return results[0] if isinstance(question, str) else results
@@ -324,7 +333,8 @@ class QuestionAnswerer(PickledAsRecipe):
             documents: texts, or dictionaries with "text", perhaps "id", and anything else; read
                 once, one after the other, so a generator of any length will do.
             max_answer_len, handle_impossible_answer: as when one context is asked.
-            settings: the fields of ``ReadSettings``.
+            settings: the fields of ``ReadSettings``; its ``score_threshold`` leaves answers out,
+                while that of ``decoding`` lets "" come first where the best answer is below it.
 
         Returns:
             The best answers, the one that counts first; for several questions a list of that.
@@ -347,7 +357,11 @@ class QuestionAnswerer(PickledAsRecipe):
         return predict(self.model, examples, windows, decoding, self.runtime)
 
     def _decoding(
-        self, top_k: int, max_answer_len: int | None, handle_impossible_answer: bool | None
+        self,
+        top_k: int,
+        max_answer_len: int | None,
+        handle_impossible_answer: bool | None,
+        score_threshold: float | None = None,
     ) -> DecodingSettings:
         """The settings of one call: what is None stays as it is."""
         wanted = replace(self.decoding, n_best_size=max(top_k, self.decoding.n_best_size))
@@ -357,6 +371,9 @@ class QuestionAnswerer(PickledAsRecipe):
         if handle_impossible_answer is not None:
             impossible = true_or_false("handle_impossible_answer", handle_impossible_answer)
             wanted = replace(wanted, version_2_with_negative=impossible)
+        if score_threshold is not None:
+            lowest = probability("score_threshold", score_threshold)
+            wanted = replace(wanted, score_threshold=lowest)
         return wanted
 
 

@@ -21,9 +21,10 @@ class Answer(NamedTuple):
     Attributes:
         start, end: code points of the context; both 0 for "no answer", whose text is "".
         start_logit, end_logit: S.T_start and E.T_end; their sum is the score.
-        probability: of all spans of these characters among all spans of the question (and "no
-            answer", where that is one). With the top20 decoder of this span among the n best only,
-            as run_qa has it.
+        probability: of all spans of these characters among all spans of the question, scores being
+            divided by the temperature. "No answer" is among them where it may be given, and not
+            with forced answers, whose probabilities only compare spans. With the top20 decoder of
+            this span among the n best only, as run_qa has it.
     """
 
     text: str
@@ -47,12 +48,13 @@ class Prediction:
         text: the answer; "" for no answer.
         answers: the n best by the score of their best span, so that probabilities, which count
             all spans of an answer's characters, need not fall where tokens are parts of a grapheme
-            cluster; with version_2_with_negative "" is among them.
+            cluster; with version_2_with_negative "" is among them. Where forced answers are below
+            score_threshold, it is the last of them, with the probability 0.
         best_span: text of the best answer that is not "".
         null_odds: null score minus the score of the best span, the largest float32 where there
             is no span; None without version_2_with_negative.
-        log_total: log of the sum of exp(score) over all spans, -inf without any. The top20 decoder
-            sums over those that it finds.
+        log_total: log of the sum of exp(score / temperature) over all spans, -inf without any. The
+            top20 decoder sums over those that it finds.
         spans_found: spans that the decoder gave, of which those of the same characters are one
             answer.
     """
@@ -118,13 +120,23 @@ def prediction_of(
     if settings.version_2_with_negative or not spans:
         answers = _with_null(spans, null, settings)
     if settings.decoder == "top20":
-        answers = _among_themselves(answers)
+        answers = _among_themselves(answers, settings.temperature)
     best_span = spans[0].text if spans else ""
+    is_unsure = _is_unsure(answers, settings.score_threshold)
     if not settings.version_2_with_negative:
-        return Prediction(example.id, best_span, tuple(answers), best_span, None, *more)
+        if is_unsure:
+            answers = [*answers, null._replace(probability=0.0)]
+        text = "" if is_unsure else best_span
+        return Prediction(example.id, text, tuple(answers), best_span, None, *more)
     odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
-    text = "" if odds > settings.null_score_diff_threshold else best_span
+    text = "" if is_unsure or odds > settings.null_score_diff_threshold else best_span
     return Prediction(example.id, text, tuple(answers), best_span, odds, *more)
+
+
+def _is_unsure(answers: list[Answer], threshold: float) -> bool:
+    """Whether the best answer that is not "" has a probability below a threshold."""
+    best = next((answer for answer in answers if answer.text), None)
+    return best is not None and best.probability < threshold
 
 
 def _whole_graphemes(context: str, span: Answer) -> Answer:
@@ -153,10 +165,10 @@ def _with_null(spans: list[Answer], null: Answer, settings: DecodingSettings) ->
     return answers
 
 
-def _among_themselves(answers: list[Answer]) -> list[Answer]:
+def _among_themselves(answers: list[Answer], temperature: float) -> list[Answer]:
     """Normalise the probabilities over these answers alone, as run_qa does."""
     best = answers[0].score
-    weights = [math.exp(answer.score - best) for answer in answers]
+    weights = [math.exp((answer.score - best) / temperature) for answer in answers]
     total = sum(weights)
     return [
         answer._replace(probability=weight / total)

@@ -10,7 +10,8 @@ tokens. ``exact_spans`` builds one table of all spans of a question over its who
 
 Where sliding windows overlap, several of them score the same span: it is in the table once, with
 the best of these scores. The n best spans and the sum that their probabilities are normalised by
-are both taken from this table. ``top20.py`` has run_qa's approximate search.
+are both taken from this table. The probability of a span is the softmax of score / temperature over
+the table; calibration.py fits the temperature. ``top20.py`` has run_qa's approximate search.
 
 T  tokens in the batch      Q  questions      C  context tokens      n  n_best
 N  windows                  R  spans          M  max_answer_length
@@ -85,8 +86,8 @@ class BestSpans:
         question: ``(R,)``, ascending; the spans of a question are ordered, best first.
         start, end: ``(R,)``, first and last token, indices in the whole context.
         start_logit, end_logit: ``(R,)`` float32, S.T_start and E.T_end.
-        log_total: ``(Q,)`` float64, log of the sum of exp(score) that probabilities are normalised
-            by: over all spans of a question (exact), or over those found (top20).
+        log_total: ``(Q,)`` float64, log of the sum of exp(score / temperature) that probabilities
+            are normalised by: over all spans of a question (exact), or over those found (top20).
         null_start_logit, null_end_logit: ``(Q,)`` float32, the scores of [CLS], "no answer", in
             the window where their sum is lowest.
     """
@@ -106,23 +107,38 @@ class BestSpans:
         return self.start_logit + self.end_logit
 
 
-def exact_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> BestSpans:
+def exact_spans(
+    scores: WindowScores, n_best: int, max_answer_length: int, temperature: float = 1.0
+) -> BestSpans:
     """Find the ``n_best`` spans of each question among all spans, and the sum over all.
 
     Of equal scores the earliest start comes first, then the shortest span.
     """
-    longest = min(max_answer_length, max(1, int(scores.count.max())))
+    longest = _longest(scores, max_answer_length)
     nulls = null_logits(scores)
     log_total = torch.full_like(nulls[0], -math.inf, dtype=torch.double)
     found = []
     for questions, offset, table in _tables(scores, longest):
         row, i, length, score = _best_of_table(table, n_best)
         found.append((questions[row], i + offset, i + offset + length, score))
-        log_total[questions] = log_total[questions].logaddexp(_log_sum(table))
+        log_total[questions] = log_total[questions].logaddexp(_log_sum(table, temperature))
     question, i, j, score = map(torch.cat, zip(*found, strict=True))
     best = best_rows(question, score, n_best)
     question, i, j = question[best], i[best], j[best]
     return BestSpans(question, i, j, *logits_of(scores, question, i, j), log_total, *nulls)
+
+
+def log_totals(scores: WindowScores, max_answer_length: int, temperature: float) -> Tensor:
+    """Return the ``log_total`` of ``exact_spans``, ``(Q,)`` float64, without a search for spans."""
+    total = scores.cls.new_full((int(scores.question[-1]) + 1,), -math.inf, dtype=torch.double)
+    for questions, _, table in _tables(scores, _longest(scores, max_answer_length)):
+        total[questions] = total[questions].logaddexp(_log_sum(table, temperature))
+    return total
+
+
+def _longest(scores: WindowScores, max_answer_length: int) -> int:
+    """Most tokens that a span can have."""
+    return min(max_answer_length, max(1, int(scores.count.max())))
 
 
 def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
@@ -204,9 +220,9 @@ def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, 
     return row, index // table.shape[2], index % table.shape[2], score[best]
 
 
-def _log_sum(table: Tensor) -> Tensor:
-    """Compute log(sum(exp(score))) of each row in float64, -inf without a span: to ``(Q,)``."""
-    return table.flatten(1).double().logsumexp(1)
+def _log_sum(table: Tensor, temperature: float) -> Tensor:
+    """Compute log(sum(exp(score / temperature))) of each row in float64, -inf without a span."""
+    return (table.flatten(1).double() / temperature).logsumexp(1)
 
 
 def logits_of(
@@ -229,7 +245,15 @@ def logits_of(
     return start, end
 
 
-# --- also for top20.py ---------------------------------------------------------------------------
+# --- also for top20.py and calibration.py --------------------------------------------------------
+
+
+def log_sums(question: Tensor, score: Tensor, num_questions: int) -> Tensor:
+    """Compute log(sum(exp(score))) of each question's rows, -inf without any: ``(Q,)`` float64."""
+    highest = torch.full((num_questions,), -torch.inf, device=score.device, dtype=torch.double)
+    highest.scatter_reduce_(0, question, score.double(), "amax")
+    shifted = (score.double() - highest[question]).exp()
+    return torch.zeros_like(highest).index_add_(0, question, shifted).log() + highest
 
 
 def context_scores(scores: WindowScores, windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
-"""decoding.json beside a model: that "no answer" is one of its answers, and from which score on.
+"""decoding.json beside a model: whether and from which score on it says "no answer", temperature.
 
 A threshold holds for the windows that it was chosen with, since the null score of a question is the
-lowest of its windows'. So their settings stand in the file as well.
+lowest of its windows'. So with "no answer" their settings stand in the file as well, and for the
+reader of the file the share of unanswerable questions that it was chosen for. The temperature,
+which older files lack, divides scores before they become probabilities.
 """
 
 import math
@@ -22,7 +24,10 @@ _KINDS = {
     "max_seq_length": "a whole number",
     "doc_stride": "a whole number",
     "max_query_length": "a whole number",  # or nothing
+    "unanswerable_share": "a finite number",  # or nothing
+    "temperature": "a finite number",  # or nothing
 }
+_MAY_LACK = ("max_query_length", "unanswerable_share", "temperature")
 _IS_OF: dict[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "a finite number": lambda value: (
@@ -33,20 +38,44 @@ _IS_OF: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def write_decoding_file(folder: Path, threshold: float, windows: WindowSettings) -> None:
-    """Let the model in a folder say "no answer" from a threshold on.
+def write_decoding_file(
+    folder: Path,
+    settings: DecodingSettings,
+    windows: WindowSettings,
+    unanswerable_share: float | None = None,
+) -> None:
+    """Say how the model in a folder is to be asked.
+
+    Args:
+        settings: of these "no answer", its threshold and the temperature are kept.
+        unanswerable_share: of questions that the threshold was chosen for; None if it is not known.
 
     Raises:
         UserError: the threshold is infinite or no number, or the folder cannot be written.
     """
+    threshold = settings.null_score_diff_threshold
     if not math.isfinite(threshold):
         raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
-    entries = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
-    write_json(folder / DECODING_FILE, entries | asdict(windows))
+    kept = ("version_2_with_negative", "null_score_diff_threshold", "temperature")
+    entries: dict[str, Any] = {name: getattr(settings, name) for name in kept}
+    if settings.version_2_with_negative:
+        entries |= asdict(windows) | {"unanswerable_share": unanswerable_share}
+    write_json(folder / DECODING_FILE, entries)
+
+
+def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
+    """Write the temperature of some settings into decoding.json, which the others were read from.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    path = folder / DECODING_FILE
+    share = read_json_object(path).get("unanswerable_share") if is_there(path) else None
+    write_decoding_file(folder, settings, windows, share)
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
-    """How the model in a folder is to be asked; None and the defaults where it has no such file.
+    """How the model in a folder is to be asked; None or the defaults for what no file there says.
 
     Raises:
         UserError: the file is there and holds something else.
@@ -55,26 +84,37 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
     if not is_there(path):
         return None, DecodingSettings()
     entries = read_json_object(path)
+    names = {field.name for field in fields(WindowSettings)}
+    has_windows = bool(entries.get("version_2_with_negative") or names & entries.keys())
     for key, kind in _KINDS.items():
+        if key in names and not has_windows:
+            continue
         value = entries.get(key)
-        if not _IS_OF[kind](value) and not (value is None and key == "max_query_length"):
+        if not _IS_OF[kind](value) and not (value is None and key in _MAY_LACK):
             raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
     try:
-        sizes: dict[str, Any] = {f.name: entries.get(f.name) for f in fields(WindowSettings)}
-        windows = WindowSettings(**sizes)
+        sizes: dict[str, Any] = {name: entries.get(name) for name in names}
+        temperature = entries.get("temperature")
+        return WindowSettings(**sizes) if has_windows else None, DecodingSettings(
+            version_2_with_negative=entries["version_2_with_negative"],
+            null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
+            temperature=1.0 if temperature is None else float(temperature),
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return windows, DecodingSettings(
-        version_2_with_negative=entries["version_2_with_negative"],
-        null_score_diff_threshold=float(entries["null_score_diff_threshold"]),
-    )
 
 
-def write_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
+def write_curve(
+    folder: Path, curve: Sequence[ThresholdPoint], unanswerable_share: float | None = None
+) -> None:
     """Write threshold.json: EM and F1 at every threshold that makes a difference.
+
+    Args:
+        unanswerable_share: that the questions were weighted to.
 
     Raises:
         UserError: the folder cannot be written.
     """
     columns = list(ThresholdPoint._fields)
-    write_json(folder / "threshold.json", {"columns": columns, "rows": [list(p) for p in curve]})
+    about = {"unanswerable_share": unanswerable_share, "columns": columns}
+    write_json(folder / "threshold.json", about | {"rows": [list(point) for point in curve]})

@@ -120,7 +120,8 @@ def read_documents(
 
     Args:
         predict: answers examples; the same text in several of them is tokenised once.
-        decoding: whether "no answer" is one, and from which score on.
+        decoding: whether "no answer" is one, from which score on, and below which probability of
+            the best answer it comes before that.
 
     Returns:
         for each question its best answers, the one that counts first.
@@ -174,7 +175,7 @@ class _Found:
     def __init__(self, decoding: DecodingSettings, settings: ReadSettings) -> None:
         self.decoding, self.settings = decoding, settings
         self.best: list[tuple[Answer, float, Document]] = []  # with the log of their weight
-        self.log_total = -math.inf  # of the sum of exp(score) over all spans
+        self.log_total = -math.inf  # of the sum of exp(score / temperature) over all spans
         self.null_score = math.inf
 
     def add(self, document: Document, prediction: Prediction, asked: int) -> bool:
@@ -186,7 +187,7 @@ class _Found:
         may_lack = len(kept) < self.settings.most_of_one and prediction.spans_found >= asked
         if may_lack and spans[-1].score > bar:
             return False
-        total = _log_add(prediction.log_total, null.score)
+        total = _log_add(prediction.log_total, null.score / self.decoding.temperature)
         weighed = [
             (answer, math.log(answer.probability) + total, document)
             for answer in kept
@@ -201,8 +202,9 @@ class _Found:
     def entries(self) -> list[ReadEntry]:
         """The answer that counts first, then the others; "no answer" among them if it is one."""
         total, rank = self.log_total, None
+        null_weight = self.null_score / self.decoding.temperature
         if self.decoding.version_2_with_negative and self.null_score < math.inf:
-            total = _log_add(total, self.null_score)
+            total = _log_add(total, null_weight)
             best = self.best[0][0].score if self.best else -math.inf
             wins = self.null_score - best > self.decoding.null_score_diff_threshold
             better = sum(answer.score >= self.null_score for answer, _, _ in self.best)
@@ -211,8 +213,11 @@ class _Found:
             _entry(answer, math.exp(weight - total), document, self.settings.context_window)
             for answer, weight, document in self.best
         ]
+        unsure = bool(entries) and entries[0]["score"] < self.decoding.score_threshold
         if rank is not None:
-            entries.insert(rank, _no_answer(math.exp(self.null_score - total)))
+            entries.insert(0 if unsure else rank, _no_answer(math.exp(null_weight - total)))
+        elif unsure:
+            entries.insert(0, _no_answer(0.0))
         likely = (e for e in entries if e["score"] >= self.settings.score_threshold)
         return list(islice(likely, self.settings.top_k))
 

@@ -73,12 +73,14 @@ class Evaluation:
         metrics: the official figures (see metrics.py), in per cent.
         curve: with ``Evaluator.chooses_threshold``, EM and F1 over the threshold; the predictions
             are those of its best point.
+        unanswerable_share: that the questions are weighted to in the curve; not in the metrics.
     """
 
     predictions: list[Prediction]
     loss: float
     metrics: dict[str, float]
     curve: Sequence[ThresholdPoint] = ()
+    unanswerable_share: float | None = None
 
     @property
     def exact_match(self) -> float:
@@ -102,6 +104,8 @@ class Evaluator:
         chooses_threshold: take the threshold of "no answer" with the best F1, in place of the
             settings'. That is fair with questions held out from training, not with those that the
             model is to be judged by.
+        unanswerable_share: choose it for a data set with this share of questions without an answer;
+            None for one with as many as there are here.
     """
 
     examples: Sequence[Example]
@@ -109,6 +113,7 @@ class Evaluator:
     settings: DecodingSettings
     runtime: Runtime
     chooses_threshold: bool = False
+    unanswerable_share: float | None = None
 
     def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
         """Answer all questions and score the answers."""
@@ -136,9 +141,10 @@ class Evaluator:
         loss = sum(part for _, part in parts) / max(1, len(self.windows))
         curve: Sequence[ThresholdPoint] = ()
         if self.chooses_threshold:
-            curve = curve_of(self.examples, ordered)
+            curve = curve_of(self.examples, ordered, self.unanswerable_share)
             ordered = _at_threshold(ordered, best_point(curve).threshold)
-        return Evaluation(ordered, loss, score(self.examples, ordered, self.settings), curve)
+        metrics = score(self.examples, ordered, self.settings)
+        return Evaluation(ordered, loss, metrics, curve, self.unanswerable_share)
 
 
 def score(
@@ -159,10 +165,12 @@ def score(
 
 
 def curve_of(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    unanswerable_share: float | None = None,
 ) -> list[ThresholdPoint]:
-    """EM and F1 at every threshold that makes a difference, in ascending order."""
-    return threshold_curve(*_for_metrics(examples, predictions))
+    """EM and F1 at every threshold that makes a difference, see ``threshold_curve``."""
+    return threshold_curve(*_for_metrics(examples, predictions), unanswerable_share)
 
 
 def _for_metrics(
@@ -312,18 +320,19 @@ def predictions_of(
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """One prediction for each example of the block."""
-    spans = DECODERS[settings.decoder](scores, settings.n_best_size, settings.max_answer_length)
-    null_score = spans.null_start_logit.double() + spans.null_end_logit.double()
+    longest, temperature = settings.max_answer_length, settings.temperature
+    spans = DECODERS[settings.decoder](scores, settings.n_best_size, longest, temperature)
+    null_score = (spans.null_start_logit.double() + spans.null_end_logit.double()) / temperature
     with_null = spans.log_total.logaddexp(null_score)
     without_span = spans.log_total.isneginf()  # "no answer" is then the only one
     counts_null = without_span | settings.version_2_with_negative
     total = torch.where(counts_null, with_null, spans.log_total)
-    score = spans.score.double()
+    score = spans.score.double() / temperature
     if settings.decoder == "exact":
         of_block = slice(block.examples.start, block.examples.stop)
         contexts = [example.context for example in examples[of_block]]
-        text, longest = windows.context_of[of_block], settings.max_answer_length
-        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest)
+        text = windows.context_of[of_block]
+        score = add_same_text(spans, scores, contexts, windows.contexts, text, longest, temperature)
     weights = (score - total[spans.question]).exp().tolist()
     owner = spans.question.cpu()
     row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]

@@ -25,6 +25,7 @@ from bertqa.data.text import other_offsets
 from bertqa.errors import UserError, shown
 from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
 from bertqa.interrupts import Interrupts, Stopped
+from bertqa.settings import DecodingSettings
 
 PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings.json"
 LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS)
@@ -153,6 +154,8 @@ def _earlier_run(
     newest = deque(json_lines(folder / PREDICTIONS, "line", "id", "digest"), maxlen=1)
     if (folder / SETTINGS).exists():
         before = read_json_object(folder / SETTINGS)
+        if isinstance(before.get("decoding"), dict):  # what is new did not change answers before
+            before["decoding"] = asdict(DecodingSettings()) | before["decoding"]
         for key, value in settings.items():
             if before.get(key) != value:
                 raise UserError(

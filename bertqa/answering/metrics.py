@@ -175,6 +175,7 @@ def threshold_curve(
     references: Mapping[str, Sequence[str]],
     null_scores: Mapping[str, float],
     best_non_null: Mapping[str, str],
+    unanswerable_share: float | None = None,
 ) -> list[ThresholdPoint]:
     """The v2.0 figures at every threshold that makes a difference, in ascending order.
 
@@ -182,12 +183,14 @@ def threshold_curve(
     scale; the script's null_odds.json). best_non_null: question id -> the best answer that is
     not "". The first point lies below all scores, where every question is answered ""; then
     comes one point per distinct score, the last of which answers them all.
+    unanswerable_share: weight the questions of either kind so that those without an answer make
+    up this share of all, between 0 and 1; None counts every question once.
 
     No threshold separates equal scores, so their questions turn together. The script turns them
     one by one and can report a best figure which its threshold does not give. Here each point
     is, to the last bit, what `evaluate_v2` says of the predictions made with its threshold.
-    Takes O(n log n). Raises UserError if there are no references, or if one has no null score
-    or one that is not finite.
+    Takes O(n log n). Raises UserError if there are no references, if one has no null score
+    or one that is not finite, or if questions of one kind alone are to be weighted.
     """
     _require_references(references)
     scores = {qid: _null_score(null_scores, qid) for qid in references}
@@ -196,7 +199,8 @@ def threshold_curve(
     thresholds = [_below(scores[ascending[0]]), *(scores[group[0]] for group in groups)]
     silent = question_scores(dict.fromkeys(references, ""), references, v2=True)
     spoken = question_scores(best_non_null, references, v2=True)
-    exact, overlap = (_sweep(which, silent, spoken, groups) for which in (0, 1))
+    weights = _weights(references, unanswerable_share)
+    exact, overlap = (_sweep(which, silent, spoken, groups, weights) for which in (0, 1))
     return [ThresholdPoint(*point) for point in zip(thresholds, exact, overlap, strict=True)]
 
 
@@ -241,11 +245,32 @@ def _below(score: float) -> float:
     return min(score - 1.0, math.nextafter(score, -math.inf))
 
 
+def _weights(
+    references: Mapping[str, Sequence[str]], unanswerable_share: float | None
+) -> Mapping[str, Fraction | int]:
+    """What each question counts; the sum is their number."""
+    if unanswerable_share is None:
+        return dict.fromkeys(references, 1)
+    has_answer = {qid: any(map(normalize_answer, golds)) for qid, golds in references.items()}
+    numbers, share = Counter(has_answer.values()), Fraction(unanswerable_share)
+    if len(numbers) < 2:
+        raise UserError(
+            f"the questions must be of both kinds to be weighted to a share of "
+            f"{unanswerable_share} without an answer, got one kind alone: give others"
+        )
+    of_kind = {
+        has: kind_share * len(references) / numbers[has]
+        for has, kind_share in ((True, 1 - share), (False, share))
+    }
+    return {qid: of_kind[has] for qid, has in has_answer.items()}
+
+
 def _sweep(
     which: int,
     silent: Mapping[str, Sequence[float]],
     spoken: Mapping[str, Sequence[float]],
     groups: Iterable[Sequence[str]],
+    weights: Mapping[str, Fraction | int],
 ) -> list[float]:
     """Percentages with every question answered "", then as one group after another is answered.
 
@@ -253,9 +278,13 @@ def _sweep(
 
     which: 0 for EM, 1 for F1.
     """
-    total = sum((Fraction(scores[which]) for scores in silent.values()), Fraction(0))
+    total = Fraction(0)
+    total += sum(weights[qid] * Fraction(scores[which]) for qid, scores in silent.items())
     percentages = [100 * float(total) / len(silent)]
     for group in groups:
-        total += sum(Fraction(spoken[qid][which]) - Fraction(silent[qid][which]) for qid in group)
+        total += sum(
+            weights[qid] * (Fraction(spoken[qid][which]) - Fraction(silent[qid][which]))
+            for qid in group
+        )
         percentages.append(100 * float(total) / len(silent))
     return percentages

@@ -83,8 +83,8 @@ def pipeline(
         dtype, torch_dtype: float32, bfloat16 or float16; None takes what ``local_runtime`` does,
             with ``scores="transformers"`` float32.
         trust_remote_code: has no effect: no code of a model is ever run.
-        scores: "bertqa", the probability among all spans of the context, or "transformers", the
-            numbers that 4.57 gave.
+        scores: "bertqa", the probability among all spans of the context by the model's temperature,
+            or "transformers", the numbers that 4.57 gave, without a temperature.
         parameters: fields of ``CallSettings``, for calls that pass none.
         config, feature_extractor, image_processor, processor, framework, use_fast, pipeline_class:
             are refused where they ask for anything else.
@@ -214,10 +214,15 @@ class QuestionAnsweringPipeline:
         folder, decoding = Path(save_directory), self.answerer.decoding
         save_model(folder, self._reload())
         self.tokenizer.save(folder)
-        if decoding.version_2_with_negative:
-            write_decoding_file(folder, decoding.null_score_diff_threshold, self.answerer.windows)
+        if decoding.version_2_with_negative or decoding.temperature != 1:
+            write_decoding_file(folder, decoding, self.answerer.windows)
 
     def _windows(self, settings: CallSettings) -> WindowSettings:
+        if self.scores == "transformers" and settings.score_threshold:
+            raise UserError(
+                f'score_threshold must go with scores="bertqa", which are probabilities, got '
+                f'{settings.score_threshold} with scores="transformers"'
+            )
         config, answerer = self.model.config, self.answerer
         by_tokenizer = self.tokenizer.settings.get("model_max_length")
         longest = config.max_position_embeddings
@@ -267,8 +272,9 @@ class QuestionAnsweringPipeline:
         if settings.align_to_words:
             windows = replace(windows, contexts=as_words(windows.contexts, self.tokenizer))
         decoding = replace(
-            answerer.decoding, max_answer_length=longest, version_2_with_negative=with_null
-        )
+            answerer.decoding, max_answer_length=longest, version_2_with_negative=with_null,
+            score_threshold=settings.score_threshold,
+        )  # fmt: skip
         for block, scores in scored_blocks(self.model, windows, len(examples), answerer.runtime):
             for prediction in _decode(examples, windows, block, scores, decoding, top_k):
                 yield answer_entries(prediction, top_k)
@@ -285,7 +291,8 @@ def _decode(
     """Find ``top_k`` answers to each question, if there are as many: several spans may be one."""
     lengths = windows.contexts.lengths[windows.context_of[list(block.examples)]]
     spans = (lengths * settings.max_answer_length).tolist()  # no question has more
-    n_best, enough = max(20, 4 * top_k), top_k + settings.version_2_with_negative
+    may_be_null = settings.version_2_with_negative or settings.score_threshold > 0
+    n_best, enough = max(20, 4 * top_k), top_k + may_be_null
     while True:
         settings = replace(settings, n_best_size=n_best)
         found = list(predictions_of(examples, windows, block, scores, settings))

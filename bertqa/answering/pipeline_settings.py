@@ -15,7 +15,13 @@ from typing import Any
 import torch
 
 from bertqa.errors import UserError, shown
-from bertqa.settings import SPECIAL_TOKENS, WindowSettings, true_or_false, whole_number
+from bertqa.settings import (
+    SPECIAL_TOKENS,
+    WindowSettings,
+    probability,
+    true_or_false,
+    whole_number,
+)
 
 TASK = "question-answering"
 SCORES = ("bertqa", "transformers")
@@ -48,6 +54,7 @@ class CallSettings:
         max_question_len: cut longer questions; None refuses those that do not fit.
         handle_impossible_answer: "" is an answer too.
         align_to_words: answers are whole words.
+        score_threshold: "" is given where the answer's score is below this, 0 to 1.
         batch_size: questions of a generator that are read before the first answer is given.
     """
 
@@ -58,6 +65,7 @@ class CallSettings:
     max_question_len: int | None = None
     handle_impossible_answer: bool = False
     align_to_words: bool = True
+    score_threshold: float = 0.0
     batch_size: int = 1
 
     def changed(self, given: Mapping[str, Any]) -> "CallSettings":
@@ -104,6 +112,8 @@ def _value(name: str, value: Any) -> Any:
     """See that a parameter has a value that it can have."""
     if name in ("handle_impossible_answer", "align_to_words"):
         return true_or_false(name, value)
+    if name == "score_threshold":
+        return probability(name, value)
     return whole_number(name, value, 0 if name == "doc_stride" else 1)
 
 

@@ -23,8 +23,9 @@ def add_same_text(
     tokens: TokenTable,
     text: Tensor,
     max_answer_length: int,
+    temperature: float,
 ) -> Tensor:
-    """Add up the exp(score) of each span and of all other spans of the same characters.
+    """Add up the exp(score / temperature) of each span and of all others of the same characters.
 
     Args:
         contexts: those of the Q questions.
@@ -33,9 +34,10 @@ def add_same_text(
         max_answer_length: most tokens of a span.
 
     Returns:
-        ``(R,)`` float64, the log of the sums: where no other span has these characters, the score.
+        ``(R,)`` float64, the log of the sums: where no other span has these characters, the score
+        divided by the temperature.
     """
-    total = spans.score.double()
+    total = spans.score.double() / temperature
     pairs = []
     for row in _may_be_shared(spans, contexts, tokens, text):
         question, i, j = (int(column[row]) for column in (spans.question, spans.start, spans.end))
@@ -45,7 +47,7 @@ def add_same_text(
     if pairs:
         of_span, first, last = torch.tensor(pairs, device=total.device).unbind(1)
         start, end = logits_of(scores, spans.question[of_span], first, last)
-        times = (start.double() + end.double() - total[of_span]).exp()
+        times = ((start.double() + end.double()) / temperature - total[of_span]).exp()
         summed = torch.zeros_like(total).index_add_(0, of_span, times)
         total += torch.where(summed > 0, summed, 1).log()
     return total

@@ -13,12 +13,15 @@ from bertqa.answering.decoding import (
     BestSpans,
     WindowScores,
     best_rows,
+    log_sums,
     null_logits,
     rectangle,
 )
 
 
-def top20_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> BestSpans:
+def top20_spans(
+    scores: WindowScores, n_best: int, max_answer_length: int, temperature: float = 1.0
+) -> BestSpans:
     """Find the ``n_best`` spans of each question by run_qa's search.
 
     In each window the ``n_best`` best starts are combined with the ``n_best`` best ends. All tokens
@@ -47,7 +50,7 @@ def top20_spans(scores: WindowScores, n_best: int, max_answer_length: int) -> Be
     columns = question, start + offset, end + offset, start_logit, end_logit
     question, start, end, start_logit, end_logit = (column[best] for column in columns)
     nulls = null_logits(scores)
-    total = _log_sums(question, start_logit + end_logit, len(nulls[0]))
+    total = log_sums(question, (start_logit + end_logit).double() / temperature, len(nulls[0]))
     return BestSpans(question, start, end, start_logit, end_logit, total, *nulls)
 
 
@@ -62,11 +65,3 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     size = scores.shape[1]
     keys = (ordered.long() << 32) + torch.arange(size - 1, -1, -1, device=scores.device)
     return keys.topk(min(count, size), dim=1).indices
-
-
-def _log_sums(question: Tensor, score: Tensor, num_questions: int) -> Tensor:
-    """Compute log(sum(exp(score))) for each question in float64: ``(Q,)``."""
-    highest = torch.full((num_questions,), -torch.inf, device=score.device, dtype=torch.double)
-    highest.scatter_reduce_(0, question, score.double(), "amax")
-    shifted = (score.double() - highest[question]).exp()
-    return torch.zeros_like(highest).index_add_(0, question, shifted).log() + highest

@@ -18,6 +18,7 @@ from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
     add_model_flags,
+    add_settings_flags,
     add_window_flags,
     overrides,
 )
@@ -30,6 +31,7 @@ from bertqa.commands.question_flags import (
 from bertqa.errors import UserError
 from bertqa.files import write_text
 from bertqa.model.hub import SHIPPED_MODEL
+from bertqa.settings import DecodingSettings
 
 TERMINAL = Path("-")  # what stands for no file
 
@@ -41,6 +43,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
+    add_settings_flags(parser, "decoding", DecodingSettings, "temperature")
     add_top_k_flag(parser)
     add = parser.group("output")
     add(

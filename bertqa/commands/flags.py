@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 from bertqa.errors import UserError
@@ -158,12 +158,14 @@ def add_window_flags(parser: Parser) -> None:
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
     """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    add_settings_flags(parser, "decoding", DecodingSettings)
+    of_shown = ("temperature", "score_threshold")  # for commands that show probabilities
+    names = [field.name for field in fields(DecodingSettings) if field.name not in of_shown]
+    add_settings_flags(parser, "decoding", DecodingSettings, *names)
     if answers_only:
         parser.group("decoding")(
-            "--no_version_2_with_negative", action="store_false", dest="version_2_with_negative",
-            default=None,
-            help="every question has one (default: what the model's decoding.json says)",
+            "--always_answer", "--no_version_2_with_negative", action="store_true",
+            help='give the best answer, not "no answer", also of a model that may say so; '
+            'probabilities are then those among all answers but "no answer"',
         )  # fmt: skip
 
 
@@ -177,8 +179,18 @@ def settings_of(flags: argparse.Namespace, kind: type[Settings]) -> Settings:
 
 
 def overrides(flags: argparse.Namespace) -> Overrides:
-    """The window and decoding flags that a command has and that were given."""
-    return settings_of(flags, Overrides)
+    """The window and decoding flags that a command has and that were given.
+
+    Raises:
+        UserError: --always_answer is given beside one that speaks of "no answer".
+    """
+    given = settings_of(flags, Overrides)
+    if not getattr(flags, "always_answer", False):
+        return given
+    for name in ("version_2_with_negative", "null_score_diff_threshold", "score_threshold"):
+        if getattr(given, name) is not None:
+            raise UserError(f"--always_answer and --{name} exclude each other: pass one")
+    return replace(given, version_2_with_negative=False)
 
 
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:

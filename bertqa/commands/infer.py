@@ -19,6 +19,7 @@ from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
     add_model_flags,
+    add_settings_flags,
     add_window_flags,
     overrides,
 )
@@ -32,6 +33,7 @@ from bertqa.commands.question_flags import (
 )
 from bertqa.errors import UserError
 from bertqa.model.hub import SHIPPED_MODEL
+from bertqa.settings import DecodingSettings
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -55,6 +57,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
+    add_settings_flags(parser, "decoding", DecodingSettings, "temperature", "score_threshold")
     add_top_k_flag(parser)
     add = parser.group("output")
     add("--json", action="store_true", help="print JSON")
@@ -145,6 +148,8 @@ def check_explain_flags(flags: argparse.Namespace) -> None:
     """Refuse --explain without a question, or with a page that cannot be written."""
     if flags.question is None:
         raise UserError("--explain explains one answer: add --question and a text, or drop it")
+    if flags.score_threshold is not None:
+        raise UserError("--explain and --score_threshold exclude each other: pass one")
     page = page_file(flags.explain)
     if page is None and flags.json:
         raise UserError(

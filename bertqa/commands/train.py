@@ -36,6 +36,7 @@ from bertqa.settings import (
 # The fields of ``TrainingSettings`` that say when something is kept, not what is learned.
 OUTPUT_SETTINGS = ("logging_steps", "eval_steps", "save_steps", "save_total_limit")
 DISTILLATION_SETTINGS = ("distillation_temperature", "distillation_weight")
+DECODING_SETTINGS = ("unanswerable_share",)
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--check", action="store_true",
         help="validate the data and exit, as bertqa check does; the other flags are ignored")
     add_model_flags(parser, ENCODER, answers_only=False)
-    others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS
+    others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS + DECODING_SETTINGS
     recipe = [f.name for f in fields(TrainingSettings) if f.name not in others]
     add_settings_flags(parser, "optimisation", TrainingSettings, *recipe)
     add = parser.group("distillation")
@@ -58,6 +59,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_settings_flags(parser, "distillation", TrainingSettings, *DISTILLATION_SETTINGS)
     add_window_flags(parser)
     add_decoding_flags(parser)
+    add_settings_flags(parser, "decoding", TrainingSettings, *DECODING_SETTINGS)
     add = parser.group("output")
     add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
         help="new folder for the model, the log and the checkpoints (default: %(default)s)")

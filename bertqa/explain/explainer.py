@@ -83,7 +83,8 @@ def explain(
             "give the one that bertqa.model.checkpoint.load_checkpoint returns"
         )
     examples = asked(question, context)
-    windows, decoding = windows or usual_windows(model.config), decoding or DecodingSettings()
+    windows = windows or usual_windows(model.config)
+    decoding = replace(decoding or DecodingSettings(), score_threshold=0.0)
     check_window_fits(model.config, windows)
     model.eval()
     cut = make_windows(examples, tokenizer, windows)

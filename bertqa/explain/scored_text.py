@@ -82,7 +82,8 @@ class ScoredText:
         whole = self._search(window_scores(self.cut, torch.tensor(numbers), starts, ends))
         total = whole.log_total
         if self.decoding.version_2_with_negative:
-            total = total.logaddexp(whole.null_start_logit.double() + whole.null_end_logit.double())
+            null_score = whole.null_start_logit.double() + whole.null_end_logit.double()
+            total = total.logaddexp(null_score / self.decoding.temperature)
         spans = self._search_each(starts, ends, numbers)
         return self._candidates(spans, numbers, total.tolist() * len(numbers))
 
@@ -108,8 +109,9 @@ class ScoredText:
         return self._search(WindowScores.of_batch(starts, ends, *sizes))
 
     def _search(self, scores: WindowScores) -> BestSpans:
-        decode = DECODERS[self.decoding.decoder]
-        return decode(scores, self.decoding.n_best_size, self.decoding.max_answer_length)
+        wanted = self.decoding
+        decode = DECODERS[wanted.decoder]
+        return decode(scores, wanted.n_best_size, wanted.max_answer_length, wanted.temperature)
 
     def _candidates(
         self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]
@@ -130,6 +132,6 @@ class ScoredText:
             first, last = place + int(spans.start[row]), place + int(spans.end[row])
             start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
             logits = float(spans.start_logit[row]), float(spans.end_logit[row])
-            probability = math.exp(sum(logits) - log_total)
+            probability = math.exp(sum(logits) / self.decoding.temperature - log_total)
             answer = Answer(self.context[start:end], start, end, *logits, probability)
             yield Candidate(answer, number, first, last)

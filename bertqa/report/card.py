@@ -16,6 +16,7 @@ import jinja2
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
+from bertqa.answering.calibration import CALIBRATION_FILE, read_calibration
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import question_scores
@@ -33,6 +34,7 @@ from bertqa.files import (
 )
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
+from bertqa.report.calibration import PICTURE, reliability_diagram
 from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, WindowSettings
@@ -74,14 +76,17 @@ def release(
         model, tokenizer, _ = load_folder(source, allow_bin=False, require_head=True)
         save_model(folder, model, torch.float16)
         tokenizer.save(folder)
-        for name in (DECODING_FILE, "threshold.json", "threshold.svg"):
+        for name in (DECODING_FILE, "threshold.json", "threshold.svg", CALIBRATION_FILE):
             if (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
+        if calibration := read_calibration(folder):
+            write_text(folder / PICTURE, reliability_diagram(calibration))
         found = measure(folder, examples, run["windows"] if run else windows)
         card = _template("card.md.jinja").render(
             found, counted=counted, name=output_dir.name, encoder=encoder, data=data,
             eval_name=eval_file.name,
             run=run, curves=write_curves(folder, run["log"]) if run else [], weights=WEIGHTS_FILE,
+            calibration=calibration, diagram=PICTURE,
             same_questions=run and run["validation"] == fingerprint,
             digest=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         )  # fmt: skip

@@ -105,8 +105,13 @@ def line_chart(
     return _document(svg)
 
 
-def draw_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
+def draw_curve(
+    folder: Path, curve: Sequence[ThresholdPoint], unanswerable_share: float | None = None
+) -> None:
     """Write threshold.svg: EM and F1 over the threshold; nothing where no point can be drawn.
+
+    Args:
+        unanswerable_share: that the questions were weighted to, for the title.
 
     Raises:
         UserError: the folder cannot be written.
@@ -126,6 +131,8 @@ def draw_curve(folder: Path, curve: Sequence[ThresholdPoint]) -> None:
     title = (
         f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
     )
+    if unanswerable_share is not None:
+        title += f", {100 * unanswerable_share:g} % unanswerable"
     write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
 
 

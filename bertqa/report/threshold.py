@@ -1,9 +1,10 @@
 """Choose the threshold of "no answer", and keep it beside the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.decoding_file import write_curve, write_decoding_file
+from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.data.readers import read_examples
@@ -12,13 +13,30 @@ from bertqa.errors import UserError
 from bertqa.files import DECODING_FILE
 from bertqa.model.hub import commit_of, find_folder, is_shipped
 from bertqa.report.charts import draw_curve
-from bertqa.settings import DecodingSettings, Overrides
+from bertqa.settings import Overrides
+
+
+def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
+    """The folder of a model, to write into.
+
+    Raises:
+        UserError: there is none, or it comes with the project, or is in the cache of the hub.
+    """
+    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
+    if is_shipped(folder) or commit_of(folder):
+        origin = "comes with the project" if is_shipped(folder) else "the hub has"
+        raise UserError(
+            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
+            "and name the copy"
+        )
+    return folder
 
 
 def choose_threshold(
     model: str,
     file: Path,
     *,
+    unanswerable_share: float | None,
     overrides: Overrides,
     device: str = "auto",
     precision: str = "auto",
@@ -30,6 +48,8 @@ def choose_threshold(
     Args:
         model: checkpoint folder or name; decoding.json, threshold.json and threshold.svg are
             written into the folder.
+        unanswerable_share: weight the questions so that those without an answer are this share;
+            None counts every question once.
 
     Returns:
         The best point, and the file that keeps it.
@@ -46,20 +66,16 @@ def choose_threshold(
             f"{file} has not both questions with an answer and questions without, so one "
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
-    folder = find_folder(model, revision=revision, allow_bin=allow_bin)
-    if is_shipped(folder) or commit_of(folder):
-        origin = "comes with the project" if is_shipped(folder) else "the hub has"
-        raise UserError(
-            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
-            "and name the copy"
-        )
+    folder = find_own_folder(model, revision, allow_bin)
+    stored = replace(read_decoding_file(folder)[1], version_2_with_negative=True)
     qa = QuestionAnswerer.from_pretrained(
-        folder, decoding=DecodingSettings(version_2_with_negative=True), overrides=overrides,
-        device=device, precision=precision, allow_bin=allow_bin,
+        folder, decoding=stored, overrides=overrides, device=device, precision=precision,
+        allow_bin=allow_bin,
     )  # fmt: skip
-    curve = curve_of(examples, list(qa.answer(examples)))
+    curve = curve_of(examples, list(qa.answer(examples)), unanswerable_share)
     best = best_point(curve)
-    write_curve(folder, curve)
-    draw_curve(folder, curve)
-    write_decoding_file(folder, best.threshold, qa.windows)
+    write_curve(folder, curve, unanswerable_share)
+    draw_curve(folder, curve, unanswerable_share)
+    chosen = replace(stored, null_score_diff_threshold=best.threshold)
+    write_decoding_file(folder, chosen, qa.windows, unanswerable_share)
     return best, folder / DECODING_FILE

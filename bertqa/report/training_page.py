@@ -8,12 +8,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bertqa.answering.calibration import Calibration, read_calibration
 from bertqa.answering.metrics import question_scores
 from bertqa.data.squad import Example
 from bertqa.files import write_text
 from bertqa.report.analysis import breakdown
+from bertqa.report.calibration import PICTURE, reliability_diagram
 from bertqa.report.charts import Line, draw_curve, line_chart, smoothed
 from bertqa.report.page import render
+from bertqa.settings import DecodingSettings
 from bertqa.training.evaluations import Measured, Observer, figures_of
 from bertqa.training.run_folder import last_answers, read_description, read_log
 
@@ -40,7 +43,7 @@ class Answered:
 
 
 class RunReport(Observer):
-    """Writes report.html and threshold.svg into the folder of the run that it observes."""
+    """Writes report.html and pictures into the folder of the run that it observes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,8 +55,20 @@ class RunReport(Observer):
             UserError: the folder cannot be written.
         """
         if measured.is_best and measured.evaluation and measured.evaluation.curve:
-            draw_curve(self.path, measured.evaluation.curve)
+            evaluation = measured.evaluation
+            draw_curve(self.path, evaluation.curve, evaluation.unanswerable_share)
         write_report(self.path, measured.examples, v2=measured.settings.version_2_with_negative)
+
+    def after_calibration(
+        self, calibration: Calibration, examples: Sequence[Example], settings: DecodingSettings
+    ) -> None:
+        """Draw the reliability diagram, and bring the page up to date.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        write_text(self.path / PICTURE, reliability_diagram(calibration))
+        write_report(self.path, examples, v2=settings.version_2_with_negative)
 
 
 def write_report(path: Path, examples: Sequence[Example], *, v2: bool) -> None:
@@ -69,7 +84,13 @@ def write_report(path: Path, examples: Sequence[Example], *, v2: bool) -> None:
     kept = last_answers(path) if examples else []  # of two evaluations at most
     step_before, before = kept[0] if len(kept) > 1 else (0, None)
     answered = Answered(examples, *kept[-1], step_before, before, v2) if kept else None
-    page = report_page(path.resolve().name, read_description(path), read_log(path), answered)
+    page = report_page(
+        path.resolve().name,
+        read_description(path),
+        read_log(path),
+        answered,
+        read_calibration(path) if examples else None,
+    )
     write_text(path / "report.html", page)
 
 
@@ -78,6 +99,7 @@ def report_page(
     description: Mapping[str, Any],
     log: Sequence[Mapping[str, float]],
     answered: Answered | None,
+    calibration: Calibration | None = None,
 ) -> str:
     """The page of a run, finished or not.
 
@@ -86,6 +108,7 @@ def report_page(
         description: what run.json holds.
         log: the lines of log.jsonl.
         answered: None for a run without validation data.
+        calibration: None for a run that is not at its end.
     """
     figures = run_figures(log)
     groups = breakdown(answered.examples, answered.answers, v2=answered.v2) if answered else []
@@ -99,6 +122,8 @@ def report_page(
         answered=answered,
         moved=_moved(answered) if answered and answered.answers_before is not None else [],
         most_listed=_LISTED,
+        calibration=calibration,
+        diagram=reliability_diagram(calibration) if calibration else "",
         groups=[(by, list(members)) for by, members in groupby(groups, key=lambda g: g.by)],
         settings=list(_settings(description)),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bertqa.answering.calibration import Calibration
 from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.squad import Example
 from bertqa.model.bert import BertForQuestionAnswering
@@ -42,6 +43,16 @@ class Observer:
 
     def after_evaluation(self, measured: Measured) -> None:
         """Take note of an evaluation."""
+
+    def after_calibration(
+        self, calibration: Calibration, examples: Sequence[Example], settings: DecodingSettings
+    ) -> None:
+        """Take note of the temperature of the best model, which comes after the end.
+
+        Args:
+            examples: the validation questions.
+            settings: how their answers were decoded, with that temperature.
+        """
 
     def at_end(self, progress: Progress) -> None:
         """Take note that the run has come to its end: the last step, or an early stop.

@@ -7,11 +7,13 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertqa.answering.answerer import check_window_fits
+from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, load_folder
+from bertqa.answering.calibration import calibrate
+from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import Evaluator
 from bertqa.data.labels import (
     LabelledWindows,
@@ -65,6 +67,8 @@ def train(
 ) -> Progress:
     """Fine-tune a model; it is in ``output_dir`` afterwards, the best one by F1.
 
+    Where there are validation questions, its probabilities are calibrated on them at the end.
+
     Args:
         model: a checkpoint folder, a name under weights/, or one on the hub.
         data: what to train on, and what to evaluate on.
@@ -73,7 +77,8 @@ def train(
         runtime: device, precision and processes; None settles them for one process.
         choose_threshold: where some questions have no answer and a part is held out by
             ``validation_split_percentage``, let it choose the threshold of "no answer" in place
-            of ``decoding``. Of questions that training never saw that may be learned.
+            of ``decoding``. Of questions that training never saw that may be learned. They are
+            weighted to ``settings.unanswerable_share``.
         resume: go on with the run in ``output_dir``, if there is one.
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
         allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
@@ -112,7 +117,8 @@ def train(
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
-    evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
+    share = settings.unanswerable_share if chooses else None
+    evaluator = _evaluator(validation, decoding, runtime, share, tell)
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
     ran["settings"] |= {
@@ -148,7 +154,41 @@ def train(
             f"stopped early after step {progress.step} of {plan.total_steps}: F1 has not improved "
             f"in {counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
         )
+    if runtime.is_main and validation.examples:
+        examples, told = validation.examples, observer or Observer()
+        _calibrate(folder, examples, windows, decoding, runtime, told, tell)
+    runtime.wait_for_all()
     return progress
+
+
+def _calibrate(
+    folder: RunFolder,
+    examples: Sequence[Example],
+    windows: WindowSettings,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    observer: Observer,
+    tell: Say,
+) -> None:
+    """Fit the temperature of the best model to the validation questions; it changes no answer."""
+    model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
+    threshold = read_decoding_file(folder.path)[1].null_score_diff_threshold
+    settings = replace(decoding, null_score_diff_threshold=threshold)
+    qa = QuestionAnswerer(model, tokenizer, windows, settings, runtime)
+    try:
+        calibration, predictions = calibrate(qa, examples, "the validation data")
+    except UserError as error:
+        tell(f"the probabilities are not calibrated: {error}")
+        return
+    settings = replace(settings, temperature=calibration.temperature)
+    folder.keep_calibration(calibration, predictions, settings, windows)
+    before, after, number = calibration.before, calibration.after, calibration.fitted_on
+    tell(
+        f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
+        f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
+        f"{counted(after.questions, 'question')} about other articles"
+    )
+    observer.after_calibration(calibration, examples, settings)
 
 
 def _check_patience(settings: TrainingSettings, validation: Sequence[Example]) -> None:
@@ -165,16 +205,32 @@ def _check_patience(settings: TrainingSettings, validation: Sequence[Example]) -
 
 
 def _evaluator(
-    validation: "_Part", decoding: DecodingSettings, runtime: Runtime, chooses: bool, tell: Say
+    validation: "_Part",
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    share: float | None,
+    tell: Say,
 ) -> Evaluator | None:
-    """What measures the model; None without questions. It chooses a threshold only if it can."""
-    if chooses and not has_both_kinds(validation.examples):
+    """What measures the model; None without questions.
+
+    Args:
+        share: of unanswerable questions, to choose a threshold for if that can be; None for not.
+    """
+    examples = validation.examples
+    if share is not None and not has_both_kinds(examples):
         tell("the held-out part cannot choose a threshold: it lacks one kind of question")
-        chooses = False
-    if not validation.examples:
+        share = None
+    if not examples:
         return None
     tell(f"validation: {validation}")
-    return Evaluator(validation.examples, validation.windows, decoding, runtime, chooses)
+    if share is not None:
+        own = sum(example.is_impossible for example in examples) / len(examples)
+        tell(
+            f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
+            f"{100 * own:.1f} % of the held-out ones are"
+        )
+    chooses = share is not None
+    return Evaluator(examples, validation.windows, decoding, runtime, chooses, share)
 
 
 def _description(

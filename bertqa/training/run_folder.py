@@ -2,6 +2,7 @@
 
     config.json, model.safetensors, tokenizer.json ...   the best model so far, ready to answer
     decoding.json, threshold.json                        when it says "no answer", and how well
+    calibration.json                                     what the temperature in decoding.json does
     predictions.json, nbest_predictions.json ...         its answers to the validation questions
     run.json                                             settings, data, versions: what was run
     labels.json                                          labels that do not give back their answer
@@ -15,12 +16,14 @@ Pages and pictures are for an observer, see evaluations.py.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bertqa.answering.answers import Prediction
+from bertqa.answering.calibration import Calibration, write_calibration
 from bertqa.answering.decoding_file import (
+    keep_temperature,
     read_decoding_file,
     write_curve,
     write_decoding_file,
@@ -170,7 +173,7 @@ class RunFolder:
     def keep_decoding(self, settings: DecodingSettings, windows: WindowSettings) -> None:
         """Let the model say "no answer" as the flags say, until a threshold is chosen."""
         if settings.version_2_with_negative and not (self.path / DECODING_FILE).exists():
-            write_decoding_file(self.path, settings.null_score_diff_threshold, windows)
+            write_decoding_file(self.path, settings, windows)
 
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
         """Put a model at the folder's top, in place of the one before."""
@@ -183,9 +186,26 @@ class RunFolder:
         write_json(self.path / "metrics.json", evaluation.metrics)
         if evaluation.curve:
             windows, _ = read_decoding_file(self.path)
-            threshold = best_point(evaluation.curve).threshold
-            write_decoding_file(self.path, threshold, windows or WindowSettings())
-            write_curve(self.path, evaluation.curve)
+            threshold, share = best_point(evaluation.curve).threshold, evaluation.unanswerable_share
+            chosen = replace(settings, null_score_diff_threshold=threshold)
+            write_decoding_file(self.path, chosen, windows or WindowSettings(), share)
+            write_curve(self.path, evaluation.curve, share)
+
+    def keep_calibration(
+        self,
+        calibration: Calibration,
+        predictions: Sequence[Prediction],
+        settings: DecodingSettings,
+        windows: WindowSettings,
+    ) -> None:
+        """Keep the temperature of the best model, and its answers with the probabilities by it.
+
+        Args:
+            settings: with that temperature.
+        """
+        write_predictions(self.path, predictions, settings)
+        write_calibration(self.path, calibration)
+        keep_temperature(self.path, settings, windows)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of an evaluation beside those of the one before."""

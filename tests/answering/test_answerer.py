@@ -13,7 +13,7 @@ from bertqa.data.squad import Example
 from bertqa.errors import UserError
 from bertqa.model import hub
 from bertqa.model.hub import find_folder
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from bertqa.training.checkpoints import load_for_training
 from tests.commands.world import World, without_head
 from tests.corpus import PAIRS
@@ -142,6 +142,26 @@ def test_the_answer_that_the_threshold_chooses_comes_first(folder, qa, threshold
     assert answers[0]["answer"] == ("" if silent else best)
     assert best in [answer["answer"] for answer in answers]
     assert len({(answer["start"], answer["end"]) for answer in answers}) == 4
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_an_answer_below_the_score_threshold_is_none(folder, impossible):
+    settings = DecodingSettings(
+        version_2_with_negative=impossible, null_score_diff_threshold=1000.0
+    )
+    qa = load(folder, decoding=settings)
+    plain = qa(WHO, CONTEXT, top_k=4)
+    best = plain[0]["score"]
+    assert qa(WHO, CONTEXT, top_k=4, score_threshold=best) == plain
+    found = qa(WHO, CONTEXT, top_k=4, score_threshold=best * 1.01)
+    assert (found[0]["answer"], found[0]["start"], found[0]["end"]) == ("", 0, 0)
+    assert found[1] == plain[0]
+    assert (found[0]["score"] > 0) == impossible  # else it is not among the answers
+    settled = load(folder, decoding=settings, overrides=Overrides(score_threshold=best * 1.01))
+    assert settled(WHO, CONTEXT, top_k=4) == found
+    assert settled(WHO, CONTEXT, top_k=4, score_threshold=0.0) == plain
+    with pytest.raises(UserError, match=r"score_threshold 1\.5 is out of range"):
+        qa(WHO, CONTEXT, score_threshold=1.5)
 
 
 def test_offsets_count_code_points_of_the_context_as_it_was_given(qa):

@@ -43,6 +43,7 @@ def questions(draw):
 batches = st.lists(questions(), min_size=1, max_size=4)
 n_bests = st.sampled_from((1, 2, 3, 5, 20, 1000))
 longest = st.sampled_from((1, 2, 3, 6, 7, 30))
+temperatures = st.sampled_from([0.5, 1.0, 3.0])
 
 # Reproducible, and never red because the machine is busy.
 quiet = settings(derandomize=True, deadline=None)
@@ -75,9 +76,9 @@ def window_scores(batch):
     )
 
 
-def decode(decoder, batch, n_best, max_answer_length):
+def decode(decoder, batch, n_best, max_answer_length, temperature=1.0):
     """Run a decoder; check what does not depend on how it searches."""
-    spans = DECODERS[decoder](window_scores(batch), n_best, max_answer_length)
+    spans = DECODERS[decoder](window_scores(batch), n_best, max_answer_length, temperature)
     assert spans.question.tolist() == sorted(spans.question.tolist())
     for name in ("start_logit", "end_logit", "null_start_logit", "null_end_logit"):
         assert getattr(spans, name).dtype == torch.float32
@@ -157,24 +158,30 @@ PLAIN = {"exact": plain_exact, "top20": plain_run_qa}
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @pytest.mark.parametrize("table_size", [1, 40, 2**20])  # spans in a table: block by block, or whole
 @settings(quiet, max_examples=100)
-@given(batch=batches, n_best=n_bests, max_answer_length=longest)
-@example(batch=[EMPTY], n_best=20, max_answer_length=30)
-@example(batch=[ONE_TOKEN], n_best=1, max_answer_length=1)
-@example(batch=[ALL_EQUAL, EMPTY, ONE_TOKEN, ALL_EQUAL], n_best=3, max_answer_length=2)
-@example(batch=[ALL_EQUAL, THREE_WINDOWS, EMPTY], n_best=4, max_answer_length=3)
+@given(batch=batches, n_best=n_bests, max_answer_length=longest, temperature=temperatures)
+@example(batch=[EMPTY], n_best=20, max_answer_length=30, temperature=1.0)
+@example(batch=[ONE_TOKEN], n_best=1, max_answer_length=1, temperature=3.0)
+@example(
+    batch=[ALL_EQUAL, EMPTY, ONE_TOKEN, ALL_EQUAL], n_best=3, max_answer_length=2, temperature=0.5
+)
+@example(batch=[ALL_EQUAL, THREE_WINDOWS, EMPTY], n_best=4, max_answer_length=3, temperature=3.0)
 def test_the_spans_are_those_of_a_plain_search(
-    table_size, decoder, batch, n_best, max_answer_length
+    table_size, decoder, batch, n_best, max_answer_length, temperature
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "TABLE_SIZE", table_size)
-        spans = decode(decoder, batch, n_best, max_answer_length)
+        spans = decode(decoder, batch, n_best, max_answer_length, temperature)
+        totals = decoding.log_totals(window_scores(batch), max_answer_length, temperature)
+    if decoder == "exact":
+        assert totals.tolist() == spans.log_total.tolist()
     plain = [PLAIN[decoder](question, n_best, max_answer_length) for question in batch]
     assert by_question(spans, batch, decoder) == plain
     for question, kept, total in zip(batch, plain, spans.log_total.tolist(), strict=True):
         scores = [score for score, *_ in kept]
         if decoder == "exact":  # of all spans, also of those that were not kept
             scores = list(all_spans(question, max_answer_length).values())
-        wanted = math.log(math.fsum(map(math.exp, scores))) if scores else -math.inf
+        terms = [math.exp(score / temperature) for score in scores]
+        wanted = math.log(math.fsum(terms)) if scores else -math.inf
         assert total == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
 

@@ -39,9 +39,12 @@ def text_of(document):
 
 
 @pytest.mark.parametrize("impossible", [False, True])
-def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossible):
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossible, temperature):
     """Held against the answers of each document by itself, brought to one scale by their scores."""
-    decoding = replace(qa.decoding, n_best_size=10**5, version_2_with_negative=True)
+    decoding = replace(qa.decoding, temperature=temperature)
+    qa = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
+    decoding = replace(decoding, n_best_size=10**5, version_2_with_negative=True)
     weights, nulls = {}, []
     for number, document in enumerate(DOCUMENTS):
         if is_blank(text_of(document)):
@@ -49,14 +52,14 @@ def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossibl
         own = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
         (prediction,) = own.answer([Example("", WHO, text_of(document))])
         null = next(answer for answer in prediction.answers if not answer.text)
-        scale = math.exp(null.score) / null.probability
+        scale = math.exp(null.score / temperature) / null.probability
         nulls.append(null.score)
         name = document.get("id", number) if isinstance(document, dict) else number
         for answer in prediction.answers:
             if answer is not null:
                 weights[name, answer.start, answer.end] = answer.probability * scale
     if impossible:
-        weights[None, 0, 0] = math.exp(min(nulls))
+        weights[None, 0, 0] = math.exp(min(nulls) / temperature)
     total = math.fsum(weights.values())
     entries = qa.read(
         WHO, DOCUMENTS, top_k=10**5, max_overlap=1.0, handle_impossible_answer=impossible
@@ -157,6 +160,22 @@ def test_no_answer_wins_only_if_it_wins_in_every_document(tenth, threshold, answ
 def test_without_no_answer_there_is_always_one():
     entries, _ = read([told([(0, 3, 1.0)], null=99.0)], impossible=False)
     assert [(e["answer"], e["score"]) for e in entries] == [("xxx", pytest.approx(1))]
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_no_answer_comes_before_one_that_is_unsure(qa, impossible):
+    decoding = replace(qa.decoding, version_2_with_negative=impossible)
+    qa = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
+    qa.decoding = replace(decoding, null_score_diff_threshold=1e9)
+    plain = qa.read(WHO, DOCUMENTS, top_k=3)
+    assert plain[0]["answer"]
+    for factor, silenced in ((1, False), (1.01, True)):
+        qa.decoding = replace(qa.decoding, score_threshold=plain[0]["score"] * factor)
+        entries = qa.read(WHO, DOCUMENTS, top_k=3)
+        assert (entries[0]["answer"] == "") == silenced
+    assert entries[0]["document"] is None and entries[1] == plain[0]
+    assert (entries[0]["score"] > 0) == impossible
+    assert len(entries) == 3
 
 
 @pytest.mark.parametrize(

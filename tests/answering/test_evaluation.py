@@ -397,6 +397,50 @@ def test_exact_answers_are_those_of_a_plain_search(tokenizer, version_2, n_best_
             assert (prediction.text, prediction.null_odds) == (text, None)
 
 
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize(("decoder", "n_best"), [("exact", ALL), ("top20", 20)])
+def test_a_temperature_changes_probabilities_alone(tokenizer, decoder, n_best, version_2):
+    examples = [*stories_v2[:4], *pairs]
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
+    settings = DecodingSettings(n_best, 7, decoder, version_2)
+    plain, flat = (
+        list(predict(Scripted(jagged), examples, windows, wanted, RUNTIME))
+        for wanted in (settings, replace(settings, temperature=2.5))
+    )
+    assert list(map(same, plain)) == list(map(same, flat))
+    for one, other in zip(plain, flat, strict=True):
+        for found in (one, other):
+            assert math.fsum(a.probability for a in found.answers) == pytest.approx(1)
+        if one.spans_found == len(one.answers) - version_2:  # no two spans of the same characters
+            roots = [answer.probability ** (1 / 2.5) for answer in one.answers]
+            wanted = [root / math.fsum(roots) for root in roots]
+            assert [a.probability for a in other.answers] == pytest.approx(wanted)
+    assert any(one.spans_found > len(one.answers) for one in plain) == (decoder == "exact")
+
+
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize("decoder", ["exact", "top20"])
+def test_an_answer_below_a_threshold_becomes_no_answer(tokenizer, decoder, version_2):
+    examples = [*stories_v2[:4], *pairs, Example("none", "q", INVISIBLE)]
+    windows = make_labelled_windows(examples, tokenizer, NARROW)
+    settings = DecodingSettings(20, 7, decoder, version_2, 1.0)
+    plain = list(predict(Scripted(jagged), examples, windows, settings, RUNTIME))
+    best = [next((a.probability for a in p.answers if a.text), 0.0) for p in plain]
+    limit = sorted(best)[len(best) // 2]  # of the best answers this one is just let through
+    wanted = replace(settings, score_threshold=limit)
+    found = list(predict(Scripted(jagged), examples, windows, wanted, RUNTIME))
+    for one, other, probability in zip(plain, found, best, strict=True):
+        silenced = probability < limit
+        assert other.text == ("" if silenced else one.text)
+        assert (other.best_span, other.null_odds) == (one.best_span, one.null_odds)
+        null = other.answers[len(one.answers) :]
+        assert other.answers == (*one.answers, *null)
+        assert len(null) == (silenced and not version_2 and bool(one.text))
+        assert all((a.text, a.start, a.end, a.probability) == ("", 0, 0, 0.0) for a in null)
+    texts = [p.text for p in found]
+    assert 0 < texts.count("") < len(texts)
+
+
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @pytest.mark.parametrize(("block", "budget"), [(1, 4096), (2048, 1), (9, 300), (64, 777)])
 def test_neither_blocks_nor_batches_change_an_answer(

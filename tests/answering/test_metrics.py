@@ -352,6 +352,27 @@ def test_threshold_curve_by_hand():
     assert (figures["best_f1"], figures["best_f1_thresh"]) == (curve[2].f1, -1.0)
 
 
+@given(scored_questions, st.floats(0.01, 0.99))
+def test_a_weighted_curve_mixes_the_figures_of_both_kinds(rows, share):
+    """At each threshold: the official figures of both kinds, the second weighted by the share."""
+    references, nulls, best = split_scored([("cat", ["cat"], 0.0), ("cat", [], 1.0), *rows])
+    plain = threshold_curve(references, nulls, best)
+    for point, unweighted in zip(
+        threshold_curve(references, nulls, best, share), plain, strict=True
+    ):
+        assert point.threshold == unweighted.threshold
+        figures = evaluate_v2(by_threshold(nulls, best, point.threshold), references)
+        for name, found in (("exact", point.exact), ("f1", point.f1)):
+            mixed = (1 - share) * figures[f"HasAns_{name}"] + share * figures[f"NoAns_{name}"]
+            assert found == pytest.approx(mixed)
+
+
+@pytest.mark.parametrize("golds", [["cat"], []])
+def test_questions_of_one_kind_cannot_be_weighted(golds):
+    with pytest.raises(UserError, match="both kinds"):
+        threshold_curve({"one": golds}, {"one": 1.0}, {"one": "cat"}, 0.5)
+
+
 def test_curve_gathers_no_rounding():
     """Thousands of F1 scores that no float holds: a running sum in floats drifts off."""
     rows = [(f"cat {'dog ' * (i % 11)}", ["cat"], float(i % 997)) for i in range(3000)]

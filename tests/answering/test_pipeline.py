@@ -19,7 +19,7 @@ import bertqa
 from bertqa import Example, QuestionAnswerer, UserError, pipeline
 from bertqa.answering import answerer, pipeline_loading
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
-from bertqa.settings import WindowSettings
+from bertqa.settings import DecodingSettings, WindowSettings
 from tests.answering.pipeline_457 import (
     ASKED,
     CALLS,
@@ -282,13 +282,51 @@ def test_a_question_is_cut_where_that_is_asked_for(made, qa):
 def test_the_threshold_and_the_windows_of_a_decoding_file_hold(folders, tmp_path):
     first = pipeline(model=folders["lower"], **CPU)
     first.save_pretrained(tmp_path / "own")
-    write_decoding_file(tmp_path / "own", -1000.0, WindowSettings(70, 20))
+    silent = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1000.0)
+    write_decoding_file(tmp_path / "own", silent, WindowSettings(70, 20))
     qa = pipeline(model=tmp_path / "own", **CPU)
     assert qa(SHORT[0], STORY, handle_impossible_answer=True)["answer"] == ""
     found = qa(SHORT[0], STORY)
     assert found == first(SHORT[0], STORY, max_seq_len=70, doc_stride=20) and found["answer"]
     qa.save_pretrained(tmp_path / "again")
     assert read_decoding_file(tmp_path / "again") == read_decoding_file(tmp_path / "own")
+
+
+def test_a_temperature_is_for_the_scores_of_bertqa(folders, tmp_path):
+    first = pipeline(model=folders["lower"], **CPU)
+    first.save_pretrained(tmp_path / "own")
+    usual = first.answerer.windows
+    write_decoding_file(tmp_path / "own", DecodingSettings(temperature=3.0), usual)
+    flat, plain = pipeline(model=tmp_path / "own", **CPU), {"top_k": 5, "max_answer_len": 30}
+    expected, found = first(SHORT[0], STORY, **plain), flat(SHORT[0], STORY, **plain)
+    assert [entry["answer"] for entry in found] == [entry["answer"] for entry in expected]
+    assert found[0]["score"] < expected[0]["score"]
+    theirs = [
+        pipeline(model=folder, scores="transformers", **CPU)(SHORT[0], STORY, **plain)
+        for folder in (folders["lower"], tmp_path / "own")
+    ]
+    assert theirs[0] == theirs[1]
+    flat.save_pretrained(tmp_path / "again")
+    assert read_decoding_file(tmp_path / "again")[1] == DecodingSettings(temperature=3.0)
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_an_answer_below_the_score_threshold_is_none(folders, impossible):
+    qa = pipeline(model=folders["lower"], **CPU)
+    asked = {"handle_impossible_answer": impossible, "top_k": 500}
+    plain = qa(SHORT[0], STORY, **asked)
+    best = next(entry for entry in plain if entry["answer"])
+    unsure = best["score"] * 1.01
+    found = qa(SHORT[0], STORY, score_threshold=unsure, **asked)
+    assert (found[0]["answer"], found[0]["start"], found[0]["end"]) == ("", 0, 0)
+    assert [entry["answer"] for entry in found[1:]] == [
+        entry["answer"] for entry in plain if entry["answer"]
+    ][: len(found) - 1]
+    given = pipeline(model=folders["lower"], score_threshold=unsure, **CPU)
+    assert given(SHORT[0], STORY, **asked) == found
+    theirs = pipeline(model=folders["lower"], scores="transformers", **CPU)
+    with pytest.raises(UserError, match='score_threshold must go with scores="bertqa"'):
+        theirs(SHORT[0], STORY, score_threshold=0.5)
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -476,6 +514,7 @@ def test_constructions_that_are_refused(given, said):
         ({"truncation": True}, "truncation"),
         ({"top_k": 0}, "top_k"), ({"top_k": 1.5}, "top_k"), ({"top_k": True}, "top_k"),
         ({"max_answer_len": 0}, "max_answer_len"), ({"doc_stride": -1}, "doc_stride"),
+        ({"score_threshold": 1.5}, "score_threshold"),
         ({"max_seq_len": 600}, "384"), ({"max_seq_len": 30, "doc_stride": 27}, "doc_stride"),
         ({"align_to_words": "no"}, "align_to_words"), ({"scores": "transformers"}, "scores"),
     ],

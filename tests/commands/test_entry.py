@@ -244,6 +244,7 @@ EVERY_SETTING = [
     for command, kinds in SETTINGS.items()
     for kind in kinds
     for field in fields(kind)
+    if command == "infer" or field.name not in ("temperature", "score_threshold")
 ]
 
 

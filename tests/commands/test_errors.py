@@ -112,6 +112,14 @@ CASES: list[Case] = [
     infer_flags("--decoder", "beam", words=["--decoder", "'beam'", "exact"]),
     infer_flags("--null_score_diff_threshold", 1, words=["--null_score_diff_threshold 1.0", V2]),
     infer_flags(V2, "--null_score_diff_threshold", "nan", words=["--null_score_diff_threshold"]),
+    infer_flags("--always_answer", V2, words=[f"--always_answer and {V2} exclude each other"]),
+    infer_flags(
+        "--always_answer", "--null_score_diff_threshold", 1,
+        words=["--always_answer and --null_score_diff_threshold"],
+    ),
+    infer_flags("--always_answer", "--score_threshold", 0.5, words=["--score_threshold exclude"]),
+    infer_flags("--score_threshold", 1.5, words=["--score_threshold 1.5", "0 to 1"]),
+    infer_flags("--explain", "--score_threshold", 0.5, words=["--explain and --score_threshold"]),
     infer_flags("--max_seq", 64, words=["--max_seq"]),  # no flag is guessed from its beginning
     infer_flags("two\nlines", words=["two lines"]),
     infer_flags("--demo", words=["--question and --demo"]),

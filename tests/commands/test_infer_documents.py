@@ -77,9 +77,10 @@ def test_documents_of_the_same_id_have_their_number_in_the_table(tmp_path, check
 
 def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
     flags = ["--model", checkpoint, "--question", WHO, "--documents", notes, *HERE]
-    flags += ["--version_2_with_negative", "--null_score_diff_threshold=-1e9"]
-    assert call("infer", *flags) == 0
-    assert capsys.readouterr().out.split(maxsplit=1)[1] == "(no answer)\n"
+    silent = ["--version_2_with_negative", "--null_score_diff_threshold=-1e9"]
+    for more in (silent, ["--score_threshold", 1]):
+        assert call("infer", *flags, *more) == 0
+        assert capsys.readouterr().out.split(maxsplit=1)[1] == "(no answer)\n"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.calibration import read_calibration
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import f1
@@ -28,6 +29,7 @@ from bertqa.settings import WindowSettings
 from tests.helpers import DATA, STORIES, STORIES_V2, write_checkpoint
 
 TEXTS = ["--encoder", "Tiny <BERT> (Apache-2.0)", "--data", "stories (CC0)"]
+CALIBRATION = {"decoding.json", "calibration.json", "calibration.svg"}
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 
 
@@ -66,7 +68,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_the_model_in_half_precision(run: Path, folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == FILES | {"loss.svg", "accuracy.svg"}
+    assert names == FILES | CALIBRATION | {"loss.svg", "accuracy.svg"}
     whole, half = (load_file(path / "model.safetensors") for path in (run, folder))
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
     assert whole.keys() == half.keys()
@@ -117,6 +119,16 @@ def test_the_card_tells_how_it_was_trained(run: Path, folder: Path) -> None:
     assert str(run.parent) not in card
 
 
+def test_the_card_tells_what_probabilities_are_worth(run: Path, folder: Path) -> None:
+    card, found = (folder / "README.md").read_text(), read_calibration(run)
+    assert found and read_decoding_file(folder)[1].temperature == found.temperature
+    assert f"by the temperature {found.temperature:.3f} before" in card
+    assert f"is {found.before.ece:.4f} without it, {found.after.ece:.4f} with it" in card
+    assert "](calibration.svg)" in card
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ", card, re.MULTILINE)
+    assert rows == [(f"{p.threshold}", f"{100 * p.answered:.1f}") for p in found.after.coverage]
+
+
 def test_the_curves_are_those_of_the_log(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
     log = [json.loads(line) for line in (run / "log.jsonl").open()]
@@ -144,7 +156,7 @@ def test_a_model_that_says_no_answer_is_handed_on_with_its_threshold(tmp_path: P
 def test_a_folder_that_is_no_run_is_released_with_its_figures(run: Path, tmp_path: Path) -> None:
     model = shutil.copytree(run, tmp_path / "model", ignore=shutil.ignore_patterns("run.json"))
     assert released(model, tmp_path / "new") == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "new").iterdir()} == FILES | CALIBRATION
     card = (tmp_path / "new" / "README.md").read_text()
     assert "is not recorded" in card and "train.py" not in card and "| question | who |" in card
 

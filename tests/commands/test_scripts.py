@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.decoding_file import write_decoding_file
 from bertqa.commands import infer, infer_questions
 from bertqa.commands.question_flags import read_context
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
+from bertqa.settings import DecodingSettings, WindowSettings
 from bertqa.training.run_folder import RunFolder
 from tests.commands.world import (
     CONTEXT,
@@ -65,7 +68,8 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path) -> None:
     assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in lines
     assert any(line.startswith("validation: 36 windows of 4 examples,") for line in lines)
     assert "8 steps of 4 windows on cpu in torch.float32, from step 0" in lines
-    assert [line.split()[1] for line in lines[-3:-1]] == ["4", "8"]  # the table of evaluations
+    assert [line.split()[1] for line in lines[-4:-2]] == ["4", "8"]  # the table of evaluations
+    assert lines[-2].startswith("the probabilities are not calibrated: the validation data must")
     assert lines[-1] == f"saved in {folder}; ask it: bertqa infer --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints", "config.json", "evaluations", "labels.json", "log.jsonl", "metrics.json",
@@ -221,6 +225,33 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert line.groups()[1:] == ("0", "0", "(no answer)")
     answer = json.loads(asked(capsys, checkpoint, *flags, "--json"))
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
+
+
+def test_an_answer_below_a_probability_is_not_given(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--question", "Who?", "--context", CONTEXT, "--score_threshold"]
+    assert LINE.fullmatch(asked(capsys, world.good, *flags, 0).rstrip("\n"))[4] != "(no answer)"
+    line = LINE.fullmatch(asked(capsys, world.good, *flags, 1).rstrip("\n"))
+    assert line.groups() == ("0.0000", "0", "0", "(no answer)")
+    assert call("infer", *world.file(world.row(), "--score_threshold", 1)) == 0
+    assert read_json(world.out / "predictions.json") == {"first": ""}
+    assert read_json(world.out / "metrics.json")["exact_match"] == 0
+
+
+@pytest.mark.parametrize("flag", ["--always_answer", "--no_version_2_with_negative"])
+def test_a_model_that_says_no_answer_is_made_to_answer(
+    world: World, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    folder = world.checkpoint()
+    silent = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1e9)
+    write_decoding_file(folder, silent, WindowSettings(64, 16))
+    flags = ["--question", "Who?", "--context", CONTEXT, "--json"]
+    assert json.loads(asked(capsys, folder, *flags))["answer"] == ""
+    found = json.loads(asked(capsys, folder, *flags, flag))
+    assert found == json.loads(asked(capsys, world.good, *flags))  # which never says "no answer"
+    qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
+    assert found == qa("Who?", CONTEXT, handle_impossible_answer=False)
 
 
 # --- demo, terminal ------------------------------------------------------------------------------

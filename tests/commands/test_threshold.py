@@ -85,17 +85,21 @@ def test_training_keeps_the_threshold_of_the_best_model(trained: Path) -> None:
         name for name, text in texts.items() if text == ""
     }
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["f1"] == metrics["best_f1"]
-    assert metrics["best_f1_thresh"] == limit
     references = {e.id: e.answers or () for e in examples}
     assert evaluate_v2(texts, references)["f1"] == metrics["f1"]
+    halves = (metrics["HasAns_f1"] + metrics["NoAns_f1"]) / 2
+    curve = json.loads((trained / "threshold.json").read_text())
+    assert curve["unanswerable_share"] == 0.5
+    assert max(row[2] for row in curve["rows"]) == pytest.approx(halves)
 
 
 def test_the_curve_is_kept_as_data_and_as_a_picture(trained: Path) -> None:
     curve = json.loads((trained / "threshold.json").read_text())
     assert curve["columns"] == ["threshold", "exact", "f1"]
-    best = max(row[2] for row in curve["rows"])
-    assert best == json.loads((trained / "metrics.json").read_text())["best_f1"]
+    rows = [tuple(row) for row in curve["rows"]]
+    limit = stored_decoding(trained).null_score_diff_threshold
+    assert max(rows, key=lambda row: row[2])[0] == limit
+    assert "50 % unanswerable" in (trained / "threshold.svg").read_text()
     root = ET.fromstring((trained / "threshold.svg").read_text())
     assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
 
@@ -155,32 +159,49 @@ def test_a_model_that_is_there_gets_its_threshold(
     assert kept.version_2_with_negative
     said = capsys.readouterr().out
     assert f"threshold {kept.null_score_diff_threshold:.4f}: EM" in said
+    assert "weighted to 50 % unanswerable" in said
     examples = held_out()
     qa = QuestionAnswerer.from_pretrained(copied, device="cpu", precision="fp32")
     assert qa.decoding == kept
     texts = {p.id: p.text for p in qa.answer(examples)}
-    f1 = evaluate_v2(texts, {e.id: e.answers or () for e in examples})["f1"]
-    assert f"F1 {f1:.2f}" in said
+    figures = evaluate_v2(texts, {e.id: e.answers or () for e in examples})
+    assert f"F1 {(figures['HasAns_f1'] + figures['NoAns_f1']) / 2:.2f}" in said
 
 
+def test_the_more_questions_have_no_answer_the_lower_is_the_threshold(
+    copied: Path, held_out_file: Path
+) -> None:
+    found = []
+    for share in (0.02, 0.98):
+        flags = [copied, held_out_file, *HERE, "--unanswerable_share", share]
+        assert call("threshold", *flags) == 0
+        assert json.loads((copied / "decoding.json").read_text())["unanswerable_share"] == share
+        found.append(stored_decoding(copied).null_score_diff_threshold)
+    assert found[0] > found[1]
+    assert call("threshold", copied, held_out_file, "--unanswerable_share", 1) == 2
+
+
+@pytest.mark.parametrize("command", ["threshold", "calibrate"])
 def test_the_model_that_comes_with_the_project_stays_as_it_is(
     copied: Path, held_out_file: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], command: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("bertqa.model.hub.SHIPPED_MODEL", copied.name)
     monkeypatch.setattr("bertqa.model.hub.weights_dir", lambda: copied.parent)
     before = sorted(copied.iterdir())
-    assert call("threshold", copied, held_out_file, *HERE) == 2
+    assert call(command, copied, held_out_file, *HERE) == 2
     assert "comes with the project" in capsys.readouterr().err
     assert sorted(copied.iterdir()) == before
 
 
+@pytest.mark.parametrize("command", ["threshold", "calibrate"])
 def test_a_model_in_the_cache_of_the_hub_stays_as_it_is(
-    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    copied: Path, held_out_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:  # fmt: skip
     snapshot = tmp_path / "models--org--bert" / "snapshots" / ("a" * 40)
     shutil.copytree(copied, snapshot)
-    assert call("threshold", snapshot, held_out_file, *HERE) == 2
+    assert call(command, snapshot, held_out_file, *HERE) == 2
     assert "stays as it is: copy that" in capsys.readouterr().err
     assert not (snapshot / "decoding.json").exists()
 
@@ -225,7 +246,9 @@ def test_the_picture_holds_the_best_point_and_the_last(tmp_path: Path) -> None:
 
 def test_no_infinite_threshold_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="threshold inf"):
-        write_decoding_file(tmp_path, math.inf, WindowSettings())
+        write_decoding_file(
+            tmp_path, DecodingSettings(null_score_diff_threshold=math.inf), WindowSettings()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,6 +274,8 @@ SOUND = {
         ),
         ("max_seq_length", None),
         ("doc_stride", None),
+        *((key, "half") for key in ("unanswerable_share", "temperature")),
+        ("temperature", True),
     ],
 )
 def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -> None:
@@ -258,6 +283,13 @@ def test_a_faulty_decoding_file_is_refused(copied: Path, key: str, value: Any) -
     with pytest.raises(UserError, match=rf"decoding\.json: {key} is .* but must be") as caught:
         QuestionAnswerer.from_pretrained(copied)
     assert shown(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, 1e-9, 1e9])
+def test_a_temperature_out_of_range_is_refused_by_file(copied: Path, value: float) -> None:
+    (copied / "decoding.json").write_text(json.dumps(SOUND | {"temperature": value}))
+    with pytest.raises(UserError, match=r"decoding\.json: --temperature .* is out of range"):
+        QuestionAnswerer.from_pretrained(copied)
 
 
 @pytest.mark.parametrize(
