@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bertqa.errors import UserError
 from bertqa.process import IMPORTED_IN
-from bertqa.settings import INT8
+from bertqa.settings import INT8, check_precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
@@ -145,6 +145,7 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
     Raises:
         UserError: a device or precision that this machine does not have.
     """
+    check_precision(precision)
     adapt_to_fork(device)
     chosen = select_device(device, local_rank)
     if chosen.type == "cpu":

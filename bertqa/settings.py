@@ -72,7 +72,30 @@ def whole_number(name: str, value: Any, lowest: int = 1) -> int:
     """
     if not _is_whole(value) or value < lowest:
         raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")
+    if value >= 2**63:  # whole numbers end here for torch
+        raise UserError(f"{name} must be less than 2**63, got {shown(value)}")
     return operator.index(value)
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse a parameter that is not of its class, such as a dictionary in place of settings.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{name} must be of the class {kind.__name__}, got {shown(value)}")
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse the name of a precision that there is not.
+
+    Raises:
+        UserError: it is none.
+    """
+    known = ("auto", *PRECISIONS, INT8)
+    if precision not in known:
+        raise UserError(f"precision must be one of {', '.join(known)}, got {shown(precision)}")
 
 
 def true_or_false(name: str, value: Any) -> bool:

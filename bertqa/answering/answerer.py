@@ -27,6 +27,7 @@ from bertqa.settings import (
     DecodingSettings,
     Overrides,
     WindowSettings,
+    check_kind,
     probability,
     true_or_false,
     whole_number,
@@ -112,6 +113,11 @@ def settings_of(
     Raises:
         UserError: decoding.json is corrupt, or a setting is out of range or does not fit the model.
     """
+    check_kind("overrides", overrides, Overrides)
+    if windows is not None:
+        check_kind("windows", windows, WindowSettings)
+    if decoding is not None:
+        check_kind("decoding", decoding, DecodingSettings)
     own_windows, own_decoding = read_decoding_file(folder)
     windows = overrides.windows(windows or own_windows or usual_windows(config))
     if windows == own_windows:
@@ -385,7 +391,7 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             that do not match.
     """
     for name, given in (("question", question), ("context", context)):
-        if isinstance(given, bytes) or not isinstance(given, Iterable):
+        if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
             raise UserError(f"the {name} is {shown(given)}: give a text, or a list of texts")
     questions = [question] if isinstance(question, str) else list(question)
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)

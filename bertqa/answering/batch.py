@@ -6,7 +6,7 @@ has a recipe for each engine.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,10 @@ import torch
 from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked, settings_of
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, load_once
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.model.config import load_config
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
-from bertqa.settings import Overrides, whole_number
+from bertqa.settings import Overrides, check_kind, check_precision, whole_number
 
 
 class AnswerBatch:
@@ -56,6 +56,8 @@ class AnswerBatch:
     ) -> None:
         top_k = whole_number("top_k", top_k)
         threads = threads if threads is None else whole_number("threads", threads)
+        check_kind("overrides", overrides, Overrides)
+        check_precision(precision)
         overrides.check()
         folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
         windows, decoding = settings_of(folder, load_config(folder)[0], overrides)
@@ -87,7 +89,11 @@ class AnswerBatch:
                 f"the batch must have the column {missing[0]!r}, got {sorted(columns)}: name its "
                 "columns with question= and context="
             )
-        examples = asked(list(columns[self.question]), list(columns[self.context]))
+        questions, contexts = (columns[name] for name in (self.question, self.context))
+        for name, column in ((self.question, questions), (self.context, contexts)):
+            if isinstance(column, str) or not isinstance(column, Iterable):
+                raise UserError(f"the column {name!r} must be a list of texts, got {shown(column)}")
+        examples = asked(list(questions), list(contexts))
         with self._with_threads():
             predictions = list(self._loaded().answer(examples))
         return self._columns(predictions)

@@ -91,11 +91,20 @@ def _decoded(raw: bytes, line: int, source: str) -> str:
         ) from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice, json would keep the last value in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {shown(key)} {count} times")
+    return found
+
+
 def _parsed(text: str, line: int, source: str) -> Any:
     """The JSON value of a text that begins at this line of the source."""
     text = text.rstrip()  # what is cut off ends on its own line, not on the next one
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line += error.lineno - 1
         near = shown(text[error.pos : error.pos + 20])
@@ -107,7 +116,7 @@ def _parsed(text: str, line: int, source: str) -> Any:
         raise UserError(
             f"{source}, line {line}: the JSON is nested too deeply; give a data set"
         ) from error
-    except ValueError as error:  # A number of thousands of digits.
+    except ValueError as error:  # a key twice, or a number of thousands of digits
         raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
 
 

@@ -330,6 +330,7 @@ def test_windows_are_at_most_as_long_as_the_model_allows_and_so_by_default(folde
         (None, CONTEXT, "question is None: give a text, or a list"),
         (WHO, None, "context is None: give a text, or a list"),
         (WHO, 7, "context is 7: give a text, or a list"),
+        (WHO, {"text": CONTEXT}, "context is {.*: give a text, or a list"),
         ([WHO, ""], CONTEXT, "question is ''"),
         ([WHO, WHERE], [CONTEXT, ""], "context is ''"),
         ([WHO, None], CONTEXT, "question is None"),
@@ -351,6 +352,24 @@ def test_a_number_that_leaves_no_answer_is_refused_by_its_name_in_python(qa, nam
     for ask in (qa, lambda question, text, **given: qa.read(question, [text], **given)):
         with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
             ask(WHO, CONTEXT, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"windows": {"max_seq_length": 96}}, "windows must be of the class WindowSettings, got {"),
+        ({"decoding": 5}, "decoding must be of the class DecodingSettings, got 5"),
+        ({"precision": 16}, "precision must be one of auto, fp32, bf16, fp16, int8, got 16"),
+    ],
+)
+def test_settings_of_another_class_are_refused(folder, given, message):
+    with pytest.raises(UserError, match=message):
+        load(folder, **given)
+
+
+def test_a_number_beyond_torch_is_refused(qa):
+    with pytest.raises(UserError, match=r"^top_k must be less than 2\*\*63, got 1000"):
+        qa(WHO, CONTEXT, top_k=10**30)
 
 
 def test_no_answer_is_asked_for_or_not(qa):

@@ -214,6 +214,14 @@ def test_what_cannot_be_answered_is_refused(folder):
     for name, value in product(("top_k", "threads"), (0, "3", 1.5)):
         with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
             batch(folder, **{name: value})
+    for column in (None, "a", 5):
+        with pytest.raises(UserError, match="the column 'question' must be a list of texts, got"):
+            answers({"question": column, "context": ["a"]})
+    for given in ({"n_best_size": 3}, None):
+        with pytest.raises(UserError, match="overrides must be of the class Overrides, got"):
+            batch(folder, overrides=given)
+    with pytest.raises(UserError, match=r"precision must be one of auto, .*, got 16"):
+        batch(folder, precision=16)
     with pytest.raises(UserError, match="--model"):
         batch(folder.parent / "none such")
 

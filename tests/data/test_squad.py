@@ -733,6 +733,8 @@ FAULTY_FILES = [
     ("x.json", DEEP + b"\n[]", "line 1", "nested too deeply"),
     ("x.jsonl", GOOD + b'\n{"question":' + DEEP, "line 2", "nested too deeply"),
     ("x.json", b"[" + b"9" * 5000 + b"]", "line 1", "unreadable JSON"),
+    ("x.json", b'[{"id": 1, "question": "?", "question": "!"}]', "has the key 'question' 2 times"),
+    ("x.jsonl", GOOD + b'\n{"answers": {"text": [], "text": []}}', "line 2", "'text' 2 times"),
     # JSON that is no data set.
     ("x.json", b'{"foo": 1, "b\\nar": 2}', "no data set", "'foo', 'b\\nar'"),
     ("x.json", b"{}", "no data set", "nothing"),
