@@ -97,6 +97,7 @@ def train(
 
     negative = decoding.version_2_with_negative
     parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative, say=tell))
+    _check_patience(settings, parts[1])
     seed = settings.seed
     loaded, tokenizer, report = main_first(
         runtime,
@@ -109,11 +110,6 @@ def train(
     )
     tell(report)
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
-    if settings.early_stopping_patience and not validation.examples:
-        raise UserError(
-            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
-            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
-        )
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     evaluator = _evaluator(validation, decoding, runtime, chooses, tell)
@@ -153,6 +149,19 @@ def train(
             f"in {counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
         )
     return progress
+
+
+def _check_patience(settings: TrainingSettings, validation: Sequence[Example]) -> None:
+    """Refuse to stop early without questions that tell when.
+
+    Raises:
+        UserError: there are none.
+    """
+    if settings.early_stopping_patience and not validation:
+        raise UserError(
+            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
+            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+        )
 
 
 def _evaluator(
