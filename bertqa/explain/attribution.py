@@ -6,7 +6,7 @@ gradients are needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is 
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,8 +48,7 @@ def without_words(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> 
         kept: ids that stay, such as those of [CLS] and [SEP].
     """
     stays = torch.isin(batch.input_ids, torch.tensor(list(kept)).to(batch.input_ids))
-    ids = batch.input_ids.where(stays, torch.full_like(batch.input_ids, replacement))
-    return PackedBatch(ids, batch.token_type_ids, batch.position_ids, batch.lengths)
+    return replace(batch, input_ids=batch.input_ids.where(stays, replacement))
 
 
 def integrated_gradients(
@@ -110,20 +109,14 @@ def _score(
     model: BertForQuestionAnswering, batch: PackedBatch, embedded: Tensor, place: int, of_end: bool
 ) -> Tensor:
     """The score of one token in each copy of a window that ``embedded`` holds, ``(n,)``."""
-    copies = _repeated(batch, len(embedded) // batch.lengths[0])
+    times = len(embedded) // batch.lengths[0]
+    parts = (batch.input_ids, batch.token_type_ids, batch.position_ids)
+    ids, types, positions = (part.repeat(times) for part in parts)
+    copies = PackedBatch(ids, types, positions, batch.lengths * times)
     with intervene(model, embeddings=embedded):
         output = model(copies)
     scores = output.end_logits if of_end else output.start_logits
     return scores.view(len(copies.lengths), -1)[:, place]
-
-
-def _repeated(batch: PackedBatch, times: int) -> PackedBatch:
-    return PackedBatch(
-        batch.input_ids.repeat(times),
-        batch.token_type_ids.repeat(times),
-        batch.position_ids.repeat(times),
-        batch.lengths * times,
-    )
 
 
 def head_effects(

@@ -284,7 +284,7 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
         values, chosen = squares.topk(kept, dim=-1)
         bytes_ = torch.zeros_like(squares, dtype=torch.uint8)
         bytes_.scatter_(-1, chosen, quantised(values))
-        return tuple(_base64(zlib.compress(_bytes(square))) for square in bytes_)
+        return tuple(_base64(zlib.compress(square.numpy().tobytes())) for square in bytes_)
 
     fitting = bisect_right(ladder, budget, lo=1, key=lambda kept: sum(map(len, heads(kept))))
     kept = ladder[fitting - 1]
@@ -294,10 +294,6 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
 def quantised(probabilities: Tensor) -> Tensor:
     """Probabilities as bytes, b for (b / 255)^2: fine where they are small."""
     return (probabilities.clamp(0, 1).sqrt() * 255).round().to(torch.uint8)
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.contiguous().numpy().tobytes()
 
 
 def _base64(data: bytes) -> str:
@@ -314,7 +310,7 @@ def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
         "context": [e.context_starts.start, e.context_starts.stop],
         "answer": [e.answer.first, e.answer.last],
         "strongest": e.inside.strongest_head,
-        "lens": _base64(_bytes(quantised(e.layer_logits.softmax(dim=-1)))),  # (layers + 1, 2, L)
+        "lens": _base64(quantised(e.layer_logits.softmax(dim=-1)).numpy().tobytes()),  # (n, 2, L)
         "bests": [r.best and (r.best.first, r.best.last) for r in e.layers],
         "parts": {
             name: [round(value, 4) for value in values.tolist()]

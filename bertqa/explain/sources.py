@@ -4,10 +4,9 @@ They are looked up when the page is written, so line numbers never go stale.
 """
 
 import inspect
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.decoding import exact_spans
@@ -21,20 +20,12 @@ from bertqa.settings import DecodingSettings
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A function or class of this project.
-
-    Attributes:
-        key: its name.
-        path: of the file, from the root of the repository.
-        first: number of its first line.
-        lines: its lines.
-    """
+class Source(NamedTuple):
+    """A function or class of this project; ``path`` is relative to the root of the repository."""
 
     key: str
     path: str
-    first: int
+    first: int  # number of its first line
     lines: tuple[str, ...]
 
     @property
