@@ -20,6 +20,7 @@ from bertqa.answering.calibration import (
     read_calibration,
     write_calibration,
 )
+from bertqa.answering.decoding import log_totals, null_logits
 from bertqa.answering.evaluation import score
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
@@ -54,11 +55,20 @@ def questions_of(qa):
     return given
 
 
+def with_high_null(scores):
+    """The same, but "no answer" is about as likely as all spans together."""
+    start, end = null_logits(scores)
+    raised = scores.start_logits.clone()
+    raised[scores.cls] += (log_totals(scores, 30, 1.0) - start - end)[scores.question].float()
+    return replace(scores, start_logits=raised)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_is_that_of_the_gold_answers_among_all_answers(qa, temperature):
     examples = questions_of(qa)
     scored = ScoredQuestions(qa, examples, "x")
     scored.settings = replace(scored.settings, n_best_size=10**5)  # all answers
+    scored.blocks = [(block, with_high_null(scores)) for block, scores in scored.blocks]
     found, predictions = scored.losses(temperature).tolist(), scored.predictions(temperature)
     wanted = []
     for example, prediction in zip(examples, predictions, strict=True):
