@@ -129,7 +129,8 @@ def prediction_of(
         text = "" if is_unsure else best_span
         return Prediction(example.id, text, tuple(answers), best_span, None, *more)
     odds = null.score - spans[0].score if spans else NO_SPAN_ODDS
-    text = "" if is_unsure or odds > settings.null_score_diff_threshold else best_span
+    text = "" if odds > settings.null_score_diff_threshold else best_span
+    text = "" if is_unsure else text
     return Prediction(example.id, text, tuple(answers), best_span, odds, *more)
 
 
