@@ -160,7 +160,7 @@ def test_an_answer_below_the_score_threshold_is_none(folder, impossible):
     settled = load(folder, decoding=settings, overrides=Overrides(score_threshold=best * 1.01))
     assert settled(WHO, CONTEXT, top_k=4) == found
     assert settled(WHO, CONTEXT, top_k=4, score_threshold=0.0) == plain
-    with pytest.raises(UserError, match=r"score_threshold 1\.5 is out of range"):
+    with pytest.raises(UserError, match=r"score_threshold must be a number from 0 to 1, got 1\.5"):
         qa(WHO, CONTEXT, score_threshold=1.5)
 
 
