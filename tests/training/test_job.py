@@ -18,6 +18,7 @@ from bertqa.commands import train
 from bertqa.data.batching import collate
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.squad import data_fingerprint
+from bertqa.errors import UserError
 from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
