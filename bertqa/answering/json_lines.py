@@ -107,7 +107,7 @@ def _append(
     progress: Callable[[int], object],
 ) -> tuple[int, int]:
     """Write what the blocks give from the row after ``last`` on; see ``answer_lines``."""
-    unit, counts = files.unit, [(0, 0)]
+    unit, answered, rejected = files.unit, 0, 0
     with Interrupts() as interrupts:
         for block in iter_blocks(source):
             if not block.ends_after(last):
@@ -119,7 +119,8 @@ def _append(
                 made = answer(rows)
                 progress(sum(row.number > last for row in rows))
             new = [entry for entry in made if entry[unit] > last]
-            counts.append(files.append(new))
+            good, bad = files.append(new)
+            answered, rejected = answered + good, rejected + bad
             if interrupts.number and new:
                 raise Stopped(
                     f"stopped after {unit} {new[-1][unit]} of {source}; go on with --resume",
@@ -130,7 +131,6 @@ def _append(
                     f"{fault}; the lines before it are answered: pass --skip_bad to leave such "
                     "lines out"
                 )
-    answered, rejected = map(sum, zip(*counts, strict=True))
     return answered, rejected
 
 

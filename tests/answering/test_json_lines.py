@@ -176,6 +176,14 @@ def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, be
     assert written(answers) == resumed
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_several_processes_cannot_share_a_pipe(ask, qa, tmp_path):
+    os.mkfifo(tmp_path / "in.jsonl")
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"in\.jsonl is a pipe, which one process can read"):
+            ask(runtime=replace(qa.runtime, rank=rank, world_size=2))
+
+
 def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
     examples = questions(9)
     mixed = [*map(row, examples[:2]), *BAD, *map(row, examples[2:])]
