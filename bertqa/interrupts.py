@@ -59,12 +59,16 @@ class Interrupts:
     Outside the main thread, where Python gives nobody signals, it notes nothing; and a signal that
     the process was started to ignore, as a shell starts those in the background, stays ignored.
 
+    Args:
+        at_once: raise ``Stopped`` with this message as soon as the signal comes; "" only notes it.
+
     Attributes:
         number: of the signal that came; 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: str = "") -> None:
         self.number = 0
+        self._at_once = at_once
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -84,6 +88,8 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
+        if self._at_once:
+            raise Stopped(self._at_once, number)
 
     def _restore(self) -> None:
         for each, handler in self._before.items():

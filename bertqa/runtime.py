@@ -1,13 +1,14 @@
 """Where a run computes: device, precision, and the processes that share the work."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from bertqa.settings import INT8, check_precision
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_SETTING_THREADS = threading.Lock()  # held while torch's number of threads is not the caller's
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ class Runtime:
 
         A core with a batch of its own never waits for another one, as cores do that share every
         product of one batch. Where there are too few batches for that, they share.
-        A thread of the caller's own that first uses torch meanwhile gets one core for good.
 
         Args:
             work: settles by itself what torch settles for each thread: autocast, gradients.
@@ -80,13 +81,25 @@ class Runtime:
             yield from map(work, batches)
             return
         context = copy_context()  # what the caller has entered, such as interventions, holds there
-        # torch keeps the number for each thread, and hands the last one set to threads to come.
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        started = threading.Barrier(cores + 1)
+
+        def take_one_core() -> None:
+            torch.get_num_threads()  # else torch gives this thread a number at its first product
+            torch.set_num_threads(1)
+            started.wait()
+
+        with ThreadPoolExecutor(cores, initializer=take_one_core) as pool:
             try:
-                yield from pool.map(lambda batch: context.copy().run(work, batch), batches)
+                # torch keeps the number for each thread, and hands the last one set to threads to
+                # come: to those of other callers, too, until all threads here have set theirs.
+                with _SETTING_THREADS:
+                    results = pool.map(lambda batch: context.copy().run(work, batch), batches)
+                    started.wait()
+                    torch.set_num_threads(cores)
+                yield from results
             finally:
+                started.abort()  # where a thread could not be started, the others wait no longer
                 pool.shutdown(cancel_futures=True)
-                torch.set_num_threads(cores)
 
     def sum_over_ranks(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""
@@ -117,6 +130,27 @@ class Runtime:
             dist.all_gather_object(values, value)
         return values
 
+    def on_main(self, make: Callable[[], Result]) -> Result:
+        """What ``make`` gives in the main process, for all; where it raises UserError, all do."""
+        value: Result | None = None
+        failure: UserError | None = None
+        if self.is_main:
+            try:
+                value = make()
+            except UserError as error:
+                failure = error
+        value, failure = self.gather((value, failure))[0]  # the others wait here
+        if failure:
+            failure.is_said = not self.is_main
+            raise failure
+        return cast(Result, value)
+
+    def main_first(self, make: Callable[[], Result]) -> Result:
+        """Let the main process download or tokenise; the others find it done, or fail as it did."""
+        made: list[Result] = []
+        self.on_main(lambda: made.append(make()))
+        return made[0] if made else make()
+
     def wait_for_all(self) -> None:
         """Go on when every process has come here."""
         if self.world_size > 1:
@@ -134,8 +168,8 @@ def _others_alive() -> Iterator[None]:
     except RuntimeError as error:  # DistBackendError and gloo's, which has no class of its own
         raise UserError(
             "another process of this run has ended or no longer answers, so it cannot go on: see "
-            "what that one said, and pass --resume to go on from the last checkpoint, also with "
-            "another --nproc_per_node if the windows of a step stay as many"
+            "what that one said, and pass --resume to go on from what is saved, also with another "
+            "--nproc_per_node (in training if the windows of a step stay as many)"
         ) from error
 
 
@@ -156,7 +190,7 @@ def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int
 
 
 def adapt_to_fork(device: str | torch.device) -> None:
-    """Let a forked child compute on a device; to be called before it does. Else nothing happens.
+    """Let a forked child compute on a device; to be called before it does, in each thread.
 
     The threads of GNU OpenMP, which torch multiplies with, stay behind in the parent, and a child
     that counts on them waits for ever. So it has one thread, also if more were asked for. A child
@@ -166,6 +200,8 @@ def adapt_to_fork(device: str | torch.device) -> None:
         UserError: the device is a GPU, which a forked child cannot use.
     """
     if os.getpid() == IMPORTED_IN:
+        with _SETTING_THREADS:
+            torch.get_num_threads()  # a thread that is new to torch takes its number for good now
         return
     wants_cuda = str(device) == "auto" or str(device).startswith("cuda")
     if wants_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA
@@ -199,8 +235,13 @@ def limit_onednn_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(32 * torch.get_num_threads()))
 
 
-def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+def start_runtime(
+    device: str = "auto", precision: str = "auto", backend: str | None = None
+) -> Runtime:
     """Settle device and precision, and join the other processes if torchrun started several.
+
+    Args:
+        backend: of torch.distributed; None is what sums tensors of the device fastest.
 
     Raises:
         UserError: a device or precision that this machine does not have.
@@ -208,14 +249,14 @@ def start_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     alone = local_runtime(device, precision, int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return alone
-    chosen, dtype = alone.device, alone.dtype
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    on_gpu = alone.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(alone.device)
     if not dist.is_initialized():
         # Rank 0 may read and tokenise a large data set while the others wait for it.
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        backend = backend or ("nccl" if on_gpu else "gloo")
         dist.init_process_group(backend, timeout=timedelta(hours=2))
-    return Runtime(chosen, dtype, dist.get_rank(), dist.get_world_size())
+    return replace(alone, rank=dist.get_rank(), world_size=dist.get_world_size())
 
 
 def stop_runtime() -> None:

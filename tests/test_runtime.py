@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.errors import UserError
 from bertqa.runtime import (
     Runtime,
+    adapt_to_fork,
     limit_onednn_cache,
     select_device,
     select_precision,
@@ -181,6 +183,35 @@ def test_memory_that_is_short_is_not_taken_for_a_dead_process(
         Runtime(CPU, world_size=2).wait_for_all()
 
 
+def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there is an error of all processes, not a connection that breaks."""
+    said: list[Any] = []
+
+    def gather(runtime: Runtime, value: Any) -> list[Any]:
+        said.append(value)
+        return [said[0], None]
+
+    monkeypatch.setattr(Runtime, "gather", gather)
+
+    def fail() -> None:
+        raise UserError("nope.json does not exist")
+
+    def never() -> None:
+        raise AssertionError("only the first process tries")
+
+    for rank, make in ((0, fail), (1, never)):
+        with pytest.raises(UserError, match="does not exist"):
+            Runtime(CPU, rank=rank, world_size=2).main_first(make)
+
+
+def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value, None])
+    for rank in (0, 1):
+        runtime = Runtime(CPU, rank=rank, world_size=2)
+        assert runtime.main_first(lambda: made.append(1) or len(made)) == rank + 1
+
+
 # --- batches on several cores --------------------------------------------------------------------
 
 
@@ -220,6 +251,49 @@ def test_many_batches_go_side_by_side_and_come_back_in_order() -> None:
     thread.start()
     thread.join()
     assert seen_by_new_threads == [3]
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_a_thread_that_comes_meanwhile_gets_the_number_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks just before torch is told again what the caller has."""
+    begun, seen = threading.Event(), []
+
+    def come() -> None:
+        begun.set()
+        adapt_to_fork("cpu")  # as each call of an answerer begins
+        seen.append(torch.get_num_threads())
+
+    newcomer, real = threading.Thread(target=come), torch.set_num_threads
+
+    def set_late(number: int) -> None:
+        if number == 3:
+            newcomer.start()
+            begun.wait()
+            time.sleep(0.1)  # enough to go on where nothing keeps it
+        real(number)
+
+    monkeypatch.setattr(torch, "set_num_threads", set_late)
+    found = list(Runtime(CPU).map_batches(who_and_how_many, range(20)))
+    newcomer.join()
+    assert seen == [3] and {cores for *_, cores in found} == {1}
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_work_ends_where_a_thread_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the system has no more; those that were started do not wait for it."""
+    start, left = threading.Thread.start, [2]
+
+    def start_two(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(Runtime(CPU).map_batches(who_and_how_many, range(20)))
 
 
 @pytest.mark.usefixtures("three_cores")

@@ -235,7 +235,7 @@ class QuestionAnsweringPipeline:
         windows = settings.windows(longest)
         check_window_fits(config, windows, "max_seq_len")
         if as_transformers and windows.max_query_length:  # its fast tokenizers cut no question
-            windows = replace(windows, max_query_length=windows.longest_question)
+            windows = replace(windows, max_query_length=windows.max_seq_length)
         return windows
 
     def _results(

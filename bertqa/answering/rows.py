@@ -22,10 +22,17 @@ def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
     """
     stream = iter(rows)
     while block := [_allowed(row, qa) for row in islice(stream, _AT_ONCE)]:
-        if _window_fault(block, qa):  # whose?
-            faults = ((row, _window_fault([row], qa)) for row in block)
-            block = [_faulty(row, fault) if fault else row for row, fault in faults]
-        yield from block
+        yield from _fitting(block, qa)
+
+
+def _fitting(rows: Sequence[Row], qa: QuestionAnswerer) -> Iterator[Row]:
+    """The rows, those of which no windows can be made faulty ones."""
+    questions = [row.example.question if row.example else "" for row in rows]
+    lengths = qa.tokenizer.encode(questions).lengths.tolist()
+    for row, length in zip(rows, lengths, strict=True):
+        # Only then does it depend on the context, which is long to tokenise.
+        fault = _window_fault(row, qa) if length > qa.windows.longest_question else ""
+        yield _faulty(row, fault) if fault else row
 
 
 def _allowed(row: Row, qa: QuestionAnswerer) -> Row:
@@ -37,11 +44,11 @@ def _allowed(row: Row, qa: QuestionAnswerer) -> Row:
     return row
 
 
-def _window_fault(rows: Sequence[Row], qa: QuestionAnswerer) -> str:
-    """Why no windows can be made of rows: of their questions, as any context can be cut."""
-    questions = [replace(row.example, context="") for row in rows if row.example]
+def _window_fault(row: Row, qa: QuestionAnswerer) -> str:
+    """Why no windows can be made of a row; "" if they can."""
     try:
-        make_windows(questions, qa.tokenizer, qa.windows)
+        assert row.example is not None
+        make_windows([row.example], qa.tokenizer, qa.windows)
     except UserError as error:
         return str(error)
     return ""
@@ -83,7 +90,8 @@ def refuse_faulty(
 
 def reject_entry(row: Row) -> dict[str, Any]:
     """What rejects.jsonl says of a row; bytes are a line of JSON lines, as it stands there."""
-    is_line = isinstance(row.raw, bytes)
-    text = row.raw.decode("utf-8", "backslashreplace").rstrip("\r\n") if is_line else row.raw
-    raw = text if is_line else json.dumps(row.raw, ensure_ascii=False, default=str)
-    return {"line" if is_line else "row": row.number, "fault": row.fault, "raw": raw}
+    if isinstance(row.raw, bytes):
+        raw = row.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    else:
+        raw = json.dumps(row.raw, ensure_ascii=False, default=str)
+    return {row.unit: row.number, "fault": row.fault, "raw": raw}

@@ -187,9 +187,13 @@ def audit(
             found.append(_finding(cause, examples, row, detail, around))
     labelled = [_with_labels(example) for example in examples]
     limit = min(settings.longest_question, settings.max_query_length or settings.longest_question)
-    windows = make_labelled_windows(labelled, tokenizer, replace(settings, max_query_length=limit))
+    # A limit that no question can keep has those cut that training refuses, and no others.
+    cutting = replace(
+        settings, max_query_length=settings.max_query_length or settings.max_seq_length
+    )
+    windows = make_labelled_windows(labelled, tokenizer, cutting)
     found += _label_faults(labelled, windows, settings)
-    found += _long_questions(examples, windows, settings, limit)
+    found += _long_questions(examples, windows, settings)
     order = {cause: number for number, cause in enumerate(Cause)}
     return Audit(
         source=source,
@@ -380,12 +384,13 @@ def _why_cut(windows: WindowSet, row: int, start: int, end: int, settings: Windo
 
 
 def _long_questions(
-    examples: Sequence[Example], windows: WindowSet, settings: WindowSettings, limit: int
+    examples: Sequence[Example], windows: WindowSet, settings: WindowSettings
 ) -> Iterator[Finding]:
     cause = Cause.LONG_QUESTION if settings.max_query_length is None else Cause.QUESTION_CUT
     for row in windows.cut_questions.nonzero().flatten().tolist():
-        tokens = limit + int(windows.cut_questions[row])
-        yield _finding(cause, examples, row, f"{tokens} tokens, of which {limit} fit")
+        fit = int(windows.questions.lengths[row])
+        tokens = fit + int(windows.cut_questions[row])
+        yield _finding(cause, examples, row, f"{tokens} tokens, of which {fit} fit")
 
 
 def _figures(windows: LabelledWindows, limit: int) -> WindowFigures:

@@ -193,6 +193,15 @@ def overrides(flags: argparse.Namespace) -> Overrides:
     return replace(given, version_2_with_negative=False)
 
 
+def check_one_process() -> None:
+    """Refuse to do in several processes what they cannot share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
+        raise UserError(
+            "torchrun: several processes of bertqa infer share --input of JSON lines or parquet, "
+            "and nothing else: pass such a file, or start one process"
+        )
+
+
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:
     """Run a command's ``main``; its exit code, which is 0 unless ``main`` gives another.
 

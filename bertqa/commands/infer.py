@@ -7,6 +7,8 @@ bertqa infer --context_file text.txt                          many, asked in the
 bertqa infer --question "Who?" --documents notes --top_k 5    a folder of texts, or JSON lines
 bertqa infer --question "Who?" --context "Ada did." --explain answer.html    bertqa explain
 bertqa infer --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
+bertqa infer --dataset squad --split validation --output_dir answers     a data set of the hub
+torchrun --nproc_per_node=2 -m bertqa infer --input many.jsonl --output_dir answers
 """
 
 import argparse
@@ -21,6 +23,7 @@ from bertqa.commands.flags import (
     add_model_flags,
     add_settings_flags,
     add_window_flags,
+    check_one_process,
     overrides,
 )
 from bertqa.commands.question_flags import (
@@ -49,11 +52,14 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
         help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
+    add("--dataset", metavar="NAME",
+        help="answer all questions of a data set of the hub, name or name:config")
+    add("--split", metavar="NAME", help="with --dataset: which part of it (default: validation)")
     add("--resume", action="store_true",
-        help="with --input of JSON lines: go on after the last answered line")
+        help="with --input of JSON lines or parquet: go on after the last answered row")
     add("--skip_bad", action="store_true",
-        help="with --input: put rows that cannot be answered into rejects.jsonl and answer the "
-        "others (default: answer none if there is one)")
+        help="with --input or --dataset: put rows that cannot be answered into rejects.jsonl and "
+        "answer the others (default: answer none if there is one)")
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
@@ -67,10 +73,10 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         help="with --question: explain the answer as a page, such as answer.html; without FILE "
         "in the terminal; the same as bertqa explain")
     add("--output_dir", type=Path, metavar="DIR",
-        help="with --input: folder for the answers; of JSON lines predictions.jsonl, else "
-        "run_qa's predictions.json, nbest_predictions.json and, with "
-        "--version_2_with_negative, null_odds.json; with gold answers also metrics.json, with "
-        "--skip_bad rejects.jsonl")
+        help="with --input or --dataset: folder for the answers; of JSON lines predictions.jsonl, "
+        "of parquet predictions.parquet, else run_qa's predictions.json, nbest_predictions.json "
+        "and, with --version_2_with_negative, null_odds.json; with gold answers also "
+        "metrics.json, with --skip_bad rejects.jsonl")
     add("--overwrite_output_dir", action="store_true",
         help="replace predictions that are in --output_dir already, or the page of --explain")
     # fmt: on
@@ -81,7 +87,7 @@ def main(flags: argparse.Namespace) -> None:
     """Choose among the ways to ask."""
     has_terminal = sys.stdin.isatty()
     check_flags(flags, has_terminal)
-    if flags.input:
+    if flags.input or flags.dataset:
         from bertqa.commands.infer_file import answer_file  # late: --help needs no torch
 
         answer_file(flags)
@@ -110,7 +116,10 @@ def main(flags: argparse.Namespace) -> None:
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     """Refuse flags that contradict each other or ask for nothing."""
-    ways = {"--input": flags.input, "--question": flags.question, "--demo": flags.demo or None}
+    ways = {
+        "--input": flags.input, "--dataset": flags.dataset, "--question": flags.question,
+        "--demo": flags.demo or None,
+    }  # fmt: skip
     given = [flag for flag, value in ways.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other: pass one")
@@ -122,13 +131,21 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         raise UserError(f"--context goes with --question, not with {given[0]}: drop one")
     if has_context(flags) and not given and not has_terminal:
         raise UserError("--context goes with --question, or with a terminal to ask in: add one")
-    if bool(flags.input) != bool(flags.output_dir):
-        raise UserError("--input and --output_dir go together: pass both or neither")
+    has_file = bool(flags.input or flags.dataset)
+    if has_file != bool(flags.output_dir):
+        name = "--dataset" if flags.dataset else "--input"
+        raise UserError(f"{name} and --output_dir go together: pass both or neither")
     for name in ("resume", "skip_bad"):
-        if getattr(flags, name) and not flags.input:
+        if getattr(flags, name) and not has_file:
             raise UserError(f"--{name} goes with --input: drop it")
-    if flags.all_offsets and not flags.input and not flags.json:
-        raise UserError("--all_offsets goes with --json, or with --input and JSON lines: add one")
+    if flags.split is not None and not flags.dataset:
+        raise UserError(f"--split {flags.split} goes with --dataset: add it, or drop --split")
+    if not flags.input:
+        check_one_process()
+    if flags.all_offsets and not has_file and not flags.json:
+        raise UserError(
+            "--all_offsets goes with --json, or with --input and JSON lines or parquet: add one"
+        )
     if flags.explain is not None:
         check_explain_flags(flags)
     overrides(flags).check()

@@ -47,8 +47,11 @@ def has_context(flags: argparse.Namespace) -> bool:
     return flags.context is not None or flags.context_file is not None
 
 
-def load_answerer(flags: argparse.Namespace) -> "QuestionAnswerer":
+def load_answerer(flags: argparse.Namespace, device: str | None = None) -> "QuestionAnswerer":
     """The model that the flags name, asked as its decoding.json and the flags say.
+
+    Args:
+        device: in place of --device.
 
     Raises:
         UserError: it is not available, or cannot be asked so.
@@ -56,7 +59,8 @@ def load_answerer(flags: argparse.Namespace) -> "QuestionAnswerer":
     from bertqa.answering.answerer import QuestionAnswerer  # late: --help needs no torch
 
     return QuestionAnswerer.from_pretrained(
-        flags.model, overrides=overrides(flags), device=flags.device, precision=flags.precision,
+        flags.model, overrides=overrides(flags), device=device or flags.device,
+        precision=flags.precision,
         revision=flags.revision, allow_bin=flags.allow_bin,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ Files, each but parquet also gzip-compressed (known by its first bytes):
     .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
     .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
     .csv .tsv        a header, then rows, separated as the header shows; blank lines are skipped
-    .parquet         rows, read by the datasets library
+    .parquet         rows
 
 An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
 (simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
@@ -14,11 +14,9 @@ What a row is, rows.py says; what stands in the cells of a CSV file, csv_cells.p
 """
 
 import csv
-import glob
 import gzip
 import io
 import json
-import logging
 import os
 import stat
 import zlib
@@ -29,7 +27,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bertqa.data.csv_cells import csv_row
@@ -352,35 +349,39 @@ def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-@contextmanager
-def _unlogged(library: str) -> Iterator[None]:
-    """Keep a library from logging an error that it also raises."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _parquet(stream: io.BufferedReader, source: str) -> _Rows:
     if source.lower().endswith(".gz"):
         raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
-    from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
+    from pyarrow import parquet  # late: for parquet only
 
-    # The name is taken as a pattern unless escaped.
-    options = {"data_files": glob.escape(source), "split": "train", "streaming": True}
+    number = 0
     try:
-        # Streaming writes no second copy of the data, only a lock, for which any folder will do.
-        with TemporaryDirectory() as cache, _unlogged("datasets"):
-            rows = list(_table_rows(load_dataset("parquet", cache_dir=cache, **options)))
+        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=100):
+            for row in batch.to_pylist():
+                yield _Unread(f"{source}, row {number}", row, row)
+                number += 1
     except Exception as error:  # The library's errors have no common class.
         raise UserError(
             f"{source} is not readable as parquet ({reason(error)}); write it again"
         ) from error
-    for number, row in enumerate(rows):
-        yield _Unread(f"{source}, row {number}", row, row)
+
+
+def _hub_rows(name: str, split: str) -> tuple[_Rows, str]:
+    """The rows of one split of a data set, and what messages call it."""
+    from datasets import load_dataset  # late: takes seconds, for the hub only
+
+    path, _, config = name.partition(":")
+    try:
+        table = load_dataset(path, config or None, split=split)
+    except Exception as error:  # The library's errors have no common class.
+        raise UserError(
+            f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
+            f"({reason(error)}); check both names, or pass a file instead when offline: "
+            "--train_file/--validation_file, of bertqa infer --input"
+        ) from error
+    location = f"data set {shown(name)}, split {shown(split)}"
+    numbered = enumerate(_table_rows(table))
+    return (_Unread(f"{location}, row {number}", row, row) for number, row in numbered), location
 
 
 def load_hub_dataset(
@@ -399,20 +400,7 @@ def load_hub_dataset(
         UserError: the name, the configuration or the split is unknown or not available offline,
             a column is missing, or a row is none.
     """
-    from datasets import load_dataset  # late: takes seconds, for parquet and the hub only
-
-    path, _, config = name.partition(":")
-    try:
-        table = load_dataset(path, config or None, split=split)
-    except Exception as error:  # The library's errors have no common class.
-        raise UserError(
-            f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
-            f"({reason(error)}); check both names, or pass --train_file/--validation_file "
-            "instead when offline"
-        ) from error
-    location = f"data set {shown(name)}, split {shown(split)}"
-    numbered = enumerate(_table_rows(table))
-    rows = (_Unread(f"{location}, row {number}", row, row) for number, row in numbered)
+    rows, location = _hub_rows(name, split)
     return _examples(rows, location, say, keep_faulty)
 
 
@@ -428,21 +416,31 @@ _READERS: dict[str, _Reader] = {
 }
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether a file is named as JSON lines with a row on each, and so can be read one by one."""
-    return _READERS.get(_ending(path)) is _json_lines and not _nests(path)
+def has_row_each(path: Path) -> bool:
+    """Whether a file is named as JSON lines or parquet and has a question in each row.
+
+    Such a file can be read one by one.
+    """
+    return _READERS.get(_ending(path)) in (_json_lines, _parquet) and not _nests(path)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is named as parquet."""
+    return _READERS.get(_ending(path)) is _parquet
 
 
 def _nests(path: Path) -> bool:
-    """Whether the first line of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    """Whether the first row of a file is a header or a paragraph, as in MRQA; no pipe is read."""
     if not path.is_file():
         return False
     try:
         with _opened(path) as stream:
-            entry = next((found.row for found in _json_lines(stream, str(path))), None)
-    except UserError:  # is told where the lines are read
+            entry = next((found.row for found in _reader(path)(stream, str(path))), None)
+    except UserError:  # is told where the rows are read
         return False
-    return isinstance(entry, dict) and not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
+    if not isinstance(entry, dict) or "question" in entry:
+        return False
+    return not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
 
 
 def _ending(path: Path) -> str:
@@ -481,6 +479,11 @@ class Row:
     made_up: bool = False
     unread: tuple[str, ...] = ()
 
+    @property
+    def unit(self) -> str:
+        """What ``number`` counts: "line" of JSON lines, "row" of other forms."""
+        return "line" if isinstance(self.raw, bytes) else "row"
+
 
 @dataclass
 class Lacks:
@@ -516,11 +519,11 @@ class Lacks:
 
 
 def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
-    """The rows of a file, faulty ones included; of JSON lines one at a time, in constant memory.
+    """The rows of a file, faulty ones included; of JSON lines and parquet in constant memory.
 
     Args:
-        one_by_one: a line with more than one question is a faulty one, and an id that is made up
-            tells the line.
+        one_by_one: a line or row with more than one question is a faulty one, and an id that is
+            made up tells the line or row.
 
     Raises:
         UserError: the file cannot be opened or read, or is of no accepted form.
@@ -528,13 +531,17 @@ def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
     with _opened(path) as stream:
         entries = _reader(path)(stream, str(path))
         flat = chain.from_iterable(map(_alone, entries)) if one_by_one else _flat(entries)
-        for row in _rows(flat, one_by_one):
-            try:
-                if row.example:
-                    check_examples([row.example], row.location)
-            except UserError as error:
-                row = replace(row, example=None, fault=str(error))
-            yield row
+        yield from map(_usable, _rows(flat, one_by_one))
+
+
+def _usable(row: Row) -> Row:
+    """The row, a faulty one if nothing can be asked about it."""
+    try:
+        if row.example:
+            check_examples([row.example], row.location)
+    except UserError as error:
+        return replace(row, example=None, fault=str(error))
+    return row
 
 
 def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
@@ -544,6 +551,12 @@ def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
         UserError: the file cannot be opened or read, or is of no accepted form.
     """
     return _together(list(iter_rows(path)), str(path), say)
+
+
+def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> list[Row]:
+    """The same of one split of a data set; see ``load_hub_dataset``."""
+    rows, location = _hub_rows(name, split)
+    return _together([_usable(row) for row in _rows(_flat(rows))], location, say)
 
 
 def read_examples(
@@ -582,7 +595,8 @@ def _rows(entries: Iterable[_Unread], one_by_one: bool = False) -> Iterator[Row]
         try:
             if isinstance(row, UserError):
                 raise row
-            example = row_example(row, f"line {line}" if one_by_one else str(index), location)
+            alone = f"line {line}" if line else f"row {index}"
+            example = row_example(row, alone if one_by_one else str(index), location)
         except UserError as error:
             yield Row(line or index, location, raw, None, str(error))
         else:

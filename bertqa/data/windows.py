@@ -114,16 +114,17 @@ def make_windows(
     ``truncation="only_second"``, ``stride`` and ``return_overflowing_tokens``.
 
     Raises:
-        UserError: a question is longer than the window allows.
+        UserError: a question is longer than the windows of its context allow.
     """
     row_of: dict[str, int] = {}  # of each distinct context
     rows = [row_of.setdefault(e.context, len(row_of)) for e in examples]
     context_of = torch.tensor(rows, dtype=torch.int64)
     contexts = tokenizer.encode(list(row_of))
     questions = tokenizer.encode([e.question for e in examples])
-    questions, cut_questions = _fit_questions(questions, examples, settings)
+    context_lengths = contexts.lengths[context_of]
+    questions, cut_questions = _fit_questions(questions, context_lengths, examples, settings)
     room = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
-    example, first, count = _cut(contexts.lengths[context_of], room, settings.doc_stride)
+    example, first, count = _cut(context_lengths, room, settings.doc_stride)
     return WindowSet(
         questions=questions,
         contexts=contexts,
@@ -138,27 +139,32 @@ def make_windows(
 
 
 def _fit_questions(
-    questions: TokenTable, examples: Sequence[Example], settings: WindowSettings
+    questions: TokenTable,
+    context_lengths: Tensor,
+    examples: Sequence[Example],
+    settings: WindowSettings,
 ) -> tuple[TokenTable, Tensor]:
     """Questions no longer than allowed, and how many tokens each lost."""
     lengths = questions.lengths
-    limit = settings.longest_question
-    if settings.max_query_length is not None:
-        limit = min(limit, settings.max_query_length)
-    elif len(lengths) and int(lengths.max()) > limit:
-        worst = examples[int(lengths.argmax())]
+    asked = lengths.clamp(max=settings.max_query_length or settings.max_seq_length)
+    # Where all goes into one window, none overlaps, and the question may fill it.
+    fits = asked + context_lengths + SPECIAL_TOKENS <= settings.max_seq_length
+    allowed = torch.where(fits, asked, asked.clamp(max=settings.longest_question))
+    if settings.max_query_length is None and not torch.equal(allowed, lengths):
+        worst = int((lengths - allowed).argmax())
         raise UserError(
-            f"the question of {worst.id!r} has {int(lengths.max())} tokens, but a window of "
-            f"--max_seq_length {settings.max_seq_length} with --doc_stride {settings.doc_stride} "
-            f"has room for {limit}: shorten it, lower --doc_stride, or pass --max_query_length 64 "
-            "to cut long questions"
+            f"the question of {examples[worst].id!r} has {int(lengths[worst])} tokens, but a "
+            f"window of --max_seq_length {settings.max_seq_length} with --doc_stride "
+            f"{settings.doc_stride} has room for {settings.longest_question} beside a piece of a "
+            "longer context: shorten it, lower --doc_stride, or pass --max_query_length 64 to cut "
+            "long questions"
         )
-    cut = (lengths - limit).clamp(min=0)
+    cut = lengths - allowed
     if not cut.any():
         return questions, cut
     position = torch.arange(len(questions.ids)) - questions.bounds[:-1].repeat_interleave(lengths)
-    kept = position < limit
-    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths - cut).cumsum(0)])
+    kept = position < allowed.repeat_interleave(lengths)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), allowed.cumsum(0)])
     return (
         TokenTable(questions.ids[kept], questions.starts[kept], questions.ends[kept], bounds),
         cut,
@@ -172,7 +178,7 @@ def _cut(lengths: Tensor, room: Tensor, doc_stride: int) -> tuple[Tensor, Tensor
         lengths: ``(E,)``, context tokens of each example.
         room: ``(E,)``, context tokens that a window of the example can hold.
     """
-    step = room - doc_stride
+    step = (room - doc_stride).clamp(min=1)  # less only beside a context that needs no step
     # One window, and one more for each step needed until the end is covered.
     windows = 1 + ((lengths - room).clamp(min=0) + step - 1) // step
     example = torch.arange(len(lengths)).repeat_interleave(windows)

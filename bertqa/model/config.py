@@ -103,18 +103,27 @@ def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list
     Raises:
         UserError: a value that this BERT cannot honour; the sentence names ``source`` and the key.
     """
-    for key, allowed in _REQUIRED_VALUES.items():
-        if key in entries and entries[key] not in allowed:
-            raise UserError(
-                f"{source}: {key} is {shown(entries[key])}, but this BERT computes only "
-                f"{allowed[0]!r}: take a checkpoint of the published BERT"
-            )
+    check_architecture(entries, source)
     names = {field.name for field in fields(BertConfig)}
     unknown = sorted(set(entries) - names - set(_REQUIRED_VALUES) - _HARMLESS_KEYS)
     try:
         return BertConfig(**{k: v for k, v in entries.items() if k in names}), unknown
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+
+
+def check_architecture(entries: dict[str, Any], source: str) -> None:
+    """Refuse a config.json of another model than the published BERT.
+
+    Raises:
+        UserError: it is one, such as DistilBERT or RoBERTa.
+    """
+    for key, allowed in _REQUIRED_VALUES.items():
+        if key in entries and entries[key] not in allowed:
+            raise UserError(
+                f"{source}: {key} is {shown(entries[key])}, but this BERT computes only "
+                f"{allowed[0]!r}: take a checkpoint of the published BERT"
+            )
 
 
 def load_config(folder: Path) -> tuple[BertConfig, list[str]]:

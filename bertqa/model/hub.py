@@ -4,6 +4,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from bertqa.errors import UserError, reason
 from bertqa.files import (
@@ -13,7 +14,9 @@ from bertqa.files import (
     OPTIONAL_FILES,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
+    read_json_object,
 )
+from bertqa.model.config import check_architecture
 
 SHIPPED_MODEL = "minilm-l6-squad"  # the one that comes with the project
 
@@ -123,19 +126,18 @@ def _download(name: str, revision: str | None, allow_bin: bool, token: str | boo
             if isinstance(found, str) and is_checkpoint(Path(found).parent):
                 return Path(found).parent
         raise UserError(_said_plainly(error, name, revision)) from error
-    patterns = _needed_files(name, listing, allow_bin)
-    try:
-        return Path(
-            client.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns="*/*",
-                token=token,
-            )
-        )
-    except failures as error:
-        raise UserError(_said_plainly(error, name, revision)) from error
+
+    def fetch(patterns: list[str]) -> Path:
+        options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": "*/*"}
+        try:
+            return Path(client.snapshot_download(name, revision=revision, token=token, **options))
+        except failures as error:
+            raise UserError(_said_plainly(error, name, revision)) from error
+
+    if CONFIG_FILE in listing:  # another model is refused before its weights are fetched
+        config = fetch([CONFIG_FILE]) / CONFIG_FILE
+        check_architecture(read_json_object(config), f"--model: {name!r}, {CONFIG_FILE}")
+    return fetch(_needed_files(name, listing, allow_bin))
 
 
 def _list_files(name: str, revision: str | None, token: str | bool | None) -> set[str]:

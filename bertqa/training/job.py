@@ -9,7 +9,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, load_folder
 from bertqa.answering.calibration import calibrate
@@ -45,7 +45,6 @@ from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder, check_free
 
 Say = Callable[[object], object]
-T = TypeVar("T")
 
 
 def train(
@@ -101,17 +100,15 @@ def train(
         tell(f"--resume: {output_dir} holds no run yet, so one begins there")
 
     negative = decoding.version_2_with_negative
-    parts = main_first(runtime, lambda: load_data(data, version_2_with_negative=negative, say=tell))
+    parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=tell))
     _check_patience(settings, parts[1])
     seed = settings.seed
-    loaded, tokenizer, report = main_first(
-        runtime,
-        lambda: load_for_training(model, seed=seed, revision=revision, allow_bin=allow_bin),
+    loaded, tokenizer, report = runtime.main_first(
+        lambda: load_for_training(model, seed=seed, revision=revision, allow_bin=allow_bin)
     )
     check_window_fits(loaded.config, windows)
-    taught = main_first(
-        runtime,
-        lambda: load_teachers(teachers, settings, tokenizer, windows, allow_bin=allow_bin),
+    taught = runtime.main_first(
+        lambda: load_teachers(teachers, settings, tokenizer, windows, allow_bin=allow_bin)
     )
     tell(report)
     training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
@@ -278,7 +275,7 @@ def _cut(
     examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
 ) -> _Part:
     """Cut examples into labelled windows; each process does it for itself, in seconds."""
-    windows = main_first(runtime, lambda: make_labelled_windows(examples, tokenizer, settings))
+    windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
     return _Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
 
 
@@ -324,22 +321,3 @@ def read_data(
         (f"{name}, {split}", load_hub_dataset(name, split, say=say, keep_faulty=keep_faulty))
         for split in splits
     ]
-
-
-# --- several processes ---------------------------------------------------------------------------
-
-
-def main_first(runtime: Runtime, make: Callable[[], T]) -> T:
-    """Let the main process download or tokenise; the others find it done, or fail as it did."""
-    value: T | None = None
-    failure: UserError | None = None
-    if runtime.is_main:
-        try:
-            value = make()
-        except UserError as error:
-            failure = error
-    failure = runtime.gather(failure)[0]  # the others wait here
-    if failure:
-        failure.is_said = not runtime.is_main
-        raise failure
-    return value if value is not None else make()

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from bertqa import files as file_module
-from bertqa.answering import json_lines as module
+from bertqa.answering import blocks
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import score
-from bertqa.answering.json_lines import answer_lines, score_lines
+from bertqa.answering.json_lines import answer_lines
+from bertqa.answering.line_files import score_lines
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
 from bertqa.errors import UserError
@@ -44,7 +45,7 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
 
 
 def like(qa: QuestionAnswerer, answer: Callable[..., Any]) -> Any:
@@ -175,6 +176,14 @@ def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, be
     assert written(answers) == resumed
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_several_processes_cannot_share_a_pipe(ask, qa, tmp_path):
+    os.mkfifo(tmp_path / "in.jsonl")
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"in\.jsonl is a pipe, which one process can read"):
+            ask(runtime=replace(qa.runtime, rank=rank, world_size=2))
+
+
 def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
     examples = questions(9)
     mixed = [*map(row, examples[:2]), *BAD, *map(row, examples[2:])]
@@ -191,6 +200,18 @@ def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
         assert all(a["line"] < b["line"] for a, b in pairwise(part))
     whole = score(examples, list(qa.answer(examples)), qa.decoding)
     assert score_lines(source, tmp_path / "out", v2=False) == pytest.approx(whole)
+
+
+def test_whether_a_long_question_can_be_asked_is_up_to_its_context(ask, qa, tmp_path):
+    """One window needs no overlap. It is told before a question is asked, and by the model."""
+    question = "who " * (qa.windows.longest_question + 9)
+    rows = [{"question": question, "context": text} for text in ("Ada.", "Ada. " * 5)]
+    write_lines(tmp_path / "in.jsonl", map(json.dumps, rows))
+    with pytest.raises(UserError, match=r"line 2: .* has 85 tokens"):
+        ask()
+    assert ask(skip_bad=True) == (1, 1)
+    (entry,) = written(tmp_path / "out" / "predictions.jsonl")
+    assert entry["line"] == 1 and entry["answer"] == qa(question, "Ada.")["answer"]
 
 
 def test_questions_without_gold_do_not_count(ask, tmp_path):
@@ -331,7 +352,7 @@ def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
             found = Answer("Ada", 0, 3, 0.0, 0.0, 1.0)
             yield Prediction(example.id, "Ada", (found, found), "Ada", None)
 
-    monkeypatch.setattr(module, "_BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     idle = like(qa, answer)
     peaks = []
     for count in (500, 5000):

@@ -231,6 +231,18 @@ def test_no_answer_competes_where_it_is_asked_for(qa):
     }  # fmt: skip
 
 
+def test_a_long_question_beside_a_short_context_is_whole_as_in_transformers(made):
+    """Its last word decides, too; beside a longer context the words that leave no room do not."""
+    theirs, short = made("lower"), "the river in a town"
+    sizes = {"max_seq_len": 60, "doc_stride": 20, "max_question_len": 64}
+    same = {
+        context: theirs("who " * 40 + "river", context, **sizes)
+        == theirs("who " * 40 + "ship", context, **sizes)
+        for context in (short, short * 9)
+    }
+    assert same == {short: False, short * 9: True}
+
+
 def test_the_default_answers_are_at_most_fifteen_tokens(made, qa):
     text = "who a the of in to was is what how many where when did " * 3
     longest = max(len(a["answer"].split()) for a in qa(SHORT[0], text, top_k=600))

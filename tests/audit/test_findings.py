@@ -171,6 +171,17 @@ def test_several_faults_of_one_question_are_all_told(tokenizer):
     assert found.refused == 1
 
 
+def test_a_long_question_that_shares_one_window_with_its_context_is_none(tokenizer):
+    """As training has it: it needs no overlap."""
+    context = tokenizer.encode(["Ada"]).lengths.item()
+    room = SMALL.max_seq_length - 3 - context
+    assert room > SMALL.longest_question
+    rows = [Example("x", "a " * tokens, "Ada", ("Ada",), (0,)) for tokens in (room, room + 1)]
+    assert audit(rows[:1], tokenizer, SMALL).findings == ()
+    detail = f"{room + 1} tokens, of which {SMALL.longest_question} fit"
+    assert details(audit(rows[1:], tokenizer, SMALL)) == [(Cause.LONG_QUESTION, 0, detail)]
+
+
 def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer):
     example = asked("Ada", 0, question="a " * 9)
     found = audit([example], tokenizer, replace(SMALL, max_query_length=5))

@@ -12,6 +12,7 @@ import pytest
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.commands import infer, infer_file
+from bertqa.commands.infer_rows import LINE_FILES
 from bertqa.errors import UserError
 from tests.commands.world import CONTEXT, HERE, ROW, WINDOWS, World, call, read_json, run
 from tests.helpers import contents
@@ -166,6 +167,36 @@ def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World)
     assert len(faults) == 2 and all("paragraphs[1] lacks context" in fault for fault in faults)
 
 
+@pytest.fixture
+def data_set(world: World) -> Path:
+    """A folder that the datasets library takes for a data set."""
+    folder = world.folder / "set"
+    world.write("set/README.md", "---\nconfigs:\n- config_name: own\n  data_dir: own\n---\n")
+    for split, rows in (("validation", GOOD), ("test", [*GOOD, BAD_ROWS["60 tokens"]])):
+        world.write(f"set/own/{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_data_set_is_answered_as_a_file_of_its_rows(
+    world: World, data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", world.good, *WINDOWS, *HERE, "--dataset"]
+    assert call("infer", *world.file(world.rows("rows.json", *GOOD))) == 0
+    expected = contents(world.out)
+    out = ["--output_dir", world.folder / "set out"]
+    assert call("infer", *flags, data_set, *out) == 0  # validation, if not told otherwise
+    assert contents(world.folder / "set out") == expected
+    assert call("infer", *flags, f"{data_set}:own", *out) == 2  # answers are there
+    capsys.readouterr()
+    test = [*flags, f"{data_set}:own", *out, "--overwrite_output_dir", "--split", "test"]
+    assert call("infer", *test) == 2
+    assert "split 'test', row 2: the question of 'long' has 60" in capsys.readouterr().err
+    assert call("infer", *test, "--skip_bad") == 0
+    found = contents(world.folder / "set out")
+    assert json.loads(found.pop("rejects.jsonl"))["row"] == 2
+    assert found == expected
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_lines_through_a_pipe_are_answered(world: World) -> None:
     os.mkfifo(world.folder / "in.jsonl")
@@ -182,7 +213,8 @@ def test_lines_through_a_pipe_are_answered(world: World) -> None:
     [
         (source, file)
         for source, own in (
-            ("a.jsonl", ("predictions.jsonl", "rejects.jsonl", "settings.json")),
+            ("a.jsonl", LINE_FILES),
+            ("a.parquet", (*LINE_FILES, "predictions.parquet")),
             (
                 "a.json",
                 ("predictions.json", "nbest_predictions.json", "null_odds.json", "rejects.jsonl"),
@@ -198,5 +230,5 @@ def test_no_file_of_others_is_replaced_or_removed(
     (tmp_path / file).write_text("mine")
     flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
     with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
-        infer_file.check_file_flags(infer.parse_flags(list(map(str, flags))), source.endswith("l"))
+        infer_file.answer_file(infer.parse_flags(list(map(str, flags))))
     assert {path.name for path in tmp_path.iterdir()} == {file}

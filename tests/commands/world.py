@@ -149,3 +149,7 @@ class World:
         """Flags that answer all questions of a file, and then these."""
         place = ["--input", path, "--output_dir", self.out]
         return ["--model", self.good, *place, *WINDOWS, *HERE, *arguments]
+
+    def set(self, *arguments: object) -> list[object]:
+        """Flags that answer all questions of a data set of the hub, and then these."""
+        return ["--dataset", "squad", "--output_dir", self.out, *arguments]

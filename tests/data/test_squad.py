@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import Table, parquet
 
-from bertqa.data.readers import is_json_lines, iter_rows, load_hub_dataset, read_examples
+from bertqa.data.readers import has_row_each, iter_rows, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 
@@ -634,12 +635,15 @@ def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
     assert list(lines) == []
 
 
-@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
-def test_iter_rows_holds_little_of_a_large_file(tmp_path, compressed):
+@pytest.mark.parametrize("form", ["plain", "gz", "parquet"])
+def test_iter_rows_holds_little_of_a_large_file(tmp_path, form):
     rows = [{"question": f"{n}?", "context": f"{n} " * 500} for n in range(4000)]
     text = _json_lines(rows).encode()
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(gzip.compress(text, 1) if compressed else text)
+    path = tmp_path / ("x.parquet" if form == "parquet" else "x.jsonl")
+    if form == "parquet":
+        parquet.write_table(Table.from_pylist(rows), path)
+    else:
+        path.write_bytes(gzip.compress(text, 1) if form == "gz" else text)
     tracemalloc.start()
     try:
         count = sum(1 for _ in iter_rows(path))
@@ -656,11 +660,11 @@ def test_lines_with_several_questions_are_not_read_one_by_one(tmp_path):
     path = tmp_path / "x.jsonl"
     for first, is_row in [({"header": {}}, False), (PARAGRAPHS[0], False), (_row(GOLD[0]), True)]:
         path.write_text(_json_lines([first, *PARAGRAPHS]))
-        assert is_json_lines(path) == is_row
+        assert has_row_each(path) == is_row
     assert "line 2 has 3 questions" in list(iter_rows(path, one_by_one=True))[1].fault
     assert len(list(iter_rows(path))) == 1 + len(GOLD)
     path.write_text("{broken")
-    assert is_json_lines(path) and is_json_lines(tmp_path / "missing.jsonl")
+    assert has_row_each(path) and has_row_each(tmp_path / "missing.jsonl")
 
 
 def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):

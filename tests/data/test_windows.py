@@ -174,7 +174,8 @@ def test_a_question_that_leaves_no_room(ours):
     sizes = WindowSettings(20, 6)
     assert sizes.longest_question == 10
     make_labelled_windows(asked(("who " * 10, "the river " * 20)), ours, sizes)
-    examples = asked(("who", "the river"), ("who " * 11, "the river"), ("who " * 12, "a town"))
+    river = "the river " * 5
+    examples = asked(("who", river), ("who " * 11, river), ("who " * 12, river))
     with pytest.raises(UserError) as caught:
         make_labelled_windows(examples, ours, sizes)
     message = str(caught.value)
@@ -182,6 +183,35 @@ def test_a_question_that_leaves_no_room(ours):
     for word in ("'2'", "12 tokens", "room for 10", "--max_seq_length 20", "--doc_stride 6"):
         assert word in message
     assert "--max_query_length" in message
+
+
+@pytest.mark.parametrize("doc_stride", [0, 6, 15])
+def test_a_question_may_fill_the_one_window_of_a_short_context(both, doc_stride):
+    """Where nothing overlaps, the overlap takes no room: as in transformers, at each length."""
+    sizes = WindowSettings(20, doc_stride)
+    words = "the river in a town was".split() * 5
+    for question in range(1, 20):
+        for context in range(12):
+            case = asked(("who " * question, " ".join(words[:context])))
+            if question <= sizes.longest_question or question + context <= 17:
+                windows = make_labelled_windows(case, both[0], sizes)
+                assert_equal_windows(windows, their_windows(both[1], case, sizes))
+            else:
+                with pytest.raises(UserError, match=f"{question} tokens"):
+                    make_labelled_windows(case, both[0], sizes)
+
+
+@pytest.mark.parametrize(
+    ("context", "limit", "kept"), [(2, 20, 15), (3, 20, 10), (3, 14, 14), (4, 14, 10), (4, 9, 9)]
+)
+def test_a_limit_cuts_a_question_first(ours, context, limit, kept):
+    """Then it stays whole in one window, or is cut to the room beside an overlap."""
+    words = " ".join("the river in a town".split()[:context])
+    case = one(words, "river", question="who " * 15)
+    windows = make_labelled_windows([case], ours, WindowSettings(20, 6, limit))
+    assert windows.questions.lengths.tolist() == [kept]
+    assert windows.cut_questions.tolist() == [15 - kept]
+    assert [label_text(windows, i, words) for i in range(len(windows))] == ["river"]
 
 
 @pytest.mark.parametrize(

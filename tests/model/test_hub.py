@@ -113,7 +113,7 @@ def test_a_warm_cache_needs_no_hub(hub: HubServer, tmp_path: Path) -> None:
 
 def test_revisions(hub: HubServer) -> None:
     old = hub.add("bert", NEEDED)
-    new = hub.add("bert", {"config.json": b"newer"} | TOKENIZER | BIN)
+    new = hub.add("bert", {"config.json": b'{"newer": 1}'} | TOKENIZER | BIN)
     hub.branches["v1"] = old
     assert commit_of(find_folder("bert", allow_bin=True)) == new
     for revision in ("v1", old):
@@ -233,7 +233,27 @@ def test_two_processes_at_once_download_once(hub: HubServer, tmp_path: Path) -> 
 def test_what_a_model_lacks_is_named(hub: HubServer, files: Files, lacks: str) -> None:
     hub.add("org/gpt", files)
     assert lacks in refusal("org/gpt")
-    assert hub.fetched == []
+    assert set(hub.fetched) <= set(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (b'{"model_type": "distilbert", "dim": 32}', "model_type is 'distilbert'"),
+        (b'{"model_type": "roberta", "hidden_size": 32}', "model_type is 'roberta'"),
+        (b'{"model_type": "bert", "is_decoder": true}', "is_decoder is True"),
+        (b"[1]", "holds no JSON object"),
+        (b"{", "is not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("rest", [TOKENIZER | WEIGHTS, INDEX, BIN], ids=["one", "shards", "pickle"])
+def test_another_model_is_refused_before_its_weights_are_fetched(
+    hub: HubServer, rest: Files, config: bytes, words: str
+) -> None:
+    hub.add("org/other", {"config.json": config} | rest)
+    assert words in refusal("org/other")
+    assert hub.fetched == ["config.json"]
+    assert words in refusal("org/other") and hub.fetched == ["config.json"]  # it is in the cache
 
 
 @pytest.mark.parametrize(

@@ -82,5 +82,7 @@ def server(
         patch.setenv("HF_HOME", str(home / "hf"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.training.processes", "bertqa.training.job"])
+        context.set_forkserver_preload(
+            ["tests.training.processes", "bertqa.commands.train", "bertqa.training.job"]
+        )
         yield context

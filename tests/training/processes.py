@@ -1,4 +1,4 @@
-"""Processes that train: started in a moment, with an accident if one is asked for."""
+"""Processes that train or answer: started in a moment, with an accident if one is asked for."""
 
 import multiprocessing
 import os
@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from bertqa.commands import train
+from bertqa.answering import blocks, parquet_file
 from bertqa.commands.flags import run_script
 from bertqa.training import loop
 
@@ -25,9 +26,9 @@ PATIENCE = 600  # seconds until a process hangs, also where the machine has much
 def child(
     flags: list[str], said: str, *, killed_at_sync: int = 0, killed_at_step: int = 0,
     calls_later: int = 0, file_size: int = 0, environment: dict[str, str] | None = None,
-    number: int = signal.SIGKILL,
+    number: int = signal.SIGKILL, command: str = "train", block: int = blocks.BLOCK,
 ) -> None:  # fmt: skip
-    """train.py in a process of its own, with its accident."""
+    """A command in a process of its own, with its accident; infer in blocks of so many rows."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,9 +38,11 @@ def child(
         os.dup2(file.fileno(), 2)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    blocks.BLOCK = parquet_file.BLOCK = block
     count_down(os, "fsync", killed_at_sync)
     count_down(loop, "set_learning_rate", killed_at_step, calls_later, number)
-    code = run_script(train.main, train.parse_flags(flags))
+    module = import_module(f"bertqa.commands.{command}")
+    code = run_script(module.main, module.parse_flags(flags))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -76,7 +79,7 @@ def count_down(
 def start(
     server: multiprocessing.context.BaseContext, flags: list[str], said: Path, **accident: Any
 ) -> BaseProcess:
-    """Start train.py; see ``child`` for the accidents."""
+    """Start a command; see ``child`` for the accidents."""
     process = server.Process(target=child, args=(flags, str(said)), kwargs=accident)
     process.start()
     return process

@@ -23,7 +23,6 @@ from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training import job
-from bertqa.training.job import main_first
 from bertqa.training.provenance import git_commit
 from tests.fuzz_checkpoints import read_files
 from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
@@ -381,32 +380,3 @@ def test_a_run_goes_on_with_its_own_teachers(tmp_path: Path, checkpoint: Path) -
     for teachers in ([other], [], [tmp_path / "elsewhere", other]):
         with pytest.raises(UserError, match="began with other teachers than are given now"):
             train_with(teachers)
-
-
-def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is not there is an error of all processes, not a connection that breaks."""
-    said: list[Any] = []
-
-    def gather(runtime: Runtime, value: Any) -> list[Any]:
-        said.append(value)
-        return [said[0], None]
-
-    monkeypatch.setattr(Runtime, "gather", gather)
-
-    def fail() -> None:
-        raise UserError("nope.json does not exist")
-
-    def never() -> None:
-        raise AssertionError("only the first process tries")
-
-    for rank, make in ((0, fail), (1, never)):
-        with pytest.raises(UserError, match="does not exist"):
-            main_first(Runtime(CPU, rank=rank, world_size=2), make)
-
-
-def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value, None])
-    for rank in (0, 1):
-        runtime = Runtime(CPU, rank=rank, world_size=2)
-        assert main_first(runtime, lambda: made.append(1) or len(made)) == rank + 1

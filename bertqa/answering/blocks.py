@@ -1,0 +1,86 @@
+"""A file of questions in blocks, each of which is answered as a whole and by one process.
+
+Which rows a block has depends on the file alone. The last digits of a score depend on what goes
+through the model with its question, and that is the block: so they are the same whoever answers it,
+after whatever else.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.answers import Prediction, answer_entries
+from bertqa.answering.rows import reject_entry
+from bertqa.data.readers import Row, iter_rows
+from bertqa.data.text import other_offsets
+
+BLOCK = 256  # rows that are answered and written together
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that follow each other in a file; ``number`` counts the blocks from 0."""
+
+    number: int
+    rows: list[Row]
+
+    def ends_after(self, last: int) -> bool:
+        """Whether it has rows behind the one of that number."""
+        return self.rows[-1].number > last
+
+
+def iter_blocks(source: Path) -> Iterator[Block]:
+    """The blocks of a file, in constant memory.
+
+    Raises:
+        UserError: it cannot be opened or read.
+    """
+    rows, number = iter_rows(source, one_by_one=True), 0
+    while block := list(islice(rows, BLOCK)):
+        yield Block(number, block)
+        number += 1
+
+
+@dataclass(frozen=True)
+class BlockAnswerer:
+    """Rows -> what is written of them.
+
+    Attributes:
+        top_k: answers to each question; more than one are in a list, "answers".
+        all_offsets: offsets also in UTF-16 units and UTF-8 bytes.
+    """
+
+    qa: QuestionAnswerer
+    top_k: int
+    all_offsets: bool
+
+    def __call__(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
+        """An entry for each row, in order; that of a faulty row has a "fault"."""
+        rows = list(rows)
+        found = self.qa.answer(row.example for row in rows if row.example)
+        return [self._entry(row, next(found)) if row.example else reject_entry(row) for row in rows]
+
+    def _entry(self, row: Row, prediction: Prediction) -> dict[str, Any]:
+        assert row.example is not None
+        found: list[dict[str, Any]] = [
+            {**entry} for entry in answer_entries(prediction, self.top_k)
+        ]
+        if self.all_offsets:
+            for answer in found:
+                answer |= other_offsets(row.example.context, answer["start"], answer["end"])
+        entry = {row.unit: row.number, "id": prediction.id, "digest": digest(row)} | found[0]
+        if prediction.null_odds is not None:
+            entry |= {"null_odds": prediction.null_odds, "best_span": prediction.best_span}
+        return entry | ({"answers": found} if self.top_k > 1 else {})
+
+
+def digest(row: Row) -> str:
+    """By what a row of the input is known again, also where it has no id of its own."""
+    is_line = isinstance(row.raw, bytes)
+    raw = row.raw.strip() if is_line else json.dumps(row.raw, default=str).encode()
+    return blake2b(raw, digest_size=8).hexdigest()

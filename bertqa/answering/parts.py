@@ -1,0 +1,99 @@
+"""Part files: what several processes that share a file have answered, a file for each block.
+
+A part is written whole or not at all. Any process can take up where others were stopped, however
+many they were. The output is the parts in order, whoever wrote them.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bertqa.answering.blocks import Block, BlockAnswerer, digest, iter_blocks
+from bertqa.answering.rows import checked
+from bertqa.errors import UserError
+from bertqa.files import append_json_lines, json_lines, said_plainly, write_file
+from bertqa.interrupts import Interrupts
+from bertqa.runtime import Runtime
+
+PARTS = "predictions.parts"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The part files of an output folder; ``folder`` is there while there are some."""
+
+    folder: Path
+
+    def numbers(self) -> set[int]:
+        """The blocks that have a part."""
+        return {int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal()}
+
+    def read(self, number: int) -> list[dict[str, Any]]:
+        """The entries of a block; none if it has no part."""
+        return [entry for _, entry in json_lines(self._path(number))]
+
+    def write(self, number: int, entries: Iterable[dict[str, Any]]) -> None:
+        """Keep the entries of a block."""
+        write_file(self._path(number), lambda path: append_json_lines(path, entries))
+
+    def check(self, source: Path) -> None:
+        """Refuse parts that were made of another file.
+
+        Raises:
+            UserError: a part has not the rows that its block has.
+        """
+        numbers = self.numbers()
+        for block in iter_blocks(source) if numbers else ():
+            if block.number in numbers and not _is_of(self.read(block.number), block):
+                raise UserError(
+                    f"--resume: {self._path(block.number)} holds the answers of other questions "
+                    f"than {source} has there: pass the file that it was begun with"
+                )
+
+    def remove(self) -> None:
+        """Remove all parts."""
+        if self.folder.exists():
+            with said_plainly(self.folder, "removed"):
+                shutil.rmtree(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08}.jsonl"
+
+
+def _is_of(entries: list[dict[str, Any]], block: Block) -> bool:
+    if len(entries) != len(block.rows):
+        return False
+    return all(
+        entry.get(row.unit) == row.number and entry.get("digest", digest(row)) == digest(row)
+        for entry, row in zip(entries, block.rows, strict=True)
+    )
+
+
+def answer_parts(
+    parts: Parts,
+    answer: BlockAnswerer,
+    source: Path,
+    last: int,
+    runtime: Runtime,
+    progress: Callable[[int], object],
+) -> None:
+    """Answer this process's share of the blocks that have no part yet; return when all have.
+
+    Args:
+        last: number of the last row that is answered already.
+        progress: told how many rows this process has answered, block by block.
+
+    Raises:
+        Stopped: at once by SIGINT or SIGTERM, which torchrun sends where another process has died.
+    """
+    done = runtime.gather(parts.numbers())[0]  # as they were before one was written
+    stopped = "stopped; the blocks that are answered are kept: go on with --resume"
+    with Interrupts(stopped):
+        left = (b for b in iter_blocks(source) if b.ends_after(last) and b.number not in done)
+        for block in islice(left, runtime.rank, None, runtime.world_size):
+            parts.write(block.number, answer(checked(block.rows, answer.qa)))
+            progress(len(block.rows))
+        runtime.wait_for_all()

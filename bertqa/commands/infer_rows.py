@@ -1,0 +1,69 @@
+"""``bertqa infer --input`` of JSON lines or parquet: a row of output for a row of input.
+
+However many there are; several processes, which torchrun starts, share them.
+"""
+
+import argparse
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.json_lines import answer_lines
+from bertqa.answering.line_files import PREDICTIONS, REJECTS, SETTINGS, score_lines, unit_of
+from bertqa.answering.parquet_file import PARQUET, pack, unpack
+from bertqa.answering.parts import PARTS
+from bertqa.commands.infer_output import check_free, keep_metrics, make_folder, say
+from bertqa.commands.question_flags import load_answerer
+from bertqa.data.readers import is_parquet
+from bertqa.errors import counted
+from bertqa.runtime import Runtime, start_runtime, stop_runtime
+
+LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS, PARTS)
+
+
+def answer_rows(flags: argparse.Namespace) -> None:
+    """Answer the rows of --input; the main process puts together what all have answered."""
+    # They only wait for each other, so that several may compute on one GPU.
+    runtime = start_runtime(flags.device, flags.precision, backend="gloo")
+    try:
+        runtime.on_main(lambda: prepare(flags))
+        qa = runtime.main_first(lambda: load_answerer(flags, str(runtime.device)))
+        qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
+        answered, rejected = share(flags, qa, runtime)
+    finally:
+        stop_runtime()
+    if runtime.is_main:
+        finish(flags, qa.decoding.version_2_with_negative, answered, rejected)
+
+
+def prepare(flags: argparse.Namespace) -> None:
+    """Make the output folder ready."""
+    packs = is_parquet(flags.input)
+    check_free(flags, (*LINE_FILES, *[PARQUET] * packs), resumable=True)
+    make_folder(flags)
+    if flags.resume and packs:
+        unpack(flags.output_dir)
+
+
+def share(flags: argparse.Namespace, qa: QuestionAnswerer, runtime: Runtime) -> tuple[int, int]:
+    """Answer this process's part; how many rows were answered and rejected by all."""
+    with tqdm(unit=unit_of(flags.input), disable=None if runtime.is_main else True) as bar:
+        return answer_lines(
+            qa, flags.input, flags.output_dir, model=flags.model, top_k=flags.top_k,
+            all_offsets=flags.all_offsets, skip_bad=flags.skip_bad, resume=flags.resume,
+            runtime=runtime, progress=bar.update,
+        )  # fmt: skip
+
+
+def finish(flags: argparse.Namespace, v2: bool, answered: int, rejected: int) -> None:
+    """Score the answers, write them as parquet if the questions came so, and say where they are."""
+    is_there = not flags.input.is_fifo()  # what came through a pipe cannot be read again
+    metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
+    keep_metrics(flags, metrics)
+    path = flags.output_dir / PREDICTIONS
+    if is_parquet(flags.input):
+        pack(flags.output_dir)
+        path = flags.output_dir / PARQUET
+    others = f", {rejected:,} rejected" if rejected else ""
+    say(f"{counted(answered, unit_of(flags.input))} answered in {path}{others}")
