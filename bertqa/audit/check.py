@@ -15,7 +15,7 @@ from bertqa.errors import UserError
 from bertqa.model.config import load_config
 from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings, WindowSettings
-from bertqa.training.job import read_data
+from bertqa.training.data import read_data
 
 
 def check_data(

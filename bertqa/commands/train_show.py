@@ -8,7 +8,7 @@ from bertqa.data.text import visible
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.hub import find_folder
 from bertqa.settings import DataSettings, DecodingSettings, WindowSettings
-from bertqa.training.job import load_data
+from bertqa.training.data import load_data
 
 
 def show(

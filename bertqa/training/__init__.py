@@ -8,6 +8,8 @@ ema           a moving average of the weights, to keep in place of the last ones
 run           what comes between the steps; how a run begins, goes on and ends
 log, evaluations, checkpoints    what it calls there
 run_folder    all that a run leaves behind, file by file
+data          the questions: read, checked, cut into windows and labelled
+validation    what the held-out ones are for: a threshold, calibration
 job           a whole training from names of model and data: what bertqa train does
 provenance    what else a run depends on: versions, commit, device
 """

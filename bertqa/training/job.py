@@ -6,45 +6,26 @@
 ``bertqa train`` is this with flags.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, load_folder
-from bertqa.answering.calibration import calibrate
-from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.answering.evaluation import Evaluator
-from bertqa.data.labels import (
-    LabelledWindows,
-    LabelReport,
-    label_report,
-    label_rule,
-    make_labelled_windows,
-)
-from bertqa.data.readers import load_hub_dataset, read_examples
-from bertqa.data.squad import (
-    Example,
-    check_answers,
-    check_examples,
-    check_version,
-    data_fingerprint,
-    has_both_kinds,
-    split_by_article,
-)
-from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError, counted
+from bertqa.answering.answerer import check_window_fits
+from bertqa.data.labels import label_rule
+from bertqa.data.squad import data_fingerprint
+from bertqa.errors import counted
 from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
+from bertqa.training.data import Part, Say, label_part, load_data
 from bertqa.training.distillation import load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import surroundings
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder, check_free
-
-Say = Callable[[object], object]
+from bertqa.training.validation import calibrate_best, check_patience, make_evaluator
 
 
 def train(
@@ -101,21 +82,20 @@ def train(
 
     negative = decoding.version_2_with_negative
     parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=tell))
-    _check_patience(settings, parts[1])
-    seed = settings.seed
-    loaded, tokenizer, report = runtime.main_first(
-        lambda: load_for_training(model, seed=seed, revision=revision, allow_bin=allow_bin)
+    check_patience(settings, parts[1])
+    student, tokenizer, report = runtime.main_first(
+        lambda: load_for_training(model, seed=settings.seed, revision=revision, allow_bin=allow_bin)
     )
-    check_window_fits(loaded.config, windows)
+    check_window_fits(student.config, windows)
     taught = runtime.main_first(
         lambda: load_teachers(teachers, settings, tokenizer, windows, allow_bin=allow_bin)
     )
     tell(report)
-    training, validation = (_cut(examples, tokenizer, windows, runtime) for examples in parts)
+    training, validation = (label_part(part, tokenizer, windows, runtime) for part in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     share = settings.unanswerable_share if chooses else None
-    evaluator = _evaluator(validation, decoding, runtime, share, tell)
+    evaluator = make_evaluator(validation, decoding, runtime, share, tell)
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
     ran["settings"] |= {
@@ -129,112 +109,50 @@ def train(
         "added_tokens": tokenizer.markers,
     }
     folder = RunFolder(output_dir, ran)
-    ids = [example.id for example in training.examples]
     run = Run(
-        loaded, tokenizer, training.windows, evaluator, settings, runtime, folder, ids, observer,
+        student, tokenizer, training.windows, evaluator, settings, runtime, folder,
+        [example.id for example in training.examples], observer,
         [teacher.model for teacher in taught],
     )  # fmt: skip
     run.start(resume)
     if runtime.is_main:
         folder.keep_labels({"training": training.labels, "validation": validation.labels})
         folder.keep_decoding(decoding, windows)
-    plan = run.loop.plan
-    tell(
-        f"{counted(plan.total_steps, 'step')} of {counted(plan.windows_per_step, 'window')} on "
-        f"{runtime.device} in "
-        f"{runtime.dtype}, from step {run.progress.step}"
-    )
+    tell(_first_line(run, runtime))
     progress = run.train()
-    tell(evaluation_table(progress.evaluations))
-    if progress.step < plan.total_steps:
-        tell(
-            f"stopped early after step {progress.step} of {plan.total_steps}: F1 has not improved "
-            f"in {counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
-        )
+    tell(_last_lines(run))
     if runtime.is_main and validation.examples:
-        examples, told = validation.examples, observer or Observer()
-        _calibrate(folder, examples, windows, decoding, runtime, told, tell)
+        told = observer or Observer()
+        calibrate_best(folder, validation.examples, windows, decoding, runtime, told, tell)
     runtime.wait_for_all()
     return progress
 
 
-def _calibrate(
-    folder: RunFolder,
-    examples: Sequence[Example],
-    windows: WindowSettings,
-    decoding: DecodingSettings,
-    runtime: Runtime,
-    observer: Observer,
-    tell: Say,
-) -> None:
-    """Fit the temperature of the best model to the validation questions; it changes no answer."""
-    model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
-    threshold = read_decoding_file(folder.path)[1].null_score_diff_threshold
-    settings = replace(decoding, null_score_diff_threshold=threshold)
-    qa = QuestionAnswerer(model, tokenizer, windows, settings, runtime)
-    try:
-        calibration, predictions = calibrate(qa, examples, "the validation data")
-    except UserError as error:
-        tell(f"the probabilities are not calibrated: {error}")
-        return
-    settings = replace(settings, temperature=calibration.temperature)
-    folder.keep_calibration(calibration, predictions, settings, windows)
-    before, after, number = calibration.before, calibration.after, calibration.fitted_on
-    tell(
-        f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
-        f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
-        f"{counted(after.questions, 'question')} about other articles"
-    )
-    observer.after_calibration(calibration, examples, settings)
+def _first_line(run: Run, runtime: Runtime) -> str:
+    """What is to be done."""
+    plan = run.loop.plan
+    steps, windows = counted(plan.total_steps, "step"), counted(plan.windows_per_step, "window")
+    first = run.progress.step
+    return f"{steps} of {windows} on {runtime.device} in {runtime.dtype}, from step {first}"
 
 
-def _check_patience(settings: TrainingSettings, validation: Sequence[Example]) -> None:
-    """Refuse to stop early without questions that tell when.
-
-    Raises:
-        UserError: there are none.
-    """
-    if settings.early_stopping_patience and not validation:
-        raise UserError(
-            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
-            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+def _last_lines(run: Run) -> str:
+    """What was measured, and why the run is over."""
+    progress, total = run.progress, run.loop.plan.total_steps
+    lines = [evaluation_table(progress.evaluations)]
+    if progress.step < total:
+        lines.append(
+            f"stopped early after step {progress.step} of {total}: F1 has not improved in "
+            f"{counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
         )
-
-
-def _evaluator(
-    validation: "_Part",
-    decoding: DecodingSettings,
-    runtime: Runtime,
-    share: float | None,
-    tell: Say,
-) -> Evaluator | None:
-    """What measures the model; None without questions.
-
-    Args:
-        share: of unanswerable questions, to choose a threshold for if that can be; None for not.
-    """
-    examples = validation.examples
-    if share is not None and not has_both_kinds(examples):
-        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
-        share = None
-    if not examples:
-        return None
-    tell(f"validation: {validation}")
-    if share is not None:
-        own = sum(example.is_impossible for example in examples) / len(examples)
-        tell(
-            f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
-            f"{100 * own:.1f} % of the held-out ones are"
-        )
-    chooses = share is not None
-    return Evaluator(examples, validation.windows, decoding, runtime, chooses, share)
+    return "\n".join(lines)
 
 
 def _description(
     settings: TrainingSettings,
     runtime: Runtime,
-    training: "_Part",
-    validation: "_Part",
+    training: Part,
+    validation: Part,
     windows: WindowSettings,
     decoding: DecodingSettings,
 ) -> dict[str, Any]:
@@ -254,70 +172,3 @@ def _description(
         },
         **surroundings(runtime),
     }
-
-
-# --- data ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Examples, their windows, and what became of their labels."""
-
-    examples: Sequence[Example]
-    windows: LabelledWindows
-    labels: LabelReport
-
-    def __str__(self) -> str:
-        return f"{counted(len(self.windows), 'window')} of {self.labels}"
-
-
-def _cut(
-    examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
-) -> _Part:
-    """Cut examples into labelled windows; each process does it for itself, in seconds."""
-    windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
-    return _Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
-
-
-def load_data(
-    data: DataSettings, *, version_2_with_negative: bool, say: Say = lambda what: None
-) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, checked; the second is empty where there are none.
-
-    ``say`` is told what the data do not give.
-
-    Raises:
-        UserError: they cannot be read, or training cannot use them.
-    """
-    parts = read_data(data, say=say)
-    for source, examples in parts:
-        try:
-            check_examples(examples, source)
-            check_answers(examples, source)
-        except UserError as error:
-            hint = "; bertqa check finds all faults" if examples else ""
-            raise UserError(f"{error}{hint}") from error
-        check_version(examples, source, version_2_with_negative)
-    train = parts[0][1]
-    validation = parts[1][1] if len(parts) > 1 else []
-    if data.validation_split_percentage:
-        train, validation = split_by_article(train, data.validation_split_percentage)
-    return train[: data.max_train_samples], validation[: data.max_eval_samples]
-
-
-def read_data(
-    data: DataSettings, *, say: Callable[[str], object], keep_faulty: bool = False
-) -> list[tuple[str, list[Example]]]:
-    """The training data, then those to evaluate on, if any, each with its name; not yet checked.
-
-    ``say`` and ``keep_faulty`` are those of ``read_examples``.
-    """
-    if data.train_file:
-        paths = [Path(path) for path in (data.train_file, data.validation_file) if path]
-        return [(str(p), read_examples(p, say=say, keep_faulty=keep_faulty)) for p in paths]
-    name = data.dataset or "squad"
-    splits = ("train",) if data.validation_split_percentage else ("train", "validation")
-    return [
-        (f"{name}, {split}", load_hub_dataset(name, split, say=say, keep_faulty=keep_faulty))
-        for split in splits
-    ]

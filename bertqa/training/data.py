@@ -1,0 +1,85 @@
+"""The questions of a training: read, checked, cut into windows and labelled."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertqa.data.labels import LabelledWindows, LabelReport, label_report, make_labelled_windows
+from bertqa.data.readers import load_hub_dataset, read_examples
+from bertqa.data.squad import (
+    Example,
+    check_answers,
+    check_examples,
+    check_version,
+    split_by_article,
+)
+from bertqa.data.tokenization import BertTokenizer
+from bertqa.errors import UserError, counted
+from bertqa.runtime import Runtime
+from bertqa.settings import DataSettings, WindowSettings
+
+Say = Callable[[object], object]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples, their windows, and what became of their labels."""
+
+    examples: Sequence[Example]
+    windows: LabelledWindows
+    labels: LabelReport
+
+    def __str__(self) -> str:
+        return f"{counted(len(self.windows), 'window')} of {self.labels}"
+
+
+def label_part(
+    examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
+) -> Part:
+    """Cut examples into labelled windows; each process does it for itself, in seconds."""
+    windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
+    return Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
+
+
+def load_data(
+    data: DataSettings, *, version_2_with_negative: bool, say: Say = lambda what: None
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, checked; the second is empty where there are none.
+
+    ``say`` is told what the data do not give.
+
+    Raises:
+        UserError: they cannot be read, or training cannot use them.
+    """
+    parts = read_data(data, say=say)
+    for source, examples in parts:
+        try:
+            check_examples(examples, source)
+            check_answers(examples, source)
+        except UserError as error:
+            hint = "; bertqa check finds all faults" if examples else ""
+            raise UserError(f"{error}{hint}") from error
+        check_version(examples, source, version_2_with_negative)
+    train = parts[0][1]
+    validation = parts[1][1] if len(parts) > 1 else []
+    if data.validation_split_percentage:
+        train, validation = split_by_article(train, data.validation_split_percentage)
+    return train[: data.max_train_samples], validation[: data.max_eval_samples]
+
+
+def read_data(
+    data: DataSettings, *, say: Callable[[str], object], keep_faulty: bool = False
+) -> list[tuple[str, list[Example]]]:
+    """The training data, then those to evaluate on, if any, each with its name; not yet checked.
+
+    ``say`` and ``keep_faulty`` are those of ``read_examples``.
+    """
+    if data.train_file:
+        paths = [Path(path) for path in (data.train_file, data.validation_file) if path]
+        return [(str(p), read_examples(p, say=say, keep_faulty=keep_faulty)) for p in paths]
+    name = data.dataset or "squad"
+    splits = ("train",) if data.validation_split_percentage else ("train", "validation")
+    return [
+        (f"{name}, {split}", load_hub_dataset(name, split, say=say, keep_faulty=keep_faulty))
+        for split in splits
+    ]

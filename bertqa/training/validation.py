@@ -1,0 +1,88 @@
+"""What a training does with its validation questions: choose a threshold, and calibrate."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bertqa.answering.answerer import QuestionAnswerer, load_folder
+from bertqa.answering.calibration import calibrate
+from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.answering.evaluation import Evaluator
+from bertqa.data.squad import Example, has_both_kinds
+from bertqa.errors import UserError, counted
+from bertqa.runtime import Runtime
+from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
+from bertqa.training.data import Part, Say
+from bertqa.training.evaluations import Observer
+from bertqa.training.run_folder import RunFolder
+
+
+def check_patience(settings: TrainingSettings, validation: Sequence[Example]) -> None:
+    """Refuse to stop early without questions that tell when.
+
+    Raises:
+        UserError: there are none.
+    """
+    if settings.early_stopping_patience and not validation:
+        raise UserError(
+            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
+            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+        )
+
+
+def make_evaluator(
+    validation: Part,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    share: float | None,
+    tell: Say,
+) -> Evaluator | None:
+    """Make what measures the model; None without questions.
+
+    Args:
+        share: of unanswerable questions, to choose a threshold for if that can be; None for not.
+    """
+    examples = validation.examples
+    if share is not None and not has_both_kinds(examples):
+        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
+        share = None
+    if not examples:
+        return None
+    tell(f"validation: {validation}")
+    if share is not None:
+        own = sum(example.is_impossible for example in examples) / len(examples)
+        tell(
+            f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
+            f"{100 * own:.1f} % of the held-out ones are"
+        )
+    chooses = share is not None
+    return Evaluator(examples, validation.windows, decoding, runtime, chooses, share)
+
+
+def calibrate_best(
+    folder: RunFolder,
+    examples: Sequence[Example],
+    windows: WindowSettings,
+    decoding: DecodingSettings,
+    runtime: Runtime,
+    observer: Observer,
+    tell: Say,
+) -> None:
+    """Fit the temperature of the best model to the validation questions; it changes no answer."""
+    model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
+    threshold = read_decoding_file(folder.path)[1].null_score_diff_threshold
+    settings = replace(decoding, null_score_diff_threshold=threshold)
+    qa = QuestionAnswerer(model, tokenizer, windows, settings, runtime)
+    try:
+        calibration, predictions = calibrate(qa, examples, "the validation data")
+    except UserError as error:
+        tell(f"the probabilities are not calibrated: {error}")
+        return
+    settings = replace(settings, temperature=calibration.temperature)
+    folder.keep_calibration(calibration, predictions, settings, windows)
+    before, after, number = calibration.before, calibration.after, calibration.fitted_on
+    tell(
+        f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
+        f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
+        f"{counted(after.questions, 'question')} about other articles"
+    )
+    observer.after_calibration(calibration, examples, settings)
