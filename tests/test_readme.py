@@ -33,7 +33,7 @@ def text_of(document: str) -> str:
 
 def test_the_readme_is_short() -> None:
     lines = README.splitlines()
-    assert lines.index("## Install") < 40 and len(lines) <= 160
+    assert lines.index("## Install") < 40 and len(lines) <= 150
     assert len(README.split()) <= 1400
 
 
