@@ -16,6 +16,7 @@ from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, counted, shown
+from bertqa.fields import check_kind, probability, true_or_false, whole_number
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
@@ -23,15 +24,7 @@ from bertqa.model.config import BertConfig
 from bertqa.model.cpu_inference import check_int8, make_ready
 from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
-from bertqa.settings import (
-    DecodingSettings,
-    Overrides,
-    WindowSettings,
-    check_kind,
-    probability,
-    true_or_false,
-    whole_number,
-)
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
 NOTHING_ASKED = Overrides()

@@ -18,9 +18,10 @@ from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked, se
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, load_once
 from bertqa.errors import UserError, shown
+from bertqa.fields import check_kind, whole_number
 from bertqa.model.config import load_config
 from bertqa.model.hub import SHIPPED_MODEL, find_folder
-from bertqa.settings import Overrides, check_kind, check_precision, whole_number
+from bertqa.settings import Overrides, check_precision
 
 
 class AnswerBatch:

@@ -11,7 +11,7 @@ tokens. ``exact_spans`` builds one table of all spans of a question over its who
 Where sliding windows overlap, several of them score the same span: it is in the table once, with
 the best of these scores. The n best spans and the sum that their probabilities are normalised by
 are both taken from this table. The probability of a span is the softmax of score / temperature over
-the table; calibration.py fits the temperature. ``top20.py`` has run_qa's approximate search.
+the table; temperature.py fits the temperature. ``top20.py`` has run_qa's approximate search.
 
 T  tokens in the batch      Q  questions      C  context tokens      n  n_best
 N  windows                  R  spans          M  max_answer_length
@@ -245,7 +245,7 @@ def logits_of(
     return start, end
 
 
-# --- also for top20.py and calibration.py --------------------------------------------------------
+# --- also for top20.py and temperature.py --------------------------------------------------------
 
 
 def log_sums(question: Tensor, score: Tensor, num_questions: int) -> Tensor:

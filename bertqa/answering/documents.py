@@ -20,7 +20,8 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
-from bertqa.settings import DecodingSettings, whole_number
+from bertqa.fields import whole_number
+from bertqa.settings import DecodingSettings
 
 _TOGETHER = 64  # documents whose windows go through the model together
 _SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more

@@ -13,7 +13,8 @@ from typing import Any
 
 from bertqa.answering.blocks import digest
 from bertqa.answering.metrics import evaluate_pairs
-from bertqa.data.readers import Lacks, is_parquet, iter_rows
+from bertqa.data.formats import is_parquet
+from bertqa.data.readers import Lacks, iter_rows
 from bertqa.errors import UserError, shown
 from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
 from bertqa.settings import DecodingSettings

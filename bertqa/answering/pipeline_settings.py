@@ -15,13 +15,8 @@ from typing import Any
 import torch
 
 from bertqa.errors import UserError, shown
-from bertqa.settings import (
-    SPECIAL_TOKENS,
-    WindowSettings,
-    probability,
-    true_or_false,
-    whole_number,
-)
+from bertqa.fields import probability, true_or_false, whole_number
+from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 TASK = "question-answering"
 SCORES = ("bertqa", "transformers")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from bertqa.commands.flags import Parser, add_model_flags
 
 if TYPE_CHECKING:
-    from bertqa.answering.calibration import Reliability  # late: for type checkers alone
+    from bertqa.answering.reliability import Reliability  # late: for type checkers alone
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:

@@ -12,7 +12,8 @@ from bertqa.commands.flags import check_one_process
 from bertqa.commands.infer_output import check_free, keep, keep_metrics, make_folder, say
 from bertqa.commands.infer_rows import answer_rows
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.readers import Row, has_row_each, read_hub_rows, read_rows
+from bertqa.data.formats import has_row_each
+from bertqa.data.readers import Row, read_hub_rows, read_rows
 from bertqa.data.rows import shared_texts
 from bertqa.errors import UserError, counted
 

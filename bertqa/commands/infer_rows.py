@@ -15,7 +15,7 @@ from bertqa.answering.parquet_file import PARQUET, pack, unpack
 from bertqa.answering.parts import PARTS
 from bertqa.commands.infer_output import check_free, keep_metrics, make_folder, say
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.readers import is_parquet
+from bertqa.data.formats import is_parquet
 from bertqa.errors import counted
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 

@@ -80,7 +80,7 @@ def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWi
     start, end, number = torch.zeros(3, len(windows), dtype=torch.int64)
     golds, tokens = [], []
     for n in range(max((len(_golds(example)) for example in examples), default=0) or 1):
-        golds.append([_only(example, n) for example in examples])
+        golds.append([only_gold(example, n) for example in examples])
         tokens.append(torch.stack(answer_tokens(golds[n], contexts, context_of)))
         first, last = _positions(windows, *tokens[n])
         new = (start == 0) & (first > 0)
@@ -127,7 +127,7 @@ def _golds(example: Example) -> list[tuple[str, int]]:
     return pairs if len(example.positions) > 1 else pairs[:1]
 
 
-def _only(example: Example, number: int) -> Example:
+def only_gold(example: Example, number: int) -> Example:
     """The example with one of its gold answers alone; one without any where it has fewer."""
     golds = _golds(example)
     if number < len(golds) > 1:

@@ -4,15 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.calibration import (
-    Calibration,
-    Reliability,
-    ScoredQuestions,
-    calibrate,
-    measure,
-    write_calibration,
-)
+from bertqa.answering.calibration import Calibration, calibrate, write_calibration
 from bertqa.answering.decoding_file import keep_temperature
+from bertqa.answering.reliability import Reliability, measure
+from bertqa.answering.temperature import ScoredQuestions
 from bertqa.data.readers import read_examples
 from bertqa.files import DECODING_FILE, write_text
 from bertqa.report.charts import Line, line_chart

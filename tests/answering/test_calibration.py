@@ -11,17 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.calibration import (
-    ScoredQuestions,
-    calibrate,
-    calibration_error,
-    equal_mass_bins,
-    fit_temperature,
-    read_calibration,
-    write_calibration,
-)
+from bertqa.answering.calibration import calibrate, read_calibration, write_calibration
 from bertqa.answering.decoding import log_totals, null_logits
 from bertqa.answering.evaluation import score
+from bertqa.answering.reliability import calibration_error, equal_mass_bins
+from bertqa.answering.temperature import ScoredQuestions, fit_temperature
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
-from bertqa.data.readers import has_row_each, iter_rows, load_hub_dataset, read_examples
+from bertqa.data.formats import has_row_each
+from bertqa.data.readers import iter_rows, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 

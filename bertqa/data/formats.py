@@ -1,0 +1,287 @@
+"""Every accepted form -> entries: files, data sets of the hub.
+
+Files, each but parquet also gzip-compressed (known by its first bytes):
+
+    .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
+    .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
+    .csv .tsv        a header, then rows, separated as the header shows; blank lines are skipped
+    .parquet         rows
+
+What an entry is, entries.py says; what stands in the cells of a CSV file, csv_cells.py.
+"""
+
+import csv
+import gzip
+import io
+import json
+import os
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bertqa.data.csv_cells import csv_row
+from bertqa.data.entries import Entries, Entry, document_entries, value_or_fault
+from bertqa.data.rows import require_keys
+from bertqa.errors import UserError, counted, reason, shown
+
+_NEEDED = ["question", "context"]  # in the header of a CSV file
+_Reader = Callable[[io.BufferedReader, str], Entries]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # such as /dev/zero, which has no end
+                raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
+            # By content, not by name: browsers and copying tools unpack .gz without renaming.
+            compressed = file.peek(2)[:2] == b"\x1f\x8b"
+            stream: io.BufferedReader = file
+            if compressed:
+                stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
+            if not stream.peek(1):
+                raise UserError(f"{path} is empty; fetch or write it again")
+            yield stream
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a directory; name a file in it") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged gzip ({error}); fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check the path"
+        ) from error
+
+
+def _decoded(raw: bytes, line: int, source: str) -> str:
+    """UTF-8 bytes that begin at this line of the source; at the first, a BOM is dropped."""
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        byte = error.object[error.start]
+        raise UserError(
+            f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice, json would keep the last value in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {shown(key)} {count} times")
+    return found
+
+
+def _parsed(text: str, line: int, source: str) -> Any:
+    """The JSON value of a text that begins at this line of the source."""
+    text = text.rstrip()  # what is cut off ends on its own line, not on the next one
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        near = shown(text[error.pos : error.pos + 20])
+        raise UserError(
+            f"{source}, line {line}, column {error.colno}: malformed JSON ({error.msg}) "
+            f"near {near}; correct it or fetch the file again"
+        ) from error
+    except RecursionError as error:
+        raise UserError(
+            f"{source}, line {line}: the JSON is nested too deeply; give a data set"
+        ) from error
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
+
+
+def _json_lines(stream: Iterable[bytes], source: str) -> Entries:
+    def value(raw: bytes, line: int) -> Any:
+        return _parsed(_decoded(raw, line, source), line, source)
+
+    # Only \n parts lines, since U+2028 and such are text.
+    for line, raw in enumerate(stream, start=1):
+        if raw.decode("utf-8-sig", "replace").strip():
+            yield Entry(f"{source}, line {line}", value_or_fault(value, raw, line), raw, line)
+
+
+def _has_json_lines(text: str) -> bool:
+    """Whether the first of several lines is an object by itself."""
+    first, _, rest = text.lstrip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json(stream: io.BufferedReader, source: str) -> Entries:
+    content = stream.read()
+    text = _decoded(content, 1, source)
+    if _has_json_lines(text):
+        return _json_lines(content.split(b"\n"), source)
+    return document_entries(_parsed(text, 1, source), source)
+
+
+def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
+    """The location and the fields of each record that is not blank."""
+    # strict: otherwise a quote that is never closed swallows the rest of the file.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    # Contexts may exceed the default of 131,072. The csv module keeps it for the process.
+    csv.field_size_limit(2**31 - 1)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield f"{source}, line {line}", fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{source}, line {line}: malformed CSV ({error}); correct the quotes or line ends"
+        ) from error
+
+
+def _separated(lines: Iterator[str], usual: str) -> tuple[Iterator[str], str]:
+    """The lines, and what separates their fields: Excel takes the list separator of the country."""
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if line.strip():
+            break
+    fitting = (m for m in (usual, *",;\t") if set(_NEEDED) <= set(_names(read[-1:], m)))
+    return chain(read, lines), next(fitting, usual)
+
+
+def _names(header: list[str], delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(header, delimiter=delimiter), [])
+    except csv.Error:  # is told where the records are read
+        return []
+
+
+def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Entries:
+    decoded = (_decoded(raw, line, source) for line, raw in enumerate(stream, start=1))
+    lines, delimiter = _separated(decoded, delimiter)
+    records = _csv_records(lines, source, delimiter)
+    location, header = next(records, (source, []))
+    require_keys(dict.fromkeys(header), _NEEDED, f"{location}: the header")
+    repeated = [name for name, count in Counter(header).items() if name and count > 1]
+    if repeated:
+        raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
+    for location, fields in records:
+        row = value_or_fault(_csv_row, header, fields, delimiter, location)
+        yield Entry(location, row, fields)
+
+
+def _csv_row(header: list[str], fields: list[str], delimiter: str, location: str) -> dict[str, Any]:
+    if len(fields) != len(header):
+        raise UserError(
+            f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
+            f"(the first: {shown(fields[0])}); put quotes around fields that hold "
+            f"{shown(delimiter)}, quotes or line ends"
+        )
+    return csv_row(dict(zip(header, fields, strict=True)), location)
+
+
+def _table_rows(batches: Iterable[Any], source: str) -> Entries:
+    """The rows of Arrow tables: several times as fast as row by row."""
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+    return (Entry(f"{source}, row {number}", row, row) for number, row in enumerate(rows))
+
+
+def _parquet(stream: io.BufferedReader, source: str) -> Entries:
+    if source.lower().endswith(".gz"):
+        raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
+    from pyarrow import parquet  # late: for parquet only
+
+    try:
+        yield from _table_rows(parquet.ParquetFile(stream).iter_batches(batch_size=100), source)
+    except Exception as error:  # The library's errors have no common class.
+        raise UserError(
+            f"{source} is not readable as parquet ({reason(error)}); write it again"
+        ) from error
+
+
+def hub_entries(name: str, split: str) -> tuple[Entries, str]:
+    """The rows of one split of a data set, and what messages call it."""
+    from datasets import load_dataset  # late: takes seconds, for the hub only
+
+    path, _, config = name.partition(":")
+    try:
+        table = load_dataset(path, config or None, split=split)
+    except Exception as error:  # The library's errors have no common class.
+        raise UserError(
+            f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
+            f"({reason(error)}); check both names, or pass a file instead when offline: "
+            "--train_file/--validation_file, of bertqa infer --input"
+        ) from error
+    location = f"data set {shown(name)}, split {shown(split)}"
+    # As Arrow tables, so that no image or audio is decoded.
+    return _table_rows(table.with_format("arrow").iter(batch_size=1000), location), location
+
+
+_READERS: dict[str, _Reader] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
+}
+
+
+def entries_of(path: Path) -> Entries:
+    """The entries of a file of any accepted form; of JSON lines and parquet in constant memory.
+
+    Raises:
+        UserError: the file cannot be opened or read, or is of no accepted form.
+    """
+    with _opened(path) as stream:
+        yield from _reader(path)(stream, str(path))
+
+
+def has_row_each(path: Path) -> bool:
+    """Whether a file is named as JSON lines or parquet and has a question in each row.
+
+    Such a file can be read one by one.
+    """
+    return _READERS.get(_ending(path)) in (_json_lines, _parquet) and not _nests(path)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is named as parquet."""
+    return _READERS.get(_ending(path)) is _parquet
+
+
+def _nests(path: Path) -> bool:
+    """Whether the first row of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    if not path.is_file():
+        return False
+    try:
+        entry = next((found.value for found in entries_of(path)), None)
+    except UserError:  # is told where the rows are read
+        return False
+    if not isinstance(entry, dict) or "question" in entry:
+        return False
+    return not entry.keys().isdisjoint(("header", "paragraphs", "qas"))
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _reader(path: Path) -> _Reader:
+    ending = _ending(path)
+    if ending not in _READERS:
+        raise UserError(
+            f"{path} has the ending {shown(ending)}, which is not read; "
+            f"give one of {', '.join(_READERS)} (all but .parquet also with .gz)"
+        )
+    return _READERS[ending]
