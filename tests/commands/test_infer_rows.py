@@ -197,6 +197,27 @@ def test_a_table_that_cannot_be_written_leaves_the_lines(
     assert table.alone("out", "--resume") == whole
 
 
+def test_a_table_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than two blocks of its answers have been read when the first one is written."""
+    lines = [{"row": row, "id": "x", "digest": "", "answer": ""} for row in range(5 * BLOCK)]
+    write_rows(tmp_path / "predictions.jsonl", lines)
+    seen: list[int] = []
+    read, write = parquet_file.json_lines, parquet.ParquetWriter.write_table
+    counted = (
+        seen.append(entry["row"]) or (end, entry)
+        for end, entry in read(tmp_path / "predictions.jsonl")
+    )
+    monkeypatch.setattr(parquet_file, "json_lines", lambda *_: counted)
+    at_write: list[int] = []
+    monkeypatch.setattr(
+        parquet.ParquetWriter, "write_table",
+        lambda writer, table: (at_write.append(len(seen)), write(writer, table)),
+    )  # fmt: skip
+    parquet_file.pack(tmp_path)
+    assert at_write == [BLOCK + 1, *(n * BLOCK + 1 for n in (2, 3, 4)), 5 * BLOCK]
+    assert read_rows(tmp_path / PARQUET) == lines
+
+
 def test_paragraphs_in_a_table_are_read_whole(table: Job) -> None:
     """As those of any other form: one row has several questions."""
     qas = [{"id": name, "question": "Who built it?"} for name in ("a", "b")]
