@@ -318,6 +318,16 @@ def test_parts_of_other_questions_are_refused(job: Job, capsys: Any) -> None:
     assert contents(job.home / "out") == before
 
 
+def test_a_part_whose_block_has_grown_is_made_anew(job: Job) -> None:
+    """As a single process goes on with a file that has grown, also where none was written whole."""
+    write_rows(job.source, rows()[:7])
+    job.together(2, "out", killed_at_sync=3)
+    assert "00000001.jsonl" in written(job.home / "out" / "predictions.parts")
+    write_rows(job.source, rows()[:8])
+    expected = job.alone("alone")
+    assert job.alone("out", "--resume") == expected
+
+
 def test_what_the_first_process_refuses_all_do(job: Job) -> None:
     """One says it, whether it is about the folder or about a row."""
     (job.home / "out").mkdir()
