@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from pyarrow import Table, parquet
 
+from bertqa import runtime
 from bertqa.answering import blocks, parquet_file
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.readers import read_examples
+from bertqa.errors import UserError
 from tests.commands.answering_processes import start_infer
 from tests.commands.world import HERE, ROW, WINDOWS, call, run
 from tests.helpers import STORIES, contents
@@ -326,6 +329,22 @@ def test_a_part_whose_block_has_grown_is_made_anew(job: Job) -> None:
     write_rows(job.source, rows()[:8])
     expected = job.alone("alone")
     assert job.alone("out", "--resume") == expected
+
+
+def test_the_first_that_is_done_waits_for_the_last(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share out blocks, not time: in a job of days they may end hours apart."""
+    waits: list[timedelta] = []
+
+    def init(backend: str, timeout: timedelta) -> None:
+        waits.append(timeout)
+        raise UserError("this is a test")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime.dist, "init_process_group", init)
+    assert call("infer", *job.flags("out")) == 2
+    assert waits[0] > timedelta(days=7)
 
 
 def test_what_the_first_process_refuses_all_do(job: Job) -> None:
