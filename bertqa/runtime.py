@@ -236,12 +236,17 @@ def limit_onednn_cache() -> None:
 
 
 def start_runtime(
-    device: str = "auto", precision: str = "auto", backend: str | None = None
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str | None = None,
+    longest_wait: timedelta = timedelta(hours=2),
 ) -> Runtime:
     """Settle device and precision, and join the other processes if torchrun started several.
 
     Args:
         backend: of torch.distributed; None is what sums tensors of the device fastest.
+        longest_wait: of one process for another, which counts as gone after that. Rank 0 may read
+            and tokenise a large data set while the others wait for it.
 
     Raises:
         UserError: a device or precision that this machine does not have.
@@ -253,9 +258,8 @@ def start_runtime(
     if on_gpu:
         torch.cuda.set_device(alone.device)
     if not dist.is_initialized():
-        # Rank 0 may read and tokenise a large data set while the others wait for it.
         backend = backend or ("nccl" if on_gpu else "gloo")
-        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        dist.init_process_group(backend, timeout=longest_wait)
     return replace(alone, rank=dist.get_rank(), world_size=dist.get_world_size())
 
 

@@ -64,14 +64,16 @@ def write_decoding_file(
 
 
 def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
-    """Write the temperature of some settings into decoding.json, which the others were read from.
+    """Write the temperature of some settings into decoding.json; what else it says stays.
 
     Raises:
         UserError: the file cannot be read or written.
     """
     path = folder / DECODING_FILE
-    share = read_json_object(path).get("unanswerable_share") if is_there(path) else None
-    write_decoding_file(folder, settings, windows, share)
+    if is_there(path):
+        write_json(path, read_json_object(path) | {"temperature": settings.temperature})
+    else:
+        write_decoding_file(folder, settings, windows)
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:

@@ -25,6 +25,7 @@ from bertqa.settings import DecodingSettings
 
 _TOGETHER = 64  # documents whose windows go through the model together
 _SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more
+_SMALLEST = 1e-300  # of a probability that has all its digits
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])|\n\s*\n")
 
 Predict = Callable[[Sequence[Example], DecodingSettings], Iterable[Prediction]]
@@ -189,16 +190,18 @@ class _Found:
         if may_lack and spans[-1].score > bar:
             return False
         total = _log_add(prediction.log_total, null.score / self.decoding.temperature)
-        weighed = [
-            (answer, math.log(answer.probability) + total, document)
-            for answer in kept
-            if answer.probability  # else it is too small for a number
-        ]
+        weighed = [(answer, self._log_weight(answer, total), document) for answer in kept]
         ranked = sorted(self.best + weighed, key=lambda entry: -entry[0].score)
         self.best = ranked[: self.settings.top_k]
         self.log_total = _log_add(self.log_total, prediction.log_total)
         self.null_score = min(self.null_score, null.score)
         return True
+
+    def _log_weight(self, answer: Answer, total: float) -> float:
+        """The log of an answer's share in ``total``, the log of the sum over its document."""
+        if answer.probability < _SMALLEST:  # "no answer" may exceed it by far
+            return answer.score / self.decoding.temperature
+        return math.log(answer.probability) + total
 
     def entries(self) -> list[ReadEntry]:
         """The answer that counts first, then the others; "no answer" among them if it is one."""

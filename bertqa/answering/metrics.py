@@ -188,9 +188,9 @@ def threshold_curve(
 
     No threshold separates equal scores, so their questions turn together. The script turns them
     one by one and can report a best figure which its threshold does not give. Here each point
-    is, to the last bit, what `evaluate_v2` says of the predictions made with its threshold.
-    Takes O(n log n). Raises UserError if there are no references, if one has no null score
-    or one that is not finite, or if questions of one kind alone are to be weighted.
+    is, to the last bit, what `evaluate_v2` says of the predictions made with its threshold, if no
+    question is weighted. Takes O(n log n). Raises UserError if there are no references, if one has
+    no null score or one that is not finite, or if questions of one kind alone are to be weighted.
     """
     _require_references(references)
     scores = {qid: _null_score(null_scores, qid) for qid in references}

@@ -5,7 +5,7 @@ that was done is resumed, with an input that has grown.
 """
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def pack(folder: Path) -> None:
 
     def write(partial: Path) -> None:
         with parquet.ParquetWriter(partial, schema) as writer:
-            for block in (first, *blocks):
+            for block in chain([first], blocks):  # no more than one in memory
                 writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
     write_file(folder / PARQUET, write)

@@ -40,18 +40,24 @@ class Parts:
         write_file(self._path(number), lambda path: append_json_lines(path, entries))
 
     def check(self, source: Path) -> None:
-        """Refuse parts that were made of another file.
+        """Refuse parts that were made of another file; remove one whose block has grown since.
 
         Raises:
             UserError: a part has not the rows that its block has.
         """
         numbers = self.numbers()
         for block in iter_blocks(source) if numbers else ():
-            if block.number in numbers and not _is_of(self.read(block.number), block):
+            if block.number not in numbers:
+                continue
+            path, entries = self._path(block.number), self.read(block.number)
+            if not _begins(entries, block):
                 raise UserError(
-                    f"--resume: {self._path(block.number)} holds the answers of other questions "
-                    f"than {source} has there: pass the file that it was begun with"
+                    f"--resume: {path} holds the answers of other questions than {source} has "
+                    "there: pass the file that it was begun with"
                 )
+            if len(entries) < len(block.rows):
+                with said_plainly(path, "removed"):
+                    path.unlink()
 
     def remove(self) -> None:
         """Remove all parts."""
@@ -63,12 +69,11 @@ class Parts:
         return self.folder / f"{number:08}.jsonl"
 
 
-def _is_of(entries: list[dict[str, Any]], block: Block) -> bool:
-    if len(entries) != len(block.rows):
-        return False
-    return all(
+def _begins(entries: list[dict[str, Any]], block: Block) -> bool:
+    """Whether these are the answers to the first rows of a block, or to all of them."""
+    return len(entries) <= len(block.rows) and all(
         entry.get(row.unit) == row.number and entry.get("digest", digest(row)) == digest(row)
-        for entry, row in zip(entries, block.rows, strict=True)
+        for entry, row in zip(entries, block.rows, strict=False)
     )
 
 

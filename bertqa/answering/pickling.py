@@ -22,6 +22,7 @@ from bertqa.errors import UserError
 from bertqa.files import (
     BIN_FILE,
     CONFIG_FILE,
+    DECODING_FILE,
     OPTIONAL_FILES,
     TOKENIZER_FILES,
     said_plainly,
@@ -116,11 +117,17 @@ class CheckpointFiles:
         """Whether all but the weights holds what it held, whenever it was written."""
         return self.digest(weights=False) == self._settings
 
-    def digest(self, *, weights: bool = True) -> str:
-        """SHA-256 of the names and contents; 64 hexadecimal digits."""
+    def digest(self, *, weights: bool = True, decoding: bool = True) -> str:
+        """SHA-256 of the names and contents; 64 hexadecimal digits.
+
+        Args:
+            weights, decoding: whether those of weights and of decoding.json count.
+        """
         total = sha256()
         for path in self._paths():
             if not weights and path.suffix in (".safetensors", ".bin"):
+                continue
+            if not decoding and path.name == DECODING_FILE:
                 continue
             with said_plainly(path, "read"), path.open("rb") as file:
                 part = sha256()

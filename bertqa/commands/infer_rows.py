@@ -5,6 +5,7 @@ However many there are; several processes, which torchrun starts, share them.
 
 import argparse
 from dataclasses import replace
+from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -24,8 +25,11 @@ LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS, PARTS)
 
 def answer_rows(flags: argparse.Namespace) -> None:
     """Answer the rows of --input; the main process puts together what all have answered."""
-    # They only wait for each other, so that several may compute on one GPU.
-    runtime = start_runtime(flags.device, flags.precision, backend="gloo")
+    # They only wait for each other, so that several may compute on one GPU. The first that is done
+    # may have to wait long for the last; gloo notices at once when one has gone.
+    runtime = start_runtime(
+        flags.device, flags.precision, backend="gloo", longest_wait=timedelta(days=30)
+    )
     try:
         runtime.on_main(lambda: prepare(flags))
         qa = runtime.main_first(lambda: load_answerer(flags, str(runtime.device)))

@@ -179,7 +179,8 @@ def explain_checkpoint(
         name, overrides=overrides, device=device, precision=precision, revision=revision,
         allow_bin=allow_bin,
     )  # fmt: skip
-    qa.decoding = replace(qa.decoding, n_best_size=max(top_k, qa.decoding.n_best_size))
+    n_best = max(top_k, qa.decoding.n_best_size)
+    qa.decoding = replace(qa.decoding, n_best_size=n_best, score_threshold=0.0)
     (prediction,) = qa.answer(asked(question, context))
     windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
     folder = qa.folder

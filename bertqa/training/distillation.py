@@ -89,7 +89,8 @@ class Teacher(NamedTuple):
     """A model to learn from.
 
     Attributes:
-        digest: of its files; a run that is resumed must have the same.
+        digest: of its files but decoding.json, which does not change its scores; a run that is
+            resumed must have the same.
     """
 
     model: BertForQuestionAnswering
@@ -131,4 +132,4 @@ def _load_teacher(
             f"other rules ({own.source}): take a teacher that was trained with the same"
         )
     check_window_fits(model.config, windows, model=f"--teacher {name}")
-    return Teacher(model, CheckpointFiles(folder).digest())
+    return Teacher(model, CheckpointFiles(folder).digest(decoding=False))

@@ -157,8 +157,10 @@ def test_no_answer_wins_only_if_it_wins_in_every_document(tenth, threshold, answ
     assert math.fsum(entry["score"] for entry in entries) == pytest.approx(1, abs=1e-9)
 
 
-def test_without_no_answer_there_is_always_one():
-    entries, _ = read([told([(0, 3, 1.0)], null=99.0)], impossible=False)
+@pytest.mark.parametrize(("score", "null"), [(1.0, 99.0), (-60.0, 700.0)])
+def test_without_no_answer_there_is_always_one(score, null):
+    """Also where its probability beside "no answer" is too small for a number."""
+    entries, _ = read([told([(0, 3, score)], null)], impossible=False)
     assert [(e["answer"], e["score"]) for e in entries] == [("xxx", pytest.approx(1))]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.calibration import read_calibration
-from bertqa.answering.decoding_file import read_decoding_file
+from bertqa.answering.decoding_file import keep_temperature, read_decoding_file
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
 from bertqa.settings import Overrides
@@ -105,6 +106,19 @@ def test_a_model_that_is_there_gets_its_temperature(
     said = capsys.readouterr().out
     assert f"on the {len(read_examples(file))} questions" in said
     assert f"{found.temperature:.4f}\n" in said
+
+
+def test_all_but_the_temperature_stays_in_decoding_json(tmp_path: Path) -> None:
+    """Also windows that someone wrote there for a model that always answers."""
+    before = {
+        "version_2_with_negative": False, "null_score_diff_threshold": 0.0, "max_seq_length": 64,
+        "doc_stride": 16, "max_query_length": None,
+    }  # fmt: skip
+    (tmp_path / "decoding.json").write_text(json.dumps(before))
+    windows, decoding = read_decoding_file(tmp_path)
+    assert windows
+    keep_temperature(tmp_path, replace(decoding, temperature=2.5), windows)
+    assert read_json(tmp_path / "decoding.json") == before | {"temperature": 2.5}
 
 
 def test_what_cannot_be_calibrated_is_refused(

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from pyarrow import Table, parquet
 
+from bertqa import runtime
 from bertqa.answering import blocks, parquet_file
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.data.readers import read_examples
+from bertqa.errors import UserError
 from tests.commands.answering_processes import start_infer
 from tests.commands.world import HERE, ROW, WINDOWS, call, run
 from tests.helpers import STORIES, contents
@@ -197,6 +200,27 @@ def test_a_table_that_cannot_be_written_leaves_the_lines(
     assert table.alone("out", "--resume") == whole
 
 
+def test_a_table_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than two blocks of its answers have been read when the first one is written."""
+    lines = [{"row": row, "id": "x", "digest": "", "answer": ""} for row in range(5 * BLOCK)]
+    write_rows(tmp_path / "predictions.jsonl", lines)
+    seen: list[int] = []
+    read, write = parquet_file.json_lines, parquet.ParquetWriter.write_table
+    counted = (
+        seen.append(entry["row"]) or (end, entry)
+        for end, entry in read(tmp_path / "predictions.jsonl")
+    )
+    monkeypatch.setattr(parquet_file, "json_lines", lambda *_: counted)
+    at_write: list[int] = []
+    monkeypatch.setattr(
+        parquet.ParquetWriter, "write_table",
+        lambda writer, table: (at_write.append(len(seen)), write(writer, table)),
+    )  # fmt: skip
+    parquet_file.pack(tmp_path)
+    assert at_write == [BLOCK + 1, *(n * BLOCK + 1 for n in (2, 3, 4)), 5 * BLOCK]
+    assert read_rows(tmp_path / PARQUET) == lines
+
+
 def test_paragraphs_in_a_table_are_read_whole(table: Job) -> None:
     """As those of any other form: one row has several questions."""
     qas = [{"id": name, "question": "Who built it?"} for name in ("a", "b")]
@@ -295,6 +319,32 @@ def test_parts_of_other_questions_are_refused(job: Job, capsys: Any) -> None:
     assert call("infer", *job.flags("out", "--resume")) == 2
     assert "00000000.jsonl holds the answers of other questions" in capsys.readouterr().err
     assert contents(job.home / "out") == before
+
+
+def test_a_part_whose_block_has_grown_is_made_anew(job: Job) -> None:
+    """As a single process goes on with a file that has grown, also where none was written whole."""
+    write_rows(job.source, rows()[:7])
+    job.together(2, "out", killed_at_sync=3)
+    assert "00000001.jsonl" in written(job.home / "out" / "predictions.parts")
+    write_rows(job.source, rows()[:8])
+    expected = job.alone("alone")
+    assert job.alone("out", "--resume") == expected
+
+
+def test_the_first_that_is_done_waits_for_the_last(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share out blocks, not time: in a job of days they may end hours apart."""
+    waits: list[timedelta] = []
+
+    def init(backend: str, timeout: timedelta) -> None:
+        waits.append(timeout)
+        raise UserError("this is a test")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime.dist, "init_process_group", init)
+    assert call("infer", *job.flags("out")) == 2
+    assert waits[0] > timedelta(days=7)
 
 
 def test_what_the_first_process_refuses_all_do(job: Job) -> None:

@@ -14,6 +14,7 @@ import torch
 from bertqa.answering.answerer import QuestionAnswerer, asked
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
+from bertqa.explain import explainer
 from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.explanation import answer_text
@@ -24,7 +25,7 @@ from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from tests.explain.conftest import (
     CONTEXT,
     CPU,
@@ -69,6 +70,15 @@ def test_the_answer_is_the_one_that_is_given(explained, folder, decoding):
     if decoding.null_score_diff_threshold < 0:
         assert e.is_null and (e.answer.first, e.answer.last) == (0, 0)
         assert e.null_scores[e.window] == min(e.null_scores)
+
+
+def test_the_best_answer_is_explained_whatever_its_probability(folder, monkeypatch):
+    monkeypatch.setattr(explainer, "explain", lambda *_, prediction, **__: prediction)
+    found = explainer.explain_checkpoint(
+        str(folder), QUESTION, CONTEXT, overrides=Overrides(score_threshold=1.0), device="cpu",
+        precision="fp32",
+    )  # fmt: skip
+    assert found.text
 
 
 def test_answers_lead_back_to_their_tokens(found):

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from bertqa import QuestionAnswerer
+from bertqa.answering.decoding_file import keep_temperature
 from bertqa.commands import train
 from bertqa.data.batching import collate
 from bertqa.data.labels import make_labelled_windows
@@ -375,8 +376,10 @@ def test_a_run_goes_on_with_its_own_teachers(tmp_path: Path, checkpoint: Path) -
         )  # fmt: skip
 
     train_with([teacher])
-    train_with([teacher.rename(tmp_path / "elsewhere")])
+    teacher = teacher.rename(tmp_path / "elsewhere")
+    keep_temperature(teacher, DecodingSettings(temperature=2.0), WINDOWS)  # its scores stay
+    train_with([teacher])
     other = write_checkpoint(tmp_path / "other", seed=9)
-    for teachers in ([other], [], [tmp_path / "elsewhere", other]):
+    for teachers in ([other], [], [teacher, other]):
         with pytest.raises(UserError, match="began with other teachers than are given now"):
             train_with(teachers)
