@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.answering.answers import Prediction
-from bertqa.answering.calibration import Calibration, write_calibration
+from bertqa.answering.calibration import CALIBRATION_FILE, Calibration, write_calibration
 from bertqa.answering.decoding_file import (
     keep_temperature,
     read_decoding_file,
@@ -176,7 +176,16 @@ class RunFolder:
             write_decoding_file(self.path, settings, windows)
 
     def keep_best(self, model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> None:
-        """Put a model at the folder's top, in place of the one before."""
+        """Put a model at the folder's top, in place of the one before.
+
+        The temperature goes that was fitted to that one, where a run that was at its end goes on.
+        """
+        if (self.path / CALIBRATION_FILE).exists():
+            windows, decoding = read_decoding_file(self.path)
+            fresh = replace(decoding, temperature=DecodingSettings.temperature)
+            keep_temperature(self.path, fresh, windows or WindowSettings())
+            with said_plainly(self.path / CALIBRATION_FILE, "removed"):
+                (self.path / CALIBRATION_FILE).unlink()
         tokenizer.save(self.path)
         save_model(self.path, model)
 

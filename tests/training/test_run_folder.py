@@ -1,13 +1,14 @@
 """Whether a run may begin or go on in a folder."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
 from bertqa.data.labels import FIRST_GOLD
 from bertqa.errors import UserError
 from bertqa.files import write_json
@@ -110,3 +111,19 @@ def test_a_folder_that_is_another_for_each_process(
 def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be looked at: File name too long"):
         check_free(tmp_path / ("x" * 300), resume=False)
+
+
+def test_the_temperature_of_one_best_model_is_not_left_to_the_next(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """A run that stopped early was calibrated, and goes on with more patience."""
+    run = make_run(tmp_path / "run", checkpoint, evaluator=False)
+    run.start(resume=False)
+    folder, decoding = run.folder.path, DecodingSettings(temperature=2.5)
+    for settings in (decoding, replace(decoding, version_2_with_negative=True)):
+        write_decoding_file(folder, settings, WindowSettings(96, 16))
+        write_json(folder / "calibration.json", {})
+        windows, _ = read_decoding_file(folder)
+        run.folder.keep_best(run.loop.model, run.tokenizer)
+        assert not (folder / "calibration.json").exists()
+        assert read_decoding_file(folder) == (windows, replace(settings, temperature=1.0))
