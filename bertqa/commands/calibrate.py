@@ -9,7 +9,7 @@ changes is measured on the others: the expected calibration error (ECE) over 15 
 answers each, and, for some values of bertqa infer's --score_threshold, how many questions are still
 answered and how many of these answers are right. Beside the model are then:
 
-    decoding.json        with the temperature; whatever shows a probability obeys it
+    decoding.json        with the temperature; whatever shows the probability of an answer obeys it
     calibration.json     all figures, those that are printed and the bins
     calibration.svg      the reliability diagram
 
