@@ -28,6 +28,11 @@ _LOWEST, _HIGHEST = 0.1, 10.0  # temperatures among which the best is looked for
 _GRID, _CUTS = 9, 16  # coarse steps, then cuts by the golden ratio: to 0.1 % of the temperature
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
+LIMIT = (
+    "this temperature is the limit of the search: the scores tell little of which answers are "
+    "right, or there are too few questions"
+)
+
 
 class ScoredQuestions:
     """Questions that the model has read once, to be answered at any temperature.
@@ -132,6 +137,14 @@ def fit_temperature(scored: ScoredQuestions, ids: set[str], source: str) -> floa
         return float(scored.losses(math.exp(log_temperature))[usable].mean())
 
     return math.exp(_lowest(loss, math.log(_LOWEST), math.log(_HIGHEST)))
+
+
+def at_limit(temperature: float) -> bool:
+    """Whether a fitted temperature is at an end of the range in which it was looked for.
+
+    Then the scores tell next to nothing of which answers are right, or there are too few questions.
+    """
+    return not 1.01 * _LOWEST < temperature < _HIGHEST / 1.01
 
 
 def _lowest(function: Callable[[float], float], low: float, high: float) -> float:

@@ -43,6 +43,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 def main(flags: argparse.Namespace) -> None:
     """Calibrate or measure, and print."""
+    from bertqa.answering.temperature import LIMIT, at_limit  # late: --help needs no torch
     from bertqa.report.calibration import (  # late: --help needs no torch
         calibrate_model,
         measure_model,
@@ -60,6 +61,8 @@ def main(flags: argparse.Namespace) -> None:
             f"temperature {after.temperature:.4f}, fitted on {calibration.fitted_on:,} questions "
             f"of {flags.file}; kept in {kept}"
         )
+        if at_limit(after.temperature):
+            print(LIMIT)
         print(f"on the {after.questions:,} questions about other articles:")
         print("\n".join(table([calibration.before, after])))
     else:

@@ -123,6 +123,11 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"--null_score_diff_threshold {threshold} cannot be kept with the model: give a finite "
             "number"
         )
+    share = flags.unanswerable_share
+    if share != TrainingSettings.unanswerable_share and not flags.version_2_with_negative:
+        raise UserError(
+            f"--unanswerable_share {share} requires --version_2_with_negative: pass both or neither"
+        )
     if flags.show is not None and flags.show < 1:
         raise UserError(f"--show {flags.show} asks for no example: give 1 or more")
     if flags.check and flags.show:

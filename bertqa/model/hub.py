@@ -117,7 +117,7 @@ def _download(name: str, revision: str | None, allow_bin: bool, token: str | boo
         listing = _list_files(name, revision, token)
     except errors.HFValidationError as error:
         raise UserError(
-            f"--model: must be a checkpoint folder or the name of one, got {name!r}: pass an "
+            f"model: must be a checkpoint folder or the name of one, got {name!r}: pass an "
             "existing folder, or a name such as bert-base-uncased"
         ) from error
     except failures as error:
@@ -136,7 +136,7 @@ def _download(name: str, revision: str | None, allow_bin: bool, token: str | boo
 
     if CONFIG_FILE in listing:  # another model is refused before its weights are fetched
         config = fetch([CONFIG_FILE]) / CONFIG_FILE
-        check_architecture(read_json_object(config), f"--model: {name!r}, {CONFIG_FILE}")
+        check_architecture(read_json_object(config), f"model: {name!r}, {CONFIG_FILE}")
     return fetch(_needed_files(name, listing, allow_bin))
 
 
@@ -165,12 +165,12 @@ def _needed_files(name: str, listing: set[str], allow_bin: bool) -> list[str]:
         lacks.append(WEIGHTS_FILE)
     if weights is None or lacks:
         raise UserError(
-            f"--model: {name!r} must be a whole checkpoint, got one on the hub without "
+            f"model: {name!r} must be a whole checkpoint, got one on the hub without "
             f"{' and '.join(lacks)}: choose another model"
         )
     if weights == BIN_FILE and not allow_bin:
         raise UserError(
-            f"--model: {name!r} must have safetensors, got only {BIN_FILE} on the hub, a pickle, "
+            f"model: {name!r} must have safetensors, got only {BIN_FILE} on the hub, a pickle, "
             "which may hold more than weights: pass --allow_bin if you trust where it comes from"
         )
     shards = ["model-*.safetensors"] if weights == INDEX_FILE else []
@@ -187,12 +187,12 @@ def _said_plainly(error: Exception, name: str, revision: str | None) -> str:
     match error:
         case errors.GatedRepoError():
             return (
-                f"--model: must be open to you, got {name!r}, which is gated: accept its terms at "
+                f"model: must be open to you, got {name!r}, which is gated: accept its terms at "
                 f"{hub}/{name} and log in with 'hf auth login', or {elsewhere}"
             )
         case errors.RepositoryNotFoundError():
             return (
-                f"--model: must be a model that the hub shows you, got {name!r}, which is unknown "
+                f"model: must be a model that the hub shows you, got {name!r}, which is unknown "
                 "or private: check the name, log in with 'hf auth login', or pass a folder"
             )
         case errors.RevisionNotFoundError():
@@ -202,27 +202,27 @@ def _said_plainly(error: Exception, name: str, revision: str | None) -> str:
             )
         case errors.HfHubHTTPError():
             return (
-                f"--model: {name!r} must come from the hub, got HTTP status "
+                f"model: {name!r} must come from the hub, got HTTP status "
                 f"{error.response.status_code}: try again later, or {elsewhere}"
             )
         case errors.OfflineModeIsEnabled():
             return (
-                f"--model: {name!r} must be whole in {constants.HF_HUB_CACHE} while HF_HUB_OFFLINE "
+                f"model: {name!r} must be whole in {constants.HF_HUB_CACHE} while HF_HUB_OFFLINE "
                 f"is set, got none or a part: remove HF_HUB_OFFLINE, or {elsewhere}"
             )
         case errors.FileMetadataError() | ValueError() | KeyError() | TypeError():
             return (
-                f"--model: {name!r} must come from a hub, got another answer from {hub} "
+                f"model: {name!r} must come from a hub, got another answer from {hub} "
                 f"({reason(error)}): check HF_ENDPOINT and the network (a proxy, a log-in page)"
             )
         # The HTTP libraries tell what the system said in words; with a number it was the disk.
         case OSError(errno=int()):
             return (
-                f"--model: {name!r} must fit into {constants.HF_HUB_CACHE}, got: "
+                f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got: "
                 f"{error.strerror}; free space there, or choose another with HF_HOME"
             )
         case _:
             return (
-                f"--model: {name!r} needs a connection to {hub}, got none that works "
+                f"model: {name!r} needs a connection to {hub}, got none that works "
                 f"({reason(error)}): {elsewhere}"
             )

@@ -125,7 +125,7 @@ def _load_teacher(
         folder = find_folder(name, allow_bin=allow_bin)
         model, own, _ = load_folder(folder, allow_bin, require_head=True)
     except UserError as error:
-        raise UserError(f"--teacher: {str(error).removeprefix('--model: ')}") from error
+        raise UserError(f"--teacher: {str(error).removeprefix('model: ')}") from error
     if not own.gives_the_ids_of(tokenizer):
         raise UserError(
             f"--teacher {name}: must have the tokenizer of --model, got another vocabulary or "

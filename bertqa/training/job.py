@@ -24,7 +24,7 @@ from bertqa.training.distillation import load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import surroundings
 from bertqa.training.run import Run
-from bertqa.training.run_folder import RunFolder, check_free
+from bertqa.training.run_folder import RunFolder, began_unweighted, check_free
 from bertqa.training.validation import calibrate_best, check_patience, make_evaluator
 
 
@@ -94,8 +94,8 @@ def train(
     training, validation = (label_part(part, tokenizer, windows, runtime) for part in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
-    share = settings.unanswerable_share if chooses else None
-    evaluator = make_evaluator(validation, decoding, runtime, share, tell)
+    share = None if began_unweighted(output_dir) else settings.unanswerable_share
+    evaluator = make_evaluator(validation, decoding, runtime, chooses, share, tell)
 
     ran = _description(settings, runtime, training, validation, windows, decoding)
     ran["settings"] |= {

@@ -67,6 +67,15 @@ _BEFORE: dict[str, dict[str, Any]] = {
 }
 
 
+def began_unweighted(path: Path) -> bool:
+    """Whether a folder has a run of a version that knew no ``unanswerable_share``.
+
+    It goes on as it began: its threshold is chosen for the held-out questions as they are.
+    """
+    run = path / "run.json"
+    return run.exists() and "unanswerable_share" not in read_json_object(run).get("settings", {})
+
+
 def check_free(path: Path, resume: bool) -> None:
     """See that a run can begin in a folder, or with ``resume`` go on there.
 

@@ -7,6 +7,7 @@ from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.calibration import calibrate
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import Evaluator
+from bertqa.answering.temperature import LIMIT, at_limit
 from bertqa.data.squad import Example, has_both_kinds
 from bertqa.errors import UserError, counted
 from bertqa.runtime import Runtime
@@ -33,29 +34,31 @@ def make_evaluator(
     validation: Part,
     decoding: DecodingSettings,
     runtime: Runtime,
+    chooses: bool,
     share: float | None,
     tell: Say,
 ) -> Evaluator | None:
     """Make what measures the model; None without questions.
 
     Args:
-        share: of unanswerable questions, to choose a threshold for if that can be; None for not.
+        chooses: let them choose the threshold of "no answer", if they can.
+        share: of unanswerable questions that it is chosen for; None for theirs.
     """
     examples = validation.examples
-    if share is not None and not has_both_kinds(examples):
+    if chooses and not has_both_kinds(examples):
         tell("the held-out part cannot choose a threshold: it lacks one kind of question")
-        share = None
+        chooses = False
     if not examples:
         return None
     tell(f"validation: {validation}")
-    if share is not None:
+    if chooses and share is not None:
         own = sum(example.is_impossible for example in examples) / len(examples)
         tell(
             f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
             f"{100 * own:.1f} % of the held-out ones are"
         )
-    chooses = share is not None
-    return Evaluator(examples, validation.windows, decoding, runtime, chooses, share)
+    weighted = share if chooses else None
+    return Evaluator(examples, validation.windows, decoding, runtime, chooses, weighted)
 
 
 def calibrate_best(
@@ -85,4 +88,6 @@ def calibrate_best(
         f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
         f"{counted(after.questions, 'question')} about other articles"
     )
+    if at_limit(after.temperature):
+        tell(LIMIT)
     observer.after_calibration(calibration, examples, settings)

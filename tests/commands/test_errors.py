@@ -161,6 +161,7 @@ CASES: list[Case] = [
     train_flags("--validation_split_percentage", 10, words=["one article"]),
     # Teachers.
     train_flags("--distillation_weight", 0.5, words=["--distillation_weight 0.5", "--teacher"]),
+    train_flags("--unanswerable_share", 0.3, words=["--unanswerable_share 0.3", "requires"]),
     train_flags("--teacher", "no-such-model", words=["--teacher: 'no-such-model'", "weights"]),
     teacher("never fine-tuned", lambda w: w.tensors(without_head), "model.safetensors", "train it"),
     teacher(

@@ -19,6 +19,8 @@ def solutions(request: pytest.FixtureRequest) -> ModuleType:
     path = request.config.getoption("--solutions", default=None)
     if path is None:
         return right
+    if not path.is_file():
+        raise pytest.UsageError(f"--solutions {path} must be a Python file, got none there")
     spec = importlib.util.spec_from_file_location("solutions", path)
     assert spec is not None and spec.loader is not None, f"{path} must be a Python file"
     module = importlib.util.module_from_spec(spec)

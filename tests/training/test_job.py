@@ -25,8 +25,9 @@ from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training import job
 from bertqa.training.provenance import git_commit
+from bertqa.training.validation import make_evaluator
 from tests.fuzz_checkpoints import read_files
-from tests.helpers import STORIES, their_batch, unpadded, write_checkpoint
+from tests.helpers import STORIES, STORIES_V2, their_batch, unpadded, write_checkpoint
 from tests.hub_server import HubServer, use_hub
 from tests.training.processes import ended, meeting, start
 from tests.training.runs import (
@@ -95,6 +96,29 @@ def test_a_run_that_stops_early_says_so(tmp_path: Path, checkpoint: Path) -> Non
             "the best model is kept"
         )
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_of_an_older_version_chooses_its_threshold_as_it_began(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float | None] = []
+
+    def kept(*given: Any) -> Any:
+        shares.append(given[-2])
+        return make_evaluator(*given)
+
+    monkeypatch.setattr(job, "make_evaluator", kept)
+    data = DataSettings(train_file=STORIES_V2, validation_split_percentage=50, max_train_samples=4)
+    for _ in range(2):
+        job.train(
+            str(checkpoint), data, tmp_path / "run", settings=TrainingSettings(max_steps=1),
+            windows=WINDOWS, decoding=DecodingSettings(version_2_with_negative=True),
+            runtime=FP32, resume=True,
+        )  # fmt: skip
+        entries = json.loads((tmp_path / "run" / "run.json").read_text())
+        entries["settings"].pop("unanswerable_share", None)
+        (tmp_path / "run" / "run.json").write_text(json.dumps(entries))
+    assert shares == [0.5, None]
 
 
 def test_a_process_that_is_not_the_first_says_nothing(
