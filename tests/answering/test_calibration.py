@@ -15,7 +15,7 @@ from bertqa.answering.calibration import calibrate, read_calibration, write_cali
 from bertqa.answering.decoding import log_totals, null_logits
 from bertqa.answering.evaluation import score
 from bertqa.answering.reliability import calibration_error, equal_mass_bins
-from bertqa.answering.temperature import ScoredQuestions, fit_temperature
+from bertqa.answering.temperature import ScoredQuestions, at_limit, fit_temperature
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError
@@ -198,3 +198,12 @@ def test_a_calibration_is_read_as_it_was_written(qa, tmp_path):
         (tmp_path / "calibration.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"calibration\.json must be as"):
             read_calibration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "is_limit"), [(0.1001, True), (0.11, False), (1.0, False), (9.999, True)]
+)
+def test_a_temperature_at_the_limit_of_the_search_is_known(
+    temperature: float, is_limit: bool
+) -> None:
+    assert at_limit(temperature) == is_limit

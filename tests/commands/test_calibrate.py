@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bertqa.answering import temperature
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.calibration import read_calibration
 from bertqa.answering.decoding_file import keep_temperature, read_decoding_file
@@ -137,3 +138,16 @@ def test_what_cannot_be_calibrated_is_refused(
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("is_limit", [True, False])
+def test_a_temperature_at_the_limit_of_the_search_is_told(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_limit: bool,
+) -> None:
+    monkeypatch.setattr(temperature, "at_limit", lambda value: is_limit)
+    assert call("calibrate", World(tmp_path, trained).checkpoint(), DATA[trained.name], *HERE) == 0
+    assert ("limit of the search" in capsys.readouterr().out) == is_limit
