@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -86,7 +86,10 @@ class Runtime:
         def take_one_core() -> None:
             torch.get_num_threads()  # else torch gives this thread a number at its first product
             torch.set_num_threads(1)
-            started.wait()
+            # A thread that is slow to leave the barrier also sees it broken, once all is done. An
+            # error here would let the pool lose the notice that it ends, and wait for ever.
+            with suppress(threading.BrokenBarrierError):
+                started.wait()
 
         with ThreadPoolExecutor(cores, initializer=take_one_core) as pool:
             try:

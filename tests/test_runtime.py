@@ -323,6 +323,34 @@ def test_an_error_in_one_batch_ends_the_work() -> None:
     assert torch.get_num_threads() == 3
 
 
+@pytest.mark.usefixtures("three_cores")
+def test_a_thread_that_is_slow_to_begin_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It leaves the barrier after the others have done all: the barrier is then broken.
+
+    An error in it would take from the pool's queue the notice on which the others wait.
+    """
+    caller, ended, slow = threading.get_ident(), threading.Event(), []
+
+    class Barrier(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            arrival = super().wait(timeout)
+            if threading.get_ident() != caller and not slow:
+                slow.append(arrival)
+                assert ended.wait(PATIENCE)
+                raise threading.BrokenBarrierError
+            return arrival
+
+        def abort(self) -> None:
+            super().abort()
+            ended.set()
+
+    monkeypatch.setattr(threading, "Barrier", Barrier)
+    assert list(Runtime(CPU).map_batches(abs, range(20))) == list(range(20))
+    assert slow and not caplog.records  # where a thread ends by an error, the pool logs it
+
+
 # --- what oneDNN keeps ---------------------------------------------------------------------------
 
 LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
