@@ -1,6 +1,7 @@
 """Knowledge distillation: the model in training learns the distributions of its teachers.
 
 N  windows of a batch     T  tokens of the batch     L  tokens of its longest window
+K  teachers
 
     p      mean over the teachers of softmax(scores / temperature)          (N, L)
     q      softmax(scores / temperature) of the model in training           (N, L)
@@ -12,6 +13,10 @@ It scales the gradient of the divergence by about 1 / temperature^2, which the f
 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2). Hu et al.,
 "Attention-Guided Answer Distillation for Machine Reading Comprehension", 2018 (arXiv 1808.07644),
 train one reader on an ensemble of readers with it.
+
+A teacher that was trained to answer every question names a span of an unanswerable one too. Where
+the model in training is to say "no answer", such a teacher is heard on the windows that hold an
+answer alone; a window on which nobody is heard has the span loss as its loss.
 """
 
 from collections.abc import Sequence
@@ -22,18 +27,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertqa.answering.answerer import check_window_fits, load_folder
+from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.pickling import CheckpointFiles
+from bertqa.data.batching import TrainingBatch
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
 from bertqa.model.cpu_inference import make_ready
 from bertqa.model.hub import find_folder
-from bertqa.model.packing import PackedBatch, pad_windows
+from bertqa.model.packing import pad_windows
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings, WindowSettings
 
 # The score of padding: finite, since 0 * -inf would be NaN in the sum of p * log q.
 _NEVER = -1e30
+
+
+class Teacher(NamedTuple):
+    """A model to learn from.
+
+    Attributes:
+        spans_only: it knows no "no answer", and the model in training is to know one.
+        digest: of its files but decoding.json, which does not change its scores; a run that is
+            resumed must have the same.
+    """
+
+    model: BertForQuestionAnswering
+    spans_only: bool = False
+    digest: str = ""
 
 
 class Distillation:
@@ -46,16 +67,15 @@ class Distillation:
     """
 
     def __init__(
-        self,
-        teachers: Sequence[BertForQuestionAnswering],
-        settings: TrainingSettings,
-        runtime: Runtime,
+        self, teachers: Sequence[Teacher], settings: TrainingSettings, runtime: Runtime
     ) -> None:
-        self.teachers = [make_ready(each, runtime.device, runtime.dtype) for each in teachers]
+        self.models = [make_ready(each.model, runtime.device, runtime.dtype) for each in teachers]
+        spans_only = [teacher.spans_only for teacher in teachers]
+        self.spans_only = torch.tensor(spans_only, device=runtime.device)  # (K,)
         self.temperature = settings.distillation_temperature
         self.weight, self.runtime = settings.distillation_weight, runtime
 
-    def __call__(self, batch: PackedBatch, output: BertOutput, losses: Tensor) -> Tensor:
+    def __call__(self, batch: TrainingBatch, output: BertOutput, losses: Tensor) -> Tensor:
         """Return the loss of each window, ``(N,)``.
 
         Args:
@@ -64,37 +84,30 @@ class Distillation:
             losses: its span losses, ``(N,)``.
         """
         with torch.inference_mode(), self.runtime.autocast():
-            targets = [teacher(batch) for teacher in self.teachers]
+            targets = [model(batch.tokens) for model in self.models]
+        has_answer = batch.start_positions > 0  # (N,); [CLS] is the label of a window without one
+        heard = has_answer | ~self.spans_only[:, None]  # (K, N)
         start, end = (
-            self._divergence(scores, theirs, batch.lengths)
+            self._divergence(scores, theirs, batch.tokens.lengths, heard)
             for scores, *theirs in zip(output, *targets, strict=True)
         )
         soft_losses = self.temperature**2 * (start + end)
-        return (1 - self.weight) * losses + self.weight * soft_losses
+        weight = self.weight * heard.any(dim=0)  # (N,)
+        return (1 - weight) * losses + weight * soft_losses
 
     def _divergence(
-        self, scores: Tensor, theirs: Sequence[Tensor], lengths: Sequence[int]
+        self, scores: Tensor, theirs: Sequence[Tensor], lengths: Sequence[int], heard: Tensor
     ) -> Tensor:
-        """KL(p || q) of each window: scores ``(T,)`` to ``(N,)``."""
+        """KL(p || q) of each window: scores ``(T,)``, K teachers heard ``(K, N)``, to ``(N,)``."""
         log_q = self._padded(scores, lengths).log_softmax(dim=1)  # (N, L)
         p = torch.stack([self._padded(each, lengths).softmax(dim=1) for each in theirs])
-        return F.kl_div(log_q, p.mean(dim=0), reduction="none").sum(dim=1)
+        shares = heard / heard.sum(dim=0).clamp(min=1)  # (K, N); of one window they add up to 1
+        p = (p * shares[:, :, None]).sum(dim=0)  # (N, L); 0 where nobody is heard
+        return F.kl_div(log_q, p, reduction="none").sum(dim=1)
 
     def _padded(self, scores: Tensor, lengths: Sequence[int]) -> Tensor:
         """Scores over the temperature: ``(T,)`` to ``(N, L)``."""
         return pad_windows(scores / self.temperature, lengths, _NEVER)
-
-
-class Teacher(NamedTuple):
-    """A model to learn from.
-
-    Attributes:
-        digest: of its files but decoding.json, which does not change its scores; a run that is
-            resumed must have the same.
-    """
-
-    model: BertForQuestionAnswering
-    digest: str
 
 
 def load_teachers(
@@ -102,10 +115,17 @@ def load_teachers(
     settings: TrainingSettings,
     tokenizer: BertTokenizer,
     windows: WindowSettings,
+    version_2_with_negative: bool,
     *,
     allow_bin: bool = False,
 ) -> list[Teacher]:
     """Load the models that another one with this tokenizer is to learn from.
+
+    Args:
+        names: as of ``--model``.
+        settings, tokenizer, windows: of the model in training.
+        version_2_with_negative: that one is to say "no answer".
+        allow_bin: see ``load_checkpoint``.
 
     Raises:
         UserError: one is not available, was not fine-tuned, has another tokenizer or too few
@@ -115,15 +135,23 @@ def load_teachers(
         value = getattr(settings, name)
         if not names and value != getattr(TrainingSettings, name):
             raise UserError(f"--{name} {value} needs --teacher beside it: pass both or neither")
-    return [_load_teacher(name, tokenizer, windows, allow_bin) for name in names]
+    return [
+        _load_teacher(name, tokenizer, windows, version_2_with_negative, allow_bin)
+        for name in names
+    ]
 
 
 def _load_teacher(
-    name: str, tokenizer: BertTokenizer, windows: WindowSettings, allow_bin: bool
+    name: str,
+    tokenizer: BertTokenizer,
+    windows: WindowSettings,
+    version_2_with_negative: bool,
+    allow_bin: bool,
 ) -> Teacher:
     try:
         folder = find_folder(name, allow_bin=allow_bin)
         model, own, _ = load_folder(folder, allow_bin, require_head=True)
+        _, decoding = read_decoding_file(folder)
     except UserError as error:
         raise UserError(f"--teacher: {str(error).removeprefix('model: ')}") from error
     if not own.gives_the_ids_of(tokenizer):
@@ -132,4 +160,5 @@ def _load_teacher(
             f"other rules ({own.source}): take a teacher that was trained with the same"
         )
     check_window_fits(model.config, windows, model=f"--teacher {name}")
-    return Teacher(model, CheckpointFiles(folder).digest(decoding=False))
+    spans_only = version_2_with_negative and not decoding.version_2_with_negative
+    return Teacher(model, spans_only, CheckpointFiles(folder).digest(decoding=False))

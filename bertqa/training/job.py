@@ -88,7 +88,7 @@ def train(
     )
     check_window_fits(student.config, windows)
     taught = runtime.main_first(
-        lambda: load_teachers(teachers, settings, tokenizer, windows, allow_bin=allow_bin)
+        lambda: load_teachers(teachers, settings, tokenizer, windows, negative, allow_bin=allow_bin)
     )
     tell(report)
     training, validation = (label_part(part, tokenizer, windows, runtime) for part in parts)
@@ -112,7 +112,7 @@ def train(
     run = Run(
         student, tokenizer, training.windows, evaluator, settings, runtime, folder,
         [example.id for example in training.examples], observer,
-        [teacher.model for teacher in taught],
+        taught,
     )  # fmt: skip
     run.start(resume)
     if runtime.is_main:

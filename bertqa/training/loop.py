@@ -34,7 +34,7 @@ from bertqa.data.labels import LabelledWindows
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
-from bertqa.training.distillation import Distillation
+from bertqa.training.distillation import Distillation, Teacher
 from bertqa.training.ema import ExponentialMovingAverage
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from bertqa.training.plan import Plan
@@ -80,7 +80,7 @@ class TrainingLoop:
         windows: LabelledWindows,
         settings: TrainingSettings,
         runtime: Runtime,
-        teachers: Sequence[BertForQuestionAnswering] = (),
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         if settings.dropout is not None:
             model.set_dropout(settings.dropout)
@@ -120,7 +120,7 @@ class TrainingLoop:
                     output, batch.tokens.lengths, batch.start_positions, batch.end_positions
                 )  # (N,)
                 if self.distillation:
-                    losses = self.distillation(batch.tokens, output, losses)  # (N,)
+                    losses = self.distillation(batch, output, losses)  # (N,)
                 part = losses.sum() * (1 / len(chosen))  # the parts of all batches: the mean
                 self.scaler.scale(part).backward()
                 loss += part.detach()

@@ -16,6 +16,7 @@ from bertqa.model.checkpoint import check_saveable
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
+from bertqa.training.distillation import Teacher
 from bertqa.training.evaluations import Observer, evaluation_table, measure
 from bertqa.training.log import Failures, TrainingLog, bar_text
 from bertqa.training.loop import TrainingLoop
@@ -52,7 +53,7 @@ class Run:
         folder: RunFolder,
         example_ids: Sequence[str] = (),
         observer: Observer | None = None,
-        teachers: Sequence[BertForQuestionAnswering] = (),
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         self.loop = TrainingLoop(model, windows, settings, runtime, teachers)
         self.tokenizer, self.evaluator, self.runtime = tokenizer, evaluator, runtime

@@ -19,6 +19,7 @@ from bertqa.model.checkpoint import load_checkpoint
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import load_for_training
+from bertqa.training.distillation import Teacher
 from bertqa.training.evaluations import Observer
 from bertqa.training.loop import TrainingLoop
 from bertqa.training.run import Run
@@ -69,7 +70,9 @@ def make_loop(
     """The loop alone: no folder, no log, no evaluation."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
     windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
-    return TrainingLoop(model, windows, settings, runtime, [load(each) for each in teachers])
+    return TrainingLoop(
+        model, windows, settings, runtime, [Teacher(load(each)) for each in teachers]
+    )
 
 
 def load(checkpoint: Path) -> BertForQuestionAnswering:
@@ -94,7 +97,7 @@ def make_run(
     return Run(
         model, tokenizer, windows, evaluator or None, settings, runtime,
         RunFolder(folder, DESCRIPTION), [example.id for example in TRAINING], observer,
-        [load(each) for each in teachers],
+        [Teacher(load(each)) for each in teachers],
     )  # fmt: skip
 
 

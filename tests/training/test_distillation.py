@@ -1,6 +1,7 @@
 """What a model learns from its teachers: the loss, written out, and which models may teach."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertqa.data.batching import training_batch
+from bertqa.answering.decoding_file import write_decoding_file
+from bertqa.data.batching import TrainingBatch, training_batch
+from bertqa.data.tokenization import BertTokenizer
 from bertqa.model.bert import BertOutput, window_losses
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
-from bertqa.training.distillation import Distillation
+from bertqa.settings import DecodingSettings
+from bertqa.training.distillation import Distillation, Teacher, load_teachers
 from bertqa.training.loop import TrainingLoop
 from tests.helpers import random_windows
-from tests.training.runs import BF16, FP32, SETTINGS, load, make_loop, same, weights_of
+from tests.training.runs import BF16, FP32, SETTINGS, WINDOWS, load, make_loop, same, weights_of
 
 LENGTHS = (5, 33, 1, 18)
 
@@ -28,22 +32,29 @@ def reference(
     labels: Sequence[Tensor],
     temperature: float,
     weight: float,
+    spans_only: Sequence[bool] = (False,) * 3,
 ) -> Tensor:
     """The loss of each window, token by token, in float64."""
     totals, first = [], 0
     for window, length in enumerate(lengths):
         hard = soft = torch.zeros((), dtype=torch.float64)
+        heard = [
+            teacher
+            for teacher, is_mute in zip(theirs, spans_only, strict=False)
+            if labels[0][window] or not is_mute
+        ]
         for side in (0, 1):  # start, end
             z = output[side][first : first + length].double()
             hard = hard - (z[labels[side][window]] - z.exp().sum().log())
             q = (z / temperature).exp() / (z / temperature).exp().sum()
             p = torch.zeros(length, dtype=torch.float64)
-            for teacher in theirs:
+            for teacher in heard:
                 t = (teacher[side][first : first + length].double() / temperature).exp()
-                p += t / t.sum() / len(theirs)
-            for i in range(length):
+                p += t / t.sum() / len(heard)
+            for i in range(length if heard else 0):
                 soft = soft + p[i] * (p[i].log() - q[i].log())
-        totals.append((1 - weight) * hard + weight * temperature**2 * soft)
+        share = weight if heard else 0
+        totals.append((1 - share) * hard + share * temperature**2 * soft)
         first += length
     return torch.stack(totals)
 
@@ -60,25 +71,33 @@ class Scripted(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("temperature", "weight"), [(2.0, 0.9), (1.0, 1.0), (0.5, 0.25)])
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize(
+    "spans_only", [(False,), (False,) * 3, (True,), (True, True), (True, False, False)]
+)
 def test_the_loss_and_its_gradient_are_those_written_out(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, weight: float, number: int
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+    weight: float,
+    spans_only: tuple[bool, ...],
 ) -> None:
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(len(spans_only))
 
     def scores() -> BertOutput:
         return BertOutput(*(3 * torch.randn(2, sum(LENGTHS), generator=generator)).unbind())
 
-    ours, theirs = scores(), [scores() for _ in range(number)]
+    ours, theirs = scores(), [scores() for _ in spans_only]
     labels = [torch.tensor([4, 7, 0, 17]), torch.tensor([4, 30, 0, 0])]
     monkeypatch.setattr("bertqa.training.distillation.make_ready", lambda model, *_: model)
     settings = replace(SETTINGS, distillation_temperature=temperature, distillation_weight=weight)
-    distillation = Distillation([Scripted(each) for each in theirs], settings, FP32)  # type: ignore[misc]
-    batch = PackedBatch.from_windows(*random_windows(LENGTHS))
+    teachers = [
+        Teacher(Scripted(each), *rest) for each, *rest in zip(theirs, spans_only, strict=True)
+    ]  # type: ignore[arg-type]
+    distillation = Distillation(teachers, settings, FP32)
+    batch = TrainingBatch(PackedBatch.from_windows(*random_windows(LENGTHS)), *labels)
     found = []
     for loss_of in (
         lambda out: distillation(batch, out, window_losses(out, LENGTHS, *labels)),
-        lambda out: reference(out, theirs, LENGTHS, labels, temperature, weight),
+        lambda out: reference(out, theirs, LENGTHS, labels, temperature, weight, spans_only),
     ):
         output = BertOutput(*(each.clone().requires_grad_() for each in ours))
         losses = loss_of(output)
@@ -92,7 +111,8 @@ def test_equal_scores_diverge_by_nothing_however_sure_they_are() -> None:
     """A probability that underflows to 0 adds 0, and no NaN, to divergence and gradient."""
     scores = torch.tensor([300.0, 0.0, -300.0, 5.0], requires_grad=True)
     distillation = Distillation([], SETTINGS, FP32)
-    divergence = distillation._divergence(scores, [scores.detach()], (3, 1))
+    heard = torch.ones(1, 2, dtype=torch.bool)
+    divergence = distillation._divergence(scores, [scores.detach()], (3, 1), heard)
     assert divergence.tolist() == [0, 0]
     divergence.sum().backward()
     assert scores.grad is not None and scores.grad.abs().max() == 0
@@ -125,16 +145,16 @@ def test_teachers_stay_as_they_are(checkpoint: Path, teachers: tuple[Path, Path]
     assert distillation is not None
     batch = training_batch(loop.windows, torch.arange(3)).tokens
     with torch.inference_mode():
-        before = [teacher(batch) for teacher in distillation.teachers]
+        before = [teacher(batch) for teacher in distillation.models]
     list(loop.steps())
     with torch.inference_mode():
-        after = [teacher(batch) for teacher in distillation.teachers]
+        after = [teacher(batch) for teacher in distillation.models]
     for was, now in zip(before, after, strict=True):
         assert all(map(torch.equal, was, now)) and torch.isfinite(now.start_logits).all()
-    assert not any(teacher.training for teacher in distillation.teachers)
+    assert not any(teacher.training for teacher in distillation.models)
     rounded = taught(BF16).distillation
     assert rounded is not None
-    dtypes = {each.embeddings.word.weight.dtype for each in rounded.teachers}
+    dtypes = {each.embeddings.word.weight.dtype for each in rounded.models}
     assert dtypes == {torch.bfloat16}
 
 
@@ -147,3 +167,15 @@ def test_a_teacher_that_agrees_teaches_nothing(still_checkpoint: Path) -> None:
     assert float(step.loss) == pytest.approx(0, abs=1e-5)
     assert math.isclose(float(step.grad_norm), 0, abs_tol=1e-3)
     assert same(weights_of(loop), before)  # the first rate of a warmup is 0
+
+
+@pytest.mark.parametrize("version_2_with_negative", [False, True])
+def test_who_is_heard_on_spans_alone(
+    tmp_path: Path, checkpoint: Path, version_2_with_negative: bool
+) -> None:
+    """In a run with "no answer", the teacher whose folder does not say that it knows one."""
+    knows = shutil.copytree(checkpoint, tmp_path / "knows")
+    write_decoding_file(knows, DecodingSettings(version_2_with_negative=True), WINDOWS)
+    names, tokenizer = [str(checkpoint), str(knows)], BertTokenizer.load(checkpoint)
+    taught = load_teachers(names, SETTINGS, tokenizer, WINDOWS, version_2_with_negative)
+    assert [teacher.spans_only for teacher in taught] == [version_2_with_negative, False]
