@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
@@ -79,24 +79,35 @@ class Runtime:
         cores = torch.get_num_threads()
         if self.device.type != "cpu" or cores == 1 or len(batches) < 2 * cores:
             yield from map(work, batches)
-            return
-        context = copy_context()  # what the caller has entered, such as interventions, holds there
-        started = threading.Barrier(cores + 1)
+        else:
+            yield from self.map_in_threads(work, batches, cores)
 
-        def take_one_core() -> None:
+    def map_in_threads(
+        self, work: Callable[[Item], Result], items: Sequence[Item], threads: int
+    ) -> Iterator[Result]:
+        """``work`` of each item, in their order, in ``threads`` threads that share the CPU's cores.
+
+        Args:
+            work: settles by itself what torch settles for each thread: autocast, gradients.
+        """
+        cores = torch.get_num_threads()
+        context = copy_context()  # what the caller has entered, such as interventions, holds there
+        started = threading.Barrier(threads + 1)
+
+        def take_cores() -> None:
             torch.get_num_threads()  # else torch gives this thread a number at its first product
-            torch.set_num_threads(1)
+            torch.set_num_threads(max(1, cores // threads))
             # A thread that is slow to leave the barrier also sees it broken, once all is done. An
             # error here would let the pool lose the notice that it ends, and wait for ever.
             with suppress(threading.BrokenBarrierError):
                 started.wait()
 
-        with ThreadPoolExecutor(cores, initializer=take_one_core) as pool:
+        with ThreadPoolExecutor(threads, initializer=take_cores) as pool:
             try:
                 # torch keeps the number for each thread, and hands the last one set to threads to
                 # come: to those of other callers, too, until all threads here have set theirs.
                 with _SETTING_THREADS:
-                    results = pool.map(lambda batch: context.copy().run(work, batch), batches)
+                    results = pool.map(lambda item: context.copy().run(work, item), items)
                     started.wait()
                     torch.set_num_threads(cores)
                 yield from results

@@ -6,7 +6,9 @@ effect: see ``is_plain``. T, H, K, L as in bert.py.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, TypeGuard, TypeVar
 
@@ -28,6 +30,19 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
+_GENERATOR: ContextVar[torch.Generator | None] = ContextVar("generator", default=None)
+
+
+@contextmanager
+def dropout_generator(generator: torch.Generator) -> Iterator[None]:
+    """Draw dropout on the CPU from this generator instead of torch's, in this thread."""
+    token = _GENERATOR.set(generator)
+    try:
+        yield
+    finally:
+        _GENERATOR.reset(token)
+
+
 def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
     """Which numbers of a tensor on the CPU dropout keeps, and what it multiplies those by.
 
@@ -39,7 +54,8 @@ def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
         reciprocal of the share that is kept.
     """
     count = math.prod(shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64)
+    words.random_(-(2**63), None, generator=_GENERATOR.get())
     numbers = words.view(torch.int16)[:count].view(shape)
     dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps something
     if dropped == 0:

@@ -2,6 +2,7 @@
 
 optim         AdamW: what decays, how fast each layer learns, the learning rate of each step
 plan          how many steps there are, and what comes after which
+replicas      the cores of a CPU, each with windows of its own
 loop          the optimiser step: windows, forward, loss, backward, clip, update
 distillation  the loss with teachers
 ema           a moving average of the weights, to keep in place of the last ones

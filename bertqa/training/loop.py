@@ -3,6 +3,7 @@
 B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
 
     choose      seed, step       -> (B,) windows                      data/batching.py
+    split       (N,) windows     -> a share of them for each CPU core replicas.py
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
     forward     (T,) tokens      -> (T,) scores of start and of end   model/bert.py
     loss        scores, labels   -> (N,) losses; their mean over B    model/bert.py
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bertqa.data.batching import TrainingBatch, mix_seed, training_batch
+from bertqa.data.batching import mix_seed, training_batch
 from bertqa.data.labels import LabelledWindows
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.runtime import Runtime
@@ -38,6 +39,7 @@ from bertqa.training.distillation import Distillation, Teacher
 from bertqa.training.ema import ExponentialMovingAverage
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from bertqa.training.plan import Plan
+from bertqa.training.replicas import Replicas
 
 
 class Step(NamedTuple):
@@ -96,6 +98,7 @@ class TrainingLoop:
             runtime.device.type, enabled=runtime.dtype is torch.float16
         )
         self.distillation = Distillation(teachers, settings, runtime) if teachers else None
+        self.replicas = Replicas(self.model, runtime)
         decay = settings.ema_decay
         self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
 
@@ -113,18 +116,11 @@ class TrainingLoop:
 
             chosen = self.plan.windows_of(step)  # (B,)
             loss, tokens = torch.zeros((), device=self.runtime.device), 0
-            for batch in self._batches(chosen):
-                with self.runtime.autocast():
-                    output = self.model(batch.tokens)  # (T,) scores of start and of end
-                losses = window_losses(
-                    output, batch.tokens.lengths, batch.start_positions, batch.end_positions
-                )  # (N,)
-                if self.distillation:
-                    losses = self.distillation(batch, output, losses)  # (N,)
-                part = losses.sum() * (1 / len(chosen))  # the parts of all batches: the mean
-                self.scaler.scale(part).backward()
-                loss += part.detach()
-                tokens += len(batch.tokens.input_ids)
+            for batch in self._batches(chosen):  # (N,)
+                for part, count in self._backward(batch, 1 / len(chosen)):
+                    loss += part
+                    tokens += count
+            self.replicas.add_gradients()
 
             self.runtime.sum_over_ranks([loss, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
@@ -137,12 +133,37 @@ class TrainingLoop:
                 self.ema.update(step)
             yield Step(step + 1, loss, grad_norm, tokens)
 
-    def _batches(self, chosen: Tensor) -> Iterator[TrainingBatch]:
-        """This process's share of a step's windows ``(B,)``, as batches on the device."""
+    def _batches(self, chosen: Tensor) -> Iterator[Tensor]:
+        """This process's share of a step's windows ``(B,)``, in batches ``(N,)``."""
         mine = chosen[self.runtime.rank :: self.runtime.world_size]
-        for part in mine.split(self.settings.per_device_train_batch_size):  # (N,)
-            if len(part):  # the last step of an epoch may have no window for this process
-                yield training_batch(self.windows, part).to(self.runtime.device)
+        for batch in mine.split(self.settings.per_device_train_batch_size):
+            if len(batch):  # the last step of an epoch may have no window for this process
+                yield batch
+
+    def _backward(self, chosen: Tensor, weight: float) -> list[tuple[Tensor, int]]:
+        """Run forward and backward passes of the windows ``(N,)``, a share on each core.
+
+        Args:
+            weight: what a window's loss is multiplied by.
+
+        Returns:
+            The weighted loss of each share, ``()``, and the number of its tokens.
+        """
+
+        def backward(model: BertForQuestionAnswering, share: Tensor) -> tuple[Tensor, int]:
+            batch = training_batch(self.windows, chosen[share]).to(self.runtime.device)
+            with self.runtime.autocast():
+                output = model(batch.tokens)  # (T,) scores of start and of end
+            losses = window_losses(
+                output, batch.tokens.lengths, batch.start_positions, batch.end_positions
+            )  # (N,)
+            if self.distillation:
+                losses = self.distillation(batch, output, losses)  # (N,)
+            loss = losses.sum() * weight
+            self.scaler.scale(loss).backward()
+            return loss.detach(), len(batch.tokens.input_ids)
+
+        return self.replicas.map(backward, self.replicas.split(self.windows.lengths[chosen]))
 
     def _gradients(self) -> list[Tensor]:
         """The gradient of every trained parameter; zero where this process had no window."""

@@ -45,9 +45,9 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import save_model
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
 
-# A run may go on with others of these: batches and recipe stay the same, because windows_per_step
-# must stay. Another split of a step draws other dropout, though. With more patience a run that was
-# stopped early goes on.
+# A run may be resumed with other values of these: batches and recipe stay the same, because
+# windows_per_step must stay. Another split of a step (over batches, processes or threads) draws
+# other dropout, though. With more patience a run that was stopped early continues.
 _FREE_SETTINGS = (
     "logging_steps", "save_steps", "save_total_limit", "per_device_train_batch_size",
     "gradient_accumulation_steps", "early_stopping_patience",
