@@ -109,9 +109,10 @@ class ScoredText:
         return self._search(WindowScores.of_batch(starts, ends, *sizes))
 
     def _search(self, scores: WindowScores) -> BestSpans:
-        wanted = self.decoding
-        decode = DECODERS[wanted.decoder]
-        return decode(scores, wanted.n_best_size, wanted.max_answer_length, wanted.temperature)
+        settings = self.decoding
+        decode = DECODERS[settings.decoder]
+        limits = settings.n_best_size, settings.max_answer_length
+        return decode(scores, *limits, settings.temperature)
 
     def _candidates(
         self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]

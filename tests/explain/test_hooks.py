@@ -426,8 +426,8 @@ def test_copies_are_recorded_and_changed_while_the_context_is_active(model, batc
 
 def test_threads_that_share_a_model_are_independent(model, batch, other):
     """Each has its own recording and intervention at the same time."""
-    wanted = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
-    all_in = threading.Barrier(len(wanted), timeout=60)
+    cases = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
+    all_in = threading.Barrier(len(cases), timeout=60)
 
     def work(skipped: int, given: PackedBatch) -> Recording:
         names = [*NAMES, *attention_names(model)]
@@ -438,10 +438,10 @@ def test_threads_that_share_a_model_are_independent(model, batch, other):
             all_in.wait()
         return seen
 
-    with ThreadPoolExecutor(len(wanted)) as pool:
-        together = list(pool.map(work, *zip(*wanted, strict=True)))
+    with ThreadPoolExecutor(len(cases)) as pool:
+        together = list(pool.map(work, *zip(*cases, strict=True)))
     assert not hooks_of(model)
-    for seen, (skipped, given) in zip(together, wanted, strict=True):
+    for seen, (skipped, given) in zip(together, cases, strict=True):
         expected = states_of(model, given, skip_layers={skipped})
         torch.testing.assert_close({name: seen[name] for name in NAMES}, expected)
         assert {len(seen[name]) for name in attention_names(model)} == {len(LENGTHS)}

@@ -10,7 +10,7 @@ import pytest
 from bertqa.answering import answerer as answering
 from bertqa.model import hub
 from docs import tour
-from docs.tour import FOLDER, PAGE, ROOT, Quote, blocks_of, difference, contains_quote
+from docs.tour import FOLDER, PAGE, ROOT, Quote, blocks_of, contains_quote, difference
 from docs.tour_pictures import pictures
 from tests.helpers import DATA, their_model
 
