@@ -1,1 +1,1 @@
-"""Commands that measure this project beside its peers; see docs/speed.md."""
+"""Benchmarks that compare bertqa with its peers; see docs/speed.md."""

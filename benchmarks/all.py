@@ -1,8 +1,8 @@
-"""All benchmarks of this machine, one after the other, each table put into its place on a page.
+"""All speed benchmarks for this machine, with an update of the tables on a page.
 
-On a GPU: training and answering in the sizes of bert-base and bert-large, and the tests that need
-one. Elsewhere: everything that docs/speed.md has for the CPU, in about an hour on two
-cores. Nothing else should run meanwhile.
+On a GPU: training and inference in the sizes of bert-base and bert-large, and the tests that need a
+GPU. On a CPU: the benchmarks of docs/speed.md, in about an hour on two cores. No other programs
+should run at the same time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from benchmarks.data import add_model_flag, add_peer_flag
 from benchmarks.harness import ROOT, plain_parser, say
 
-# What follows "python -m benchmarks." without the paths; see ``commands``.
+# Arguments after "python -m benchmarks." without the paths; see ``commands``.
 _ON_CPU = (
     "inference --windows 96 --rounds 5",
     "inference --one --rounds 9",
@@ -37,12 +37,12 @@ _ON_GPU = (
     "training --size large --batch_size 32 --steps 4",
     "training --size large --batch_size 64 --steps 4",
 )
-_MODEL_ALONE = ("inference", "training", "operators")  # these make their checkpoints, and keep them
+_MODEL_ONLY = ("inference", "training", "operators")  # these make checkpoints in --folder
 _WITH_PEER = ("whole_job", "startup")
 
 
 def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
-    """The commands of this machine, with the paths that each of them takes."""
+    """Yield the commands for this machine, with the paths that each accepts."""
     on_gpu = torch.cuda.is_available()
     for line in _ON_GPU if on_gpu else _ON_CPU:
         name, *rest = line.split()
@@ -51,7 +51,7 @@ def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
             command += ["--data", str(flags.data.resolve())]
         if flags.page:
             command += ["--page", str(flags.page.resolve())]
-        if name in _MODEL_ALONE:
+        if name in _MODEL_ONLY:
             command += ["--folder", str(folder)]
             if on_gpu and flags.peak:
                 command += ["--peak", str(flags.peak)]
@@ -65,7 +65,7 @@ def commands(flags: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Run them; one that fails stops no other.
+    """Run all commands, also after a failure.
 
     Raises:
         SystemExit: with code 1, if any failed.
@@ -73,7 +73,7 @@ def main() -> None:
     flags_parser = plain_parser(__doc__)
     add_model_flag(flags_parser)
     add_peer_flag(flags_parser)
-    flags_parser.add_argument("--peak", type=float, help="bf16 TFLOP/s of the GPU, on paper")
+    flags_parser.add_argument("--peak", type=float, help="nominal bf16 TFLOP/s of the GPU")
     flags = flags_parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as name:

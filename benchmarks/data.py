@@ -1,4 +1,4 @@
-"""SQuAD files for the benchmarks, and the flags that say which file and which model."""
+"""SQuAD files for the benchmarks, and flags for the model and the peer."""
 
 import argparse
 import gzip
@@ -13,15 +13,15 @@ from benchmarks.harness import ROOT
 
 STORIES = ROOT / "tests" / "fixtures" / "stories.json"
 
-# One question with its context: (context, entry of "qas").
+# A question with its context: (context, entry of "qas").
 _Pair = tuple[str, dict[str, Any]]
 
 
 def squad_file(split: str, data: Path | None, folder: Path) -> Path:
-    """The plain JSON file of a split, "train" or "dev", of ``data``; else the tests' stories.
+    """Return the JSON file of a split, "train" or "dev", in ``data``; else the tests' stories.
 
     Raises:
-        SystemExit: ``data`` has no such file.
+        SystemExit: ``data`` does not contain the file.
     """
     if data is None:
         return STORIES
@@ -30,7 +30,7 @@ def squad_file(split: str, data: Path | None, folder: Path) -> Path:
         return given
     packed = given.with_name(f"{given.name}.gz")
     if not packed.exists():
-        raise SystemExit(f"{data} has neither {given.name} nor {packed.name}")
+        raise SystemExit(f"--data: must contain {given.name} or {packed.name}, got {data}")
     path = folder / given.name
     if not path.exists():
         path.write_bytes(gzip.decompress(packed.read_bytes()))
@@ -38,7 +38,7 @@ def squad_file(split: str, data: Path | None, folder: Path) -> Path:
 
 
 def first_questions(source: Path, target: Path, count: int) -> Path:
-    """The first questions of a file; from its beginning again, with new ids, if it has too few."""
+    """Write the first questions of a file, repeated with new ids if it has too few."""
     pairs = list(read_pairs(source))
     repeated = (
         (context, {**entry, "id": f"{entry['id']}-{turn}"} if turn else entry)
@@ -49,13 +49,13 @@ def first_questions(source: Path, target: Path, count: int) -> Path:
 
 
 def random_questions(source: Path, target: Path, count: int, seed: int = 0) -> Path:
-    """Some questions of a file, drawn and shuffled."""
+    """Write a random sample of the questions of a file, in random order."""
     pairs = list(read_pairs(source))
     return _write(target, random.Random(seed).sample(pairs, min(count, len(pairs))))
 
 
 def read_pairs(source: Path) -> Iterator[_Pair]:
-    """Every question of a SQuAD file, in order."""
+    """Yield all questions of a SQuAD file in order."""
     for article in json.loads(source.read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
             for entry in paragraph["qas"]:
@@ -63,7 +63,7 @@ def read_pairs(source: Path) -> Iterator[_Pair]:
 
 
 def _write(target: Path, pairs: Sequence[_Pair]) -> Path:
-    """A SQuAD file; neighbouring questions about the same text share a paragraph."""
+    """Write a SQuAD file; consecutive questions with the same context share a paragraph."""
     paragraphs = [
         {"context": context, "qas": [entry for _, entry in group]}
         for context, group in groupby(pairs, key=lambda pair: pair[0])
@@ -75,18 +75,18 @@ def _write(target: Path, pairs: Sequence[_Pair]) -> Path:
 
 def _checkpoint(text: str) -> Path:
     if not (Path(text) / "config.json").is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no checkpoint folder: it has no config.json")
+        raise argparse.ArgumentTypeError(f"must be a folder with config.json, got {text}")
     return Path(text)
 
 
 def add_model_flag(flags: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Which model."""
+    """Add --model."""
     flags.add_argument(
         "--model", type=_checkpoint, required=required,
-        help="fine-tuned checkpoint folder" + " (a small one, head at random)" * (not required),
+        help="fine-tuned checkpoint folder" + " (a small one, random head)" * (not required),
     )  # fmt: skip
 
 
 def add_peer_flag(flags: argparse.ArgumentParser) -> None:
-    """Where the last transformers with question answering is."""
-    flags.add_argument("--peer_python", type=Path, help="the python that has transformers 4.57")
+    """Add --peer_python."""
+    flags.add_argument("--peer_python", type=Path, help="python with transformers 4.57")

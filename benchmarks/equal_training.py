@@ -1,16 +1,16 @@
-"""Training is training: train.py beside transformers' Trainer, from the same encoder and examples.
+"""Comparison of training with bertqa and with transformers' Trainer.
 
-Both fine-tune on the first examples of SQuAD's training set, with dropout on, once for each seed,
-and answer the same questions of the dev set. A run differs from the next by its seed: by the order
-of the windows and by what dropout zeroes. What is to be shown is that ours and theirs differ no
-more than that, and it says the less, the more the seeds differ: after one epoch at 3e-4 without
-warm-up they ended between F1 25 and 51. Hence two epochs at 2e-4, with warm-up.
+Both fine-tune the same encoder on the first examples of SQuAD's training set with dropout, once per
+seed, and are evaluated on the same questions of the dev set. Runs differ by their seed, which
+determines the order of the windows and the dropout masks. The difference between bertqa and Trainer
+should not exceed the variation between seeds. This variation must be small: after one epoch with a
+learning rate of 3e-4 without warmup F1 was between 25 and 51. The defaults are therefore two epochs
+with 2e-4 and warmup.
 
-Theirs is the code of transformers' question-answering notebook: datasets.map with its labelling (an
-answer of one token at the end of a window, or one with blanks at its ends, is labelled beside the
-mark), every window padded to 384, softmax of the loss over the padding as well, its loss halved;
-their numbers are doubled here. Both models are asked by infer.py's own decoder, so that only the
-training differs.
+The Trainer runs the code of transformers' question-answering notebook: datasets.map with its labels
+(wrong for an answer of one token at the end of a window, or with leading or trailing whitespace),
+padding to 384 tokens, a softmax that includes the padding, and half of our loss, which is doubled
+here. Both models are evaluated with bertqa's decoder, so that only the training differs.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from bertqa.settings import DataSettings, TrainingSettings
 from bertqa.training.job import train as train_ours
 
 BATCH = 16
-LAST = 20  # steps at the end that the final loss is the mean of
-MAX_LENGTH, STRIDE = 384, 128  # of the peer's windows; ours have them by default
+LAST = 20  # the final loss is the mean over this number of steps
+MAX_LENGTH, STRIDE = 384, 128  # the peer's windows; equal to our defaults
 
 Result = tuple[float, float, float]  # final loss, EM, F1
 
 
 def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
-    """What train.py does."""
+    """Train with bertqa."""
     settings = TrainingSettings(
         num_train_epochs=flags.epochs, learning_rate=flags.learning_rate,
         warmup_ratio=flags.warmup_ratio, per_device_train_batch_size=BATCH, seed=seed,
@@ -57,7 +57,7 @@ def ours(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespa
 
 
 def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Namespace) -> Result:
-    """transformers' Trainer, fed as the notebook feeds it."""
+    """Train with transformers' Trainer as in the notebook."""
     from datasets import Dataset
     from transformers import (
         AutoModelForQuestionAnswering,
@@ -100,7 +100,7 @@ def theirs(model: Path, train: Path, dev: Path, seed: int, flags: argparse.Names
 
 
 def labelled_windows(tokenizer: Any, rows: dict[str, list[Any]]) -> Any:
-    """The windows of a batch of rows with their labels, as the notebook makes them."""
+    """Return the windows and labels of a batch of rows as in the notebook."""
     encoded = tokenizer(
         rows["question"], rows["context"], truncation="only_second", max_length=MAX_LENGTH,
         stride=STRIDE, return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -121,7 +121,7 @@ def _label(
     sides: Sequence[int | None], offsets: Sequence[tuple[int, int]], answers: Sequence[str],
     starts: Sequence[int],
 ) -> tuple[int, int]:  # fmt: skip
-    """First and last token of the answer; (0, 0), which is [CLS], if the window lacks it."""
+    """Return the first and last token of the answer; (0, 0), [CLS], if it is not in the window."""
     if not answers:
         return 0, 0
     begin, stop = starts[0], starts[0] + len(answers[0])
@@ -137,7 +137,7 @@ def _label(
 
 
 def answered(folder: Path, dev: Path) -> tuple[float, float]:
-    """EM and F1 of a model, by our own decoder."""
+    """Return EM and F1 of a model with bertqa's decoder."""
     examples = read_examples(dev)
     qa = QuestionAnswerer.from_pretrained(folder)
     figures = score(examples, list(qa.answer(examples)), qa.decoding)
@@ -145,7 +145,7 @@ def answered(folder: Path, dev: Path) -> tuple[float, float]:
 
 
 def rows_of(name: str, results: Sequence[Result], seeds: Sequence[int]) -> list[list[str]]:
-    """A row for each seed, and one of the mean with the standard deviation."""
+    """Return a row per seed, and one with mean and standard deviation."""
     rows = [
         [name, str(seed), *(f"{number:.3f}" for number in result)]
         for seed, result in zip(seeds, results, strict=True)
@@ -156,7 +156,7 @@ def rows_of(name: str, results: Sequence[Result], seeds: Sequence[int]) -> list[
 
 
 def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
-    """How far the means are apart, and Welch's t of that: apart, by the error of the seeds."""
+    """Return the differences of the means with Welch's t statistic."""
     lines = []
     for name, ours_column, theirs_column in zip(
         ("final loss", "EM", "F1"),
@@ -172,11 +172,11 @@ def verdict(of_ours: Sequence[Result], of_theirs: Sequence[Result]) -> str:
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """Train all; the table."""
+    """Train with both for all seeds; return the table."""
     if flags.seeds < 2:
-        raise SystemExit(f"--seeds {flags.seeds} has no spread: give 2 or more")
+        raise SystemExit(f"--seeds: must be at least 2, got {flags.seeds}")
     if not 0 <= flags.warmup_ratio < 1:
-        raise SystemExit(f"--warmup_ratio {flags.warmup_ratio} is no share: give 0 to below 1")
+        raise SystemExit(f"--warmup_ratio: must be in [0, 1), got {flags.warmup_ratio}")
     model = flags.model or model_folder(None, flags.folder or folder)
     parts = {"train": flags.examples, "dev": flags.questions}
     train, dev = (
@@ -195,18 +195,21 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
 
 
 def main() -> None:
-    """Train all, print the table."""
+    """Train and print the table."""
     flags_parser = plain_parser(__doc__)
     add_model_flag(flags_parser)
     add = flags_parser.add_argument
-    add("--folder", type=Path, help="where the encoder is made, and found the next time")
-    add("--examples", type=positive, default=2000, help="to train on (2000)")
-    add("--questions", type=positive, default=1000, help="to ask (1000)")
-    add("--seeds", type=positive, default=3, help="runs of each (3)")
-    add("--epochs", type=float, default=2.0, help="of each run (2)")
-    add("--learning_rate", type=float, default=2e-4, help="its peak (2e-4)")
-    add("--warmup_ratio", type=float, default=0.1, help="share of the steps up to it (0.1)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (fp32)")
+    add("--folder", type=Path, help="folder to keep the encoder for later runs")
+    add("--examples", type=positive, default=2000, help="number of training examples (2000)")
+    add("--questions", type=positive, default=1000, help="number of test questions (1000)")
+    add("--seeds", type=positive, default=3, help="runs of each side (3)")
+    add("--epochs", type=float, default=2.0, help="number of training epochs (2)")
+    add("--learning_rate", type=float, default=2e-4, help="peak learning rate (2e-4)")
+    add(
+        "--warmup_ratio", type=float, default=0.1,
+        help="fraction of steps for linear warmup (0.1)",
+    )  # fmt: skip
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides (fp32)")
     run(flags_parser, work, "equal training")
 
 

@@ -1,9 +1,9 @@
-"""Forward passes to be timed, ours and the peers', over windows that all of them share.
+"""Forward passes of bertqa and its peers over the same windows.
 
-N  windows of a batch     S  tokens of its longest window, or 384
+N  windows in a batch     S  tokens of its longest window, or 384
 
-Batches are made beforehand, so what is timed is the model alone. A contender may have several
-ways to cut the windows into batches; the round that is not counted takes the fastest.
+Batches are made in advance, so only the model is timed. A contender may have several batchings; the
+warmup round selects the fastest.
 """
 
 import os
@@ -25,21 +25,21 @@ from bertqa.data.labels import LabelledWindows
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
-# The indices of the windows of each batch of one way to cut them.
+# The window indices of each batch.
 Cut = list[Tensor]
-# All batches of a cut, as the model takes them -> for each batch the start and the end scores:
-# ``(T,)`` of a stream, ``(N, S)`` of a rectangle.
+# All batches as inputs of the model -> start and end logits of each batch: ``(T,)`` if packed,
+# ``(N, S)`` if padded.
 Forward = Callable[[Sequence[Any]], list[tuple[Any, Any]]]
 
 
 class ForwardTask:
-    """All windows through a model, in the fastest of several cuts.
+    """A forward pass over all windows, with the fastest of several batchings.
 
     Args:
-        forward: what is timed.
-        batch_of: makes of the indices of windows what ``forward`` takes.
-        cuts: the ways to cut the windows into batches.
-        lengths: tokens of each window.
+        forward: the timed function.
+        batch_of: makes an input of ``forward`` from window indices.
+        cuts: the batchings to choose from.
+        lengths: number of tokens of each window.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ForwardTask:
         self.best: int | None = None
 
     def work(self) -> None:
-        """The forward passes; the first time also the choice of the cut."""
+        """Run all batches; the first call also selects the batching."""
         if self.best is None:
             self.best = fastest([partial(self._run, batches) for batches in self.batches])
         self._run(self.batches[self.best])
@@ -63,11 +63,12 @@ class ForwardTask:
         return outputs
 
     def result(self) -> dict[str, list[float]]:
-        """The scores of all real tokens, in the order of the windows, of the last cut.
+        """Return the logits of all tokens without padding, in the order of the windows.
 
-        That is one with several windows to a batch, if there is any: what padding could spoil.
+        They are computed with the last batching, which has several windows per batch if any does,
+        so that errors from padding are detected.
         """
-        found: dict[int, tuple[list[float], ...]] = {}  # of each window, without padding
+        found: dict[int, tuple[list[float], ...]] = {}  # window -> logits without padding
         for chosen, output in zip(self.cuts[-1], self._run(self.batches[-1]), strict=True):
             lengths = self.lengths[chosen].tolist()
             rows = zip(*(_windows(scores, lengths) for scores in output), strict=True)
@@ -77,49 +78,49 @@ class ForwardTask:
 
 
 def _windows(scores: Any, lengths: Sequence[int]) -> list[list[float]]:
-    """The scores of each window without padding, of a stream or of a rectangle."""
+    """Split packed or padded logits into windows without padding."""
     scores = torch.as_tensor(scores).float().cpu()
     rows = scores.split(list(lengths)) if scores.dim() == 1 else scores
     return [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
 
 
-# --- cuts and batches ----------------------------------------------------------------------------
+# --- batching ------------------------------------------------------------------------------------
 
 
 def in_order(lengths: Tensor, batch_size: int) -> Cut:
-    """The windows as they come."""
+    """Batch the windows in order."""
     return list(torch.arange(len(lengths)).split(batch_size))
 
 
 def by_length(lengths: Tensor, batch_size: int) -> Cut:
-    """Windows of like length together, longest first."""
+    """Batch windows of similar length, longest first."""
     return list(lengths.argsort(descending=True, stable=True).split(batch_size))
 
 
 def padded(windows: LabelledWindows, chosen: Tensor, width: int = 0) -> dict[str, Tensor]:
-    """The chosen windows as a rectangle ``(N, S)`` of at least ``width`` tokens, with its mask."""
-    stream = collate(windows, chosen)
-    columns = (stream.input_ids, torch.ones_like(stream.input_ids), stream.token_type_ids)
-    lengths = list(stream.lengths)
+    """Pad windows to ``(N, S)`` with S at least ``width``; return ids, attention mask and types."""
+    packed = collate(windows, chosen)
+    columns = (packed.input_ids, torch.ones_like(packed.input_ids), packed.token_type_ids)
+    lengths = list(packed.lengths)
     size = max(width, *lengths)
 
-    def rectangle(values: Tensor) -> Tensor:
+    def pad(values: Tensor) -> Tensor:
         rows = pad_sequence(list(values.split(lengths)), batch_first=True)
         return torch.nn.functional.pad(rows, (0, size - rows.shape[1]))
 
-    return {name: rectangle(c) for name, c in zip(NAMES, columns, strict=True)}
+    return {name: pad(c) for name, c in zip(NAMES, columns, strict=True)}
 
 
 def batch_sizes() -> tuple[int, ...]:
-    """Windows of a padded batch that are tried."""
+    """Return the batch sizes to try with padding."""
     return (32, 64, 128) if torch.cuda.is_available() else (4, 8, 16)
 
 
-# --- ours ----------------------------------------------------------------------------------------
+# --- bertqa --------------------------------------------------------------------------------------
 
 
 def bertqa(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
-    """bertqa, as QuestionAnswerer sets it up; the batches are those that it makes."""
+    """Prepare bertqa with the model and the batches of QuestionAnswerer."""
     qa = QuestionAnswerer.from_pretrained(model, precision=precision)
     windows = windows_of(model, **source)
     lengths = windows.lengths
@@ -132,7 +133,7 @@ def bertqa(model: str, source: dict[str, Any], precision: str, one: bool) -> For
         return output.start_logits, output.end_logits
 
     def forward(batches: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-        # With --one a question comes when the one before is answered.
+        # With --one the calls are sequential.
         each = map if one else qa.runtime.map_batches
         return list(each(run, batches))
 
@@ -148,7 +149,7 @@ def bertqa(model: str, source: dict[str, Any], precision: str, one: bool) -> For
 
 
 def load_transformers(model: str, attention: str, precision: str) -> Any:
-    """transformers' model on the device, its weights in the precision."""
+    """Load the transformers model on the device, with weights in the precision."""
     from transformers import BertForQuestionAnswering
 
     loaded: Any = BertForQuestionAnswering.from_pretrained(
@@ -158,21 +159,21 @@ def load_transformers(model: str, attention: str, precision: str) -> Any:
 
 
 def compiled(model: Any) -> Any:
-    """The model through torch.compile, for any shape of batch.
+    """Compile the model with torch.compile for dynamic shapes.
 
     Raises:
-        RuntimeError: on the CPU it needs a C++ compiler, and there is none.
+        RuntimeError: on a CPU without a C++ compiler.
     """
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if not torch.cuda.is_available() and not any(map(shutil.which, compilers)):
-        raise RuntimeError("left out: torch.compile finds no C++ compiler")
+        raise RuntimeError("skipped: torch.compile requires a C++ compiler")
     return torch.compile(model, dynamic=True)
 
 
 def transformers(
     model: str, source: dict[str, Any], attention: str, precision: str, way: str, compile: bool
 ) -> ForwardTask:
-    """transformers 5; ``way`` is "padded" (to 384), "sorted" (to the longest), or "one"."""
+    """Prepare transformers 5; ``way`` is "padded" (to 384), "sorted" (to the longest), or "one"."""
     loaded = load_transformers(model, attention, precision)
     if compile:
         loaded = compiled(loaded)
@@ -180,8 +181,8 @@ def transformers(
     lengths = windows.lengths
 
     def batch_of(chosen: Tensor) -> dict[str, Tensor]:
-        rectangle = padded(windows, chosen, LONGEST if way == "padded" else 0)
-        return {name: values.to(device()) for name, values in rectangle.items()}
+        inputs = padded(windows, chosen, LONGEST if way == "padded" else 0)
+        return {name: values.to(device()) for name, values in inputs.items()}
 
     def forward(inputs: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
         outputs = [loaded(**batch) for batch in inputs]
@@ -193,7 +194,7 @@ def transformers(
 
 
 def _outside_torch(forward: Forward, model: str, source: dict[str, Any], one: bool) -> ForwardTask:
-    """The task of an exported model: each window alone at its own length, or sorted in batches."""
+    """Return the task of an exported model: single windows without padding, or sorted batches."""
     windows = windows_of(model, **source)
     cuts = [by_length(windows.lengths, size) for size in (1, *batch_sizes())]
     return ForwardTask(
@@ -205,12 +206,12 @@ def _outside_torch(forward: Forward, model: str, source: dict[str, Any], one: bo
 
 
 def onnxruntime(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
-    """onnxruntime on the exported model; int8 is its dynamic quantisation."""
+    """Prepare onnxruntime with the exported model; int8 is its dynamic quantization."""
     import onnxruntime as runtime
 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Contenders take turns: threads that went on waiting in a loop would disturb the others.
+    # Threads that spin between rounds would slow down the other contenders.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     path = str(onnx_file(Path(model), precision))
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -222,7 +223,7 @@ def onnxruntime(model: str, source: dict[str, Any], precision: str, one: bool) -
 
 
 def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> ForwardTask:
-    """OpenVINO on the exported model, with as many requests at once as it finds best."""
+    """Prepare OpenVINO with the exported model and its preferred number of parallel requests."""
     import openvino as runtime
 
     settings = {
@@ -235,13 +236,13 @@ def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> F
     outputs: dict[int, tuple[Any, Any]] = {}
 
     def keep(request: Any, number: int) -> None:
-        start, end = (request.get_output_tensor(place).data for place in (0, 1))
+        start, end = (request.get_output_tensor(index).data for index in (0, 1))
         outputs[number] = (start.copy(), end.copy())
 
     def forward(batches: Sequence[Any]) -> list[tuple[Any, Any]]:
         for number, batch in enumerate(batches):
             queue.start_async(batch, number)
-            if one:  # the next question comes when this one is answered
+            if one:  # sequential calls
                 queue.wait_all()
         queue.wait_all()
         return [outputs[number] for number in range(len(batches))]
@@ -254,10 +255,11 @@ def openvino(model: str, source: dict[str, Any], precision: str, one: bool) -> F
 
 
 def onnx_file(model: Path, precision: str) -> Path:
-    """The model in ONNX, beside its checkpoint, made if it is not there.
+    """Return the ONNX file of a checkpoint, exported into its folder if missing.
 
-    ``precision`` is "plain" (as exported), "fp32" (fused by onnxruntime's optimiser for BERT) or
-    "int8" (that, quantised).
+    Args:
+        precision: "plain" (as exported), "fp32" (fused by onnxruntime's optimizer for BERT) or
+            "int8" (fused and quantized).
     """
     path = model / f"{precision}.onnx"
     if path.exists():
@@ -285,7 +287,7 @@ def onnx_file(model: Path, precision: str) -> Path:
 
 
 class _Scores(torch.nn.Module):
-    """transformers' model with its inputs in order and its scores as a pair."""
+    """The transformers model with positional inputs and a pair of logits as output."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -294,16 +296,16 @@ class _Scores(torch.nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``(N, S)`` each."""
+        """Return start and end logits, ``(N, S)`` each."""
         output = self.model(input_ids, attention_mask, token_type_ids)
         return output.start_logits, output.end_logits
 
 
 def _export(model: Path, path: Path) -> None:
-    """transformers' model to ONNX, for any number of windows and tokens."""
+    """Export the transformers model to ONNX with dynamic numbers of windows and tokens."""
     loaded = load_transformers(str(model), "eager", "fp32").cpu()
-    ids = torch.ones(2, 16, dtype=torch.int64)  # of any shape that is neither 0 nor 1
-    mask = (torch.arange(16) < torch.tensor([[16], [9]])).long()  # the mask must stay in the graph
+    ids = torch.ones(2, 16, dtype=torch.int64)  # sizes 0 and 1 would be specialized
+    mask = (torch.arange(16) < torch.tensor([[16], [9]])).long()  # keeps the mask in the graph
     names = (
         torch.export.Dim("windows", min=1, max=4096),
         torch.export.Dim("tokens", min=2, max=512),

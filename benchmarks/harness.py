@@ -1,15 +1,14 @@
-"""Contenders side by side: each in a process of its own, taking turns, round after round.
+"""Benchmark harness: contenders take turns in each round, each in a separate process.
 
-A machine that others share is fast in one minute and slow in the next, so seconds say little. Here
-every contender runs once in each round, and what counts is the ratio of two contenders within a
-round: the median over the rounds, and the spread.
+The speed of a shared machine varies from minute to minute, so absolute times mean little. Every
+contender runs once per round, and results are ratios of two contenders within a round: the median
+over the rounds, and the range.
 
-A contender is a function ``module:function`` that prepares a ``Task``. A process for each keeps
-the thread pools, the allocators and the peak memory of one peer away from the next. While one works
-the others wait for a line on stdin.
+A contender is a function ``module:function`` that prepares a ``Task``. Separate processes isolate
+thread pools, allocators and peak memory. Idle workers wait for a line on stdin.
 
-Only what comes with Python is imported, so that a worker which starts processes stays small: on
-Linux the peak of a process counts what its parent held when it was started.
+Only the standard library is imported, so that a worker which starts processes stays small: on Linux
+the peak memory of a process includes that of its parent when it was started.
 """
 
 import argparse
@@ -33,29 +32,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Task(Protocol):
-    """What a contender does in each round."""
+    """The work of a contender in each round."""
 
     def work(self) -> object:
-        """The work that is timed."""
+        """Do the work that is timed."""
 
     def result(self) -> dict[str, list[Any]]:
-        """Values by name that say what came out; compared with the reference before a row counts.
+        """Return named values, which are compared with the reference before a row is timed.
 
-        A task whose work is done by other processes also has ``peak_mib()``, which says what those
-        took.
+        A task whose work is done by other processes also has ``peak_mib()``, their peak memory.
         """
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of a table.
+    """A row of a table.
 
     Attributes:
-        name: what the row is called.
-        factory: ``module:function``; called with ``arguments`` in the worker, it gives a Task.
+        name: label of the row.
+        factory: ``module:function``; called with ``arguments`` in the worker, returns a Task.
         arguments: plain values, sent as JSON.
-        precision: of its matrix products, which says which tolerance and which roof are its own.
-        is_roof: it computes no scores.
+        precision: of its matrix products, which selects the tolerance and the roof.
+        is_roof: whether it only measures matrix products and has no logits.
     """
 
     name: str
@@ -65,19 +63,19 @@ class Contender:
     is_roof: bool = False
 
 
-# Compares a row's result with the reference's: the contender, its result, the reference. What it
-# returns is why the row is refused; "" if it is not.
+# Compares the result of a contender with the reference: (contender, result, reference) -> reason
+# for rejecting the row, or "".
 Comparison = Callable[[Contender, dict[str, list[Any]], dict[str, list[Any]]], str]
 
 
 @dataclass
 class Measured:
-    """What the rounds gave for one contender.
+    """Measurements of one contender.
 
     Attributes:
-        seconds: of each round.
-        peak_mib: largest resident memory of the worker.
-        failure: why there are no rounds; "" if there are.
+        seconds: time of each round.
+        peak_mib: peak memory of the worker.
+        failure: reason why there are no rounds, or "".
     """
 
     contender: Contender
@@ -87,20 +85,20 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """Of the contender."""
+        """Name of the contender."""
         return self.contender.name
 
     @property
     def median(self) -> float:
-        """Seconds of the median round."""
+        """Median time of a round in seconds."""
         return statistics.median(self.seconds)
 
     def ratios(self, other: "Measured") -> list[float]:
-        """How many times as fast as ``other`` this was, round by round."""
+        """Return the speed relative to ``other`` in each round."""
         return [theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
 
     def ratio_text(self, other: "Measured") -> str:
-        """Their median, smallest and largest; "" for itself, or where one has no rounds."""
+        """Format the ratios; "" for itself, or if one has no rounds."""
         if self is other or self.failure or other.failure:
             return ""
         return ratio_text(self.ratios(other))
@@ -123,7 +121,7 @@ class Worker:
         self.ask(json.dumps({"arguments": contender.arguments, "threads": threads}))
 
     def ask(self, line: str) -> dict[str, Any]:
-        """Send one line, wait for the answer."""
+        """Send a line and wait for the answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -136,7 +134,7 @@ class Worker:
         return parsed
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
 
@@ -149,11 +147,11 @@ def measure(
     compare: Comparison,
     warm_up: bool = True,
 ) -> list[Measured]:
-    """Run all contenders in turn, ``rounds`` times; one round more at first, which is not counted.
+    """Run all contenders in turn for a warmup round and ``rounds`` measured rounds.
 
-    The first contender is the reference: one whose result ``compare`` refuses beside the
-    reference's is not timed, and its row says so. Without ``warm_up`` the round that is not counted
-    is left out: for whole processes, which ``result`` has already run once.
+    The first contender is the reference. Contenders whose result ``compare`` rejects are not timed,
+    and their row has the reason. ``warm_up=False`` omits the warmup round: for whole processes,
+    which ``result`` has already run once.
     """
     measured = [Measured(contender) for contender in contenders]
     workers: dict[str, Worker] = {}
@@ -172,7 +170,7 @@ def measure(
                 row.failure = str(error).strip().splitlines()[-1]
             say(f"{name}: {row.failure or 'ready'}")
             if row is measured[0] and row.failure:
-                raise SystemExit(f"{name}, which all others are held against: {row.failure}")
+                raise SystemExit(f"{name}, the reference for all others: {row.failure}")
         for number in range(rounds):
             for row in measured:
                 if row.failure:
@@ -192,8 +190,8 @@ def measure(
 
 
 def serve(factory: str) -> None:
-    """Be a worker: read a line, do it, answer with a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
+    """Run as a worker: execute each line of stdin and answer with a line of JSON."""
+    answers = os.fdopen(os.dup(1), "w")  # output of libraries goes to stderr
     os.dup2(2, 1)
 
     def answer(**values: Any) -> None:
@@ -204,7 +202,7 @@ def serve(factory: str) -> None:
         start = json.loads(sys.stdin.readline())
         module, function = factory.split(":")
         make = getattr(importlib.import_module(module), function)
-        if "torch" in sys.modules:  # a worker that starts processes does without
+        if "torch" in sys.modules:  # workers that start processes do not import it
             sys.modules["torch"].set_num_threads(start["threads"])
         task: Task = make(**start["arguments"])
         answer()
@@ -222,12 +220,12 @@ def serve(factory: str) -> None:
 
 
 def peak_mib() -> float:
-    """The largest memory so far in MiB: torch's of the GPU where there is one, else resident."""
+    """Return the peak memory so far in MiB: allocated by torch on a GPU, else resident."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 2**20)
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins, on Linux, at the peak of the parent
+    if status.exists():  # on Linux getrusage includes the peak of the parent
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         if found:
             return int(found[1]) / 2**10
@@ -235,31 +233,31 @@ def peak_mib() -> float:
 
 
 def in_mib(maxrss: int) -> float:
-    """``ru_maxrss`` in MiB: the kernel gives bytes on macOS, KiB elsewhere."""
+    """Convert ``ru_maxrss`` to MiB; its unit is bytes on macOS, KiB elsewhere."""
     return maxrss / 2**20 if sys.platform == "darwin" else maxrss / 2**10
 
 
-# --- what comes out ------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------
 
 
 def say(line: str) -> None:
-    """Progress, where it does not stand between the rows of a table."""
+    """Print progress to stderr, separate from the table."""
     print(line, file=sys.stderr, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
+    """Return a Markdown table with text in the first column and numbers in the others."""
     lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def ratio_text(ratios: Sequence[float]) -> str:
-    """The median and, in brackets, the smallest and the largest."""
+    """Return the median and, in brackets, the smallest and the largest ratio."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def machine() -> str:
-    """One line on the processor and the versions that matter."""
+    """Return one line with the processor, GPU and versions."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -275,56 +273,58 @@ def machine() -> str:
 
 
 def plain_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags of every benchmark, --page and --data."""
+    """Return a parser with the flags of all benchmarks, --page and --data."""
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = flags.add_argument
-    add("--page", type=existing("file"), help="a page whose table of this name is replaced")
+    add("--page", type=existing("file"), help="page on which to replace the table")
     add("--data", type=existing("folder"), help="with dev-v1.1.json and train-v1.1.json, or .gz")
     return flags
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags of the benchmarks that measure contenders in rounds."""
+    """Return a parser with the flags of benchmarks with rounds."""
     flags = plain_parser(description)
-    flags.add_argument("--rounds", type=positive, default=7, help="rounds that count (7)")
+    flags.add_argument("--rounds", type=positive, default=7, help="number of measured rounds (7)")
     flags.add_argument(
-        "--threads", type=threads, default=os.cpu_count(), help="of each contender (all)"
+        "--threads", type=threads, default=os.cpu_count(), help="threads per contender (all cores)"
     )
     return flags
 
 
 def existing(kind: str) -> Callable[[str], Path]:
-    """The type of a flag that names a "file" or a "folder", which is looked for before the work."""
+    """Return an argparse type for an existing "file" or "folder"."""
 
     def find(text: str) -> Path:
         if not (Path(text).is_file() if kind == "file" else Path(text).is_dir()):
-            raise argparse.ArgumentTypeError(f"{text} is no {kind}: give one that is there")
+            raise argparse.ArgumentTypeError(f"must be an existing {kind}, got {text}")
         return Path(text)
 
     return find
 
 
 def threads(text: str) -> int:
-    """As many threads as cores, at most: more would only wait for each other."""
+    """Parse a number of threads, at most the number of cores."""
     number, cores = positive(text), os.cpu_count() or 1
     if number > cores:
-        raise argparse.ArgumentTypeError(f"{text} is more than the {cores} cores here: give less")
+        raise argparse.ArgumentTypeError(
+            f"must be at most {cores}, the number of cores, got {text}"
+        )
     return number
 
 
 def positive(text: str) -> int:
-    """A flag's number that must be 1 or more."""
+    """Parse an integer that must be at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give 1 or more")
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
     return int(text)
 
 
 def command_line(
     module: str, flags_parser: argparse.ArgumentParser, flags: argparse.Namespace
 ) -> str:
-    """The command that was given, as a page shows it: a path, which is this machine's, as PATH."""
+    """Return the command as shown on a page, with PATH for the paths of this machine."""
     words = ["python", "-m", module]
     for name, value in vars(flags).items():
         if name == "page" or value == flags_parser.get_default(name):
@@ -340,50 +340,51 @@ def run(
     work: Callable[[argparse.Namespace, Path], str],
     name_of: str | Callable[[argparse.Namespace], str],
 ) -> None:
-    """Be a benchmark: read its flags, measure in a folder that does not stay, publish the table.
+    """Run a benchmark: parse its flags, measure in a temporary folder, publish the table.
 
     Args:
-        work: measures; takes the flags and the folder, gives the table.
-        name_of: what the table is called on its page, or what says that of the flags.
+        work: measures; takes the flags and the folder, returns the table.
+        name_of: name of the table on its page, or a function of the flags that returns it.
 
     Raises:
-        SystemExit: a flag is wrong, or the page has no such markers, which is seen before the work.
+        SystemExit: a flag is invalid, or the page has no markers for the table; both are checked
+            before measuring.
     """
     flags = flags_parser.parse_args()
     name = name_of if isinstance(name_of, str) else name_of(flags)
     if flags.page:
-        place_on(flags.page, name)
+        split_page(flags.page, name)
     with tempfile.TemporaryDirectory() as folder:
         text = work(flags, Path(folder))
     print(text)
     if flags.page:
-        # What is run as a module has its name in __spec__ alone.
+        # The name of a module run with -m is only in __spec__.
         module = sys.modules[work.__module__]
         of_module = module.__spec__.name if module.__spec__ else work.__module__
         publish(name, command_line(of_module, flags_parser, flags), text, flags.page)
 
 
-def place_on(page: Path, name: str) -> tuple[str, str]:
-    """What stands before and behind the table of that name on a page, its marks included.
+def split_page(page: Path, name: str) -> tuple[str, str]:
+    """Return the page before and after the table of that name, including its markers.
 
     Raises:
-        SystemExit: the page has no such marks.
+        SystemExit: the page does not have the markers.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, mark, rest = page.read_text(encoding="utf-8").partition(begin)
     _, end_mark, tail = rest.partition(end)
     if not (mark and end_mark):
-        raise SystemExit(f"{page} has no place for {name}: put {begin} and {end} there")
+        raise SystemExit(f"--page: {page} must contain {begin} and {end}")
     return head + mark, end_mark + tail
 
 
 def publish(name: str, command: str, text: str, page: Path) -> None:
-    """Put a table into its place on a page, below the command that made it.
+    """Replace the table of that name on a page, with its command above.
 
     Raises:
-        SystemExit: the page has no such place.
+        SystemExit: the page does not have the markers.
     """
-    head, tail = place_on(page, name)
+    head, tail = split_page(page, name)
     block = f"\n```bash\n{command}\n```\n\n{text}\n\n{machine()}\n"
     page.write_text(head + block + tail, encoding="utf-8")
 

@@ -1,12 +1,11 @@
-"""Forward passes, without reading, tokenising and decoding: windows a second, ours and peers'.
+"""Throughput and latency of the forward pass, without tokenization and decoding.
 
-transformers is measured as its example scripts run it (windows in their order, padded to 384
-tokens) and at its best (windows sorted by length, padded to the longest of a batch); of batch sizes
-the best counts. onnxruntime and OpenVINO take each window alone at its own length or sorted
-batches, whichever is faster. bertqa and
-OpenVINO put several batches on the cores at once, as they do where they are used; the others share
-the cores for each batch. With --one every call has one window: what a single question waits.
-On a GPU bertqa in bf16 is measured beside transformers there.
+transformers is measured as its example scripts run it (windows in order, padding to 384 tokens) and
+at its best (windows sorted by length, padding to the longest of a batch), with the best batch size.
+onnxruntime and OpenVINO run single windows or sorted batches, whichever is faster. bertqa and
+OpenVINO run several batches in parallel, one per core, as in production; the others use all cores
+for each batch. With --one every call has one window, which gives the latency of a single question.
+On a GPU, bertqa in bf16 is compared with transformers.
 """
 
 import argparse
@@ -30,9 +29,9 @@ from benchmarks.models import (
 from benchmarks.speed_table import Agreement, Amount, speed_table
 from bertqa.runtime import Runtime, select_precision
 
-OURS = ("bertqa bf16", "bertqa int8")  # the rows that the others are compared with
-ONE_LENGTHS = (128, 384)  # tokens of a window, with --one
-ONE_CALLS = 8  # windows of a round, with --one
+OURS = ("bertqa bf16", "bertqa int8")  # the rows to which the others are compared
+ONE_LENGTHS = (128, 384)  # tokens per window with --one
+ONE_CALLS = 8  # windows per round with --one
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.06, "int8": 0.4}  # see Agreement
 
@@ -41,7 +40,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.06, "int8": 0.4}  # see Agreement
 
 
 def rows_of(model: Path, source: dict[str, Any], one: bool, native_bf16: bool) -> list[Contender]:
-    """The reference first, then the peers, then ours; bf16 only where it is native."""
+    """Return the reference, then the peers, then ours; bf16 only if it is native."""
     shared = {"model": str(model), "source": source}
     on_gpu = torch.cuda.is_available()
     rows = _transformers(shared, one, on_gpu)
@@ -59,7 +58,7 @@ def rows_of(model: Path, source: dict[str, Any], one: bool, native_bf16: bool) -
 def transformers_row(
     factory: str, shared: dict[str, Any], attention: str, precision: str, way: str, compile: bool
 ) -> Contender:
-    """A row of transformers; ``way`` says how its batches are made."""
+    """Return a row of transformers; ``way`` is the batching: "padded", "sorted", "one", ..."""
     words = ["transformers", attention, precision, *[way] * (way != "one")]
     words += ["compiled"] * compile
     given = {"attention": attention, "precision": precision, "way": way, "compile": compile}
@@ -67,7 +66,7 @@ def transformers_row(
 
 
 def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> list[Contender]:
-    """Its rows: eager and sdpa, fp32 and bf16, padded and sorted; on a GPU the likely best."""
+    """Return rows for eager and sdpa, fp32 and bf16, padded and sorted; fewer on a GPU."""
     rows = [
         (attention, precision, way, False)
         for way in (["one"] if one else ["padded", "sorted"])
@@ -81,7 +80,7 @@ def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> list[Conte
 
 
 def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contender]:
-    """One roof for each precision."""
+    """Return a roof for each precision."""
     return [
         Contender(
             f"roof: matrix products in {precision}", "benchmarks.models:Roof",
@@ -91,11 +90,11 @@ def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contend
     ]  # fmt: skip
 
 
-# --- both tables ---------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 def throughput(flags: argparse.Namespace, model: Path, folder: Path, native: bool) -> str:
-    """Windows a second, in whatever batches are best."""
+    """Measure windows per second with the best batching."""
     source = window_source("dev", flags.windows, flags.data, folder)
     rows = rows_of(model, source, one=False, native_bf16=native)
     precisions = [p for p in TOLERANCE if p in {row.precision for row in rows}]
@@ -116,7 +115,7 @@ def throughput(flags: argparse.Namespace, model: Path, folder: Path, native: boo
 
 
 def latency(flags: argparse.Namespace, model: Path, native: bool) -> str:
-    """Milliseconds that one window takes, called alone."""
+    """Measure milliseconds per window with one window per call."""
     columns: list[list[Measured]] = []
     for length in ONE_LENGTHS:
         rows = rows_of(model, {"lengths": [length] * ONE_CALLS}, one=True, native_bf16=native)
@@ -141,7 +140,7 @@ def latency(flags: argparse.Namespace, model: Path, native: bool) -> str:
 
 
 def _compared(rows: Sequence[Contender]) -> list[str]:
-    """The rows of ours that the others are compared with: bf16 and int8, or fp32 without them."""
+    """Return the rows of ours to which the others are compared: bf16 and int8, or fp32."""
     names = [row.name for row in rows]
     return [name for name in (*OURS, "bertqa fp32") if name in names][:2]
 
@@ -150,31 +149,29 @@ def _compared(rows: Sequence[Contender]) -> list[str]:
 
 
 def model_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags of the benchmarks of the model alone."""
+    """Return a parser with the flags of the benchmarks of the model only."""
     flags = parser(description)
-    flags.add_argument("--size", choices=SIZES, default="minilm", help="of the model (minilm)")
-    flags.add_argument(
-        "--folder", type=Path, help="where checkpoints are kept for the next time (nowhere)"
-    )
-    flags.add_argument("--peak", type=float, help="bf16 TFLOP/s of the device, on paper")
+    flags.add_argument("--size", choices=SIZES, default="minilm", help="model size (minilm)")
+    flags.add_argument("--folder", type=Path, help="folder to keep checkpoints for later runs")
+    flags.add_argument("--peak", type=float, help="nominal bf16 TFLOP/s of the device")
     return flags
 
 
 def has_native_bf16() -> bool:
-    """Whether the processor multiplies bf16; where it does not, nobody would ask for it."""
+    """Return whether the processor has instructions for bf16."""
     return select_precision("auto", device()) is torch.bfloat16
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table and what it was measured on."""
+    """Measure; return the table with its conditions."""
     native = has_native_bf16()
     folder = flags.folder or folder
     model = checkpoint(flags.size, folder)
     if not torch.cuda.is_available():
         try:
-            for precision in ("plain", "fp32", "int8"):  # beforehand: no worker's peak counts it
+            for precision in ("plain", "fp32", "int8"):  # here, not in the peak of a worker
                 onnx_file(model, precision)
-        except Exception as error:  # their rows will say the same
+        except Exception as error:  # their rows will have the same message
             say(f"no ONNX: {error}")
     if flags.one:
         return latency(flags, model, native) + bf16_note(native)
@@ -182,17 +179,17 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
 
 
 def bf16_note(native: bool) -> str:
-    """Why rows are missing."""
-    return (
-        "" if native else " Rows in bf16 are left out: this processor has no instructions for it."
-    )
+    """Return a note on missing rows."""
+    return "" if native else " Without rows in bf16: this processor has no instructions for it."
 
 
 def main() -> None:
     """Measure and print."""
     flags_parser = model_parser(__doc__)
-    flags_parser.add_argument("--windows", type=positive, default=256, help="about so many (256)")
-    flags_parser.add_argument("--one", action="store_true", help="one window at a time")
+    flags_parser.add_argument(
+        "--windows", type=positive, default=256, help="approximate number of windows (256)"
+    )
+    flags_parser.add_argument("--one", action="store_true", help="latency of one window")
     suffix = " gpu" * torch.cuda.is_available()
     run(flags_parser, work, lambda f: f"inference {f.size}" + " one" * f.one + suffix)
 

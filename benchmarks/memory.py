@@ -1,10 +1,10 @@
-"""Peak memory of infer.py over a file, over one ten times as long, and of one that answers singly.
+"""Peak memory of inference on a file, on one ten times as large, and of single questions.
 
-Logits, windows and batches are let go block by block, so what grows with the file should be the
-file itself and the answers, not the model's results. The table has the sizes of both beside it.
+Windows, batches and logits are processed in blocks of constant memory, so the memory should only
+grow by the size of the input and the answers, which the table shows too.
 
-The second table is of a process that is asked one question after the other about texts of 20 to 380
-tokens, as a server is: with what bertqa sets by itself, and with oneDNN's own limits.
+The second table is for a process that answers one question after the other with contexts of 20 to
+380 tokens, like a server: with bertqa's limits of oneDNN's caches, and with oneDNN's defaults.
 """
 
 import argparse
@@ -30,12 +30,12 @@ for _ in range(int(sys.argv[2])):
 
 
 def complete(row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]) -> str:
-    """Refuse a row that has not answered each of its questions."""
+    """Reject a row that has not answered all questions."""
     return "" if len(result["answers"]) == int(row.name) else "lost answers"
 
 
 def line_of(row: Measured, base: Measured, folder: Path) -> list[str]:
-    """One row of the table; the ratio is to the run over the base's questions."""
+    """Return a row of the table, with the ratio to ``base``."""
     if row.failure:
         return [row.name, row.failure, *[""] * 4]
     read = (folder / f"{row.name}.json").stat().st_size / 2**20
@@ -46,12 +46,12 @@ def line_of(row: Measured, base: Measured, folder: Path) -> list[str]:
 
 
 def no_answer(row: Contender, result: dict[str, list[Any]], reference: object) -> str:
-    """Nothing to compare: the rows print nothing."""
+    """Accept all rows, which have no output to compare."""
     return ""
 
 
 def singly(flags: argparse.Namespace, model: Path) -> str:
-    """The table of single questions."""
+    """Return the table of single questions."""
     ask = [sys.executable, "-c", _ASK_SINGLY, str(model)]
     rows = [
         process("1", [*ask, "1"]),
@@ -72,7 +72,7 @@ def singly(flags: argparse.Namespace, model: Path) -> str:
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """Both tables."""
+    """Measure; return both tables."""
     model = model_folder(flags.model, folder)
     source = squad_file("dev", flags.data, folder)
     rows = []
@@ -94,10 +94,10 @@ def main() -> None:
     flags_parser.set_defaults(rounds=1)
     add_model_flag(flags_parser)
     flags_parser.add_argument(
-        "--questions", type=positive, default=1000, help="of the first (1000)"
+        "--questions", type=positive, default=1000, help="questions of the smaller file (1000)"
     )
     flags_parser.add_argument(
-        "--singly", type=positive, default=1500, help="questions asked one at a time (1500)"
+        "--singly", type=positive, default=1500, help="number of single questions (1500)"
     )
     run(flags_parser, work, "memory")
 

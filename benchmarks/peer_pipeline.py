@@ -1,4 +1,4 @@
-"""The question-answering pipeline of transformers 4.57, as a script in an environment of its own.
+"""The question-answering pipeline of transformers 4.57, as a script for a separate environment.
 
 python benchmarks/peer_pipeline.py MODEL FILE ANSWERS BATCH_SIZE PRECISION     a SQuAD file
 python benchmarks/peer_pipeline.py MODEL --ask QUESTION CONTEXT                one question
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
-# Off, since it widens an answer to the words around it, which infer.py does not do.
+# align_to_words extends an answer to whole words, which infer.py does not do.
 _OPTIONS = {"align_to_words": False}
 
 
@@ -21,7 +21,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load(model: str, batch_size: int, precision: str) -> Any:
-    """The pipeline; batches are computed on the CPU or the first GPU, as it chooses."""
+    """Load the pipeline on its default device."""
     return pipeline(
         "question-answering",
         model=AutoModelForQuestionAnswering.from_pretrained(model, dtype=_DTYPES[precision]),
@@ -31,7 +31,7 @@ def load(model: str, batch_size: int, precision: str) -> Any:
 
 
 def answer_file(model: str, source: Path, target: Path, batch_size: int, precision: str) -> None:
-    """Answer every question of a SQuAD file and write a map from id to answer."""
+    """Answer all questions of a SQuAD file and write a mapping from id to answer."""
     articles = json.loads(source.read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
     asked = [
@@ -47,7 +47,7 @@ def answer_file(model: str, source: Path, target: Path, batch_size: int, precisi
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One of the two ways."""
+    """Answer one question or a file."""
     if arguments[1] == "--ask":
         model, _, question, context = arguments
         print(json.dumps(load(model, 1, "fp32")(question=question, context=context, **_OPTIONS)))

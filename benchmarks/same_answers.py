@@ -1,14 +1,13 @@
-"""The same file, the same questions: the answers of bertqa beside those of transformers 5.
+"""Comparison of the answers of bertqa and transformers 5 to the same questions.
 
-Theirs is transformers' model in float32, fed by its own tokenizer with overflow, and the decoding
-that its notebook and run_qa share: in every window the 20 best starts with the 20 best ends, the
-pair with the largest sum of scores wins. Ours is infer.py's path, in float32 and in the default
-precision, with both decoders. Both sides are scored by the official rules, and every answer that
-differs is put down to a cause:
+transformers: its model in float32, its tokenizer with overflow, and the decoding of its notebook
+and of run_qa: the pair with the largest sum of logits among the 20 best starts and the 20 best ends
+of each window. bertqa: the code of infer.py, in float32 and in the default precision, with both
+decoders. Both are scored with the official EM and F1, and every different answer has a cause:
 
-    tie          in float32 the two answers' scores differ by rounding alone
-    search       in float32 ours scores higher: the 20 x 20 pairs did not hold it
-    characters   it is theirs, grown to whole written characters
+    tie          in float32 the scores of the two answers differ only by rounding
+    search       in float32 our score is higher: the span is not among the 20 x 20 pairs
+    characters   their answer, extended to whole grapheme clusters
     bf16         in float32 both give the same answer
     other        none of these
 """
@@ -34,11 +33,11 @@ from bertqa.data.squad import Example
 from bertqa.settings import DecodingSettings
 
 MAX_LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
-_TIE = 1e-3  # two sums of two numbers up to about 10: so far apart may rounding bring them
+_TIE = 1e-3  # bound of the rounding error of a sum of two logits up to about 10
 
 
 class Found(NamedTuple):
-    """An answer: its text and place, and S.T_i + E.T_j as the side that found it has it."""
+    """An answer: text, offsets, and S.T_i + E.T_j as computed by its model."""
 
     text: str
     start: int
@@ -50,7 +49,7 @@ NOTHING = Found("", 0, 0, -math.inf)  # no pair of the best starts and ends is a
 
 
 def theirs(model: Path, examples: Sequence[Example]) -> dict[str, Found]:
-    """transformers and its notebook's decoding."""
+    """Answer with transformers and the decoding of its notebook."""
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -81,7 +80,7 @@ def theirs(model: Path, examples: Sequence[Example]) -> dict[str, Found]:
 def _spans(
     start: Tensor, end: Tensor, offsets: Sequence[Any], sides: Sequence[int | None], context: str
 ) -> Iterator[Found]:
-    """The pairs of the best starts and the best ends of one window that are answers."""
+    """Yield the valid spans from the best starts and the best ends of one window."""
     best = (x.argsort(descending=True)[:N_BEST].tolist() for x in (start, end))
     for i, j in product(*best):
         if sides[i] == sides[j] == 1 and 0 <= j - i < LONGEST:
@@ -90,7 +89,7 @@ def _spans(
 
 
 def cause(context: str, ours: Found, of_theirs: Found) -> str:
-    """Why two answers, both found in float32, differ."""
+    """Return the cause of two different answers, both in float32."""
     if snap_to_graphemes(context, of_theirs.start, of_theirs.end) == (ours.start, ours.end):
         return "characters"
     if abs(ours.score - of_theirs.score) <= _TIE:
@@ -99,7 +98,7 @@ def cause(context: str, ours: Found, of_theirs: Found) -> str:
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """Ask both; the table."""
+    """Answer with both; return the table."""
     source = squad_file("dev", flags.data, folder)
     if flags.questions:
         source = first_questions(source, folder / "first.json", flags.questions)
@@ -114,7 +113,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
 
     rows = [row("transformers 5, fp32, the notebook's decoding", reference, "")]
     for decoder in ("top20", "exact"):
-        in_fp32: dict[str, str] = {}  # causes of what differs in float32
+        in_fp32: dict[str, str] = {}  # causes of differences in float32
         for precision in ("fp32", "auto"):
             qa = QuestionAnswerer.from_pretrained(
                 flags.model, precision=precision, decoding=DecodingSettings(decoder=decoder)
@@ -129,19 +128,21 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
                     key: cause(contexts[key], answers[key], reference[key]) for key in differ
                 }
             causes = Counter(in_fp32.get(key, "bf16") for key in differ)
-            told = ", ".join(f"{kind} {count}" for kind, count in causes.most_common())
+            listed = ", ".join(f"{kind} {count}" for kind, count in causes.most_common())
             shown = str(qa.runtime.dtype).removeprefix("torch.")
-            counts = f"{len(differ)} ({told})" if differ else "0"
+            counts = f"{len(differ)} ({listed})" if differ else "0"
             rows.append(row(f"bertqa, {shown}, {decoder}", answers, counts))
     header = ["answers of", "EM", "F1", f"of {len(examples):,} differ from the first row"]
     return table(header, rows)
 
 
 def main() -> None:
-    """Ask both, print the table."""
+    """Compare and print the table."""
     flags_parser = plain_parser(__doc__)
     add_model_flag(flags_parser, required=True)
-    flags_parser.add_argument("--questions", type=positive, help="the first of them (all)")
+    flags_parser.add_argument(
+        "--questions", type=positive, help="number of questions, from the start (all)"
+    )
     run(flags_parser, work, "same answers")
 
 

@@ -1,4 +1,4 @@
-"""The check and the table that the benchmarks of the model alone have in common."""
+"""Agreement check and throughput table for the benchmarks of the model only."""
 
 import math
 import statistics
@@ -11,11 +11,11 @@ from benchmarks.harness import Contender, Measured, table
 
 @dataclass
 class Amount:
-    """What one round takes on.
+    """Amount of work of one round, without padding.
 
     Attributes:
-        windows, tokens: real ones, without padding.
-        flops: real ones.
+        windows, tokens: number of windows and tokens.
+        flops: FLOPs of these.
     """
 
     windows: int
@@ -24,11 +24,10 @@ class Amount:
 
 
 class Agreement:
-    """Holds each row's scores against the reference's, and remembers how far off they were.
+    """Compares the logits of each row with the reference and stores their differences.
 
-    The figure is the root mean square of the differences over all tokens, in units of the
-    spread (the standard deviation) of the reference's scores: the usual error beside what tells
-    tokens apart. Scores of another function would have about 1.4.
+    The difference is the root mean square over all tokens divided by the standard deviation of the
+    reference's logits. Independent logits would have about 1.4.
     """
 
     def __init__(self, tolerance: dict[str, float]) -> None:
@@ -38,7 +37,7 @@ class Agreement:
     def __call__(
         self, row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]
     ) -> str:
-        """Why a row is refused; "" if it is not."""
+        """Return the reason for rejecting a row, or ""."""
         if row.is_roof:
             return ""
         squares: list[float] = []
@@ -51,15 +50,15 @@ class Agreement:
         self.off[row.name] = math.sqrt(statistics.fmean(squares))
         if self.off[row.name] <= self.tolerance[row.precision]:  # not so for NaN
             return ""
-        return f"refused: scores are off by {self.off[row.name]:.2g} of their spread"
+        return f"rejected: logits differ by {self.off[row.name]:.2g} standard deviations"
 
     def text(self) -> str:
-        """The tolerances, in words."""
+        """Return a sentence with the tolerances."""
         limits = ", ".join(f"{name} {limit:g}" for name, limit in self.tolerance.items())
         return (
-            "A row counts only if the scores of all real tokens are those of the first row: the "
-            'root mean square of their differences ("off by"), in units of the scores\' standard '
-            f"deviation, is at most {limits}."
+            "A row is timed only if its logits agree with the first row: the root mean square of "
+            'the differences over all tokens ("off by"), divided by the standard deviation of the '
+            f"logits, is at most {limits}."
         )
 
 
@@ -71,13 +70,13 @@ def speed_table(
     roof_flops: float,
     peak: float | None = None,
 ) -> str:
-    """The table of throughputs.
+    """Return the table of throughputs.
 
     Args:
-        amounts: of each round.
-        ours: the rows that all others are compared with.
-        roof_flops: of a round of a roof.
-        peak: TFLOP/s of the device on paper, for a column of its own.
+        amounts: work of each round.
+        ours: the rows to which all others are compared.
+        roof_flops: FLOPs of a round of a roof.
+        peak: nominal TFLOP/s of the device, for an additional column.
     """
     roofs = {
         found.contender.precision: [roof_flops / seconds for seconds in found.seconds]
@@ -109,7 +108,7 @@ def speed_table(
 
 
 def _throughputs(found: Measured, amounts: Sequence[Amount]) -> list[str]:
-    """Windows and tokens a second, of the median round each."""
+    """Return the medians of windows and tokens per second."""
     rounds = list(zip(amounts, found.seconds, strict=True))
     windows = statistics.median(amount.windows / seconds for amount, seconds in rounds)
     tokens = statistics.median(amount.tokens / seconds for amount, seconds in rounds)
@@ -117,7 +116,7 @@ def _throughputs(found: Measured, amounts: Sequence[Amount]) -> list[str]:
 
 
 def _share(rates: Sequence[float], roof: Sequence[float]) -> str:
-    """Per cent of the roof in the same round, the median; "" without a roof."""
+    """Return the median percentage of the roof in the same round; "" without a roof."""
     if not roof:
         return ""
     return f"{100 * statistics.median(a / b for a, b in zip(rates, roof, strict=True)):.0f}"

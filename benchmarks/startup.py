@@ -1,7 +1,7 @@
-"""Cold start to the first answer, as whole processes.
+"""Cold start to the first answer, in whole processes.
 
-The floor is a process that imports torch and reads the weights: no program that answers with
-torch is faster. The files are in the page cache, since every process has run once before.
+The floor is a process that imports torch and reads the weights, a lower bound for programs that use
+torch. The files are in the page cache, since every process has run once before.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _READ_WEIGHTS = "import sys, torch, safetensors.torch as s; s.load_file(sys.argv
 
 
 def contenders(flags: argparse.Namespace, model: Path) -> list[Contender]:
-    """The floor, ours, the bare import, the peer."""
+    """Return the floor, ours, the import only, and the peer."""
     python = sys.executable
     weights = str(model / "model.safetensors")
     asked = ["--question", _QUESTION, "--context", _CONTEXT, "--json"]
@@ -38,12 +38,12 @@ def contenders(flags: argparse.Namespace, model: Path) -> list[Contender]:
 
 
 def answers(row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]) -> str:
-    """Refuse a row that is there to answer and did not."""
-    return "gave no answer" if row.name in (OURS, PEER) and not any(result["answers"]) else ""
+    """Reject a row that should answer and did not."""
+    return "no answer" if row.name in (OURS, PEER) and not any(result["answers"]) else ""
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table, each row beside the floor."""
+    """Measure; return the table, with ratios to the floor."""
     rows = contenders(flags, model_folder(flags.model, folder))
     measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=answers)
     lines = [

@@ -1,9 +1,9 @@
-"""Optimiser steps: forward, loss, backward, clipping, AdamW, with every dropout at 0.1.
+"""Throughput of optimizer steps: forward, loss, backward, gradient clipping, AdamW, dropout 0.1.
 
-bertqa's step is that of its own training loop, with the making of the batch and the schedule; the
-peers' batches are made beforehand. All take the same windows in the same order. The peers have the
-fused AdamW, which transformers' Trainer takes by default, and weights in float32 (bf16 is autocast,
-as there); "padded" is to 384 tokens, as in run_qa, "longest" to the longest of the batch.
+bertqa runs its training loop, including batching and learning rate schedule; batches of the peers
+are made in advance. All use the same windows in the same order. The peers use the fused AdamW and
+weights in float32 (bf16 is autocast), as transformers' Trainer does; "padded" is padding to 384
+tokens, as in run_qa, "longest" to the longest window of the batch.
 """
 
 import argparse
@@ -45,9 +45,9 @@ from bertqa.training.checkpoints import load_for_training
 from bertqa.training.loop import TrainingLoop
 
 LEARNING_RATE = 2e-5
-BATCH_SIZE = 16  # windows of a step, unless a flag says otherwise
-_ENOUGH = 10**6  # steps: more than are ever measured
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the scores before the first step, see Agreement
+BATCH_SIZE = 16  # default number of windows per step
+_ENOUGH = 10**6  # steps, more than are ever measured
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.06}  # of the logits before the first step, see Agreement
 
 
 # --- contenders ----------------------------------------------------------------------------------
@@ -57,12 +57,12 @@ def first_scores(
     model: Any, windows: LabelledWindows, first: Tensor, batch: Callable[[Tensor], Any],
     output: Callable[[Any], Any],
 ) -> dict[str, list[float]]:  # fmt: skip
-    """The scores of the windows of the first step, without dropout, in the precision of training.
+    """Compute the logits of the first step's windows, without dropout, in training precision.
 
     Args:
-        first: those windows.
-        batch: makes of the indices of windows what the model takes.
-        output: the model's output of that.
+        first: indices of these windows.
+        batch: makes an input of the model from window indices.
+        output: the output of the model for such an input.
     """
     model.eval()
 
@@ -85,7 +85,7 @@ class OurSteps:
         settings = TrainingSettings(
             max_steps=_ENOUGH,
             learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant_with_warmup",  # as the peers'
+            lr_scheduler_type="constant_with_warmup",  # like the peers
             per_device_train_batch_size=batch_size,
         )
         self.windows = windows_of(model, **source)
@@ -95,13 +95,13 @@ class OurSteps:
         self.steps, self._steps = steps, loop.steps()
 
     def work(self) -> None:
-        """The next steps."""
+        """Run the next steps."""
         self.model.train()
         *_, last = islice(self._steps, self.steps)
-        float(last.loss)  # waits for a GPU
+        float(last.loss)  # synchronizes a GPU
 
     def result(self) -> dict[str, list[float]]:
-        """See ``first_scores``."""
+        """Return ``first_scores``."""
         return first_scores(self.model, self.windows, self.first, self._batch, self._output)
 
     def _batch(self, chosen: Tensor) -> Any:
@@ -128,12 +128,12 @@ class PeerSteps:
         self.width = LONGEST if way == "padded" else 0
         self.windows = windows_of(model, **source)
         self.first = batch_of_step(self.windows, batch_size, 0)
-        all_steps = range(steps * (rounds + 1))  # one round more than count
+        all_steps = range(steps * (rounds + 1))  # with the warmup round
         chosen = [batch_of_step(self.windows, batch_size, step) for step in all_steps]
         self.batches = iter([self._labelled(windows) for windows in chosen])
 
     def work(self) -> None:
-        """The next steps."""
+        """Run the next steps."""
         self.model.train()
         for _ in range(self.steps):
             self._output(next(self.batches)).loss.backward()
@@ -143,12 +143,12 @@ class PeerSteps:
         synchronize()
 
     def result(self) -> dict[str, list[float]]:
-        """See ``first_scores``."""
+        """Return ``first_scores``."""
         return first_scores(self.model, self.windows, self.first, self._batch, self._output)
 
     def _batch(self, chosen: Tensor) -> dict[str, Tensor]:
-        rectangle = padded(self.windows, chosen, self.width)
-        return {name: values.to(device()) for name, values in rectangle.items()}
+        inputs = padded(self.windows, chosen, self.width)
+        return {name: values.to(device()) for name, values in inputs.items()}
 
     def _labelled(self, chosen: Tensor) -> dict[str, Tensor]:
         return {
@@ -162,18 +162,18 @@ class PeerSteps:
             return self.model(**batch)
 
 
-# --- both ----------------------------------------------------------------------------------------
+# --- table ---------------------------------------------------------------------------------------
 
 
 def batch_of_step(windows: LabelledWindows, batch_size: int, step: int) -> Tensor:
-    """The windows of an optimiser step, as bertqa's loop draws them."""
+    """Return the windows of an optimizer step, as sampled by bertqa's loop."""
     return step_windows(len(windows), batch_size, TrainingSettings().seed, step)
 
 
 def rows_of(
     model: Path, source: dict[str, Any], flags: argparse.Namespace, native_bf16: bool
 ) -> list[Contender]:
-    """The reference first, then the peers, then ours; bf16 only where it is native."""
+    """Return the reference, then the peers, then ours; bf16 only if it is native."""
     shared = {
         "model": str(model), "source": source, "batch_size": flags.batch_size,
         "steps": flags.steps,
@@ -196,7 +196,7 @@ def rows_of(
 
 
 def amounts_of(windows: LabelledWindows, flags: argparse.Namespace) -> list[Amount]:
-    """What each round that counts takes on; the steps of the round before them do not count."""
+    """Return the amount of work of each round after the warmup round."""
     amounts = []
     for number in range(1, flags.rounds + 1):
         steps = range(number * flags.steps, (number + 1) * flags.steps)
@@ -208,7 +208,7 @@ def amounts_of(windows: LabelledWindows, flags: argparse.Namespace) -> list[Amou
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table and what it was measured on."""
+    """Measure; return the table with its conditions."""
     native = has_native_bf16()
     folder = flags.folder or folder
     model = checkpoint(flags.size, folder)
@@ -232,7 +232,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
 
 
 def name_of(flags: argparse.Namespace) -> str:
-    """What the table is called on its page."""
+    """Return the name of the table on its page."""
     batch = f" batch {flags.batch_size}" if flags.batch_size != BATCH_SIZE else ""
     return f"training {flags.size}{batch}" + " gpu" * torch.cuda.is_available()
 
@@ -241,9 +241,9 @@ def main() -> None:
     """Measure and print."""
     flags_parser = model_parser(__doc__)
     flags_parser.add_argument(
-        "--batch_size", type=positive, default=BATCH_SIZE, help=f"windows of a step ({BATCH_SIZE})"
+        "--batch_size", type=positive, default=BATCH_SIZE, help=f"windows per step ({BATCH_SIZE})"
     )
-    flags_parser.add_argument("--steps", type=positive, default=2, help="of a round (2)")
+    flags_parser.add_argument("--steps", type=positive, default=2, help="steps per round (2)")
     run(flags_parser, work, name_of)
 
 

@@ -1,12 +1,12 @@
-"""A SQuAD file to predictions.json in a cold process: everything counts, from its start on.
+"""Whole processes from a SQuAD file to predictions.json.
 
-Ours is infer.py; the peer is the question-answering pipeline of transformers 4.57 with its own
-defaults (384 tokens, 128 overlap, answers of 15 tokens at most), at several batch sizes and, what
-its users have to ask for, in bf16 too.
+bertqa runs infer.py; the peer is the question-answering pipeline of transformers 4.57 with its
+defaults (384 tokens, overlap 128, answers of at most 15 tokens), with several batch sizes, in fp32
+and in bf16, which is not its default.
 
-The pipeline makes the scores of each window probabilities before it compares windows, so it may
-choose another window than the highest score. Whether a row counts is decided on the questions
-whose text fits into one window; the table shows the agreement on all.
+The pipeline applies a softmax to each window before it compares windows, so it may choose another
+window than the one with the highest score. A row is timed if its answers agree on questions with
+one window; the table shows the agreement on all questions.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from bertqa.data.windows import make_windows
 from bertqa.settings import WindowSettings
 
 EXACT, DEFAULT, INTEGERS = "bertqa, fp32", "bertqa, default precision", "bertqa, int8"
-# Per cent of equal answers that a row must have, in fp32 and in lower precision.
+# Minimum percentage of equal answers, in fp32 and in lower precision.
 _ENOUGH, _ENOUGH_ROUNDED = 98.0, 85.0
 
 
 class Agreement:
-    """Compares each row's answers with the reference's and remembers them all.
+    """Compares the answers of each row with the reference and stores them.
 
     Args:
-        single: for each question, in order of the ids, whether it has one window.
+        single: whether each question, in order of ids, has one window.
     """
 
     def __init__(self, single: Sequence[bool]) -> None:
@@ -43,30 +43,30 @@ class Agreement:
     def __call__(
         self, row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]
     ) -> str:
-        """Refuse a row that gives other answers than bertqa in fp32."""
+        """Reject a row whose answers differ too often from bertqa in fp32."""
         self.answers[row.name] = result["answers"]
         ours = list(compress(reference["answers"], self.single))
         share = share_equal(ours, list(compress(result["answers"], self.single)))
         rounded = row.name in (DEFAULT, INTEGERS) or row.name.endswith("bf16")
         if share >= (_ENOUGH_ROUNDED if rounded else _ENOUGH):
             return ""
-        return f"only {share:.1f} % of the answers from one window are those of {EXACT}"
+        return f"only {share:.1f} % of the answers from one window equal those of {EXACT}"
 
     def text(self, name: str, other: str) -> str:
-        """Per cent of equal answers of two rows; "" where the other has none."""
+        """Return the percentage of equal answers of two rows; "" if the other has none."""
         if other not in self.answers:
             return ""
         return f"{share_equal(self.answers[name], self.answers[other]):.1f}"
 
 
 def share_equal(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    """Per cent of the answers that are the same string; 100 where there are none."""
+    """Return the percentage of equal answers; 100 if there are none."""
     same = [a == b for a, b in zip(ours, theirs, strict=True)]
     return 100 * sum(same) / len(same) if same else 100.0
 
 
 def one_window(asked: Path, model: Path) -> list[bool]:
-    """Whether each question of a file has one window, in order of the ids."""
+    """Return whether each question of a file, in order of ids, has one window."""
     examples = sorted(read_examples(asked), key=lambda example: example.id)
     windows = make_windows(examples, BertTokenizer.load(model), WindowSettings())
     counts = windows.example.bincount(minlength=len(examples))
@@ -76,7 +76,7 @@ def one_window(asked: Path, model: Path) -> list[bool]:
 def contenders(
     flags: argparse.Namespace, model: Path, asked: Path, folder: Path
 ) -> list[Contender]:
-    """Ours in three precisions, then the peer at each batch size."""
+    """Return ours in three precisions, then the peer with each batch size."""
     rows = []
     for name, precision in ((EXACT, "fp32"), (DEFAULT, "auto"), (INTEGERS, "int8")):
         options = ["--max_answer_length", "15", "--precision", precision]
@@ -96,7 +96,7 @@ def contenders(
 def line_of(
     row: Measured, measured: Sequence[Measured], agreement: Agreement, questions: int
 ) -> list[str]:
-    """One row of the table; one that was refused says why."""
+    """Return a row of the table, with the reason if it was rejected."""
     if row.failure:
         return [row.name, row.failure, *[""] * 7]
     return [
@@ -107,7 +107,7 @@ def line_of(
 
 
 def work(flags: argparse.Namespace, folder: Path) -> str:
-    """The table and what it was measured on."""
+    """Measure; return the table with its conditions."""
     model = model_folder(flags.model, folder)
     source = squad_file("dev", flags.data, folder)
     asked = random_questions(source, folder / "asked.json", flags.questions)
@@ -133,8 +133,11 @@ def main() -> None:
     add_model_flag(flags_parser)
     add_peer_flag(flags_parser)
     add = flags_parser.add_argument
-    add("--questions", type=positive, default=1000, help="drawn from the dev set (1000)")
-    add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 16], help="of the peer (1 8 16)")
+    add("--questions", type=positive, default=1000, help="random questions of the dev set (1000)")
+    add(
+        "--batch_sizes", type=positive, nargs="+", default=[1, 8, 16],
+        help="batch sizes of the peer (1 8 16)",
+    )  # fmt: skip
     run(flags_parser, work, "whole job")
 
 

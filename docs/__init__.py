@@ -1,1 +1,1 @@
-"""The guided tour of the code, and the command that keeps it true; see tour.md."""
+"""The tour of the code (tour.md), and the command that updates it."""

@@ -1,6 +1,6 @@
-"""The picture of the explain page in README: ``python -m docs.screenshot`` makes it anew.
+"""Screenshots of the explain page for README, light and dark: ``python -m docs.screenshot``.
 
-It needs Chromium. The page follows the colour scheme of the reader's system; so there are two.
+It requires Chromium.
 """
 
 import shutil
@@ -23,7 +23,7 @@ def main() -> None:
     """Write docs/explain-light.png and docs/explain-dark.png.
 
     Raises:
-        SystemExit: there is no Chromium.
+        SystemExit: Chromium is not installed.
     """
     found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
     chromium = next(found, None)

@@ -1,11 +1,11 @@
-"""The guided tour: runs its snippets, writes what they print below them and draws its pictures.
+"""Runner of the tour: execute its snippets, update their outputs and draw its figures.
 
-``python -m docs.tour`` does all of it, in place; ``tests/explain/test_tour.py`` does it without
+``python -m docs.tour`` updates docs/tour.md; ``tests/explain/test_tour.py`` does the same without
 writing.
 
-In tour.md a fence says what a block is: ``python`` is a snippet, run after those before it in one
-namespace; ``text`` right after a snippet is what it printed; ``py`` is quoted from the file and
-function that the line above it names; without a word it is a formula.
+The info string of a fence in tour.md defines the block: ``python`` is a snippet, executed after
+those before it in one namespace; ``text`` directly after a snippet is its output; ``py`` is quoted
+from the file and function that the line above names; an empty one is a formula.
 """
 
 import ast
@@ -37,12 +37,12 @@ _QUOTE = re.compile(r"^\[([\w./]+)\]\(\.\./\1\), `([\w.]+)`:$")
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of the page.
+    """A block of the page.
 
     Attributes:
-        kind: ``prose``, or the word of a fence, "" for a formula.
-        text: what stands there, without the fence.
-        line: of the page, of the first line of ``text``, from 1.
+        kind: ``prose``, or the info string of a fence, "" for a formula.
+        text: content without the fence.
+        line: line of the page at which ``text`` starts, from 1.
     """
 
     kind: str
@@ -54,13 +54,13 @@ class Block:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The page cut at its fences; joined again, the blocks are the page."""
-    blocks, place = [], 0
+    """Split the page at its fences; joined, the blocks are the page."""
+    blocks, start = [], 0
     for fence in _FENCE.finditer(page):
-        blocks.append(_prose(page, place, fence.start()))
+        blocks.append(_prose(page, start, fence.start()))
         blocks.append(Block(fence[1], fence[2], page.count("\n", 0, fence.start()) + 2))
-        place = fence.end()
-    return [*blocks, _prose(page, place, len(page))]
+        start = fence.end()
+    return [*blocks, _prose(page, start, len(page))]
 
 
 def _prose(page: str, start: int, end: int) -> Block:
@@ -68,15 +68,15 @@ def _prose(page: str, start: int, end: int) -> Block:
 
 
 def run(blocks: Sequence[Block]) -> tuple[list[str], dict[str, Any]]:
-    """What each snippet prints, in order, and the names that all of them leave behind."""
+    """Run the snippets; return what each prints, and their namespace."""
     names: dict[str, Any] = {"__name__": "tour"}
     printed = []
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more add up in another order, and round otherwise
+    torch.set_num_threads(1)  # more threads sum in another order and round differently
     try:
         for block in blocks:
             if block.kind == "python":
-                # The empty lines make a traceback speak of the page's own lines.
+                # The empty lines make a traceback refer to the lines of the page.
                 code = compile("\n" * (block.line - 1) + block.text, str(PAGE), "exec")
                 with redirect_stdout(io.StringIO()) as out:
                     exec(code, names)
@@ -86,29 +86,29 @@ def run(blocks: Sequence[Block]) -> tuple[list[str], dict[str, Any]]:
     return printed, names
 
 
-def said(blocks: Sequence[Block]) -> list[str]:
-    """What the page says that each snippet prints, "" where it says nothing."""
+def outputs_of(blocks: Sequence[Block]) -> list[str]:
+    """Return the output of each snippet on the page, "" if it has none."""
     texts: list[str] = []
     for i, block in enumerate(blocks):
         if block.kind == "python":
-            follows = _output_place(blocks, i) is not None
+            follows = _output_index(blocks, i) is not None
             texts.append(blocks[i + 2].text if follows else "")
     return texts
 
 
-def _output_place(blocks: Sequence[Block], snippet: int) -> int | None:
-    """Where the output of a snippet stands: after an empty line."""
+def _output_index(blocks: Sequence[Block], snippet: int) -> int | None:
+    """Return the index of a snippet's output, which follows after an empty line."""
     after = blocks[snippet + 1 : snippet + 3]
     is_output = len(after) == 2 and after[1].kind == "text" and not after[0].text.strip()
     return snippet + 2 if is_output else None
 
 
 def with_outputs(blocks: Sequence[Block], printed: Sequence[str]) -> str:
-    """The page with these outputs in place of its own."""
+    """Return the page with its outputs replaced."""
     rest, parts = iter(printed), []
-    old = {_output_place(blocks, i) for i, b in enumerate(blocks) if b.kind == "python"}
+    old = {_output_index(blocks, i) for i, b in enumerate(blocks) if b.kind == "python"}
     for i, block in enumerate(blocks):
-        if i in old or i + 1 in old:  # an output, or the empty line between it and its snippet
+        if i in old or i + 1 in old:  # an output, or the empty line before it
             continue
         parts.append(str(block))
         if block.kind == "python" and (text := next(rest)):
@@ -117,10 +117,10 @@ def with_outputs(blocks: Sequence[Block], printed: Sequence[str]) -> str:
 
 
 def difference(expected: str, printed: str) -> str:
-    """Where two outputs differ in more than rounding and blanks, "" if nowhere.
+    """Describe the first difference of two outputs beyond rounding and whitespace, "" if none.
 
-    Words and whole numbers must be equal, numbers with a decimal point may differ by one unit of
-    their last digit: other processors add up in another order.
+    Words and integers must be equal; numbers with a decimal point may differ by one unit of their
+    last digit, since other processors sum in another order.
     """
     words = [_NUMBER.sub("#", text).split() for text in (expected, printed)]
     if words[0] != words[1]:
@@ -136,7 +136,7 @@ def difference(expected: str, printed: str) -> str:
 
 @dataclass(frozen=True)
 class Quote:
-    """Lines of the code that the page shows, and the file and function they should stand in."""
+    """Lines of code on the page, and the file and function that should contain them."""
 
     path: str
     function: str
@@ -144,10 +144,10 @@ class Quote:
 
 
 def quotes(blocks: Sequence[Block]) -> Iterator[Quote]:
-    """All quoted lines.
+    """Yield all quotations.
 
     Raises:
-        ValueError: no line above one says where it is from.
+        ValueError: the line above one does not name its source.
     """
     for before, block in pairwise(blocks):
         if block.kind == "py":
@@ -157,8 +157,8 @@ def quotes(blocks: Sequence[Block]) -> Iterator[Quote]:
             yield Quote(source[1], source[2], block.text)
 
 
-def stands_in(quote: Quote, source: str) -> bool:
-    """Whether the quoted lines stand, one after another, in that function of the source."""
+def contains_quote(quote: Quote, source: str) -> bool:
+    """Return whether the function in the source contains the quoted lines consecutively."""
     node: ast.AST = ast.parse(source)
     for name in quote.function.split("."):
         found = [child for child in ast.iter_child_nodes(node) if _name_of(child) == name]
@@ -175,13 +175,13 @@ def _name_of(node: ast.AST) -> str | None:
 
 
 def model_digest() -> str:
-    """SHA-256 of the weights of the tour's model."""
+    """Return the SHA-256 of the weights of the tour's model."""
     file = find_folder(SHIPPED_MODEL) / WEIGHTS_FILE
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def main() -> None:
-    """Run, write and draw everything."""
+    """Update the page and its figures."""
     page = PAGE.read_text(encoding="utf-8")
     blocks = blocks_of(_DIGEST.sub(model_digest(), page))
     printed, names = run(blocks)

@@ -1,6 +1,6 @@
-"""The pictures of the guided tour, drawn of the names that its snippets leave behind.
+"""Figures of the tour, drawn from the namespace of its snippets.
 
-Each is an SVG document with a ground of its own, so that it reads the same on a dark page.
+Each is an SVG document with a white background, readable on a dark page too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ Names = Mapping[str, Any]
 
 
 class Picture:
-    """An SVG document that grows; places are in pixels, from the upper left corner."""
+    """An SVG document; coordinates are in pixels from the upper left corner."""
 
     def __init__(self, title: str, height: int) -> None:
-        said = escape(title, {'"': "&quot;"})
+        label = escape(title, {'"': "&quot;"})
         self._parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-            f'width="{_WIDTH}" height="{height}" role="img" aria-label="{said}">',
+            f'width="{_WIDTH}" height="{height}" role="img" aria-label="{label}">',
             f"<title>{escape(title)}</title>",
             f"<style>\n{_STYLE}\n</style>",
             f'<rect width="{_WIDTH}" height="{height}" rx="6" fill="#fff"/>',
@@ -39,14 +39,14 @@ class Picture:
         return "\n".join([*self._parts, "</svg>"]) + "\n"
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
-        """A line of text; ``y`` is its base line."""
+        """Add a line of text with baseline ``y``."""
         style = f' class="{kind}"' if kind else ""
         self._parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'
         )
 
     def upright(self, x: float, y: float, text: str, kind: str = "s") -> None:
-        """Text that runs upwards from a place."""
+        """Add text that runs upwards from a point."""
         self._parts.append(
             f'<text class="{kind}" transform="translate({x:.1f} {y:.1f}) rotate(-90)">'
             f"{escape(text)}</text>"
@@ -55,24 +55,24 @@ class Picture:
     def rect(
         self, x: float, y: float, width: float, height: float, kind: str, fullness: float = 1.0
     ) -> None:
-        """A rectangle, the fuller of its colour the more ``fullness``, from 0 to 1."""
-        see = "" if fullness == 1.0 else f' fill-opacity="{fullness:.2f}"'
+        """Add a rectangle with opacity ``fullness``, from 0 to 1."""
+        opacity = "" if fullness == 1.0 else f' fill-opacity="{fullness:.2f}"'
         self._parts.append(
             f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}"{see}/>'
+            f'height="{height:.1f}"{opacity}/>'
         )
 
     def box(
         self, x: float, y: float, width: float, height: float, lines: Sequence[str], kind: str
     ) -> None:
-        """A box with lines of text in its middle, the first of them bold."""
+        """Add a box with centred lines of text, the first in bold."""
         self.rect(x, y, width, height, kind)
         top = y + height / 2 - 8 * len(lines) + 12
         for i, line in enumerate(lines):
             self.text(x + width / 2, top + 16 * i, line, "" if i else "b", "middle")
 
     def way(self, *points: tuple[float, float], arrow: bool = True) -> None:
-        """A line through points; the arrow's head needs its last stretch straight."""
+        """Add a polyline; with an arrow its last segment must be horizontal or vertical."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self._parts.append(f'<polyline class="way" points="{path}"/>')
         if arrow:
@@ -88,7 +88,7 @@ class Picture:
 
 
 def pictures(names: Names) -> dict[str, str]:
-    """Each picture's file name and text."""
+    """Return file name -> SVG document."""
     drawn = {
         "tour-path.svg": _path(names),
         "tour-windows.svg": _windows(names),
@@ -101,27 +101,27 @@ def pictures(names: Names) -> dict[str, str]:
 
 
 def _path(names: Names) -> Picture:
-    """The way of the data, one box for each form that it takes."""
+    """Draw the data flow, one box per data type."""
     T, D, lengths = names["T"], names["D"], names["lengths"]
     question = names["examples"][0].question
     layers = len(names["model"].layers)
     steps = [
-        ("Example", f"a question, a text, an answer at a character: “{question}”",
+        ("Example", f"question, context, gold answer with its offset: “{question}”",
          "BertTokenizer.encode", "tokenization.py"),
-        ("Tokens with offsets", f"{len(names['pieces'])} of the text; each is a slice of it",
+        ("Tokens with offsets", f"{len(names['pieces'])} of the context; each is a slice of it",
          "make_windows", "windows.py, labels.py"),
-        ("Window", f"[CLS] question [SEP] text [SEP]: L = {lengths[0]}, label "
+        ("Window", f"[CLS] question [SEP] context [SEP]: L = {lengths[0]}, label "
          f"{names['s']} to {names['e']}", "collate", "batching.py"),
-        ("PackedBatch", f"N = {len(lengths)} windows end to end: ids, types, positions, each "
+        ("PackedBatch", f"N = {len(lengths)} windows concatenated: ids, types, positions, each "
          f"(T,) = ({T},)", "Embeddings", "bert.py"),
-        ("Vectors", f"(T, D) = ({T}, {D})", f"Layer, {layers} times", "bert.py, kernels.py"),
-        ("T_i", f"(T, D) = ({T}, {D})", "SpanHead", "bert.py"),
-        ("S.T_i and E.T_i", f"(T,) = ({T},) each", "exact_spans", "decoding.py"),
-        ("Spans i to j", "the best of all with j ≥ i, over the whole context", "predict",
+        ("Embeddings", f"(T, D) = ({T}, {D})", f"Layer, {layers} times", "bert.py, kernels.py"),
+        ("Hidden states T_i", f"(T, D) = ({T}, {D})", "SpanHead", "bert.py"),
+        ("Logits S.T_i and E.T_i", f"(T,) = ({T},) each", "exact_spans", "decoding.py"),
+        ("Spans i to j", "the best with j ≥ i, over all windows of the context", "predict",
          "evaluation.py"),
-        ("Answer", "a slice of the text, with its probability", "", ""),
+        ("Answer", "a slice of the context with its probability", "", ""),
     ]  # fmt: skip
-    picture = Picture("The way of the data, from a question and a text to an answer", 668)
+    picture = Picture("Data flow from a question and a context to an answer", 668)
     for number, (name, what, step, file) in enumerate(steps):
         y = 20 + 73 * number
         picture.rect(20, y, 560, 44, "box")
@@ -137,49 +137,48 @@ def _path(names: Names) -> Picture:
     picture.text(640, y + 66, "window_losses", "code s")
     picture.way((690, y - 6), (690, y - 124), (580, y - 124))
     picture.text(682, y - 74, "gradients,", "l", "end")
-    picture.text(682, y - 58, "to all weights", "l", "end")
+    picture.text(682, y - 58, "of all weights", "l", "end")
     return picture
 
 
 def _windows(names: Names) -> Picture:
-    """How windows lie over a text."""
+    """Draw sliding windows over a context."""
     pieces, small = names["pieces"], names["small"]
     width = 700 / len(pieces)
-    held = range(names["s"] - names["place"], names["e"] + 1 - names["place"])
-    picture = Picture("Windows over a text, and what each is labelled with", 108 + 44 * len(small))
+    answer = range(names["s"] - names["begin"], names["e"] + 1 - names["begin"])
+    picture = Picture("Sliding windows over a context, and their labels", 108 + 44 * len(small))
     for number, piece in enumerate(pieces):
         x = 30 + number * width
-        picture.rect(x, 20, width, 70, "t cell" if number in held else "c cell")
+        picture.rect(x, 20, width, 70, "t cell" if number in answer else "c cell")
         picture.upright(x + width / 2 + 4, 86, piece)
     for w in range(len(small)):
         y = 102 + 44 * w
         first, count = int(small.first[w]), int(small.count[w])
         label = names["label_text"](small, w, names["context"]) or "[CLS]"
         picture.rect(30 + first * width, y, count * width, 30, "box")
-        inside = [number for number in held if first <= number < first + count]
+        inside = [number for number in answer if first <= number < first + count]
         if inside:
             x = 30 + inside[0] * width
             picture.rect(x, y + 1, len(inside) * width, 28, "t")
-        said = f"window {w}: {label}"
-        wide = 6.5 * len(said)
+        caption = f"window {w}: {label}"
         left = 30 + first * width + 8
-        if inside and left + wide > 30 + inside[0] * width:
+        if inside and left + 6.5 * len(caption) > 30 + inside[0] * width:
             left = 30 + (inside[-1] + 1) * width + 8
-        picture.text(left, y + 19, said)
+        picture.text(left, y + 19, caption)
     return picture
 
 
 def _stream(names: Names) -> Picture:
-    """Two windows end to end, and in a rectangle."""
+    """Draw two windows as a packed sequence and as a padded batch."""
     lengths, T = names["lengths"], names["T"]
     words = names["tokenizer"].tokens(names["batch"].input_ids.tolist())
     kinds = names["batch"].token_type_ids.tolist()
     width = 704 / T
-    picture = Picture("Two windows as a stream, and padded to a rectangle", 372)
-    picture.text(28, 26, f"The stream: T = {T} tokens", "b")
-    for place, color, said in ((250, "q", "type 0"), (330, "t", "type 1"), (410, "p", "[PAD]")):
-        picture.rect(place, 15, 14, 14, color)
-        picture.text(place + 20, 26, said)
+    picture = Picture("Two windows packed into one sequence, and padded to a rectangle", 372)
+    picture.text(28, 26, f"Packed: T = {T} tokens", "b")
+    for x, color, label in ((250, "q", "type 0"), (330, "t", "type 1"), (410, "p", "[PAD]")):
+        picture.rect(x, 15, 14, 14, color)
+        picture.text(x + 20, 26, label)
 
     def row(y: float, first: int, last: int, start: int) -> None:
         for i in range(first, last):
@@ -192,23 +191,23 @@ def _stream(names: Names) -> Picture:
     for first, last in pairwise(bounds):
         middle = 28 + (first + last) / 2 * width
         picture.way((28 + first * width + 2, 116), (28 + last * width - 2, 116), arrow=False)
-        picture.text(middle, 134, f"a window of {last - first}", "", "middle")
+        picture.text(middle, 134, f"window of {last - first} tokens", "", "middle")
     longest = max(lengths)
-    filled = longest * len(lengths) - T
-    said = f"The rectangle: {len(lengths)} x {longest} tokens, {filled} of them [PAD]"
-    picture.text(28, 176, said, "b")
+    padding = longest * len(lengths) - T
+    caption = f"Padded: {len(lengths)} x {longest} tokens, {padding} of them [PAD]"
+    picture.text(28, 176, caption, "b")
     for number, (first, last) in enumerate(pairwise(bounds)):
         y = 190 + 74 * number
         row(y, first, last, first)
         for i in range(last - first, longest):
             picture.rect(28 + i * width, y, width, 66, "p cell")
             picture.upright(28 + i * width + width / 2 + 3.5, y + 62, "[PAD]", "s l")
-    picture.text(28, 358, "Computed along in every layer, and masked away.", "l")
+    picture.text(28, 358, "Padding takes part in every layer, and needs an attention mask.", "l")
     return picture
 
 
 def _layer(names: Names) -> Picture:
-    """A layer from top to bottom, and the two places where a norm can stand."""
+    """Draw a layer from top to bottom, and post-norm and pre-norm."""
     T, D, H, K, F = (names[letter] for letter in "TDHKF")
     L = names["lengths"][0]
     picture = Picture("One layer of BERT, with the norm after each sum", 596)
@@ -221,7 +220,7 @@ def _layer(names: Names) -> Picture:
         picture.way((x + 50, 126), (x + 50, 148))
     picture.box(middle - 170, 148, 340, 58,
                 ["A = softmax(Q Kᵀ / √K),  A V",
-                 f"each window and head alone: A is ({H}, {L}, {L})",
+                 f"per window and head: A is ({H}, {L}, {L})",
                  "for the first window"], "box")  # fmt: skip
     picture.way((middle, 206), (middle, 226))
     picture.box(middle - 80, 226, 160, 28, ["W_O"], "box")
@@ -242,12 +241,12 @@ def _layer(names: Names) -> Picture:
     picture.text(middle + 12, 576, f"x''  ({T}, {D}), to the next layer")
     picture.way((middle - 80, 36), (60, 36), (60, 288), (middle - 80, 288))
     picture.way((middle, 354), (60, 354), (60, 498), (middle - 80, 498))
-    for number, (name, norm, said) in enumerate((
+    for number, (name, norm, formula) in enumerate((
         ("BERT: post-norm", 3, "LayerNorm(x + f(x))"), ("GPT-2: pre-norm", 0, "x + f(LayerNorm(x))")
     )):  # fmt: skip
         x, y = 640, 96 + 240 * number
         picture.text(x, y - 38, name, "b", "middle")
-        picture.text(x, y - 20, said, "code", "middle")
+        picture.text(x, y - 20, formula, "code", "middle")
         rows = [["LayerNorm"], ["f"], ["x + …"]] if norm == 0 else [["f"], ["x + …"], ["LayerNorm"]]
         picture.way((x, y - 12), (x, y + 16))
         for i, lines in enumerate(rows):
@@ -260,18 +259,18 @@ def _layer(names: Names) -> Picture:
 
 
 def _spans(names: Names) -> Picture:
-    """The scores of all spans between the probabilities of their ends."""
-    score, allowed, place = names["score"], names["allowed"], names["place"]
+    """Draw the scores of all spans, with P_start and P_end."""
+    score, allowed, begin = names["score"], names["allowed"], names["begin"]
     words = names["pieces"]
     size, left, top = 18, 110, 154
     side = size * len(words)
-    picture = Picture("Scores of all spans, between P_start and P_end", top + side + 60)
+    picture = Picture("Scores of all spans, with P_start and P_end", top + side + 60)
     low, high = float(score[allowed].min()), float(score[allowed].max())
-    picture.text(left, 24, "P_end, of each column", "b")
-    picture.text(left + side + 14, top - 12, "P_start, of each row", "b")
+    picture.text(left, 24, "P_end of each column", "b")
+    picture.text(left + side + 14, top - 12, "P_start of each row", "b")
     for number, word in enumerate(words):
-        start = float(names["p_start"][place + number])
-        end = float(names["p_end"][place + number])
+        start = float(names["p_start"][begin + number])
+        end = float(names["p_end"][begin + number])
         x, y = left + number * size, top + number * size
         picture.upright(x + size / 2 + 3.5, top - 6, word)
         picture.text(left - 8, y + size / 2 + 4, word, "s", "end")
@@ -284,24 +283,22 @@ def _spans(names: Names) -> Picture:
             picture.rect(x, y, size - 1, size - 1, kind, min(full, 0.999) if kind == "yes" else 1.0)
     i, j = names["best_i"], names["best_j"]
     picture.rect(left + j * size - 1, top + i * size - 1, size + 1, size + 1, "mark")
-    picture.text(left + 20, top + side - 60, "j < i: an end before its start", "b")
-    picture.text(left + 20, top + side - 42, "is no span", "b")
-    picture.text(left, top + side + 22, f"rows: the first token i; columns: the last token j; the "
-                 f"fuller, the higher S.T_i + E.T_j, from {low:.1f} to {high:.1f}")  # fmt: skip
+    picture.text(left + 20, top + side - 60, "j < i: the end is before", "b")
+    picture.text(left + 20, top + side - 42, "the start, not a span", "b")
+    picture.text(left, top + side + 22, f"rows: first token i; columns: last token j; colour: "
+                 f"score S.T_i + E.T_j, from {low:.1f} to {high:.1f}")  # fmt: skip
     text = names["context"][names["offsets"][i][0] : names["offsets"][j][1]]
-    picture.text(left, top + side + 42, f"framed: the best, “{text}”")
+    picture.text(left, top + side + 42, f"framed: the best span, “{text}”")
     return picture
 
 
 def _lens(names: Names) -> Picture:
-    """P_start of each token of the text after each layer."""
-    words, place = names["pieces"], names["place"]
+    """Draw P_start of each context token after each layer."""
+    words, begin = names["pieces"], names["begin"]
     left, top, height = 110, 100, 24
     width = 620 / len(words)
     rows = names["lens"]
-    picture = Picture(
-        "P_start of each token, read by S after each layer", top + 24 * len(rows) + 40
-    )
+    picture = Picture("P_start of each token after each layer", top + 24 * len(rows) + 40)
     for number, word in enumerate(words):
         picture.upright(left + (number + 0.5) * width + 3.5, top - 6, word)
     for depth, p in enumerate(rows):
@@ -311,8 +308,10 @@ def _lens(names: Names) -> Picture:
         for number in range(len(words)):
             x = left + number * width
             picture.rect(x, y, width - 1, height - 1, "grid")
-            share = min(float(p[place + number]), 0.999)
+            share = min(float(p[begin + number]), 0.999)
             picture.rect(x, y, width - 1, height - 1, "yes", share)
-    said = "empty: 0, full: 1; what a row lacks of 1 lies on [CLS], the question and [SEP]"
-    picture.text(left, top + height * len(rows) + 24, said)
+    caption = (
+        "white: 0, blue: 1; the rest of each row's probability is on [CLS], question and [SEP]"
+    )
+    picture.text(left, top + height * len(rows) + 24, caption)
     return picture

@@ -1,6 +1,7 @@
-"""The harness of the benchmarks: turns, refusals, ratios, the page. No time is asserted."""
+"""Benchmarks: turns, rejections, ratios, tables on pages. Times are not checked."""
 
 import importlib
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -60,8 +61,8 @@ def run(contenders: list[Contender]) -> list[Measured]:
     return measure(contenders, rounds=2, threads=1, compare=close)
 
 
-def test_contenders_take_turns_and_none_that_fails_or_differs_is_timed(tmp_path):
-    """The first round does not count; a contender that is left out says why and stops no other."""
+def test_contenders_take_turns_and_failing_or_different_ones_are_not_timed(tmp_path):
+    """The first round is a warmup; a rejected contender has a reason and does not stop others."""
     diary = tmp_path / "diary"
     given = [("right", 1.0, "task"), ("wrong", 1.2, "task"), ("close", 1.05, "task")]
     given += [("failing", 1.0, "failing"), ("doomed", 1.0, "doomed")]
@@ -73,14 +74,14 @@ def test_contenders_take_turns_and_none_that_fails_or_differs_is_timed(tmp_path)
     assert all(row.peak_mib > 1 for row in rows if row.seconds)
 
 
-def test_nothing_is_timed_without_a_reference(tmp_path):
+def test_a_failing_reference_stops_the_benchmark(tmp_path):
     diary = tmp_path / "diary"
     with pytest.raises(SystemExit, match="no such model"):
         run([contender("lost", diary, make="failing"), contender("fine", diary)])
     assert not diary.exists()
 
 
-def test_the_command_on_a_page_can_be_given_again(tmp_path):
+def test_the_command_on_a_page_can_be_parsed_again(tmp_path):
     flags_parser = parser("")
     flags_parser.add_argument("--one", action="store_true")
     given = ["--one", "--rounds", "3", "--data", str(tmp_path)]
@@ -91,7 +92,7 @@ def test_the_command_on_a_page_can_be_given_again(tmp_path):
     assert vars(again) == vars(flags)
 
 
-def test_ratios_are_taken_within_a_round():
+def test_ratios_are_computed_within_a_round():
     ours, theirs = (Measured(Contender(name, "")) for name in ("ours", "theirs"))
     ours.seconds, theirs.seconds = [1.0, 10.0, 2.0], [2.0, 30.0, 2.0]
     assert ours.ratios(theirs) == [2.0, 3.0, 1.0]
@@ -99,7 +100,7 @@ def test_ratios_are_taken_within_a_round():
     assert ours.median == 2.0
 
 
-def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, monkeypatch):
+def test_a_table_is_published_between_its_markers(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x -->\nold\n<!-- end of x -->\n<!-- xy -->\n<!-- end of xy -->\n")
     text = table(["name", "s"], [["a", "1"]])
@@ -109,11 +110,11 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, monkeypatch):
     assert content.startswith("before\n<!-- x -->\n```bash\npython -m it\n```\n\n| name | s |")
     assert content.endswith("<!-- end of x -->\n<!-- xy -->\n<!-- end of xy -->\n")
     monkeypatch.setattr(sys, "argv", ["it", "--page", str(page)])
-    with pytest.raises(SystemExit, match="no place for z"):  # before the work
+    with pytest.raises(SystemExit, match="must contain <!-- z -->"):  # before measuring
         harness.run(parser(""), lambda flags, folder: pytest.fail("worked"), "z")
 
 
-def test_every_table_of_the_page_has_a_place():
+def test_every_table_has_markers_on_the_page():
     page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     names = [
         "inference minilm", "inference minilm one", "inference base", "training minilm",
@@ -127,7 +128,7 @@ def test_every_table_of_the_page_has_a_place():
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, tmp_path):
+def test_all_passes_valid_flags_to_each_benchmark(on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     (tmp_path / "page.md").touch()
     (tmp_path / "m").mkdir()
@@ -156,24 +157,24 @@ def test_the_command_for_all_gives_each_the_flags_it_takes(on_gpu, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        (["--threads", "99999"], "--threads: 99999 is more than the"),
-        (["--rounds", "0"], "--rounds: '0' is not possible"),
-        (["--data", "nowhere"], "--data: nowhere is no folder"),
-        (["--model", "nowhere"], "--model: nowhere is no checkpoint folder"),
-        (["--page", "none.md"], "--page: none.md is no file"),
+        (["--threads", "99999"], "--threads: must be at most .* got 99999"),
+        (["--rounds", "0"], "--rounds: must be at least 1, got '0'"),
+        (["--data", "nowhere"], "--data: must be an existing folder, got nowhere"),
+        (["--model", "nowhere"], "--model: must be a folder with config.json, got nowhere"),
+        (["--page", "none.md"], "--page: must be an existing file, got none.md"),
     ],
 )
-def test_a_flag_is_refused_before_the_work(flags, said, capsys):
+def test_invalid_flags_exit_before_measuring(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         of_a_benchmark = parser("")
         add_model_flag(of_a_benchmark)
         of_a_benchmark.parse_args(flags)
-    assert said in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
-def test_why_an_answer_differs():
+def test_causes_of_different_answers():
     context = "an e\u0301lan (oak)"
     elan, cut = Found("e\u0301lan", 3, 8, 9.0), Found("e", 3, 4, 9.0)
     assert cause(context, Found("e\u0301", 3, 5, 9.0), cut) == "characters"
@@ -184,25 +185,25 @@ def test_why_an_answer_differs():
     assert cause(context, elan, Found("oak", 10, 13, 9.2)) == "other"
 
 
-def test_the_verdict_is_in_units_of_the_error_of_the_seeds():
+def test_the_verdict_has_differences_and_t_statistics():
     ours = [(1.0, 50.0, 60.0), (2.0, 50.0, 61.0), (3.0, 50.0, 62.0)]
     theirs = [(loss + 2, em, f1) for loss, em, f1 in ours]
-    said = verdict(ours, theirs)
-    assert said.startswith("final loss: ours minus theirs -2.000, t = -2.4;")
-    assert said.endswith("F1: ours minus theirs +0.000, t = +0.0.")
+    text = verdict(ours, theirs)
+    assert text.startswith("final loss: ours minus theirs -2.000, t = -2.4;")
+    assert text.endswith("F1: ours minus theirs +0.000, t = +0.0.")
 
 
-def test_no_file_takes_the_name_of_a_standard_module():
-    """The peer's script runs in this folder: its imports, and its libraries', must not end here."""
+def test_no_file_has_the_name_of_a_standard_module():
+    """The peer's script runs in this folder, where such a file would shadow the module."""
     names = {path.stem for path in (every.ROOT / "benchmarks").glob("*.py")}
     assert not names & sys.stdlib_module_names
 
 
-# --- each benchmark, for real --------------------------------------------------------------------
+# --- each benchmark, with tiny models ------------------------------------------------------------
 
 
 class InThisProcess:
-    """Stands where the harness has a process for each contender, which takes seconds to start."""
+    """Replacement for the harness's worker processes, which take seconds to start."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
         module, function = contender.factory.split(":")
@@ -226,7 +227,7 @@ class InThisProcess:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Flags for a model of next to no size, and no compiler, which would take longest of all."""
+    """Flags for a tiny model; without a compiler, which would be slowest."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     monkeypatch.setitem(SIZES, "base", BertConfig(intermediate_size=16, **sizes))
     monkeypatch.setattr(models, "ROOF_FLOPS", 1e6)
@@ -237,13 +238,13 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    """A checkpoint that can be asked."""
+    """A checkpoint with a tokenizer."""
     return str(write_checkpoint(tmp_path / "model", max_position_embeddings=384))
 
 
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """infer.py is called in this process, not started anew each time."""
+    """Call infer.py in this process."""
 
     started = processes.ProcessTask.work
 
@@ -262,7 +263,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def printed_table(main: Callable[[], None], flags: list[str]) -> list[list[str]]:
-    """The rows, without their header, that a benchmark prints when it is run with flags."""
+    """Run a benchmark; return the rows that it prints, without the header."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
         patch.setattr(sys, "argv", ["it", *flags])
         main()
@@ -275,15 +276,13 @@ def test_the_table_of_the_forward_pass(tiny: list[str]) -> None:
     by_name = {row[0]: row[1:] for row in rows}
     native = inference.has_native_bf16()
     for name in ("transformers eager fp32 padded", "transformers sdpa fp32 sorted", "bertqa fp32"):
-        assert by_name[name][0] == "3.0", rows  # windows in a second; not refused
+        assert by_name[name][0] == "3.0", rows  # windows per second; not rejected
         assert float(by_name[name][-2]) < 1e-4, rows  # off by
     assert "roof: matrix products in fp32" in by_name
     assert ("bertqa bf16" in by_name) == native
 
 
-def test_the_table_of_one_question_at_a_time(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_of_latency(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "ONE_LENGTHS", (12, 20))
     monkeypatch.setattr(inference, "ONE_CALLS", 2)
     rows = {
@@ -291,7 +290,7 @@ def test_the_table_of_one_question_at_a_time(
     }
     assert {"transformers eager fp32", "transformers sdpa fp32", "bertqa fp32"} <= set(rows)
     ours = rows["bertqa fp32"]
-    assert ours[0] == ours[len(ours) // 2] == "500.0", rows  # milliseconds of a call
+    assert ours[0] == ours[len(ours) // 2] == "500.0", rows  # milliseconds per call
 
 
 def test_the_table_of_training(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,11 +303,13 @@ def test_the_table_of_training(tiny: list[str], monkeypatch: pytest.MonkeyPatch)
         for attention in ("eager", "sdpa")
     ]
     assert [row[0] for row in rows][:5] == [*peers, "bertqa fp32"]
-    assert [row[1] for row in rows] == ["4.0"] * 5 + [""], rows  # windows in a second; none refused
+    assert [row[1] for row in rows] == ["4.0"] * 5 + [""], rows  # windows per second; none rejected
 
 
 @pytest.mark.parametrize("flags", [["--training"], ["--windows", "2"]])
-def test_the_operators(tiny: list[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+def test_the_table_of_operators(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
     monkeypatch.setattr(operators, "BATCH_SIZE", 2)
     monkeypatch.setattr(operators, "STEPS", 1)
     threads = torch.get_num_threads()
@@ -324,7 +325,7 @@ def test_the_table_of_whole_jobs(model: str, no_process: None) -> None:
         whole_job.main, ["--model", model, "--rounds", "1", "--questions", "3", "--threads", "1"]
     )
     assert [row[0] for row in rows] == [whole_job.EXACT, whole_job.DEFAULT, whole_job.INTEGERS]
-    for row, share in zip(rows[:2], (6, 7), strict=True):  # int8 is not for every processor
+    for row, share in zip(rows[:2], (6, 7), strict=True):  # some processors do not support int8
         assert row[1:3] == ["1.0", "3.0"] and row[share] == "100.0", rows
 
 
@@ -339,7 +340,7 @@ def test_the_table_of_memory(model: str, no_process: None) -> None:
 
 
 class Once(InThisProcess):
-    """The same, and what a row gives is looked at, but not done again to be timed."""
+    """The same, without running the task again for timing."""
 
     def work(self) -> float:
         return self.task.peak_mib()
@@ -367,4 +368,4 @@ def test_the_table_of_equal_training(model: str) -> None:
         [who, which] for who in ("bertqa", "Trainer") for which in ("1", "2", "mean")
     ]
     losses = [float(row[2]) for row in rows if row[1] != "mean"]
-    assert losses == pytest.approx([losses[0]] * 4, rel=0.2)  # of one encoder, before it learns
+    assert losses == pytest.approx([losses[0]] * 4, rel=0.2)  # the same encoder, barely trained

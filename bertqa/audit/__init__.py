@@ -1,1 +1,1 @@
-"""What is wrong with a data set, and what can be repaired without a guess."""
+"""Audit of a data set: its faults, and unambiguous repairs."""

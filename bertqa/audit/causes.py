@@ -1,13 +1,13 @@
-"""The causes of faults in a data set: what each means, and what ``--repair`` does about it."""
+"""Kinds of data set faults, their meaning, and what ``--repair`` does about them."""
 
 from enum import Enum
 
 
 class Cause(str, Enum):
-    """What may be wrong with a question.
+    """Kind of fault.
 
     Attributes:
-        meaning: what a row with this fault has.
+        meaning: description for reports.
         repair: what repair.py does about it, "" for nothing.
     """
 
@@ -15,63 +15,67 @@ class Cause(str, Enum):
     repair: str
 
     def __new__(cls, name: str, meaning: str, repair: str = "") -> "Cause":
-        """Create a member whose value is ``name``, as reports show it."""
+        """Create a member with the value ``name``, which reports show."""
         cause = str.__new__(cls, name)
         cause._value_, cause.meaning, cause.repair = name, meaning, repair
         return cause
 
-    UNREADABLE = "unreadable", "a value of the row is of the wrong kind, or contradicts another"
+    UNREADABLE = "unreadable", "a value of the row has the wrong type or contradicts another"
     DUPLICATE_ID = (
         "duplicate id",
-        "the id stands in an earlier row too",
-        "an exact repeat is left out, another question gets a new id",
+        "an earlier row has the same id",
+        "an exact duplicate is removed, another question gets a new id",
     )
     EMPTY = (
         "empty",
         "the question, the context or an answer is empty or blank",
-        "a blank answer beside others is left out",
+        "a blank answer is removed if there are others",
     )
-    NO_GOLD = "no answers given", "the gold is not given, not even that there is no answer"
+    NO_GOLD = "no answers given", "there is no gold answer, nor a statement that none exists"
     UNEVEN = (
         "uneven",
         "there are more or fewer answer_starts than answers",
-        "starts are looked for, if each answer stands in the context just once",
+        "starts are searched, if each answer occurs exactly once in the context",
     )
     MISPLACED = (
         "misplaced",
-        "the answer does not stand at its answer_start, but elsewhere in the context",
-        "moved, if it stands in the context just once, and not inside a token",
+        "the answer is not at its answer_start, but elsewhere in the context",
+        "moved, if it occurs exactly once in the context and not inside a token",
     )
     ABSENT = (
         "absent",
-        "the answer stands nowhere in the context",
-        "replaced by the context's own text, if that differs by case, blanks or Unicode form "
-        "alone and stands there just once",
+        "the answer is not in the context",
+        "replaced by text of the context, if that differs only in case, whitespace or Unicode "
+        "normalization and occurs exactly once",
     )
     UNANSWERABLE = (
         "unanswerable",
-        "there is no answer, but --version_2_with_negative is not given",
+        "there is no answer, but --version_2_with_negative is not set",
     )
-    LONG_QUESTION = "question too long", "it has more tokens than a window has room for"
-    BLANKS = "blanks", "the answer has blanks at its ends; the label is the rest", "stripped"
+    LONG_QUESTION = "question too long", "it has more tokens than fit into a window"
+    BLANKS = (
+        "blanks", "the answer has leading or trailing whitespace, which the label omits", "stripped"
+    )  # fmt: skip
     COMBINING = (
         "combining marks",
-        "the answer ends inside a grapheme cluster; the label takes it whole",
+        "the answer ends inside a grapheme cluster; the label includes the whole cluster",
     )
     INVISIBLE = (
         "invisible",
-        "the answer has characters without tokens at its ends; the label is the rest",
+        "the answer starts or ends with characters without tokens, which the label omits",
     )
-    INSIDE_TOKEN = "inside a token", "the answer ends inside a token; the label takes it whole"
-    NO_TOKENS = "no tokens", "no token covers any of the answer; it is labelled [CLS]"
-    CUT = "cut by a window", "no window holds the whole answer; it is labelled [CLS]"
-    QUESTION_CUT = "question cut", "--max_query_length cuts it"
+    INSIDE_TOKEN = (
+        "inside a token", "the answer ends inside a token; the label includes the whole token"
+    )  # fmt: skip
+    NO_TOKENS = "no tokens", "no token covers the answer; it is labelled [CLS]"
+    CUT = "cut by a window", "no window contains the whole answer; it is labelled [CLS]"
+    QUESTION_CUT = "question cut", "--max_query_length truncates it"
     CONFLICT = (
-        "conflicting answers", "another row asks the same, and they have no answer in common"
+        "conflicting answers", "another row has the same question, but no answer in common"
     )  # fmt: skip
 
 
-# For these training refuses a data set.
+# Training refuses a data set with these.
 REFUSED = frozenset(
     {
         Cause.UNREADABLE, Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN,

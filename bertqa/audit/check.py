@@ -1,4 +1,4 @@
-"""The work of ``bertqa check``: audit the data, write the reports and the repaired copy."""
+"""Implementation of ``bertqa check``: audit, reports and repaired copy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,23 +30,23 @@ def check_data(
     report_file: Path | None = None,
     say: Callable[[str], object],
 ) -> bool:
-    """Report the faults of the data; write the report and the repaired copy if asked for.
+    """Report the faults of a data set; optionally write a report and a repaired copy.
 
     Args:
-        model: whose tokenizer cuts the windows: checkpoint folder or name.
-        repair_file: of the training data, repaired where that needs no guess.
-        report_file: of all findings, .html or .json.
-        say: called with the faults of each part, and with what was written.
+        model: checkpoint folder or name, for its tokenizer.
+        repair_file: file for the training data with all unambiguous repairs.
+        report_file: file for all findings, .html or .json.
+        say: called with the findings of each split, and with the files written.
 
     Returns:
-        Whether ``bertqa train`` accepts the data, or its repaired copy where one is asked for.
+        Whether ``bertqa train`` accepts the data, or the repaired copy if there is one.
 
     Raises:
-        UserError: the data or the tokenizer cannot be read, or a file not be written.
+        UserError: the data or the tokenizer cannot be read, or a file cannot be written.
     """
     parts = read_data(data, say=say, keep_faulty=True)
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
-    if is_checkpoint(folder):  # a tokenizer alone would do
+    if is_checkpoint(folder):  # a folder with only a tokenizer is valid too
         check_window_fits(load_config(folder)[0], windows)
     tokenizer = BertTokenizer.load(folder)
 
@@ -63,7 +63,8 @@ def check_data(
     changes = None
     if repair_file and audits[0].counts.get(Cause.UNREADABLE):
         raise UserError(
-            f"--repair: what is unreadable would not be in {repair_file}: correct it first"
+            f"--repair: all rows must be readable, got {audits[0].counts[Cause.UNREADABLE]} that "
+            f"are not and would be missing in {repair_file}; correct them first"
         )
     if repair_file:
         repaired = repair(parts[0][1], tokenizer)

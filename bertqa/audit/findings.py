@@ -1,13 +1,12 @@
-"""Looking at a data set before training: every fault in it, and what its windows are.
+"""Audit of a data set: all its faults by cause, and statistics of its windows.
 
     from bertqa.audit.findings import audit
     found = audit(read_examples(path), tokenizer)
 
-Training stops at the first fault. An audit goes on and finds them all, each under its cause.
-Training refuses a data set for the causes in ``REFUSED``. For the others it goes on, with a label
-that does not give back the answer, or with two labels that contradict each other. The same question
-is the same but for case and blanks, the same answer one that the official rules of exact match
-accept.
+Training stops at the first fault with a cause in ``REFUSED``; an audit finds all of them. It also
+finds faults with which training continues: labels that do not reproduce their answer, and labels
+that contradict each other. Questions are compared without case and whitespace, answers by the
+normalization of the official exact match.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 
 from bertqa.answering.metrics import normalize_answer
 from bertqa.audit.causes import REFUSED, Cause
-from bertqa.audit.repair import loose_occurrences, occurrences, stands
+from bertqa.audit.repair import loose_occurrences, occurrences, occurs_at
 from bertqa.data.labels import LabelledWindows, Outcome, label_text, make_labelled_windows
 from bertqa.data.squad import Example, check_examples
 from bertqa.data.text import NOWHERE, Excerpt, excerpt, is_blank
@@ -39,14 +38,14 @@ _OF_OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault of one question.
+    """A fault of one question.
 
     Attributes:
         cause: kind of fault.
-        row: of the data set, from 0.
+        row: row of the data set, from 0.
         id, question: those of the row.
-        detail: what exactly is wrong.
-        excerpt: the context around the answer; ``NOWHERE`` where the fault is not about one.
+        detail: description of the fault.
+        excerpt: the context around the answer; ``NOWHERE`` if the fault does not concern one.
     """
 
     cause: Cause
@@ -59,19 +58,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class WindowFigures:
-    """How a data set falls into windows. Too long questions are taken as cut to what fits.
+    """Statistics of the sliding windows of a data set, with long questions truncated.
 
     Attributes:
         lengths: ``lengths[n]`` windows have n tokens.
-        labelled: windows that hold a whole answer; the others are labelled [CLS].
-        split_questions: questions whose context takes several windows.
-        most: windows of the question that has most.
-        context_tokens: in all windows together.
-        repeated_tokens: those that the previous window has too.
-        question_limit: most tokens of a question.
-        longest_question: tokens of the longest, before it was cut.
-        long_questions: how many pass the limit.
-        lost_tokens: how many tokens they lose together.
+        labelled: number of windows with a whole answer; the others are labelled [CLS].
+        split_questions: number of questions with several windows.
+        most: maximum number of windows of a question.
+        context_tokens: context tokens in all windows.
+        repeated_tokens: context tokens that the previous window contains too.
+        question_limit: maximum number of question tokens.
+        longest_question: tokens of the longest question before truncation.
+        long_questions: number of questions above the limit.
+        lost_tokens: question tokens lost by truncation.
     """
 
     lengths: tuple[int, ...]
@@ -106,26 +105,26 @@ class WindowFigures:
         return len(self.lengths) - 1
 
     def quantile(self, share: float) -> int:
-        """The length that this share of the windows does not pass."""
+        """Return the smallest length that is an upper limit for this share of the windows."""
         seen = accumulate(self.lengths)
         return next(length for length, n in enumerate(seen) if n >= share * self.count)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """Result of an audit.
 
     Attributes:
-        source: what was read.
-        settings: how the windows were cut.
-        version_2_with_negative: whether questions without an answer are meant to be there.
-        examples, contexts, titles: questions, distinct contexts and titles.
-        answers: gold answers of all questions.
-        unanswerable: questions that have no answer.
-        scattered: questions with gold answers at different positions.
-        exact: questions whose label reproduces their answer.
-        windows: how they are cut.
-        findings: every fault, in the order of ``Cause``, then of rows.
+        source: name of the data set.
+        settings: sliding-window settings.
+        version_2_with_negative: whether questions without an answer are allowed.
+        examples, contexts, titles: number of questions, distinct contexts and titles.
+        answers: number of gold answers.
+        unanswerable: number of questions without an answer.
+        scattered: number of questions with gold answers at different positions.
+        exact: number of questions whose label reproduces their answer.
+        windows: statistics of the windows.
+        findings: all faults, ordered by ``Cause``, then by row.
     """
 
     source: str
@@ -143,7 +142,7 @@ class Audit:
 
     @cached_property
     def by_cause(self) -> dict[Cause, list[Finding]]:
-        """The findings of each cause that has some."""
+        """Cause -> its findings, for causes with findings."""
         found: dict[Cause, list[Finding]] = {}
         for finding in self.findings:
             found.setdefault(finding.cause, []).append(finding)
@@ -151,12 +150,12 @@ class Audit:
 
     @cached_property
     def counts(self) -> dict[Cause, int]:
-        """Questions of each cause that has some."""
+        """Cause -> number of questions, for causes with findings."""
         return {cause: len({f.row for f in found}) for cause, found in self.by_cause.items()}
 
     @property
     def refused(self) -> int:
-        """Questions for which training refuses the data set; 0 if it takes it."""
+        """Number of questions for which training refuses the data set; 0 if it accepts it."""
         return len({finding.row for finding in self.findings if finding.cause in REFUSED})
 
 
@@ -168,15 +167,15 @@ def audit(
     source: str = "the data set",
     version_2_with_negative: bool = False,
 ) -> Audit:
-    """Find every fault of a data set.
+    """Find all faults of a data set.
 
     Args:
-        settings: how windows are to be cut; None takes the defaults.
-        source: what the report calls the data set.
-        version_2_with_negative: questions without an answer are meant to be there.
+        settings: sliding-window settings; None uses the defaults.
+        source: name of the data set in reports.
+        version_2_with_negative: whether questions without an answer are allowed.
 
     Raises:
-        UserError: there is no example.
+        UserError: ``examples`` is empty.
     """
     if not examples:
         check_examples(examples, source)
@@ -187,7 +186,7 @@ def audit(
             found.append(_finding(cause, examples, row, detail, around))
     labelled = [_with_labels(example) for example in examples]
     limit = min(settings.longest_question, settings.max_query_length or settings.longest_question)
-    # A limit that no question can keep has those cut that training refuses, and no others.
+    # A limit above every question's length truncates exactly the questions that training refuses.
     cutting = replace(
         settings, max_query_length=settings.max_query_length or settings.max_seq_length
     )
@@ -217,7 +216,7 @@ def _finding(
     return Finding(cause, row, examples[row].id, examples[row].question, detail, around)
 
 
-# --- what the rows alone show --------------------------------------------------------------------
+# --- faults of rows ------------------------------------------------------------------------------
 
 
 def _repeated_ids(examples: Sequence[Example]) -> Iterator[Finding]:
@@ -225,29 +224,29 @@ def _repeated_ids(examples: Sequence[Example]) -> Iterator[Finding]:
     for row, example in enumerate(examples):
         first = first_rows.setdefault(example.id, row)
         if first < row:
-            other = "is the same" if examples[first] == example else "has it, and differs"
+            other = "is identical" if examples[first] == example else "has the same id, but differs"
             yield _finding(Cause.DUPLICATE_ID, examples, row, f"row {first} {other}")
 
 
 def _conflicts(examples: Sequence[Example]) -> Iterator[Finding]:
-    """Rows that ask the same, with no answer in common; "no answer" is one of its own."""
-    asked: dict[tuple[str, str], list[int]] = {}
+    """Yield rows with the same question and no answer in common; "no answer" is an answer too."""
+    rows_of: dict[tuple[str, str], list[int]] = {}
     for row, example in enumerate(examples):
         if example.answers is not None:
             question = " ".join(example.question.casefold().split())
-            asked.setdefault((question, example.context), []).append(row)
-    for rows in asked.values():
+            rows_of.setdefault((question, example.context), []).append(row)
+    for rows in rows_of.values():
         if len(rows) == 1:
             continue
         golds = [frozenset(map(normalize_answer, examples[row].answers or ())) for row in rows]
-        # Of rows with the same answers, the first is enough to compare with.
+        # Among rows with the same answers, compare with the first only.
         kinds = dict(zip(reversed(golds), reversed(rows), strict=True))
         for row, gold in zip(rows, golds, strict=True):
             others = (r for kind, r in kinds.items() if kind != gold and not kind & gold)
             other = min(others, default=None)
             if other is not None:
-                said, here = _first_answer(examples[other]), _first_answer(examples[row])
-                detail = f"here {here}; in row {other}, id {shown(examples[other].id)}, {said}"
+                here, there = _first_answer(examples[row]), _first_answer(examples[other])
+                detail = f"here {here}; in row {other}, id {shown(examples[other].id)}, {there}"
                 around = _around_first(examples[row])
                 yield _finding(Cause.CONFLICT, examples, row, detail, around)
 
@@ -257,7 +256,7 @@ def _first_answer(example: Example) -> str:
 
 
 def _around_first(example: Example) -> Excerpt:
-    """The context around the first answer, if that is at its answer_start."""
+    """Return the context around the first answer, if that is at its answer_start."""
     if not example.answers or not _has_label(example):
         return NOWHERE
     start = example.answer_starts[0]
@@ -265,21 +264,21 @@ def _around_first(example: Example) -> Excerpt:
 
 
 def _has_label(example: Example) -> bool:
-    """Whether a label can be made: no answer, or the first is at its answer_start."""
+    """Return whether the example can be labelled: no answer, or the first at its answer_start."""
     texts, starts = example.answers or (), example.answer_starts
     if len(texts) != len(starts):
         return False
-    return not texts or (bool(texts[0].strip()) and stands(example.context, texts[0], starts[0]))
+    return not texts or (bool(texts[0].strip()) and occurs_at(example.context, texts[0], starts[0]))
 
 
 def _with_labels(example: Example) -> Example:
-    """The example with the answers that can be labels, for which the first one must be."""
+    """Return the example with the answers that can be labels; none unless the first one can."""
     if not _has_label(example):
         return replace(example, answers=None)
     if len(example.positions) < 2:
         return example
     pairs = zip(example.answers or (), example.answer_starts, strict=True)
-    good = [(text, start) for text, start in pairs if stands(example.context, text, start)]
+    good = [(text, start) for text, start in pairs if occurs_at(example.context, text, start)]
     texts, starts = zip(*good, strict=True)
     return replace(example, answers=texts, answer_starts=starts)
 
@@ -288,18 +287,18 @@ _Fault = tuple[Cause, str, Excerpt]
 
 
 def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]:
-    """What is wrong with a question, whatever the others and the windows are."""
+    """Yield the faults of a question that do not depend on other rows or on windows."""
     if example.fault:
         yield Cause.UNREADABLE, example.fault, NOWHERE
         return
     for name, text in (("question", example.question), ("context", example.context)):
         if is_blank(text):
-            yield Cause.EMPTY, f"the {name} is {shown(text)}", NOWHERE
+            yield Cause.EMPTY, f"{name} is {shown(text)}", NOWHERE
     if example.answers is None:
-        yield Cause.NO_GOLD, "it has no answers", NOWHERE
+        yield Cause.NO_GOLD, "no answers", NOWHERE
         return
     if example.is_impossible and not version_2_with_negative:
-        yield Cause.UNANSWERABLE, "it has no answer", NOWHERE
+        yield Cause.UNANSWERABLE, "no answer", NOWHERE
     texts, starts = example.answers, example.answer_starts
     is_even = len(texts) == len(starts)
     if not is_even:
@@ -314,52 +313,51 @@ def _faults(example: Example, version_2_with_negative: bool) -> Iterator[_Fault]
 
 
 def _answer_faults(context: str, text: str, start: int, which: str) -> Iterator[_Fault]:
-    """What is wrong with an answer that is not blank."""
-    if not stands(context, text, start):
+    """Yield the faults of an answer that is not blank."""
+    if not occurs_at(context, text, start):
         cause, where = _elsewhere(context, text)
-        # A start outside the context has nothing around it.
         is_inside = 0 <= start < len(context)
         around = excerpt(context, start, start + len(text)) if is_inside else NOWHERE
-        said = "has no start" if start == -1 else f"is said to stand at {start}"
-        yield cause, f"{which} {said}: {where}", around
+        given = "has no answer_start" if start == -1 else f"is not at its answer_start {start}"
+        yield cause, f"{which} {given}: {where}", around
     elif text != text.strip():
         yield (
             Cause.BLANKS,
-            f"{which} has blanks at its ends",
+            f"{which} has leading or trailing whitespace",
             excerpt(context, start, start + len(text)),
         )
 
 
 def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
     """Search the context for an answer that is not at its answer_start."""
-    places = occurrences(context, text)
-    if len(places) == 1:
-        return Cause.MISPLACED, f"it stands at {places[0]} alone"
-    if places:
-        named = ", ".join(map(str, places[:3])) + ", ..." * (len(places) > 3)
-        return Cause.MISPLACED, f"it stands at {len(places)} places, {named}"
+    starts = occurrences(context, text)
+    if len(starts) == 1:
+        return Cause.MISPLACED, f"it occurs once, at {starts[0]}"
+    if starts:
+        listed = ", ".join(map(str, starts[:3])) + ", ..." * (len(starts) > 3)
+        return Cause.MISPLACED, f"it occurs {len(starts)} times, at {listed}"
     loose = loose_occurrences(context, text)
     if not loose:
-        return Cause.ABSENT, "the context does not hold it"
+        return Cause.ABSENT, "it is not in the context"
     first, last = loose[0]
     also = f", and {len(loose) - 1} more" * (len(loose) > 1)
-    return Cause.ABSENT, f"the context holds {shown(context[first:last])} at {first}{also}"
+    return Cause.ABSENT, f"the context has {shown(context[first:last])} at {first}{also}"
 
 
-# --- what the windows show -----------------------------------------------------------------------
+# --- faults of windows ---------------------------------------------------------------------------
 
 
 def _label_faults(
     examples: Sequence[Example], windows: LabelledWindows, settings: WindowSettings
 ) -> Iterator[Finding]:
-    """Labels that do not reproduce their answer; ``_answer_faults`` reports blanks."""
+    """Yield labels that do not reproduce their answer; ``_answer_faults`` reports whitespace."""
     labelled = windows.start_position > 0
     for row in (windows.outcome > Outcome.BLANKS).nonzero().flatten().tolist():
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]
         example = examples[row]
         assert example.answers  # else there is no label
         first, last = windows.of_examples(row, row + 1)
-        window = first + int(labelled[first:last].int().argmax())  # the first that has a label
+        window = first + int(labelled[first:last].int().argmax())  # the first with a label
         gold = int(windows.gold[window])
         answer, start = example.answers[gold], example.answer_starts[gold]
         end = start + len(answer)
@@ -372,15 +370,15 @@ def _label_faults(
 
 
 def _why_cut(windows: WindowSet, row: int, start: int, end: int, settings: WindowSettings) -> str:
-    """How long the answer ``context[start:end]`` is, and which overlap would keep it whole."""
+    """Return the length of ``context[start:end]`` in tokens, and the overlap that would fit it."""
     rows = windows.contexts.rows(int(windows.context_of[row]))
-    shares = (windows.contexts.ends[rows] > start) & (windows.contexts.starts[rows] < end)
-    tokens = int(shares.sum())
-    # An answer of one token more than the overlap is whole in the last window that begins by it.
+    covers = (windows.contexts.ends[rows] > start) & (windows.contexts.starts[rows] < end)
+    tokens = int(covers.sum())
+    # With an overlap of tokens - 1, the last window that starts before or at the answer fits it.
     needed = replace(settings, doc_stride=0).longest_question - int(windows.questions.lengths[row])
     if tokens <= needed + 1:
-        return f"{tokens} tokens: with --doc_stride {tokens - 1} a window would hold it"
-    return f"{tokens} tokens: no window of --max_seq_length {settings.max_seq_length} can hold it"
+        return f"{tokens} tokens, which fit into a window with --doc_stride {tokens - 1}"
+    return f"{tokens} tokens, which exceed a window of --max_seq_length {settings.max_seq_length}"
 
 
 def _long_questions(
@@ -396,7 +394,7 @@ def _long_questions(
 def _figures(windows: LabelledWindows, limit: int) -> WindowFigures:
     per_question = torch.bincount(windows.example)
     context_tokens = int(windows.count.sum())
-    # What a context has, each of its questions needs once.
+    # Each question needs every token of its context once.
     needed = int(windows.contexts.lengths[windows.context_of].sum())
     return WindowFigures(
         lengths=tuple(torch.bincount(windows.lengths).tolist()),

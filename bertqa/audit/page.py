@@ -1,4 +1,4 @@
-"""An audit as one HTML page: no script, nothing fetched, in light and dark."""
+"""HTML report of an audit, self-contained, without scripts."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,20 +13,20 @@ from bertqa.files import write_text
 from bertqa.report.charts import Bar, histogram, ticks
 from bertqa.report.page import render
 
-_BARS = 32  # of the histogram of window lengths, about
+_BARS = 32  # approximate number of bars in the histogram of window lengths
 
 
 def save_page(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
-    """Write the page of some audits; ``changes`` is None where nothing was to be repaired.
+    """Write the HTML report; ``changes`` is None if no repair was requested.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     write_text(path, audit_page(audits, changes))
 
 
 def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None) -> str:
-    """All findings with their context as an HTML document."""
+    """Return all findings with their context as an HTML document."""
     return render(
         "audit/page.jinja",
         title=f"Data audit: {audits[0].source}",
@@ -43,7 +43,7 @@ def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None)
 
 
 def _lengths(windows: WindowFigures) -> str:
-    """How long the windows are, as a picture."""
+    """Return a histogram of window lengths."""
     edges = [round(edge) for edge in ticks(0, max(_BARS, windows.longest + 1), about=_BARS)]
     bars = [Bar(start, end, sum(windows.lengths[start:end])) for start, end in pairwise(edges)]
     return histogram("Windows by their length", "tokens", bars)

@@ -1,15 +1,15 @@
-"""Repairing a data set: what can be put right without a guess, and the copy that holds it.
+"""Unambiguous repairs of a data set, and the repaired copy.
 
-    answer elsewhere       moved, if its text occurs in the context exactly once
-    answer nowhere         replaced by the context's own text, if that differs by case, blanks or
-                           Unicode form alone and occurs there exactly once
-    blanks at its ends     stripped, the start moved along
-    blank beside others    left out
-    starts missing         searched for, if every answer of the question occurs exactly once
-    id twice               an exact repeat is left out, another question gets a new id
+    answer elsewhere       moved, if its text occurs exactly once in the context
+    answer absent          replaced by text of the context, if that differs only in case, whitespace
+                           or Unicode normalization and occurs exactly once
+    whitespace at its ends stripped, and the start adjusted
+    one of several blank   removed
+    starts missing         searched, if every answer of the question occurs exactly once
+    duplicate id           an exact duplicate is removed, another question gets a new id
 
-An answer is moved only to where its label would give it back: "art" is not found in "party". All
-else stays as it is, whatever is wrong with it.
+An answer is moved only to a position at which its label reproduces it: "art" is not found in
+"party". All other faults remain.
 """
 
 import json
@@ -36,13 +36,13 @@ COPY_ENDINGS = (".json", ".jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that was repaired.
+    """A repair.
 
     Attributes:
-        row: of the data set that was read, from 0.
-        id: of its question there.
-        what: what was done.
-        excerpt: the context around the answer as it is now; ``NOWHERE`` where it is not about one.
+        row: row of the original data set, from 0.
+        id: id of that row.
+        what: description of the repair.
+        excerpt: the context around the repaired answer; ``NOWHERE`` if it does not concern one.
     """
 
     row: int
@@ -53,29 +53,29 @@ class Change:
 
 @dataclass(frozen=True)
 class Repaired:
-    """A data set after repairing, and every change to it, in the order of its rows."""
+    """A repaired data set and its changes, in the order of rows."""
 
     examples: list[Example]
     changes: tuple[Change, ...]
 
 
-# --- where a text occurs -------------------------------------------------------------------------
+# --- search --------------------------------------------------------------------------------------
 
 
-def stands(context: str, text: str, start: int) -> bool:
-    """Whether a context has a text at ``start``; never for a negative start."""
+def occurs_at(context: str, text: str, start: int) -> bool:
+    """Return whether the context has the text at ``start``; False for a negative start."""
     return start >= 0 and context.startswith(text, start)
 
 
 def occurrences(context: str, text: str) -> list[int]:
-    """Every position at which a non-empty text occurs, overlapping ones too."""
+    """Return all offsets at which a non-empty text occurs, including overlapping ones."""
     return [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
 
 
 def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
-    """Slices of the context that are the text but for case, blanks and Unicode form.
+    """Return slices of the context that equal the text up to case, whitespace and normalization.
 
-    They begin and end where grapheme clusters do: "cafe" is not found in "café".
+    They begin and end at grapheme cluster boundaries: "cafe" is not found in "café".
     """
     folded, origins = _folded(context)
     wanted = _folded(text.strip())[0]
@@ -89,15 +89,15 @@ def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     return found
 
 
-@lru_cache(maxsize=2)  # neighbouring questions ask about the same text, which may be a book
+@lru_cache(maxsize=2)  # neighbouring questions share a context, which may be long
 def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without case, runs of blanks and Unicode forms, and whence each character came."""
+    """Casefold and normalize a text; return it with the original slice of each character."""
     pieces: list[str] = []
     origins: list[tuple[int, int]] = []
     for start, end in grapheme_clusters(text):
-        written = text[start:end]
-        folded = unicodedata.normalize("NFKD", written).casefold()
-        piece = " " if written.isspace() else unicodedata.normalize("NFKD", folded)
+        cluster = text[start:end]
+        folded = unicodedata.normalize("NFKD", cluster).casefold()
+        piece = " " if cluster.isspace() else unicodedata.normalize("NFKD", folded)
         if piece != " " or pieces[-1:] != [" "]:
             pieces.append(piece)
             origins += [(start, end)] * len(piece)
@@ -108,10 +108,10 @@ def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 class _Answer(NamedTuple):
-    """A gold answer as it was and as it is to be, and what was done to it, "" for nothing.
+    """A gold answer before and after its repair, and the repair, "" for none.
 
-    A new text of "" leaves it out; a start is None where there is none. ``is_sought`` says that
-    the new start was found by searching for the text.
+    A new text of "" removes the answer; a missing start is None. ``is_searched`` is set if the new
+    start was found by searching for the text.
     """
 
     old_text: str
@@ -119,40 +119,40 @@ class _Answer(NamedTuple):
     text: str
     start: int | None
     done: str = ""
-    is_sought: bool = False
+    is_searched: bool = False
 
     def undone(self) -> "_Answer":
-        """The answer left as it was."""
+        """Return the answer without its repair."""
         return _Answer(self.old_text, self.old_start, self.old_text, self.old_start)
 
 
-def _placed(context: str, text: str, start: int | None) -> _Answer:
-    """An answer that is not blank, at the one place where it can be; as it was if there is none."""
+def _relocated(context: str, text: str, start: int | None) -> _Answer:
+    """Move a nonblank answer to its only possible offset; keep it if there is not exactly one."""
     old = _Answer(text, start, text, start)
-    blanks = len(text) - len(text.lstrip())
+    leading = len(text) - len(text.lstrip())
     bare = text.strip()
-    if start is not None and stands(context, text, start):
+    if start is not None and occurs_at(context, text, start):
         if bare == text:
             return old
-        return old._replace(text=bare, start=start + blanks, done="stripped of blanks at its ends")
+        return old._replace(text=bare, start=start + leading, done="stripped of whitespace")
     exact = occurrences(context, text)
     if exact:
-        found = [(place + blanks, place + blanks + len(bare)) for place in exact]
-        done = "moved to the one place where it stands"
+        found = [(offset + leading, offset + leading + len(bare)) for offset in exact]
+        done = "moved to its only occurrence"
     else:
-        found = [(place, place + len(bare)) for place in occurrences(context, bare)]
-        done = "moved to the one place where it stands without its blanks"
+        found = [(offset, offset + len(bare)) for offset in occurrences(context, bare)]
+        done = "moved to its only occurrence without whitespace"
     if not found:
         found = loose_occurrences(context, text)
-        done = "replaced by the text's own form, which stands there once"
+        done = "replaced by its only similar text in the context"
     if len(found) != 1:
         return old
     first, last = found[0]
-    return old._replace(text=context[first:last], start=first, done=done, is_sought=True)
+    return old._replace(text=context[first:last], start=first, done=done, is_searched=True)
 
 
 def _proposed(example: Example) -> list[_Answer]:
-    """What may become of the answers of a question."""
+    """Return the possible repairs of a question's answers."""
     texts = example.answers or ()
     are_even = len(texts) == len(example.answer_starts)
     known = [None if start == -1 else start for start in example.answer_starts]
@@ -161,51 +161,51 @@ def _proposed(example: Example) -> list[_Answer]:
     answers = []
     for text, start in zip(texts, starts, strict=True):
         if text.strip():
-            answers.append(_placed(example.context, text, start))
+            answers.append(_relocated(example.context, text, start))
         elif some:
-            answers.append(_Answer(text, start, "", None, "left out, since it is blank"))
+            answers.append(_Answer(text, start, "", None, "removed, because it is blank"))
         else:
             answers.append(_Answer(text, start, text, start))
     return answers
 
 
-def _give_back(probes: Sequence[Example], tokenizer: BertTokenizer) -> list[bool]:
-    """Whether the label of each example gives back its answer, whatever the windows."""
-    places: dict[str, int] = {}
-    rows = [places.setdefault(probe.context, len(places)) for probe in probes]
+def _are_reproduced(probes: Sequence[Example], tokenizer: BertTokenizer) -> list[bool]:
+    """Return whether the label of each example reproduces its answer, independent of windows."""
+    index: dict[str, int] = {}
+    rows = [index.setdefault(probe.context, len(index)) for probe in probes]
     context_of = torch.tensor(rows, dtype=torch.int64)
-    contexts = tokenizer.encode(list(places))
+    contexts = tokenizer.encode(list(index))
     tokens = answer_tokens(probes, contexts, context_of)
     held = torch.ones(len(probes), dtype=torch.bool)
     outcome = outcomes(probes, contexts, context_of, tokens, held)
     return (outcome == Outcome.EXACT).tolist()
 
 
-def _mended_answers(
+def _repaired_answers(
     examples: Sequence[Example], tokenizer: BertTokenizer
 ) -> Iterator[tuple[int, list[_Answer]]]:
-    """The rows whose answers change, with those answers."""
+    """Yield the rows whose answers change, with those answers."""
     proposed = {row: _proposed(e) for row, e in enumerate(examples) if _is_faulty(e)}
-    sought = [
+    searched = [
         (row, number, Example("", "", examples[row].context, (answer.text,), (answer.start,)))
         for row, answers in proposed.items()
         for number, answer in enumerate(answers)
-        if answer.is_sought and answer.start is not None
+        if answer.is_searched and answer.start is not None
     ]
-    rights = _give_back([probe for _, _, probe in sought], tokenizer)
-    for (row, number, _), right in zip(sought, rights, strict=True):
-        if not right:
+    reproduced = _are_reproduced([probe for _, _, probe in searched], tokenizer)
+    for (row, number, _), is_reproduced in zip(searched, reproduced, strict=True):
+        if not is_reproduced:
             proposed[row][number] = proposed[row][number].undone()
     for row, answers in proposed.items():
-        is_whole = all(answer.start is not None or not answer.text for answer in answers)
-        if is_whole and any(answer.done for answer in answers):
+        is_complete = all(answer.start is not None or not answer.text for answer in answers)
+        if is_complete and any(answer.done for answer in answers):
             yield row, answers
 
 
 def _is_faulty(example: Example) -> bool:
     texts, starts = example.answers or (), example.answer_starts
     return len(texts) != len(starts) or any(
-        text != text.strip() or not text or not stands(example.context, text, start)
+        text != text.strip() or not text or not occurs_at(example.context, text, start)
         for text, start in zip(texts, starts, strict=True)
     )
 
@@ -215,30 +215,30 @@ def _change(row: int, example: Example, answer: _Answer) -> Change:
         "" if answer.old_start is None else f" at {answer.old_start}"
     )
     if answer.start is None:
-        return Change(row, example.id, f"the answer {old} is {answer.done}")
+        return Change(row, example.id, f"answer {old}: {answer.done}")
     new = f"{shown(answer.text)} at {answer.start}"
     end = answer.start + len(answer.text)
     around = excerpt(example.context, answer.start, end)
-    return Change(row, example.id, f"the answer {old} is now {new}: {answer.done}", around)
+    return Change(row, example.id, f"answer {old} is now {new}: {answer.done}", around)
 
 
-# --- ids, and all of it --------------------------------------------------------------------------
+# --- ids -----------------------------------------------------------------------------------------
 
 
-def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], list[Change]]:
-    """The examples with each id once."""
+def _without_duplicates(examples: Sequence[Example]) -> tuple[list[Example], list[Change]]:
+    """Return the examples with unique ids, and the changes."""
     taken = {example.id for example in examples}
     first_rows: dict[str, int] = {}
     kept: list[Example] = []
     seen: set[Example] = set()
-    numbers: dict[str, int] = {}  # the last that was put behind an id
+    numbers: dict[str, int] = {}  # id -> its last suffix
     changes = []
     for row, example in enumerate(examples):
         first = first_rows.setdefault(example.id, row)
         if first == row:
             kept.append(example)
         elif example in seen:
-            changes.append(Change(row, example.id, "left out: an exact repeat of an earlier row"))
+            changes.append(Change(row, example.id, "removed: exact duplicate of an earlier row"))
         else:
             name = example.id
             while name in taken:
@@ -246,20 +246,20 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], list[C
                 name = f"{example.id}-{numbers[example.id]}"
             taken.add(name)
             kept.append(replace(example, id=name))
-            what = f"the id is now {shown(name)}: it is row {first}'s, which differs"
+            what = f"id is now {shown(name)}: row {first} has the same id, but differs"
             changes.append(Change(row, example.id, what))
         seen.add(example)
     return kept, changes
 
 
 def repair(examples: Sequence[Example], tokenizer: BertTokenizer) -> Repaired:
-    """Put right what needs no guess; what does, stays.
+    """Make all unambiguous repairs and keep all other faults.
 
-    Examples without a fault are the same objects afterwards.
+    Unchanged examples are returned as the same objects.
     """
     repaired = list(examples)
     changes = []
-    for row, answers in _mended_answers(examples, tokenizer):
+    for row, answers in _repaired_answers(examples, tokenizer):
         kept = [answer for answer in answers if answer.text]
         repaired[row] = replace(
             examples[row],
@@ -267,24 +267,24 @@ def repair(examples: Sequence[Example], tokenizer: BertTokenizer) -> Repaired:
             answer_starts=tuple(answer.start for answer in kept if answer.start is not None),
         )
         changes += [_change(row, examples[row], answer) for answer in answers if answer.done]
-    without_repeats, more = _without_repeats(repaired)
-    return Repaired(without_repeats, tuple(sorted([*changes, *more], key=lambda c: c.row)))
+    unique, more = _without_duplicates(repaired)
+    return Repaired(unique, tuple(sorted([*changes, *more], key=lambda c: c.row)))
 
 
-# --- the copy ------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------
 
 
 def save_examples(path: Path, examples: Sequence[Example]) -> None:
-    """Write examples so that ``read_examples`` gives them back, whole or not at all.
+    """Write examples atomically in a format of ``read_examples``.
 
-    ``.json`` is run_qa's flat form, one row a line, ``.jsonl`` the rows alone. Of a row that was
-    read from another file, keys that an ``Example`` does not have are lost.
+    ``.json`` is run_qa's flat format, one row per line; ``.jsonl`` has only the rows. Keys that
+    ``Example`` does not have are lost.
 
     Raises:
-        UserError: another ending, or the file cannot be written.
+        UserError: another suffix, or the file cannot be written.
     """
     if path.suffix not in COPY_ENDINGS:
-        raise UserError(f"{path} must end in {' or '.join(COPY_ENDINGS)}: rename it")
+        raise UserError(f"{path}: must end in {' or '.join(COPY_ENDINGS)}, got {path.suffix!r}")
     rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
     whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
     write_text(path, whole if path.suffix == ".json" else "\n".join(rows) + "\n")
@@ -300,5 +300,5 @@ def _row(example: Example) -> dict[str, Any]:
         "answer_start": list(example.answer_starts),
     }
     if example.answers is None:
-        row["is_impossible"] = False  # an empty list alone would say that there is no answer
+        row["is_impossible"] = False  # an empty list without it means that there is no answer
     return row

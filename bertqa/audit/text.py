@@ -1,4 +1,4 @@
-"""An audit as text for a terminal, and as a JSON document."""
+"""Text and JSON reports of an audit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from bertqa.data.text import Excerpt, shortened, visible
 from bertqa.errors import counted
 from bertqa.files import write_json
 
-_SHOWN = 5  # findings of each cause in a terminal
+_SHOWN = 5  # findings per cause in the text report
 
 
 def audit_text(audit: Audit) -> str:
-    """What was found, with the first few findings of each cause."""
+    """Return the text report, with the first findings of each cause."""
     parts = [figures_text(audit), verdict(audit)]
     for title, causes in groups(audit):
         rows = [(cause.value, audit.counts[cause], cause.meaning) for cause in causes]
@@ -27,7 +27,7 @@ def audit_text(audit: Audit) -> str:
 
 
 def figures_text(audit: Audit) -> str:
-    """What the data set holds, and how it falls into windows."""
+    """Return the statistics of the data set and its windows."""
     (count, questions), *figures = [*holdings(audit), *windows(audit)]
     widest = max(len(number) for number, _ in figures)
     lines = [f"  {number:>{widest}} {what}" for number, what in figures]
@@ -35,7 +35,7 @@ def figures_text(audit: Audit) -> str:
 
 
 def holdings(audit: Audit) -> list[tuple[str, str]]:
-    """Numbers, each with what it counts, of the data set; none of what it has nothing of."""
+    """Return the statistics of the data set, as number and description, without zeros."""
     answered = audit.examples - audit.unanswerable
     figures = [
         _figure(audit.examples, "question"),
@@ -56,18 +56,18 @@ def _figure(number: int, noun: str, more: str = "") -> tuple[str, str]:
 
 
 def windows(audit: Audit) -> list[tuple[str, str]]:
-    """Numbers, each with what it counts, of the windows that the data set falls into."""
+    """Return the statistics of the windows, as number and description."""
     w, settings = audit.windows, audit.settings
     flags = f"--max_seq_length {settings.max_seq_length} and --doc_stride {settings.doc_stride}"
     lengths = (
-        f": {w.shortest} to {w.longest}, half of the windows up to {w.quantile(0.5)}, nine in ten "
-        f"up to {w.quantile(0.9)}"
+        f": {w.shortest} to {w.longest}, median {w.quantile(0.5)}, 90th percentile "
+        f"{w.quantile(0.9)}"
     ) * (w.shortest < w.longest)
     others = "; the others are labelled [CLS]" * (w.labelled < w.count)
-    longest = f" in the longest question, {w.question_limit:,} at most"
+    longest = f" in the longest question, limit {w.question_limit:,}"
     figures = [
-        _figure(w.count, "window", f", by {flags}"),
-        (f"{w.mean:.1f}", f"tokens has a window on average{lengths}"),
+        _figure(w.count, "window", f", with {flags}"),
+        (f"{w.mean:.1f}", f"tokens per window on average{lengths}"),
     ]
     if audit.unanswerable < audit.examples:
         figures.append(_figure(w.labelled, "window", f" with a whole answer{others}"))
@@ -76,34 +76,33 @@ def windows(audit: Audit) -> list[tuple[str, str]]:
         figures.append(_figure(w.split_questions, "question", more))
     if w.repeated_tokens:
         repeated = w.repeated_tokens / w.context_tokens
-        what = "of the context tokens repeat those of a window before"
-        figures.append((f"{repeated:.1%}", what))
+        figures.append((f"{repeated:.1%}", "of the context tokens are in the previous window too"))
     figures.append(_figure(w.longest_question, "token", longest))
     if w.long_questions:
-        more = f" longer, by {counted(w.lost_tokens, 'token')}"
+        more = f" above the limit, by {counted(w.lost_tokens, 'token')}"
         figures.append(_figure(w.long_questions, "question", more))
     return figures
 
 
 def verdict(audit: Audit) -> str:
-    """Whether training takes the data set, in a line."""
+    """Return one line that states whether training accepts the data set."""
     if audit.refused:
-        return f"bertqa train refuses it, for {audit.refused:,} of its questions"
+        return f"bertqa train refuses it because of {counted(audit.refused, 'question')}"
     if audit.findings:
-        return "bertqa train takes it, with what is listed below"
-    return "bertqa train takes it; nothing was found"
+        return "bertqa train accepts it, with the findings below"
+    return "bertqa train accepts it; there are no findings"
 
 
 def groups(audit: Audit) -> Iterator[tuple[str, list[Cause]]]:
-    """The causes that have findings, by what training makes of them."""
-    for title, is_refused in (("bertqa train refuses", True), ("bertqa train goes on with", False)):
+    """Yield the causes with findings: those that training refuses, then those it accepts."""
+    for title, is_refused in (("bertqa train refuses", True), ("bertqa train accepts", False)):
         causes = [cause for cause in audit.by_cause if (cause in REFUSED) == is_refused]
         if causes:
             yield title, causes
 
 
 def changes_text(changes: Sequence[Change]) -> str:
-    """Each change that was made."""
+    """Return a list of all changes."""
     blocks = [
         [f"  row {change.row}, {visible(shortened(change.id))}: {visible(change.what)}"]
         + [f"    {_marked(change.excerpt)}"] * bool(change.excerpt.marked)
@@ -120,18 +119,18 @@ def _findings_text(cause: Cause, found: Sequence[Finding]) -> str:
         line = f"  row {finding.row}, {visible(shortened(finding.id))}: {visible(finding.detail)}"
         blocks.append([line, *[f"    {around}"] * bool(around)])
     if len(found) > _SHOWN:
-        blocks.append([f"  and {len(found) - _SHOWN:,} more: --report FILE lists all"])
+        blocks.append([f"  and {len(found) - _SHOWN:,} more; --report FILE lists all"])
     return "\n".join([f"{cause.value}: {len(found):,}", *chain.from_iterable(blocks)])
 
 
 def _marked(around: Excerpt) -> str:
-    """An excerpt on one line, the marked piece between guillemets; "" for ``NOWHERE``."""
+    """Return an excerpt on one line, the answer between guillemets; "" for ``NOWHERE``."""
     before, marked, after = (visible(t) for t in (around.before, around.marked, around.after))
     return f"{before}\u00bb{marked}\u00ab{after}" if before or marked or after else ""
 
 
 def _aligned(rows: Iterable[tuple[str, int, str]]) -> list[str]:
-    """Rows of a name, a number and a text, in columns."""
+    """Align rows of a name, a number and a text in columns."""
     rows = list(rows)
     names = max(len(name) for name, _, _ in rows)
     numbers = max(len(f"{number:,}") for _, number, _ in rows)
@@ -142,10 +141,10 @@ def _aligned(rows: Iterable[tuple[str, int, str]]) -> list[str]:
 
 
 def save_json(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
-    """Write all that was found as JSON; ``changes`` is None where nothing was to be repaired.
+    """Write all findings as JSON; ``changes`` is None if no repair was requested.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     document: dict[str, Any] = {
         "rules": {
@@ -164,7 +163,7 @@ def save_json(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | N
 
 
 def _entries(audit: Audit) -> dict[str, Any]:
-    """An audit as JSON has it, with the figures that are made from others."""
+    """Return an audit as a JSON object, including derived statistics."""
     windows = audit.windows
     figures = {
         "count": windows.count, "mean": windows.mean, "median": windows.quantile(0.5),

@@ -1,1 +1,1 @@
-"""Looking inside a model: hooks, attribution, ablation, explanations, verification."""
+"""Model inspection: hooks, attribution, ablation, explanations, verification."""

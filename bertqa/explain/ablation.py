@@ -1,4 +1,4 @@
-"""The effect of each head and each layer on the answers: the work of ``bertqa ablate``."""
+"""Head and layer ablation on a data set: the implementation of ``bertqa ablate``."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ Part = tuple[int, int | None]  # a layer and its head, both from 0; None for the
 
 @dataclass(frozen=True)
 class Effect:
-    """The figures of the model without a part.
+    """Metrics of the model without one head or layer.
 
     Attributes:
         head: None for the whole layer.
-        exact_match, f1, loss: without it, as in ``Evaluation``.
-        exact_match_lost, f1_lost: in points; negative where the answers are better without it.
-        loss_added: the same of the loss.
+        exact_match, f1, loss: metrics without the part, as in ``Evaluation``.
+        exact_match_lost, f1_lost: decrease in points; negative if the answers improve.
+        loss_added: increase of the loss.
     """
 
     layer: int
@@ -45,7 +45,7 @@ class Effect:
 
     @classmethod
     def of(cls, part: Part, without: Evaluation, whole: Evaluation) -> "Effect":
-        """The figures without a part beside those of the whole model."""
+        """Return the metrics without a part and their difference to the whole model."""
         return cls(
             *part,
             without.exact_match,
@@ -58,17 +58,17 @@ class Effect:
 
     @property
     def name(self) -> str:
-        """Name of the part that was left out."""
+        """Name of the ablated part."""
         return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The figures of the whole model, and of it without each part.
+    """Metrics of the whole model and of the model without each part.
 
     Attributes:
         source: description of the questions.
-        effects: sorted by F1 lost, then by EM lost, then by loss added, largest first.
+        effects: sorted by F1 lost, then EM lost, then loss added, largest first.
     """
 
     source: str
@@ -76,7 +76,7 @@ class Ablation:
     effects: tuple[Effect, ...]
 
     def report(self, heads: int) -> str:
-        """A table of all layers and of the ``heads`` most needed heads."""
+        """Return a table of all layers and the ``heads`` heads with the largest effects."""
         whole = self.whole
         layers = [effect for effect in self.effects if effect.head is None]
         of_heads = [effect for effect in self.effects if effect.head is not None]
@@ -98,7 +98,7 @@ class Ablation:
         return "\n".join(lines)
 
     def picture(self) -> str:
-        """F1 lost without each head and each layer, as an SVG document."""
+        """Return an SVG heat map of the F1 lost without each head and each layer."""
         lost = {(e.layer, e.head): e.f1_lost for e in self.effects}
         layers = range(1 + max(layer for layer, _ in lost))
         heads = range(1 + max(head for _, head in lost if head is not None))
@@ -115,10 +115,10 @@ class Ablation:
 def without(
     model: BertForQuestionAnswering, part: Part, how: str = "mask"
 ) -> AbstractContextManager[None]:
-    """The intervention that takes a part away.
+    """Return the intervention that ablates a head or skips a layer.
 
     Args:
-        how: what a head gives then: "mask" zeros, "mean" its mean over the window.
+        how: "mask" sets the output of a head to zero, "mean" to its mean over the window.
     """
     layer, head = part
     if head is None:
@@ -142,17 +142,17 @@ def ablate(
     allow_bin: bool = False,
     say: Callable[[str], object],
 ) -> Ablation:
-    """Measure the answers to a file's questions without each head and each layer.
+    """Evaluate a model on a file without each head and without each layer.
 
     Args:
         model: checkpoint folder or name.
         figures_file, picture_file: JSON and SVG to write.
         how: see ``without``.
-        max_samples: the first questions of the file.
+        max_samples: number of questions, from the start of the file.
         say: called with an estimate of the duration.
 
     Raises:
-        UserError: the model or the questions cannot be used, or the files not be written.
+        UserError: the model or the questions are invalid, or a file cannot be written.
     """
     examples = read_examples(data)
     check_examples(examples, str(data))
@@ -163,9 +163,9 @@ def ablate(
         allow_bin=allow_bin,
     )  # fmt: skip
     check_version(examples, str(data), qa.decoding.version_2_with_negative)
-    with said_plainly(figures_file.parent, "made"):  # before the work that is to go there
+    with said_plainly(figures_file.parent, "made"):  # fail before the long computation
         figures_file.parent.mkdir(parents=True, exist_ok=True)
-    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)  # once, for all passes
+    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
     found = _measured(qa.model, evaluator, how, str(data), say)
     whole = found.whole
@@ -184,7 +184,7 @@ def _measured(
     model: BertForQuestionAnswering, evaluator: Evaluator, how: str, data: str,
     say: Callable[[str], object],
 ) -> Ablation:  # fmt: skip
-    """The whole model, then without each layer and each head."""
+    """Evaluate the whole model, then the model without each layer and each head."""
     heads = [None, *range(model.config.num_attention_heads)]
     parts = [(layer, head) for head in heads for layer in range(model.config.num_hidden_layers)]
     questions = counted(len(evaluator.examples), "question")
@@ -201,5 +201,5 @@ def _measured(
 
 
 def ranked(effects: Sequence[Effect]) -> tuple[Effect, ...]:
-    """Sort the effects, largest first; see ``Ablation``."""
+    """Sort effects as described in ``Ablation``, largest first."""
     return tuple(sorted(effects, key=lambda e: (-e.f1_lost, -e.exact_match_lost, -e.loss_added)))

@@ -1,7 +1,7 @@
-"""Why the model scores a span as it does: which tokens, heads and layers its score depends on.
+"""Attribution of a span's score to tokens, heads and layers.
 
-All functions take one window. The model must not be prepacked (see cpu_inference.py), since
-gradients are needed: ``bertqa.model.checkpoint.load_checkpoint(folder)[0]`` is one.
+All functions take one window. The attributions need gradients, so the model must not be prepacked
+(see cpu_inference.py): load it with ``bertqa.model.checkpoint.load_checkpoint(folder)[0]``.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,15 +16,15 @@ from bertqa.explain.hooks import intervene
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.model.packing import PackedBatch
 
-_TOKENS_AT_ONCE = 1024  # copies of the window go through the model together, up to so many tokens
+_TOKENS_PER_BATCH = 1024  # of copies of the window
 
-# Called with the number of passes through the model that were just done.
+# Called with the number of forward passes just completed.
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each token of a window adds to a score, against a baseline without these words.
+    """Contribution of each token of a window to a score, relative to a baseline.
 
     Attributes:
         tokens: ``(L,)``, on the CPU; their sum is ``score - baseline``, up to ``gap``.
@@ -37,15 +37,15 @@ class Attribution:
 
     @property
     def gap(self) -> float:
-        """What the sum of ``tokens`` lacks of ``score - baseline``: the error of the integral."""
+        """``score - baseline`` minus the sum of ``tokens``: the numerical integration error."""
         return self.score - self.baseline - float(self.tokens.sum())
 
 
 def without_words(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> PackedBatch:
-    """The window with every word replaced by one id, such as [MASK]'s.
+    """Return the window with every token replaced by one id, such as [MASK]'s.
 
     Args:
-        kept: ids that stay, such as those of [CLS] and [SEP].
+        kept: ids that are not replaced, such as those of [CLS] and [SEP].
     """
     stays = torch.isin(batch.input_ids, torch.tensor(list(kept)).to(batch.input_ids))
     return replace(batch, input_ids=batch.input_ids.where(stays, replacement))
@@ -55,48 +55,50 @@ def integrated_gradients(
     model: BertForQuestionAnswering,
     batch: PackedBatch,
     baseline: PackedBatch,
-    place: int,
+    position: int,
     *,
     of_end: bool = False,
     steps: int = 64,
     progress: Progress | None = None,
 ) -> Attribution:
-    """Attribute the start score of a token, S.T_place, to all tokens (Sundararajan et al. 2017).
+    """Attribute the start logit of a token, S.T_position, to all tokens by integrated gradients.
 
-    The embedded window x goes in a straight line from the embedded baseline x0 to x, and the
-    gradient of the score is averaged over the way:
+    The gradient of the score is averaged over the straight line from the baseline's embeddings x0
+    to the window's embeddings x (Sundararajan et al. 2017):
 
         token i:  sum over d of  (x - x0)[i, d]  *  integral from 0 to 1 of  d score / d x[i, d]
                   at x0 + a (x - x0)  over a
 
-    By the fundamental theorem the tokens add up to the difference of the two scores. The integral
-    is a sum over the middles of ``steps`` equal parts.
+    The tokens' contributions sum to the difference of the two scores. The integral is computed by
+    the midpoint rule.
 
     Args:
-        batch: one window, and ``baseline`` another of the same length.
-        place: position of the token in the window.
-        of_end: attribute the end score, E.T_place, instead.
-        progress: called after each chunk of steps with their number.
+        batch: one window.
+        baseline: a window of the same length.
+        position: position of the token in the window.
+        of_end: attribute the end logit, E.T_position, instead.
+        steps: number of midpoints.
+        progress: called after each batch of steps with their number.
 
     Raises:
-        UserError: not one window, windows of two lengths, or a position outside the window.
+        UserError: several windows, windows of different lengths, or a position outside the window.
     """
-    _check(batch, place)
+    _check(batch, position)
     if baseline.lengths != batch.lengths:
         raise UserError(
-            f"integrated_gradients: the baseline has {baseline.lengths} tokens and the window "
-            f"{batch.lengths}: give one of the same length"
+            f"baseline: must have the same length as the window, {batch.lengths}, got "
+            f"{baseline.lengths}"
         )
     model.eval()
     with torch.no_grad():
         x, x0 = model.embeddings(batch), model.embeddings(baseline)
-        ends = [_score(model, batch, embedded, place, of_end).item() for embedded in (x, x0)]
+        ends = [_score(model, batch, embedded, position, of_end).item() for embedded in (x, x0)]
     total = torch.zeros_like(x)
-    middles = (torch.arange(steps).to(x) + 0.5) / steps
-    for part in middles.split(max(1, _TOKENS_AT_ONCE // batch.lengths[0])):
+    midpoints = (torch.arange(steps).to(x) + 0.5) / steps
+    for part in midpoints.split(max(1, _TOKENS_PER_BATCH // batch.lengths[0])):
         points = x0 + part[:, None, None] * (x - x0)  # (n, L, D)
         points.requires_grad_()
-        scores = _score(model, batch, points.flatten(0, 1), place, of_end)
+        scores = _score(model, batch, points.flatten(0, 1), position, of_end)
         (gradient,) = torch.autograd.grad(scores.sum(), points)
         total += gradient.sum(dim=0)
         if progress:
@@ -106,9 +108,10 @@ def integrated_gradients(
 
 
 def _score(
-    model: BertForQuestionAnswering, batch: PackedBatch, embedded: Tensor, place: int, of_end: bool
-) -> Tensor:
-    """The score of one token in each copy of a window that ``embedded`` holds, ``(n,)``."""
+    model: BertForQuestionAnswering, batch: PackedBatch, embedded: Tensor, position: int,
+    of_end: bool,
+) -> Tensor:  # fmt: skip
+    """Return the logit of one token for each copy of the window in ``embedded``, ``(n,)``."""
     times = len(embedded) // batch.lengths[0]
     parts = (batch.input_ids, batch.token_type_ids, batch.position_ids)
     ids, types, positions = (part.repeat(times) for part in parts)
@@ -116,7 +119,7 @@ def _score(
     with intervene(model, embeddings=embedded):
         output = model(copies)
     scores = output.end_logits if of_end else output.start_logits
-    return scores.view(len(copies.lengths), -1)[:, place]
+    return scores.view(len(copies.lengths), -1)[:, position]
 
 
 def head_effects(
@@ -126,17 +129,18 @@ def head_effects(
     end: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Log-likelihood that the span ``start`` to ``end`` loses when each head is masked.
+    """Return how much the log-likelihood of a span decreases when each head is masked.
 
     Args:
         batch: one window.
-        progress: called after each pass, one for each head.
+        start, end: positions of the span in the window.
+        progress: called after each pass, one per head.
 
     Returns:
-        ``(layers, H)``: positive where the span needs the head.
+        ``(layers, H)``: positive if masking the head lowers the likelihood of the span.
 
     Raises:
-        UserError: not one window, or a position outside the window.
+        UserError: several windows, or a position outside the window.
     """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     parts = [intervene(model, mask_heads=[(i, j)]) for i in range(layers) for j in range(heads)]
@@ -150,7 +154,7 @@ def layer_effects(
     end: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Log-likelihood that the span loses when each layer is skipped, ``(layers,)``."""
+    """Return how much the span's log-likelihood decreases without each layer, ``(layers,)``."""
     parts = [intervene(model, skip_layers=[i]) for i in range(model.config.num_hidden_layers)]
     return intervention_effects(model, batch, start, end, parts, progress)
 
@@ -164,13 +168,13 @@ def intervention_effects(
     interventions: Iterable[AbstractContextManager[None]],
     progress: Progress | None = None,
 ) -> Tensor:
-    """Loss of the span in each intervention, minus that of the unchanged model."""
+    """Return the loss of the span under each intervention minus that of the unchanged model."""
     _check(batch, start, end)
     model.eval()
-    places = torch.tensor([[start], [end]], device=batch.input_ids.device)
+    labels = torch.tensor([[start], [end]], device=batch.input_ids.device)
 
     def loss() -> float:
-        return float(window_losses(model(batch), batch.lengths, *places))
+        return float(window_losses(model(batch), batch.lengths, *labels))
 
     plain, effects = loss(), []
     for intervention in interventions:
@@ -181,11 +185,9 @@ def intervention_effects(
     return torch.tensor(effects)
 
 
-def _check(batch: PackedBatch, *places: int) -> None:
+def _check(batch: PackedBatch, *positions: int) -> None:
     if len(batch.lengths) != 1:
-        raise UserError(f"input_ids hold {len(batch.lengths)} windows: give one")
-    for place in places:
-        if not 0 <= place < batch.lengths[0]:
-            raise UserError(
-                f"place {place} is not in the window of input_ids: give 0 to {batch.lengths[0] - 1}"
-            )
+        raise UserError(f"batch: must hold one window, got {len(batch.lengths)} windows")
+    for position in positions:
+        if not 0 <= position < batch.lengths[0]:
+            raise UserError(f"position: must be in 0 to {batch.lengths[0] - 1}, got {position}")

@@ -1,4 +1,4 @@
-"""How far two models are apart, quantity by quantity, as a table and a verdict."""
+"""Differences between two models by quantity, with a table and a verdict."""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """How far apart the two sides are in one quantity.
+    """Largest difference between the two models in one quantity.
 
     Attributes:
-        bound: what ``largest`` may reach.
-        largest: the largest difference, as a share of the largest magnitude of the tensor. A number
-            near zero is a sum of large ones, and its rounding is theirs, so it is not measured by
-            its own magnitude. Of token ids and answers it is the number of questions that differ.
-        first: where the bound was first exceeded, in the order of computation; "" if it was not.
-        order: of ``first``.
+        bound: upper limit for ``largest``.
+        largest: the largest difference relative to the largest magnitude of the tensor. Elements
+            near zero are sums of large terms and have the rounding errors of those, so differences
+            are not relative to single elements. For token ids and answers: the number of questions
+            that differ.
+        first: where the bound was first exceeded, in the order of computation; "" if never.
+        order: position of ``first`` in the computation.
     """
 
     quantity: str
@@ -28,11 +29,11 @@ class Row:
     def see(
         self, ours: Tensor, theirs: Tensor, where: str, order: int = -1, magnitude: float = 0.0
     ) -> None:
-        """Take two tensors of one shape into account.
+        """Compare two tensors of the same shape and update the row.
 
         Args:
-            order: of ``where`` in the computation; -1 is before any forward pass.
-            magnitude: what the difference is measured by; 0 takes the largest of ``theirs``.
+            order: position of ``where`` in the computation; -1 is before any forward pass.
+            magnitude: divisor of the difference; 0 uses the largest magnitude of ``theirs``.
         """
         difference = largest(ours - theirs)
         if difference:
@@ -41,21 +42,21 @@ class Row:
             self.note(share, where, order)
 
     def note(self, difference: float, where: str, order: int = -1) -> None:
-        """Take a difference into account."""
+        """Update the row with a difference."""
         self.largest = max(self.largest, difference)
         if difference > self.bound and order < self.order:
             self.first, self.order = where, order
 
 
 def largest(values: Tensor) -> float:
-    """The largest absolute value; infinite where one is not a number."""
+    """Return the largest absolute value; infinity if there is a NaN."""
     found = float(values.detach().abs().max())
     return math.inf if math.isnan(found) else found
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, a line for each fact, and a row for each quantity."""
+    """Result of a comparison: facts about it, one per line, and a row per quantity."""
 
     facts: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -67,7 +68,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One sentence, which names the first difference."""
+        """The result in one sentence, with the first difference."""
         wrong = [row for row in self.rows if row.first]
         if not wrong:
             return f"equal: all {len(self.rows)} quantities are within their bounds"
@@ -76,7 +77,7 @@ class Comparison:
         return f"NOT equal in {names}; first: {first.quantity}, {first.first}"
 
     def report(self) -> str:
-        """Facts, table and verdict, in Markdown that is aligned for a terminal."""
+        """Return facts, table and verdict as Markdown, aligned for a terminal."""
         cells = [["quantity", "largest difference", "bound", "result", "differs first at"]]
         for row in self.rows:
             figures = [f"{row.largest:.2g}", f"{row.bound:.2g}"]

@@ -1,8 +1,8 @@
-"""Explain one answer: compute what the page of ``bertqa explain`` shows.
+"""Computation of an explanation, which the page of ``bertqa explain`` shows.
 
-The answer is the one that ``bertqa infer`` gives. What is behind it (scores by layer, attention,
-the effect of each head, the part of each token) is computed in float32, for the one window that
-holds the answer; where a text has several windows, the others have their best span in a table.
+The answer is the one that ``bertqa infer`` gives. The rest (logits by layer, attention, effects of
+heads and layers, token attributions) is computed in float32 for the window that contains the
+answer; of other windows only the best span is kept.
 
 L  tokens of the window      H  attention heads
 """
@@ -45,7 +45,7 @@ from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
-STEPS = 64  # of the integral of the attributions
+STEPS = 64  # of integrated gradients
 
 
 def explain(
@@ -65,13 +65,13 @@ def explain(
     """Answer a question and explain the answer.
 
     Args:
-        model: in float32 and not prepacked, as ``load_checkpoint(folder)[0]`` is.
-        windows, decoding: how the context is cut and spans become answers; None takes what
-            ``QuestionAnswerer`` takes.
-        prediction: the answer, if another form of the same model has found it already, with these
-            settings; ``answered_in`` is the precision of that one.
-        steps: of the attributions' integral; more steps are more exact.
-        progress: called with the number of ``passes`` just done.
+        model: a model in float32 that is not prepacked, such as ``load_checkpoint(folder)[0]``.
+        windows, decoding: sliding-window and decoding settings; None uses the defaults of
+            ``QuestionAnswerer``.
+        prediction: the answer, if the same model found it already with these settings in the
+            precision ``answered_in``.
+        steps: steps of integrated gradients; more are more accurate.
+        progress: called with the number of ``passes`` just completed.
 
     Raises:
         UserError: an empty question or context, a question or windows that are too long, or a
@@ -79,8 +79,8 @@ def explain(
     """
     if is_prepacked(model) or next(model.parameters()).dtype is not torch.float32:
         raise UserError(
-            "explain: this model is made ready for answering, prepacked or in half precision; "
-            "give the one that bertqa.model.checkpoint.load_checkpoint returns"
+            "model: must be in float32 and not prepacked, got one prepared for inference; "
+            "load it with bertqa.model.checkpoint.load_checkpoint"
         )
     examples = asked(question, context)
     windows = windows or usual_windows(model.config)
@@ -112,13 +112,13 @@ def explain(
         offsets=tuple(text.windows[answer.window].offsets),
         layer_logits=layer_logits,
         layers=tuple(text.readings(answer, layer_logits)),
-        inside=_look_inside(model, tokenizer, batch, answer, attentions, steps, progress),
+        inside=_inside(model, tokenizer, batch, answer, attentions, steps, progress),
     )
 
 
 @torch.no_grad()
 def _read_layers(model: BertForQuestionAnswering, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Logits of S and E after the embeddings and each layer, and attention, of one window.
+    """Return the logits of S and E after the embeddings and each layer, and all attention.
 
     Returns:
         ``(layers + 1, 2, L)`` and ``(layers, H, L, L)``, on the CPU.
@@ -130,7 +130,7 @@ def _read_layers(model: BertForQuestionAnswering, batch: PackedBatch) -> tuple[T
     return torch.stack(lens).cpu(), torch.stack([seen[name][0] for name in attentions]).cpu()
 
 
-def _look_inside(
+def _inside(
     model: BertForQuestionAnswering,
     tokenizer: BertTokenizer,
     batch: PackedBatch,
@@ -139,7 +139,7 @@ def _look_inside(
     steps: int,
     progress: Progress | None,
 ) -> Inside:
-    """The effects of the heads, the layers and the tokens of a window on its answer."""
+    """Compute the effects of heads, layers and tokens on the answer."""
     first, last = answer.first, answer.last
     baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
     parts = partial(integrated_gradients, model, batch, baseline, steps=steps, progress=progress)
@@ -170,10 +170,10 @@ def explain_checkpoint(
 
     Args:
         name: checkpoint folder or name.
-        top_k: least number of answers to keep.
+        top_k: minimum number of answers to keep.
 
     Raises:
-        UserError: the checkpoint or the question cannot be used.
+        UserError: the checkpoint or the question is invalid.
     """
     qa = QuestionAnswerer.from_pretrained(
         name, overrides=overrides, device=device, precision=precision, revision=revision,
@@ -184,8 +184,8 @@ def explain_checkpoint(
     (prediction,) = qa.answer(asked(question, context))
     windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
     folder = qa.folder
-    del qa  # its layers are prepacked and give no gradients; there is to be room for the others
-    assert folder is not None  # it was loaded from one
+    del qa  # free the prepacked model, which has no gradients, before loading another
+    assert folder is not None  # from_pretrained sets it
     model = load_checkpoint(folder, allow_bin=allow_bin)[0].to(runtime.device)
     with tqdm(total=passes(model), unit="pass", disable=None, desc="explaining") as bar:
         return explain(
@@ -196,13 +196,13 @@ def explain_checkpoint(
 
 
 def passes(model: BertForQuestionAnswering, steps: int = STEPS) -> int:
-    """Number of passes through the model that ``progress`` reports in all."""
+    """Return the total number of forward passes that ``progress`` reports."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     return layers * heads + layers + 2 * steps
 
 
 def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> PackedBatch:
-    """One window, on the model's device."""
+    """Return one window on the model's device."""
     return collate(windows, torch.tensor([number])).to(next(model.parameters()).device)
 
 
@@ -210,7 +210,7 @@ def _batch(model: BertForQuestionAnswering, windows: WindowSet, number: int) -> 
 def _scores(
     model: BertForQuestionAnswering, windows: WindowSet
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """S.T_i and E.T_i of every window, on the CPU."""
+    """Return S.T_i and E.T_i of every window, on the CPU."""
     outputs = [model(_batch(model, windows, number)) for number in range(len(windows))]
     starts, ends = zip(*((start.cpu(), end.cpu()) for start, end in outputs), strict=True)
     return list(starts), list(ends)

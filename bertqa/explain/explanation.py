@@ -1,4 +1,4 @@
-"""The explanation of an answer as data: explainer.py computes it, the pages show it.
+"""Data of an explanation, which explainer.py computes and page.py and terminal.py show.
 
 L  tokens of the window      H  attention heads
 """
@@ -16,17 +16,17 @@ from bertqa.data.text import shortened
 from bertqa.explain.attribution import Attribution
 from bertqa.settings import DecodingSettings
 
-_MATRIX = 30  # the span matrix has at most so many rows and columns
+_MATRIX = 30  # maximum rows and columns of the span matrix
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A span that competed, or "no answer".
+    """A candidate span, or "no answer".
 
     Attributes:
-        answer: its text, offsets in the context, two scores, and probability.
+        answer: text, offsets in the context, logits and probability.
         window: index of its window, from 0.
-        first, last: its first and last token in that window; both 0, [CLS], for "no answer".
+        first, last: first and last token in that window; both 0, [CLS], for "no answer".
     """
 
     answer: Answer
@@ -36,12 +36,12 @@ class Candidate:
 
     @property
     def tokens(self) -> range:
-        """Its tokens; none for "no answer"."""
+        """Positions of its tokens; empty for "no answer"."""
         return range(self.first, self.last + 1) if self.answer.text else range(0)
 
 
 def answer_text(candidate: Candidate | None) -> str:
-    """An answer on one line; also that there is none."""
+    """Return the answer on one line, or a note that there is none."""
     if candidate is None:
         return "(none)"
     return shortened(" ".join(candidate.answer.text.split())) or "(no answer)"
@@ -49,13 +49,13 @@ def answer_text(candidate: Candidate | None) -> str:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """The scores of S and E for the hidden states after one layer.
+    """Predictions of S and E from the hidden states after one layer (the logit lens).
 
     Attributes:
-        best: the best span by these scores, its probability among the spans of the window; None
-            where the decoder finds none.
-        start_probability, end_probability: P_start and P_end of the answer's two tokens.
-        start_rank, end_rank: how many tokens of the window have a score at least as high; 1 is
+        best: the best span by these logits, with its probability among the spans of the window;
+            None if the decoder finds none.
+        start_probability, end_probability: P_start and P_end at the answer's start and end.
+        start_rank, end_rank: number of tokens of the window with a logit at least as high; 1 is
             the highest.
     """
 
@@ -68,12 +68,12 @@ class LayerReading:
 
 @dataclass(frozen=True)
 class SpanMatrix:
-    """The scores of all spans around the answer: a row for each start, a column for each end.
+    """Scores of all spans around the answer: a row per start, a column per end.
 
     Attributes:
         starts, ends: positions in the window.
-        scores: ``(starts, ends)``, S.T_i + E.T_j; -inf where the span would end before it starts
-            or have more tokens than the decoder allows.
+        scores: ``(starts, ends)``, S.T_i + E.T_j; -inf for spans that would end before they start
+            or exceed the maximum answer length.
     """
 
     starts: range
@@ -83,28 +83,29 @@ class SpanMatrix:
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of the context as it is shown: a word piece, or the text between two.
+    """A displayed piece of the context: a word piece, or the text between two.
 
     Attributes:
-        text: of the context.
-        places: its tokens in the window; several for an accent or an emoji, none for a blank.
+        text: slice of the context.
+        tokens: positions of its tokens in the window; several for an accent or an emoji, none for
+            whitespace.
     """
 
     text: str
-    places: range
+    tokens: range
 
 
 @dataclass(frozen=True)
 class Inside:
-    """What the model computed on the window of the answer.
+    """Attention, ablation effects and attributions in the answer's window.
 
     Attributes:
-        attentions: ``(layers, H, L, L)``, from the query token to the key token.
-        head_effects: ``(layers, H)``, how much log-likelihood the answer loses without a head.
-        layer_effects: ``(layers,)``, the same for a layer that is skipped.
-        start_parts, end_parts: what each token adds to S.T_start and to E.T_end of the answer.
-        replacement: the word piece that replaces every word in the attributions' baseline.
-        steps: of the attributions' integral.
+        attentions: attention probabilities ``(layers, H, L, L)``, from query token to key token.
+        head_effects: ``(layers, H)``, decrease of the answer's log-likelihood without a head.
+        layer_effects: ``(layers,)``, the same when a layer is skipped.
+        start_parts, end_parts: contribution of each token to S.T_start and E.T_end of the answer.
+        replacement: the word piece that replaces every word in the baseline of the attributions.
+        steps: steps of integrated gradients.
     """
 
     attentions: Tensor
@@ -117,42 +118,41 @@ class Inside:
 
     @property
     def strongest_head(self) -> tuple[int, int]:
-        """Layer and head, both from 0, without which the answer loses most."""
+        """Layer and head, both from 0, with the largest effect."""
         layer, head, _ = self.most_needed(1)[0]
         return layer, head
 
     def most_needed(self, count: int) -> list[tuple[int, int, float]]:
-        """Layer, head and effect of the heads without which the answer loses most, most first."""
+        """Return layer, head and effect of the heads with the largest effects, largest first."""
         order = self.head_effects.flatten().argsort(descending=True)[:count].tolist()
-        places = (divmod(flat, self.head_effects.shape[1]) for flat in order)
-        return [(layer, head, float(self.head_effects[layer, head])) for layer, head in places]
+        heads = (divmod(flat, self.head_effects.shape[1]) for flat in order)
+        return [(layer, head, float(self.head_effects[layer, head])) for layer, head in heads]
 
     @property
     def parts(self) -> Tensor:
-        """``(L,)``, what each token adds to the score of the span, the sum of start and end."""
+        """``(L,)``, contribution of each token to the span score, the sum of start and end."""
         return self.start_parts.tokens + self.end_parts.tokens
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One answer and what it was made of; positions are those of the explained window.
+    """An answer and how the model computed it; positions are those of the explained window.
 
     Attributes:
-        question, context: what was asked.
+        question, context: the input.
         model_name: name to display.
-        answered_in: the precision of ``prediction`` and ``candidates``; all else is in float32.
-        decoding: how spans became answers.
+        answered_in: the precision of ``prediction`` and ``candidates``; the rest is in float32.
+        decoding: decoding settings.
         prediction: the answer as ``bertqa infer`` gives it.
-        candidates: the n best, best first, "no answer" among them where that is an answer.
-        chosen: which of them is the answer.
-        best_spans: of each window its best span, in float32; None where it has none.
-        null_scores: of each window S.T_CLS + E.T_CLS.
+        candidates: the n-best list, best first, including "no answer" if that is allowed.
+        chosen: index of the answer in ``candidates``.
+        best_spans: the best span of each window, in float32; None if it has none.
+        null_scores: S.T_CLS + E.T_CLS of each window.
         tokens: the L word pieces of the window.
-        offsets: for each the slice of the context it covers, None outside the context.
-        layer_logits: ``(layers + 1, 2, L)``, S.T_i and E.T_i, read after the embeddings and each
-            layer.
-        layers: the scores of S and E after the embeddings and after each layer.
-        inside: effects of heads and layers, and what each token adds.
+        offsets: the slice of the context that each covers, None outside the context.
+        layer_logits: ``(layers + 1, 2, L)``, S.T_i and E.T_i after the embeddings and each layer.
+        layers: predictions of S and E after the embeddings and each layer.
+        inside: attention, effects of heads and layers, and token attributions.
     """
 
     question: str
@@ -173,12 +173,12 @@ class Explanation:
 
     @property
     def answer(self) -> Candidate:
-        """The chosen one."""
+        """The chosen candidate."""
         return self.candidates[self.chosen]
 
     @property
     def window(self) -> int:
-        """The number of the window that is explained, from 0: that of the answer."""
+        """Index of the explained window, which contains the answer, from 0."""
         return self.answer.window
 
     @property
@@ -198,7 +198,7 @@ class Explanation:
 
     @property
     def is_in_fp32(self) -> bool:
-        """Whether the answer was found in the precision of all other numbers."""
+        """Whether the answer was found in float32, like all other numbers."""
         return self.answered_in == "fp32"
 
     @property
@@ -208,37 +208,36 @@ class Explanation:
         return float(start[self.answer.first] + end[self.answer.last])
 
     @property
-    def context_starts(self) -> range:
-        """The tokens of the context."""
-        first = self.question_places.stop + 1
+    def context_tokens(self) -> range:
+        """Positions of the context tokens."""
+        first = self.question_tokens.stop + 1
         return range(first, len(self.tokens) - 1)
 
     @property
-    def question_places(self) -> range:
-        """The tokens of the question."""
+    def question_tokens(self) -> range:
+        """Positions of the question tokens."""
         first = next((i for i, o in enumerate(self.offsets) if o), len(self.tokens) - 1)
         return range(1, first - 1)
 
-    def part_of(self, place: int) -> str:
-        """Whether a token is of the question, of the text, or of the frame around them."""
-        if place in self.question_places:
+    def part_of(self, position: int) -> str:
+        """Return the segment of a token: "question", "context" or "special"."""
+        if position in self.question_tokens:
             return "question"
-        return "text" if place in self.context_starts else "frame"
+        return "context" if position in self.context_tokens else "special"
 
     @property
     def window_start(self) -> int:
-        """The character of the context at which the window's part of it begins."""
-        places = self.context_starts
-        return self.offsets[places.start][0] if places else 0  # type: ignore[index]
+        """Offset of the first character of the context that is in the window."""
+        tokens = self.context_tokens
+        return self.offsets[tokens.start][0] if tokens else 0  # type: ignore[index]
 
     def cells(self) -> Iterator[Cell]:
-        """The context from the window's first token to its last, piece by piece."""
-        places = self.context_starts
+        """Yield the context from the window's first token to its last in pieces."""
         at = self.window_start
-        for group in _together(self.offsets, places):
+        for group in _overlapping(self.offsets, self.context_tokens):
             spans = [offset for i in group if (offset := self.offsets[i])]
             first = max(at, spans[0][0])
-            # A mark that the tokenizer has dropped belongs to the character before it.
+            # A combining mark that the tokenizer dropped belongs to the character before it.
             last = snap_to_graphemes(self.context, first, max(at, *(end for _, end in spans)))[1]
             last = max(at, last)
             if first > at:
@@ -247,31 +246,31 @@ class Explanation:
             at = last
 
     def span_matrix(self, reach: int = 4) -> SpanMatrix | None:
-        """The spans around the answer, or around the window's best span where there is none.
+        """Return the scores of the spans around the answer, or around the window's best span.
 
         Args:
-            reach: tokens before the start and after the end.
+            reach: number of tokens before the start and after the end.
         """
         centre = self.answer if not self.is_null else self.best_spans[self.window]
         if centre is None:
             return None
-        places, (start, end) = self.context_starts, self.logits
-        first, last = max(places.start, centre.first - reach), centre.last + reach
-        around = range(first, min(places.stop, last + 1))
+        tokens, (start, end) = self.context_tokens, self.logits
+        first, last = max(tokens.start, centre.first - reach), centre.last + reach
+        around = range(first, min(tokens.stop, last + 1))
         starts, ends = around[:_MATRIX], around[-_MATRIX:]
         i, j = torch.tensor(starts)[:, None], torch.tensor(ends)
         is_span = (i <= j) & (j < i + self.decoding.max_answer_length)
         return SpanMatrix(starts, ends, (start[i] + end[j]).where(is_span, -torch.inf))
 
 
-def _together(offsets: Sequence[tuple[int, int] | None], places: range) -> Iterator[range]:
-    """The tokens of the context in runs, those that share characters with the one before in one."""
+def _overlapping(offsets: Sequence[tuple[int, int] | None], tokens: range) -> Iterator[range]:
+    """Yield groups of consecutive context tokens; tokens that share characters are in one group."""
     reached = -1
     begins: list[int] = []
-    for place in places:
-        start, end = offsets[place] or (0, 0)
+    for i in tokens:
+        start, end = offsets[i] or (0, 0)
         if start >= reached or not begins:
-            begins.append(place)
+            begins.append(i)
         reached = max(reached, end)
-    for first, beyond in pairwise([*begins, places.stop]):
+    for first, beyond in pairwise([*begins, tokens.stop]):
         yield range(first, beyond)

@@ -1,5 +1,4 @@
-// Choose any layer, head and token on the page of an answer. Without this script the page shows the
-// same pictures of one layer and one head.
+// Selection of layer, head and token. Without this script the page shows one layer and one head.
 "use strict";
 
 (() => {
@@ -14,7 +13,7 @@
   const listen = (selector, type, listener) =>
     document.querySelectorAll(selector).forEach((node) => node.addEventListener(type, () => listener(node)));
   const names = data.tokens;
-  // A name in a sentence does not change the direction of the text beside it.
+  // Keep the writing direction of a token from affecting the surrounding text.
   const isolated = (text) => `\u2068${text}\u2069`;
   const length = names.length;
 
@@ -23,7 +22,7 @@
   const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
   // A byte b represents the probability (b / 255)^2.
-  const meaning = Float32Array.from({ length: 256 }, (_, b) => (b / 255) ** 2);
+  const probabilityOf = Float32Array.from({ length: 256 }, (_, b) => (b / 255) ** 2);
 
   async function inflated(text) {
     const stream = new Blob([bytesOf(text)]).stream();
@@ -31,7 +30,7 @@
     return new Uint8Array(await new Response(plain).arrayBuffer());
   }
 
-  // --- the lens ---------------------------------------------------------------------------------
+  // --- logit lens -------------------------------------------------------------------------------
 
   const lens = bytesOf(data.lens); // (layers + 1, 2, L)
   const lensTokens = tokensOf("lens-tokens");
@@ -44,12 +43,12 @@
     lensTokens.forEach((token, i) => {
       token.style.setProperty("--s", (start[i] / 255).toFixed(2));
       token.style.setProperty("--e", (end[i] / 255).toFixed(2));
-      token.title = `start ${percent(meaning[start[i]])}, end ${percent(meaning[end[i]])}`;
+      token.title = `start ${percent(probabilityOf[start[i]])}, end ${percent(probabilityOf[end[i]])}`;
       token.classList.toggle("best", best !== null && best[0] <= i && i <= best[1]);
     });
     const row = byId(`layer-${layer}`);
     for (const other of row.parentElement.children) other.classList.toggle("now", other === row);
-    byId("lens-says").textContent =
+    byId("lens-summary").textContent =
       `${row.cells[0].textContent}: the best span is “${isolated(row.cells[1].textContent)}”`;
   }
 
@@ -59,28 +58,28 @@
   // --- attention --------------------------------------------------------------------------------
 
   const attentionTokens = tokensOf("attention-tokens");
-  const places = (first, last) => Array.from({ length: last - first }, (_, i) => first + i);
+  const range = (first, last) => Array.from({ length: last - first }, (_, i) => first + i);
   const isWord = (i) =>
     (data.question[0] <= i && i < data.question[1]) || (data.context[0] <= i && i < data.context[1]);
   const presets = {
-    question: data.question[0] < data.question[1] ? places(...data.question) : [0],
-    answer: places(data.answer[0], data.answer[1] + 1),
+    question: data.question[0] < data.question[1] ? range(...data.question) : [0],
+    answer: range(data.answer[0], data.answer[1] + 1),
     cls: [0],
   };
   let chosen = presets.question;
-  let said = "the question";
-  let square = null; // (L, L) bytes of the head that is shown
-  let at = presets.question[0]; // the token with the keyboard's focus
-  let asked = 0;
+  let chosenName = "the question";
+  let square = null; // (L, L) bytes of the displayed head
+  let focused = presets.question[0]; // the token with keyboard focus
+  let requests = 0;
 
-  // Where the chosen tokens look, on average, and how much of each token's look goes to them.
+  // Mean attention from the chosen tokens, and the sum of each token's attention to them.
   function weights() {
     const from = new Float32Array(length);
     const to = new Float32Array(length);
     for (const i of chosen) {
       for (let j = 0; j < length; j++) {
-        from[j] += meaning[square[i * length + j]] / chosen.length;
-        to[j] += meaning[square[j * length + i]];
+        from[j] += probabilityOf[square[i * length + j]] / chosen.length;
+        to[j] += probabilityOf[square[j * length + i]];
       }
     }
     return { from, to };
@@ -95,7 +94,7 @@
   };
 
   function fill(id, values) {
-    const order = places(0, length).filter((i) => isShown(i) && values[i] > 0);
+    const order = range(0, length).filter((i) => isShown(i) && values[i] > 0);
     order.sort((a, b) => values[b] - values[a]);
     const rows = order.slice(0, 8).map((i) => {
       const name = element("th", { scope: "row" }, element("bdi", {}, names[i]));
@@ -121,25 +120,24 @@
       token.setAttribute("aria-selected", String(chosen.includes(i)));
     });
     const strongest = order.slice(0, 3).map((i) => `${isolated(names[i])} ${percent(values[i])}`);
-    const rest = places(0, length).filter((i) => !isWord(i));
+    const rest = range(0, length).filter((i) => !isWord(i));
     const special = rest.reduce((sum, i) => sum + found.from[i], 0);
     const held = found.from.reduce((sum, value) => sum + value, 0);
     const head = `Layer ${byId("attention-layer").value}, head ${byId("attention-head").value}`;
-    const does = way === "from" ? "looks at" : "is looked at by";
-    byId("attention-says").textContent =
-      `${head}: ${said} ${does} ${strongest.join(", ") || "nothing that is kept"}; ` +
+    byId("attention-summary").textContent =
+      `${head}, attention ${way} ${chosenName}: ${strongest.join(", ") || "none on this page"}. ` +
       (held < 0.99
-        ? `at least ${percent(special)} of its look goes to [CLS] and [SEP]; the page holds ${percent(held)} of it.`
-        : `${percent(special)} of its look goes to [CLS] and [SEP].`);
+        ? `At least ${percent(special)} of its attention is on [CLS] and [SEP]; the page contains ${percent(held)} of it.`
+        : `${percent(special)} of its attention is on [CLS] and [SEP].`);
   }
 
   async function showHead() {
     const layer = Number(byId("attention-layer").value);
     const head = Number(byId("attention-head").value);
-    const turn = ++asked;
+    const request = ++requests;
     byId("attention-tokens").setAttribute("aria-busy", "true");
     const bytes = await inflated(data.attention[layer * data.heads + head]);
-    if (turn !== asked) return; // another head was chosen meanwhile
+    if (request !== requests) return; // another head was selected meanwhile
     square = bytes;
     byId("attention-tokens").removeAttribute("aria-busy");
     showAttention();
@@ -147,22 +145,22 @@
 
   function choose(which, name) {
     chosen = which;
-    said = name;
+    chosenName = name;
     showAttention();
   }
 
-  function standOn(i) {
-    attentionTokens[at].tabIndex = -1;
-    at = i;
-    attentionTokens[at].tabIndex = 0;
-    attentionTokens[at].focus();
+  function focusToken(i) {
+    attentionTokens[focused].tabIndex = -1;
+    focused = i;
+    attentionTokens[focused].tabIndex = 0;
+    attentionTokens[focused].focus();
     choose([i], `“${isolated(names[i])}”`);
   }
 
-  // The token of the line above or below that is nearest.
-  function onOtherLine(direction) {
-    const here = attentionTokens[at].getBoundingClientRect();
-    let best = at;
+  // The nearest token on the line above or below.
+  function tokenOnOtherLine(direction) {
+    const here = attentionTokens[focused].getBoundingClientRect();
+    let best = focused;
     let nearest = Infinity;
     attentionTokens.forEach((token, i) => {
       const there = token.getBoundingClientRect();
@@ -177,16 +175,16 @@
   function onKey(event) {
     const forwards = getComputedStyle(byId("attention-tokens")).direction === "rtl" ? -1 : 1;
     const goals = {
-      ArrowRight: () => at + forwards,
-      ArrowLeft: () => at - forwards,
-      ArrowUp: () => onOtherLine(-1),
-      ArrowDown: () => onOtherLine(1),
+      ArrowRight: () => focused + forwards,
+      ArrowLeft: () => focused - forwards,
+      ArrowUp: () => tokenOnOtherLine(-1),
+      ArrowDown: () => tokenOnOtherLine(1),
       Home: () => 0,
       End: () => length - 1,
     };
     if (!(event.key in goals) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    standOn(Math.max(0, Math.min(length - 1, goals[event.key]())));
+    focusToken(Math.max(0, Math.min(length - 1, goals[event.key]())));
   }
 
   function setHead(layer, head) {
@@ -198,17 +196,17 @@
   function startAttention() {
     const list = byId("attention-tokens");
     list.setAttribute("role", "listbox");
-    list.removeAttribute("tabindex"); // its tokens are reached themselves
+    list.removeAttribute("tabindex"); // its tokens are focusable
     list.setAttribute("aria-multiselectable", "true");
-    list.setAttribute("aria-label", "Tokens: arrows move, the chosen one is explained");
+    list.setAttribute("aria-label", "Tokens: select one with the arrow keys");
     attentionTokens.forEach((token, i) => {
       token.setAttribute("role", "option");
-      token.tabIndex = i === at ? 0 : -1;
+      token.tabIndex = i === focused ? 0 : -1;
     });
     list.addEventListener("keydown", onKey);
     list.addEventListener("click", (event) => {
       const i = attentionTokens.indexOf(event.target.closest(".t"));
-      if (i >= 0) standOn(i);
+      if (i >= 0) focusToken(i);
     });
     listen("#attention-layer, #attention-head", "change", showHead);
     listen("input[name=attention-way], #attention-words", "change", showAttention);
@@ -238,6 +236,6 @@
 
   listen("input[name=parts-of]", "change", showParts);
   reveal("parts-controls");
-  showParts(); // a reload may have kept another choice
+  showParts(); // after a reload the browser may restore another choice
   showLayer();
 })();

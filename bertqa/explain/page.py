@@ -1,7 +1,7 @@
-"""The explanation of an answer as one HTML page, without libraries or network.
+"""HTML page of an explanation, self-contained, without libraries or network access.
 
-Each picture has the formula that it shows and the code that computes it beside it. The page works
-without its script, page.js, which adds the choice of layer, head and token.
+Each figure has its formula and a link to the code that computes it. Without JavaScript the page
+shows one head; page.js adds the choice of layer, head and token.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from bertqa.report.page import render
 
 
 def page(explanation: Explanation) -> str:
-    """The page of one answer, as HTML."""
+    """Return the HTML page of an explanation."""
     return render(
         "explain/page.jinja",
         title=f"{explanation.question} – {answer_text(explanation.answer)}",

@@ -1,4 +1,4 @@
-"""What the page of an answer shows, as plain numbers and texts for its template and its script."""
+"""Numbers and strings of an explanation for page.jinja and page.js."""
 
 import base64
 import math
@@ -17,21 +17,21 @@ from bertqa.explain.explanation import Candidate, Explanation
 from bertqa.report.charts import Line, line_chart
 from bertqa.report.page import clean
 
-BUDGET = 2_300_000  # characters of base64: what a page of 3 MB has for attention
-_ENOUGH = 0.99  # of the attention; beyond it more targets show nothing
+BUDGET = 2_300_000  # base64 characters for attention, in a page of 3 MB
+_ENOUGH = 0.99  # of the attention mass; more targets would not be visible
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_ROWS = 20  # most rows of a table of spans
-_OUTSIDE = 600  # characters of the context that are shown before and after the window
+_ROWS = 20  # maximum rows of a table of spans
+_OUTSIDE = 600  # characters of the context shown before and after the window
 _LIST = 8  # rows of a list of tokens
 
 
 class Mark(NamedTuple):
-    """How a token is shown.
+    """Style of a token.
 
     Attributes:
-        title: its tooltip.
+        title: tooltip.
         shades: custom properties of page.css, from 0 to 1.
-        is_minus: whether its number is negative.
+        is_minus: whether its value is negative.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Mark(NamedTuple):
 
 
 def page_data(explanation: Explanation) -> dict[str, Any]:
-    """All that page.jinja shows, by its sections."""
+    """Return the variables of page.jinja."""
     e = explanation
     packed = packed_attention(e.inside.attentions)
     return {
@@ -66,29 +66,29 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
 
 
 def signed(value: float, decimals: int = 3) -> str:
-    """With a sign, and with a minus that is as wide as the plus."""
+    """Format with a sign, using the minus sign that is as wide as the plus."""
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def rounded(value: float, decimals: int) -> str:
-    """With a sign, if there is anything left of it."""
+    """Format with a sign; "0" if the value rounds to zero."""
     return signed(value, decimals) if round(value, decimals) else "0"
 
 
 def percent(probability: float) -> str:
-    """Short: whole per cents from ten on, below one decimal."""
+    """Format as a percentage: no decimals from 10 %, one below."""
     if probability < 0.0005:
         return "<0.1%" if probability > 0 else "0%"
     return f"{100 * probability:.{1 if probability < 0.1 else 0}f}%"
 
 
 def strength(value: float) -> float:
-    """How strong a colour is, from 0 to 1; small numbers are to be seen as well."""
+    """Return the colour intensity, from 0 to 1; the square root makes small values visible."""
     return round(min(1.0, max(0.0, value)) ** 0.5, 2)
 
 
 def direction_of(text: str) -> str:
-    """Which way a text is written, by its first letter."""
+    """Return the writing direction of a text, "ltr" or "rtl", from its first letter."""
     kinds = (unicodedata.bidirectional(character) for character in text)
     first = next((kind for kind in kinds if kind in ("L", "R", "AL")), "L")
     return "ltr" if first == "L" else "rtl"
@@ -98,8 +98,8 @@ def direction_of(text: str) -> str:
 
 
 def _tokens(e: Explanation) -> Iterator[tuple[str, str, str]]:
-    """Of each token its name, its classes in page.css, and how it is shown among the others."""
-    kinds = {"question": "q", "text": "c", "frame": "x"}
+    """Yield the name of each token, its classes in page.css, and its text without "##"."""
+    kinds = {"question": "q", "context": "c", "special": "x"}
     for i, token in enumerate(e.tokens):
         is_part = token.startswith("##") and len(token) > 2
         yield token, kinds[e.part_of(i)] + " part" * is_part, token[2 * is_part :]
@@ -111,14 +111,14 @@ def _start_and_end(start: float, end: float) -> Mark:
 
 
 def _context(e: Explanation) -> dict[str, Any]:
-    """The text before the answer, in it, and after it, in pieces, and the likeliest tokens."""
+    """Return the pieces of text before, in and after the answer, and the most likely tokens."""
     cells = list(e.cells())
     first, length = e.window_start, sum(len(cell.text) for cell in cells)
-    inside = [n for n, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.places)]
+    inside = [n for n, cell in enumerate(cells) if set(e.answer.tokens) & set(cell.tokens)]
     marks = [
-        _start_and_end(*e.probabilities[:, list(cell.places)].sum(dim=1).tolist()) for cell in cells
+        _start_and_end(*e.probabilities[:, list(cell.tokens)].sum(dim=1).tolist()) for cell in cells
     ]
-    pieces = [(shortened(c.text), c.places, mark) for c, mark in zip(cells, marks, strict=True)]
+    pieces = [(shortened(c.text), c.tokens, mark) for c, mark in zip(cells, marks, strict=True)]
     begin, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
     return {
         "outside_before": _outside(e.context[:first], before=True),
@@ -134,7 +134,7 @@ def _context(e: Explanation) -> dict[str, Any]:
 
 
 def _outside(text: str, *, before: bool) -> str:
-    """What of the context is not in the window; of much only what is near."""
+    """Return the context outside the window, shortened to the part next to it."""
     near = text[-_OUTSIDE:] if before else text[:_OUTSIDE]
     if near == text:
         return text
@@ -143,25 +143,25 @@ def _outside(text: str, *, before: bool) -> str:
 
 
 def _spans(e: Explanation) -> Iterator[tuple[int, Candidate, list[int]]]:
-    """The candidates that are shown, each with its number and its words in the text.
+    """Yield the index of each displayed candidate, the candidate, and its words in the text.
 
-    The answer and "no answer" are always among them.
+    The answer and "no answer" are always included.
     """
-    words = [cell.places for cell in e.cells() if cell.places]
+    words = [cell.tokens for cell in e.cells() if cell.tokens]
     for number, candidate in enumerate(e.candidates):
         if number < _ROWS or number == e.chosen or not candidate.answer.text:
             here = set(candidate.tokens if candidate.window == e.window else ())
-            yield number, candidate, [places.start for places in words if here & set(places)]
+            yield number, candidate, [tokens.start for tokens in words if here & set(tokens)]
 
 
 def _window_spans(e: Explanation) -> list[Candidate]:
-    """The best spans of the windows, as many as there is room for, in the order of the text."""
+    """Return the ``_ROWS`` best of the windows' best spans, in the order of the text."""
     best = sorted(filter(None, e.best_spans), key=lambda c: -c.answer.score)[:_ROWS]
     return sorted(best, key=lambda c: c.window)
 
 
 def _matrix(e: Explanation) -> dict[str, Any] | None:
-    """Tokens of rows and columns; of each cell score, shade, why it is not a span, is it chosen."""
+    """Return row and column tokens, and cells: score, shade, why not a span, is the answer."""
     matrix = e.span_matrix()
     if matrix is None:
         return None
@@ -181,7 +181,7 @@ def _matrix(e: Explanation) -> dict[str, Any] | None:
 
 
 def _lens_chart(e: Explanation) -> str:
-    """P_start and P_end of the answer over the layers, as a picture; the table has the numbers."""
+    """Return a line chart of the answer's P_start and P_end by layer."""
     names = ["embedded", *map(str, range(len(e.layers) - 1))]
     lines = [
         Line("start", [(i, 100 * r.start_probability) for i, r in enumerate(e.layers)]),
@@ -192,7 +192,7 @@ def _lens_chart(e: Explanation) -> str:
 
 
 def _heads(e: Explanation) -> dict[str, Any]:
-    """The worth of every head and layer; layers have a scale and colours of their own."""
+    """Return the effects of heads and layers, each with the maximum of its colour scale."""
     heads, layers = e.inside.head_effects, e.inside.layer_effects
     most, deepest = float(heads.abs().max()), float(layers.abs().max())
     return {
@@ -204,35 +204,35 @@ def _heads(e: Explanation) -> dict[str, Any]:
 
 
 def _attention(e: Explanation) -> dict[str, Any]:
-    """The attention of the strongest head, which the page shows without its script."""
+    """Return the attention of the head with the largest effect, shown without JavaScript."""
     layer, head = e.inside.strongest_head
     square = e.inside.attentions[layer, head]
-    question = list(e.question_places) or [0]  # of control characters there is nothing left
-    looks, seen = square[question].mean(dim=0).tolist(), square[:, question].sum(dim=1).tolist()
-    words = [*e.question_places, *e.context_starts]
-    most = max((looks[i] for i in words), default=0.0) or 1.0
-    shares = [p / most if i in words else 0.0 for i, p in enumerate(looks)]
+    question = list(e.question_tokens) or [0]  # the tokenizer drops control characters
+    given, received = square[question].mean(dim=0).tolist(), square[:, question].sum(dim=1).tolist()
+    words = [*e.question_tokens, *e.context_tokens]
+    most = max((given[i] for i in words), default=0.0) or 1.0
+    shares = [p / most if i in words else 0.0 for i, p in enumerate(given)]
     return {
         "layer": layer,
         "head": head,
         "marks": [
-            Mark(percent(p), {"v": strength(share)}) for p, share in zip(looks, shares, strict=True)
+            Mark(percent(p), {"v": strength(share)}) for p, share in zip(given, shares, strict=True)
         ],
-        "looks": _strongest(e, words, looks),
-        "seen": _strongest(e, words, seen),
+        "given": _strongest(e, words, given),
+        "received": _strongest(e, words, received),
     }
 
 
 def _strongest(
     e: Explanation, words: list[int], values: list[float]
 ) -> list[tuple[str, float, float]]:
-    """The tokens with the largest values, each with its value and that as a share of the first."""
+    """Return the tokens with the largest values: token, value, value relative to the largest."""
     order = sorted(words, key=lambda i: -values[i])[:_LIST]
     return [(e.tokens[i], values[i], values[i] / (values[order[0]] or 1)) for i in order]
 
 
 def _parts(e: Explanation) -> dict[str, Any]:
-    """What each token adds to the score, and that it adds up."""
+    """Return the contribution of each token to the score, and the sums that check them."""
     start, end, total = e.inside.start_parts, e.inside.end_parts, e.inside.parts
     most = float(total.abs().max()) or 1.0
     order = total.abs().argsort(descending=True)[:12].tolist()
@@ -251,12 +251,12 @@ def _parts(e: Explanation) -> dict[str, Any]:
 
 
 class PackedAttention(NamedTuple):
-    """The attention of all heads as text.
+    """Attention of all heads as text.
 
     Attributes:
-        heads: layer by layer and head by head, base64 of a deflated ``(L, L)`` square of bytes.
-        kept: targets kept for each token.
-        share: of all attention that they hold.
+        heads: for each layer and head, base64 of a deflated ``(L, L)`` matrix of bytes.
+        kept: number of key tokens kept for each query token.
+        share: share of the attention mass that is kept.
     """
 
     heads: tuple[str, ...]
@@ -265,14 +265,15 @@ class PackedAttention(NamedTuple):
 
 
 def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttention:
-    """As many of the strongest targets as fit into ``budget`` characters, and at least one.
+    """Keep as many of the largest weights as fit into ``budget`` characters, at least one.
 
-    All of it is layers * H * L * L numbers: for BERT-large and 384 tokens 56 million. Of each token
-    only the strongest targets are kept; a number is one byte, and each head is a deflated square of
-    bytes, mostly zeros, that the browser inflates when the head is chosen.
+    The full attention has layers * H * L * L elements: 56 million for BERT-large and 384 tokens.
+    Only the largest weights of each query token are kept, in one byte each. Each head is a deflated
+    matrix of bytes, mostly zeros, which the browser inflates when the head is selected.
 
     Args:
         attentions: ``(layers, H, L, L)``.
+        budget: maximum total length of ``heads``.
     """
     squares = attentions.flatten(0, 1)  # (layers * H, L, L)
     shares = squares.sort(descending=True).values.sum(dim=(0, 1)).cumsum(dim=0) / squares.sum()
@@ -292,7 +293,7 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
 
 
 def quantised(probabilities: Tensor) -> Tensor:
-    """Probabilities as bytes, b for (b / 255)^2: fine where they are small."""
+    """Quantise probabilities to bytes b, (b / 255)^2, with the finest steps near zero."""
     return (probabilities.clamp(0, 1).sqrt() * 255).round().to(torch.uint8)
 
 
@@ -301,13 +302,13 @@ def _base64(data: bytes) -> str:
 
 
 def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
-    """What page.js reads: numbers and the names of the tokens; the page has all other texts."""
+    """Return the data that page.js reads: numbers and tokens."""
     parts = {"start": e.inside.start_parts.tokens, "end": e.inside.end_parts.tokens}
     return {
         "tokens": [clean(token) for token in e.tokens],
         "heads": e.inside.attentions.shape[1],
-        "question": [e.question_places.start, e.question_places.stop],
-        "context": [e.context_starts.start, e.context_starts.stop],
+        "question": [e.question_tokens.start, e.question_tokens.stop],
+        "context": [e.context_tokens.start, e.context_tokens.stop],
         "answer": [e.answer.first, e.answer.last],
         "strongest": e.inside.strongest_head,
         "lens": _base64(quantised(e.layer_logits.softmax(dim=-1)).numpy().tobytes()),  # (n, 2, L)

@@ -1,4 +1,4 @@
-"""Where the answers to a question are among the tokens of its windows, by the scores of these.
+"""Tokens of answers: their positions in the windows of a context, and the windows' best spans.
 
 L  tokens of a window
 """
@@ -23,10 +23,10 @@ from bertqa.settings import DecodingSettings
 
 @dataclass(frozen=True)
 class ScoredText:
-    """The windows of a context and the scores of their tokens: where its answers are.
+    """The windows of a context with the logits of their tokens.
 
     Attributes:
-        starts, ends: of each window S.T_i and E.T_i, ``(L,)``.
+        starts, ends: S.T_i and E.T_i of each window, ``(L,)``.
     """
 
     context: str
@@ -37,47 +37,47 @@ class ScoredText:
 
     @cached_property
     def windows(self) -> list[Window]:
-        """Each window, spelled out."""
+        """The windows with their tokens and offsets."""
         return [self.cut[number] for number in range(len(self.cut))]
 
     @cached_property
     def null_scores(self) -> list[float]:
-        """Of each window S.T_CLS + E.T_CLS."""
+        """S.T_CLS + E.T_CLS of each window."""
         pairs = zip(self.starts, self.ends, strict=True)
         return [float(start[0] + end[0]) for start, end in pairs]
 
     def find(self, answer: Answer) -> Candidate:
-        """The tokens that cover the answer; of several (windows overlap) those with its scores.
+        """Return the tokens of an answer; if several windows contain it, those with its logits.
 
-        The answer may come from a model in another precision, whose scores are a little different:
-        where two windows have the span with nearly the same scores, the other may be found.
+        An answer of a model in another precision has slightly different logits: if two windows
+        score the span almost equally, the other window may be returned.
         """
         if not answer.text:
             return Candidate(answer, self.null_scores.index(min(self.null_scores)), 0, 0)
 
-        def distance(place: tuple[int, int, int]) -> float:
-            number, first, last = place
+        def distance(span: tuple[int, int, int]) -> float:
+            number, first, last = span
             start_gap = float(self.starts[number][first]) - answer.start_logit
             return abs(start_gap) + abs(float(self.ends[number][last]) - answer.end_logit)
 
-        return Candidate(answer, *min(self._places(answer), key=distance))
+        return Candidate(answer, *min(self._token_spans(answer), key=distance))
 
-    def _places(self, answer: Answer) -> Iterator[tuple[int, int, int]]:
-        """Window, first and last token of every run of tokens that covers an answer."""
+    def _token_spans(self, answer: Answer) -> Iterator[tuple[int, int, int]]:
+        """Yield window, first and last token of every token span that covers an answer."""
         for number, window in enumerate(self.windows):
             spans = [(i, offset) for i, offset in enumerate(window.offsets) if offset]
             if not spans or answer.end <= spans[0][1][0] or spans[-1][1][1] <= answer.start:
-                continue  # most windows of a long text
+                continue  # skip quickly: most windows of a long text
             firsts = [i for i, offset in spans if self._slice(*offset)[0] == answer.start]
             lasts = [j for j, offset in spans if self._slice(*offset)[1] == answer.end]
             yield from ((number, i, j) for i in firsts for j in lasts if i <= j)
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
-        """The characters of some tokens, no grapheme cluster cut in two."""
+        """Extend a slice of the context to whole grapheme clusters."""
         return snap_to_graphemes(self.context, start, end)
 
     def best_of_windows(self) -> Iterator[Candidate | None]:
-        """The best span of each window, with its probability among the spans of all windows."""
+        """Yield the best span of each window, with its probability among all windows' spans."""
         starts, ends, numbers = torch.cat(self.starts), torch.cat(self.ends), range(len(self.cut))
         whole = self._search(window_scores(self.cut, torch.tensor(numbers), starts, ends))
         total = whole.log_total
@@ -88,7 +88,7 @@ class ScoredText:
         return self._candidates(spans, numbers, total.tolist() * len(numbers))
 
     def readings(self, answer: Candidate, layer_logits: Tensor) -> Iterator[LayerReading]:
-        """Read the logits after each layer, ``(layers + 1, 2, L)``."""
+        """Yield the predictions from the logits after each layer, ``(layers + 1, 2, L)``."""
         numbers = [answer.window] * len(layer_logits)
         starts, ends = layer_logits.unbind(dim=1)
         spans = self._search_each(starts.flatten(), ends.flatten(), numbers)
@@ -103,23 +103,24 @@ class ScoredText:
             )
 
     def _search_each(self, starts: Tensor, ends: Tensor, numbers: Sequence[int]) -> BestSpans:
-        """The best spans of windows one by one, by scores that are concatenated."""
+        """Decode each window separately; the logits are concatenated."""
         chosen = torch.tensor(numbers)
         sizes = (self.cut.lengths[chosen].tolist(), self.cut.context_starts[chosen].tolist())
         return self._search(WindowScores.of_batch(starts, ends, *sizes))
 
     def _search(self, scores: WindowScores) -> BestSpans:
-        wanted = self.decoding
-        decode = DECODERS[wanted.decoder]
-        return decode(scores, wanted.n_best_size, wanted.max_answer_length, wanted.temperature)
+        settings = self.decoding
+        decode = DECODERS[settings.decoder]
+        limits = settings.n_best_size, settings.max_answer_length
+        return decode(scores, *limits, settings.temperature)
 
     def _candidates(
         self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]
     ) -> Iterator[Candidate | None]:
-        """The best span that ``_search_each`` found in each window; None where it found none.
+        """Yield the best span that ``_search_each`` found in each window, or None.
 
         Args:
-            log_totals: for each what its probability is normalised by.
+            log_totals: logarithm of the normaliser of each probability.
         """
         rows = torch.searchsorted(spans.question, torch.arange(len(numbers) + 1)).tolist()
         for (row, beyond), number, log_total in zip(
@@ -128,8 +129,8 @@ class ScoredText:
             if row == beyond:
                 yield None
                 continue
-            place, offsets = int(self.cut.context_starts[number]), self.windows[number].offsets
-            first, last = place + int(spans.start[row]), place + int(spans.end[row])
+            begin, offsets = int(self.cut.context_starts[number]), self.windows[number].offsets
+            first, last = begin + int(spans.start[row]), begin + int(spans.end[row])
             start, end = self._slice(offsets[first][0], offsets[last][1])  # type: ignore[index]
             logits = float(spans.start_logit[row]), float(spans.end_logit[row])
             probability = math.exp(sum(logits) / self.decoding.temperature - log_total)

@@ -1,6 +1,6 @@
-"""The functions and classes that compute the pictures of an answer's page, and their lines.
+"""Source code of the functions and classes that compute the figures of an explanation.
 
-They are looked up when the page is written, so line numbers never go stale.
+It is read when the page is written, so line numbers are always current.
 """
 
 import inspect
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Source(NamedTuple):
-    """A function or class of this project; ``path`` is relative to the root of the repository."""
+    """A function or class of this package; ``path`` is relative to the root of the repository."""
 
     key: str
     path: str
@@ -29,18 +29,18 @@ class Source(NamedTuple):
     lines: tuple[str, ...]
 
     @property
-    def place(self) -> str:
-        """Path and line, as editors and compilers write them."""
+    def location(self) -> str:
+        """``path:line``, as editors and compilers write it."""
         return f"{self.path}:{self.first}"
 
     @property
     def anchor(self) -> str:
-        """Its id in the page."""
+        """Its id on the page."""
         return f"code-{self.key.replace('.', '-')}"
 
 
 def source_of(named: Any) -> Source:
-    """Look up the file and the lines of a function or class."""
+    """Return the file and the lines of a function or class."""
     lines, first = inspect.getsourcelines(named)
     path = Path(inspect.getsourcefile(inspect.unwrap(named)) or "").resolve()
     shown = dedent("".join(lines)).splitlines()
@@ -48,7 +48,7 @@ def source_of(named: Any) -> Source:
 
 
 def sources(decoding: DecodingSettings) -> dict[str, tuple[Source, ...]]:
-    """For each section of the page what computes it."""
+    """Return the code that computes each section of the page."""
     probabilities = Explanation.probabilities.fget  # type: ignore[attr-defined]
     search = top20_spans if decoding.decoder == "top20" else exact_spans
     null = (Prediction, DecodingSettings) if decoding.version_2_with_negative else ()

@@ -1,4 +1,4 @@
-"""The explanation of an answer as text for a terminal, with or without colours."""
+"""Text of an explanation for a terminal, with or without colours."""
 
 import os
 import re
@@ -13,31 +13,31 @@ from bertqa.explain.explanation import Candidate, Cell, Explanation, answer_text
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 _ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
-_BLUES = (0, 153, 75, 33, 27)  # of the 256 colours: the more likely a start, the stronger
+_BLUES = (0, 153, 75, 33, 27)  # of the 256 colours, in order of intensity
 _SHOWN = 5  # rows of each list
 _NEIGHBOURHOOD = 400  # characters of the context on either side of the answer
 
 
 def has_colours() -> bool:
-    """Whether what is printed goes to a terminal that takes colours (see no-color.org)."""
+    """Return whether stdout is a terminal that supports colours (see no-color.org)."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not plain
 
 
 def on_one_line(text: str) -> str:
-    """The text without what would move a cursor or turn the writing round; blanks are one space."""
+    """Collapse whitespace and escape characters that control the terminal or text direction."""
     return visible(" ".join(text.split()))
 
 
 def render(
     explanation: Explanation, width: int = 80, top_k: int = 1, *, colour: bool = False
 ) -> str:
-    """The explanation as lines of text.
+    """Return the explanation as lines of text.
 
     Args:
         width: columns of the terminal.
-        top_k: answers that are wanted; some are shown in any case.
-        colour: with escape sequences.
+        top_k: number of answers to show, at least ``_SHOWN``.
+        colour: whether to use escape sequences.
     """
     parts = [
         _answer(explanation),
@@ -48,7 +48,7 @@ def render(
         _parts(explanation),
     ]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
-    return text if colour else _ESCAPE.sub("", text)  # escapes of the user's are visible text
+    return text if colour else _ESCAPE.sub("", text)  # those of the user are escaped already
 
 
 def _paint(style: str, text: str) -> str:
@@ -56,13 +56,13 @@ def _paint(style: str, text: str) -> str:
 
 
 def _heat(probability: float, text: str) -> str:
-    """Colour a piece of text, the stronger the more likely it is."""
+    """Colour a piece of text with an intensity that increases with its probability."""
     step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
     return _paint(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
 
 
 def shown(candidate: Candidate | None) -> str:
-    """An answer's text on one line, nothing hidden."""
+    """Return an answer's text on one line with invisible characters escaped."""
     return visible(answer_text(candidate))
 
 
@@ -77,7 +77,7 @@ def _answer(e: Explanation) -> list[str]:
         f"{other}",
     ]
     if e.prediction.null_odds is not None and not e.prediction.best_span:
-        lines.append("the text has no span")
+        lines.append("the context has no span")
     elif e.prediction.null_odds is not None:
         lines.append(
             f"null score minus best span's: {e.prediction.null_odds:+.3f}; no answer above "
@@ -87,44 +87,44 @@ def _answer(e: Explanation) -> list[str]:
 
 
 def _in_fp32(e: Explanation) -> str:
-    """What a heading adds, if the answer was found in another precision."""
+    """Return the suffix of a heading if the answer was found in another precision."""
     return "" if e.is_in_fp32 else " (in fp32)"
 
 
 def _context(e: Explanation, width: int) -> list[str]:
-    """The text around the answer, its words by P_start and P_end, the answer in brackets."""
+    """Return the text around the answer, coloured by probability, with the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
     kind = "" if e.is_in_fp32 else ", in fp32"
-    title = _paint(_HEADING, f"Text (heat: mean of P_start and P_end{kind}{where})")
+    title = _paint(_HEADING, f"Context (colour: mean of P_start and P_end{kind}{where})")
     heat = e.probabilities.mean(dim=0)
     span = e.answer.tokens
     cells, text, closing = _around(e)
     for cell in cells:
-        if not cell.text.strip() and not cell.places:
+        if not cell.text.strip() and not cell.tokens:
             text += " "
             continue
-        inside = set(span) & set(cell.places)
-        piece, probability = shortened(on_one_line(cell.text)), float(heat[list(cell.places)].sum())
-        text += "[" if inside and span[0] in cell.places else ""
+        inside = set(span) & set(cell.tokens)
+        piece, probability = shortened(on_one_line(cell.text)), float(heat[list(cell.tokens)].sum())
+        text += "[" if inside and span[0] in cell.tokens else ""
         text += _paint(_ANSWER, piece) if inside else _heat(probability, piece)
-        text += "]" if inside and span[-1] in cell.places else ""
+        text += "]" if inside and span[-1] in cell.tokens else ""
     return [title, *_wrapped((text + closing).split(), width)]
 
 
 def _around(e: Explanation) -> tuple[list[Cell], str, str]:
-    """The cells that are not too far from the answer; "…" on a side where the text goes on."""
+    """Return the cells near the answer, and "…" for each side on which text is left out."""
     cells = list(e.cells())
     if not cells:
         return [], "", ""
     begins = list(accumulate((len(cell.text) for cell in cells), initial=e.window_start))
-    answer = next((i for i, cell in enumerate(cells) if e.answer.first in cell.places), 0)
+    answer = next((i for i, cell in enumerate(cells) if e.answer.first in cell.tokens), 0)
     near = [i for i in range(len(cells)) if abs(begins[i] - begins[answer]) <= _NEIGHBOURHOOD]
     before, after = e.context[: begins[near[0]]], e.context[begins[near[-1] + 1] :]
     return [cells[i] for i in near], "…" * bool(before.strip()), "…" * bool(after.strip())
 
 
 def _wrapped(words: Sequence[str], width: int) -> list[str]:
-    """Words in lines; escape sequences have no width."""
+    """Wrap words into lines; escape sequences have no width."""
     lines, used = [""], 0
     for word in words:
         length = len(_ESCAPE.sub("", word))
@@ -150,7 +150,7 @@ def _candidates(e: Explanation, most: int) -> list[str]:
 
 
 def _layers(e: Explanation) -> list[str]:
-    heading = "layer  P_start  P_end  best span that S and E read there"
+    heading = "layer  P_start  P_end  best span of S and E after this layer"
     lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for number, layer in enumerate(e.layers):
         text = wrap(shown(layer.best), 50, max_lines=1, placeholder=" …")
@@ -163,8 +163,8 @@ def _layers(e: Explanation) -> list[str]:
 
 
 def _heads(e: Explanation) -> list[str]:
-    """The heads that the answer needs most; the loss is its minus log-likelihood."""
-    heading = "loss without a head, minus loss: the most needed"
+    """Return the heads with the largest effects on the answer's negative log-likelihood."""
+    heading = "increase of the loss without a head: the largest"
     lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for layer, head, effect in e.inside.most_needed(_SHOWN):
         lines.append(f"{effect:+9.4f}  layer {layer}, head {head}")
@@ -172,13 +172,12 @@ def _heads(e: Explanation) -> list[str]:
 
 
 def _parts(e: Explanation) -> list[str]:
-    """The tokens that add most to the answer's score."""
+    """Return the tokens with the largest contributions to the answer's score."""
     gap = e.inside.start_parts.gap + e.inside.end_parts.gap
-    heading = f"part of the score (integrated gradients; gap {gap:+.4f})"
+    heading = f"contribution to the score (integrated gradients; gap {gap:+.4f})"
     lines = [_paint(_HEADING, heading + _in_fp32(e))]
-    for place in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
-        part = e.part_of(place)
+    for i in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
         lines.append(
-            f"{float(e.inside.parts[place]):+9.3f}  {on_one_line(e.tokens[place])}  ({part})"
+            f"{float(e.inside.parts[i]):+9.3f}  {on_one_line(e.tokens[i])}  ({e.part_of(i)})"
         )
     return lines

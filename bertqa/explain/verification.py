@@ -1,7 +1,7 @@
-"""This package and transformers side by side on one checkpoint: the work of ``bertqa verify``.
+"""Comparison with transformers on one checkpoint: the implementation of ``bertqa verify``.
 
-Each side reads the folder by its own code. Theirs (float32, attn_implementation="eager") takes one
-window after the other; ours takes packed batches of several, with each implementation of attention.
+Each side loads the folder with its own code. transformers (float32, attn_implementation="eager")
+runs one window at a time; bertqa runs packed batches, with each implementation of attention.
 
 L  tokens of a window      H  attention heads
 """
@@ -34,14 +34,14 @@ from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from bertqa.training.checkpoints import load_for_training
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "fused")  # of our attention
-# Each quantity with the multiple of the bound that it may reach; 0 allows no difference.
+# Quantity -> its limit as a multiple of the bound; 0 allows no difference.
 QUANTITIES = {
     "token ids": 0, "weights": 0, "hidden states": 1, "attention": 1, "logits": 1, "loss": 1,
     "gradients": 10, "answers": 0,
 }  # fmt: skip
-_LAST = 10**6  # in the order of computation: after all forward passes
+_LAST = 10**6  # order of computation: after all forward passes
 _SEED = 42  # of the labels
-_TOKENS = 1024  # of a batch: two of the longest windows and more
+_TOKENS = 1024  # per batch: at least two of the longest windows
 
 _TEXTS = (
     "In 1904 the oil lamp of Skarvholm gave way to a mantle lamp that burned paraffin, four times "
@@ -54,7 +54,7 @@ _TEXTS = (
     "below seven metres per second. They carry drinking water, since the cistern holds no more "
     "than the roof collects. Seals rest on the skerries until June 🦭, where nobody may land then.",
 )
-# The first context is longer than a window of any tokenizer: it has more than 384 words.
+# The first context has more than 384 words, so it exceeds one window with any tokenizer.
 SAMPLES = (
     Example(
         "long", "Who planned the change?", "\n".join(f"{i} {t}" for i in "123" for t in _TEXTS)
@@ -79,20 +79,20 @@ def compare_checkpoint(
     revision: str | None = None,
     allow_bin: bool = False,
 ) -> Comparison:
-    """Load a checkpoint on both sides and compare every quantity on the way to the answers.
+    """Load a checkpoint on both sides and compare all quantities from token ids to answers.
 
     Args:
-        model: folder, name under weights/, or name on the hub; one without S and E gets random
-            ones, the same for both sides.
-        questions: file of any form that ``read_examples`` knows; None takes ``SAMPLES``.
-        max_samples: the first of them.
-        overrides: windows other than those that the model was trained with.
-        revision, allow_bin: see ``find_folder``.
+        model: folder, name under weights/, or name on the hub; if it has no S and E, both sides
+            get the same random ones.
+        questions: file in any format of ``read_examples``; None uses ``SAMPLES``.
+        max_samples: number of questions, from the start.
+        overrides: sliding-window settings that replace those of the checkpoint.
         bound: largest relative difference of a forward pass.
+        revision, allow_bin: see ``find_folder``.
 
     Raises:
-        UserError: transformers is not installed, one side does not open the checkpoint, or the
-            questions cannot be asked.
+        UserError: transformers is not installed, one side cannot load the checkpoint, or the
+            questions are invalid.
     """
     examples = list(SAMPLES) if questions is None else read_examples(questions)
     check_examples(examples, str(questions))
@@ -105,7 +105,7 @@ def compare_checkpoint(
     check_window_fits(ours.config, settings)
     theirs, their_tokenizer = load_theirs(library, folder)
     if questions is None:
-        examples += _about_added_tokens(their_tokenizer)
+        examples += _added_token_example(their_tokenizer)
     windows = make_windows(examples, tokenizer, settings)
     if report.initialised:
         theirs.qa_outputs.load_state_dict(ours.head.state_dict())
@@ -113,7 +113,7 @@ def compare_checkpoint(
     left_out = compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
     compare_weights(rows["weights"], ours, theirs, report.source)
     scores = compare_passes(rows, ours, theirs, examples, windows)
-    qa = QuestionAnswerer(  # prepacks our model, which gives no gradients any more
+    qa = QuestionAnswerer(  # prepacks our model, which has no gradients afterwards
         ours, tokenizer, settings, DecodingSettings(decoder="top20"), local_runtime("cpu", "fp32")
     )
     compare_answers(rows["answers"], qa, examples, windows, scores, bound)
@@ -121,13 +121,13 @@ def compare_checkpoint(
     facts = [
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
-        f"S and E: {'drawn, the checkpoint has none' if report.initialised else 'its own'}",
-        f"asked: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
+        f"S and E: {'random, the checkpoint has none' if report.initialised else 'loaded'}",
+        f"data: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
         f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
     ]
     if left_out:
         facts.append(
-            "token ids not compared, as a text says [SEP] or the like: "
+            "token ids not compared, because a text contains a special token such as [SEP]: "
             f"{counted(left_out, 'question')}"
         )
     return Comparison(tuple(facts), tuple(rows.values()))
@@ -143,8 +143,8 @@ def their_library() -> Any:
         import transformers  # late: optional, and takes seconds
     except ImportError as error:
         raise UserError(
-            f"transformers, which the model is compared with, cannot be imported ({error}): "
-            'add it with pip install "transformers>=5.0"'
+            f"transformers: must be installed for the comparison, got {error}; run "
+            'pip install "transformers>=5.0"'
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -152,10 +152,10 @@ def their_library() -> Any:
 
 
 def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
-    """Their model and their tokenizer of a checkpoint folder.
+    """Load model and tokenizer of a checkpoint folder with transformers.
 
     Raises:
-        UserError: transformers does not open what this package opened.
+        UserError: transformers cannot load the folder.
     """
     try:
         model = library.AutoModelForQuestionAnswering.from_pretrained(
@@ -163,27 +163,27 @@ def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
             local_files_only=True,
         )  # fmt: skip
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         raise UserError(
-            f"transformers cannot open {folder} ({type(error).__name__}: {reason(error)}), so "
-            "there is nothing to compare with: complete config.json, weights and tokenizer"
+            f"{folder}: transformers cannot load it ({type(error).__name__}: {reason(error)}); "
+            "complete config.json, weights and tokenizer"
         ) from error
     return model.eval(), tokenizer
 
 
-# --- what is compared ----------------------------------------------------------------------------
+# --- quantities ----------------------------------------------------------------------------------
 
 
-def _about_added_tokens(their_tokenizer: Any) -> list[Example]:
-    """A question about a text with the tokens that the folder adds to the vocabulary, if any."""
+def _added_token_example(their_tokenizer: Any) -> list[Example]:
+    """Return a question about a text with the added tokens of the vocabulary, if it has any."""
     added = [token for token in their_tokenizer.get_added_vocab() if token.strip()]
-    markers = [token for token in added if token not in _structure(their_tokenizer)][:100]
+    markers = [token for token in added if token not in _special_tokens(their_tokenizer)][:100]
     text = f"In the margin stood {' '.join(markers)}, and once more {''.join(markers)}."
     return [Example("added tokens", "What stood in the margin?", text)][: len(markers)]
 
 
-def _structure(their_tokenizer: Any) -> list[str]:
-    """Their names of tokens such as [SEP], which are text in a user's text here."""
+def _special_tokens(their_tokenizer: Any) -> list[str]:
+    """Return the special tokens, such as [SEP], which bertqa reads as plain text in a passage."""
     return [t for t in their_tokenizer.special_tokens_map.values() if isinstance(t, str)]
 
 
@@ -194,15 +194,17 @@ def compare_windows(
     settings: WindowSettings,
     their_tokenizer: Any,
 ) -> int:
-    """Token ids, token types and offsets of all windows, beside transformers' default settings.
+    """Compare token ids, token types and offsets of all windows with those of transformers.
 
-    Questions that were cut are left out, and those with a token such as [SEP] in a text; how many
-    the second are.
+    Truncated questions are skipped, and those with a special token such as [SEP] in a text.
+
+    Returns:
+        Number of questions skipped because of a special token.
     """
     left_out = 0
     for i, example in enumerate(examples):
         texts = f"{example.question}\n{example.context}"
-        if any(token in texts for token in _structure(their_tokenizer)):
+        if any(token in texts for token in _special_tokens(their_tokenizer)):
             left_out += 1
         elif not windows.cut_questions[i]:
             mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
@@ -215,10 +217,10 @@ def compare_windows(
 def _their_windows(
     tokenizer: Any, example: Example, settings: WindowSettings
 ) -> Iterator[tuple[list[int], list[int], list[tuple[int, int] | None]]]:
-    """Ids, token types and offsets, as transformers' notebook and run_qa make them.
+    """Yield token ids, token types and offsets, as transformers' run_qa computes them.
 
     Raises:
-        UserError: their tokenizer cannot make them.
+        UserError: the tokenizer of transformers fails.
     """
     try:
         encoded = tokenizer(
@@ -226,10 +228,10 @@ def _their_windows(
             max_length=settings.max_seq_length, stride=settings.doc_stride,
             return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
         )  # fmt: skip
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         raise UserError(
-            f"transformers' {type(tokenizer).__name__} fails on the question {example.id!r} "
-            f"({type(error).__name__}: {reason(error)}): take a model with another tokenizer"
+            f"question {example.id!r}: transformers' {type(tokenizer).__name__} fails on it "
+            f"({type(error).__name__}: {reason(error)}); use a model with another tokenizer"
         ) from error
     for i, (ids, types) in enumerate(
         zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
@@ -239,22 +241,22 @@ def _their_windows(
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of either model by their names in checkpoints."""
+    """Return the parameters of either model by their names in checkpoints."""
     is_ours = isinstance(model, BertForQuestionAnswering)
     return {checkpoint_name(n) if is_ours else n: p for n, p in model.named_parameters()}
 
 
 def compare_weights(row: Row, ours: nn.Module, theirs: nn.Module, source: Path) -> None:
-    """Compare the weights that the two sides read from the files."""
+    """Compare the weights that the two sides loaded."""
     expected = named_parameters(theirs)
     for name, weight in named_parameters(ours).items():
         row.see(weight, expected[name], f"{name} of {source}")
 
 
-# What one side computes of a window: quantity and location -> a tensor, in the order in which they
-# are computed. Hidden states are (L, D), attention (H, L, L), logits (2, L), the loss is a number.
+# Values of a window: (quantity, location) -> tensor, in the order of computation. Hidden states are
+# (L, D), attention (H, L, L), logits (2, L), the loss is a scalar.
 Values = dict[tuple[str, str], Tensor]
-Gradients = dict[str, Tensor]  # of the sum of a batch's losses, by the names of checkpoints
+Gradients = dict[str, Tensor]  # of the sum of a batch's losses, by names in checkpoints
 
 
 def compare_passes(
@@ -264,9 +266,9 @@ def compare_passes(
     examples: Sequence[Example],
     windows: WindowSet,
 ) -> dict[int, Tensor]:
-    """Forward and backward passes over all windows; their logits of each window, ``(2, L)``."""
-    # Labels are drawn from the context. The right ones would leave a model that knows the answers
-    # with gradients of nothing but rounding.
+    """Compare forward and backward passes; return transformers' logits ``(2, L)`` by window."""
+    # Random labels: with the right ones a good model would have gradients near zero, which consist
+    # of rounding errors.
     generator = torch.Generator().manual_seed(_SEED)
     drawn = torch.rand(2, len(windows), generator=generator).sort(dim=0).values
     labels = windows.context_starts + (drawn * windows.count).long()
@@ -279,7 +281,7 @@ def compare_passes(
         for implementation in IMPLEMENTATIONS:
             how = f"({implementation} attention)"
             ours.set_attention_implementation(implementation)
-            # What records the probabilities takes the reference implementation.
+            # Recording attention would replace the fused implementation by the reference.
             got, gradients = our_pass(
                 ours, batch, labels[:, chosen], with_attention=implementation == "reference"
             )
@@ -291,20 +293,20 @@ def compare_passes(
 
 
 def _see_window(rows: Mapping[str, Row], mine: Values, reference: Values, where: str) -> None:
-    # A loss near zero is a difference of logits, and has their rounding.
+    # A loss near zero is a difference of logits, with their rounding errors.
     scale = max(largest(reference["loss", ""]), largest(reference["logits", ""]))
     for order, (key, expected) in enumerate(reference.items()):
         quantity, layer = key
         if key in mine:
             magnitude = scale if quantity == "loss" else 0.0
-            place = f"{layer} {where}".strip()
-            rows[quantity].see(mine[key], expected, place, order, magnitude)
+            location = f"{layer} {where}".strip()
+            rows[quantity].see(mine[key], expected, location, order, magnitude)
 
 
 def our_pass(
     ours: BertForQuestionAnswering, batch: PackedBatch, labels: Tensor, *, with_attention: bool
 ) -> tuple[list[Values], Gradients]:
-    """All windows as one packed batch."""
+    """Run all windows as one packed batch."""
     states, attentions = hidden_state_names(ours), attention_names(ours) * with_attention
     with record(ours, [*states, *attentions]) as seen:
         output = ours(batch)
@@ -319,7 +321,7 @@ def our_pass(
 
 
 def their_pass(theirs: Any, batch: PackedBatch, labels: Tensor) -> tuple[list[Values], Gradients]:
-    """Run the windows one by one, so that no padding enters their loss."""
+    """Run the windows one by one, so that their loss includes no padding."""
     sizes = list(batch.lengths)
     ids, types = batch.input_ids.split(sizes), batch.token_type_ids.split(sizes)
     values: list[Values] = []
@@ -359,12 +361,11 @@ def _gradients(model: nn.Module, loss: Tensor) -> Gradients:
 
 
 def _see_gradients(row: Row, mine: Gradients, reference: Gradients, where: str) -> None:
-    """Each parameter by its own largest gradient.
+    """Compare gradients, each relative to the largest gradient of its parameter.
 
-    Some parameters shift what goes into a softmax by one number, so that their gradient is zero but
-    for rounding: the bias of the keys adds the same to all scores of a query; the biases of the
-    head and of the last LayerNorm add the same to all logits. They are measured by the largest
-    gradient of all.
+    Some parameters shift all inputs of a softmax by the same constant, so their exact gradient is
+    zero: the key bias shifts all scores of a query, the biases of the head and of the last
+    LayerNorm all logits. Their differences are relative to the largest gradient of all parameters.
     """
     layers = [name for name in reference if name.endswith("attention.self.key.bias")]
     last = f"bert.encoder.layer.{len(layers) - 1}.output.LayerNorm.bias"
@@ -385,10 +386,10 @@ def compare_answers(
     scores: Mapping[int, Tensor],
     bound: float,
 ) -> None:
-    """Our answers, as ``bertqa infer --decoder top20`` finds them, beside the notebook's.
+    """Compare our answers, as ``bertqa infer --decoder top20`` finds them, with run_qa's.
 
-    Two answers whose scores are equal within the bound count as the same: which of them is the
-    better one is a matter of rounding.
+    Different answers count as equal if their scores tie within the bound, since rounding decides
+    between them.
     """
     tie = 2 * bound * max(map(largest, scores.values()))  # a score is the sum of two logits
     for i, (example, prediction) in enumerate(zip(examples, qa.answer(examples), strict=True)):
@@ -405,11 +406,7 @@ def compare_answers(
 def _spans(
     scores: Tensor, offsets: Sequence[Any], decoding: DecodingSettings
 ) -> Iterator[tuple[float, int, int]]:
-    """The best starts with the best ends of one window, where that is a span of the context.
-
-    Yields:
-        Score, and start and end in the context.
-    """
+    """Yield score, start and end of the spans from the best starts and ends of one window."""
     starts, ends = scores.tolist()
     best = scores.argsort(dim=1, descending=True)[:, : decoding.n_best_size].tolist()
     for i, j in product(*best):

@@ -1,4 +1,4 @@
-"""The audit: every fault is found, none is made up, and the reports tell all of them."""
+"""The audit finds every fault and no others, and the reports list them."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SMALL = WindowSettings(24, 4)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizer:
-    """Letters, a few words, and Japanese whole, so that an answer can be inside a token."""
+    """Letters and a few whole words, so that an answer can end inside a token."""
     loaded = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     loaded._backend.add_tokens(["japanese", "ada", "ben", "quay"])
     return loaded
@@ -45,20 +45,21 @@ def details(found: Audit) -> list[tuple[Cause, int, str]]:
 
 
 FOUND: list[tuple[Example, Cause, str, str]] = [
-    (asked("1642", 20), Cause.MISPLACED, "answer '1642' is said to stand at 20: it stands at 22 "
-     "alone", "n 16"),
-    (asked("Ben", -5), Cause.MISPLACED, "answer 'Ben' is said to stand at -5: it stands at 2 "
-     "places, 28, 46", ""),
-    (asked("1642", -1), Cause.MISPLACED, "answer '1642' has no start: it stands at 22 alone", ""),
-    (asked("n", 0), Cause.MISPLACED, "answer 'n' is said to stand at 0: it stands at 5 places, "
-     "20, 30, 43, ...", "A"),
-    (asked("Cora", 10**25), Cause.ABSENT, f"answer 'Cora' is said to stand at {10**25}: the "
-     "context does not hold it", ""),
-    (asked("BEN", 28), Cause.ABSENT, "answer 'BEN' is said to stand at 28: the context holds "
+    (asked("1642", 20), Cause.MISPLACED, "answer '1642' is not at its answer_start 20: it occurs "
+     "once, at 22", "n 16"),
+    (asked("Ben", -5), Cause.MISPLACED, "answer 'Ben' is not at its answer_start -5: it occurs 2 "
+     "times, at 28, 46", ""),
+    (asked("1642", -1), Cause.MISPLACED, "answer '1642' has no answer_start: it occurs once, at "
+     "22", ""),
+    (asked("n", 0), Cause.MISPLACED, "answer 'n' is not at its answer_start 0: it occurs 5 times, "
+     "at 20, 30, 43, ...", "A"),
+    (asked("Cora", 10**25), Cause.ABSENT, f"answer 'Cora' is not at its answer_start {10**25}: it "
+     "is not in the context", ""),
+    (asked("BEN", 28), Cause.ABSENT, "answer 'BEN' is not at its answer_start 28: the context has "
      "'Ben' at 28, and 1 more", "Ben"),
     (replace(asked("Ada", 0), answers=("Ada", "Cora"), answer_starts=(0, 3)), Cause.ABSENT,
-     "answer 2 of 2, 'Cora', is said to stand at 3: the context does not hold it", " bui"),
-    (asked(" Ben", 27), Cause.BLANKS, "answer ' Ben' has blanks at its ends", " Ben"),
+     "answer 2 of 2, 'Cora', is not at its answer_start 3: it is not in the context", " bui"),
+    (asked(" Ben", 27), Cause.BLANKS, "answer ' Ben' has leading or trailing whitespace", " Ben"),
     (asked("e", 0, "e\u0301te"), Cause.COMBINING, r"answer 'e', label 'e" + "\u0301'", "e"),
     (asked("\u200bAda", 0, "\u200bAda sang"), Cause.INVISIBLE,
      "answer '\\u200bAda', label 'Ada'", "\u200bAda"),
@@ -69,17 +70,17 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
      "Japan"),
     (asked("\u200b", 1, "A\u200b b"), Cause.NO_TOKENS, "answer '\\u200b'", "\u200b"),
     (asked("b c d e f g h", 26, "a " * 13 + "b c d e f g h"), Cause.CUT,
-     "answer 'b c d e f g h', 7 tokens: with --doc_stride 6 a window would hold it",
+     "answer 'b c d e f g h', 7 tokens, which fit into a window with --doc_stride 6",
      "b c d e f g h"),
-    (asked("a " * 25 + "a", 0, "a " * 30), Cause.CUT, f"answer '{'a ' * 25}a', 26 tokens: no "
-     "window of --max_seq_length 24 can hold it", "a " * 25 + "a"),
+    (asked("a " * 25 + "a", 0, "a " * 30), Cause.CUT, f"answer '{'a ' * 25}a', 26 tokens, which "
+     "exceed a window of --max_seq_length 24", "a " * 25 + "a"),
     (replace(asked("Ada", 0), answers=("Ada", " "), answer_starts=(0, 3)), Cause.EMPTY,
      "answer 2 of 2, ' ', is blank", ""),
-    (asked("Ada", 0, question=" \n"), Cause.EMPTY, r"the question is ' \n'", ""),
+    (asked("Ada", 0, question=" \n"), Cause.EMPTY, r"question is ' \n'", ""),
     (Example("x", "", "", fault="id is 1.5"), Cause.UNREADABLE, "id is 1.5", ""),
-    (Example("x", "Who?", QUAY), Cause.NO_GOLD, "it has no answers", ""),
+    (Example("x", "Who?", QUAY), Cause.NO_GOLD, "no answers", ""),
     (Example("x", "Who?", QUAY, ("Ada",)), Cause.UNEVEN, "answers: 1, answer_starts: 0", ""),
-    (Example("x", "Who?", QUAY, ()), Cause.UNANSWERABLE, "it has no answer", ""),
+    (Example("x", "Who?", QUAY, ()), Cause.UNANSWERABLE, "no answer", ""),
     (asked("Ada", 0, question="a " * 19), Cause.LONG_QUESTION, "19 tokens, of which 16 fit", ""),
 ]  # fmt: skip
 
@@ -87,7 +88,7 @@ FOUND: list[tuple[Example, Cause, str, str]] = [
 @pytest.mark.parametrize(
     ("example", "cause", "detail", "marked"), FOUND, ids=[f"{e[1].value}: {e[2]}" for e in FOUND]
 )
-def test_a_fault_is_found_and_shown(example, cause, detail, marked, tokenizer):
+def test_each_fault_is_found(example, cause, detail, marked, tokenizer):
     good = asked("Ada", 0, question="Who then?")
     found = audit([good, example], tokenizer, SMALL)
     assert details(found) == [(cause, 1, detail)]
@@ -95,25 +96,25 @@ def test_a_fault_is_found_and_shown(example, cause, detail, marked, tokenizer):
     assert (finding.id, finding.question) == (example.id, example.question)
     assert finding.excerpt.marked == marked
     assert found.counts == {cause: 1}
-    assert found.refused == int(cause in list(Cause)[:9])  # the causes that training refuses
+    assert found.refused == int(cause in list(Cause)[:9])  # those that training refuses
 
 
-def test_a_data_set_without_faults_has_none(tokenizer):
+def test_no_findings_without_faults(tokenizer):
     for path, negative in ((STORIES, False), (STORIES_V2, True)):
         examples = read_examples(path)
         found = audit(examples, tokenizer, version_2_with_negative=negative)
         assert found.findings == () and found.refused == 0
         assert found.exact == len(examples) - found.unanswerable
         assert (found.unanswerable > 0) == negative
-        assert "bertqa train takes it; nothing was found" in audit_text(found)
+        assert "bertqa train accepts it; there are no findings" in audit_text(found)
 
 
 @pytest.mark.parametrize("example", [asked("Ada", 0), Example("x", "Who?", QUAY, ())])
-def test_what_is_nothing_is_not_told(tokenizer, example):
+def test_zeros_are_omitted(tokenizer, example):
     text = audit_text(audit([example], tokenizer, version_2_with_negative=True))
     assert not re.search(r"(?<![\d.])0(\.0%)? ", text)
     assert ("exact label for 1 question\n" in text) == bool(example.answers)
-    # What should be there and is not, is told.
+    # Except zeros that indicate a fault.
     text = audit_text(audit([replace(asked("x", 0), answers=("none",))], tokenizer, SMALL))
     assert "0 exact labels" in text and "0 windows with a whole answer; the others" in text
     assert not re.search(r"^ +$", text, re.MULTILINE)
@@ -132,12 +133,12 @@ def test_repeated_ids(tokenizer):
     ada = asked("Ada", 0)
     found = audit([ada, replace(ada, question="Who sang?"), ada], tokenizer)
     assert details(found) == [
-        (Cause.DUPLICATE_ID, 1, "row 0 has it, and differs"),
-        (Cause.DUPLICATE_ID, 2, "row 0 is the same"),
+        (Cause.DUPLICATE_ID, 1, "row 0 has the same id, but differs"),
+        (Cause.DUPLICATE_ID, 2, "row 0 is identical"),
     ]
 
 
-def test_conflicts_are_answers_of_the_same_question_that_share_none(tokenizer):
+def test_conflicts_are_same_questions_without_a_common_answer(tokenizer):
     def row(name: str, *answers: str, question: str = "Who sang?", context: str = QUAY) -> Example:
         return Example(name, question, context, answers, tuple(map(context.index, answers)))
 
@@ -160,7 +161,7 @@ def test_conflicts_are_answers_of_the_same_question_that_share_none(tokenizer):
     }  # fmt: skip
 
 
-def test_several_faults_of_one_question_are_all_told(tokenizer):
+def test_all_faults_of_a_question_are_found(tokenizer):
     answers = ("Ada ", "Cora", "Dan")
     example = Example("x", "a " * 30, QUAY, answers, (0, 1, 2))
     found = audit([example], tokenizer, SMALL)
@@ -171,8 +172,8 @@ def test_several_faults_of_one_question_are_all_told(tokenizer):
     assert found.refused == 1
 
 
-def test_a_long_question_that_shares_one_window_with_its_context_is_none(tokenizer):
-    """As training has it: it needs no overlap."""
+def test_a_long_question_that_needs_one_window_is_valid(tokenizer):
+    """Training accepts it too: one window needs no overlap."""
     context = tokenizer.encode(["Ada"]).lengths.item()
     room = SMALL.max_seq_length - 3 - context
     assert room > SMALL.longest_question
@@ -182,7 +183,7 @@ def test_a_long_question_that_shares_one_window_with_its_context_is_none(tokeniz
     assert details(audit(rows[1:], tokenizer, SMALL)) == [(Cause.LONG_QUESTION, 0, detail)]
 
 
-def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer):
+def test_max_query_length_makes_long_questions_valid(tokenizer):
     example = asked("Ada", 0, question="a " * 9)
     found = audit([example], tokenizer, replace(SMALL, max_query_length=5))
     assert details(found) == [(Cause.QUESTION_CUT, 0, "9 tokens, of which 5 fit")]
@@ -193,7 +194,7 @@ def test_a_question_that_may_be_cut_is_no_reason_to_refuse(tokenizer):
 
 
 def test_figures_of_the_windows(tokenizer):
-    """By hand: a window has room for 20 context tokens after one of the question, and steps 16."""
+    """By hand: with a question of one token, a window has 20 context tokens and steps by 16."""
     long, short = "a " * 41, "b c"
     rows = [Example("1", "a", long, ("a",), (0,)), Example("2", "a", short, ("c",), (2,))]
     windows = audit(rows, tokenizer, SMALL).windows
@@ -209,25 +210,25 @@ def test_figures_of_the_windows(tokenizer):
 
 
 @pytest.mark.parametrize("tokens", [7, 12, 19, 20])
-def test_the_overlap_that_is_named_would_do(tokens, tokenizer):
-    """A window has room for 19 context tokens; at one more no overlap helps."""
+def test_the_suggested_doc_stride_is_sufficient(tokens, tokenizer):
+    """A window fits 19 context tokens; for one more no overlap helps."""
     answer = " ".join("bcdefghijklmnopqrstuvwxyz"[:tokens])
     example = asked(answer, 26, "a " * 13 + answer + " a" * 9)
     found = audit([example], tokenizer, SMALL)
     assert found.counts == {Cause.CUT: 1}
-    can_be_held = f"with --doc_stride {tokens - 1} a window" in found.findings[0].detail
-    assert can_be_held == (tokens <= 19)
-    if can_be_held:
+    fits = f"fit into a window with --doc_stride {tokens - 1}" in found.findings[0].detail
+    assert fits == (tokens <= 19)
+    if fits:
         assert audit([example], tokenizer, replace(SMALL, doc_stride=tokens - 1)).findings == ()
 
 
-def test_no_example_is_bad_input(tokenizer):
-    with pytest.raises(UserError, match=r"x\.json holds no examples"):
+def test_an_empty_data_set_raises(tokenizer):
+    with pytest.raises(UserError, match=r"x\.json"):
         audit([], tokenizer, source="x.json")
 
 
 def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bool:
-    """Whether training refuses a data set."""
+    """Return whether training refuses a data set."""
     try:
         check_examples(rows, "x")
         check_answers(rows, "x")
@@ -240,7 +241,7 @@ def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bo
 
 @settings(max_examples=200)
 @given(rows=data_sets(), negative=st.booleans())
-def test_an_audit_refuses_what_training_refuses(rows, negative, tokenizer):
+def test_audit_and_training_refuse_the_same_data(rows, negative, tokenizer):
     windows = WindowSettings(10, 2)
     found = audit(rows, tokenizer, windows, version_2_with_negative=negative)
     assert bool(found.refused) == refuses(rows, tokenizer, negative)
@@ -270,7 +271,7 @@ def test_an_excerpt():
     assert excerpt("e\u0301" + "x" * 39 + "m", 41, 42).before == "e\u0301" + "x" * 39  # whole
     long = excerpt("z" * 500, 0, 500)
     assert len(long.marked) == 163 and "..." in long.marked
-    # A grapheme cluster of any length does not fill the report.
+    # Long grapheme clusters are shortened too.
     accents = "e" + "\u0301" * 60_000
     around = excerpt(f"{accents} ab {accents}", len(accents) + 1, len(accents) + 3)
     assert around.marked == "ab" and len(around.before) < 300 and len(around.after) < 300
@@ -280,7 +281,7 @@ def test_an_excerpt():
 @example("e" + "\u0301" * 398 + "ab")
 @example("e" + "\u0301" * 1000 + "x" * 1000)
 @example("x" * 1000 + "e" + "\u0301" * 1000)
-def test_what_is_shortened_is_no_longer_than_before(text):
+def test_shortened_text_is_never_longer(text):
     short = shortened(text)
     assert len(short) <= min(len(text), 2 * 400 + 3) + 3
     beginning, dots, end = short.partition("...")
@@ -288,15 +289,15 @@ def test_what_is_shortened_is_no_longer_than_before(text):
     assert (dots == "") == (len(text) <= 400)
 
 
-def test_long_ids_and_questions_do_not_fill_the_reports(tokenizer):
+def test_long_ids_and_questions_are_shortened_in_reports(tokenizer):
     examples = [Example("i" * 10_000, "why " * 20_000, "Ada built it.", ("nobody",), (0,))]
     found = audit(examples, tokenizer, WindowSettings(64, 16, 24))
-    assert found.findings[0].id == examples[0].id  # the JSON report has it whole
+    assert found.findings[0].id == examples[0].id  # complete in the JSON report
     assert len(audit_text(found)) < 5_000
     assert len(audit_page([found], None)) < 60_000
 
 
-def test_what_hides_is_shown():
+def test_invisible_characters_are_escaped():
     assert visible("a\tb\u200b\u202e\x1b[31m\u00a0\U000e0001") == (
         r"a\tb\u200b\u202e\x1b[31m\xa0\U000e0001"
     )
@@ -322,15 +323,15 @@ def faulty(tokenizer: BertTokenizer) -> tuple[list[Example], Audit]:
     return rows, audit(rows, tokenizer, source=f"{HOSTILE}.json")
 
 
-def test_the_text_shows_the_first_few(faulty):
+def test_the_text_report_shows_the_first_findings(faulty):
     found = faulty[1]
     text = audit_text(found)
     lines = text.splitlines()
-    assert "bertqa train refuses it, for 31 of its questions" in lines
-    place = lines.index("misplaced: 30")
-    assert lines[place + 1].startswith(r'  row 0, 0 <b onclick="x">&amp;</b>\u202e\x07: answer ')
-    assert "»onc«" in lines[place + 2]
-    assert lines[place + 11] == "  and 25 more: --report FILE lists all"
+    assert "bertqa train refuses it because of 31 questions" in lines
+    i = lines.index("misplaced: 30")
+    assert lines[i + 1].startswith(r'  row 0, 0 <b onclick="x">&amp;</b>\u202e\x07: answer ')
+    assert "»onc«" in lines[i + 2]
+    assert lines[i + 11] == "  and 25 more; --report FILE lists all"
     assert "blanks: 1\n  row 30, rtl: " in text and "unanswerable: 1\n  row 31, no: " in text
     assert all(character.isprintable() or character == "\n" for character in text)
 
@@ -363,7 +364,7 @@ def test_the_page(faulty, tokenizer):
         attrs == {"dir": "auto"} for tag, attrs in parsed.seen if tag == "p" and "dir" in attrs
     )
     opened = ["open" in attrs for tag, attrs in parsed.seen if tag == "details"]
-    assert opened == [False, True, True, False, True, True, False]  # 30 are folded away
+    assert opened == [False, True, True, False, True, True, False]  # more than 20 are collapsed
     text = "".join(parsed.texts)
     assert '29 <b onclick="x">&amp;</b>\\u202e\\x07' in text
     assert "prefers-color-scheme: dark" in page
@@ -373,11 +374,11 @@ def test_the_page(faulty, tokenizer):
 def test_a_page_without_faults(tokenizer):
     found = audit([asked("Ada", 0)], tokenizer)
     text = "".join(Page(audit_page([found], [])).texts)
-    assert "Nothing." in text and "Nothing could be repaired." in text
-    assert "What was repaired" not in "".join(Page(audit_page([found])).texts)
+    assert "None." in text and "Nothing could be repaired." in text
+    assert "Repairs in the copy" not in "".join(Page(audit_page([found])).texts)
 
 
-def test_the_json_holds_everything(faulty, tokenizer, tmp_path):
+def test_the_json_report_is_complete(faulty, tokenizer, tmp_path):
     rows, found = faulty
     changes = repair(rows, tokenizer).changes
     save_json(tmp_path / "r.json", [found], changes)

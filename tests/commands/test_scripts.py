@@ -406,7 +406,7 @@ def test_a_check_says_what_is_wrong_and_does_nothing_else(
     before = contents(world.folder)
     assert checked(world, good) == 0
     said, err = capsys.readouterr()
-    assert f"{good}: 1 question\n" in said and "nothing was found" in said and err == ""
+    assert f"{good}: 1 question\n" in said and "no findings" in said and err == ""
     assert checked(world, bad) == 1
     assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
     assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
@@ -448,7 +448,7 @@ def test_a_check_needs_no_weights_and_tells_v2_from_v1(
     assert checked(world, path, *folder) == 1
     assert "unanswerable: 1" in capsys.readouterr().out.splitlines()
     assert checked(world, path, *folder, "--version_2_with_negative") == 0
-    assert "nothing was found" in capsys.readouterr().out
+    assert "no findings" in capsys.readouterr().out
 
 
 NO_ANSWER = [  # each says the same, in words of its own
@@ -500,7 +500,7 @@ def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
     assert "unreadable: 2" in said and "is_impossible is true, but" in said
     assert "answer_start is '0' (str)" in said
     assert checked(world, rows(*unreadable), *flags) == 2
-    assert "copy.json: correct it first" in capsys.readouterr().err
+    assert "--repair: all rows must be readable, got 2 that" in capsys.readouterr().err
     starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
     assert checked(world, rows(*starts), *flags) == 0
     assert {(e.answers, e.answer_starts) for e in read_examples(tmp_path / "copy.json")} == {
@@ -526,7 +526,7 @@ def test_a_mended_copy_can_be_trained_on(
     lost = ROW | {"id": "lost", "answers": {"text": ["Rye"], "answer_start": [0]}}
     worse = world.rows("worse.json", *FAULTY, lost)
     assert checked(world, worse, "--repair", world.folder / "copy.json") == 1
-    assert "bertqa train refuses it, for 1 of its questions" in capsys.readouterr().out
+    assert "bertqa train refuses it because of 1 question" in capsys.readouterr().out
     assert read_examples(world.folder / "copy.json")[3] == read_examples(worse)[3]
 
 
@@ -534,7 +534,7 @@ def test_the_reports_of_a_check(world: World, bad: Path) -> None:
     page, report, copy = (world.folder / name for name in ("r.html", "r.json", "copy.json"))
     assert checked(world, bad, "--report", page) == 1
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("<!DOCTYPE html>") and "What was repaired" not in text
+    assert text.startswith("<!DOCTYPE html>") and "Repairs in the copy" not in text
     assert checked(world, bad, "--repair", copy, "--report", report) == 0
     document = read_json(report)
     assert [a["source"] for a in document["audits"]] == [str(bad), str(copy)]

@@ -72,7 +72,7 @@ def run(
     def call_it(folder: Path = checkpoint, *more: object) -> tuple[int, Rows, str]:
         code = call(folder, "--input", questions, *WINDOWS, *more)
         said = capsys.readouterr().out
-        assert not said or "says [SEP] or the like: 1 question" in said
+        assert not said or "such as [SEP]: 1 question" in said
         return code, rows_of(said), said.strip().splitlines()[-1] if said else ""
 
     return call_it
@@ -106,7 +106,7 @@ def test_a_checkpoint_without_s_and_e(checkpoint, tmp_path, capsys):
     shutil.copytree(checkpoint, folder)
     BertModel.from_pretrained(checkpoint).save_pretrained(folder)
     assert call(folder, "--max_samples", 2) == 0
-    assert "drawn, the checkpoint has none" in capsys.readouterr().out
+    assert "random, the checkpoint has none" in capsys.readouterr().out
 
 
 def test_shards_and_a_pickle(checkpoint, tmp_path, run):
@@ -137,7 +137,7 @@ def marked(tmp_path: Path) -> Path:
 
 def test_tokens_that_a_folder_adds(marked, monkeypatch, capsys):
     assert call(marked, *WINDOWS) == 0
-    assert "asked: 6 questions" in capsys.readouterr().out
+    assert "data: 6 questions" in capsys.readouterr().out
     monkeypatch.setattr(tokenizer_files, "_added_tokens", lambda *a: [])
     assert call(marked, *WINDOWS) == 1
     assert rows_of(capsys.readouterr().out)["token ids"][3] == "question 'added tokens'"
@@ -304,7 +304,7 @@ def closed(patch: pytest.MonkeyPatch) -> None:
             lambda patch: patch.setitem(sys.modules, "transformers", None),
             'pip install "transformers>=5.0"',
         ),
-        (closed, "transformers cannot open"),
+        (closed, "transformers cannot load"),
     ],
     ids=["not installed", "closed"],
 )

@@ -1,4 +1,4 @@
-"""One question to a tiny random model, and what explains the answers."""
+"""Fixtures: a tiny random model and explanations of its answers to one question."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +25,7 @@ CONTEXT = (
     "the man counted how many re\u0301sume\u0301s were on board. What "
     "Eve \U0001f469\u200d\U0001f680 did there, who knows?"
 )
-# A vowel sign, which is to be seen, and which the tokenizer takes for an accent and drops.
+# A visible vowel sign that the tokenizer drops, because it classifies it as an accent.
 NO_TOKENS = "\u1734"
 WINDOWS = WindowSettings(48, 8)
 STEPS = 3
@@ -67,7 +67,7 @@ def found(explained: Explain) -> Explanation:
 
 @pytest.fixture(scope="session")
 def rough(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Prediction:
-    """The answer by weights that were rounded to bf16."""
+    """The answer of a model with weights rounded to bf16."""
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in rounded.parameters():

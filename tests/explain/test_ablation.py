@@ -1,4 +1,4 @@
-"""Ablation: what is lost is what a model without the part gets wrong; ranking, files, refusals."""
+"""Ablation: metrics without a part, ranking, output files, errors."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def call(*arguments: object) -> int:
 
 @pytest.fixture(scope="session")
 def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions whose gold is what the whole model says, so that there is something to lose."""
+    """Questions whose gold answers are the whole model's, so that ablation can lower the F1."""
     qa = QuestionAnswerer.from_pretrained(folder, windows=SETTINGS, device="cpu", precision="fp32")
     examples = read_examples(STORIES)[:COUNT]
     rows = []
@@ -63,14 +63,14 @@ def written(
     return path
 
 
-def told(folder: Path) -> dict[str, Any]:
+def figures_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "ablation.json").read_text())
 
 
-def assert_told(
+def assert_figures(
     entry: dict[str, Any], model: BertForQuestionAnswering, tokenizer: BertTokenizer, data: Path
 ) -> None:
-    """The figures are those of a model on the same questions, as training measures one."""
+    """Assert that the metrics are those of ``model`` on the same questions."""
     examples = read_examples(data)
     windows = make_labelled_windows(examples, tokenizer, SETTINGS)
     runtime = local_runtime("cpu", "fp32")
@@ -80,8 +80,8 @@ def assert_told(
     assert entry["loss"] == pytest.approx(expected.loss, abs=1e-4)
 
 
-def test_every_part_once_and_the_most_needed_first(written):
-    found = told(written)
+def test_every_part_is_ranked_once_by_its_effect(written):
+    found = figures_in(written)
     rows, whole = found["ranking"], found["whole"]
     heads = [*range(HEADS), None]
     assert Counter((row["layer"], row["head"]) for row in rows) == Counter(
@@ -98,19 +98,19 @@ def test_every_part_once_and_the_most_needed_first(written):
     assert len({row["f1"] for row in rows}) > 4
 
 
-def test_the_figures_are_those_of_a_model_without_the_part(written, folder, tokenizer, data):
-    found = told(written)
+def test_metrics_equal_those_of_a_model_without_the_part(written, folder, tokenizer, data):
+    found = figures_in(written)
     assert found["whole"]["exact_match"] == 100
     rows = {(row["layer"], row["head"]): row for row in found["ranking"]}
     model, shorter, headless = (load_checkpoint(folder)[0] for _ in range(3))
-    assert_told(found["whole"], model, tokenizer, data)
+    assert_figures(found["whole"], model, tokenizer, data)
     del shorter.layers[1]
-    assert_told(rows[1, None], shorter, tokenizer, data)
+    assert_figures(rows[1, None], shorter, tokenizer, data)
     if written.name == "mask":
         size = headless.config.head_size
-        with torch.no_grad():  # what the head gathered goes nowhere
+        with torch.no_grad():  # remove the head's contribution
             headless.layers[2].attention.output.weight[:, 3 * size : 4 * size] = 0
-        assert_told(rows[2, 3], headless, tokenizer, data)
+        assert_figures(rows[2, 3], headless, tokenizer, data)
 
 
 @pytest.mark.parametrize(
@@ -133,26 +133,26 @@ def test_a_head_is_masked_or_averaged_and_a_layer_skipped(model, part, how, chan
     assert not torch.equal(found.start_logits, plain.start_logits)
 
 
-def test_the_picture_has_every_part(written):
+def test_the_heat_map_has_every_part(written):
     root = ET.fromstring((written / "ablation.svg").read_text())
     expected = set()
-    for row in told(written)["ranking"]:
+    for row in figures_in(written)["ranking"]:
         layer, head = row["layer"], row["head"]
         name = f"whole layer {layer}" if head is None else f"layer {layer}, head {head}"
         expected.add(f"{name}: {row['f1_lost']:.2f}")
     assert {e.text for e in root.iter("{http://www.w3.org/2000/svg}title")} == expected
 
 
-def test_what_is_printed(folder, tmp_path, capsys, monkeypatch):
+def test_printed_report(folder, tmp_path, capsys, monkeypatch):
     cut = Mock(side_effect=make_labelled_windows)
     monkeypatch.setattr(ablation, "make_labelled_windows", cut)
     flags = ["--max_samples", 4, "--show", 5, "--output_dir", tmp_path]
     assert call(folder, STORIES, *flags, *WINDOWS, *HERE) == 0
-    assert cut.call_count == 1  # tokenised once, for all passes
-    printed, found = capsys.readouterr(), told(tmp_path)
+    assert cut.call_count == 1  # tokenized once for all passes
+    printed, found = capsys.readouterr(), figures_in(tmp_path)
     parts = LAYERS * (1 + HEADS)
-    said = f"4 questions in 36 windows, once for each of {parts} heads and layers: about [0-9]+ s"
-    assert re.match(said, printed.err)
+    estimate = f"4 questions in 36 windows, once for each of {parts} heads and layers: about [0-9]+"
+    assert re.match(estimate, printed.err)
     heading, table = printed.out.strip().split("\n\n")
     whole = found["whole"]
     assert heading.startswith(
@@ -172,7 +172,7 @@ def effect(layer: int, head: int | None, em: float, f1: float, loss: float) -> E
     return Effect.of((layer, head), worse, whole)
 
 
-def test_the_loss_ranks_what_costs_the_same():
+def test_ties_in_f1_are_ranked_by_em_and_loss():
     effects = [
         effect(0, 0, 0, 0, 0.1), effect(0, 1, 0, 0, 0.3), effect(0, 2, 0, -5, 0.9),
         effect(0, None, 2, 9, 0.0), effect(1, 0, 4, 9, 0.0),
@@ -194,12 +194,12 @@ def test_questions_without_an_answer(folder, tmp_path):
     (tmp_path / "ablation.svg").write_text("old")
     flags = ["--max_samples", 6, "--output_dir", tmp_path, "--version_2_with_negative"]
     assert call(folder, STORIES_V2, *flags, "--overwrite_output_dir", *WINDOWS, *HERE) == 0
-    assert told(tmp_path)["questions"] == 6
+    assert figures_in(tmp_path)["questions"] == 6
     assert (tmp_path / "ablation.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--max_samples", 0], "--max_samples 0"),
         (["--show", 0], "--show 0"),
@@ -209,22 +209,22 @@ def test_questions_without_an_answer(folder, tmp_path):
         (["--output_dir", "FULL/ablation.svg"], "cannot be made"),
     ],
 )
-def test_bad_flags(folder, tmp_path, flags, said, capsys):
+def test_bad_flags(folder, tmp_path, flags, message, capsys):
     (tmp_path / "ablation.svg").write_text("mine")
     given = [str(flag).replace("FULL", str(tmp_path)) for flag in flags]
     assert call(folder, STORIES, "--output_dir", tmp_path / "new", *given, *HERE) == 2
     captured = capsys.readouterr()
-    assert said in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
     assert (tmp_path / "ablation.svg").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("bare.json", "gold"), (STORIES_V2, "without an answer"), ("absent.json", "exist")],
 )
-def test_bad_data(folder, tmp_path, name, said, capsys):
+def test_bad_data(folder, tmp_path, name, message, capsys):
     bare = {"data": [{"question": "Who?", "context": "Ada."}]}
     (tmp_path / "bare.json").write_text(json.dumps(bare))
     assert call(folder, tmp_path / name, "--output_dir", tmp_path / "new", *HERE) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Attributions add up, and what an ablation says is what the loss says."""
+"""Integrated gradients sum to the score difference; ablation effects are loss differences."""
 
 import copy
 from itertools import product
@@ -36,36 +36,36 @@ def baseline(window: PackedBatch) -> PackedBatch:
     return without_words(window, MASK, (CLS, SEP))
 
 
-def test_a_window_without_words(window, baseline):
+def test_the_baseline_replaces_all_but_special_tokens(window, baseline):
     special = torch.isin(window.input_ids, torch.tensor([CLS, SEP]))
     assert torch.equal(baseline.input_ids, window.input_ids.where(special, torch.tensor(MASK)))
     assert special.sum() == 3 and torch.equal(baseline.token_type_ids, window.token_type_ids)
 
 
 @pytest.mark.parametrize("of_end", [False, True])
-@pytest.mark.parametrize("place", [0, 9, LENGTH - 1])
-def test_the_tokens_add_up_to_the_score(model, window, baseline, place, of_end):
-    found = integrated_gradients(model, window, baseline, place, of_end=of_end)
+@pytest.mark.parametrize("position", [0, 9, LENGTH - 1])
+def test_contributions_sum_to_the_score_difference(model, window, baseline, position, of_end):
+    found = integrated_gradients(model, window, baseline, position, of_end=of_end)
     with torch.no_grad():
         scores = [
-            (o.end_logits if of_end else o.start_logits)[place]
+            (o.end_logits if of_end else o.start_logits)[position]
             for o in map(model, (window, baseline))
         ]
     assert (found.score, found.baseline) == pytest.approx([float(s) for s in scores], abs=1e-5)
-    assert abs(found.score - found.baseline) > 0.05  # there is something to explain
+    assert abs(found.score - found.baseline) > 0.05  # not trivially zero
     assert abs(found.gap) < 1e-3 * abs(found.score - found.baseline)
-    coarse = integrated_gradients(model, window, baseline, place, of_end=of_end, steps=4)
+    coarse = integrated_gradients(model, window, baseline, position, of_end=of_end, steps=4)
     assert abs(found.gap) < max(abs(coarse.gap), 1e-4)
 
 
-def test_a_token_that_did_not_change_has_no_part(model, window, baseline):
+def test_unchanged_tokens_contribute_zero(model, window, baseline):
     found = integrated_gradients(model, window, baseline, 9)
     same = window.input_ids == baseline.input_ids
     assert not found.tokens[same].any() and found.tokens[~same].all()
 
 
-def test_of_a_linear_score_it_is_the_product(model, window, baseline):
-    """Without layers the score of a token is linear in its own vector."""
+def test_a_linear_score_gives_input_times_gradient(model, window, baseline):
+    """Without layers the score of a token is linear in its embedding."""
     shallow = copy.deepcopy(model)
     shallow.layers = torch.nn.ModuleList()
     found = integrated_gradients(shallow, window, baseline, 9, steps=1)
@@ -76,11 +76,11 @@ def test_of_a_linear_score_it_is_the_product(model, window, baseline):
     torch.testing.assert_close(found.tokens, expected)
 
 
-def test_the_gap_is_what_is_missing():
+def test_the_gap_is_the_difference_to_the_sum():
     assert Attribution(torch.tensor([1.0, 0.5]), score=3.0, baseline=1.0).gap == pytest.approx(0.5)
 
 
-def test_heads_and_layers_are_taken_away_one_by_one(model, window):
+def test_effects_are_loss_differences_without_each_head_and_layer(model, window):
     labels = torch.tensor([9]), torch.tensor([11])
 
     def added(**changes: Any) -> float:
@@ -91,21 +91,21 @@ def test_heads_and_layers_are_taken_away_one_by_one(model, window):
         return losses[1] - losses[0]
 
     heads, layers = head_effects(model, window, 9, 11), layer_effects(model, window, 9, 11)
-    places = list(product(range(TINY["num_hidden_layers"]), range(TINY["num_attention_heads"])))
-    expected = [added(mask_heads={place}) for place in places]
+    parts = list(product(range(TINY["num_hidden_layers"]), range(TINY["num_attention_heads"])))
+    expected = [added(mask_heads={part}) for part in parts]
     assert heads.flatten().tolist() == pytest.approx(expected, abs=1e-5)
-    assert len(heads.unique()) == len(places)
+    assert len(heads.unique()) == len(parts)
     expected = [added(skip_layers={layer}) for layer in range(len(model.layers))]
     assert layers.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_is_no_window_is_refused(model, window, baseline):
+def test_invalid_windows_and_positions_raise(model, window, baseline):
     two, short = our_batch(*random_windows((5, 6))), our_batch(*random_windows((5,)))
-    for refused, words in (
+    for call, message in (
         (lambda: head_effects(model, two, 0, 0), r"\b2 windows\b"),
-        (lambda: integrated_gradients(model, window, baseline, LENGTH), "place 21 .*0 to 20"),
-        (lambda: layer_effects(model, window, 3, -1), r"place -1\b"),
+        (lambda: integrated_gradients(model, window, baseline, LENGTH), "0 to 20, got 21"),
+        (lambda: layer_effects(model, window, 3, -1), "got -1"),
         (lambda: integrated_gradients(model, window, short, 3), "same length"),
     ):
-        with pytest.raises(UserError, match=words):
-            refused()
+        with pytest.raises(UserError, match=message):
+            call()

@@ -1,4 +1,4 @@
-"""What an explanation says is what the model, the decoder and attribution.py say."""
+"""Explanations agree with the model, the decoder and attribution.py."""
 
 import base64
 import copy
@@ -51,7 +51,7 @@ NUMBERED = "".join(f" {number}." for number in range(999))
         replace(NEGATIVE, temperature=100.0),  # "no answer" is as likely as any span
     ],
 )
-def test_the_answer_is_the_one_that_is_given(explained, folder, decoding):
+def test_the_explained_answer_is_the_answer_of_infer(explained, folder, decoding):
     model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
     qa = QuestionAnswerer(model, tokenizer, WINDOWS, decoding, CPU)
     (expected,) = qa.answer(asked(QUESTION, CONTEXT))
@@ -62,7 +62,7 @@ def test_the_answer_is_the_one_that_is_given(explained, folder, decoding):
         for candidate, answer in zip(e.candidates, expected.answers, strict=True):
             assert candidate.answer == pytest.approx(answer, abs=1e-4)
     assert len(e.null_scores) == len(e.best_spans) > 1
-    if decoding.decoder == "exact":  # the best span of all is that of its window, too
+    if decoding.decoder == "exact":  # the best span overall is the best of its window
         best = max(answer.probability for answer in expected.answers if answer.text)
         of_windows = [c.answer.probability for c in e.best_spans if c]
         assert max(of_windows) == pytest.approx(best, rel=1e-4)
@@ -72,7 +72,7 @@ def test_the_answer_is_the_one_that_is_given(explained, folder, decoding):
         assert e.null_scores[e.window] == min(e.null_scores)
 
 
-def test_the_best_answer_is_explained_whatever_its_probability(folder, monkeypatch):
+def test_score_threshold_does_not_apply(folder, monkeypatch):
     monkeypatch.setattr(explainer, "explain", lambda *_, prediction, **__: prediction)
     found = explainer.explain_checkpoint(
         str(folder), QUESTION, CONTEXT, overrides=Overrides(score_threshold=1.0), device="cpu",
@@ -81,7 +81,7 @@ def test_the_best_answer_is_explained_whatever_its_probability(folder, monkeypat
     assert found.text
 
 
-def test_answers_lead_back_to_their_tokens(found):
+def test_candidates_have_the_tokens_of_their_answers(found):
     here = [c for c in found.candidates if c.window == found.window]
     assert len(here) > 1
     start, end = found.logits
@@ -93,29 +93,28 @@ def test_answers_lead_back_to_their_tokens(found):
         assert candidate.first <= candidate.last
 
 
-def test_of_two_windows_that_share_a_span_the_one_with_its_scores(explained):
+def test_a_span_in_two_windows_is_traced_by_its_logits(explained):
     e = explained(windows=WindowSettings(48, 30), decoding=DecodingSettings(n_best_size=200))
     scores = {}
     for candidate in e.candidates:
         scores.setdefault(candidate.window, []).append(candidate.answer.score)
-    assert len(scores) > 2  # windows overlap by thirty tokens, and each has spans of its own
+    assert len(scores) > 2  # windows overlap by 30 tokens, and each has distinct spans
     for number, best in enumerate(e.best_spans):
-        # A window's best span may have a higher score in a neighbour, else it is its best here.
+        # No candidate of a window has a higher score than the window's best span.
         assert max(scores.get(number, [-1e9])) <= best.answer.score + 1e-4
 
 
-def test_another_precision_is_traced_to_the_same_tokens(explained, found, rough):
+def test_an_answer_in_bf16_is_traced_to_the_same_tokens(explained, found, rough):
     e = explained(prediction=rough, answered_in="bf16")
-    assert e.answer.answer == rough.answers[0]  # as it was given, not as float32 has it
+    assert e.answer.answer == rough.answers[0]  # the scores in bf16, not in float32
     assert e.explained_score != e.answer.answer.score
     assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
-    assert rough.text == found.prediction.text  # else this shows nothing
+    assert rough.text == found.prediction.text
     assert e.window == found.window
     assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
 
 
-def test_which_numbers_are_in_which_precision(explained, found):
-    """Named where two stand beside each other, and only there."""
+def test_the_precision_is_named_if_there_are_two(explained, found):
     text = render(explained(answered_in="bf16"))
     headings = [part.splitlines()[0] for part in text.split("\n\n")]
     named = [" ".join(re.findall("bf16|fp32", heading)) for heading in headings]
@@ -124,14 +123,14 @@ def test_which_numbers_are_in_which_precision(explained, found):
     assert "fp32" not in render(found)
 
 
-def test_the_best_spans_of_all_windows_share_one_probability(found):
+def test_probabilities_of_best_spans_are_over_all_windows(found):
     best = max(found.best_spans, key=lambda c: c.answer.score)
     assert best.answer == pytest.approx(found.candidates[0].answer, abs=1e-4)
     assert [c.window for c in found.best_spans] == list(range(len(found.best_spans)))
     assert 0 < sum(c.answer.probability for c in found.best_spans) < 1
 
 
-def test_every_layer_is_read_and_the_last_is_the_model(found):
+def test_the_lens_reads_every_layer_and_the_last_is_the_model(found):
     assert found.layer_logits.shape == (4, 2, len(found.tokens)) and len(found.layers) == 4
     last, answer = found.layers[-1], found.answer
     assert last.best.answer.text == answer.answer.text
@@ -148,9 +147,9 @@ def test_every_layer_is_read_and_the_last_is_the_model(found):
         assert 0 < best.answer.probability < 1
 
 
-def test_what_is_inside_is_of_the_answer(found, model, tokenizer):
+def test_inside_belongs_to_the_answer(found, model, tokenizer):
     ids = [tokenizer._backend.token_to_id(token) for token in found.tokens]
-    kinds = [int(i >= found.context_starts.start) for i in range(len(ids))]
+    kinds = [int(i >= found.context_tokens.start) for i in range(len(ids))]
     batch, inside = PackedBatch.from_windows([ids], [kinds]), found.inside
     first, last = found.answer.first, found.answer.last
     effects = head_effects(model, batch, first, last)
@@ -168,7 +167,7 @@ def test_what_is_inside_is_of_the_answer(found, model, tokenizer):
     assert inside.replacement == "[MASK]"
 
 
-def test_progress_is_told_of_every_pass(explained, model):
+def test_progress_counts_every_pass(explained, model):
     done: list[int] = []
     explained(context="Ada built it.", progress=done.append)
     assert sum(done) == passes(model, STEPS)
@@ -176,12 +175,12 @@ def test_progress_is_told_of_every_pass(explained, model):
 
 def test_the_cells_are_the_text_of_the_window(found):
     cells = list(found.cells())
-    first, last = (found.offsets[i] for i in (found.context_starts[0], found.context_starts[-1]))
+    first, last = (found.offsets[i] for i in (found.context_tokens[0], found.context_tokens[-1]))
     assert "".join(cell.text for cell in cells) == CONTEXT[first[0] : last[1]]
-    assert [i for cell in cells for i in cell.places] == list(found.context_starts)
+    assert [i for cell in cells for i in cell.tokens] == list(found.context_tokens)
 
 
-def test_the_matrix_is_the_sum_of_two_scores(explained):
+def test_the_matrix_is_the_sum_of_two_logits(explained):
     found = explained(decoding=DecodingSettings(max_answer_length=4))
     matrix, (start, end) = found.span_matrix(), found.logits.tolist()
     for i, scores in zip(matrix.starts, matrix.scores.tolist(), strict=True):
@@ -190,17 +189,17 @@ def test_the_matrix_is_the_sum_of_two_scores(explained):
     assert found.answer.first in matrix.starts and found.answer.last in matrix.ends
     assert float(matrix.scores.max()) == pytest.approx(found.explained_score, abs=1e-4)
     wide = found.span_matrix(reach=100)
-    assert len(wide.starts) == len(wide.ends) == 30  # never too large
+    assert len(wide.starts) == len(wide.ends) == 30  # the maximum
 
 
 def test_a_text_without_tokens(explained):
     e = explained(context=NO_TOKENS)
-    assert e.is_null and e.prediction.text == "" and not e.context_starts
+    assert e.is_null and e.prediction.text == "" and not e.context_tokens
     assert e.span_matrix() is None and e.best_spans == (None,) and list(e.cells()) == []
     assert e.layers[-1].best is None
     assert "(no answer)" in render(e)
     v2 = render(explained(context=NO_TOKENS, decoding=NEGATIVE))
-    assert "the text has no span" in v2 and "e+" not in v2 and "0000000" not in v2
+    assert "the context has no span" in v2 and "e+" not in v2 and "0000000" not in v2
 
 
 @pytest.mark.parametrize(
@@ -208,34 +207,34 @@ def test_a_text_without_tokens(explained):
     ["re\u0301sume\u0301", "Ada built re\u0301sume\u0301s", "a\u0301 b\u0301 c\u0301",
      "re\u0301sume\u0301 ½ 한 of Ada"],
 )  # fmt: skip
-def test_the_answer_is_marked_with_the_accents_that_are_its_own(explained, context):
-    """The tokenizer drops a combining accent; it belongs to the letter before it all the same."""
+def test_the_marked_answer_includes_its_combining_accents(explained, context):
+    """The tokenizer drops them; on the page they belong to the letter before."""
     e = explained(context=context, windows=None)
     texts = [cell.text for cell in e.cells()]
     assert "".join(texts) == context and all(texts)
-    inside = [i for i, c in enumerate(e.cells()) if set(e.answer.tokens) & set(c.places)]
+    inside = [i for i, c in enumerate(e.cells()) if set(e.answer.tokens) & set(c.tokens)]
     assert "".join(texts[inside[0] : inside[-1] + 1]) == e.answer.answer.text
 
 
-def test_an_answer_without_end_is_shown_by_its_two_ends(explained):
+def test_a_very_long_answer_is_shortened(explained):
     e = explained(context="x" * 100_000)
     assert len(e.prediction.text) == 100_000
     assert len(answer_text(e.answer)) < 500 and "..." in answer_text(e.answer)
     assert len(render(e)) < 20_000
 
 
-def test_what_cannot_be_explained(explained, model, tokenizer):
+def test_invalid_input_raises(explained, model, tokenizer):
     with pytest.raises(UserError, match="question is ' '"):
         explained(question=" ")
     with pytest.raises(UserError, match="positions"):
         explained(windows=WindowSettings(385, 16))
     packed = QuestionAnswerer(copy.deepcopy(model), tokenizer, WINDOWS, runtime=CPU).model
     for ready in (packed, copy.deepcopy(model).bfloat16()):
-        with pytest.raises(UserError, match="made ready for answering"):
+        with pytest.raises(UserError, match="model: must be in float32"):
             explain(ready, tokenizer, QUESTION, CONTEXT)
 
 
-# --- the numbers in the page ---------------------------------------------------------------------
+# --- numbers on the page -------------------------------------------------------------------------
 
 
 def unpacked(text: str, length: int) -> torch.Tensor:
@@ -243,7 +242,7 @@ def unpacked(text: str, length: int) -> torch.Tensor:
     return (torch.frombuffer(data, dtype=torch.uint8).view(length, length) / 255) ** 2
 
 
-def test_attention_comes_back_as_it_went_in(found):
+def test_packed_attention_round_trip(found):
     packed = packed_attention(found.inside.attentions)
     length = len(found.tokens)
     assert len(packed.heads) == 3 * 4 and packed.share > 0.99
@@ -256,7 +255,7 @@ def test_attention_comes_back_as_it_went_in(found):
         assert kept[torch.arange(length), strongest].all()
 
 
-def test_attention_stays_in_its_budget():
+def test_packed_attention_stays_within_its_budget():
     generator = torch.Generator().manual_seed(0)
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
     found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
@@ -268,22 +267,22 @@ def test_attention_stays_in_its_budget():
         assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
 
 
-def test_bytes_are_finest_where_numbers_are_small():
+def test_quantised_probabilities():
     given = torch.tensor([0.0, 1e-5, 0.25, 1.0, 1.1])
     assert quantised(given).tolist() == [0, 1, 128, 255, 255]
 
 
-def test_no_character_that_a_page_has_no_place_for():
+def test_clean_replaces_characters_that_html_forbids():
     text = "a\x00b\x1b\n\t\x7f\x85\ud800\ufffe\U0001ffffé"
     assert clean(text) == "a␀b␛\n\t␡\ufffd\ufffd\ufffd\ufffdé"
 
 
-# --- the code in the page ------------------------------------------------------------------------
+# --- code on the page ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_a_link_leads_to_the_code_that_computes(decoder, null):
+def test_sources_are_the_lines_of_public_functions(decoder, null):
     found = sources(DecodingSettings(decoder=decoder, version_2_with_negative=null))
     keys = [source.key for source in found["candidates"]]
     assert (f"{decoder}_spans" in keys) and ("Prediction" in keys) == null
@@ -291,16 +290,16 @@ def test_a_link_leads_to_the_code_that_computes(decoder, null):
         file = (ROOT / source.path).read_text(encoding="utf-8").splitlines()
         there = file[source.first - 1 : source.first - 1 + len(source.lines)]
         assert [line.strip() for line in there] == [line.strip() for line in source.lines]
-        assert source.place == f"{source.path}:{source.first}"
+        assert source.location == f"{source.path}:{source.first}"
         name = source.key.rpartition(".")[2]
-        assert not name.startswith("_")  # a reader is led to what others may call
+        assert not name.startswith("_")
         assert any(f"{kind} {name}" in line for kind in ("def", "class") for line in source.lines)
 
 
-# --- in a terminal -------------------------------------------------------------------------------
+# --- terminal ------------------------------------------------------------------------------------
 
 
-def test_the_terminal_has_it_in_short(found):
+def test_terminal_output(found):
     plain = render(found, 60)
     assert "\x1b" not in plain
     answer = found.answer.answer
@@ -308,24 +307,24 @@ def test_the_terminal_has_it_in_short(found):
     assert re.search(rf"characters {answer.start}-{answer.end}\b", plain)
     assert re.search(rf"window {found.window + 1} of {len(found.null_scores)}\b", plain)
     layer, head = found.inside.strongest_head
-    heads = plain.split("the most needed\n")[1].split("\n\n")[0].splitlines()
+    heads = plain.split("without a head: the largest\n")[1].split("\n\n")[0].splitlines()
     assert heads[0].endswith(f"  layer {layer}, head {head}") and len(heads) == 5
-    worth = [float(line.split()[0]) for line in heads]
+    effects = [float(line.split()[0]) for line in heads]
     largest = found.inside.head_effects.flatten().sort(descending=True).values[:5].tolist()
-    assert worth == pytest.approx(largest, abs=1e-4)
+    assert effects == pytest.approx(largest, abs=1e-4)
     text = plain.split("\n\n")[1].splitlines()[1:]
     assert max(map(len, text)) <= 60
     words = " ".join(text).replace("[", "").replace("]", "")
     assert words.strip("…") in CONTEXT
     coloured = render(found, 60, colour=True)
     assert "\x1b[1;7m" in coloured and coloured.count("\x1b[0m") > 5
-    for line in coloured.splitlines():  # nothing is left coloured
+    for line in coloured.splitlines():  # every colour is reset
         assert line.count("\x1b[0m") == line.count("\x1b[") / 2
 
 
 @pytest.mark.parametrize(("filler", "windows"), [("", WINDOWS), (None, WINDOWS), (NUMBERED, None)])
-def test_a_text_that_is_cut_says_so(explained, filler, windows):
-    """By its windows or by its length; a text that is shown whole has no mark."""
+def test_an_ellipsis_marks_omitted_text(explained, filler, windows):
+    """Omitted because of its windows or its length; a complete text has no mark."""
     context = CONTEXT if filler is None else f"Ada built it.{filler}"
     e = explained(context=context, windows=windows or WindowSettings(384, 8))
     shown = " ".join(render(e, 60).split("\n\n")[1].splitlines()[1:])
@@ -336,17 +335,17 @@ def test_a_text_that_is_cut_says_so(explained, filler, windows):
     assert ("…" in shown) == (filler != "")
 
 
-def test_as_many_runners_up_as_wanted(found):
+def test_top_k_sets_the_number_of_candidates(found):
     rows = {k: len(render(found, 80, k).split("\n\n")[2].splitlines()) for k in (1, 5, 12)}
     assert rows == {1: 6, 5: 6, 12: 13}
 
 
-def test_a_text_cannot_speak_to_the_terminal(explained):
+def test_control_characters_are_escaped(explained):
     e = explained("Who\x1b]0;title\x07?", "Ada \x1b[2J built\u202e it.\nBen\r did.")
     assert not any(ord(c) < 32 and c != "\n" for c in render(e))
     assert on_one_line("a\x1b[0m\n b\u202ec") == "a\\x1b[0m b\\u202ec"
 
 
-def test_no_answer_in_the_terminal(explained):
+def test_terminal_output_of_no_answer(explained):
     text = render(explained(decoding=replace(NEVER, n_best_size=3)))
     assert "(no answer)  probability" in text and "no answer above -1e+09" in text

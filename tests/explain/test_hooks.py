@@ -1,4 +1,4 @@
-"""What is recorded, masked, averaged, skipped or patched: exactly that and nothing else."""
+"""Recording and interventions affect exactly the named modules, heads, layers and tokens."""
 
 import copy
 import threading
@@ -65,25 +65,25 @@ def run(model: BertForQuestionAnswering, batch: PackedBatch, **changes: Any) -> 
 def states_of(
     model: BertForQuestionAnswering, batch: PackedBatch, **changes: Any
 ) -> dict[str, torch.Tensor]:
-    """The hidden states by name."""
+    """Return the hidden states by name."""
     with record(model, hidden_state_names(model)) as seen, intervene(model, **changes):
         model(batch)
     return dict(seen)
 
 
 def same(a: BertOutput, b: BertOutput) -> bool:
-    """Bit for bit."""
+    """Return whether two outputs are bitwise equal."""
     return torch.equal(a.start_logits, b.start_logits) and torch.equal(a.end_logits, b.end_logits)
 
 
 def columns(head: int) -> slice:
-    """A head's part of what goes into the output layer of attention."""
+    """Return the columns of a head in the input of the attention output layer."""
     return slice(head * K, (head + 1) * K)
 
 
 @pytest.mark.parametrize("heads", [{(0, 0)}, {(1, 3)}, {(0, 1), (0, 2), (2, 3)}])
-def test_a_masked_head_adds_nothing(model, batch, heads):
-    """As if its columns of the output matrix were zeros, and whatever its values are."""
+def test_a_masked_head_contributes_zero(model, batch, heads):
+    """Masking equals zeroing its columns of the output matrix, and ignores its values."""
     masked = run(model, batch, mask_heads=heads)
     assert not same(masked, run(model, batch))
     without, other_values = copy.deepcopy(model), copy.deepcopy(model)
@@ -97,7 +97,7 @@ def test_a_masked_head_adds_nothing(model, batch, heads):
 
 
 @pytest.mark.parametrize("heads", [[0], [1, 3]])
-def test_an_averaged_head_gives_its_windows_mean(model, batch, heads):
+def test_an_averaged_head_outputs_its_window_mean(model, batch, heads):
     seen: list[torch.Tensor] = []
     handle = model.layers[1].attention.output.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0])
@@ -116,7 +116,7 @@ def test_an_averaged_head_gives_its_windows_mean(model, batch, heads):
 
 
 @pytest.mark.parametrize("skipped", [{0}, {1}, {0, 2}, {0, 1, 2}])
-def test_a_skipped_layer_is_one_that_is_not_there(model, batch, skipped):
+def test_skipping_a_layer_equals_removing_it(model, batch, skipped):
     shorter = copy.deepcopy(model)
     kept = [layer for i, layer in enumerate(shorter.layers) if i not in skipped]
     shorter.layers = nn.ModuleList(kept)
@@ -129,7 +129,7 @@ def test_a_skipped_layer_is_one_that_is_not_there(model, batch, skipped):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_patched_with_itself_or_with_all_of_another(model, batch, other, name):
+def test_patching_with_own_states_or_all_states_of_another_run(model, batch, other, name):
     plain, seen = run(model, batch), states_of(model, batch)
     for tokens in ([0], [3, 50, 7], range(sum(LENGTHS)), []):
         assert same(run(model, batch, patch=patch_from(seen, name, tokens)), plain)
@@ -137,7 +137,7 @@ def test_a_run_patched_with_itself_or_with_all_of_another(model, batch, other, n
     assert same(run(model, batch, patch=whole), run(model, other))
 
 
-def test_a_patched_token_moves_its_own_window_alone(model, batch, other):
+def test_a_patched_token_changes_only_its_window(model, batch, other):
     plain, theirs = run(model, batch), states_of(model, other)
     token = LENGTHS[0] + 2  # of the second window
     patch = patch_from(theirs, "layers.0", [token])
@@ -153,8 +153,8 @@ def test_a_patched_token_moves_its_own_window_alone(model, batch, other):
     assert differs.nonzero().flatten().tolist() == [token]
 
 
-def test_any_module_with_an_output_of_each_token_is_patched(model, batch):
-    """All of what attention adds replaced by zeros is a layer of which only the rest is left."""
+def test_any_module_with_an_output_per_token_can_be_patched(model, batch):
+    """Patching attention with zeros equals zeroing its output layer."""
     zeros = Patch(torch.arange(sum(LENGTHS)), torch.zeros(sum(LENGTHS), 36))
     without = copy.deepcopy(model)
     without.layers[1].attention.output.weight.data.zero_()
@@ -162,8 +162,8 @@ def test_any_module_with_an_output_of_each_token_is_patched(model, batch):
     assert same(run(model, batch, patch={"layers.1.attention": zeros}), run(without, batch))
 
 
-def test_gradients_pass_through(model, batch):
-    """To what was recorded as well; what is masked gets none."""
+def test_gradients_flow_through_interventions(model, batch):
+    """Recorded tensors get gradients too; masked heads get none."""
     own = copy.deepcopy(model)
     changes = {"mask_heads": {(1, 0)}, "mean_heads": {(1, 2)}, "skip_layers": {0}}
     with intervene(own, **changes), record(own, ["layers.0"]) as seen:
@@ -176,14 +176,14 @@ def test_gradients_pass_through(model, batch):
     assert own.layers[0].attention.value.weight.grad is None
 
 
-def test_vectors_in_place_of_ids(model, batch, other):
+def test_embeddings_instead_of_ids(model, batch, other):
     with torch.no_grad():
         vectors = model.embeddings(other)
     assert same(run(model, batch, embeddings=vectors), run(model, other))
 
 
-def test_several_changes_at_once(model, batch, other):
-    """A skipped layer and given embeddings are patched as any other output."""
+def test_interventions_combine(model, batch, other):
+    """The outputs of a skipped layer and of replaced embeddings can be patched."""
     theirs = states_of(model, other)
     patch = patch_from(theirs, "layers.0", [4]) | patch_from(theirs, "embeddings", [2])
     zeros = torch.zeros(sum(LENGTHS), 36)
@@ -204,32 +204,32 @@ def test_heads_and_layers_in_any_iterable(model, batch, made):
 
 
 def patch(tokens: list[int], *shape: int) -> dict[str, Patch]:
-    """Zeros for some tokens after layer 0."""
+    """Return a patch with zeros for some tokens after layer 0."""
     return {"layers.0": Patch(torch.tensor(tokens), torch.zeros(shape))}
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
-        ({"mask_heads": {(3, 0)}}, "layer 3 .*0 to 2"),
-        ({"mean_heads": {(0, 4)}}, "head 4 of layer 0 .*0 to 3"),
-        ({"mask_heads": [(-1, 0)]}, "layer -1"),
+        ({"mask_heads": {(3, 0)}}, "layer: .*0 to 2, got 3"),
+        ({"mean_heads": {(0, 4)}}, "head of layer 0: .*0 to 3, got 4"),
+        ({"mask_heads": [(-1, 0)]}, "layer: .*got -1"),
         ({"mask_heads": [(1, 1)], "mean_heads": {(1, 1)}}, "both"),
-        ({"skip_layers": [3]}, "layer 3 "),
+        ({"skip_layers": [3]}, "layer: .*got 3"),
         ({"patch": {"layers.3": NOTHING}}, "'layers.3'.*did you mean 'layers.2'"),
-        ({"patch": {"head": NOTHING}}, "'head' "),
-        ({"patch": {"layers.0.attention.probabilities": NOTHING}}, "no output of each token"),
-        ({"patch": {"layers": NOTHING}}, "'layers' is a container"),
-        ({"patch": patch([-1], 1, 36)}, "tokens -1 to -1.* 0 to 120"),
-        ({"patch": patch([121], 1, 36)}, "tokens 121 to 121.* 0 to 120"),
-        ({"patch": patch([3, 7], 1, 36)}, r"'layers.0' .*\(2, 36\).*got \(1, 36\)"),
-        ({"patch": patch([3, 7], 2, 1)}, r"'layers.0' .*\(2, 36\).*got \(2, 1\)"),
+        ({"patch": {"head": NOTHING}}, "got 'head'"),
+        ({"patch": {"layers.0.attention.probabilities": NOTHING}}, "one output per token"),
+        ({"patch": {"layers": NOTHING}}, "container 'layers'"),
+        ({"patch": patch([-1], 1, 36)}, "0 to 120.*tokens -1 to -1"),
+        ({"patch": patch([121], 1, 36)}, "0 to 120.*tokens 121 to 121"),
+        ({"patch": patch([3, 7], 1, 36)}, r"'layers.0'.*\(2, 36\).*got \(1, 36\)"),
+        ({"patch": patch([3, 7], 2, 1)}, r"'layers.0'.*\(2, 36\).*got \(2, 1\)"),
         ({"embeddings": torch.zeros(120, 36)}, r"\(121, 36\).*got \(120, 36\)"),
         ({"embeddings": torch.zeros(121, 35)}, r"\(121, 36\).*got \(121, 35\)"),
     ],
 )
-def test_an_intervention_that_is_not_possible_is_refused(model, batch, changes, words):
-    with pytest.raises(UserError, match=words):
+def test_impossible_interventions_raise(model, batch, changes, message):
+    with pytest.raises(UserError, match=message):
         run(model, batch, **changes)
     assert not hooks_of(model)
 
@@ -238,7 +238,7 @@ def test_an_intervention_that_is_not_possible_is_refused(model, batch, changes, 
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_recording_changes_no_number(model, batch, training):
+def test_recording_does_not_change_outputs(model, batch, training):
     own = copy.deepcopy(model).train(training)
 
     def run_with(names: list[str]) -> tuple[BertOutput, Recording]:
@@ -262,25 +262,25 @@ def test_recording_changes_no_number(model, batch, training):
             assert (probabilities > 0).all()
 
 
-def test_every_module_that_is_called_can_be_recorded(model, batch):
+def test_every_called_module_can_be_recorded(model, batch):
     names = [n for n, m in model.named_modules() if not isinstance(m, nn.ModuleList)]
     with record(model, names) as seen:
         output = model(batch)
     assert set(seen) == set(names) and len(seen) == len(names)
     assert seen[""] is output and same(BertOutput(*seen["head"]), output)
     assert [len(x) for name, x in seen.items() if isinstance(x, list)] == [5, 5, 2] * LAYERS
-    attended, thought = seen["layers.1.dropout"]
-    assert attended is seen["layers.1.attention"] and thought is seen["layers.1.feed_forward"]
+    first, second = seen["layers.1.dropout"]
+    assert first is seen["layers.1.attention"] and second is seen["layers.1.feed_forward"]
     torch.testing.assert_close(output, model(batch), rtol=0, atol=1e-5)
 
 
-def test_a_recording_is_of_the_last_pass_and_can_be_read_afterwards(model, batch, other):
+def test_a_recording_holds_the_last_pass_and_can_be_read_afterwards(model, batch, other):
     names = ["layers.1", "layers.1.attention.probabilities", "layers.1.dropout"]
     with record(model, names) as seen:
         assert "layers.1" not in seen and len(seen) == 0
         model(other)
         model(batch)
-    model(other)  # nobody listens any more
+    model(other)  # after the recording has ended
     with record(model, names) as again:
         model(batch)
     for name in names:
@@ -289,7 +289,7 @@ def test_a_recording_is_of_the_last_pass_and_can_be_read_afterwards(model, batch
         seen["layers.0"]
 
 
-def test_a_pass_that_fails_is_not_recorded(model, batch, other):
+def test_a_failed_pass_is_not_recorded(model, batch, other):
     names = [*NAMES, *attention_names(model)]
     with record(model, names) as seen:
         model(batch)
@@ -299,16 +299,16 @@ def test_a_pass_that_fails_is_not_recorded(model, batch, other):
             model(other)
         handle.remove()
         assert all(seen[name] is before[name] for name in NAMES)
-        for _ in range(2):  # a layer by itself takes its place beside the others
+        for _ in range(2):  # a layer that is called directly replaces only its own output
             model.layers[0](before["embeddings"], batch)
         assert seen["layers.0"] is not before["layers.0"]
         assert seen["layers.1"] is before["layers.1"]
         assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
 
 
-def test_a_recording_that_is_entered_during_a_pass_is_of_the_next_one(model, batch):
+def test_a_recording_entered_during_a_pass_holds_the_next_one(model, batch):
     with ExitStack() as late:
-        late.enter_context(record(model, [""]))  # else torch looks for no hooks at its end
+        late.enter_context(record(model, [""]))  # else torch does not check for hooks at the end
         seen: list[Recording] = []
         handle = model.layers[1].register_forward_hook(
             lambda *_: seen.append(late.enter_context(record(model, NAMES)))
@@ -319,8 +319,7 @@ def test_a_recording_that_is_entered_during_a_pass_is_of_the_next_one(model, bat
     assert list(seen[0]) == NAMES and len(seen) == 1
 
 
-def test_recorded_attention_is_the_reference_for_all_meanwhile(model, batch):
-    """Also in a thread that records nothing, and in a copy."""
+def test_recording_attention_switches_all_threads_and_copies_to_the_reference(model, batch):
     plain = run(model, batch)
     own = copy.deepcopy(model)
     own.set_attention_implementation("reference")
@@ -332,8 +331,8 @@ def test_recorded_attention_is_the_reference_for_all_meanwhile(model, batch):
     assert same(run(model, batch), plain)
 
 
-def test_a_recording_has_what_the_pass_went_on_with(model, batch):
-    """Whichever of the two was entered first."""
+def test_a_recording_includes_interventions(model, batch):
+    """In either order of entering the contexts."""
     inner = states_of(model, batch, skip_layers={1})
     with intervene(model, skip_layers={1}), record(model, NAMES) as outer:
         model(batch)
@@ -343,21 +342,21 @@ def test_a_recording_has_what_the_pass_went_on_with(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
-        (["embeddings", "layers.7"], r"no module 'layers.7'.*did you mean 'layers\.\d'"),
+        (["embeddings", "layers.7"], r"got 'layers.7'.*did you mean 'layers\.\d'"),
         (["layers.1.attention.probs"], "did you mean 'layers.1.attention.probabilities'"),
-        (["layers"], "'layers' is a container"),
-        ("layers.0", r"must be a list .*got the text 'layers.0'"),
+        (["layers"], "container 'layers'"),
+        ("layers.0", r"must be a list .*got the string 'layers.0'"),
     ],
 )
-def test_names_that_cannot_be_recorded(model, names, words):
-    with pytest.raises(UserError, match=words), record(model, names):
+def test_names_that_cannot_be_recorded(model, names, message):
+    with pytest.raises(UserError, match=message), record(model, names):
         pass
     assert not hooks_of(model)
 
 
-def test_the_head_reads_every_layer(model, batch):
+def test_the_logit_lens_applies_s_and_e_to_every_layer(model, batch):
     with torch.no_grad():
         states = states_of(model, batch)
         found = logit_lens(model, states.values())
@@ -368,11 +367,11 @@ def test_the_head_reads_every_layer(model, batch):
         assert same(BertOutput(*found[-1]), model(batch))
 
 
-# --- no traces -----------------------------------------------------------------------------------
+# --- cleanup, nesting, copies, threads -----------------------------------------------------------
 
 
 def hooks_of(model: nn.Module) -> list[str]:
-    """The modules that have hooks."""
+    """Return the names of the modules that have hooks."""
     return [
         name
         for name, module in model.named_modules()
@@ -390,7 +389,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(model, batch, fails):
+def test_all_hooks_are_removed(model, batch, fails):
     plain = run(model, batch)
     with (
         pytest.raises(ZeroDivisionError) if fails else nullcontext(),
@@ -404,7 +403,7 @@ def test_nothing_is_left_behind(model, batch, fails):
     assert same(run(model, batch), plain)
 
 
-def test_nested_changes_add_up(model, batch):
+def test_nested_interventions_combine(model, batch):
     both = run(model, batch, skip_layers={0}, mask_heads={(1, 2)})
     with intervene(model, skip_layers={0}):
         assert same(run(model, batch, mask_heads={(1, 2)}), both)
@@ -412,8 +411,8 @@ def test_nested_changes_add_up(model, batch):
     assert same(once, run(model, batch, skip_layers={0}))
 
 
-def test_a_copy_is_recorded_and_changed_as_long_as_the_model_is(model, batch, other):
-    """As an ``Evaluator`` measures one."""
+def test_copies_are_recorded_and_changed_while_the_context_is_active(model, batch, other):
+    """An ``Evaluator`` makes such a copy."""
     plain = run(model, other)
     with record(model, [*NAMES, *attention_names(model)]) as seen, intervene(model, **CHANGES):
         expected, copied = model(batch), copy.deepcopy(model)
@@ -425,10 +424,10 @@ def test_a_copy_is_recorded_and_changed_as_long_as_the_model_is(model, batch, ot
     assert len(seen["layers.0.attention.probabilities"]) == len(LENGTHS)
 
 
-def test_threads_that_share_a_model_do_not_disturb_one_another(model, batch, other):
-    """Each records and changes what it wants, all at the same time."""
-    wanted = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
-    all_in = threading.Barrier(len(wanted), timeout=60)
+def test_threads_that_share_a_model_are_independent(model, batch, other):
+    """Each has its own recording and intervention at the same time."""
+    cases = [(skipped, given) for skipped in range(LAYERS) for given in (batch, other)]
+    all_in = threading.Barrier(len(cases), timeout=60)
 
     def work(skipped: int, given: PackedBatch) -> Recording:
         names = [*NAMES, *attention_names(model)]
@@ -439,17 +438,17 @@ def test_threads_that_share_a_model_do_not_disturb_one_another(model, batch, oth
             all_in.wait()
         return seen
 
-    with ThreadPoolExecutor(len(wanted)) as pool:
-        together = list(pool.map(work, *zip(*wanted, strict=True)))
+    with ThreadPoolExecutor(len(cases)) as pool:
+        together = list(pool.map(work, *zip(*cases, strict=True)))
     assert not hooks_of(model)
-    for seen, (skipped, given) in zip(together, wanted, strict=True):
-        alone = states_of(model, given, skip_layers={skipped})
-        torch.testing.assert_close({name: seen[name] for name in NAMES}, alone)
+    for seen, (skipped, given) in zip(together, cases, strict=True):
+        expected = states_of(model, given, skip_layers={skipped})
+        torch.testing.assert_close({name: seen[name] for name in NAMES}, expected)
         assert {len(seen[name]) for name in attention_names(model)} == {len(LENGTHS)}
 
 
-def test_the_threads_of_a_runtime_work_for_the_one_that_entered(model, monkeypatch):
-    """Two are always in their midst at once, with windows of other lengths."""
+def test_worker_threads_of_a_runtime_inherit_the_hooks(model, monkeypatch):
+    """Two passes with different window lengths always run at once."""
     batches = [our_batch(*random_windows(lengths)) for lengths in (LENGTHS, (20, 9))] * 4
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     changes = {"skip_layers": {0}, "mean_heads": {(1, 2)}}
@@ -460,7 +459,7 @@ def test_the_threads_of_a_runtime_work_for_the_one_that_entered(model, monkeypat
         threads.add(threading.get_ident())
         both.wait()
 
-    # In attention: one thread's windows are known, and then the other's.
+    # In attention, after each thread has stored the lengths of its windows.
     handle = model.layers[1].attention.query.register_forward_hook(meet)
     names = ["", *NAMES, *attention_names(model)]
     try:
@@ -478,7 +477,7 @@ def test_the_threads_of_a_runtime_work_for_the_one_that_entered(model, monkeypat
 
 
 @torch.no_grad()
-def test_what_an_answerer_computes_is_recorded(folder):
+def test_a_question_answerer_can_be_recorded(folder):
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
     names = [*hidden_state_names(qa.model), *attention_names(qa.model), "head"]
     with record(qa.model, names) as seen:

@@ -1,4 +1,4 @@
-"""The page of an answer: whole, closed, and the same in a real browser."""
+"""The explanation page: well-formed, self-contained, and functional in a browser."""
 
 import json
 import re
@@ -23,11 +23,11 @@ from tests.browser import CHROMIUM, Browser, Page
 from tests.commands.world import call
 from tests.explain.conftest import CONTEXT, NEGATIVE, NEVER, NO_TOKENS, QUESTION, Explain
 
-WICKED = (
+HOSTILE = (
     '</script><script>alert(1)</script><!-- <b title="x\'y">&amp;amp; \x00\x1b[2J\x85 \u202eturned '
     "שלום עולם, مرحبا ]]> \ufffe <style>*{display:none}</style> ]"
 )
-SVG = "http://www.w3.org/2000/svg"  # a name, which no browser fetches
+SVG = "http://www.w3.org/2000/svg"  # XML namespace
 
 Pages, Explanations = dict[str, str], dict[str, Explanation]
 
@@ -35,14 +35,14 @@ Pages, Explanations = dict[str, str], dict[str, Explanation]
 @pytest.fixture(scope="module")
 def explanations(explained: Explain, rough: Prediction) -> Explanations:
     short = WindowSettings(128, 8)
-    # Question, text, model and vocabulary are of somebody who means ill.
-    wicked = explained(WICKED, WICKED, windows=WindowSettings(384, 128), model_name=WICKED)
-    tokens = tuple(f"{token}'\"></span><b>\x1b" for token in wicked.tokens)
+    # Question, text, model and vocabulary contain markup and control characters.
+    hostile = explained(HOSTILE, HOSTILE, windows=WindowSettings(384, 128), model_name=HOSTILE)
+    tokens = tuple(f"{token}'\"></span><b>\x1b" for token in hostile.tokens)
     return {
         "plain": explained(model_name="tiny", answered_in="bf16", prediction=rough),
         "negative": explained(decoding=NEGATIVE),
         "never": explained(decoding=NEVER, windows=short),
-        "wicked": replace(wicked, tokens=tokens),
+        "hostile": replace(hostile, tokens=tokens),
         "no tokens": explained(NO_TOKENS, NO_TOKENS),
         "no tokens, v2": explained(NO_TOKENS, NO_TOKENS, decoding=NEGATIVE),
         "top20": explained(decoding=replace(NEGATIVE, decoder="top20")),
@@ -57,25 +57,25 @@ def pages(explanations: Explanations) -> Pages:
 
 
 def read(text: str) -> str:
-    """What one reads of a page."""
+    """Return the text of a page without tags."""
     return " ".join(re.sub("<[^>]+>", " ", text).split())
 
 
 def section_of(text: str, key: str) -> str:
-    """A section of a page."""
+    """Return a section of a page."""
     return text.partition(f'<section id="{key}"')[2].partition("</section>")[0]
 
 
-# --- its structure -------------------------------------------------------------------------------
+# --- structure -----------------------------------------------------------------------------------
 
 
 KINDS = [
-    "plain", "negative", "never", "wicked", "no tokens", "no tokens, v2", "top20", "accents",
+    "plain", "negative", "never", "hostile", "no tokens", "no tokens, v2", "top20", "accents",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_page_is_well_formed_and_closed(pages, kind):
+def test_the_page_is_well_formed_and_self_contained(pages, kind):
     found = helpers.Page(pages[kind])
     attributes = [a for _, a in found.seen]
     ids = Counter(a["id"] for a in attributes if "id" in a)
@@ -86,7 +86,7 @@ def test_the_page_is_well_formed_and_closed(pages, kind):
         assert not {"src", "srcset", "data", "action"} & set(a)
         link = a.get("href", "#")
         assert link.startswith("#") and (link == "#" or link[1:] in ids)
-        assert not any(name.startswith("on") for name in a)  # no scripts but the one
+        assert not any(name.startswith("on") for name in a)  # no inline event handlers
     labelled = {a["for"] for a in found.all("label")}
     for control in [*found.all("input"), *found.all("select")]:
         assert control["id"] in labelled
@@ -102,7 +102,7 @@ def test_the_page_is_well_formed_and_closed(pages, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_texts(pages, explanations, kind):
+def test_texts_are_escaped(pages, explanations, kind):
     found, e = helpers.Page(pages[kind]), explanations[kind]
     assert [a.get("type") for a in found.all("script")] == ["application/json", None]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", pages[kind])
@@ -111,20 +111,20 @@ def test_texts_are_texts(pages, explanations, kind):
     assert json.loads(found.inside["script"][0])["tokens"] == tokens
     titles = [a["title"] for a in found.all("span") if a.get("class", "").startswith("t ")]
     assert [title.rpartition(": ")[0] for title in titles] == 3 * tokens
-    assert len(found.all("b")) == 2  # probability and score; none of the vocabulary
+    assert len(found.all("b")) == 2  # probability and score; none from the vocabulary
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_picture_has_its_formula_and_its_code(pages, explanations, kind):
+def test_every_section_has_a_formula_and_code(pages, explanations, kind):
     for key, group in sources(explanations[kind].decoding).items():
         section = section_of(pages[kind], key)
         assert "<math" in section
         for source in group:
-            assert source.place in section and f'href="#{source.anchor}"' in section
+            assert source.location in section and f'href="#{source.anchor}"' in section
             assert f'id="{source.anchor}"' in section_of(pages[kind], "code")
 
 
-def test_formulas_are_whole(pages):
+def test_formulas_are_valid_mathml(pages):
     formulas = set(re.findall(r"<math.*?</math>", pages["negative"], re.DOTALL))
     assert len(formulas) == 10
     assert formulas - set(re.findall(r"<math.*?</math>", pages["plain"], re.DOTALL)) == {
@@ -136,7 +136,7 @@ def test_formulas_are_whole(pages):
         assert node.tag not in ("mi", "mo", "mn") or node.text
 
 
-def test_the_numbers_stand_in_the_page(pages, explanations):
+def test_the_page_has_the_numbers(pages, explanations):
     text, e = pages["plain"], explanations["plain"]
     plain, answer = read(text).replace("−", "-"), e.answer.answer
     assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
@@ -154,7 +154,7 @@ def test_the_numbers_stand_in_the_page(pages, explanations):
 
 @pytest.mark.parametrize("kind", ["plain", "accents", "never"])
 def test_the_answer_is_marked_in_its_text(pages, explanations, kind):
-    """No blank is added to the text, and none is lost; an accent stays with its letter."""
+    """Whitespace is unchanged, and an accent stays with its letter."""
     text, e = pages[kind], explanations[kind]
     shown = re.search(r'<p class="text"[^>]*>(.*?)</p>', text, re.DOTALL)
     assert shown and re.sub("<[^>]+>", "", shown[1]) == e.context
@@ -163,25 +163,25 @@ def test_the_answer_is_marked_in_its_text(pages, explanations, kind):
     assert ('class="outside"' in text) == (kind == "plain")
 
 
-SAID = {
-    # Which numbers are in which precision: where two stand beside each other, and only there.
+NOTES = {
+    # The precision is named if there are two.
     "plain": [
-        "explained in fp32", "best first, in bf16 ", "so are its scores and probability",
-        "the table of windows among them, are in fp32.", "(k, l) of all windows: those with",
+        "explained in fp32", "best first, in bf16 ", "the other best spans are in bf16",
+        "including the table of windows, are in fp32.", "(k, l) of all windows: those with",
     ],
     "negative": [
         "best first Answer", "(no answer)", "The null score is", "all windows, “no answer” among",
     ],
-    "top20": ["first table alone, “no answer” among", "The 20 best starts and the 20 best ends"],
-    "no tokens, v2": ["The text has no span", "The window has no span."],
-    "flat": ["divided by the model's temperature, 2.5, before they become these probabilities"],
+    "top20": ["its rows only, “no answer” among", "the 20 best starts and the 20 best ends"],
+    "no tokens, v2": ["The context has no span", "The window has no span."],
+    "flat": ["divided by the model's temperature, 2.5, before"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", SAID)
-def test_what_is_said_of_the_numbers(pages, kind):
+@pytest.mark.parametrize("kind", NOTES)
+def test_notes_on_the_numbers(pages, kind):
     found = read(pages[kind])
-    assert [text for text in SAID[kind] if text not in found] == []
+    assert [text for text in NOTES[kind] if text not in found] == []
     assert ("The null score" in found) == (kind in ("negative", "top20", "flat"))
     assert ("are in fp32." in found) == (kind == "plain")
     assert not re.search(r"\d{12}\.", found)
@@ -192,8 +192,8 @@ def test_what_is_said_of_the_numbers(pages, kind):
     [(5, 2, False), (0.5, 2, False), (0.05, 3, False), (0.005, 3, True), (1e-6, 3, True),
      (0, 3, True)],
 )  # fmt: skip
-def test_what_no_head_is_needed_for(explanations, most, decimals, sure):
-    """Of small effects there are more digits, and nothing is left of what is smaller still."""
+def test_decimals_of_head_effects(explanations, most, decimals, sure):
+    """Small effects have more decimals, and effects that round to zero are "0"."""
     inside = explanations["plain"].inside
     heads = inside.head_effects / inside.head_effects.abs().max() * most
     layers = inside.layer_effects / inside.layer_effects.abs().max() * (0.5 if most else 0)
@@ -211,7 +211,7 @@ def test_what_no_head_is_needed_for(explanations, most, decimals, sure):
     assert ("No head changes" in text) == sure
     assert ("The answer depends most on" in text) != sure
     whole = re.findall(r'<td class="effect whole[^>]*>([^<]*)</td>', text)
-    assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # its own
+    assert {len(cell.partition(".")[2]) for cell in whole} <= {0, 2}  # independent of the heads
     assert (set(whole) == {"0"}) == (most == 0)
 
 
@@ -220,29 +220,29 @@ def large(explained: Explain) -> Explanation:
     return explained(context=CONTEXT * 12, windows=WindowSettings(384, 128), steps=1)
 
 
-def test_a_large_window_stays_small(large):
+def test_the_page_of_a_large_window_is_small(large):
     assert len(large.tokens) == 384
     text = page(large)
     assert len(text.encode()) < 3_000_000
     attention = sum(map(len, re.findall(r'"[A-Za-z0-9+/=]{200,}"', text)))
-    # The same with all the attention that a page may hold; the tables of 24 layers are small.
+    # The same with as much attention as the budget allows; the tables of 24 layers are small.
     assert len(text.encode()) - attention + BUDGET < 2_900_000
     assert text.count('class="t ') == 3 * 384
 
 
-def test_small_helpers():
+def test_percent_and_direction():
     assert [percent(p) for p in (0, 1e-9, 0.0123, 0.5, 1)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
     assert direction_of("12 שלום abc") == "rtl" and direction_of("12") == "ltr"
 
 
-# --- the commands --------------------------------------------------------------------------------
+# --- commands ------------------------------------------------------------------------------------
 
 Ask = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """A command in this process: its exit code, and what it printed."""
+    """Run a command in this process; its exit code and output."""
 
     def run(command: str, *flags: object) -> tuple[int, str, str]:
         flags = tuple(folder if flag == "FOLDER" else flag for flag in flags)
@@ -265,7 +265,7 @@ def test_infer_writes_the_page_and_prints_the_answer(run, tmp_path, flags):
     file = tmp_path / "answer.html"
     code, plain, _ = run("infer", *ASKED, *flags)
     assert code == 0
-    # No progress where there is no terminal.
+    # No progress bar without a terminal.
     assert run("infer", *ASKED, *flags, "--explain", file) == (0, plain, f"wrote {file}\n")
     helpers.Page(file.read_text(encoding="utf-8"))
     assert [path.name for path in tmp_path.iterdir()] == ["answer.html"]
@@ -276,20 +276,20 @@ def test_the_command_explains_as_infer_does(run, tmp_path):
     _, printed, _ = run("infer", *ASKED, "--explain", first, "--top_k", 2)
     assert run("explain", *ASKED, second, "--top_k", 2) == (0, printed, f"wrote {second}\n")
     assert first.read_bytes() == second.read_bytes()
-    code, _, said = run("explain", *ASKED, second)
-    assert code == 2 and "is there already: name another file, or pass --overwrite" in said
+    code, _, message = run("explain", *ASKED, second)
+    assert code == 2 and second.name in message and "--overwrite" in message
     assert run("explain", *ASKED, second, "--overwrite")[0] == 0
     in_terminal = run("explain", *ASKED)
     assert in_terminal[1].startswith(QUESTION) and "\x1b" not in in_terminal[1]
     assert (
         run("infer", *ASKED, "--explain") == run("infer", *ASKED, "--explain", "-") == in_terminal
     )
-    code, _, said = run("explain", *ASKED[:-4])
-    assert code == 2 and "--question is missing" in said
+    code, _, message = run("explain", *ASKED[:-4])
+    assert code == 2 and "--question" in message
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])
-def test_colours_are_for_terminals(run, variable, monkeypatch):
+def test_colours_in_a_terminal(run, variable, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     if variable:
@@ -299,34 +299,32 @@ def test_colours_are_for_terminals(run, variable, monkeypatch):
     assert code == 0 and ("\x1b[" in out) == (not variable)
 
 
-ALONE = "--explain explains one answer"
-
-
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "facts"),
     [
-        ([*ASKED, "--explain", "there.html"], "--explain there.html is there already"),
-        ([*ASKED, "--explain", "no/a.html"], "no folder no"),
-        ([*ASKED, "--explain", "."], "is a folder"),
-        ([*ASKED, "--explain", "--json"], "without a file prints text"),
-        (["--model", "FOLDER", "--demo", "--explain", "new.html"], ALONE),
-        (["--model", "FOLDER", "--explain", "new.html"], ALONE),
-        (["--input", "there.html", "--output_dir", "o", "--explain", "new.html"], ALONE),
-        ([*ASKED[:-1], " ", "--explain", "new.html"], "the context is"),
+        ([*ASKED, "--explain", "there.html"], ["--explain", "there.html"]),
+        ([*ASKED, "--explain", "no/a.html"], ["--explain", "no"]),
+        ([*ASKED, "--explain", "."], ["--explain", "folder"]),
+        ([*ASKED, "--explain", "--json"], ["--explain"]),
+        (["--model", "FOLDER", "--demo", "--explain", "new.html"], ["--explain"]),
+        (["--model", "FOLDER", "--explain", "new.html"], ["--explain"]),
+        (["--input", "there.html", "--output_dir", "o", "--explain", "new.html"], ["--explain"]),
+        ([*ASKED[:-1], " ", "--explain", "new.html"], ["context", "' '"]),
     ],
 )
-def test_infer_refuses_what_it_cannot_explain(run, tmp_path, monkeypatch, flags, words):
+def test_infer_refuses_what_it_cannot_explain(run, tmp_path, monkeypatch, flags, facts):
     monkeypatch.chdir(tmp_path)
     Path("there.html").write_text("mine")
-    code, out, said = run("infer", *flags)
-    assert code == 2 and words in said and said.count("\n") == 1 and out == ""
+    code, out, message = run("infer", *flags)
+    assert code == 2 and message.count("\n") == 1 and out == ""
+    assert all(fact in message for fact in facts), message
     assert Path("there.html").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
 
 
-# --- in a browser --------------------------------------------------------------------------------
+# --- browser -------------------------------------------------------------------------------------
 
-in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 Show = Callable[..., Page]
 CHOSEN = "#attention-tokens [aria-selected=true]"
 
@@ -340,7 +338,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path) -> Show:
-    """Open a page, and wait until its script has drawn it."""
+    """Open a page and wait for its script."""
 
     def opened(text: str, *, scripts: bool = True, dark: bool = False) -> Page:
         (tmp_path / "page.html").write_text(text, encoding="utf-8")
@@ -354,7 +352,7 @@ def show(browser: Browser, tmp_path: Path) -> Show:
 
 @pytest.fixture
 def tab(show: Show, pages: Pages) -> Iterator[Page]:
-    """The plain page, which never complains."""
+    """The plain page in a browser tab."""
     tab = show(pages["plain"])
     yield tab
 
@@ -369,23 +367,23 @@ def text_of(tab: Page, selector: str) -> str:
 
 
 def wait_for_head(tab: Page, layer: int, head: int) -> None:
-    says = "document.getElementById('attention-says').textContent"
-    tab.wait(f"{says}.startsWith('Layer {layer}, head {head}:')")
+    summary = "document.getElementById('attention-summary').textContent"
+    tab.wait(f"{summary}.startsWith('Layer {layer}, head {head},')")
 
 
 @in_browser
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_loads_without_a_complaint(show, pages, kind):
+def test_the_page_loads_without_errors(show, pages, kind):
     tab = show(pages[kind])
     for width in (1280, 390):
         tab.resize(width, 900)
-        assert tab.run("document.documentElement.scrollWidth") <= width  # no sideways scrolling
+        assert tab.run("document.documentElement.scrollWidth") <= width  # no horizontal scrolling
     assert tab.complaints() == []
     assert tab.run("document.querySelectorAll('script').length") == 2
 
 
-# Of each table: whether it goes on beyond its frame, and ends within it once it is moved there; and
-# at how many of its corners a shadow says so.
+# For each table: whether it overflows its frame, whether its end is visible after scrolling, and
+# how many shadows indicate that it can be scrolled.
 TABLES = """[...document.querySelectorAll('.scroll')].map(frame => {
   frame.scrollLeft = frame.scrollWidth
   const heads = frame.querySelectorAll('thead th'), last = heads[heads.length - 1]
@@ -396,32 +394,32 @@ TABLES = """[...document.querySelectorAll('.scroll')].map(frame => {
 
 
 @in_browser
-def test_no_column_is_cut_on_a_phone(tab: Page) -> None:
+def test_all_columns_are_reachable_on_a_phone(tab: Page) -> None:
     tab.resize(420, 900)
     tables = tab.run(TABLES)
     assert len(tables) > 5
     assert all(ends and shadows == 2 for _, _, ends, shadows in tables)
-    goes_on = {kind: more for kind, more, _, _ in tables}
-    assert not goes_on["numbers readings"]
+    overflows = {kind: more for kind, more, _, _ in tables}
+    assert not overflows["numbers readings"]
 
 
 @in_browser
 @pytest.mark.parametrize(
-    ("old", "new"), [('id="lens-says"', 'id="x"'), ("</main>", "<script>1</script>")]
+    ("old", "new"), [('id="lens-summary"', 'id="x"'), ("</main>", "<script>1</script>")]
 )
-def test_a_complaint_is_noticed(browser, pages, tmp_path, old, new):
-    """What the test above relies on: a broken script, and one that the page does not allow."""
+def test_errors_are_detected(browser, pages, tmp_path, old, new):
+    """The tests above rely on this: a broken script, and one that the page's policy forbids."""
     (tmp_path / "broken.html").write_text(pages["plain"].replace(old, new, 1), encoding="utf-8")
     assert browser.open(tmp_path / "broken.html").complaints() != []
 
 
 @in_browser
-def test_the_layer_slider_moves_by_keyboard(tab, e):
+def test_the_layer_slider_works_with_the_keyboard(tab, e):
     tab.run("document.getElementById('lens-layer').focus()")
     for layer in (2, 1, 0):
         tab.press("ArrowLeft")
         tab.wait(f"document.querySelector('.now').id === 'layer-{layer}'")
-        assert " ".join(e.layers[layer].best.answer.text.split()) in text_of(tab, "#lens-says")
+        assert " ".join(e.layers[layer].best.answer.text.split()) in text_of(tab, "#lens-summary")
         shares = tab.run(
             "[...document.querySelectorAll('#lens-tokens .t')]"
             ".map((t) => Number(t.style.getPropertyValue('--s')))"
@@ -431,9 +429,9 @@ def test_the_layer_slider_moves_by_keyboard(tab, e):
 
 
 @in_browser
-def test_any_head_and_any_token(tab, e):
-    words = [*e.question_places, *e.context_starts]
-    place = 3
+def test_attention_of_any_head_and_token(tab, e):
+    words = [*e.question_tokens, *e.context_tokens]
+    token = 3
     for layer, head in ((0, 2), (2, 1)):
         tab.run(
             f"for (const [id, value] of [['layer', {layer}], ['head', {head}]]) {{"
@@ -444,27 +442,27 @@ def test_any_head_and_any_token(tab, e):
         tab.run("document.querySelectorAll('#attention-tokens .t')[2].click()")
         tab.press("ArrowRight")
         assert tab.run(f"document.activeElement === document.querySelector('{CHOSEN}')")
-        assert f"“\u2068{e.tokens[place]}\u2069”" in text_of(tab, "#attention-says")
+        assert f"“\u2068{e.tokens[token]}\u2069”" in text_of(tab, "#attention-summary")
         square = e.inside.attentions[layer, head]
-        for key, values in (("from", square[place]), ("to", square[:, place])):
+        for key, values in (("from", square[token]), ("to", square[:, token])):
             bytes_ = quantised(values)
             most = max(bytes_[i] for i in words)
-            best = next(i for i in words if bytes_[i] == most)  # the first of those in one step
+            best = next(i for i in words if bytes_[i] == most)  # the first of a tie
             row = text_of(tab, f"#attention-{key} tr")
             assert row.startswith(e.tokens[best])
             shown = float(row.removeprefix(e.tokens[best]).strip("<%"))
             assert shown == pytest.approx(100 * float(values[best]), abs=0.9)
     tab.run("document.getElementById('attention-way-to').click()")
-    assert "is looked at by" in text_of(tab, "#attention-says")
+    assert "attention to" in text_of(tab, "#attention-summary")
     tab.run("document.getElementById('attention-words').click()")
     tab.run("document.querySelector('[data-preset=question]').click()")
-    assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == len(e.question_places)
-    assert "the question" in text_of(tab, "#attention-says")
+    assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == len(e.question_tokens)
+    assert "the question" in text_of(tab, "#attention-summary")
 
 
 @in_browser
-def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(show, large):
-    """Changes, not seconds, so that it holds on a busy machine: of tokens, not of their pairs."""
+def test_a_key_press_changes_each_of_384_tokens_a_few_times(show, large):
+    """The cost is linear in the tokens. It counts changes, so it holds on a busy machine."""
     tab = show(page(large))
     tab.run("document.querySelectorAll('#attention-tokens .t')[40].click()")
     changes = tab.run(
@@ -475,20 +473,20 @@ def test_a_key_at_384_tokens_changes_each_of_them_a_few_times(show, large):
         "return seen.takeRecords().length }) })()"
     )
     assert tab.run(f"document.querySelectorAll('{CHOSEN}').length") == 1
-    assert "“" in text_of(tab, "#attention-says")
+    assert "“" in text_of(tab, "#attention-summary")
     assert all(len(large.tokens) <= count <= 5 * len(large.tokens) for count in changes)
     assert tab.complaints() == []
 
 
 @in_browser
-def test_a_look_of_which_a_part_is_kept_is_said_to_be_one(show, e, monkeypatch):
+def test_the_summary_states_that_attention_is_incomplete(show, e, monkeypatch):
     monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
-    said = text_of(show(page(e)), "#attention-says")
-    assert re.search(r"at least .* the page holds \d+% of it\.$", said), said
+    summary = text_of(show(page(e)), "#attention-summary")
+    assert re.search(r"At least .* the page contains \d+% of it\.$", summary), summary
 
 
 @in_browser
-def test_a_head_that_matters_leads_to_what_it_looks_at(tab, e):
+def test_links_of_heads_show_their_attention(tab, e):
     tab.run("document.querySelectorAll('a[data-head]')[1].focus()")
     tab.press("Enter")
     wait_for_head(tab, *e.inside.most_needed(2)[1][:2])
@@ -496,7 +494,7 @@ def test_a_head_that_matters_leads_to_what_it_looks_at(tab, e):
 
 
 @in_browser
-def test_a_runner_up_shows_itself_in_the_text(tab, e):
+def test_a_focused_candidate_is_highlighted_in_the_text(tab, e):
     number, candidate = next(
         (i, c) for i, c in enumerate(e.candidates) if i != e.chosen and c.window == e.window
     )
@@ -511,7 +509,7 @@ def test_a_runner_up_shows_itself_in_the_text(tab, e):
 
 
 @in_browser
-def test_the_parts_of_start_and_end(tab, e):
+def test_attributions_of_start_and_end(tab, e):
     ends = e.inside.end_parts.tokens
     strongest = int(ends.abs().argmax())
     tab.run("document.getElementById('parts-of-end').click()")
@@ -521,35 +519,35 @@ def test_the_parts_of_start_and_end(tab, e):
 
 
 @in_browser
-def test_it_is_whole_without_scripts(show, pages):
+def test_the_page_is_complete_without_javascript(show, pages):
     tab = show(pages["plain"], scripts=False)
     for controls in ("#lens-controls", "#attention-controls", "#parts-controls"):
         assert not tab.is_shown(controls)
-    for picture in (
+    for figure in (
         ".text", ".spans", ".matrix", ".chart", ".effects", "#attention-from", "#parts-tokens",
         "noscript p",
     ):  # fmt: skip
-        assert tab.is_shown(picture), picture
+        assert tab.is_shown(figure), figure
 
 
 @in_browser
-def test_whoever_hears_the_page_hears_what_each_control_is(tab):
+def test_every_control_has_an_accessible_name(tab):
     controls = (
         "button", "combobox", "slider", "radio", "checkbox", "link", "listbox", "option", "table",
     )  # fmt: skip
-    heard: Counter[str] = Counter()
+    roles: Counter[str] = Counter()
     for node in tab.send("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value")
         if role in controls and not node.get("ignored"):
             assert node.get("name", {}).get("value"), node
-            heard[role] += 1
-    assert heard["combobox"] == 2 and heard["slider"] == 1 and heard["radio"] == 5
-    assert heard["option"] > 20 and heard["button"] == 2 and heard["table"] >= 8
+            roles[role] += 1
+    assert roles["combobox"] == 2 and roles["slider"] == 1 and roles["radio"] == 5
+    assert roles["option"] > 20 and roles["button"] == 2 and roles["table"] >= 8
 
 
 @in_browser
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_picture_of_it_is_no_blank(show, pages, tmp_path, dark):
+def test_light_and_dark_screenshots(show, pages, tmp_path, dark):
     tab = show(pages["plain"], dark=dark)
     tab.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
