@@ -7,7 +7,7 @@ flat arrays.
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +31,7 @@ from bertqa.errors import UserError, shown
 from bertqa.files import write_json, write_text
 
 _AT_ONCE = 4096  # texts that are encoded together: bounds the memory, keeps the threads busy
+KEPT_CONTEXTS, KEPT_CHARACTERS = 1024, 2**20  # most that a tokenizer keeps the tokens of
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class TokenTable:
     def rows(self, text: int) -> slice:
         """Where the tokens of one text stand."""
         return slice(int(self.bounds[text]), int(self.bounds[text + 1]))
+
+    def split(self) -> Iterable[Tensor]:
+        """The tokens of each text: ids, starts and ends as views, ``(3, tokens)`` int32."""
+        return torch.stack([self.ids, self.starts, self.ends]).split(self.lengths.tolist(), dim=1)
+
+    @classmethod
+    def joined(cls, parts: list[Tensor]) -> "TokenTable":
+        """The table that ``split`` gives these parts of; there must be one or more."""
+        bounds = torch.tensor([0, *(part.shape[1] for part in parts)]).cumsum(0)
+        ids, starts, ends = torch.cat(parts, dim=1)
+        return cls(ids, starts, ends, bounds)
 
 
 class BertTokenizer:
@@ -87,6 +99,7 @@ class BertTokenizer:
         # Asking the library for the whole vocabulary would take a third of the time of loading.
         ids = chain(files.vocabulary.values(), backend.get_added_tokens_decoder())
         self.vocab_size = max(ids) + 1
+        self._kept: dict[str, Tensor] = {}  # by text, the least recently used first
 
     @classmethod
     def load(cls, folder: Path) -> "BertTokenizer":
@@ -110,6 +123,29 @@ class BertTokenizer:
         bounds = torch.zeros(len(texts) + 1, dtype=torch.int64)
         torch.cumsum(_tensor(lengths, torch.int64), 0, out=bounds[1:])
         return TokenTable(_tensor(ids, torch.int32), starts.contiguous(), ends.contiguous(), bounds)
+
+    def encode_contexts(self, texts: Sequence[str]) -> TokenTable:
+        """Encode distinct texts; the tokens of those that were encoded last are kept.
+
+        So a context is tokenised once for all consecutive questions about it, also where these are
+        encoded in several calls. The least recently used go first: ``KEPT_CONTEXTS`` texts of
+        together ``KEPT_CHARACTERS`` characters stay, at most.
+        """
+        kept = dict(self._kept)  # a copy, since several threads may do this at once
+        known = {text: kept.pop(text) for text in texts if text in kept}
+        new = [text for text in texts if text not in known]
+        table = self.encode(new)
+        parts = known | dict(zip(new, table.split(), strict=True))
+        kept |= {text: parts[text] for text in texts}
+        size = sum(map(len, kept))
+        for text in list(kept):
+            if len(kept) <= KEPT_CONTEXTS and size <= KEPT_CHARACTERS:
+                break
+            size -= len(text)
+            del kept[text]
+        # Copies, since a view would keep the memory of the whole table.
+        self._kept = kept | {text: kept[text].clone() for text in new if text in kept}
+        return TokenTable.joined([parts[text] for text in texts]) if known else table
 
     def _encode_part(self, texts: Sequence[str]) -> list[Encoding]:
         whole = [SURROGATES.sub("\ufffd", text) for text in texts]

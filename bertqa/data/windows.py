@@ -119,7 +119,7 @@ def make_windows(
     row_of: dict[str, int] = {}  # of each distinct context
     rows = [row_of.setdefault(e.context, len(row_of)) for e in examples]
     context_of = torch.tensor(rows, dtype=torch.int64)
-    contexts = tokenizer.encode(list(row_of))
+    contexts = tokenizer.encode_contexts(list(row_of))
     questions = tokenizer.encode([e.question for e in examples])
     context_lengths = contexts.lengths[context_of]
     questions, cut_questions = _fit_questions(questions, context_lengths, examples, settings)

@@ -1,15 +1,20 @@
 """Load once, ask many times: what comes in, what comes out, what is refused."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from bertqa import AnswerBatch, pipeline
 from bertqa.answering import answerer as answering
 from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.blocks import BlockAnswerer
+from bertqa.data import tokenization
 from bertqa.data.graphemes import joined_clusters
-from bertqa.data.readers import read_examples
+from bertqa.data.readers import Row, read_examples
 from bertqa.data.squad import Example
+from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model import hub
 from bertqa.model.hub import find_folder
@@ -221,6 +226,61 @@ def test_a_stream_is_read_as_its_answers_are_taken(qa, monkeypatch, size):
         assert prediction.id == str(number)
         assert len(read) == min(size, 3 * (number // 3 + 1))
     assert len(read) == min(size, 9)
+
+
+def by_threes(items):
+    return [items[n : n + 3] for n in range(0, len(items), 3)]
+
+
+def by_calls(folder, examples):
+    qa = load(folder)
+    return [qa(e.question, e.context) for e in examples]
+
+
+def by_blocks_of_a_file(folder, examples):
+    answer = BlockAnswerer(load(folder), top_k=2, all_offsets=False)
+    rows = [Row(n, "", b"", example) for n, example in enumerate(examples)]
+    return [answer(part) for part in by_threes(rows)]
+
+
+def by_batches(folder, examples):
+    answers = AnswerBatch(folder, device="cpu", precision="fp32")
+    columns = ([e.question for e in examples], [e.context for e in examples])
+    parts = zip(*map(by_threes, columns), strict=True)
+    return [answers({"question": questions, "context": texts}) for questions, texts in parts]
+
+
+def by_pipeline(folder, examples, **options):
+    ask = pipeline(model=str(folder), device="cpu", **options)
+    return list(ask(example for example in examples))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda folder, examples: [*load(folder).answer(examples)],
+        by_calls,
+        by_blocks_of_a_file,
+        by_batches,
+        by_pipeline,
+        partial(by_pipeline, scores="transformers", align_to_words=True),
+    ],
+)
+def test_a_context_of_consecutive_questions_is_tokenised_once(folder, monkeypatch, ask):
+    """However many blocks the questions are in; the answers are those of tokens made anew."""
+    contexts = [CONTEXT] * 5 + [CONTEXT.upper() * 9] * 4 + [CONTEXT[::-1]] * 4
+    examples = [Example(str(n), (WHO, WHERE, WHAT)[n % 3], c) for n, c in enumerate(contexts)]
+    encode, encoded = BertTokenizer.encode, []
+    monkeypatch.setattr(answering, "AT_ONCE", 3)
+    monkeypatch.setattr(
+        BertTokenizer, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts)
+    )
+    found = ask(folder, examples)
+    assert [encoded.count(context) for context in dict.fromkeys(contexts)] == [1, 1, 1]
+    monkeypatch.setattr(tokenization, "KEPT_CONTEXTS", 0)
+    monkeypatch.setattr("bertqa.answering.pickling._loaded", {})  # which keeps the last model
+    assert ask(folder, examples) == found
+    assert encoded.count(CONTEXT) >= 1 + 2
 
 
 def test_bf16_answers_nearly_as_fp32_does(folder, qa):

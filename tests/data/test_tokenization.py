@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 from transformers import BertTokenizer as TheirTokenizer
 
+from bertqa.data import tokenization
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from tests.corpus import PAIRS, TEXTS
@@ -327,6 +328,38 @@ def test_settings_that_are_neither_true_nor_false(folder, key, value):
 def test_special_tokens_that_are_no_tokens(folder, key, value):
     add_settings(folder, **{key: value})
     refusal(folder, repr(value))
+
+
+# --- contexts that come again --------------------------------------------------------------------
+
+
+def test_contexts_that_come_again_have_the_tokens_that_they_had(folder, monkeypatch):
+    ours, encoded = BertTokenizer.load(folder), []
+    encode = BertTokenizer.encode
+    monkeypatch.setattr(
+        BertTokenizer, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts)
+    )
+    texts = [*dict.fromkeys(TEXTS)]
+    for part in (texts[:20], texts[5:30], texts[29::-1], [], texts[:1], texts):
+        found, wanted = ours.encode_contexts(part), encode(ours, part)
+        for name, column in vars(wanted).items():
+            assert getattr(found, name).equal(column), name
+            assert getattr(found, name).dtype == column.dtype
+    assert encoded == texts
+
+
+@pytest.mark.parametrize("most", [(3, 10**6), (100, 6)])
+def test_the_contexts_that_were_used_last_are_kept(folder, monkeypatch, most):
+    ours = BertTokenizer.load(folder)
+    for name, number in zip(("KEPT_CONTEXTS", "KEPT_CHARACTERS"), most, strict=True):
+        monkeypatch.setattr(tokenization, name, number)
+    ours.encode_contexts(["aa", "bb", "cc"])
+    ours.encode_contexts(["aa"])
+    ours.encode_contexts(["dd"])
+    assert [*ours._kept] == ["cc", "aa", "dd"]
+    assert all(part.untyped_storage().nbytes() <= 3 * 4 * 2 for part in ours._kept.values())
+    ours.encode_contexts([f"{number:02}" for number in range(50)])
+    assert [*ours._kept] == ["47", "48", "49"]
 
 
 # --- saving --------------------------------------------------------------------------------------
