@@ -393,11 +393,15 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
             "match: give one context, or as many as there are questions"
         )
-    for name, texts in (("question", questions), ("context", contexts)):
-        for text in texts:
+    for name, given, texts in (
+        ("question", question, questions),
+        ("context", context, contexts),
+    ):
+        for index, text in enumerate(texts):
             if not isinstance(text, str) or is_blank(text):
+                where = "" if isinstance(given, str) else f" at index {index}"
                 raise UserError(
-                    f"the {name} is {shown(text)}: give a text that has a visible character"
+                    f"the {name}{where} is {shown(text)}: give a text that has a visible character"
                 )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from itertools import product
@@ -207,8 +208,11 @@ def test_what_cannot_be_answered_is_refused(folder):
     answers = batch(folder)
     with pytest.raises(UserError, match=r"must have the column 'context', got \['question'\]"):
         answers({"question": ["a"]})
-    with pytest.raises(UserError, match="the question is None"):
-        answers({"question": [None], "context": ["a"]})
+    for column, text in product(("question", "context"), (None, "", " ")):
+        rows = {"question": QUESTIONS[:3], "context": CONTEXTS[:3]}
+        rows[column] = [*rows[column][:2], text]
+        with pytest.raises(UserError, match=f"the {column} at index 2 is {re.escape(repr(text))}"):
+            answers(rows)
     with pytest.raises(UserError, match="do not match"):
         answers({"question": ["a"], "context": ["a", "b"]})
     for name, value in product(("top_k", "threads"), (0, "3", 1.5)):
