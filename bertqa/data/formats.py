@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import stat
 import zlib
@@ -214,14 +215,19 @@ def hub_entries(name: str, split: str) -> tuple[Entries, str]:
     from datasets import load_dataset  # late: takes seconds, for the hub only
 
     path, _, config = name.partition(":")
+    client = logging.getLogger("huggingface_hub")  # it warns of each of its attempts
+    level = client.level
+    client.setLevel(logging.ERROR)
     try:
         table = load_dataset(path, config or None, split=split)
     except Exception as error:  # The library's errors have no common class.
         raise UserError(
-            f"split {shown(split)} of the data set {shown(name)} cannot be loaded "
-            f"({reason(error)}); check both names, or pass a file instead when offline: "
-            "--train_file/--validation_file, of bertqa infer --input"
+            f"--dataset {shown(name)}: its split {shown(split)} cannot be loaded "
+            f"({reason(error)}); check both names and the network, or pass a file in place of "
+            "--dataset"
         ) from error
+    finally:
+        client.setLevel(level)
     location = f"data set {shown(name)}, split {shown(split)}"
     # As Arrow tables, so that no image or audio is decoded.
     return _table_rows(table.with_format("arrow").iter(batch_size=1000), location), location

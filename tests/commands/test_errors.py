@@ -138,7 +138,7 @@ CASES: list[Case] = [
     ("a split of a file", "infer", lambda w: w.file(w.row(), "--split", "test"), ["--split test"]),
     (
         "no such split", "infer", lambda w: w.set("--dataset", w.folder, "--split", "dev"),
-        ["split 'dev'", "cannot be loaded", "--input"],
+        ["--dataset", "split 'dev'", "cannot be loaded"],
     ),
     infer_flags("--skip_bad", words=["--skip_bad", "--input"]),
     ("go on with a file", "infer", lambda w: w.file(w.row(), "--resume"), ["--resume", ".jsonl"]),

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -971,9 +972,27 @@ def test_hub_errors(tmp_path, hub_set, datasets):
         (str(tmp_path / "none"), "train", "none"),
     ]:
         message = _hub_message(name, split)
-        assert message.startswith(f"split {split!r} of the data set ")
+        assert message.startswith(f"--dataset {name!r}: its split {split!r} ")
         assert detail in message.partition("cannot be loaded (")[2]  # the library's own words
-        assert "--train_file" in message
+
+
+def test_without_a_network_the_client_does_not_warn_of_each_attempt(monkeypatch):
+    warns = []
+
+    def load_dataset(*names, **options):
+        client = logging.getLogger("huggingface_hub.utils._http")
+        warns.append(client.isEnabledFor(logging.WARNING))
+        raise ConnectionError("Couldn't reach 'squad_v2' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    level = logging.getLogger("huggingface_hub").level
+    message = _hub_message("squad_v2", "validation")
+    assert message.startswith(
+        "--dataset 'squad_v2': its split 'validation' cannot be loaded (Could"
+    )
+    assert "--train_file" not in message
+    assert warns == [False]
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 @pytest.mark.parametrize(
