@@ -63,6 +63,21 @@ def write_decoding_file(
     write_json(folder / DECODING_FILE, entries)
 
 
+def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
+    """The share of unanswerable questions that a threshold was chosen for, if decoding.json has it.
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    if folder is None or not is_there(folder / DECODING_FILE):
+        return None
+    stored = read_decoding_file(folder)[1]
+    if stored.null_score_diff_threshold != settings.null_score_diff_threshold:
+        return None
+    share: float | None = read_json_object(folder / DECODING_FILE).get("unanswerable_share")
+    return share
+
+
 def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
     """Write the temperature of some settings into decoding.json; what else it says stays.
 

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -19,6 +20,7 @@ import bertqa
 from bertqa import Example, QuestionAnswerer, UserError, pipeline
 from bertqa.answering import answerer, pipeline_loading
 from bertqa.answering.decoding_file import read_decoding_file, write_decoding_file
+from bertqa.files import DECODING_FILE
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.answering.pipeline_457 import (
     ASKED,
@@ -295,13 +297,20 @@ def test_the_threshold_and_the_windows_of_a_decoding_file_hold(folders, tmp_path
     first = pipeline(model=folders["lower"], **CPU)
     first.save_pretrained(tmp_path / "own")
     silent = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=-1000.0)
-    write_decoding_file(tmp_path / "own", silent, WindowSettings(70, 20))
+    write_decoding_file(tmp_path / "own", silent, WindowSettings(70, 20), 0.25)
     qa = pipeline(model=tmp_path / "own", **CPU)
     assert qa(SHORT[0], STORY, handle_impossible_answer=True)["answer"] == ""
     found = qa(SHORT[0], STORY)
     assert found == first(SHORT[0], STORY, max_seq_len=70, doc_stride=20) and found["answer"]
     qa.save_pretrained(tmp_path / "again")
-    assert read_decoding_file(tmp_path / "again") == read_decoding_file(tmp_path / "own")
+    kept = (tmp_path / "own" / DECODING_FILE).read_text()
+    assert (tmp_path / "again" / DECODING_FILE).read_text() == kept
+    qa.answerer.decoding = replace(silent, null_score_diff_threshold=0.0)  # chosen for no share
+    qa.save_pretrained(tmp_path / "other")
+    stored = json.loads((tmp_path / "other" / DECODING_FILE).read_text())
+    assert stored == json.loads(kept) | {
+        "null_score_diff_threshold": 0.0, "unanswerable_share": None,
+    }  # fmt: skip
 
 
 def test_a_temperature_is_for_the_scores_of_bertqa(folders, tmp_path):
