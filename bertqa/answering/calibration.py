@@ -10,9 +10,9 @@ from bertqa.answering.reliability import Reliability, finite_numbers, measure
 from bertqa.answering.temperature import ScoredQuestions, fit_temperature
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError
-from bertqa.files import read_json_object, write_json
+from bertqa.files import read_json_object, said_plainly, write_json
 
-CALIBRATION_FILE = "calibration.json"
+CALIBRATION_FILE, CALIBRATION_PICTURE = "calibration.json", "calibration.svg"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,20 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
         UserError: the folder cannot be written.
     """
     write_json(folder / CALIBRATION_FILE, asdict(calibration))
+
+
+def remove_calibration(folder: Path) -> list[Path]:
+    """Remove figures that hold no longer; the files that there were.
+
+    Raises:
+        UserError: one cannot be removed.
+    """
+    found = [folder / name for name in (CALIBRATION_FILE, CALIBRATION_PICTURE)]
+    found = [path for path in found if path.exists()]
+    for path in found:
+        with said_plainly(path, "removed"):
+            path.unlink()
+    return found
 
 
 def read_calibration(folder: Path) -> Calibration | None:

@@ -12,6 +12,9 @@ so that --unanswerable_share of them have none, by default half, as in the dev s
     threshold.json       the curve: a row of threshold, EM and F1 for each that makes a difference
     threshold.svg        its picture
 
+The temperature in decoding.json stays, since the threshold changes no score. calibration.json and
+calibration.svg, which judge the answers that are given, are removed: run bertqa calibrate again.
+
 bertqa train does the same with the questions that --validation_split_percentage holds out. A
 threshold chosen on the questions that a model is then judged by flatters it.
 """
@@ -49,7 +52,7 @@ def main(flags: argparse.Namespace) -> None:
     share = TrainingSettings(unanswerable_share=flags.unanswerable_share).unanswerable_share
     from bertqa.report.threshold import choose_threshold  # late: --help needs no torch
 
-    best, kept = choose_threshold(
+    best, kept, removed = choose_threshold(
         flags.model, flags.file, unanswerable_share=share, overrides=overrides(flags),
         device=flags.device, precision=flags.precision, revision=flags.revision,
         allow_bin=flags.allow_bin,
@@ -58,3 +61,6 @@ def main(flags: argparse.Namespace) -> None:
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}, "
         f"weighted to {100 * share:g} % unanswerable questions; kept in {kept}"
     )
+    if removed:
+        names = " and ".join(path.name for path in removed)
+        print(f"removed {names}, measured with the settings before: run bertqa calibrate again")

@@ -4,7 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.calibration import Calibration, calibrate, write_calibration
+from bertqa.answering.calibration import (
+    CALIBRATION_PICTURE,
+    Calibration,
+    calibrate,
+    write_calibration,
+)
 from bertqa.answering.decoding_file import keep_temperature
 from bertqa.answering.reliability import Reliability, measure
 from bertqa.answering.temperature import ScoredQuestions
@@ -12,8 +17,6 @@ from bertqa.data.readers import read_examples
 from bertqa.files import DECODING_FILE, write_text
 from bertqa.report.charts import Line, line_chart
 from bertqa.report.threshold import find_own_folder
-
-PICTURE = "calibration.svg"
 
 
 def calibrate_model(
@@ -45,7 +48,7 @@ def calibrate_model(
     )
     calibration, _ = calibrate(qa, examples, str(file))
     write_calibration(folder, calibration)
-    write_text(folder / PICTURE, reliability_diagram(calibration))
+    write_text(folder / CALIBRATION_PICTURE, reliability_diagram(calibration))
     settings = replace(qa.decoding, temperature=calibration.temperature)
     keep_temperature(folder, settings, qa.windows)
     return calibration, folder / DECODING_FILE

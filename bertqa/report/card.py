@@ -16,7 +16,7 @@ import jinja2
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
-from bertqa.answering.calibration import CALIBRATION_FILE, read_calibration
+from bertqa.answering.calibration import CALIBRATION_FILE, CALIBRATION_PICTURE, read_calibration
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import question_scores
@@ -34,7 +34,7 @@ from bertqa.files import (
 )
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import breakdown
-from bertqa.report.calibration import PICTURE, reliability_diagram
+from bertqa.report.calibration import reliability_diagram
 from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, WindowSettings
@@ -80,13 +80,13 @@ def release(
             if (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
         if calibration := read_calibration(folder):
-            write_text(folder / PICTURE, reliability_diagram(calibration))
+            write_text(folder / CALIBRATION_PICTURE, reliability_diagram(calibration))
         found = measure(folder, examples, run["windows"] if run else windows)
         card = _template("card.md.jinja").render(
             found, counted=counted, name=output_dir.name, encoder=encoder, data=data,
             eval_name=eval_file.name,
             run=run, curves=write_curves(folder, run["log"]) if run else [], weights=WEIGHTS_FILE,
-            calibration=calibration, diagram=PICTURE,
+            calibration=calibration, diagram=CALIBRATION_PICTURE,
             same_questions=run and run["validation"] == fingerprint,
             digest=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         )  # fmt: skip

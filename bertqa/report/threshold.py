@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.answering.calibration import remove_calibration
 from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint
@@ -42,8 +43,12 @@ def choose_threshold(
     precision: str = "auto",
     revision: str | None = None,
     allow_bin: bool = False,
-) -> tuple[ThresholdPoint, Path]:
+) -> tuple[ThresholdPoint, Path, list[Path]]:
     """Choose the threshold with the best F1 on a file's questions, and keep it beside the model.
+
+    The temperature stays: it is fitted to the scores of all answers, "no answer" among them, and
+    the threshold changes none of them. It does change which answers are given, so figures of
+    ``calibrate`` that are beside the model hold no longer and are removed.
 
     Args:
         model: checkpoint folder or name; decoding.json, threshold.json and threshold.svg are
@@ -52,7 +57,7 @@ def choose_threshold(
             None counts every question once.
 
     Returns:
-        The best point, and the file that keeps it.
+        The best point, the file that keeps it, and the files of ``calibrate`` that were removed.
 
     Raises:
         UserError: the questions have no answers, or all have or lack one; the model cannot be
@@ -67,7 +72,8 @@ def choose_threshold(
             "threshold would do for all: give a file in the form of SQuAD v2.0"
         )
     folder = find_own_folder(model, revision, allow_bin)
-    stored = replace(read_decoding_file(folder)[1], version_2_with_negative=True)
+    before = read_decoding_file(folder)
+    stored = replace(before[1], version_2_with_negative=True)
     qa = QuestionAnswerer.from_pretrained(
         folder, decoding=stored, overrides=overrides, device=device, precision=precision,
         allow_bin=allow_bin,
@@ -78,4 +84,5 @@ def choose_threshold(
     draw_curve(folder, curve, unanswerable_share)
     chosen = replace(stored, null_score_diff_threshold=best.threshold)
     write_decoding_file(folder, chosen, qa.windows, unanswerable_share)
-    return best, folder / DECODING_FILE
+    removed = remove_calibration(folder) if (qa.windows, chosen) != before else []
+    return best, folder / DECODING_FILE, removed

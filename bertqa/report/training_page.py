@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bertqa.answering.calibration import Calibration, read_calibration
+from bertqa.answering.calibration import CALIBRATION_PICTURE, Calibration, read_calibration
 from bertqa.answering.metrics import question_scores
 from bertqa.data.squad import Example
 from bertqa.files import write_text
 from bertqa.report.analysis import breakdown
-from bertqa.report.calibration import PICTURE, reliability_diagram
+from bertqa.report.calibration import reliability_diagram
 from bertqa.report.charts import Line, draw_curve, line_chart, smoothed
 from bertqa.report.page import render
 from bertqa.settings import DecodingSettings
@@ -67,7 +67,7 @@ class RunReport(Observer):
         Raises:
             UserError: the folder cannot be written.
         """
-        write_text(self.path / PICTURE, reliability_diagram(calibration))
+        write_text(self.path / CALIBRATION_PICTURE, reliability_diagram(calibration))
         write_report(self.path, examples, v2=settings.version_2_with_negative)
 
 

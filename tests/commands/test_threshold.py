@@ -13,14 +13,20 @@ import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
-from bertqa.answering.decoding_file import read_decoding_file, write_curve, write_decoding_file
+from bertqa.answering.calibration import calibrate
+from bertqa.answering.decoding_file import (
+    keep_temperature,
+    read_decoding_file,
+    write_curve,
+    write_decoding_file,
+)
 from bertqa.answering.evaluation import best_point, curve_of
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v2
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError, shown
 from bertqa.report.charts import draw_curve
-from bertqa.settings import DecodingSettings, WindowSettings
+from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from tests.commands.world import HERE, World, call
 from tests.helpers import STORIES, STORIES_V2, write_questions
 
@@ -168,6 +174,38 @@ def test_a_model_that_is_there_gets_its_threshold(
     texts = {p.id: p.text for p in qa.answer(examples)}
     figures = evaluate_v2(texts, {e.id: e.answers or () for e in examples})
     assert f"F1 {(figures['HasAns_f1'] + figures['NoAns_f1']) / 2:.2f}" in said
+
+
+def test_the_temperature_is_the_same_for_every_threshold_and_the_figures_are_not(
+    trained: Path,
+) -> None:
+    found = []
+    for threshold in (-1e3, 1e3):
+        options = Overrides(null_score_diff_threshold=threshold)
+        qa = QuestionAnswerer.from_pretrained(trained, overrides=options, device="cpu")
+        found.append(calibrate(qa, read_examples(STORIES_V2), "stories")[0])
+    assert found[0].temperature == found[1].temperature
+    assert found[0].after.ece != found[1].after.ece
+
+
+def test_another_threshold_keeps_the_temperature_and_removes_the_figures(
+    copied: Path, held_out_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [copied, held_out_file, *HERE, "--unanswerable_share"]
+    assert call("threshold", *flags, 0.02) == 0
+    before = replace(stored_decoding(copied), temperature=2.5)
+    keep_temperature(copied, before, WindowSettings())
+    files = [copied / "calibration.json", copied / "calibration.svg"]
+    for file in files:
+        file.write_text("measured with the first threshold")
+    for share, removes in ((0.02, False), (0.98, True)):
+        capsys.readouterr()
+        assert call("threshold", *flags, share) == 0
+        said = capsys.readouterr().out
+        assert ("removed calibration.json and calibration.svg" in said) == removes
+        assert [file.exists() for file in files] == [not removes] * 2
+        assert stored_decoding(copied).temperature == 2.5
+        assert (stored_decoding(copied) != before) == removes
 
 
 def test_the_more_questions_have_no_answer_the_lower_is_the_threshold(
