@@ -18,7 +18,7 @@ from bertqa.report.charts import Line, draw_curve, line_chart, smoothed
 from bertqa.report.page import render
 from bertqa.settings import DecodingSettings
 from bertqa.training.evaluations import Measured, Observer, figures_of
-from bertqa.training.run_folder import last_answers, read_description, read_log
+from bertqa.training.run_folder import kept_answers, last_answers, read_description, read_log
 
 _LISTED = 200  # questions won, and as many lost, that the page lists
 
@@ -32,6 +32,8 @@ class Answered:
         step, answers: of the last evaluation: id -> answer.
         step_before, answers_before: of the one before; empty at the first.
         v2: "" is an answer too.
+        kept_step, kept: step and answers of the model that is kept, the best so far; None where
+            no file has them.
     """
 
     examples: Sequence[Example]
@@ -40,6 +42,8 @@ class Answered:
     step_before: int = 0
     answers_before: Mapping[str, str] | None = None
     v2: bool = False
+    kept_step: int | None = None
+    kept: Mapping[str, str] | None = None
 
 
 class RunReport(Observer):
@@ -83,11 +87,13 @@ def write_report(path: Path, examples: Sequence[Example], *, v2: bool) -> None:
     """
     kept = last_answers(path) if examples else []  # of two evaluations at most
     step_before, before = kept[0] if len(kept) > 1 else (0, None)
-    answered = Answered(examples, *kept[-1], step_before, before, v2) if kept else None
+    log = read_log(path)
+    best = run_figures(log)["kept"], kept_answers(path)
+    answered = Answered(examples, *kept[-1], step_before, before, v2, *best) if kept else None
     page = report_page(
         path.resolve().name,
         read_description(path),
-        read_log(path),
+        log,
         answered,
         read_calibration(path) if examples else None,
     )
@@ -111,7 +117,10 @@ def report_page(
         calibration: None for a run that is not at its end.
     """
     figures = run_figures(log)
-    groups = breakdown(answered.examples, answered.answers, v2=answered.v2) if answered else []
+    groups = []
+    if answered:
+        by_kept = answered.answers if answered.kept is None else answered.kept
+        groups = breakdown(answered.examples, by_kept, v2=answered.v2)
     return render(
         "report/training.jinja",
         title=f"Training: {title}",

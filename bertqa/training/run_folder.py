@@ -255,6 +255,12 @@ def last_answers(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return [(int(file.stem.removeprefix("step-")), _own(file)) for file in files]
 
 
+def kept_answers(path: Path) -> dict[str, Any] | None:
+    """The answers of the model that is kept in a run's folder, id -> text; None without one."""
+    file = path / "predictions.json"
+    return _own(file) if file.exists() else None
+
+
 def _own(file: Path) -> dict[str, Any]:
     """A file that a run has written, however large: as many answers as there are questions."""
     return read_json_object(file, largest=file.stat().st_size)

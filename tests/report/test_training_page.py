@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bertqa.answering.answers import Prediction
+from bertqa.answering.evaluation import write_predictions
 from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
 from bertqa.report.training_page import (
@@ -14,6 +15,7 @@ from bertqa.report.training_page import (
     run_figures,
     write_report,
 )
+from bertqa.settings import DecodingSettings
 from bertqa.training.run_folder import RunFolder
 from tests.helpers import Page
 
@@ -86,6 +88,27 @@ def test_the_page_of_a_run() -> None:
     assert said.count("kept") == 1
     place = page.texts.index("kept")
     assert "40.00" in page.texts[place - 3 : place]  # the row with the best F1
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_where_it_is_right_is_told_of_the_model_that_is_kept(tmp_path: Path, is_last: bool) -> None:
+    kept = NOW if is_last else BEFORE
+    folder = RunFolder(tmp_path, DESCRIPTION)
+    folder.open(0)
+    for line in LOG:
+        folder.append_log(line | {"f1": 90.0} if is_last and line["step"] == 20 else line)
+    for step, answers in ((10, BEFORE), (20, NOW)):
+        predictions = [Prediction(id_, text, (), text, None) for id_, text in answers.items()]
+        folder.keep_answers(step, predictions)
+        if answers is kept:
+            write_predictions(tmp_path, predictions, DecodingSettings())
+    write_report(tmp_path, EXAMPLES, v2=False)
+    page = Page((tmp_path / "report.html").read_text())
+    meters = [float(attributes["value"] or "") for tag, attributes in page.seen if tag == "meter"]
+    assert meters == [pytest.approx(group.f1, abs=0.05) for group in breakdown(EXAMPLES, kept)]
+    step = 20 if is_last else 10
+    assert f"By question, at step {step}, whose model is kept." in page.texts
+    assert "From step 10 to step 20" in page.texts
 
 
 def test_what_was_won_and_lost() -> None:
