@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bertqa.model.checkpoint import read_tensors
 from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training import job
+from bertqa.training.loop import TrainingLoop
 from bertqa.training.provenance import git_commit
 from bertqa.training.validation import make_evaluator
 from tests.fuzz_checkpoints import read_files
@@ -76,6 +78,33 @@ def test_a_training_without_a_command_line(
     for name in ("model.safetensors", "predictions.json", "labels.json"):
         assert (called / name).read_bytes() == (commanded / name).read_bytes()
     assert (commanded / "report.html").exists()
+
+
+def test_the_optimiser_is_free_when_the_best_model_is_calibrated(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU its moments and the trained weights are four times the model that is loaded then."""
+    made: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    init = TrainingLoop.__init__
+
+    def seen(loop: TrainingLoop, model: Any, *arguments: Any) -> None:
+        init(loop, model, *arguments)
+        made.extend(weakref.ref(each) for each in (model, loop.optimizer))
+
+    monkeypatch.setattr(TrainingLoop, "__init__", seen)
+    monkeypatch.setattr(
+        job, "calibrate_best", lambda *given: alive.extend(each() is not None for each in made)
+    )
+    data = DataSettings(
+        train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
+    )
+    settings = TrainingSettings(max_steps=1, per_device_train_batch_size=4)
+    job.train(
+        str(checkpoint), data, tmp_path / "run",
+        settings=settings, windows=WINDOWS, runtime=FP32, say=lambda line: None,
+    )  # fmt: skip
+    assert alive == [False, False]
 
 
 def test_a_run_that_stops_early_says_so(tmp_path: Path, checkpoint: Path) -> None:
