@@ -225,7 +225,9 @@ class TrainingSettings(Settings):
     )
     max_steps: int | None = setting(None, "optimiser steps; overrides the epochs", "N", FROM_1)
     learning_rate: float = setting(2e-5, "peak learning rate", "X", ABOVE_0)
-    warmup_ratio: float = setting(0.0, "fraction of steps for linear warmup", "X", BELOW_1)
+    warmup_ratio: float = setting(
+        0.0, "fraction of steps for linear warmup, if --warmup_steps is 0", "X", BELOW_1
+    )
     warmup_steps: int = setting(
         0, "steps of linear warmup; above 0, overrides --warmup_ratio", "N", FROM_0
     )
