@@ -49,19 +49,19 @@ class WindowSettings(Settings):
     """How contexts are cut."""
 
     max_seq_length: int = setting(
-        384, "longest window: question, context and special tokens", "TOKENS"
+        384, "maximum window length: question, context and special tokens", "TOKENS"
     )
     doc_stride: int = setting(
         128,
-        "overlap of two neighbouring windows, as in run_qa; in Google's script the same word means "
-        "the step from window to window",
+        "overlap of neighbouring sliding windows, as in run_qa; in Google's script, it is the "
+        "stride from one window to the next",
         "TOKENS",
         FROM_0,
     )
     max_query_length: int | None = setting(
         None,
-        "cut longer questions, as Google's script does with 64 (default: refuse those that do not "
-        "fit)",
+        "truncate longer questions, as Google's script does at 64 (default: a question that does "
+        "not fit is an error)",
         "TOKENS",
         FROM_1,
     )
@@ -85,34 +85,35 @@ class WindowSettings(Settings):
 class DecodingSettings(Settings):
     """How spans become answers; the names are run_qa's."""
 
-    n_best_size: int = setting(20, "answers kept for each question", "N", FROM_1)
-    max_answer_length: int = setting(30, "longest answer", "TOKENS", FROM_1)
+    n_best_size: int = setting(20, "n-best answers kept per question", "N", FROM_1)
+    max_answer_length: int = setting(30, "maximum answer length", "TOKENS", FROM_1)
     decoder: str = setting(
         "exact",
-        "exact: all spans; top20: run_qa's search, the n_best_size (20) best starts with as many "
-        "best ends",
+        "exact: search all spans; top20: run_qa's search, the n_best_size (20) best starts times "
+        "the n_best_size best ends",
         choices=DECODERS,
     )
     version_2_with_negative: bool = setting(
-        False, 'some questions have no answer, as in SQuAD v2.0; their answer is ""'
+        False, 'some questions have no answer, as in SQuAD v2.0; predict "" for these'
     )
     null_score_diff_threshold: float = setting(
         0.0,
-        'with --version_2_with_negative: answer "" if the null score exceeds the best span\'s by '
-        "more than this (default: what a held-out part or the model's decoding.json says, else 0)",
+        'with --version_2_with_negative: answer "" if the null score exceeds the best span\'s '
+        "score by more than this (default: chosen on held-out questions or read from the model's "
+        "decoding.json, else 0)",
         "X",
     )
     temperature: float = setting(
         1.0,
-        "divide scores by this before they become probabilities; it changes nothing else (default: "
-        "what the model's decoding.json says, else 1)",
+        "divide the scores by this before the softmax; changes probabilities only (default: from "
+        "the model's decoding.json, else 1)",
         "T",
         TEMPERATURE,
     )
     score_threshold: float = setting(
         0.0,
-        'answer "" where the probability of the answer is below this; bertqa calibrate tells how '
-        "many answers are left then, and how many of them are right",
+        'answer "" if the probability of the answer is below this; bertqa calibrate prints how '
+        "many answers remain, and how many of them are correct",
         "P",
         PROBABILITY,
     )
@@ -182,17 +183,19 @@ class DataSettings(Settings):
 
     dataset: str | None = setting(
         None,
-        "data set of the hub with the splits train and validation, name or name:config (default: "
+        "dataset on the hub with the splits train and validation: name or name:config (default: "
         "squad)",
         "NAME",
     )
     train_file: Path | None = setting(  # noqa: RUF009
-        None, "SQuAD JSON, JSON lines, CSV, parquet", "FILE"
+        None, "training data: SQuAD JSON, JSON lines, CSV or parquet", "FILE"
     )
-    validation_file: Path | None = setting(None, "the same formats", "FILE")  # noqa: RUF009
+    validation_file: Path | None = setting(  # noqa: RUF009
+        None, "validation data, in the same formats", "FILE"
+    )
     validation_split_percentage: int | None = setting(
         None,
-        "hold out N per cent of the training articles and evaluate on their questions",
+        "hold out N percent of the training articles and evaluate on their questions",
         "N",
         PER_CENT,
     )
@@ -220,10 +223,10 @@ class DataSettings(Settings):
 class TrainingSettings(Settings):
     """How to train: run_qa's names, the defaults of transformers' question-answering notebook."""
 
-    num_train_epochs: float = setting(
-        3.0, "passes over the training windows; may be a fraction", "N", ABOVE_0
+    num_train_epochs: float = setting(3.0, "training epochs; may be a fraction", "N", ABOVE_0)
+    max_steps: int | None = setting(
+        None, "optimizer steps; overrides --num_train_epochs", "N", FROM_1
     )
-    max_steps: int | None = setting(None, "optimiser steps; overrides the epochs", "N", FROM_1)
     learning_rate: float = setting(2e-5, "peak learning rate", "X", ABOVE_0)
     warmup_ratio: float = setting(
         0.0, "fraction of steps for linear warmup, if --warmup_steps is 0", "X", BELOW_1
@@ -233,25 +236,25 @@ class TrainingSettings(Settings):
     )
     lr_scheduler_type: str = setting(
         "linear",
-        "after the warmup: linear decay to 0, half a cosine to 0, or constant; constant has no "
-        "warmup, constant_with_warmup has",
+        "learning rate schedule after the warmup: linear decay to 0, cosine decay to 0, or "
+        "constant; constant has no warmup, constant_with_warmup has",
         choices=SCHEDULES,
     )
     weight_decay: float = setting(
-        0.01, "AdamW's, on weights, not on biases and LayerNorm", "X", FROM_0
+        0.01, "AdamW's weight decay, not applied to biases and LayerNorm", "X", FROM_0
     )
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", "X", ABOVE_0)
     max_grad_norm: float = setting(
         2.0,
-        "clip gradients to this norm, 0 for never; the loss is start plus end as in the paper, "
-        "run_qa takes the mean of the two: its 1.0 is 2.0 here",
+        "gradient clipping: maximum norm, 0 for no clipping; the loss is the sum of start and end "
+        "as in the paper, where run_qa takes their mean: 2.0 here is 1.0 there",
         "X",
         FROM_0,
     )
     dropout: float | None = setting(
         None,
-        "all dropout rates, of hidden numbers and of attention's probabilities (default: the "
-        "checkpoint's own, in BERT 0.1)",
+        "dropout rate of hidden states and attention probabilities (default: from the "
+        "checkpoint's config.json, 0.1 in BERT)",
         "X",
         BELOW_1,
     )
@@ -267,41 +270,43 @@ class TrainingSettings(Settings):
     )
     ema_decay: float = setting(
         0.0,
-        "evaluate and keep an exponential moving average of the weights with this decay, such as "
-        "0.999; 0 for none",
+        "evaluate and save an exponential moving average of the weights with this decay, such as "
+        "0.999; 0 for no average",
         "X",
         BELOW_1,
     )
     distillation_temperature: float = setting(
-        2.0, "with --teacher: temperature of the softmax of teachers and model", "X", ABOVE_0
+        2.0, "with --teacher: softmax temperature of teachers and student", "X", ABOVE_0
     )
     distillation_weight: float = setting(
-        0.9, "with --teacher: weight of the teachers' part of the loss", "X", UP_TO_1
+        0.9, "with --teacher: weight of the distillation loss", "X", UP_TO_1
     )
     per_device_train_batch_size: int = setting(
         16, "batch size per process, in windows", "N", FROM_1
     )
-    gradient_accumulation_steps: int = setting(1, "batches for one optimiser step", "N", FROM_1)
-    seed: int = setting(42, "of the order of windows, dropout and newly drawn S and E", "N", FROM_0)
-    logging_steps: int = setting(10, "a line in log.jsonl every N steps", "N", FROM_1)
+    gradient_accumulation_steps: int = setting(1, "batches per optimizer step", "N", FROM_1)
+    seed: int = setting(
+        42, "random seed of shuffling, dropout and newly initialized S and E", "N", FROM_0
+    )
+    logging_steps: int = setting(10, "write a line to log.jsonl every N steps", "N", FROM_1)
     eval_steps: int | None = setting(
         None, "evaluate every N steps (default: each epoch)", "N", FROM_1
     )
     early_stopping_patience: int | None = setting(
         None,
-        "end the run after N evaluations in a row without a better F1 (default: never)",
+        "stop after N consecutive evaluations without a better F1 (default: never)",
         "N",
         FROM_1,
     )
     unanswerable_share: float = setting(
         0.5,
-        'choose the threshold of "no answer" for data in which this share of the questions has no '
-        "answer, by weighting the held-out ones; in the dev set of SQuAD v2.0 it is one half, in "
-        "its training set one third",
+        'fraction of unanswerable questions for which to choose the "no answer" threshold, by '
+        "weighting the held-out questions; one half in the dev set of SQuAD v2.0, one third in its "
+        "training set",
         "S",
         SHARE,
     )
-    save_steps: int = setting(500, "a checkpoint to resume from every N steps", "N", FROM_1)
+    save_steps: int = setting(500, "save a checkpoint to resume from every N steps", "N", FROM_1)
     save_total_limit: int = setting(1, "checkpoints to keep", "N", FROM_1)
 
     def __post_init__(self) -> None:

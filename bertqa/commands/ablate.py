@@ -1,18 +1,18 @@
-"""The effect of every head and every layer on the answers: EM and F1 without it.
+"""Ablate every head and every layer, and measure EM and F1 without it.
 
 bertqa ablate MODEL DATA
 
-asks the questions of DATA once with the whole model, once for each layer that is skipped, and once
-for each head that is masked or averaged (see hooks.py), as bertqa infer asks them, and prints
-what is lost without it, the largest loss of F1 first. It writes to --output_dir
+answers the questions of DATA as bertqa infer does: with the whole model, with each layer skipped,
+and with each head masked or averaged (see hooks.py). It prints the layers and heads by the F1 lost
+without them, largest first, and writes to --output_dir
 
     ablation.json        all figures
-    ablation.svg         F1 lost: layers x heads as colours, whole layers as bars
+    ablation.svg         F1 lost: a heat map of layers x heads, and bars of whole layers
 
-EM and F1 of few questions are coarse. "Loss" is the training objective, minus the log-likelihood of
-the gold span's start and end, averaged over the windows; it also tells of answers that only became
-less sure, and it ranks what costs the same F1. Heads can stand in for each other: what two are
-worth together is not the sum (Michel et al., "Are Sixteen Heads Really Better than One?", 2019).
+EM and F1 of few questions are coarse. "Loss" is the training loss: the negative log-likelihood of
+the gold span's start and end, averaged over the windows. It also shows answers that only became
+less probable, and breaks ties of F1. Heads can replace each other: the effect of two is not the sum
+of their effects (Michel et al., "Are Sixteen Heads Really Better than One?", 2019).
 """
 
 import argparse
@@ -43,25 +43,24 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         "(default: %(default)s)")
     add = parser.group("data")
     add("data", type=Path, metavar="DATA",
-        help="questions with gold answers: SQuAD JSON, JSON lines, CSV, parquet")
+        help="questions with gold answers: SQuAD JSON, JSON lines, CSV or parquet")
     add("--max_samples", type=int, default=200, metavar="N",
-        help="the first N questions; each is asked once for every head and layer (default: "
-        "%(default)s)")
+        help="use the first N questions, each once per head and layer (default: %(default)s)")
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
     add = parser.group("output")
     add("--show", type=int, default=20, metavar="N",
-        help="heads in the printed ranking; the file has all (default: %(default)s)")
+        help="heads to print; ablation.json has all (default: %(default)s)")
     add("--output_dir", type=Path, default=Path("runs/ablation"), metavar="DIR",
-        help="where the files go (default: %(default)s)")
+        help="folder for the files (default: %(default)s)")
     add("--overwrite_output_dir", action="store_true",
-        help="replace the files of an earlier ablation")
+        help="overwrite the files of an earlier ablation")
     # fmt: on
     return parser.parse(arguments)
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Measure, rank, print."""
+    """Measure, rank and print."""
     check_flags(flags)
     from bertqa.explain.ablation import ablate  # late: --help needs no torch
 
@@ -77,14 +76,14 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Refuse before the work what would be refused after it."""
+    """Raise UserError for invalid flags, before the work."""
     for name in ("max_samples", "show"):
         if getattr(flags, name) < 1:
-            raise UserError(f"--{name} {getattr(flags, name)} leaves nothing: give 1 or more")
+            raise UserError(f"--{name} must be at least 1, got {getattr(flags, name)}")
     existing = [n for n in (FIGURES, PICTURE) if (flags.output_dir / n).exists()]
     if existing and not flags.overwrite_output_dir:
         raise UserError(
-            f"{flags.output_dir / existing[0]} is there already: name another --output_dir, or "
-            "pass --overwrite_output_dir"
+            f"{flags.output_dir / existing[0]} already exists: name another --output_dir, or pass "
+            "--overwrite_output_dir"
         )
     overrides(flags).check()

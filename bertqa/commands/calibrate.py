@@ -1,20 +1,20 @@
-"""Calibrate a model: make the probability of an answer say how often such answers are right.
+"""Calibrate a model, so that 80 of 100 answers of probability 0.8 are correct.
 
 bertqa calibrate MODEL FILE
 
-asks the questions of FILE, which the model was not trained on, and fits one temperature, which all
-scores are divided by before they become probabilities; no answer changes. It is fitted on every
-other article of FILE, by the lowest mean negative log-likelihood of the gold answers, and what it
-changes is measured on the others: the expected calibration error (ECE) over 15 bins of as many
-answers each, and, for some values of bertqa infer's --score_threshold, how many questions are still
-answered and how many of these answers are right. Beside the model are then:
+answers the questions of FILE, on which the model was not trained, and fits one temperature, which
+divides all scores before the softmax; no answer changes. The temperature minimizes the mean
+negative log-likelihood of the gold answers over every other article of FILE. Its effect is measured
+on the remaining articles: the expected calibration error (ECE) over 15 bins of equal counts, and,
+for several values of bertqa infer's --score_threshold, the fraction of questions answered and the
+accuracy of these answers. It writes into the model's folder
 
-    decoding.json        with the temperature; whatever shows the probability of an answer obeys it
-    calibration.json     all figures, those that are printed and the bins
+    decoding.json        with the temperature, which all commands apply to their probabilities
+    calibration.json     all figures, including the bins
     calibration.svg      the reliability diagram
 
-bertqa train does the same at its end with its validation data. With --measure_only nothing is
-fitted or written: the figures are those of the model as it is, on all questions of FILE.
+bertqa train does the same on its validation data at the end. With --measure_only, the model is
+measured at its current temperature on all questions of FILE; nothing is fitted or written.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from bertqa.commands.flags import Parser, add_model_flags
 
 if TYPE_CHECKING:
-    from bertqa.answering.reliability import Reliability  # late: for type checkers alone
+    from bertqa.answering.reliability import Reliability  # late: for type checkers only
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -36,13 +36,13 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("file", type=Path, metavar="FILE", help="questions with gold answers, about many articles")
     add(
         "--measure_only", action="store_true",
-        help="measure the model as it is on all of FILE, and write nothing",
+        help="measure the model at its current temperature on all of FILE; write nothing",
     )  # fmt: skip
     return parser.parse(arguments)
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Calibrate or measure, and print."""
+    """Calibrate or measure, and print the figures."""
     from bertqa.answering.temperature import LIMIT, at_limit  # late: --help needs no torch
     from bertqa.report.calibration import (  # late: --help needs no torch
         calibrate_model,
@@ -59,7 +59,7 @@ def main(flags: argparse.Namespace) -> None:
         after = calibration.after
         print(
             f"temperature {after.temperature:.4f}, fitted on {calibration.fitted_on:,} questions "
-            f"of {flags.file}; kept in {kept}"
+            f"of {flags.file}; saved in {kept}"
         )
         if at_limit(after.temperature):
             print(LIMIT)
@@ -71,7 +71,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def table(columns: Sequence["Reliability"]) -> Iterator[str]:
-    """The figures of some temperatures in columns, then what thresholds do at the last one."""
+    """Yield the lines of a table: a column per temperature, then the effect of thresholds."""
     rows = {
         "temperature": [f"{column.temperature:.4f}" for column in columns],
         "negative log-likelihood": [
@@ -83,7 +83,7 @@ def table(columns: Sequence["Reliability"]) -> Iterator[str]:
     for name, figures in rows.items():
         yield f"{name:<28}" + "".join(f"{figure:>10}" for figure in figures)
     yield ""
-    yield f"{'--score_threshold':<28}{'answered':>10}{'right':>10}"
+    yield f"{'--score_threshold':<28}{'answered':>10}{'correct':>10}"
     for point in columns[-1].coverage:
         right = "-" if point.right is None else f"{100 * point.right:.1f} %"
         yield f"{point.threshold:<28}{100 * point.answered:>8.1f} %{right:>10}"

@@ -1,12 +1,12 @@
-"""Validate a data set, and repair what needs no guess.
+"""Validate a dataset, and repair what can be repaired without guessing.
 
-bertqa check --train_file mine.json                           every fault, with ids and text
-bertqa check --train_file mine.json --report audit.html       a page of all of it
-bertqa check --train_file mine.json --repair repaired.json    and a repaired copy
+bertqa check --train_file mine.json                           list all faults, with ids and text
+bertqa check --train_file mine.json --report audit.html       write them to a page
+bertqa check --train_file mine.json --repair repaired.json    write a repaired copy
 
-It reads the tokenizer of --model and no weights, and takes as long as making the windows. Exit
-code 0: bertqa train accepts the data (it may list labels that it would train on all the same);
-1: it refuses them; 2: they cannot be read. With --repair it is the copy's.
+This loads the tokenizer of --model but no weights, and takes as long as cutting the windows. Exit
+code 0: bertqa train accepts the data (questionable labels may still be listed); 1: it rejects the
+data; 2: the data cannot be read. With --repair, the exit code is that of the copy.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse the flags, a part of those of ``bertqa train``."""
+    """Parse the flags, a subset of those of ``bertqa train``."""
     parser = Parser(__doc__ or "", prog)
     add_settings_flags(
         parser, "data", DataSettings,
@@ -44,22 +44,22 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def add_check_flags(parser: Parser, condition: str = "") -> None:
-    """Where the results go; ``condition`` says when the flags may be given."""
+    """Add the flags of the output files, with ``condition`` in front of their helps."""
     # fmt: off
     add = parser.group("output")
     add("--repair", type=Path, metavar="FILE",
-        help=f"{condition}write the training data, repaired where that needs no guess, as .json "
-        "(run_qa's flat form) or .jsonl; the exit code is then that of the copy")
+        help=f"{condition}write the training data, repaired where this needs no guess, to .json "
+        "(run_qa's flat format) or .jsonl; the exit code is then that of the copy")
     add("--report", type=Path, metavar="FILE",
-        help=f"{condition}write all findings, as .html or .json")
+        help=f"{condition}write all findings to .html or .json")
     # fmt: on
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Check the flags, then the data; the exit code."""
+    """Check the flags, then the data, and return the exit code."""
     windows, data = overrides(flags).windows(), settings_of(flags, DataSettings)
     check_output_flags(flags)
-    if os.environ.get("RANK", "0") != "0":  # of several processes one is enough
+    if os.environ.get("RANK", "0") != "0":  # the main process checks for all
         return 0
     from bertqa.audit.check import check_data  # late: --help needs no torch
 
@@ -73,9 +73,9 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def check_output_flags(flags: argparse.Namespace) -> None:
-    """Refuse files that cannot be written, before the work."""
+    """Raise UserError for files that cannot be written, before the work."""
     if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
-        raise UserError(f"--repair and --report both name {flags.repair}: name two files")
+        raise UserError(f"--repair and --report must name two files, got {flags.repair} for both")
     if flags.repair:
         check_new_file(flags.repair, "--repair", COPY_ENDINGS)
     if flags.report:

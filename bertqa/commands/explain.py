@@ -1,11 +1,11 @@
-"""Explain one answer: what it was made of, as a page or in the terminal.
+"""Explain one answer, as an HTML page or in the terminal.
 
 bertqa explain --question "Who?" --context "Ada did."                 in the terminal
 bertqa explain --question "Who?" --context_file text.txt answer.html  as a page
 
-The page needs neither network nor scripts: the probabilities of start and end, the spans that
-competed, what S and E read after each layer, the attention of every head, what the answer loses
-without each of them, and what each token adds to its score.
+The page shows the probabilities of start and end, the best spans, the predictions of S and E after
+each layer, the attention of every head, the score lost without each head, and the attribution of
+each token. It needs neither network nor scripts.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from bertqa.files import write_text
 from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.settings import DecodingSettings
 
-TERMINAL = Path("-")  # what stands for no file
+TERMINAL = Path("-")  # print instead of writing a file
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse the flags, a part of those of ``bertqa infer``."""
+    """Parse the flags, a subset of those of ``bertqa infer``."""
     parser = Parser(__doc__ or "", prog)
     add_question_flags(parser)
     add_model_flags(parser, SHIPPED_MODEL)
@@ -48,20 +48,20 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("output")
     add(
         "page", type=Path, nargs="?", default=TERMINAL, metavar="FILE",
-        help="HTML page to write, such as answer.html (default: print a short form)",
+        help="HTML page to write, such as answer.html (default: print a short version)",
     )  # fmt: skip
     add(
         "--overwrite", "--overwrite_output_dir", action="store_true",
-        help="replace FILE if it exists",
+        help="overwrite FILE if it exists",
     )  # fmt: skip
-    parser.set_defaults(json=False, all_offsets=False)  # as infer_questions.py prints answers
+    parser.set_defaults(json=False, all_offsets=False)  # read by infer_questions.py
     return parser.parse(arguments)
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Answer, explain, print or write."""
+    """Answer, explain, and print or write the explanation."""
     if flags.question is None:
-        raise UserError("--question is missing: add it, and --context or --context_file")
+        raise UserError("--question is required: add it, and --context or --context_file")
     check_question_flags(flags)
     file = page_file(flags.page)
     check_page(file, "", "--overwrite", flags.overwrite)
@@ -71,7 +71,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> None:
-    """Answer --question; print the explanation, or the answers where ``file`` gets a page of it."""
+    """Answer --question; print the explanation, or write it to ``file`` and print the answers."""
     from bertqa.answering.answerer import as_pipeline  # late: --help needs no torch
     from bertqa.commands.infer_questions import print_found  # late: --help needs no torch
     from bertqa.explain.explainer import explain_checkpoint  # late: --help needs no torch
@@ -93,24 +93,22 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
 
 
 def page_file(given: Path) -> Path | None:
-    """The file of an explanation; None for the terminal."""
+    """Return the file of an explanation; None for the terminal."""
     return None if given == TERMINAL else given
 
 
 def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: bool) -> None:
-    """Refuse a page that cannot be written, before the work.
+    """Raise UserError for a page that cannot be written, before the work.
 
     Args:
-        flag: what the file was given with, as "--explain "; "" if by its place.
-        overwrite_flag: the one that allows to replace a page.
+        flag: the flag that named the file, as "--explain "; "" for a positional argument.
+        overwrite_flag: the flag that allows replacing a page.
     """
     if file is None:
         return
     if file.is_dir():
         raise UserError(f"{flag}{file} is a folder: name a file in it, such as answer.html")
     if not file.parent.is_dir():
-        raise UserError(f"{flag}{file}: there is no folder {file.parent}: name another, or add it")
+        raise UserError(f"{flag}{file}: folder {file.parent} does not exist: create it first")
     if file.exists() and not overwrite:
-        raise UserError(
-            f"{flag}{file} is there already: name another file, or pass {overwrite_flag}"
-        )
+        raise UserError(f"{flag}{file} already exists: name another file, or pass {overwrite_flag}")

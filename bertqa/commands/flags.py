@@ -1,6 +1,6 @@
-"""What the commands share at their edge: flags, settings of them, and errors as one sentence.
+"""Flags, settings made from flags, and one-sentence error messages of all commands.
 
-No module of torch is imported here, so that ``--help`` costs none of its seconds.
+This module does not import torch, so that ``--help`` is fast.
 """
 
 import argparse
@@ -26,16 +26,18 @@ from bertqa.settings import (
 )
 
 Settings = TypeVar("Settings")
-_TOO_LARGE = 2**63  # whole numbers end here for torch
+_TOO_LARGE = 2**63  # torch's integers have 64 bits
 
 MODEL_HELP = (
-    "checkpoint folder, name under weights/, or name on the hub, from which it is downloaded into "
-    "the Hugging Face cache"
+    "checkpoint folder, name under weights/, or name on the hub (downloaded into the Hugging Face "
+    "cache)"
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags may be written with - or _; a mistake is one sentence and exit code 2.
+    """Argument parser that accepts flags with - or _ and reports a mistake in one sentence.
+
+    A mistake exits with code 2.
 
     Args:
         prog: the command as it was called; None for the name of the script.
@@ -52,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def group(self, title: str) -> Callable[..., argparse.Action]:
-        """``add_argument`` of the group of that title, which ``--help`` shows under it."""
+        """Return ``add_argument`` of the ``--help`` group with that title."""
         if title not in self._adders:
             self._adders[title] = self.add_argument_group(title).add_argument
         return self._adders[title]
@@ -62,23 +64,23 @@ class Parser(argparse.ArgumentParser):
         flags = self.parse_args(_joined([self._with_underscores(each) for each in arguments]))
         for name, value in vars(flags).items():
             if isinstance(value, int) and value >= _TOO_LARGE:
-                self.error(f"argument --{name}: {value} is too large: give less than {_TOO_LARGE}")
+                self.error(f"argument --{name}: must be less than {_TOO_LARGE}, got {value}")
         return flags
 
     def _with_underscores(self, argument: str) -> str:
-        """--top-k=3 and --top-k as --top_k=3 and --top_k; what is no flag stays as it is."""
+        """Return --top-k=3 and --top-k as --top_k=3 and --top_k, and other arguments unchanged."""
         name, equals, value = argument.partition("=")
         flag = "--" + name[2:].replace("-", "_")
         is_flag = name.startswith("--") and flag in self._option_string_actions
         return flag + equals + value if is_flag else argument
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong without the page of usage."""
+        """Print the message without the usage, and exit."""
         self.exit(2, f"{self.prog}: {_one_line(message)}; --help lists the flags\n")
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """--x -1e-3 as --x=-1e-3: argparse takes such a number for a flag."""
+    """Join --x -1e-3 to --x=-1e-3: argparse takes such a number for a flag."""
     joined: list[str] = []
     for argument in arguments:
         is_negative = re.fullmatch(r"-(inf|[0-9.]+e[-+]?[0-9]+)", argument, re.IGNORECASE)
@@ -90,7 +92,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _one_line(message: str) -> str:
-    """The message whatever a file name or a library brought into it."""
+    """Join the lines of a message, which may come from a file name or a library."""
     return " ".join(message.split())
 
 
@@ -102,13 +104,13 @@ def add_model_flags(
     computes: bool = True,
     answers_only: bool = True,
 ) -> None:
-    """Which model, which form of it, and where it computes.
+    """Add the flags of the model, its revision, device and precision.
 
     Args:
         default: of --model; without one the model is the command's first argument.
-        note: what the help says besides.
-        computes: offer device and precision.
-        answers_only: offer precisions that cannot be trained in.
+        note: appended to the help of the model.
+        computes: add --device and --precision.
+        answers_only: offer precisions for inference only, too.
     """
     add = parser.group("model")
     # fmt: off
@@ -118,23 +120,24 @@ def add_model_flags(
     else:
         add("model", metavar="MODEL", help=f"{MODEL_HELP}{note}")
     add("--revision", metavar="REV",
-        help="branch, tag or commit of a model on the hub (default: its newest commit)")
+        help="branch, tag or commit of a model on the hub (default: the newest commit)")
     add("--allow_bin", action="store_true",
-        help="read pytorch_model.bin, a pickle, if there is no safetensors file")
+        help="load pytorch_model.bin, a pickle, if there is no safetensors file")
     if computes:
         add("--device", default="auto",
             help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps (default: auto)")
-        int8 = "; int8 is for CPUs, faster and slightly less exact" if answers_only else ""
+        int8 = "; int8 is for CPUs, faster and slightly less accurate" if answers_only else ""
         add("--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * answers_only],
-            help=f"of matrix products; auto takes bf16 if the processor supports it{int8} "
-            "(default: auto)")
+            help="precision of matrix products; auto uses bf16 if the processor supports "
+            f"it{int8} (default: auto)")
     # fmt: on
 
 
 def add_settings_flags(parser: Parser, group: str, kind: type, *names: str) -> None:
-    """A flag for each field of some settings, or for those named, with what the field says of it.
+    """Add a flag for each field of a settings class, or for the named fields.
 
-    A flag that is not given is None, except for ``TrainingSettings``, which no model overrides.
+    The default is None, so that the model's decoding.json may set the value; for
+    ``TrainingSettings`` it is the field's default.
     """
     types = get_type_hints(kind)
     for field in fields(kind):
@@ -152,37 +155,41 @@ def add_settings_flags(parser: Parser, group: str, kind: type, *names: str) -> N
 
 
 def add_window_flags(parser: Parser) -> None:
-    """How contexts are cut into windows."""
+    """Add the flags that set how contexts are cut into windows."""
     add_settings_flags(parser, "windows", WindowSettings)
 
 
 def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
-    """How scores become answers; ``answers_only`` for a model that has its own decoding.json."""
-    of_shown = ("temperature", "score_threshold")  # for commands that show probabilities
-    names = [field.name for field in fields(DecodingSettings) if field.name not in of_shown]
+    """Add the flags that set how scores become answers.
+
+    Args:
+        answers_only: add --always_answer, for models that have a decoding.json.
+    """
+    probability_flags = ("temperature", "score_threshold")  # for commands that show probabilities
+    names = [f.name for f in fields(DecodingSettings) if f.name not in probability_flags]
     add_settings_flags(parser, "decoding", DecodingSettings, *names)
     if answers_only:
         parser.group("decoding")(
             "--always_answer", "--no_version_2_with_negative", action="store_true",
-            help='give the best answer, not "no answer", also of a model that may say so; '
-            'probabilities are then those among all answers but "no answer"',
+            help='always return a span, even if the model was trained with "no answer"; '
+            "probabilities are then normalized over the spans only",
         )  # fmt: skip
 
 
 def settings_of(flags: argparse.Namespace, kind: type[Settings]) -> Settings:
-    """The settings that the flags give; None for those that the command has not.
+    """Return the settings that the flags give; None where the command has no such flag.
 
     Raises:
-        UserError: they contradict each other or are out of range.
+        UserError: settings contradict each other or are out of range.
     """
     return kind(**{each.name: getattr(flags, each.name, None) for each in fields(kind)})  # type: ignore[arg-type]
 
 
 def overrides(flags: argparse.Namespace) -> Overrides:
-    """The window and decoding flags that a command has and that were given.
+    """Return the window and decoding flags that were given.
 
     Raises:
-        UserError: --always_answer is given beside one that speaks of "no answer".
+        UserError: --always_answer is given with a flag that allows "no answer".
     """
     given = settings_of(flags, Overrides)
     if not getattr(flags, "always_answer", False):
@@ -194,20 +201,20 @@ def overrides(flags: argparse.Namespace) -> Overrides:
 
 
 def check_one_process() -> None:
-    """Refuse to do in several processes what they cannot share."""
+    """Raise UserError if torchrun started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
         raise UserError(
-            "torchrun: several processes of bertqa infer share --input of JSON lines or parquet, "
-            "and nothing else: pass such a file, or start one process"
+            "torchrun: --input must be JSON lines or parquet with several processes: pass such a "
+            "file, or start one process"
         )
 
 
 def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse.Namespace) -> int:
-    """Run a command's ``main``; its exit code, which is 0 unless ``main`` gives another.
+    """Run a command's ``main`` and return its exit code, by default 0.
 
-    What the user can mend becomes one sentence on stderr and exit code 2.
+    A UserError becomes one sentence on stderr and exit code 2.
     """
-    for stream in (sys.stdout, sys.stderr):  # whatever the terminal can show
+    for stream in (sys.stdout, sys.stderr):  # escape what the terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -228,14 +235,14 @@ def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as head does
+    except BrokenPipeError:  # the reader closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # files are said plainly where they are written; this is what prints
+    except OSError as error:  # of printing; errors of files are UserErrors already
         if flags.debug or error.errno != errno.ENOSPC:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        where = error.filename or "the standard output"
-        print(f"error: {where} cannot be written: {error.strerror}; free some", file=sys.stderr)
+        where = error.filename or "standard output"
+        print(f"error: cannot write {where}: {error.strerror}; free some space", file=sys.stderr)
         return 2
     return code

@@ -1,13 +1,13 @@
 """Answer questions about texts with a fine-tuned BERT.
 
-bertqa infer                                                  four questions, then your own
+bertqa infer                                                  a demo, then your questions
 bertqa infer --question "Who?" --context "Ada did."           one question
 bertqa infer --question "Who?" --context_file text.txt --top_k 5
-bertqa infer --context_file text.txt                          many, asked in the terminal
+bertqa infer --context_file text.txt                          questions from the terminal
 bertqa infer --question "Who?" --documents notes --top_k 5    a folder of texts, or JSON lines
 bertqa infer --question "Who?" --context "Ada did." --explain answer.html    bertqa explain
 bertqa infer --input dev-v1.1.json --output_dir answers       a whole file, with EM and F1
-bertqa infer --dataset squad --split validation --output_dir answers     a data set of the hub
+bertqa infer --dataset squad --split validation --output_dir answers     a dataset on the hub
 torchrun --nproc_per_node=2 -m bertqa infer --input many.jsonl --output_dir answers
 """
 
@@ -40,26 +40,26 @@ from bertqa.settings import DecodingSettings
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse the flags; their names are run_qa's where it has them."""
+    """Parse the flags, which have run_qa's names where it has them."""
     # fmt: off
     parser = Parser(__doc__ or "", prog)
     add_question_flags(parser)
     parser.group("question")("--demo", action="store_true",
-        help="answer four questions about two short texts, and ask for no others")
+        help="answer four questions about two short texts, and exit")
     parser.group("question")("--documents", type=Path, metavar="PATH",
-        help="look for the answer in all .txt and .md files of a folder, or in JSON lines, each "
-        'with "text" and perhaps "id"')
+        help="search the .txt and .md files of a folder, or JSON lines with \"text\" and "
+        'optionally "id", for the answer')
     add = parser.group("data")
     add("--input", type=Path, metavar="FILE",
-        help="answer all questions of a file: SQuAD JSON, JSON lines, CSV, parquet")
+        help="answer all questions of a file: SQuAD JSON, JSON lines, CSV or parquet")
     add("--dataset", metavar="NAME",
-        help="answer all questions of a data set of the hub, name or name:config")
-    add("--split", metavar="NAME", help="with --dataset: which part of it (default: validation)")
+        help="answer all questions of a dataset on the hub: name or name:config")
+    add("--split", metavar="NAME", help="with --dataset: the split (default: validation)")
     add("--resume", action="store_true",
-        help="with --input of JSON lines or parquet: go on after the last answered row")
+        help="with --input of JSON lines or parquet: continue after the last answered row")
     add("--skip_bad", action="store_true",
-        help="with --input or --dataset: put rows that cannot be answered into rejects.jsonl and "
-        "answer the others (default: answer none if there is one)")
+        help="with --input or --dataset: write invalid rows to rejects.jsonl and answer the "
+        "others (default: stop if any row is invalid)")
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
     add_decoding_flags(parser, answers_only=True)
@@ -68,23 +68,23 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("output")
     add("--json", action="store_true", help="print JSON")
     add("--all_offsets", action="store_true",
-        help="in JSON: offsets also in UTF-16 units and in UTF-8 bytes")
+        help="in JSON: also give offsets in UTF-16 units and UTF-8 bytes")
     add("--explain", type=Path, nargs="?", const=TERMINAL, metavar="FILE",
-        help="with --question: explain the answer as a page, such as answer.html; without FILE "
-        "in the terminal; the same as bertqa explain")
+        help="with --question: explain the answer in an HTML page, such as answer.html, or "
+        "without FILE in the terminal; the same as bertqa explain")
     add("--output_dir", type=Path, metavar="DIR",
-        help="with --input or --dataset: folder for the answers; of JSON lines predictions.jsonl, "
-        "of parquet predictions.parquet, else run_qa's predictions.json, nbest_predictions.json "
+        help="with --input or --dataset: folder for the answers: predictions.jsonl for JSON lines, "
+        "predictions.parquet for parquet, else run_qa's predictions.json, nbest_predictions.json "
         "and, with --version_2_with_negative, null_odds.json; with gold answers also "
-        "metrics.json, with --skip_bad rejects.jsonl")
+        "metrics.json, with --skip_bad also rejects.jsonl")
     add("--overwrite_output_dir", action="store_true",
-        help="replace predictions that are in --output_dir already, or the page of --explain")
+        help="overwrite existing predictions in --output_dir, or the page of --explain")
     # fmt: on
     return parser.parse(arguments)
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Choose among the ways to ask."""
+    """Answer what the flags ask for."""
     has_terminal = sys.stdin.isatty()
     check_flags(flags, has_terminal)
     if flags.input or flags.dataset:
@@ -115,12 +115,12 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
-    """Refuse flags that contradict each other or ask for nothing."""
-    ways = {
+    """Raise UserError for flags that contradict each other or have no effect."""
+    sources = {
         "--input": flags.input, "--dataset": flags.dataset, "--question": flags.question,
         "--demo": flags.demo or None,
     }  # fmt: skip
-    given = [flag for flag, value in ways.items() if value is not None]
+    given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other: pass one")
     if flags.documents:
@@ -128,23 +128,23 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     else:
         check_question_flags(flags)
     if has_context(flags) and given and given[0] != "--question":
-        raise UserError(f"--context goes with --question, not with {given[0]}: drop one")
+        raise UserError(f"--context and {given[0]} exclude each other: pass one")
     if has_context(flags) and not given and not has_terminal:
-        raise UserError("--context goes with --question, or with a terminal to ask in: add one")
+        raise UserError("--context requires --question if stdin is not a terminal: add --question")
     has_file = bool(flags.input or flags.dataset)
     if has_file != bool(flags.output_dir):
         name = "--dataset" if flags.dataset else "--input"
-        raise UserError(f"{name} and --output_dir go together: pass both or neither")
+        raise UserError(f"{name} and --output_dir require each other: pass both or neither")
     for name in ("resume", "skip_bad"):
         if getattr(flags, name) and not has_file:
-            raise UserError(f"--{name} goes with --input: drop it")
+            raise UserError(f"--{name} requires --input: add --input, or drop --{name}")
     if flags.split is not None and not flags.dataset:
-        raise UserError(f"--split {flags.split} goes with --dataset: add it, or drop --split")
+        raise UserError(f"--split {flags.split} requires --dataset: add --dataset, or drop --split")
     if not flags.input:
         check_one_process()
     if flags.all_offsets and not has_file and not flags.json:
         raise UserError(
-            "--all_offsets goes with --json, or with --input and JSON lines or parquet: add one"
+            "--all_offsets requires --json, or --input of JSON lines or parquet: add one of them"
         )
     if flags.explain is not None:
         check_explain_flags(flags)
@@ -152,9 +152,9 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
 
 
 def check_documents_flags(flags: argparse.Namespace) -> None:
-    """Refuse what does not go with --documents."""
+    """Raise UserError for flags that --documents excludes or lacks."""
     if flags.question is None:
-        raise UserError("--documents needs a question to look for: add --question")
+        raise UserError("--documents requires --question: add it")
     others = ("context", "context_file", "explain", "all_offsets")
     if given := [name for name in others if getattr(flags, name) not in (None, False)]:
         raise UserError(f"--documents and --{given[0]} exclude each other: pass one")
@@ -162,15 +162,14 @@ def check_documents_flags(flags: argparse.Namespace) -> None:
 
 
 def check_explain_flags(flags: argparse.Namespace) -> None:
-    """Refuse --explain without a question, or with a page that cannot be written."""
+    """Raise UserError if --explain has no question, or if its page cannot be written."""
     if flags.question is None:
-        raise UserError("--explain explains one answer: add --question and a text, or drop it")
+        raise UserError("--explain requires --question and --context: add them, or drop --explain")
     if flags.score_threshold is not None:
         raise UserError("--explain and --score_threshold exclude each other: pass one")
     page = page_file(flags.explain)
     if page is None and flags.json:
         raise UserError(
-            "--explain without a file prints text, and --json prints JSON: name a file, such "
-            "as answer.html, or drop one"
+            "--explain requires a file with --json: name one, such as answer.html, or drop --json"
         )
     check_page(page, "--explain ", "--overwrite_output_dir", flags.overwrite_output_dir)

@@ -1,4 +1,4 @@
-"""``bertqa infer --documents``: one question, many documents."""
+"""``bertqa infer --documents``: one question about many documents."""
 
 import argparse
 from collections import Counter
@@ -16,15 +16,15 @@ from bertqa.errors import UserError
 
 
 def answer_from_documents(flags: argparse.Namespace) -> None:
-    """Look for --question in --documents and print the best answers."""
-    asked(flags.question, "any")  # an empty question is refused before anything is read
-    number = sum(1 for _ in iter_documents(flags.documents))  # one that is broken is refused now
+    """Search --documents for the answer to --question, and print the best answers."""
+    asked(flags.question, "any")  # reject an empty question before anything is read
+    number = sum(1 for _ in iter_documents(flags.documents))  # and an invalid document
     qa = load_answerer(flags)
     documents = tqdm(iter_documents(flags.documents), total=number, unit="doc", disable=None)
     found = qa.read(flags.question, documents, top_k=flags.top_k)
     if not found:
         raise UserError(
-            f"--documents {flags.documents}: must hold text, got none that is visible: name others"
+            f"--documents {flags.documents} must contain visible text, got none: name others"
         )
     if flags.json:
         print_json(found)
@@ -33,9 +33,9 @@ def answer_from_documents(flags: argparse.Namespace) -> None:
 
 
 def print_table(found: Sequence[ReadEntry]) -> None:
-    """Two lines for each answer: probability, document and place; the snippet, answer marked.
+    """Print two lines per answer: probability, document and offsets, answer; and the snippet.
 
-    Documents of the same id have their number, from 0, beside it.
+    Documents with the same id also show their number, from 0.
     """
     shown = {(str(entry["document"]), entry["number"]) for entry in found}
     counts = Counter(name for name, _ in shown)
@@ -45,8 +45,8 @@ def print_table(found: Sequence[ReadEntry]) -> None:
             continue
         name = str(entry["document"])
         name += f" (number {entry['number']})" * (counts[name] > 1)
-        place = f"{name}:{entry['start']}-{entry['end']}"
-        print(f"{entry['score']:8.4f}  {visible(place)}  {_line(entry['answer'])}")
+        location = f"{name}:{entry['start']}-{entry['end']}"
+        print(f"{entry['score']:8.4f}  {visible(location)}  {_line(entry['answer'])}")
         first, last = entry["snippet_start"], entry["snippet_end"]
         snippet = entry["snippet"]
         marked = f"{snippet[:first]}[{snippet[first:last]}]{snippet[last:]}"

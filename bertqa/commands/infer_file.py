@@ -1,4 +1,4 @@
-"""``bertqa infer --input`` and ``--dataset``: all questions of a file or a data set."""
+"""``bertqa infer --input`` and ``--dataset``: all questions of a file or a dataset."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from bertqa.errors import UserError, counted
 
 
 def answer_file(flags: argparse.Namespace) -> None:
-    """Answer all questions of --input or --dataset and write the files into --output_dir."""
+    """Answer all questions of --input or --dataset and write the files to --output_dir."""
     if flags.input and has_row_each(flags.input):
         answer_rows(flags)
         return
@@ -30,40 +30,41 @@ def answer_file(flags: argparse.Namespace) -> None:
 
 
 def check_whole_flags(flags: argparse.Namespace) -> None:
-    """Refuse flags that are for files which are answered row by row."""
+    """Raise UserError for flags of files that are answered row by row."""
     source = f"--input {flags.input}" if flags.input else f"--dataset {flags.dataset}"
     for name in ("resume", "all_offsets"):
         if getattr(flags, name):
             raise UserError(
-                f"--{name} is for JSON lines and parquet, and {source} is read whole: drop the "
-                "flag, or write a question on each line of a .jsonl"
+                f"--{name} requires JSON lines or parquet, got {source}: drop the flag, or convert "
+                "the questions to .jsonl, one per line"
             )
     if flags.top_k != 1:
         raise UserError(
-            f"--top_k {flags.top_k} is for one question, JSON lines and parquet: pass --n_best_size"
+            f"--top_k {flags.top_k} requires one question, JSON lines or parquet: pass "
+            "--n_best_size"
         )
 
 
 def read(flags: argparse.Namespace) -> list[Row]:
-    """The rows of --input or --dataset."""
+    """Return the rows of --input or --dataset."""
     if flags.dataset:
         return read_hub_rows(flags.dataset, flags.split or "validation", say=say)
     return read_rows(flags.input, say=say)
 
 
 def answer_whole_file(flags: argparse.Namespace) -> None:
-    """run_qa's files, and what was left out of them."""
+    """Write run_qa's files and the rejected rows."""
     given = unique(read(flags))
     qa = load_answerer(flags)
     rows = list(checked(given, qa))
     if not flags.skip_bad:
-        refuse_faulty(rows)  # together, so that none is left to be told the next time
+        refuse_faulty(rows)  # report all of them at once
     share = shared_texts()
     examples = [share(row.example) for row in rows if row.example]
     if not examples:
-        refuse_faulty(rows, "no row is without a fault, correct the file")
+        refuse_faulty(rows, "every row is invalid, correct the file")
     rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
-    del rows, given  # they hold the file as it was parsed
+    del rows, given  # free the parsed file
     has_gold = any(example.answers is not None for example in examples)
     make_folder(flags)
     answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)

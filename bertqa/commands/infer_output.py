@@ -1,4 +1,4 @@
-"""The output folder of ``bertqa infer``: what is there already, the figures, and what is told."""
+"""Output folder of ``bertqa infer``: existing files, metrics and messages."""
 
 import argparse
 import json
@@ -13,18 +13,20 @@ METRICS = "metrics.json"
 
 
 def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
-    """Refuse to replace or remove what is there: the folder may be a model's, with its figures.
+    """Raise UserError if files exist that would be overwritten or removed.
+
+    The folder may be a model's, with metrics.json of its training.
 
     Args:
-        names: what would be written, besides the figures.
-        resumable: --resume can go on with these.
+        names: the files that would be written, besides metrics.json.
+        resumable: --resume can continue these files.
     """
     names = list(names)
     existing = next((f for n in (*names, METRICS) if (f := flags.output_dir / n).exists()), None)
     if existing and not flags.overwrite_output_dir and not flags.resume:
-        going_on = ", --resume to go on" if resumable and existing.name in names else ""
+        to_resume = ", pass --resume to continue" if resumable and existing.name in names else ""
         raise UserError(
-            f"{existing} is there already: name another --output_dir{going_on}, or pass "
+            f"{existing} already exists: name another --output_dir{to_resume}, or pass "
             "--overwrite_output_dir"
         )
     if flags.resume and flags.overwrite_output_dir:
@@ -32,18 +34,18 @@ def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool 
 
 
 def make_folder(flags: argparse.Namespace) -> None:
-    """Make --output_dir, before the work that is to go there."""
+    """Create --output_dir."""
     with said_plainly(flags.output_dir, "made"):
         flags.output_dir.mkdir(parents=True, exist_ok=True)
 
 
 def say(line: str) -> None:
-    """Tell what is not the figures, apart from them."""
+    """Print to stderr, which keeps stdout for the metrics."""
     print(line, file=sys.stderr)
 
 
 def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
-    """Write and print the figures, if there are any."""
+    """Write and print the metrics, if there are any."""
     if metrics:
         print(json.dumps(metrics, indent=None if flags.json else 2))
     text = json.dumps(metrics, indent=2) + "\n" if metrics else ""
@@ -51,7 +53,7 @@ def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[P
 
 
 def keep(path: Path, text: str) -> list[Path]:
-    """Write a file, or where it would be empty drop that of other answers; the files, if any."""
+    """Write a file and return its path in a list; without text, remove an old file."""
     if text:
         write_text(path, text)
         return [path]

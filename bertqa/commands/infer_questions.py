@@ -1,4 +1,4 @@
-"""``bertqa infer`` for single questions: one, those of the demo, or many in the terminal."""
+"""``bertqa infer`` for single questions: one, the demo's, or questions from the terminal."""
 
 import argparse
 import codecs
@@ -37,7 +37,7 @@ def answer_question(flags: argparse.Namespace, context: str) -> None:
 
 
 def converse(flags: argparse.Namespace, context: str | None, in_terminal: bool) -> None:
-    """Show the demo if there is no text, then answer what is asked in the terminal."""
+    """Show the demo if no text is given, then answer questions from the terminal."""
     qa = load_answerer(flags)
     if context is None:
         demonstrate(qa, flags)
@@ -57,7 +57,7 @@ def answer_one(
 
 
 def print_found(flags: argparse.Namespace, context: str, found: Any) -> None:
-    """One answer, or a list of them, as lines or as JSON."""
+    """Print one answer, or a list of them, as lines or as JSON."""
     answers = found if isinstance(found, list) else [found]
     if flags.all_offsets:
         for answer in answers:
@@ -69,21 +69,21 @@ def print_found(flags: argparse.Namespace, context: str, found: Any) -> None:
 
 
 def print_json(found: Any) -> None:
-    """JSON has an escape for every character, also where the terminal's encoding has not."""
+    """Print JSON, with escapes where the terminal's encoding is not UTF-8."""
     is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     print(json.dumps(found, ensure_ascii=not is_utf8))
 
 
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
-    """A line for each answer: probability, place, text."""
+    """Print a line for each answer: probability, offsets, text."""
     for answer in answers:
-        place = f"{answer['start']}-{answer['end']}"
+        offsets = f"{answer['start']}-{answer['end']}"
         text = " ".join(answer["answer"].split()) or "(no answer)"
-        print(f"{answer['score']:8.4f}  {place:>11}  {text}")
+        print(f"{answer['score']:8.4f}  {offsets:>11}  {text}")
 
 
 def demonstrate(qa: QuestionAnswerer, flags: argparse.Namespace) -> None:
-    """Four questions, the last with its n-best list."""
+    """Answer four questions, the last with its n-best list."""
     if not flags.json:
         print(f"{DEMO_CONTEXT}\n")
     for question in DEMO_QUESTIONS:
@@ -101,12 +101,12 @@ def answer_many(qa: QuestionAnswerer, flags: argparse.Namespace, context: str) -
         try:
             if question.strip():
                 answer_one(qa, flags, question.strip(), context)
-        except UserError as error:  # a question too long: the next may do
+        except UserError as error:  # such as a question that is too long: go on with the next
             print(f"error: {error}", file=sys.stderr)
 
 
 def ask_context() -> str:
-    """Lines up to an empty one."""
+    """Read lines up to an empty one."""
     print("Paste a text and end it with an empty line.")
     lines: list[str] = []
     while line := ask("text> "):
@@ -118,7 +118,7 @@ def ask_context() -> str:
 
 
 def ask(prompt: str) -> str:
-    """One line with its end, so that "" is the end of input."""
+    """Read one line with its line break; "" is the end of input."""
     try:
         return input(prompt) + "\n"
     except EOFError:

@@ -1,6 +1,6 @@
-"""``bertqa infer --input`` of JSON lines or parquet: a row of output for a row of input.
+"""``bertqa infer --input`` of JSON lines or parquet: one output row per input row.
 
-However many there are; several processes, which torchrun starts, share them.
+The rows are streamed, and processes started by torchrun share them.
 """
 
 import argparse
@@ -24,9 +24,9 @@ LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS, PARTS)
 
 
 def answer_rows(flags: argparse.Namespace) -> None:
-    """Answer the rows of --input; the main process puts together what all have answered."""
-    # They only wait for each other, so that several may compute on one GPU. The first that is done
-    # may have to wait long for the last; gloo notices at once when one has gone.
+    """Answer the rows of --input; the main process joins the answers of all processes."""
+    # The processes only wait for each other, so several may share one GPU, and gloo is enough. The
+    # first may wait long for the last; gloo notices at once when a process has died.
     runtime = start_runtime(
         flags.device, flags.precision, backend="gloo", longest_wait=timedelta(days=30)
     )
@@ -42,7 +42,7 @@ def answer_rows(flags: argparse.Namespace) -> None:
 
 
 def prepare(flags: argparse.Namespace) -> None:
-    """Make the output folder ready."""
+    """Prepare the output folder."""
     packs = is_parquet(flags.input)
     check_free(flags, (*LINE_FILES, *[PARQUET] * packs), resumable=True)
     make_folder(flags)
@@ -51,7 +51,7 @@ def prepare(flags: argparse.Namespace) -> None:
 
 
 def share(flags: argparse.Namespace, qa: QuestionAnswerer, runtime: Runtime) -> tuple[int, int]:
-    """Answer this process's part; how many rows were answered and rejected by all."""
+    """Answer this process's rows; return the counts answered and rejected by all processes."""
     with tqdm(unit=unit_of(flags.input), disable=None if runtime.is_main else True) as bar:
         return answer_lines(
             qa, flags.input, flags.output_dir, model=flags.model, top_k=flags.top_k,
@@ -61,9 +61,9 @@ def share(flags: argparse.Namespace, qa: QuestionAnswerer, runtime: Runtime) -> 
 
 
 def finish(flags: argparse.Namespace, v2: bool, answered: int, rejected: int) -> None:
-    """Score the answers, write them as parquet if the questions came so, and say where they are."""
-    is_there = not flags.input.is_fifo()  # what came through a pipe cannot be read again
-    metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_there else {}
+    """Score the answers, convert them to parquet if the input is, and print where they are."""
+    is_rereadable = not flags.input.is_fifo()  # a pipe is not
+    metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_rereadable else {}
     keep_metrics(flags, metrics)
     path = flags.output_dir / PREDICTIONS
     if is_parquet(flags.input):

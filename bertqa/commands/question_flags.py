@@ -1,4 +1,4 @@
-"""A question, the text that it is about, and the model that is asked."""
+"""Flags of a question and its text, and the model that answers."""
 
 import argparse
 from pathlib import Path
@@ -9,52 +9,52 @@ from bertqa.data.documents import read_text
 from bertqa.errors import UserError
 
 if TYPE_CHECKING:
-    from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers alone
+    from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers only
 
 
 def add_question_flags(parser: Parser) -> None:
-    """One question, and its text."""
+    """Add the flags of one question and its text."""
     add = parser.group("question")
     add("--question", metavar="TEXT", help="the question")
-    add("--context", metavar="TEXT", help="the text that holds the answer")
+    add("--context", metavar="TEXT", help="the text to search for the answer")
     add("--context_file", type=Path, metavar="FILE", help="the same, from a UTF-8 text file")
 
 
 def add_top_k_flag(parser: Parser) -> None:
-    """How many answers are shown."""
+    """Add --top_k."""
     parser.group("output")(
-        "--top_k", type=int, default=1, metavar="N", help="answers to show (default: %(default)s)"
+        "--top_k", type=int, default=1, metavar="N", help="answers to return (default: %(default)s)"
     )
 
 
 def check_question_flags(flags: argparse.Namespace) -> None:
-    """Refuse two texts, a question without any, and no answer at all."""
+    """Raise UserError for two texts, a question without text, or top_k below 1."""
     if flags.context is not None and flags.context_file:
         raise UserError("--context and --context_file exclude each other: pass one")
     if flags.question is not None and not has_context(flags):
-        raise UserError("--question needs a text to look in: add --context or --context_file")
+        raise UserError("--question requires a text: add --context or --context_file")
     check_top_k(flags)
 
 
 def check_top_k(flags: argparse.Namespace) -> None:
-    """Refuse to show no answer."""
+    """Raise UserError if --top_k is below 1."""
     if flags.top_k < 1:
         raise UserError(f"--top_k must be at least 1, got {flags.top_k}")
 
 
 def has_context(flags: argparse.Namespace) -> bool:
-    """Whether a text is given."""
+    """Return whether a text is given."""
     return flags.context is not None or flags.context_file is not None
 
 
 def load_answerer(flags: argparse.Namespace, device: str | None = None) -> "QuestionAnswerer":
-    """The model that the flags name, asked as its decoding.json and the flags say.
+    """Load the model, with the settings of its decoding.json and of the flags.
 
     Args:
-        device: in place of --device.
+        device: overrides --device.
 
     Raises:
-        UserError: it is not available, or cannot be asked so.
+        UserError: the model is not available, or the settings are invalid.
     """
     from bertqa.answering.answerer import QuestionAnswerer  # late: --help needs no torch
 
@@ -66,9 +66,9 @@ def load_answerer(flags: argparse.Namespace, device: str | None = None) -> "Ques
 
 
 def read_context(flags: argparse.Namespace) -> str:
-    """The text of --context or --context_file."""
+    """Return the text of --context or --context_file."""
     if flags.context_file is None:
         return str(flags.context)
     text = read_text(flags.context_file, f"--context_file {flags.context_file}")
-    # A byte order mark is no text; where places are told in bytes as well, it counts.
+    # A byte order mark is not text, but byte offsets of the file include it.
     return text if flags.all_offsets else text.removeprefix("\ufeff")

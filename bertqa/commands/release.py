@@ -1,10 +1,10 @@
-"""Make a folder to publish of a fine-tuned model: weights in half precision, and a model card.
+"""Prepare a fine-tuned model for publishing: weights in half precision, and a model card.
 
 bertqa release RUN --output_dir weights/NAME --encoder TEXT --data TEXT --eval_file FILE
 
-The card, README.md, is written from what the run left behind: its command, settings, versions,
-commit and curves, and EM and F1 of the very file that is released, asked with the run's windows.
-Of a folder that is no run's, the card has the figures alone.
+The card, README.md, has the run's command, settings, versions, commit and curves, and EM and F1 of
+the released file, measured with the run's windows. For a folder without a run, it has only EM and
+F1.
 """
 
 import argparse
@@ -21,10 +21,12 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("data")
     add("source", type=Path, metavar="RUN_OR_FOLDER",
         help="output folder of bertqa train, or another folder with a fine-tuned model")
-    add("--encoder", required=True, metavar="TEXT", help="what was fine-tuned, and its licence")
-    add("--data", required=True, metavar="TEXT", help="what it was trained on, and its licence")
+    add("--encoder", required=True, metavar="TEXT",
+        help="for the card: the pretrained encoder and its licence")
+    add("--data", required=True, metavar="TEXT",
+        help="for the card: the training data and their licence")
     add("--eval_file", type=Path, required=True, metavar="FILE",
-        help="questions to measure it on, with gold answers")
+        help="questions with gold answers to evaluate the released model")
     add = parser.group("output")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     # fmt: on
@@ -32,7 +34,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Release the model, and say how good it is."""
+    """Release the model, and print its EM and F1."""
     from bertqa.report.card import release  # late: --help needs no torch
 
     exact_match, f1 = release(

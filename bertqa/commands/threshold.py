@@ -1,22 +1,24 @@
-"""When to say that a text holds no answer: the null score's threshold, chosen and kept.
+"""Choose the threshold of the null score, above which the answer is "no answer".
 
 bertqa threshold MODEL FILE
 
-asks the questions of FILE, which the model was not trained on, takes the threshold with the best
-F1 (Devlin et al. 2019, section 4.3, choose tau so) and keeps it beside the model. The more of the
-questions that a model is asked have no answer, the lower the best threshold is: FILE's are weighted
-so that --unanswerable_share of them have none, by default half, as in the dev set of SQuAD v2.0.
+answers the questions of FILE, on which the model was not trained, chooses the threshold with the
+best F1 (tau in Devlin et al. 2019, section 4.3) and saves it with the model. The best threshold
+depends on the fraction of unanswerable questions: those of FILE are weighted so that it is
+--unanswerable_share, by default half, as in the dev set of SQuAD v2.0.
+It writes into the model's folder
 
-    decoding.json        that there is "no answer", the threshold, the windows and the share that it
-                         is for; bertqa infer obeys it
-    threshold.json       the curve: a row of threshold, EM and F1 for each that makes a difference
-    threshold.svg        its picture
+    decoding.json        "no answer" turned on, the threshold, and the windows and share for which
+                         it was chosen; bertqa infer reads it
+    threshold.json       the curve: threshold, EM and F1 in each row
+    threshold.svg        the curve as a picture
 
 The temperature in decoding.json stays, since the threshold changes no score. calibration.json and
-calibration.svg, which judge the answers that are given, are removed: run bertqa calibrate again.
+calibration.svg, which measure the answers at the old threshold, are removed: run bertqa calibrate
+again.
 
-bertqa train does the same with the questions that --validation_split_percentage holds out. A
-threshold chosen on the questions that a model is then judged by flatters it.
+bertqa train does the same with the questions that --validation_split_percentage holds out. Metrics
+on the questions that chose the threshold are too optimistic.
 """
 
 import argparse
@@ -39,7 +41,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_model_flags(parser)
     parser.group("data")(
         "file", type=Path, metavar="FILE",
-        help="questions with gold answers, some of them without any, as in SQuAD v2.0",
+        help="answerable and unanswerable questions with gold answers, as in SQuAD v2.0",
     )  # fmt: skip
     add_window_flags(parser)
     add_settings_flags(parser, "decoding", TrainingSettings, "unanswerable_share")
@@ -47,7 +49,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Choose, keep, print."""
+    """Choose the threshold, save and print it."""
     overrides(flags).check()
     share = TrainingSettings(unanswerable_share=flags.unanswerable_share).unanswerable_share
     from bertqa.report.threshold import choose_threshold  # late: --help needs no torch
@@ -59,8 +61,8 @@ def main(flags: argparse.Namespace) -> None:
     )  # fmt: skip
     print(
         f"threshold {best.threshold:.4f}: EM {best.exact:.2f}, F1 {best.f1:.2f} on {flags.file}, "
-        f"weighted to {100 * share:g} % unanswerable questions; kept in {kept}"
+        f"weighted to {100 * share:g} % unanswerable questions; saved in {kept}"
     )
     if removed:
         names = " and ".join(path.name for path in removed)
-        print(f"removed {names}, measured with the settings before: run bertqa calibrate again")
+        print(f"removed {names}, measured with the old settings: run bertqa calibrate again")

@@ -2,7 +2,7 @@
 
 bertqa train                                       bert-base-uncased on SQuAD, 3 epochs
 bertqa train --train_file my.json --validation_file dev.json --output_dir runs/mine
-bertqa train --resume ...                          continue a run where it was stopped
+bertqa train --resume ...                          continue a stopped run
 torchrun --nproc_per_node=2 -m bertqa train ...    the same on several processes
 bertqa train --check ...                           bertqa check: validate the data
 """
@@ -33,14 +33,14 @@ from bertqa.settings import (
     WindowSettings,
 )
 
-# The fields of ``TrainingSettings`` that say when something is kept, not what is learned.
+# The fields of ``TrainingSettings`` that do not change what is learned.
 OUTPUT_SETTINGS = ("logging_steps", "eval_steps", "save_steps", "save_total_limit")
 DISTILLATION_SETTINGS = ("distillation_temperature", "distillation_weight")
 DECODING_SETTINGS = ("unanswerable_share",)
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse the flags; their names are run_qa's."""
+    """Parse the flags, which have run_qa's names."""
     parser = Parser(__doc__ or "", prog)
     # fmt: off
     add_settings_flags(parser, "data", DataSettings)
@@ -51,18 +51,17 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_model_flags(parser, ENCODER, answers_only=False)
     others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS + DECODING_SETTINGS
     recipe = [f.name for f in fields(TrainingSettings) if f.name not in others]
-    add_settings_flags(parser, "optimisation", TrainingSettings, *recipe)
+    add_settings_flags(parser, "optimization", TrainingSettings, *recipe)
     add = parser.group("distillation")
     add("--teacher", nargs="+", action="extend", default=[], metavar="MODEL",
-        help="fine-tuned models to learn from besides the labels, with the tokenizer of --model; "
-        "of any size")
+        help="fine-tuned models of any size to distill from, with the tokenizer of --model")
     add_settings_flags(parser, "distillation", TrainingSettings, *DISTILLATION_SETTINGS)
     add_window_flags(parser)
     add_decoding_flags(parser)
     add_settings_flags(parser, "decoding", TrainingSettings, *DECODING_SETTINGS)
     add = parser.group("output")
     add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
-        help="new folder for the model, the log and the checkpoints (default: %(default)s)")
+        help="new folder for the model, log and checkpoints (default: %(default)s)")
     add("--resume", action="store_true", help="continue the run in --output_dir")
     add_settings_flags(parser, "output", TrainingSettings, *OUTPUT_SETTINGS)
     check.add_check_flags(parser, "with --check: ")
@@ -71,7 +70,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Check, show or train; the exit code."""
+    """Check, show or train, and return the exit code."""
     settings = settings_of(flags, TrainingSettings)
     windows, decoding = overrides(flags).windows(), overrides(flags).decoding()
     data = settings_of(flags, DataSettings)
@@ -94,12 +93,12 @@ def run(
     windows: WindowSettings,
     decoding: DecodingSettings,
 ) -> None:
-    """Train, and say where the model is."""
+    """Train, and print where the model is."""
     from bertqa.report.training_page import RunReport  # late: --help needs no torch
     from bertqa.runtime import start_runtime, stop_runtime  # late: as above
     from bertqa.training.job import train  # late: as above
 
-    say = partial(print, flush=True)  # at once, also into a pipe
+    say = partial(print, flush=True)  # no buffering in a pipe
     runtime = start_runtime(flags.device, flags.precision)
     try:
         train(
@@ -116,12 +115,12 @@ def run(
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other or ask for nothing."""
+    """Raise UserError for flags that contradict each other or have no effect."""
     threshold = flags.null_score_diff_threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(
-            f"--null_score_diff_threshold {threshold} cannot be kept with the model: give a finite "
-            "number"
+            f"--null_score_diff_threshold must be finite to be saved with the model, got "
+            f"{threshold}"
         )
     share = flags.unanswerable_share
     if share != TrainingSettings.unanswerable_share and not flags.version_2_with_negative:
@@ -129,10 +128,10 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"--unanswerable_share {share} requires --version_2_with_negative: pass both or neither"
         )
     if flags.show is not None and flags.show < 1:
-        raise UserError(f"--show {flags.show} asks for no example: give 1 or more")
+        raise UserError(f"--show must be at least 1, got {flags.show}")
     if flags.check and flags.show:
         raise UserError("--check and --show exclude each other: pass one")
     for name in ("repair", "report"):
         if getattr(flags, name) and not flags.check:
-            raise UserError(f"--{name} {getattr(flags, name)} needs --check beside it: pass both")
+            raise UserError(f"--{name} {getattr(flags, name)} requires --check: pass both")
     check.check_output_flags(flags)

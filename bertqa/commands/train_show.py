@@ -28,7 +28,7 @@ def show(
         for name, text in (
             ("id", example.id), ("question", example.question), ("context", example.context),
         ):  # fmt: skip
-            lines = map(visible, text.split("\n"))  # its own lines, but nothing that hides
+            lines = map(visible, text.split("\n"))  # keeps line breaks, escapes control characters
             print(f"{name:<10}{chr(10).join(lines)}")
         for text, start in zip(example.answers or (), example.answer_starts, strict=True):
             print(f"answer    {text!r} at {start}")
