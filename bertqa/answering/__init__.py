@@ -1,1 +1,1 @@
-"""Scores to answers: decoding, metrics, evaluation, and the answerer that users call."""
+"""From scores to answers: decoding, metrics, evaluation, and the question answerer."""

@@ -1,4 +1,4 @@
-"""Load once, ask many times."""
+"""The question answerer: a loaded model that answers questions about texts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,18 +26,18 @@ from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
-_SPARE_ROWS = 1024  # embeddings that no token has: some models have a round number of them
+_SPARE_ROWS = 1024  # unused embeddings that a model may have, such as to round up their number
 NOTHING_ASKED = Overrides()
-AT_ONCE = 1024  # questions that are cut into windows together
+AT_ONCE = 1024  # questions cut into windows together
 
 
 def load_folder(
     folder: Path, allow_bin: bool, require_head: bool
 ) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
-    """The model and tokenizer of a checkpoint folder; see ``load_checkpoint``.
+    """Load the model and tokenizer of a checkpoint folder; see ``load_checkpoint``.
 
     Raises:
-        UserError: one of them is corrupt, or they do not belong together.
+        UserError: the model or tokenizer is corrupt, or they do not match.
     """
     model, report = load_checkpoint(folder, allow_bin=allow_bin, require_head=require_head)
     tokenizer = BertTokenizer.load(folder)
@@ -46,19 +46,19 @@ def load_folder(
 
 
 def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -> None:
-    """Refuse a tokenizer that does not belong to a model.
+    """Raise UserError if a tokenizer does not match a model.
 
     Args:
-        model: what a message calls it.
+        model: name of the model in messages.
 
     Raises:
-        UserError: it has more tokens, or far fewer.
+        UserError: the tokenizer has more tokens than the model has embeddings, or far fewer.
     """
     rows = config.vocab_size
     if not rows - _SPARE_ROWS <= tokenizer.vocab_size <= rows:
         raise UserError(
-            f"{tokenizer.source} has {tokenizer.vocab_size} tokens, but {model} has {rows}: take "
-            "the tokenizer that belongs to the model"
+            f"{tokenizer.source}: must have as many tokens as {model} has embeddings ({rows}), got "
+            f"{tokenizer.vocab_size}: use the tokenizer of the model"
         )
 
 
@@ -68,25 +68,25 @@ def check_window_fits(
     name: str = "--max_seq_length",
     model: str = "this model",
 ) -> None:
-    """Refuse windows longer than the positions that the model has learned.
+    """Raise UserError if windows are longer than the model's position embeddings.
 
     Args:
-        name: what a message calls the setting, by where it comes from.
-        model: what it calls the model.
-
-    Raises:
-        UserError: the windows are too long.
+        name: name of the setting in messages, by its origin.
+        model: name of the model in messages.
     """
     limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
-            f"{name} {settings.max_seq_length} is more than the {limit} positions that {model} "
-            f"knows: pass {limit} or less"
+            f"{name} must be at most the {limit} positions of {model}, got "
+            f"{settings.max_seq_length}"
         )
 
 
 def usual_windows(config: BertConfig) -> WindowSettings:
-    """Windows of 384 tokens with an overlap of 128; shorter where the model has no such places."""
+    """Return windows of 384 tokens with an overlap of 128, or of all positions if these are fewer.
+
+    Then the overlap is at most a third of a window.
+    """
     longest = min(384, config.max_position_embeddings)
     return WindowSettings(longest, doc_stride=min(128, longest // 3))
 
@@ -98,10 +98,10 @@ def settings_of(
     windows: WindowSettings | None = None,
     decoding: DecodingSettings | None = None,
 ) -> tuple[WindowSettings, DecodingSettings]:
-    """The settings of a model: those given, else those of its decoding.json, else the usual ones.
+    """Return the given settings, or those of the model's decoding.json, or the defaults.
 
     Args:
-        overrides: single settings to take in place of those.
+        overrides: single settings that replace these.
 
     Raises:
         UserError: decoding.json is corrupt, or a setting is out of range or does not fit the model.
@@ -123,17 +123,17 @@ def settings_of(
 class QuestionAnswerer(PickledAsRecipe):
     """A model that answers questions about texts.
 
-    ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads it and
-    ``qa(question=..., context=...)`` asks it; the result is what transformers' question-answering
-    pipeline returned until it was removed. One that was loaded so can be pickled and copied, see
-    pickling.py, and asked in forked processes.
+    ``qa = QuestionAnswerer.from_pretrained(folder_or_name)`` loads a model, and
+    ``qa(question=..., context=...)`` returns what transformers' question-answering pipeline
+    returned until it was removed. A loaded answerer can be pickled and copied, see pickling.py, and
+    used in forked processes.
 
     Attributes:
-        model, tokenizer: what was loaded.
-        windows, decoding: how contexts are cut and spans become answers.
-        folder: the checkpoint that it was loaded from; None for a model given to the constructor.
-        runtime: device and precision; a model given to the constructor is converted to them and
-            prepacked (see cpu_inference.py), and gives no gradients any more.
+        model, tokenizer: the loaded model and tokenizer.
+        windows, decoding: how contexts are cut and how spans become answers.
+        folder: checkpoint folder; None for a model given to the constructor.
+        runtime: device and precision. A model given to the constructor is converted to them and
+            prepacked (see cpu_inference.py), and has no gradients afterwards.
     """
 
     def __init__(
@@ -170,20 +170,20 @@ class QuestionAnswerer(PickledAsRecipe):
         allow_bin: bool = False,
         token: str | bool | None = None,
     ) -> "QuestionAnswerer":
-        """Load a fine-tuned checkpoint: a folder, a name under weights/, or one on the hub.
+        """Load a fine-tuned checkpoint: a folder, a name under weights/, or a name on the hub.
 
         Args:
-            windows, decoding: how contexts are cut and spans become answers; None takes what the
-                model's decoding.json says, if it has one.
-            overrides: single settings to take in place of those.
-            revision, allow_bin, token: see ``find_folder``; a pickle does not hold the token.
+            windows, decoding: how contexts are cut and how spans become answers (default: from the
+                model's decoding.json, if it has one).
+            overrides: single settings that replace these.
+            revision, allow_bin, token: see ``find_folder``; the token is not pickled.
 
         Raises:
-            UserError: it is not available, corrupt, no BERT, or was never trained to answer.
+            UserError: the checkpoint is unavailable, corrupt, not a BERT, or not fine-tuned.
         """
         runtime = local_runtime(device, precision)
         if runtime.int8:
-            check_int8(runtime.device)  # before a model is looked for
+            check_int8(runtime.device)  # before the model is downloaded
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
         files = CheckpointFiles(folder.absolute())
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
@@ -196,24 +196,24 @@ class QuestionAnswerer(PickledAsRecipe):
         return answerer
 
     def stored_model(self) -> BertForQuestionAnswering:
-        """Load the model again, in float32 and such that it can be saved.
+        """Load the model again in float32, ready for saving.
 
         Raises:
-            UserError: there is no checkpoint of it, since it was changed or made in memory.
+            UserError: the model has no checkpoint, or was changed in memory.
         """
         origin = self.origin
         if origin is None or not origin.has_model_of(self):
             raise UserError(
-                "the model must be as it was loaded to be saved, got one that was changed in "
-                "memory: save the one that you changed before it is made ready for answering"
+                "the model must be unchanged since loading to be saved, got a model that was "
+                "changed in memory: save it with save_model before you pass it to an answerer"
             )
         return load_folder(origin.files.folder, origin.recipe.allow_bin, require_head=True)[0]
 
     def answer(self, examples: Iterable[Example]) -> Iterator[Prediction]:
-        """Answer examples in order; a stream of any length in constant memory.
+        """Answer examples in order, streamed in constant memory.
 
         Raises:
-            UserError: a question is longer than a window allows.
+            UserError: a question does not fit into a window.
         """
         adapt_to_fork(self.runtime.device)
         stream = iter(examples)
@@ -279,25 +279,25 @@ class QuestionAnswerer(PickledAsRecipe):
         handle_impossible_answer: bool | None = None,
         score_threshold: float | None = None,
     ) -> Any:
-        """Ask one question, or several: of one context, or each of its own.
+        """Answer one question or several, about one context or one each.
 
         Args:
-            question: one, or several.
-            context: one, or as many as there are questions.
-            top_k: answers wanted for each question.
-            max_answer_len: most tokens of an answer; None keeps ``decoding``'s.
-            handle_impossible_answer: "" is an answer too; False forces another, whose probability
-                only compares it with other spans; None keeps ``decoding``'s.
-            score_threshold: answer "" where the answer's probability is below this, 0 to 1; None
+            question: one or several.
+            context: one, or as many as questions.
+            top_k: number of answers for each question.
+            max_answer_len: maximum tokens of an answer; None keeps ``decoding``'s.
+            handle_impossible_answer: allow "" as an answer; False always returns a span, whose
+                probability is normalized over the spans only; None keeps ``decoding``'s.
+            score_threshold: answer "" if the answer's probability, 0 to 1, is below this; None
                 keeps ``decoding``'s.
 
         Returns:
-            For one question an ``AnswerEntry``, with ``top_k`` above 1 a list of them, best first;
-            for several questions a list of that.
+            For one question an ``AnswerEntry``, or with ``top_k`` above 1 a list of them, best
+            first; for several questions a list of these.
 
         Raises:
-            UserError: a question or context that is no text or has nothing to be read, numbers
-                that do not match, or another parameter that cannot be, such as ``top_k`` below 1.
+            UserError: a question or context is not a text or has no visible character, their
+                numbers differ, or a parameter is out of range, such as ``top_k`` below 1.
         """
         adapt_to_fork(self.runtime.device)
         examples = asked(question, context)
@@ -326,21 +326,21 @@ class QuestionAnswerer(PickledAsRecipe):
         handle_impossible_answer: bool | None = None,
         **settings: Any,
     ) -> Any:
-        """Ask one question, or several, of many documents; see documents.py.
+        """Answer one question or several from many documents; see documents.py.
 
         Args:
-            documents: texts, or dictionaries with "text", perhaps "id", and anything else; read
-                once, one after the other, so a generator of any length will do.
-            max_answer_len, handle_impossible_answer: as when one context is asked.
-            settings: the fields of ``ReadSettings``; its ``score_threshold`` leaves answers out,
-                while that of ``decoding`` lets "" come first where the best answer is below it.
+            documents: texts, or dictionaries with "text", optionally "id", and any other keys;
+                streamed, so a generator of any length works.
+            max_answer_len, handle_impossible_answer: as for one context.
+            settings: the fields of ``ReadSettings``; its ``score_threshold`` drops answers, while
+                that of ``decoding`` puts "" first if the best answer is below it.
 
         Returns:
-            The best answers, the one that counts first; for several questions a list of that.
+            The best answers, best first; for several questions a list of these.
 
         Raises:
-            UserError: an empty question, a document without a text, or a setting out of range.
-            TypeError: a setting that there is not.
+            UserError: an empty question, a document without text, or a setting out of range.
+            TypeError: an unknown setting.
         """
         adapt_to_fork(self.runtime.device)
         questions = [example.question for example in asked(question, "any")]
@@ -362,7 +362,7 @@ class QuestionAnswerer(PickledAsRecipe):
         handle_impossible_answer: bool | None,
         score_threshold: float | None = None,
     ) -> DecodingSettings:
-        """The settings of one call: what is None stays as it is."""
+        """Return the decoding settings of one call; None keeps a setting."""
         wanted = replace(self.decoding, n_best_size=max(top_k, self.decoding.n_best_size))
         if max_answer_len is not None:
             length = whole_number("max_answer_len", max_answer_len)
@@ -377,21 +377,21 @@ class QuestionAnswerer(PickledAsRecipe):
 
 
 def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
-    """The questions, each with its context: of one for all, or of its own.
+    """Pair questions with one context for all, or with one each.
 
     Raises:
-        UserError: a question or context that is no text or has nothing to be read, or numbers
-            that do not match.
+        UserError: a question or context is not a text or has no visible character, or their
+            numbers differ.
     """
     for name, given in (("question", question), ("context", context)):
         if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-            raise UserError(f"the {name} is {shown(given)}: give a text, or a list of texts")
+            raise UserError(f"{name} must be a text or a list of texts, got {shown(given)}")
     questions = [question] if isinstance(question, str) else list(question)
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):
         raise UserError(
-            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
-            "match: give one context, or as many as there are questions"
+            "there must be one context, or as many as questions, got "
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
         )
     for name, given, texts in (
         ("question", question, questions),
@@ -401,13 +401,13 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             if not isinstance(text, str) or is_blank(text):
                 where = "" if isinstance(given, str) else f" at index {index}"
                 raise UserError(
-                    f"the {name}{where} is {shown(text)}: give a text that has a visible character"
+                    f"{name}{where} must be a text with a visible character, got {shown(text)}"
                 )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
 
 
 def as_pipeline(prediction: Prediction, top_k: int) -> AnswerEntry | list[AnswerEntry]:
-    """One answer where one was asked for, else a list, as the removed pipeline has it."""
+    """Return one answer if ``top_k`` is 1, else a list, as transformers' pipeline did."""
     entries = answer_entries(prediction, top_k)
     return entries if top_k > 1 else entries[0]

@@ -1,4 +1,4 @@
-"""Turn the best spans of a question into its answers: slices of the context, best first."""
+"""Answers: slices of the context, made from the best spans of a question."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from bertqa.data.graphemes import joined_clusters, snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.settings import DecodingSettings
 
-# The null odds of a question whose context has no tokens, and so no span: the largest float32,
-# beyond every threshold, and still a number, which JSON and the search for a threshold need.
+# The null odds of a question whose context has no tokens: the largest float32, above every
+# threshold, and finite as JSON and the search for a threshold require.
 NO_SPAN_ODDS = (2 - 2**-23) * 2.0**127
 
 
@@ -19,12 +19,12 @@ class Answer(NamedTuple):
     """One answer to a question: ``text == context[start:end]``.
 
     Attributes:
-        start, end: code points of the context; both 0 for "no answer", whose text is "".
+        start, end: offsets in the context, in code points; both 0 for "no answer", whose text is
+            "".
         start_logit, end_logit: S.T_start and E.T_end; their sum is the score.
-        probability: of all spans of these characters among all spans of the question, scores being
-            divided by the temperature. "No answer" is among them where it may be given, and not
-            with forced answers, whose probabilities only compare spans. With the top20 decoder of
-            this span among the n best only, as run_qa has it.
+        probability: softmax of score / temperature over all spans of the question, and "no answer"
+            if it is allowed; summed over the spans of the same characters. With the top20 decoder,
+            the softmax is over the n best only, as in run_qa.
     """
 
     text: str
@@ -42,21 +42,20 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says to one question.
+    """The model's prediction for one question.
 
     Attributes:
         text: the answer; "" for no answer.
-        answers: the n best by the score of their best span, so that probabilities, which count
-            all spans of an answer's characters, need not fall where tokens are parts of a grapheme
-            cluster; with version_2_with_negative "" is among them. Where forced answers are below
-            score_threshold, it is the last of them, with the probability 0.
+        answers: the n-best list, by the score of each answer's best span. Probabilities sum over
+            all spans of an answer's characters, so they may not be in order where several tokens
+            make a grapheme cluster. With version_2_with_negative, the list contains "". Without,
+            if the best answer is below score_threshold, "" is the last, with the probability 0.
         best_span: text of the best answer that is not "".
-        null_odds: null score minus the score of the best span, the largest float32 where there
-            is no span; None without version_2_with_negative.
-        log_total: log of the sum of exp(score / temperature) over all spans, -inf without any. The
-            top20 decoder sums over those that it finds.
-        spans_found: spans that the decoder gave, of which those of the same characters are one
-            answer.
+        null_odds: null score minus the score of the best span; the largest float32 if there is no
+            span; None without version_2_with_negative.
+        log_total: log of the sum of exp(score / temperature) over all spans, -inf without spans.
+            The top20 decoder sums over the spans that it finds.
+        spans_found: spans that the decoder returned; spans of the same characters are one answer.
     """
 
     id: str
@@ -69,11 +68,11 @@ class Prediction:
 
 
 class AnswerEntry(TypedDict):
-    """One answer as transformers' question-answering pipeline gave it.
+    """One answer as transformers' question-answering pipeline returned it.
 
     Attributes:
         score: the answer's probability, see ``Answer``.
-        start, end: code points of the context: ``answer == context[start:end]``.
+        start, end: offsets in code points: ``answer == context[start:end]``.
     """
 
     score: float
@@ -83,7 +82,7 @@ class AnswerEntry(TypedDict):
 
 
 def answer_entries(prediction: Prediction, top_k: int) -> list[AnswerEntry]:
-    """Give the answer that counts first, then the runners-up, ``top_k`` in all."""
+    """Return up to ``top_k`` answers: the predicted one first, then the others."""
     chosen = next(a for a in prediction.answers if a.text == prediction.text)
     others = [answer for answer in prediction.answers if answer is not chosen]
     return [
@@ -92,7 +91,7 @@ def answer_entries(prediction: Prediction, top_k: int) -> list[AnswerEntry]:
     ]
 
 
-# An Answer from its six fields in order, without the cost of a named tuple's own constructor.
+# Makes an Answer from its six fields in order, faster than a named tuple's constructor.
 _AnswerFields = tuple[str, int, int, float, float, float]
 make_answer: Callable[[_AnswerFields], Answer] = partial(tuple.__new__, Answer)
 
@@ -107,7 +106,7 @@ def prediction_of(
     """Turn the best spans of a question into its prediction.
 
     Args:
-        spans: the n best, best first; none where the context has no tokens.
+        spans: the n best, best first; empty if the context has no tokens.
         null: "no answer", with the scores of [CLS].
         log_total: see ``Prediction``.
     """
@@ -135,19 +134,19 @@ def prediction_of(
 
 
 def _is_unsure(answers: list[Answer], threshold: float) -> bool:
-    """Whether the best answer that is not "" has a probability below a threshold."""
+    """Return whether the best answer that is not "" has a probability below a threshold."""
     best = next((answer for answer in answers if answer.text), None)
     return best is not None and best.probability < threshold
 
 
 def _whole_graphemes(context: str, span: Answer) -> Answer:
-    """Extend a span that begins or ends within a grapheme cluster."""
+    """Extend a span to whole grapheme clusters."""
     start, end = snap_to_graphemes(context, span.start, span.end)
     return span._replace(text=context[start:end], start=start, end=end)
 
 
 def _distinct(spans: list[Answer]) -> list[Answer]:
-    """Keep the best of the spans of the same characters; its probability is that of them all."""
+    """Keep the best of the spans of the same characters; its probability is their sum already."""
     if len({(span.start, span.end) for span in spans}) == len(spans):
         return spans
     kept: dict[tuple[int, int], Answer] = {}
@@ -157,17 +156,17 @@ def _distinct(spans: list[Answer]) -> list[Answer]:
 
 
 def _with_null(spans: list[Answer], null: Answer, settings: DecodingSettings) -> list[Answer]:
-    """Insert "no answer" by its score, after a span of the same score."""
+    """Insert "no answer" by its score, after spans that tie with it."""
     rank = sum(span.score >= null.score for span in spans)
     answers = [*spans[:rank], null, *spans[rank:]]
-    # run_qa counts "no answer" as one of the n best, if it is. One span always stays.
+    # run_qa counts "no answer" among the n best. At least one span always stays.
     if settings.decoder == "top20" and len(answers) > settings.n_best_size > 1:
         return answers if rank == len(spans) else answers[:-1]
     return answers
 
 
 def _among_themselves(answers: list[Answer], temperature: float) -> list[Answer]:
-    """Normalise the probabilities over these answers alone, as run_qa does."""
+    """Normalize the probabilities over these answers only, as run_qa does."""
     best = answers[0].score
     weights = [math.exp((answer.score - best) / temperature) for answer in answers]
     total = sum(weights)

@@ -1,8 +1,8 @@
-"""Questions in columns, for the engines that share them out over processes and machines.
+"""Batches of questions in columns, for data engines with many processes and machines.
 
-An ``AnswerBatch`` maps a dictionary of columns to a dictionary of columns. It is sent to a worker
-as a few hundred bytes, and each process loads the model once, when it is first asked. docs/scale.md
-has a recipe for each engine.
+An ``AnswerBatch`` maps a dictionary of columns to a dictionary of columns. It is pickled as a few
+hundred bytes, and each worker process loads the model once, with its first batch. docs/scale.md has
+a recipe for each engine.
 """
 
 import json
@@ -25,20 +25,19 @@ from bertqa.settings import Overrides, check_precision
 
 
 class AnswerBatch:
-    """Answers to a batch of questions, column by column.
+    """Callable that answers a batch of questions in columns.
 
     Args:
         model, device, precision, revision, allow_bin: see ``QuestionAnswerer.from_pretrained``. The
-            model must be here, too, so that workers with another one are noticed.
+            model must also exist in this process, so that workers with another model are detected.
         question, context: names of the columns.
-        top_k: answers for each question; above 1 each column holds a list for each question, best
-            first.
-        threads: of torch on the CPU while a batch is answered; None leaves them as they are. A
-            forked process has one, whatever is asked for.
-        overrides: settings in place of the model's own.
+        top_k: answers for each question; above 1, each column has a list per question, best first.
+        threads: CPU threads of torch while a batch is answered; None keeps the current number. A
+            forked process always has one.
+        overrides: settings that replace the model's.
 
     Raises:
-        UserError: there is no such model, or a setting is out of range.
+        UserError: the model does not exist, or a setting is out of range.
     """
 
     def __init__(
@@ -71,24 +70,24 @@ class AnswerBatch:
         self._answerer: QuestionAnswerer | None = None
 
     def __call__(self, columns: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
-        """Answer the questions of two columns.
+        """Answer the questions of a batch.
 
         Args:
-            columns: lists, arrays or the like of one length; others are ignored.
+            columns: lists or arrays of equal length; other columns are ignored.
 
         Returns:
-            columns of that length: "answer", "score", "start", "end", as ``AnswerEntry`` has them,
-            and for a model that knows "no answer" its probability, "null_score".
+            Columns of that length: "answer", "score", "start", "end" as in ``AnswerEntry``, and
+            "null_score", the probability of "no answer", for a model trained with it.
 
         Raises:
-            UserError: a column is missing, a question or context is empty, or the model here is
-                another than the one that the batch was made with.
+            UserError: a column is missing, a question or context is empty, or this worker's model
+                differs from the model of the constructor.
         """
         missing = [name for name in (self.question, self.context) if name not in columns]
         if missing:
             raise UserError(
-                f"the batch must have the column {missing[0]!r}, got {sorted(columns)}: name its "
-                "columns with question= and context="
+                f"the batch must have the column {missing[0]!r}, got {sorted(columns)}: pass the "
+                "names of its columns as question= and context="
             )
         questions, contexts = (columns[name] for name in (self.question, self.context))
         for name, column in ((self.question, questions), (self.context, contexts)):
@@ -129,7 +128,7 @@ class AnswerBatch:
                 torch.set_num_threads(before)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # One string, so that equal batches have equal fingerprints.
+        # One string, so that equal objects have equal fingerprints.
         kept = {name: value for name, value in vars(self).items() if name != "_answerer"}
         return _batch_of, (type(self), json.dumps(kept, separators=(",", ":")))
 

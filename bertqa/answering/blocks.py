@@ -1,8 +1,8 @@
-"""A file of questions in blocks, each of which is answered as a whole and by one process.
+"""Blocks of a file of questions, each answered as a whole by one process.
 
-Which rows a block has depends on the file alone. The last digits of a score depend on what goes
-through the model with its question, and that is the block: so they are the same whoever answers it,
-after whatever else.
+The rows of a block depend only on the file. The last digits of a score depend on the batches of its
+question, which are made within the block: so they do not depend on the number of processes, nor on
+resuming.
 """
 
 import json
@@ -19,26 +19,26 @@ from bertqa.answering.rows import reject_entry
 from bertqa.data.readers import Row, iter_rows
 from bertqa.data.text import other_offsets
 
-BLOCK = 256  # rows that are answered and written together
+BLOCK = 256  # rows answered and written together
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that follow each other in a file; ``number`` counts the blocks from 0."""
+    """Consecutive rows of a file; ``number`` counts the blocks from 0."""
 
     number: int
     rows: list[Row]
 
     def ends_after(self, last: int) -> bool:
-        """Whether it has rows behind the one of that number."""
+        """Return whether the block has rows after row number ``last``."""
         return self.rows[-1].number > last
 
 
 def iter_blocks(source: Path) -> Iterator[Block]:
-    """The blocks of a file, in constant memory.
+    """Yield the blocks of a file, in constant memory.
 
     Raises:
-        UserError: it cannot be opened or read.
+        UserError: the file cannot be opened or read.
     """
     rows, number = iter_rows(source, one_by_one=True), 0
     while block := list(islice(rows, BLOCK)):
@@ -48,11 +48,11 @@ def iter_blocks(source: Path) -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class BlockAnswerer:
-    """Rows -> what is written of them.
+    """Callable that turns rows into output entries.
 
     Attributes:
-        top_k: answers to each question; more than one are in a list, "answers".
-        all_offsets: offsets also in UTF-16 units and UTF-8 bytes.
+        top_k: answers for each question; above 1, entries have a list "answers".
+        all_offsets: also give offsets in UTF-16 units and UTF-8 bytes.
     """
 
     qa: QuestionAnswerer
@@ -60,7 +60,7 @@ class BlockAnswerer:
     all_offsets: bool
 
     def __call__(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
-        """An entry for each row, in order; that of a faulty row has a "fault"."""
+        """Return an entry for each row, in order; that of an invalid row has a "fault"."""
         rows = list(rows)
         found = self.qa.answer(row.example for row in rows if row.example)
         return [self._entry(row, next(found)) if row.example else reject_entry(row) for row in rows]
@@ -80,7 +80,7 @@ class BlockAnswerer:
 
 
 def digest(row: Row) -> str:
-    """By what a row of the input is known again, also where it has no id of its own."""
+    """Return a hash that identifies a row of the input, even without an id."""
     is_line = isinstance(row.raw, bytes)
     raw = row.raw.strip() if is_line else json.dumps(row.raw, default=str).encode()
     return blake2b(raw, digest_size=8).hexdigest()

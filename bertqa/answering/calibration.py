@@ -1,4 +1,4 @@
-"""Calibrate probabilities: fit a temperature, and measure what it changes on other articles."""
+"""Calibration of probabilities: a fitted temperature, and its effect on other articles."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +17,11 @@ CALIBRATION_FILE, CALIBRATION_PICTURE = "calibration.json", "calibration.svg"
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, and what it changes on questions that it was not fitted on.
+    """A temperature, and its effect on questions to which it was not fitted.
 
     Attributes:
-        fitted_on: questions that it was fitted on.
-        before, after: at temperature 1, and at the one that was found, on the others.
+        fitted_on: number of questions to which it was fitted.
+        before, after: reliability on the other questions, at temperature 1 and at the fitted one.
     """
 
     fitted_on: int
@@ -30,30 +30,30 @@ class Calibration:
 
     @property
     def temperature(self) -> float:
-        """The one that was found."""
+        """The fitted temperature."""
         return self.after.temperature
 
 
 def calibrate(
     qa: QuestionAnswerer, examples: Sequence[Example], source: str
 ) -> tuple[Calibration, list[Prediction]]:
-    """Fit a temperature on every other article, and measure on the others what it changes.
+    """Fit a temperature on every other article, and measure its effect on the remaining ones.
 
     Args:
-        examples: questions with gold answers that the model was not trained on; those about one
-            article, or where there are no titles one context, stay together.
-        source: what messages call them.
+        examples: questions with gold answers on which the model was not trained. Questions with the
+            same title, or the same context if there are no titles, are about one article.
+        source: name of the examples in messages.
 
     Returns:
         The calibration, and the answers to all questions at its temperature.
 
     Raises:
-        UserError: the examples cannot be used, or are all about one article.
+        UserError: the examples are invalid, or all about one article.
     """
     if len({example.title or example.context for example in examples}) < 2:
         raise UserError(
-            f"{source} must have questions about two articles or more to be fitted and measured on "
-            "different ones, got one article: give more"
+            f"{source} must have questions about at least two articles, one to fit and one to "
+            "measure, got one article; add more"
         )
     scored = ScoredQuestions(qa, examples, source)
     fitting, measuring = split_by_article(examples, 50)
@@ -75,10 +75,10 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def remove_calibration(folder: Path) -> list[Path]:
-    """Remove figures that hold no longer; the files that there were.
+    """Remove the calibration files of a folder, and return those that existed.
 
     Raises:
-        UserError: one cannot be removed.
+        UserError: a file cannot be removed.
     """
     found = [folder / name for name in (CALIBRATION_FILE, CALIBRATION_PICTURE)]
     found = [path for path in found if path.exists()]
@@ -89,10 +89,10 @@ def remove_calibration(folder: Path) -> list[Path]:
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """What calibration.json in a folder says; None where there is none.
+    """Read calibration.json of a folder; None if it does not exist.
 
     Raises:
-        UserError: it is not as ``write_calibration`` writes it.
+        UserError: the file is not as ``write_calibration`` writes it.
     """
     path = folder / CALIBRATION_FILE
     if not path.exists():
@@ -104,6 +104,6 @@ def read_calibration(folder: Path) -> Calibration | None:
         return Calibration(fitted_on, before, after)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} must be as bertqa calibrate writes it, got another form ({error}): remove it, "
-            "or calibrate again"
+            f"{path}: must be as bertqa calibrate writes it, got another format ({error}); remove "
+            "it, or calibrate again"
         ) from error

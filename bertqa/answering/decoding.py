@@ -8,10 +8,10 @@ tokens. ``exact_spans`` builds one table of all spans of a question over its who
     token 0    S.T_0+E.T_0  S.T_0+E.T_1  S.T_0+E.T_2
     token 1    S.T_1+E.T_1  S.T_1+E.T_2  S.T_1+E.T_3
 
-Where sliding windows overlap, several of them score the same span: it is in the table once, with
-the best of these scores. The n best spans and the sum that their probabilities are normalised by
-are both taken from this table. The probability of a span is the softmax of score / temperature over
-the table; temperature.py fits the temperature. ``top20.py`` has run_qa's approximate search.
+Where sliding windows overlap, several of them score the same span: the table has it once, with the
+best of these scores. Both the n-best list and the softmax's denominator are computed from this
+table. The probability of a span is the softmax of score / temperature over the table;
+temperature.py fits the temperature. ``top20.py`` has run_qa's approximate search.
 
 T  tokens in the batch      Q  questions      C  context tokens      n  n_best
 N  windows                  R  spans          M  max_answer_length
@@ -25,19 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TABLE_SIZE = 2**20  # scores in one table: a long context is searched block by block
+TABLE_SIZE = 2**20  # scores in one table; longer contexts are searched block by block
 
 
 @dataclass(frozen=True)
 class WindowScores:
-    """Start and end scores of all tokens of N windows, and which of them are context.
+    """Start and end scores of all tokens of N windows, and the positions of their contexts.
 
     Attributes:
         start_logits, end_logits: ``(T,)``, S.T_i and E.T_i of a packed batch.
         cls: ``(N,)``, position in the batch of each window's [CLS].
-        context: ``(N,)``, position in the batch of its first context token.
-        count: ``(N,)``, its number of context tokens; one [SEP] follows them.
-        first: ``(N,)``, index of its first context token in the whole context.
+        context: ``(N,)``, position in the batch of each window's first context token.
+        count: ``(N,)``, number of context tokens of each window; one [SEP] follows them.
+        first: ``(N,)``, index of the window's first context token in the whole context.
         question: ``(N,)``, ascending from 0 without gaps; a question's windows are in order.
     """
 
@@ -57,7 +57,7 @@ class WindowScores:
         lengths: Sequence[int],
         context_starts: Sequence[int],
     ) -> "WindowScores":
-        """Take each window of a packed batch as a question of its own.
+        """Treat each window of a packed batch as a separate question.
 
         Args:
             lengths: tokens of each window.
@@ -86,10 +86,10 @@ class BestSpans:
         question: ``(R,)``, ascending; the spans of a question are ordered, best first.
         start, end: ``(R,)``, first and last token, indices in the whole context.
         start_logit, end_logit: ``(R,)`` float32, S.T_start and E.T_end.
-        log_total: ``(Q,)`` float64, log of the sum of exp(score / temperature) that probabilities
-            are normalised by: over all spans of a question (exact), or over those found (top20).
-        null_start_logit, null_end_logit: ``(Q,)`` float32, the scores of [CLS], "no answer", in
-            the window where their sum is lowest.
+        log_total: ``(Q,)`` float64, log of the softmax's denominator: the sum of exp(score /
+            temperature) over all spans of a question (exact), or over the spans found (top20).
+        null_start_logit, null_end_logit: ``(Q,)`` float32, scores of [CLS] ("no answer") in the
+            window where their sum is lowest.
     """
 
     question: Tensor
@@ -112,7 +112,7 @@ def exact_spans(
 ) -> BestSpans:
     """Find the ``n_best`` spans of each question among all spans, and the sum over all.
 
-    Of equal scores the earliest start comes first, then the shortest span.
+    Ties are broken by the earliest start, then by the shortest span.
     """
     longest = _longest(scores, max_answer_length)
     nulls = null_logits(scores)
@@ -129,7 +129,7 @@ def exact_spans(
 
 
 def log_totals(scores: WindowScores, max_answer_length: int, temperature: float) -> Tensor:
-    """Return the ``log_total`` of ``exact_spans``, ``(Q,)`` float64, without a search for spans."""
+    """Return the ``log_total`` of ``exact_spans``, ``(Q,)`` float64, without searching spans."""
     total = scores.cls.new_full((int(scores.question[-1]) + 1,), -math.inf, dtype=torch.double)
     for questions, _, table in _tables(scores, _longest(scores, max_answer_length)):
         total[questions] = total[questions].logaddexp(_log_sum(table, temperature))
@@ -137,14 +137,14 @@ def log_totals(scores: WindowScores, max_answer_length: int, temperature: float)
 
 
 def _longest(scores: WindowScores, max_answer_length: int) -> int:
-    """Most tokens that a span can have."""
+    """Return the maximum number of tokens of a span."""
     return min(max_answer_length, max(1, int(scores.count.max())))
 
 
 def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
     """Compute S.T_i + E.T_j for i <= j < i + M: ``(N, C)`` each -> ``(N, C, M)``.
 
-    ``[n, i, m]`` is the span of m + 1 tokens that starts at token i. Spans that leave the context
+    ``[n, i, m]`` is the span of m + 1 tokens that starts at token i. Spans that exceed the context
     score -inf.
     """
     beyond = F.pad(end, (0, longest - 1), value=-math.inf)  # (N, C + M - 1)
@@ -154,7 +154,7 @@ def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
 def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, Tensor]]:
     """Yield the tables of all questions, contexts of similar length together.
 
-    A long context comes in several blocks, in order.
+    A long context is split into several blocks, in order.
 
     Yields:
         the questions, ``(Q,)``; the first context token of the block; the table ``(Q, C, M)``.
@@ -169,7 +169,7 @@ def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, T
 
 
 def _groups(tokens: Tensor, rows: int) -> Iterator[Tensor]:
-    """Split questions into groups whose tables have at most ``rows`` rows, if it is not one."""
+    """Split questions into groups whose tables have at most ``rows`` rows, or of one question."""
     order = tokens.argsort(stable=True)
     begin = 0
     for end, size in enumerate(tokens[order].tolist()):  # ascending: the group's largest so far
@@ -180,9 +180,9 @@ def _groups(tokens: Tensor, rows: int) -> Iterator[Tensor]:
 
 
 def _table(scores: WindowScores, questions: Tensor, low: int, high: int, longest: int) -> Tensor:
-    """Build the rows of context tokens ``low`` to ``high - 1``: ``(Q, C, M)``, -inf beyond.
+    """Build the rows of context tokens ``low`` to ``high - 1``: ``(Q, C, M)``, padded with -inf.
 
-    Where windows overlap, the highest of their scores counts.
+    Where windows overlap, the highest score counts.
     """
     windows_of = scores.question.bincount()
     begin = (windows_of.cumsum(0) - windows_of)[questions]  # (Q,), each question's first window
@@ -212,7 +212,7 @@ def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, 
     """Return row, start, length - 1 and score of the n best of each row of ``(Q, C, M)``."""
     flat = table.flatten(1)
     lowest = flat.topk(min(n_best, flat.shape[1])).values[:, -1:]
-    # topk leaves the order of equal scores open; nonzero returns them by start, then by length.
+    # topk returns ties in any order; nonzero returns them by start, then by length.
     row, index = ((flat >= lowest) & (flat > -math.inf)).nonzero().unbind(1)
     score = flat[row, index]
     best = best_rows(row, score, n_best)
@@ -245,7 +245,7 @@ def logits_of(
     return start, end
 
 
-# --- also for top20.py and temperature.py --------------------------------------------------------
+# --- shared with top20.py and temperature.py -----------------------------------------------------
 
 
 def log_sums(question: Tensor, score: Tensor, num_questions: int) -> Tensor:
@@ -263,9 +263,9 @@ def context_scores(scores: WindowScores, windows: Tensor) -> tuple[Tensor, Tenso
 
 
 def rectangle(packed: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """Gather ``count`` values of a batch from ``first`` on, a row for each window, padded by -inf.
+    """Gather ``count`` values of a batch from ``first`` on, a row per window, padded with -inf.
 
-    The last column is padding in all rows, so that a window without context has one, too.
+    The last column is padding in all rows, so that windows without context have a column, too.
     """
     column = torch.arange(int(count.max()) + 1, device=packed.device)
     indices = (first[:, None] + column).clamp_(max=len(packed) - 1)
@@ -273,7 +273,7 @@ def rectangle(packed: Tensor, first: Tensor, count: Tensor) -> Tensor:
 
 
 def best_rows(group: Tensor, score: Tensor, n_best: int) -> Tensor:
-    """Return the rows of the ``n_best`` scores of each group, best first; ties keep their order."""
+    """Return the rows of the ``n_best`` scores of each group, best first, in stable order."""
     order = score.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
     sorted_group = group[order]
@@ -283,7 +283,7 @@ def best_rows(group: Tensor, score: Tensor, n_best: int) -> Tensor:
 
 
 def null_logits(scores: WindowScores) -> tuple[Tensor, Tensor]:
-    """Return start and end score of [CLS] where their sum is lowest, ``(Q,)`` each."""
+    """Return start and end score of [CLS] in the window of their lowest sum, ``(Q,)`` each."""
     start, end = scores.start_logits[scores.cls].float(), scores.end_logits[scores.cls].float()
     lowest = best_rows(scores.question, -(start.double() + end.double()), 1)
     return start[lowest], end[lowest]

@@ -1,9 +1,9 @@
-"""decoding.json beside a model: whether and from which score on it says "no answer", temperature.
+"""decoding.json of a model: "no answer", its threshold, and the temperature.
 
-A threshold holds for the windows that it was chosen with, since the null score of a question is the
-lowest of its windows'. So with "no answer" their settings stand in the file as well, and for the
-reader of the file the share of unanswerable questions that it was chosen for. The temperature,
-which older files lack, divides scores before they become probabilities.
+A threshold is valid for the windows with which it was chosen, as the null score of a question is
+the minimum over its windows. So with "no answer", the file also has the settings of the windows,
+and for information the share of unanswerable questions. The temperature, which older files lack,
+divides the scores before the softmax.
 """
 
 import math
@@ -23,9 +23,9 @@ _KINDS = {
     "null_score_diff_threshold": "a finite number",
     "max_seq_length": "a whole number",
     "doc_stride": "a whole number",
-    "max_query_length": "a whole number",  # or nothing
-    "unanswerable_share": "a finite number",  # or nothing
-    "temperature": "a finite number",  # or nothing
+    "max_query_length": "a whole number",  # or null
+    "unanswerable_share": "a finite number",  # or null
+    "temperature": "a finite number",  # or null
 }
 _MAY_LACK = ("max_query_length", "unanswerable_share", "temperature")
 _IS_OF: dict[str, Callable[[Any], bool]] = {
@@ -33,7 +33,7 @@ _IS_OF: dict[str, Callable[[Any], bool]] = {
     "a finite number": lambda value: (
         type(value) in (int, float) and abs(value) <= sys.float_info.max
     ),
-    # Whole numbers end there for torch.
+    # torch's integers have 64 bits.
     "a whole number": lambda value: type(value) is int and abs(value) < 2**63,
 }
 
@@ -44,18 +44,19 @@ def write_decoding_file(
     windows: WindowSettings,
     unanswerable_share: float | None = None,
 ) -> None:
-    """Say how the model in a folder is to be asked.
+    """Write decoding.json of a model.
 
     Args:
-        settings: of these "no answer", its threshold and the temperature are kept.
-        unanswerable_share: of questions that the threshold was chosen for; None if it is not known.
+        settings: "no answer", its threshold and the temperature are written.
+        unanswerable_share: fraction of unanswerable questions for which the threshold was chosen;
+            None if unknown.
 
     Raises:
-        UserError: the threshold is infinite or no number, or the folder cannot be written.
+        UserError: the threshold is not finite, or the folder cannot be written.
     """
     threshold = settings.null_score_diff_threshold
     if not math.isfinite(threshold):
-        raise UserError(f"null_score_diff_threshold {threshold} is no finite number: give one")
+        raise UserError(f"null_score_diff_threshold must be finite, got {threshold}")
     kept = ("version_2_with_negative", "null_score_diff_threshold", "temperature")
     entries: dict[str, Any] = {name: getattr(settings, name) for name in kept}
     if settings.version_2_with_negative:
@@ -64,7 +65,7 @@ def write_decoding_file(
 
 
 def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
-    """The share of unanswerable questions that a threshold was chosen for, if decoding.json has it.
+    """Return the share of unanswerable questions of a threshold, if decoding.json has it.
 
     Raises:
         UserError: the file is corrupt.
@@ -79,7 +80,7 @@ def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
 
 
 def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
-    """Write the temperature of some settings into decoding.json; what else it says stays.
+    """Update the temperature in decoding.json; its other entries stay.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -92,10 +93,10 @@ def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSe
 
 
 def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSettings]:
-    """How the model in a folder is to be asked; None or the defaults for what no file there says.
+    """Read decoding.json; without the file, return None and the default decoding.
 
     Raises:
-        UserError: the file is there and holds something else.
+        UserError: the file is invalid.
     """
     path = folder / DECODING_FILE
     if not is_there(path):
@@ -108,7 +109,7 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
             continue
         value = entries.get(key)
         if not _IS_OF[kind](value) and not (value is None and key in _MAY_LACK):
-            raise UserError(f"{path}: {key} is {shown(value)}, but must be {kind}: correct it")
+            raise UserError(f"{path}: {key} must be {kind}, got {shown(value)}")
     try:
         sizes: dict[str, Any] = {name: entries.get(name) for name in names}
         temperature = entries.get("temperature")
@@ -124,10 +125,10 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
 def write_curve(
     folder: Path, curve: Sequence[ThresholdPoint], unanswerable_share: float | None = None
 ) -> None:
-    """Write threshold.json: EM and F1 at every threshold that makes a difference.
+    """Write threshold.json: EM and F1 at every distinct threshold.
 
     Args:
-        unanswerable_share: that the questions were weighted to.
+        unanswerable_share: fraction to which the questions were weighted.
 
     Raises:
         UserError: the folder cannot be written.

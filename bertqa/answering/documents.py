@@ -1,10 +1,10 @@
-"""One question, many documents: the best answers of all of them, with scores that compare.
+"""Answers to a question from many documents, with comparable scores.
 
 All documents count as one long text: the score of an answer is its probability among all spans of
-all documents and "no answer", whose score is, as with the windows of one text, the lowest that any
-of them gives it. So "no answer" wins only if it wins in every document.
+all documents and "no answer". The null score is the minimum over the documents, as over the windows
+of one text: "no answer" wins only if it wins in every document.
 
-Documents are read and let go one after the other; what is kept is the best answers so far.
+Documents are streamed; only the best answers so far are kept in memory.
 """
 
 import math
@@ -23,9 +23,9 @@ from bertqa.errors import UserError, shown
 from bertqa.fields import whole_number
 from bertqa.settings import DecodingSettings
 
-_TOGETHER = 64  # documents whose windows go through the model together
-_SPANS = 20  # spans of a document that are looked at for each answer wanted, before there are more
-_SMALLEST = 1e-300  # of a probability that has all its digits
+_TOGETHER = 64  # documents per pass through the model
+_SPANS = 20  # n-best spans per document and requested answer in the first search
+_SMALLEST = 1e-300  # smallest probability with full precision
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])|\n\s*\n")
 
 Predict = Callable[[Sequence[Example], DecodingSettings], Iterable[Prediction]]
@@ -33,12 +33,12 @@ Predict = Callable[[Sequence[Example], DecodingSettings], Iterable[Prediction]]
 
 @dataclass(frozen=True)
 class Document:
-    """A text with a name.
+    """A text with an id.
 
     Attributes:
-        number: its place in the order of the documents, from 0; tells apart those of one id.
-        id: its "id", or its number where it has none.
-        metadata: what else its dictionary holds.
+        number: index of the document, from 0; distinguishes documents with the same id.
+        id: its "id", or its number if it has none.
+        metadata: the other entries of its dictionary.
     """
 
     number: int
@@ -51,13 +51,13 @@ class ReadEntry(TypedDict):
     """One answer from a set of documents.
 
     Attributes:
-        score: probability among all spans of all documents, and "no answer" where that is one.
-        start, end: code points of the document's text; both 0 for "no answer".
+        score: probability among all spans of all documents, and "no answer" if it is allowed.
+        start, end: offsets in the document's text, in code points; both 0 for "no answer".
         answer: ``text[start:end]``; "" for "no answer".
-        document, number, metadata: of the document, its id, place in the order of the documents,
-            from 0, and other keys; None, None and {} for "no answer".
-        snippet: the answer and what stands around it.
-        snippet_start, snippet_end: code points of the snippet that are the answer.
+        document, number, metadata: id, index from 0, and other entries of the document; None, None
+            and {} for "no answer".
+        snippet: the answer and the text around it.
+        snippet_start, snippet_end: offsets of the answer in the snippet.
     """
 
     score: float
@@ -74,14 +74,14 @@ class ReadEntry(TypedDict):
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """What is wanted of a set of documents.
+    """Settings of answers from many documents.
 
     Attributes:
-        top_k: most answers, over all documents.
-        top_k_per_document: most answers of one document; None for as many as there are.
-        max_overlap: most that two answers of a document may share, as a share of the characters of
-            the shorter one.
-        score_threshold: answers with a lower score are left out.
+        top_k: maximum number of answers, over all documents.
+        top_k_per_document: maximum number of answers of one document; None for no limit.
+        max_overlap: maximum overlap of two answers of a document, as a fraction of the characters
+            of the shorter one.
+        score_threshold: answers with a lower score are dropped.
         context_window: characters of a snippet on either side of the answer, or "sentence".
 
     Raises:
@@ -107,7 +107,7 @@ class ReadSettings:
 
     @property
     def most_of_one(self) -> int:
-        """Most answers of one document that can count."""
+        """Maximum number of answers of one document in the result."""
         return min(self.top_k, self.top_k_per_document or self.top_k)
 
 
@@ -118,18 +118,18 @@ def read_documents(
     decoding: DecodingSettings,
     settings: ReadSettings,
 ) -> list[list[ReadEntry]]:
-    """Ask each question of all documents.
+    """Answer each question from all documents.
 
     Args:
-        predict: answers examples; the same text in several of them is tokenised once.
-        decoding: whether "no answer" is one, from which score on, and below which probability of
-            the best answer it comes before that.
+        predict: answers examples; a text that several of them share is tokenized once.
+        decoding: whether "no answer" is allowed, its threshold, and the score threshold below which
+            it comes first.
 
     Returns:
-        for each question its best answers, the one that counts first.
+        For each question its best answers, best first.
 
     Raises:
-        UserError: a document has no text, or there is one alone in place of several.
+        UserError: a document has no text, or ``documents`` is a single document.
     """
     if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise UserError(f"documents: must be a list of documents, got {shown(documents)}")
@@ -144,7 +144,7 @@ def read_documents(
                 decoding, n_best_size=spans, decoder="exact", version_2_with_negative=True
             )
             predictions = predict(examples, wanted)
-            # Spans that overlap better ones do not count, so there may be too few: ask for more.
+            # Spans that overlap better ones are dropped; if too few are left, search for more.
             asked = [
                 (which, document)
                 for (which, document), prediction in zip(asked, predictions, strict=True)
@@ -155,10 +155,10 @@ def read_documents(
 
 
 def as_document(number: int, given: str | Mapping[str, Any]) -> Document:
-    """A document from a text, or from a dictionary with "text".
+    """Make a document from a text, or from a dictionary with "text".
 
     Raises:
-        UserError: it is neither.
+        UserError: ``given`` is neither.
     """
     entries: Mapping[str, Any] = {"text": given} if isinstance(given, str) else given
     if not isinstance(entries, Mapping) or not isinstance(entries.get("text"), str):
@@ -176,12 +176,15 @@ class _Found:
 
     def __init__(self, decoding: DecodingSettings, settings: ReadSettings) -> None:
         self.decoding, self.settings = decoding, settings
-        self.best: list[tuple[Answer, float, Document]] = []  # with the log of their weight
+        self.best: list[tuple[Answer, float, Document]] = []  # with the log of its weight
         self.log_total = -math.inf  # of the sum of exp(score / temperature) over all spans
         self.null_score = math.inf
 
     def add(self, document: Document, prediction: Prediction, asked: int) -> bool:
-        """Take in a document, unless spans beyond the ``asked`` best may count: then False."""
+        """Add the answers of a document.
+
+        Returns False, and adds nothing, if spans beyond the ``asked`` best might be needed.
+        """
         null = next(answer for answer in prediction.answers if not answer.text)
         spans = [answer for answer in prediction.answers if answer is not null]
         kept = _separate(spans, self.settings.most_of_one, self.settings.max_overlap)
@@ -198,13 +201,13 @@ class _Found:
         return True
 
     def _log_weight(self, answer: Answer, total: float) -> float:
-        """The log of an answer's share in ``total``, the log of the sum over its document."""
-        if answer.probability < _SMALLEST:  # "no answer" may exceed it by far
+        """Return log(probability) + total, where ``total`` is the log of the document's sum."""
+        if answer.probability < _SMALLEST:  # it underflows if the null score is far higher
             return answer.score / self.decoding.temperature
         return math.log(answer.probability) + total
 
     def entries(self) -> list[ReadEntry]:
-        """The answer that counts first, then the others; "no answer" among them if it is one."""
+        """Return the answers, best first, with "no answer" if it is allowed."""
         total, rank = self.log_total, None
         null_weight = self.null_score / self.decoding.temperature
         if self.decoding.version_2_with_negative and self.null_score < math.inf:
@@ -227,13 +230,13 @@ class _Found:
 
 
 def _log_add(first: float, second: float) -> float:
-    """log(exp(first) + exp(second))."""
+    """Compute log(exp(first) + exp(second))."""
     larger, smaller = max(first, second), min(first, second)
     return larger if smaller == -math.inf else larger + math.log1p(math.exp(smaller - larger))
 
 
 def _separate(answers: Iterable[Answer], most: int, max_overlap: float) -> list[Answer]:
-    """The best answers, each of which shares little with all better ones."""
+    """Return the best answers that overlap better ones by at most ``max_overlap``."""
     kept: list[Answer] = []
     for answer in answers:
         if all(_overlap(answer, better) <= max_overlap for better in kept):
@@ -244,7 +247,7 @@ def _separate(answers: Iterable[Answer], most: int, max_overlap: float) -> list[
 
 
 def _overlap(one: Answer, other: Answer) -> float:
-    """The share of the shorter answer's characters that both have."""
+    """Return the overlap as a fraction of the shorter answer's characters."""
     both = min(one.end, other.end) - max(one.start, other.start)
     return max(0, both) / min(one.end - one.start, other.end - other.start)
 
@@ -270,14 +273,14 @@ def _no_answer(score: float) -> ReadEntry:
 
 
 def _around(text: str, start: int, end: int, window: int | Literal["sentence"]) -> tuple[int, int]:
-    """Start and end of a snippet: whole sentences, or characters without parts of words."""
+    """Return start and end of a snippet of whole sentences, or of characters in whole words."""
     if window == "sentence":
         ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, start)]
         after = _SENTENCE_END.search(text, end)
-        # A sentence may end with the answer itself.
+        # The answer may be the end of its sentence.
         return (ends[-1] if ends else 0), (after.start() if after else len(text))
     first, last = snap_to_graphemes(text, max(0, start - window), min(len(text), end + window))
-    if first > 0 and not text[first - 1].isspace():  # within a word: begin after it
+    if first > 0 and not text[first - 1].isspace():  # within a word: start after it
         blank = re.search(r"\s+", text[first:start])
         first = first + blank.end() if blank else first
     if last < len(text) and not text[last].isspace():

@@ -1,8 +1,8 @@
-"""A model over a data set: answers, figures, files.
+"""Evaluation of a model on a dataset: answers, metrics and prediction files.
 
-Questions go through in blocks, and what is kept of a block is its answers, so the memory does not
-grow with the logits of the data set. Within a block windows are taken by length, and the answers
-come out in the order of the questions.
+Questions are answered in blocks, of which only the answers are kept, so that memory does not grow
+with the logits of the dataset. Within a block, windows are batched by length; the answers are in
+the order of the questions.
 """
 
 import copy
@@ -31,7 +31,7 @@ from bertqa.model.cpu_inference import is_prepacked, make_ready
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
-BLOCK_SIZE = 2048  # windows whose answers are made together
+BLOCK_SIZE = 2048  # windows of a block
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
@@ -65,15 +65,16 @@ def scored_blocks(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions for a labelled data set, and how good they are.
+    """Predictions for a labelled dataset, and their metrics.
 
     Attributes:
         predictions: one for each example, in order.
-        loss: mean of the training objective over the windows.
-        metrics: the official figures (see metrics.py), in per cent.
+        loss: mean training loss over the windows.
+        metrics: the official metrics (see metrics.py), in percent.
         curve: with ``Evaluator.chooses_threshold``, EM and F1 over the threshold; the predictions
-            are those of its best point.
-        unanswerable_share: that the questions are weighted to in the curve; not in the metrics.
+            are those at its best point.
+        unanswerable_share: fraction to which the questions are weighted in the curve, but not in
+            the metrics.
     """
 
     predictions: list[Prediction]
@@ -84,28 +85,26 @@ class Evaluation:
 
     @property
     def exact_match(self) -> float:
-        """EM in per cent."""
+        """EM in percent."""
         return self.metrics.get("exact_match", self.metrics.get("exact", math.nan))
 
     @property
     def f1(self) -> float:
-        """F1 in per cent."""
+        """F1 in percent."""
         return self.metrics["f1"]
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A labelled data set to measure models on.
+    """Callable that evaluates models on a labelled dataset.
 
-    Calling it with a model gives an ``Evaluation``. Several processes share the questions and all
-    get the whole result.
+    Several processes share the questions, and each returns the whole ``Evaluation``.
 
     Attributes:
-        chooses_threshold: take the threshold of "no answer" with the best F1, in place of the
-            settings'. That is fair with questions held out from training, not with those that the
-            model is to be judged by.
-        unanswerable_share: choose it for a data set with this share of questions without an answer;
-            None for one with as many as there are here.
+        chooses_threshold: use the "no answer" threshold with the best F1 instead of the settings'.
+            This is fair on questions held out from training, but not on a test set.
+        unanswerable_share: choose the threshold for this fraction of unanswerable questions; None
+            for the fraction of the dataset.
     """
 
     examples: Sequence[Example]
@@ -118,12 +117,12 @@ class Evaluator:
     def __call__(self, model: BertForQuestionAnswering) -> Evaluation:
         """Answer all questions and score the answers."""
         runtime = self.runtime
-        # What is measured is what will answer: a copy, made ready as an answerer makes it.
+        # Evaluate the model as an answerer would run it: a copy, converted and prepacked.
         own = model if is_prepacked(model) else copy.deepcopy(model)
         return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
 
     def of_ready(self, ready: BertForQuestionAnswering) -> Evaluation:
-        """The same of a model that was made ready, such as a ``QuestionAnswerer``'s."""
+        """Evaluate a model that ``make_ready`` returned, such as a ``QuestionAnswerer``'s."""
         runtime = self.runtime
         predictions: list[Prediction] = []
         loss_sum = 0.0
@@ -150,9 +149,9 @@ class Evaluator:
 def score(
     examples: Sequence[Example], predictions: Sequence[Prediction], settings: DecodingSettings
 ) -> dict[str, float]:
-    """EM and F1 of the predictions by the official rules, v2.0's where "" is an answer.
+    """Compute EM and F1 by the official rules, those of v2.0 with version_2_with_negative.
 
-    Questions without gold do not count; where there are some, ``without_gold`` is their number.
+    Questions without gold answers do not count; ``without_gold`` is their number, if any.
     """
     texts = {prediction.id: prediction.text for prediction in predictions}
     references, odds, spans = _for_metrics(examples, predictions)
@@ -169,26 +168,26 @@ def curve_of(
     predictions: Sequence[Prediction],
     unanswerable_share: float | None = None,
 ) -> list[ThresholdPoint]:
-    """EM and F1 at every threshold that makes a difference, see ``threshold_curve``."""
+    """Return EM and F1 at every distinct threshold, see ``threshold_curve``."""
     return threshold_curve(*_for_metrics(examples, predictions), unanswerable_share)
 
 
 def _for_metrics(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, float], dict[str, str]]:
-    """By id: the gold answers where they are given, the null odds, the best answer but ""."""
+    """Return by id: the gold answers if given, the null odds, and the best answer but ""."""
     references = {e.id: e.answers for e in examples if e.answers is not None}
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
     return references, odds, {p.id: p.best_span for p in predictions}
 
 
 def best_point(curve: Sequence[ThresholdPoint]) -> ThresholdPoint:
-    """The point with the highest F1; of several the lowest threshold."""
+    """Return the point with the highest F1; ties are broken by the lowest threshold."""
     return max(curve, key=lambda point: point.f1)
 
 
 def _at_threshold(predictions: Sequence[Prediction], threshold: float) -> list[Prediction]:
-    """The predictions, "" where the null odds pass the threshold."""
+    """Return the predictions, with "" where the null odds exceed the threshold."""
     return [
         replace(p, text="" if p.null_odds is not None and p.null_odds > threshold else p.best_span)
         for p in predictions
@@ -204,11 +203,10 @@ def write_predictions(
 ) -> tuple[list[Prediction], list[Path]]:
     """Write run_qa's files: predictions.json, nbest_predictions.json, for v2.0 null_odds.json.
 
-    The n best of all questions are many times the rest, so they go into their file as they come,
-    and are let go.
+    The n-best lists, which are the largest part, are streamed into their file.
 
     Returns:
-        The predictions without their n best, and the files written.
+        The predictions without their n-best lists, and the paths of the files.
 
     Raises:
         UserError: the folder cannot be written.
@@ -222,7 +220,7 @@ def write_predictions(
             yield prediction.id, [{key: entry[key] for key in _N_BEST_KEYS} for entry in entries]
 
     contents: dict[str, Iterable[tuple[str, Any]]] = {
-        "nbest_predictions.json": n_best(),  # first: it fills the list that the others read
+        "nbest_predictions.json": n_best(),  # first: it fills ``kept`` for the other files
         "predictions.json": ((p.id, p.text) for p in kept),
     }
     if settings.version_2_with_negative:
@@ -232,11 +230,11 @@ def write_predictions(
     return kept, [folder / name for name in contents]
 
 
-# --- windows through the model -------------------------------------------------------------------
+# --- running the model ---------------------------------------------------------------------------
 
 
 def _blocks(windows: WindowSet, num_examples: int) -> Iterator[Block]:
-    """Examples in order, as many at a time as have about ``BLOCK_SIZE`` windows."""
+    """Split examples, in order, into blocks of about ``BLOCK_SIZE`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
     while first_example < num_examples:
@@ -254,10 +252,10 @@ def _run_block(
     runtime: Runtime,
     labels: LabelledWindows | None = None,
 ) -> tuple[WindowScores, float]:
-    """Run the model on a block's windows: their scores, and the sum of their losses.
+    """Run the model on a block's windows, and return their scores and the sum of their losses.
 
     Args:
-        labels: the same windows with labels; without them no loss is computed.
+        labels: the same windows with labels; without them, no loss is computed.
 
     Raises:
         UserError: a score is not finite.
@@ -283,10 +281,10 @@ def _run_block(
     end_logits = torch.cat([output.end_logits for output in outputs])
     if not (start_logits + end_logits).isfinite().all():
         raise UserError(
-            "the model gives scores that are not finite, so its weights are unusable, or too "
-            "large for the precision: take another model, or --precision fp32"
+            "the model's scores must be finite, got NaN or infinity: its weights are corrupt, or "
+            "too large for the precision: pass --precision fp32, or use another model"
         )
-    if start_logits.device.type == "mps":  # it has no float64, which the sums need
+    if start_logits.device.type == "mps":  # it lacks float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
     return window_scores(windows, torch.cat(chosen), start_logits, end_logits), sum(losses)
 
@@ -294,8 +292,8 @@ def _run_block(
 def window_scores(
     windows: WindowSet, chosen: Tensor, start_logits: Tensor, end_logits: Tensor
 ) -> WindowScores:
-    """Describe the scores of the ``chosen`` windows, which are concatenated in that order."""
-    order = chosen.argsort()  # from the order of the batches to that of the questions
+    """Make ``WindowScores`` of logits concatenated in the order of the ``chosen`` windows."""
+    order = chosen.argsort()  # from the order of the batches to the order of the questions
     length = windows.lengths[chosen].long()
     cls = (length.cumsum(0) - length)[order]
     chosen = chosen[order]
@@ -319,12 +317,12 @@ def predictions_of(
     scores: WindowScores,
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
-    """One prediction for each example of the block."""
+    """Yield a prediction for each example of the block."""
     longest, temperature = settings.max_answer_length, settings.temperature
     spans = DECODERS[settings.decoder](scores, settings.n_best_size, longest, temperature)
     null_score = (spans.null_start_logit.double() + spans.null_end_logit.double()) / temperature
     with_null = spans.log_total.logaddexp(null_score)
-    without_span = spans.log_total.isneginf()  # "no answer" is then the only one
+    without_span = spans.log_total.isneginf()  # then only "no answer" is left
     counts_null = without_span | settings.version_2_with_negative
     total = torch.where(counts_null, with_null, spans.log_total)
     score = spans.score.double() / temperature

@@ -1,9 +1,9 @@
-"""A row in, a JSON line out: any number of questions in constant memory, stopped and resumed.
+"""Answers to a file of any length, row by row in constant memory, with resuming.
 
-A row of JSON lines or parquet with a question becomes a line of predictions.jsonl, in the order of
-the input; any other row becomes, if it is to be skipped, a line of rejects.jsonl (line_files.py).
-They are written block by block (blocks.py). Several processes write part files first (parts.py),
-which the main one puts together in the same way.
+A valid row of JSON lines or parquet becomes a line of predictions.jsonl, in the order of the input;
+an invalid row, if skipped, becomes a line of rejects.jsonl (line_files.py). Lines are written block
+by block (blocks.py). Several processes write part files first (parts.py), which the main process
+joins.
 """
 
 from collections.abc import Callable
@@ -36,29 +36,27 @@ def answer_lines(
 ) -> tuple[int, int]:
     """Answer the questions of a JSON lines or parquet file into a folder.
 
-    A file is checked from end to end before its first question is asked; a pipe, which can be read
-    only once, as its lines come.
+    All rows are checked before the first is answered; those of a pipe, which can be read only once,
+    are checked as they arrive.
 
     Args:
-        model: what the settings call it; a run is resumed with the same model only.
-        top_k: answers to each question; more than one are in a list, "answers".
-        all_offsets: offsets also in UTF-16 units and UTF-8 bytes.
-        skip_bad: go on after a row that cannot be answered.
-        resume: go on after the last whole line of an earlier run, if there was one.
-        runtime: which of the processes that share the file this is; None is the only one.
-        progress: told how many rows this process has answered, block by block.
+        model: name of the model in settings.json; resuming requires the same name.
+        top_k: answers for each question; above 1, lines have a list "answers".
+        all_offsets: also give offsets in UTF-16 units and UTF-8 bytes.
+        skip_bad: skip invalid rows.
+        resume: continue after the last complete line of an earlier run, if any.
+        runtime: rank and number of the processes that share the file (default: the model's).
+        progress: called with the number of rows that this process answered, block by block.
 
     Returns:
-        The rows that were answered, and those that were rejected; other processes than the main
-        one, which are done before that, get 0 and 0.
+        Numbers of answered and rejected rows; 0 and 0 in processes other than the main one.
 
     Raises:
-        UserError: a row cannot be answered and is not to be skipped, the earlier run was another,
-            or a file cannot be read or written. What was answered before stays.
-        Stopped: by SIGINT or SIGTERM, after the block that was being answered; where several
-            processes share the file, at once.
+        UserError: a row is invalid and not skipped, the earlier run had other settings, or a file
+            cannot be read or written. Answers written before are kept.
+        Stopped: by SIGINT or SIGTERM, after the current block; with several processes, at once.
     """
-    settings = {  # all that a line of the output depends on, but for the input's rows
+    settings = {  # all that a line of the output depends on, besides the input's rows
         "input": source.name,
         "model": model,
         "windows": asdict(qa.windows),
@@ -71,7 +69,8 @@ def answer_lines(
     files = LineFiles(folder, unit_of(source))
     if runtime.world_size > 1 and source.is_fifo():
         raise UserError(
-            f"{source} is a pipe, which one process can read: start one, or pass a file"
+            f"{source}: must be a file with several processes, got a pipe; start one process, or "
+            "pass a file"
         )
     answer = BlockAnswerer(qa, top_k, all_offsets)
 
@@ -106,7 +105,7 @@ def _append(
     skip_bad: bool,
     progress: Callable[[int], object],
 ) -> tuple[int, int]:
-    """Write what the blocks give from the row after ``last`` on; see ``answer_lines``."""
+    """Answer and write the rows after ``last``; see ``answer_lines``."""
     unit, answered, rejected = files.unit, 0, 0
     with Interrupts() as interrupts:
         for block in iter_blocks(source):
@@ -114,7 +113,7 @@ def _append(
                 continue
             made, fault = parts.read(block.number), ""
             if not made:
-                # The block is asked as a whole also where a part of it is done: see blocks.py.
+                # Answer the whole block even if some of its rows are done: see blocks.py.
                 rows, fault = _askable(block, answer.qa, last, skip_bad)
                 made = answer(rows)
                 progress(sum(row.number > last for row in rows))
@@ -123,13 +122,13 @@ def _append(
             answered, rejected = answered + good, rejected + bad
             if interrupts.number and new:
                 raise Stopped(
-                    f"stopped after {unit} {new[-1][unit]} of {source}; go on with --resume",
+                    f"stopped after {unit} {new[-1][unit]} of {source}; continue with --resume",
                     interrupts.number,
                 )
             if fault:
                 raise UserError(
-                    f"{fault}; the lines before it are answered: pass --skip_bad to leave such "
-                    "lines out"
+                    f"{fault}; the lines before it are answered: pass --skip_bad to skip invalid "
+                    "lines"
                 )
     return answered, rejected
 
@@ -137,7 +136,7 @@ def _append(
 def _askable(
     block: Block, qa: QuestionAnswerer, last: int, skip_bad: bool
 ) -> tuple[list[Row], str]:
-    """The rows of a block up to the first that stops the run, and why that one does."""
+    """Return the rows of a block up to the first invalid one that stops the run, and its fault."""
     rows = list(checked(block.rows, qa))
     for index, row in enumerate(rows):
         if row.fault and row.number > last and not skip_bad:

@@ -1,8 +1,8 @@
-"""What a job that answers row by row writes: predictions.jsonl, rejects.jsonl, settings.json.
+"""Output files of a job that answers row by row: predictions.jsonl, rejects.jsonl, settings.json.
 
-Each line says from which row it comes: that is how a job which was killed knows where to go on, and
-how nothing vanishes. Of a block the rejects are written first, then the answers. So all that
-precedes the last whole answer is complete, and what comes after it is done again.
+Each line has the number of its row, so that a killed job can be resumed and no row is lost. The
+rejects of a block are written before its answers: everything up to the last complete answer is
+final, and the rest is done again.
 """
 
 from collections import deque
@@ -23,25 +23,25 @@ PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings
 
 
 def unit_of(source: Path) -> str:
-    """What the rows of a file are called, and the key of their number: "line" or "row"."""
+    """Return the name of a row in the file's format, which is the key of its number."""
     return "row" if is_parquet(source) else "line"
 
 
 @dataclass(frozen=True)
 class LineFiles:
-    """The files of a job; ``unit`` is the key of a row's number."""
+    """The output files of a job; ``unit`` is the key of a row's number."""
 
     folder: Path
     unit: str
 
     def begin(self, sizes: tuple[int, int], settings: Mapping[str, Any]) -> None:
-        """Keep so many bytes of answers and rejects, and the settings of what is to follow."""
+        """Truncate answers and rejects to these sizes in bytes, and write the settings."""
         for name, size in zip((PREDICTIONS, REJECTS), sizes, strict=True):
             append_json_lines(self.folder / name, (), size)
-        write_json(self.folder / SETTINGS, settings)  # once no answers of others are left
+        write_json(self.folder / SETTINGS, settings)  # after old answers are removed
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-        """Write the entries of a block; how many are answers and how many rejects."""
+        """Write the entries of a block; return the numbers of answers and rejects."""
         good = [entry for entry in entries if "fault" not in entry]
         bad = [entry for entry in entries if "fault" in entry]
         append_json_lines(self.folder / REJECTS, bad)
@@ -49,13 +49,13 @@ class LineFiles:
         return len(good), len(bad)
 
     def earlier_run(self, source: Path, settings: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
-        """The last row that an earlier run answered, and the sizes of what is whole of its files.
+        """Return the last row that an earlier run answered, and the complete sizes of its files.
 
         Raises:
-            UserError: it had other settings or another input, or that is a pipe.
+            UserError: the settings or the input differ from the earlier run, or it is a pipe.
         """
         if source.is_fifo():
-            raise UserError(f"--resume: {source} is a pipe, which is read once: pass a file")
+            raise UserError(f"--resume: --input must be a file, got the pipe {source}")
         answers, unit = self.folder / PREDICTIONS, self.unit
         newest = deque(json_lines(answers, unit, "id", "digest"), maxlen=1)
         self._check_settings(settings, bool(newest))
@@ -67,8 +67,8 @@ class LineFiles:
         row = next((row for row in rows if row.number == number), None)
         if row is None or digest(row) != last["digest"]:
             raise UserError(
-                f"--resume: {unit} {number} of {source} is not the question {shown(last['id'])} "
-                f"with which {answers} ends: pass the file that it was begun with"
+                f"--resume: {unit} {number} of {source} must be the question {shown(last['id'])}, "
+                f"the last of {answers}, got another: pass the input file of the earlier run"
             )
         rejects = json_lines(self.folder / REJECTS, unit)
         return number, (size, max((end for end, e in rejects if e[unit] < number), default=0))
@@ -78,27 +78,28 @@ class LineFiles:
         if not path.exists():
             if has_answers:
                 raise UserError(
-                    f"--resume: {self.folder} has answers but no {SETTINGS} that says what they "
-                    "were made with: name another --output_dir"
+                    f"--resume: {self.folder} must contain the {SETTINGS} of its answers, got "
+                    "none: name another --output_dir"
                 )
             return
         before = read_json_object(path)
-        if isinstance(before.get("decoding"), dict):  # what is new did not change answers before
+        if isinstance(before.get("decoding"), dict):  # new settings had their defaults then
             before["decoding"] = asdict(DecodingSettings()) | before["decoding"]
         for key, value in settings.items():
             if before.get(key) != value:
                 raise UserError(
-                    f"--resume: {self.folder} was begun with {key} {shown(before.get(key))}, now "
-                    f"it is {shown(value)}: pass the same, or another --output_dir"
+                    f"--resume: {key} must be {shown(before.get(key))} as in the earlier run of "
+                    f"{self.folder}, got {shown(value)}: pass the same, or another --output_dir"
                 )
 
 
 def score_lines(
     source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
 ) -> dict[str, float]:
-    """The figures of the answers in a folder, as ``evaluate_pairs`` gives them, row by row.
+    """Compute the metrics of ``evaluate_pairs`` for the answers in a folder, row by row.
 
-    ``say`` is told, in one line, of ids that were made up and of questions without gold.
+    Args:
+        say: called with a line about generated ids and questions without gold answers, if any.
     """
     rows, lacks, unit = iter_rows(source, one_by_one=True), Lacks(str(source)), unit_of(source)
 

@@ -1,18 +1,17 @@
 """Exact match and F1 by the official SQuAD rules, and the exact no-answer threshold of v2.0.
 
 Follows Rajpurkar et al. 2016 (SQuAD 1.1, `evaluate-v1.1.py`) and Rajpurkar et al. 2018
-(SQuAD 2.0, `evaluate-v2.0.py`). Both compare normalised strings and take the best gold answer
-of each question. They differ in this:
+(SQuAD 2.0, `evaluate-v2.0.py`). Both compare normalized strings and take the maximum over the gold
+answers of each question. They differ as follows:
 
                                           v1.1                  v2.0
-    F1 where a side normalises to ""      0                     1 if both do, else 0
-    gold answers that normalise to ""     kept                  dropped; none left means [""]
+    F1 if a text normalizes to ""         0                     1 if both do, else 0
+    gold answers that normalize to ""     kept                  dropped; none left means [""]
     a question without gold answers       an error              unanswerable: gold is [""]
-    figures                               exact_match, f1       exact, f1, per kind, best_*
+    metrics                               exact_match, f1       exact, f1, per kind, best_*
 
-Where `evaluate-v2.0.py` is at fault or gives no figure, this module says what it does instead:
-`evaluate_v2` on missing predictions and on empty gold answers, `threshold_curve` on equal null
-scores.
+Deviations from `evaluate-v2.0.py`, where it is wrong or fails, are documented in `evaluate_v2`
+(missing predictions, empty gold answers) and `threshold_curve` (ties of null scores).
 """
 
 import math
@@ -27,13 +26,13 @@ from typing import NamedTuple
 
 from bertqa.errors import UserError
 
-# ASCII only: the scripts leave “ ” — ¿ in place, and so must every figure compared with theirs.
+# ASCII only: the scripts keep “ ” — ¿, and comparable metrics must do the same.
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:an?|the)\b")
 
 
 class ThresholdPoint(NamedTuple):
-    """Figures in percent when a question is answered "" iff its null score > threshold."""
+    """EM and F1 in percent if a question is answered "" iff its null score > threshold."""
 
     threshold: float
     exact: float
@@ -41,24 +40,24 @@ class ThresholdPoint(NamedTuple):
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation, then the words a, an, the; squeeze whitespace.
+    """Lowercase, remove ASCII punctuation, then the words a, an, the; collapse whitespace.
 
-    The order matters: "a.n" becomes "an" and vanishes; "Pan-Am" becomes one word, "panam".
+    The order matters: "a.n" becomes "an" and is removed; "Pan-Am" becomes one word, "panam".
     """
     text = text.lower().translate(_WITHOUT_PUNCTUATION)
-    # A blank in the article's place: "the" may touch its neighbours, as in "off—the—record".
+    # Replace an article by a space, as it may touch its neighbours: "off—the—record".
     return " ".join(_ARTICLE.sub(" ", text).split())
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 if both texts are equal once normalised, else 0.0 (v1.1 and v2.0 alike)."""
+    """Return 1.0 if both texts are equal after normalization, else 0.0 (v1.1 and v2.0)."""
     return float(normalize_answer(prediction) == normalize_answer(gold))
 
 
 def f1(prediction: str, gold: str) -> float:
-    """F1 of the two bags of normalised words by v1.1: 0.0 if they share none, even if both empty.
+    """Return the v1.1 F1 of two bags of normalized words: 0.0 if they share none or are empty.
 
-    So "The" against "The" has exact match 1 and F1 0.
+    So "The" and "The" have exact match 1 and F1 0.
     """
     predicted, wanted = (normalize_answer(text).split() for text in (prediction, gold))
     shared = (Counter(predicted) & Counter(wanted)).total()
@@ -67,7 +66,7 @@ def f1(prediction: str, gold: str) -> float:
 
 
 def f1_v2(prediction: str, gold: str) -> float:
-    """F1 by v2.0: as `f1`, but 1.0 if both texts normalise to nothing."""
+    """Return the v2.0 F1: as `f1`, but 1.0 if both texts normalize to ""."""
     if not normalize_answer(prediction) and not normalize_answer(gold):
         return 1.0
     return f1(prediction, gold)
@@ -76,18 +75,18 @@ def f1_v2(prediction: str, gold: str) -> float:
 def evaluate_v1(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """The figures of `evaluate-v1.1.py`: exact_match and f1 in percent, total.
+    """Compute the metrics of `evaluate-v1.1.py`: exact_match and f1 in percent, total.
 
     predictions: question id -> answer text; ids that are not in `references` are ignored.
-    references: question id -> gold answers. One without a prediction counts as wrong.
+    references: question id -> gold answers. Questions without a prediction count as wrong.
     Raises UserError if there are no references, or if one has no gold answer.
     """
     _require_references(references)
     for qid, golds in references.items():
         if not golds:
             raise UserError(
-                f"question {qid!r} has no gold answer, which SQuAD v1.1 does not allow: "
-                "evaluate this data by the v2.0 rules"
+                f"question {qid!r}: must have a gold answer in SQuAD v1.1, got none; evaluate this "
+                "data as v2.0"
             )
     return evaluate_pairs(((predictions.get(q), g) for q, g in references.items()), v2=False)
 
@@ -98,17 +97,17 @@ def evaluate_v2(
     null_scores: Mapping[str, float] | None = None,
     best_non_null: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """The figures of `evaluate-v2.0.py`, in percent, with the script's keys.
+    """Compute the metrics of `evaluate-v2.0.py`, in percent, with the script's keys.
 
     exact, f1, total; the same with HasAns_ and NoAns_ for answerable and unanswerable questions,
-    where there are any. With `null_scores` and `best_non_null` (see `threshold_curve`) also
-    best_exact, best_exact_thresh, best_f1, best_f1_thresh: the highest figure over all
-    thresholds, and of the thresholds that reach it the lowest. `predictions` plays no part there.
+    if there are any. With `null_scores` and `best_non_null` (see `threshold_curve`) also
+    best_exact, best_exact_thresh, best_f1, best_f1_thresh: the maximum over all thresholds, and
+    the lowest threshold that reaches it; these do not depend on `predictions`.
 
-    predictions: question id -> answer text, "" for no answer. A question without a prediction
-    counts as wrong, also if it is unanswerable; the script leaves it out of the total and then
-    fails. A question whose gold answers all normalise to nothing is unanswerable; the script
-    gives it the gold answer "" too, but counts it under HasAns.
+    predictions: question id -> answer text, "" for no answer. Questions without a prediction
+    count as wrong, even if unanswerable; the script drops them from the total and then fails.
+    Questions whose gold answers all normalize to "" are unanswerable; the script also gives them
+    the gold answer "", but counts them under HasAns.
     Raises UserError if there are no references, if only one of `null_scores` and
     `best_non_null` is given, and as `threshold_curve` does.
     """
@@ -121,13 +120,12 @@ def evaluate_v2(
 def evaluate_pairs(
     pairs: Iterable[tuple[str | None, Sequence[str] | None]], *, v2: bool
 ) -> dict[str, float]:
-    """The figures of `evaluate_v1`, or of `evaluate_v2` without its best_*, in constant memory.
+    """Compute the metrics of `evaluate_v1`, or of `evaluate_v2` without best_*, as a stream.
 
-    pairs: the answer to a question, None if there is none, and the question's gold answers. Where
-    those are None, or by v1.1 none, the question does not count; ``without_gold`` is then how many
-    there are, if any counts.
+    pairs: the answer to a question, or None, and its gold answers. Questions whose gold answers are
+    None, or empty in v1.1, do not count; ``without_gold`` is their number, if others count.
     """
-    sums: dict[str, list[Fraction]] = {}  # of a kind of question: EM, F1, how many
+    sums: dict[str, list[Fraction]] = {}  # kind of question -> EM, F1, count
     without_gold = 0
     for answer, golds in pairs:
         if golds is None or not (golds or v2):
@@ -152,7 +150,7 @@ def evaluate_pairs(
 def question_scores(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], *, v2: bool = False
 ) -> dict[str, tuple[float, float]]:
-    """EM and F1 of each question, 0 to 1, by the rules of v1.1 or v2.0; figures are their means.
+    """Return EM and F1 of each question, from 0 to 1, as in v1.1 or v2.0.
 
     predictions, references: as in `evaluate_v1` and `evaluate_v2`.
     """
@@ -160,10 +158,10 @@ def question_scores(
 
 
 def _pair_scores(answer: str | None, golds: Sequence[str], v2: bool) -> tuple[float, float]:
-    """EM and F1 of an answer, each against its best gold answer; 0.0 where there is none."""
+    """Return EM and F1 of an answer, each the maximum over the gold answers; 0.0 for None."""
     if answer is None:
         return 0.0, 0.0
-    if v2:  # gold answers that say something; "" for an unanswerable question
+    if v2:  # non-empty gold answers; "" for an unanswerable question
         golds = [gold for gold in golds if normalize_answer(gold)] or [""]
     exact, overlap = (
         max(metric(answer, gold) for gold in golds) for metric in (exact_match, f1_v2 if v2 else f1)
@@ -177,20 +175,20 @@ def threshold_curve(
     best_non_null: Mapping[str, str],
     unanswerable_share: float | None = None,
 ) -> list[ThresholdPoint]:
-    """The v2.0 figures at every threshold that makes a difference, in ascending order.
+    """Compute the v2.0 metrics at every distinct threshold, in ascending order.
 
-    null_scores: question id -> score of no answer minus score of the best answer (any finite
-    scale; the script's null_odds.json). best_non_null: question id -> the best answer that is
-    not "". The first point lies below all scores, where every question is answered ""; then
-    comes one point per distinct score, the last of which answers them all.
-    unanswerable_share: weight the questions of either kind so that those without an answer make
-    up this share of all, between 0 and 1; None counts every question once.
+    null_scores: question id -> null score minus score of the best span (any finite scale; the
+    script's null_odds.json). best_non_null: question id -> the best answer that is not "". The
+    first point is below all scores, where every question is answered ""; then follows one point
+    per distinct score, the last of which answers all questions with a span.
+    unanswerable_share: weight the questions so that this fraction of them, between 0 and 1, is
+    unanswerable; None weights all equally.
 
-    No threshold separates equal scores, so their questions turn together. The script turns them
-    one by one and can report a best figure which its threshold does not give. Here each point
-    is, to the last bit, what `evaluate_v2` says of the predictions made with its threshold, if no
-    question is weighted. Takes O(n log n). Raises UserError if there are no references, if one has
-    no null score or one that is not finite, or if questions of one kind alone are to be weighted.
+    No threshold separates ties, so their questions change together. The script changes them one by
+    one, and can report a best value that its threshold does not reach. Here, without weights, each
+    point equals `evaluate_v2` of the predictions at its threshold, bit for bit. O(n log n). Raises
+    UserError if there are no references, if a null score is missing or not finite, or if all
+    questions to be weighted are answerable, or all unanswerable.
     """
     _require_references(references)
     scores = {qid: _null_score(null_scores, qid) for qid in references}
@@ -206,9 +204,7 @@ def threshold_curve(
 
 def _require_references(references: Mapping[str, Sequence[str]]) -> None:
     if not references:
-        raise UserError(
-            "there are no questions to evaluate, as the references are empty: give one or more"
-        )
+        raise UserError("references must contain at least one question, got none")
 
 
 def _best_figures(
@@ -216,15 +212,15 @@ def _best_figures(
     null_scores: Mapping[str, float] | None,
     best_non_null: Mapping[str, str] | None,
 ) -> dict[str, float]:
-    """The four best_* figures; none if there are no null scores."""
+    """Return the four best_* metrics; none without null scores."""
     if null_scores is None and best_non_null is None:
         return {}
     if null_scores is None or best_non_null is None:
-        raise UserError("the best threshold needs both null_scores and best_non_null: give both")
+        raise UserError("null_scores and best_non_null require each other: pass both or neither")
     curve = threshold_curve(references, null_scores, best_non_null)
     figures: dict[str, float] = {}
     for name in ("exact", "f1"):
-        # max keeps the first of equals: the lowest threshold, as in the script.
+        # max breaks ties by the first: the lowest threshold, as in the script.
         best = max(curve, key=attrgetter(name))
         figures |= {f"best_{name}": getattr(best, name), f"best_{name}_thresh": best.threshold}
     return figures
@@ -232,31 +228,31 @@ def _best_figures(
 
 def _null_score(null_scores: Mapping[str, float], qid: str) -> float:
     if qid not in null_scores:
-        raise UserError(f"question {qid!r} has no null score: give one for every question")
+        raise UserError(f"question {qid!r}: must have a null score, got none")
     score = float(null_scores[qid])
     if not math.isfinite(score):
-        raise UserError(f"the null score of question {qid!r} is {score}: give a finite one")
+        raise UserError(f"question {qid!r}: its null score must be finite, got {score}")
     return score
 
 
 def _below(score: float) -> float:
-    # One less, so that a threshold written with few digits still lies below; among scores so
-    # large that one less changes nothing, the next smaller float.
+    # One less, so that a threshold rounded to few digits is still below; for scores so large that
+    # one less changes nothing, the next smaller float.
     return min(score - 1.0, math.nextafter(score, -math.inf))
 
 
 def _weights(
     references: Mapping[str, Sequence[str]], unanswerable_share: float | None
 ) -> Mapping[str, Fraction | int]:
-    """What each question counts; the sum is their number."""
+    """Return the weight of each question; the sum is their number."""
     if unanswerable_share is None:
         return dict.fromkeys(references, 1)
     has_answer = {qid: any(map(normalize_answer, golds)) for qid, golds in references.items()}
     numbers, share = Counter(has_answer.values()), Fraction(unanswerable_share)
     if len(numbers) < 2:
         raise UserError(
-            f"the questions must be of both kinds to be weighted to a share of "
-            f"{unanswerable_share} without an answer, got one kind alone: give others"
+            f"the questions must be both answerable and unanswerable to be weighted to a share of "
+            f"{unanswerable_share}, got only one kind"
         )
     of_kind = {
         has: kind_share * len(references) / numbers[has]
@@ -272,9 +268,9 @@ def _sweep(
     groups: Iterable[Sequence[str]],
     weights: Mapping[str, Fraction | int],
 ) -> list[float]:
-    """Percentages with every question answered "", then as one group after another is answered.
+    """Return percentages with all questions answered "", then with each further group answered.
 
-    The running sum is kept in fractions: exact, so that no rounding gathers over the groups.
+    The running sum uses fractions, so that rounding errors do not accumulate.
 
     which: 0 for EM, 1 for F1.
     """

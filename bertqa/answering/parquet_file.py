@@ -1,7 +1,7 @@
-"""predictions.jsonl <-> predictions.parquet: parquet cannot be continued, and a file of lines can.
+"""Conversion between predictions.jsonl and predictions.parquet.
 
-So the answers to a parquet file are lines until there are all of them, and lines again where a run
-that was done is resumed, with an input that has grown.
+Parquet files cannot be appended to. So the answers to a parquet file are JSON lines until all are
+there, and again when a finished run is resumed with a longer input.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from bertqa.errors import UserError, reason
 from bertqa.files import append_json_lines, json_lines, said_plainly, write_file
 
 PARQUET = "predictions.parquet"
-_COLUMNS = {  # of a file without a row; else they are those of the lines
+_COLUMNS = {  # of a file without rows; otherwise the columns are those of the lines
     "row": "int64", "id": "string", "digest": "string", "score": "float64", "start": "int64",
     "end": "int64", "answer": "string",
 }  # fmt: skip
 
 
 def pack(folder: Path) -> None:
-    """Put predictions.parquet in the place of predictions.jsonl; a row group for each block.
+    """Replace predictions.jsonl by predictions.parquet, with a row group for each block.
 
     Raises:
-        UserError: it cannot be written; the lines stay.
+        UserError: predictions.parquet cannot be written; predictions.jsonl is kept.
     """
     import pyarrow  # late: for parquet only
     from pyarrow import parquet  # late: as above
@@ -39,7 +39,7 @@ def pack(folder: Path) -> None:
 
     def write(partial: Path) -> None:
         with parquet.ParquetWriter(partial, schema) as writer:
-            for block in chain([first], blocks):  # no more than one in memory
+            for block in chain([first], blocks):  # one in memory at a time
                 writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
     write_file(folder / PARQUET, write)
@@ -48,10 +48,10 @@ def pack(folder: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Write predictions.jsonl again, if there is only predictions.parquet, which stays.
+    """Write predictions.jsonl from predictions.parquet, which is kept, if only the latter exists.
 
     Raises:
-        UserError: that cannot be read.
+        UserError: predictions.parquet cannot be read.
     """
     if (folder / PREDICTIONS).exists() or not (folder / PARQUET).exists():
         return
@@ -64,8 +64,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=BLOCK):
             yield from batch.to_pylist()
-    except Exception as error:  # The library's errors have no common class.
+    except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"{path} is not readable as parquet ({reason(error)}): restore the file, or name "
-            "another folder"
+            f"{path}: must be a valid parquet file, got an error ({reason(error)}); restore the "
+            "file, or name another folder"
         ) from error

@@ -1,7 +1,7 @@
-"""Part files: what several processes that share a file have answered, a file for each block.
+"""Part files of several processes that share an input file, one for each block.
 
-A part is written whole or not at all. Any process can take up where others were stopped, however
-many they were. The output is the parts in order, whoever wrote them.
+Parts are written atomically. Any number of processes can resume the work of any other number. The
+output is the concatenation of the parts.
 """
 
 import shutil
@@ -23,27 +23,27 @@ PARTS = "predictions.parts"
 
 @dataclass(frozen=True)
 class Parts:
-    """The part files of an output folder; ``folder`` is there while there are some."""
+    """The part files in ``folder``, which exists while there are parts."""
 
     folder: Path
 
     def numbers(self) -> set[int]:
-        """The blocks that have a part."""
+        """Return the numbers of the blocks that have a part."""
         return {int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal()}
 
     def read(self, number: int) -> list[dict[str, Any]]:
-        """The entries of a block; none if it has no part."""
+        """Read the entries of a block; none if it has no part."""
         return [entry for _, entry in json_lines(self._path(number))]
 
     def write(self, number: int, entries: Iterable[dict[str, Any]]) -> None:
-        """Keep the entries of a block."""
+        """Write the entries of a block."""
         write_file(self._path(number), lambda path: append_json_lines(path, entries))
 
     def check(self, source: Path) -> None:
-        """Refuse parts that were made of another file; remove one whose block has grown since.
+        """Check that all parts are of this file, and remove a part whose block has grown since.
 
         Raises:
-            UserError: a part has not the rows that its block has.
+            UserError: the rows of a part are not those of its block.
         """
         numbers = self.numbers()
         for block in iter_blocks(source) if numbers else ():
@@ -52,8 +52,8 @@ class Parts:
             path, entries = self._path(block.number), self.read(block.number)
             if not _begins(entries, block):
                 raise UserError(
-                    f"--resume: {path} holds the answers of other questions than {source} has "
-                    "there: pass the file that it was begun with"
+                    f"--resume: {path} must have the answers to questions of {source}, got other "
+                    "questions: pass the input file of the earlier run"
                 )
             if len(entries) < len(block.rows):
                 with said_plainly(path, "removed"):
@@ -70,7 +70,7 @@ class Parts:
 
 
 def _begins(entries: list[dict[str, Any]], block: Block) -> bool:
-    """Whether these are the answers to the first rows of a block, or to all of them."""
+    """Return whether these are the answers to the first rows of a block, or to all of them."""
     return len(entries) <= len(block.rows) and all(
         entry.get(row.unit) == row.number and entry.get("digest", digest(row)) == digest(row)
         for entry, row in zip(entries, block.rows, strict=False)
@@ -85,17 +85,17 @@ def answer_parts(
     runtime: Runtime,
     progress: Callable[[int], object],
 ) -> None:
-    """Answer this process's share of the blocks that have no part yet; return when all have.
+    """Answer this process's share of the blocks without a part; return when all have one.
 
     Args:
-        last: number of the last row that is answered already.
-        progress: told how many rows this process has answered, block by block.
+        last: number of the last row that is already answered.
+        progress: called with the number of rows that this process answered, block by block.
 
     Raises:
-        Stopped: at once by SIGINT or SIGTERM, which torchrun sends where another process has died.
+        Stopped: at once by SIGINT or SIGTERM, which torchrun sends when another process has died.
     """
-    done = runtime.gather(parts.numbers())[0]  # as they were before one was written
-    stopped = "stopped; the blocks that are answered are kept: go on with --resume"
+    done = runtime.gather(parts.numbers())[0]  # before any process writes one
+    stopped = "stopped; finished blocks are kept: continue with --resume"
     with Interrupts(stopped):
         left = (b for b in iter_blocks(source) if b.ends_after(last) and b.number not in done)
         for block in islice(left, runtime.rank, None, runtime.world_size):

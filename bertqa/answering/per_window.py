@@ -1,10 +1,10 @@
 """Answers with the scores of transformers' question-answering pipeline, as 4.57 computed them.
 
-Each window is normalised by itself: P_start and P_end are softmaxes over its [CLS] and its part of
-the context, and a span's score is P_start(i) P_end(j). The scores of one text, in any case and
-from any window, are summed, so a score may exceed 1. "No answer" scores P_start([CLS])
-P_end([CLS]), the lowest of all windows. ``exact_spans`` finds the best spans, each window being
-taken for a question of its own.
+Each window is normalized separately: P_start and P_end are softmaxes over its [CLS] and its part of
+the context, and a span's score is P_start(i) P_end(j). The scores of equal texts, ignoring case,
+are summed over all windows, so a score may exceed 1. "No answer" scores P_start([CLS])
+P_end([CLS]), the minimum over the windows. ``exact_spans`` finds the best spans, with each window
+as a separate question.
 
 N  windows      R  spans
 """
@@ -31,11 +31,11 @@ class PerWindowSettings:
     """How spans become answers.
 
     Attributes:
-        top_k: answers wanted.
-        max_answer_length: most tokens of a span.
-        with_null: "" is an answer too.
-        words: first and last token of each token's word, rows of the contexts' tokens; with them
-            an answer covers whole words, as far as its window has them.
+        top_k: number of answers.
+        max_answer_length: maximum tokens of a span.
+        with_null: allow "" as an answer.
+        words: first and last token of each token's word, as rows of the contexts' tokens; if given,
+            answers are extended to whole words within their window.
     """
 
     top_k: int
@@ -45,7 +45,7 @@ class PerWindowSettings:
 
     @property
     def spans_per_window(self) -> int:
-        """Spans taken of a window. Several may become one text when they cover whole words."""
+        """Number of spans per window: more with ``words``, where several may become one text."""
         return self.top_k * 2 + 10 if self.words else self.top_k
 
 
@@ -114,7 +114,7 @@ def _characters(
 def _merged(
     context: str, spans: Sequence[_Span], null: float, settings: PerWindowSettings
 ) -> list[AnswerEntry]:
-    """Add up the scores of equal texts; the place is that of the first."""
+    """Add up the scores of equal texts; the offsets are those of the first."""
     answers: dict[str, AnswerEntry] = {}
     for score, start, end in spans:
         text = context[start:end]

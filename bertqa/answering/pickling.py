@@ -1,9 +1,9 @@
-"""A question answerer as a few hundred bytes: what it was loaded from, in place of its weights.
+"""Pickling of a question answerer as a few hundred bytes, without its weights.
 
-The weights that oneDNN has laid out for this processor cannot be copied, and a worker on another
-machine has the model's folder anyway. So an answerer pickles as its recipe: the arguments of
-``from_pretrained``, its settings, and a digest of the model's files. That is one string, so that
-two answerers of the same model have the same fingerprint for ``datasets.Dataset.map``.
+Weights that oneDNN has prepacked cannot be copied, and workers on other machines have the model's
+folder anyway. So an answerer is pickled as a recipe: the arguments of ``from_pretrained``, its
+settings, and a digest of the model's files. The recipe is one string, so that two answerers of the
+same model have the same fingerprint for ``datasets.Dataset.map``.
 """
 
 import json
@@ -36,13 +36,13 @@ AnyPickled = TypeVar("AnyPickled", bound="PickledAsRecipe")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes an answerer.
+    """The arguments that load an equal answerer.
 
     Attributes:
-        name, revision, allow_bin, device, precision: what ``from_pretrained`` was given, of a
-            folder its absolute path.
-        windows, decoding: its settings.
-        digest: of the files that it was loaded from, see ``CheckpointFiles.digest``.
+        name, revision, allow_bin, device, precision: arguments of ``from_pretrained``; for a
+            folder, ``name`` is its absolute path.
+        windows, decoding: settings of the answerer.
+        digest: of the model's files, see ``CheckpointFiles.digest``.
     """
 
     name: str
@@ -55,33 +55,33 @@ class Recipe:
     digest: str
 
     def to_json(self) -> str:
-        """The recipe as a text, equal for equal recipes."""
+        """Return the recipe as a string, equal for equal recipes."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe of such a text."""
+        """Make a recipe from the string of ``to_json``."""
         entries = json.loads(text)
         windows = WindowSettings(**entries.pop("windows"))
         decoding = DecodingSettings(**entries.pop("decoding"))
         return cls(windows=windows, decoding=decoding, **entries)
 
     def loaded_as(self, kind: type[AnyPickled]) -> AnyPickled:
-        """Load the answerer; whether it has the digest is not looked at."""
+        """Load the answerer, without checking the digest."""
         arguments = {key: value for key, value in vars(self).items() if key != "digest"}
         return kind.from_pretrained(arguments.pop("name"), **arguments)
 
 
 def lasting_name(name: str | Path, folder: Path) -> str:
-    """The name of a model that was found in ``folder``, a path as an absolute one.
+    """Return the name of a model, or the absolute path of its folder if it was named by a path.
 
-    A relative one leads elsewhere in a process whose current folder is another.
+    A relative path would fail in processes with another working directory.
     """
     return str(folder.absolute() if Path(name) == folder else name)
 
 
 class CheckpointFiles:
-    """The files of a checkpoint folder, as they are now.
+    """The files of a checkpoint folder, to detect later changes.
 
     Args:
         folder: the checkpoint folder.
@@ -110,18 +110,18 @@ class CheckpointFiles:
         return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
     def unchanged(self) -> bool:
-        """Whether no file has been written, added or removed since."""
+        """Return whether no file has been written, added or removed since."""
         return self._stamped() == self._stamps
 
     def may_be_same(self) -> bool:
-        """Whether all but the weights holds what it held, whenever it was written."""
+        """Return whether the contents of all files but the weights are unchanged."""
         return self.digest(weights=False) == self._settings
 
     def digest(self, *, weights: bool = True, decoding: bool = True) -> str:
-        """SHA-256 of the names and contents; 64 hexadecimal digits.
+        """Compute the SHA-256 of the names and contents, as 64 hexadecimal digits.
 
         Args:
-            weights, decoding: whether those of weights and of decoding.json count.
+            weights, decoding: include the weights and decoding.json.
         """
         total = sha256()
         for path in self._paths():
@@ -138,10 +138,10 @@ class CheckpointFiles:
 
 
 class PickledAsRecipe:
-    """Base of ``QuestionAnswerer``: it pickles and copies as the recipe that loads an equal one.
+    """Base of ``QuestionAnswerer``, pickled and copied as the recipe that loads an equal one.
 
     Attributes:
-        origin: what it was loaded from; None for a model in memory, which cannot be pickled.
+        origin: recipe and files; None for a model made in memory, which cannot be pickled.
     """
 
     model: BertForQuestionAnswering
@@ -154,19 +154,19 @@ class PickledAsRecipe:
 
     @classmethod
     def from_pretrained(cls: type[AnyPickled], *args: Any, **options: Any) -> AnyPickled:
-        """Load one from what a recipe holds."""
+        """Load an answerer from the arguments of a recipe."""
         raise NotImplementedError
 
     def recipe(self) -> str:
-        """The recipe of an equal one.
+        """Return the recipe that loads an equal answerer.
 
         Raises:
-            UserError: there is none: it has no files, or it or they have been changed.
+            UserError: the model was made in memory, or the model or its files were changed.
         """
         if self.origin is None:
             raise UserError(
-                "an answerer must come from a folder or a name to be pickled or copied, got one of "
-                "a model in memory: save it with save_model, and load it with from_pretrained"
+                "an answerer must be loaded with from_pretrained to be pickled or copied, got a "
+                "model made in memory: save it with save_model, and load it with from_pretrained"
             )
         return self.origin.recipe_of(self)
 
@@ -179,18 +179,18 @@ class PickledAsRecipe:
         return copied
 
     def _users_own(self) -> dict[str, Any]:
-        """The attributes that a recipe does not make; they are pickled beside it."""
+        """Return the attributes that a recipe does not restore, which are pickled in addition."""
         made = PickledAsRecipe.__annotations__
         return {name: value for name, value in vars(self).items() if name not in made}
 
 
 class Origin:
-    """What an answerer was loaded from, and whether it is still the same.
+    """Recipe, files and initial state of a loaded answerer, to detect changes.
 
     Args:
-        recipe: how; its digest is filled in when it is asked for.
-        files: as they were before they were read.
-        answerer: as it was loaded.
+        recipe: without digest, which ``recipe_of`` fills in.
+        files: their state before loading.
+        answerer: as loaded.
     """
 
     def __init__(self, recipe: Recipe, files: CheckpointFiles, answerer: PickledAsRecipe) -> None:
@@ -199,43 +199,43 @@ class Origin:
         self._state = _model_state(answerer.model)
 
     def has_model_of(self, answerer: PickledAsRecipe) -> bool:
-        """Whether the model is the one that was loaded, unchanged."""
+        """Return whether the answerer has the loaded model, unchanged."""
         return _model_state(answerer.model) == self._state
 
     def has_made(self, answerer: PickledAsRecipe) -> bool:
-        """Whether model, tokenizer and runtime are those that were loaded."""
+        """Return whether the answerer has the loaded model, tokenizer and runtime, unchanged."""
         tokenizer, runtime = self._parts
         same = answerer.tokenizer is tokenizer and answerer.runtime is runtime
         return same and self.has_model_of(answerer)
 
     def recipe_of(self, answerer: PickledAsRecipe) -> str:
-        """The recipe with the settings of now.
+        """Return the recipe with the answerer's current settings.
 
         Raises:
-            UserError: the answerer or the files have been changed.
+            UserError: the answerer or the files were changed.
         """
         folder = self.files.folder
         if not self.has_made(answerer):
             raise UserError(
-                f"the model of {folder} must be as it was loaded to be pickled or copied, "
-                "got one that was changed in memory: save it with save_model, and load that"
+                f"the model of {folder} must be unchanged since loading to be pickled or copied, "
+                "got a model that was changed in memory: save it with save_model, and load that"
             )
         if not (self.files.unchanged() or self._is_in_the_files(answerer)):
             raise UserError(
-                f"the files of {folder} must hold what they held when the model was loaded for it "
-                "to be pickled or copied: load it again"
+                f"the files of {folder} must be unchanged since loading for the model to be "
+                "pickled or copied, got changed files: load it again"
             )
         recipe = replace(self.recipe, windows=answerer.windows, decoding=answerer.decoding)
         return replace(recipe, digest=self.files.digest()).to_json()
 
     def _is_in_the_files(self, answerer: PickledAsRecipe) -> bool:
-        """Whether files that were written to, as touch does, hold the same model; loads it."""
+        """Load files that were modified, as by touch, and return whether the model is the same."""
         if not self.files.may_be_same():
             return False
         recipe = replace(self.recipe, name=str(self.files.folder), revision=None)
         try:
             fresh = recipe.loaded_as(type(answerer))
-        except UserError:  # they hold no model any more
+        except UserError:  # the files are not a valid model any more
             return False
         same = has_same_numbers(fresh.model, answerer.model)
         if same and fresh.origin:
@@ -243,11 +243,11 @@ class Origin:
         return same
 
 
-_loaded: dict[tuple[type, str], PickledAsRecipe] = {}  # the last one of this process
+_loaded: dict[tuple[type, str], PickledAsRecipe] = {}  # the answerer loaded last
 
 
 def load_once(kind: type[AnyPickled], recipe: str) -> AnyPickled:
-    """Load what a recipe makes, but a model only once: a pool sends it with every task."""
+    """Load the answerer of a recipe; reuse the last model, as pools send it with each task."""
     kept = _loaded.get((kind, recipe))
     if kept is None or kept.origin is None or not kept.origin.has_made(kept):
         kept = load(kind, recipe)
@@ -259,26 +259,26 @@ def load_once(kind: type[AnyPickled], recipe: str) -> AnyPickled:
 
 
 def load(kind: type[AnyPickled], text: str) -> AnyPickled:
-    """Load what a recipe makes.
+    """Load the answerer of a recipe.
 
     Raises:
-        UserError: the model is missing, or is another than that of the recipe.
+        UserError: the model is missing, or is not the one that was pickled.
     """
     recipe = Recipe.from_json(text)
     answerer = recipe.loaded_as(kind)
     if answerer.origin is None or answerer.origin.files.digest() != recipe.digest:
         raise UserError(
-            f"{answerer.folder} must hold the model that was pickled as {recipe.name!r}, got other "
-            "files: copy that model here, or pickle it again"
+            f"{answerer.folder} must contain the model that was pickled as {recipe.name!r}, got "
+            "other files: copy that model here, or pickle it again"
         )
     return answerer
 
 
 def _model_state(model: nn.Module) -> list[object]:
-    """What differs once a model is changed in memory: its modules, hooks or numbers.
+    """Return a state that differs if a model's modules, hooks or tensors are changed in memory.
 
-    Numbers are compared by the sum of their bits, since ``tensor.data`` can be written without a
-    trace; those of prepacked layers, which cannot be written, by their identity.
+    Tensors are compared by the sum of their bits, since writing to ``tensor.data`` leaves no trace;
+    prepacked tensors, which cannot be written to, by identity.
     """
     return [entry for name, module in model.named_modules() for entry in _state_of(name, module)]
 
@@ -292,14 +292,14 @@ def _state_of(name: str, module: nn.Module) -> Iterator[object]:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module itself, as parameters, buffers or attributes."""
+    """Yield the tensors of a module itself: parameters, buffers and attributes."""
     own = vars(module)
     for held in (own, own["_parameters"], own["_buffers"]):
         yield from ((key, value) for key, value in held.items() if isinstance(value, Tensor))
 
 
 def has_same_numbers(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models hold the same numbers, bit for bit, those of prepacked layers too."""
+    """Return whether two models have equal tensors, bit for bit, including prepacked ones."""
     ones, others = ([t for m in model.modules() for _, t in _tensors(m)] for model in (one, other))
     pairs = zip(ones, others, strict=False)
     return len(ones) == len(others) and all(torch.equal(_plain(a), _plain(b)) for a, b in pairs)
@@ -311,7 +311,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _bits(tensor: Tensor) -> int | None:
-    """The sum of a tensor's bytes, eight at a time where they are; None where they are hidden."""
+    """Sum a tensor's bits as integers of up to 8 bytes; None if it is prepacked."""
     if tensor.layout is not torch.strided:
         return None
     size = tensor.element_size()

@@ -1,7 +1,7 @@
-"""``pipeline("question-answering")`` as transformers had it until 5.3, for BERT checkpoints.
+"""``pipeline("question-answering")`` as in transformers until 5.3, for BERT checkpoints.
 
 The arguments are parsed into ``CallSettings`` and examples; a ``QuestionAnswerer`` answers.
-docs/migration.md lists what differs from transformers 4.57.
+docs/migration.md lists the differences from transformers 4.57.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.runtime import adapt_to_fork
 from bertqa.settings import DecodingSettings, WindowSettings
 
-_AT_ONCE = 1024  # questions that are answered together
+_AT_ONCE = 1024  # questions answered together
 
 
 def pipeline(
@@ -70,27 +70,27 @@ def pipeline(
     scores: str = SCORES[0],
     **parameters: Any,
 ) -> "QuestionAnsweringPipeline":
-    """Load a BERT for question answering; the arguments are those of transformers 4.57.
+    """Load a BERT for question answering, with the arguments of transformers 4.57.
 
     Args:
         task: "question-answering".
         model: a checkpoint folder, the name of a model, or a BertForQuestionAnswering of
-            transformers; None is the model that comes with bertqa.
-        tokenizer: a folder, a name, or a tokenizer of transformers; needed with a model object.
+            transformers (default: the model shipped with bertqa).
+        tokenizer: a folder, a name, or a tokenizer of transformers; required with a model object.
         revision, token, allow_bin: see ``find_folder``.
-        device, device_map: a number (-1 is the CPU), a name, or a ``torch.device``; None takes a
-            GPU if there is one.
-        dtype, torch_dtype: float32, bfloat16 or float16; None takes what ``local_runtime`` does,
-            with ``scores="transformers"`` float32.
-        trust_remote_code: has no effect: no code of a model is ever run.
-        scores: "bertqa", the probability among all spans of the context by the model's temperature,
-            or "transformers", the numbers that 4.57 gave, without a temperature.
-        parameters: fields of ``CallSettings``, for calls that pass none.
+        device, device_map: a number (-1 is the CPU), a name, or a ``torch.device`` (default: a GPU
+            if there is one).
+        dtype, torch_dtype: float32, bfloat16 or float16 (default: as in ``local_runtime``, or
+            float32 with ``scores="transformers"``).
+        trust_remote_code: has no effect: a model's code is never run.
+        scores: "bertqa", the probability among all spans of the context with the model's
+            temperature, or "transformers", the scores of 4.57, without a temperature.
+        parameters: fields of ``CallSettings``: defaults of the calls.
         config, feature_extractor, image_processor, processor, framework, use_fast, pipeline_class:
-            are refused where they ask for anything else.
+            rejected unless they fit a BERT in PyTorch.
 
     Raises:
-        UserError: an argument that is unknown or cannot be honoured, or a model that does not load.
+        UserError: an argument is unknown or unsupported, or the model cannot be loaded.
     """
     with keyword_names():
         check_names(parameters, call_names() | signature(pipeline).parameters.keys())
@@ -101,7 +101,7 @@ def pipeline(
         loading = load_settings(scores, device, dtype, device_map, model_kwargs)
         settings = CallSettings().changed(parameters)
         if model is None and tokenizer is not None:
-            raise UserError(f"tokenizer must go with a model, got {shown(tokenizer)} alone")
+            raise UserError(f"tokenizer requires model, got tokenizer {shown(tokenizer)} only")
         if model is None or isinstance(model, str | Path):
             name = str(model or SHIPPED_MODEL)
             loaded = load_name(name, tokenizer, loading, revision, allow_bin, token)
@@ -111,7 +111,7 @@ def pipeline(
 
 
 class LazyAnswers:
-    """Answers that are made while one iterates; as many as there are rows in the data set."""
+    """Answers computed during iteration; the length is that of the dataset."""
 
     def __init__(
         self, answer: Callable[[Iterable[Example]], Iterator[Any]], examples: LazyExamples
@@ -126,11 +126,11 @@ class LazyAnswers:
 
 
 class QuestionAnsweringPipeline:
-    """What ``pipeline`` returns; see there for its parameters.
+    """Question-answering pipeline that ``pipeline`` returns; see there for its parameters.
 
     Attributes:
-        answerer: what answers.
-        settings: the parameters of a call that passes none.
+        answerer: the question answerer.
+        settings: default parameters of the calls.
         scores: "bertqa" or "transformers".
         task: "question-answering".
     """
@@ -146,11 +146,11 @@ class QuestionAnsweringPipeline:
     ) -> None:
         self.answerer, self.settings, self.scores = answerer, settings, scores
         self._reload = reload
-        self._windows(settings)  # before the first question
+        self._windows(settings)  # check them before the first question
 
     @property
     def model(self) -> BertForQuestionAnswering:
-        """The model, ready for answering; see ``QuestionAnswerer``."""
+        """The model, converted and prepacked; see ``QuestionAnswerer``."""
         return self.answerer.model
 
     @property
@@ -160,29 +160,29 @@ class QuestionAnsweringPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the model."""
         return self.answerer.runtime.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which precision it computes."""
+        """The precision of the model."""
         return self.answerer.runtime.dtype
 
     def __call__(self, *args: Any, **given: Any) -> Any:
         """Answer one question or several.
 
         Args:
-            args: the questions; see pipeline_inputs.py for their forms.
+            args: the questions; see pipeline_inputs.py for the formats.
             given: ``question`` and ``context``, ``X`` or ``data``; the fields of ``CallSettings``.
 
         Returns:
-            For one question an ``AnswerEntry``, or a list of them, best first, where there is
-            another number of answers than one; for several questions a list of that. For a
-            generator or a data set of torch a ``LazyAnswers``.
+            For one question an ``AnswerEntry``, or a list of them, best first, unless there is
+            exactly one answer; for several questions a list of these. For a generator or a torch
+            dataset a ``LazyAnswers``.
 
         Raises:
             KeyError: a row lacks question or context.
-            UserError: an unknown parameter, a value out of range, no or an empty text.
+            UserError: an unknown parameter, a value out of range, a missing or empty text.
         """
         with keyword_names():
             named = {name: given.pop(name) for name in INPUTS if name in given}
@@ -198,18 +198,18 @@ class QuestionAnsweringPipeline:
             return results[0] if len(results) == 1 else results
 
     def predict(self, X: Any) -> Any:
-        """Answer, by scikit-learn's name."""
+        """Answer questions; for compatibility with scikit-learn."""
         return self(X)
 
     def transform(self, X: Any) -> Any:
-        """Answer, by scikit-learn's name."""
+        """Answer questions; for compatibility with scikit-learn."""
         return self(X)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write model and tokenizer as they were loaded, in float32, for transformers too.
+        """Write model and tokenizer as loaded, in float32 and transformers' format.
 
         Raises:
-            UserError: the model was changed since, or the folder cannot be written.
+            UserError: the model was changed since loading, or the folder cannot be written.
         """
         folder, decoding = Path(save_directory), self.answerer.decoding
         save_model(folder, self._reload())
@@ -221,7 +221,7 @@ class QuestionAnsweringPipeline:
     def _windows(self, settings: CallSettings) -> WindowSettings:
         if self.scores == "transformers" and settings.score_threshold:
             raise UserError(
-                f'score_threshold must go with scores="bertqa", which are probabilities, got '
+                f'score_threshold requires scores="bertqa", which are probabilities, got '
                 f'{settings.score_threshold} with scores="transformers"'
             )
         config, answerer = self.model.config, self.answerer
@@ -232,10 +232,10 @@ class QuestionAnsweringPipeline:
         as_transformers = self.scores == "transformers"
         is_tuned = answerer.decoding.version_2_with_negative and not as_transformers
         if is_tuned and settings.has_usual_windows:
-            return answerer.windows  # of a decoding.json, whose threshold holds for its windows
+            return answerer.windows  # of decoding.json, whose threshold is valid for its windows
         windows = settings.windows(longest)
         check_window_fits(config, windows, "max_seq_len")
-        if as_transformers and windows.max_query_length:  # its fast tokenizers cut no question
+        if as_transformers and windows.max_query_length:  # it does not truncate questions
             windows = replace(windows, max_query_length=windows.max_seq_length)
         return windows
 
@@ -246,7 +246,7 @@ class QuestionAnsweringPipeline:
         windows: WindowSettings,
         size: int,
     ) -> Iterator[AnswerEntry | list[AnswerEntry]]:
-        """The result of each question, ``size`` of them at a time."""
+        """Yield the result of each question, answering ``size`` questions at a time."""
         stream = iter(examples)
         while block := list(islice(stream, size)):
             with keyword_names():
@@ -257,7 +257,7 @@ class QuestionAnsweringPipeline:
     def _answers(
         self, examples: list[Example], settings: CallSettings, sizes: WindowSettings
     ) -> Iterator[list[AnswerEntry]]:
-        """The best answers to each question, as many as ``top_k`` or fewer."""
+        """Yield the best answers to each question, at most ``top_k``."""
         answerer, top_k, longest = self.answerer, settings.top_k, settings.max_answer_len
         with_null = settings.handle_impossible_answer
         adapt_to_fork(self.device)
@@ -289,9 +289,12 @@ def _decode(
     settings: DecodingSettings,
     top_k: int,
 ) -> list[Prediction]:
-    """Find ``top_k`` answers to each question, if there are as many: several spans may be one."""
+    """Find ``top_k`` answers to each question, if it has as many: several spans may be one answer.
+
+    So search more spans until there are enough answers.
+    """
     lengths = windows.contexts.lengths[windows.context_of[list(block.examples)]]
-    spans = (lengths * settings.max_answer_length).tolist()  # no question has more
+    spans = (lengths * settings.max_answer_length).tolist()  # upper bound for each question
     may_be_null = settings.version_2_with_negative or settings.score_threshold > 0
     n_best, enough = max(20, 4 * top_k), top_k + may_be_null
     while True:

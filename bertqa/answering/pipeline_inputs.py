@@ -1,11 +1,11 @@
-"""The forms in which transformers' question-answering pipeline took its questions -> examples.
+"""Conversion of the inputs of transformers' question-answering pipeline to examples.
 
-    question= and context=, each a text or several; the same two by position
-    one dictionary or object, several, or an iterable of them, by position or as X= or data=
-    a generator or a data set of torch: read while the answers are taken
+    question= and context=, each a text or several; or both as positional arguments
+    one or several dictionaries or objects, as positional arguments, X= or data=
+    a generator or a torch dataset: read lazily while the answers are taken
 
 A dictionary has the keys question and context, an object question_text and context_text. Other
-keys are ignored, but for id, by which messages name the question.
+keys are ignored, except id, which messages use to name the question.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ _FORMS = "pass question= and context=, a dictionary with these keys, or several 
 
 
 class LazyExamples:
-    """The questions of a generator or a data set of torch, which are read while one iterates.
+    """Questions of a generator or a torch dataset, read during iteration.
 
     Attributes:
-        read_ahead: how many may be read before the first is answered: of a generator one, for what
-            it yields next may depend on the answer.
+        read_ahead: number of questions that may be read before the first is answered; 1 for a
+            generator, whose next question may depend on the answer.
     """
 
     def __init__(self, source: Any) -> None:
@@ -37,26 +37,26 @@ class LazyExamples:
         return _examples(self._rows())
 
     def __len__(self) -> int:
-        """The number of rows; a TypeError where the source does not know it."""
+        """Return the number of rows; raises TypeError if the source has no length."""
         return len(self._source)
 
     def _rows(self) -> Iterator[Any]:
         source = self._source
         if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-            yield from (source[i] for i in range(len(self)))  # it need not know where it ends
+            yield from (source[i] for i in range(len(self)))  # it may not raise IndexError
         else:
             yield from source
 
 
 def read_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> list[Example] | LazyExamples:
-    """Find the questions among the arguments of a call.
+    """Read the questions from the arguments of a call.
 
     Args:
-        named: those of ``INPUTS`` that were given.
+        named: the given keyword arguments of ``INPUTS``.
 
     Raises:
         KeyError: a row lacks a key.
-        UserError: a text is missing or empty, or the arguments are of no known form.
+        UserError: a text is missing or empty, or the format is unknown.
     """
     given = _given(args, named)
     if isinstance(given, Dataset | GeneratorType):
@@ -65,7 +65,7 @@ def read_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> list[Example] 
 
 
 def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """The one thing that holds the rows."""
+    """Return the object that contains the rows."""
     forms = [bool(args), "X" in named, "data" in named, "question" in named or "context" in named]
     if sum(forms) != 1:
         what = ", ".join(["positional arguments"] * forms[0] + list(named)) or "nothing"
@@ -73,7 +73,7 @@ def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
     if "question" in named or "context" in named:
         if len(named) == 1:
             raise UserError(
-                f"question and context must go together, got {next(iter(named))}: {_FORMS}"
+                f"question and context require each other, got {next(iter(named))} only: {_FORMS}"
             )
         return dict(named)
     if named:
@@ -90,12 +90,12 @@ def _is_text_or_texts(value: Any) -> bool:
 
 
 def _is_several(value: Any) -> bool:
-    """Whether it is a list, a tuple, a column of a data set, and no text."""
+    """Return whether it is an iterable, such as a list or a column, but not a text or mapping."""
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
 def _rows(given: Any) -> list[Any]:
-    """One row for each question, of what is not lazy."""
+    """Return one row for each question."""
     if _is_row(given):
         question, context = _texts(given)
         if _is_several(question):
@@ -103,16 +103,16 @@ def _rows(given: Any) -> list[Any]:
         return [given]
     if _is_several(given):
         return list(given)
-    raise UserError(f"the questions are {shown(given)}: {_FORMS}")
+    raise UserError(f"the questions must be texts or dictionaries, got {shown(given)}: {_FORMS}")
 
 
 def _pairs(questions: list[Any], context: Any) -> list[dict[str, Any]]:
-    """Several questions about one context, or each about its own."""
+    """Pair several questions with one context, or with one each."""
     contexts = list(context) if _is_several(context) else [context] * len(questions)
     if len(questions) != len(contexts):
         raise UserError(
-            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')} do not "
-            "match: give one context, or as many as there are questions"
+            "there must be one context, or as many as questions, got "
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
         )
     pairs = zip(questions, contexts, strict=True)
     return [{"question": question, "context": context} for question, context in pairs]
@@ -124,13 +124,13 @@ def _pairs(questions: list[Any], context: Any) -> list[dict[str, Any]]:
 def _examples(rows: Iterable[Any]) -> Iterator[Example]:
     for number, row in enumerate(rows):
         if not _is_row(row):
-            raise UserError(f"question {number} is {shown(row)}: {_FORMS}")
+            raise UserError(f"question {number} must be a dictionary, got {shown(row)}: {_FORMS}")
         texts = dict(zip(("question", "context"), _texts(row), strict=True))
         for key, text in texts.items():
             if not isinstance(text, str) or not text:
                 raise UserError(
-                    f"the {key} of question {number} is {shown(text)}: give a text that is not "
-                    "empty"
+                    f"the {key} of question {number} must be a text that is not empty, got "
+                    f"{shown(text)}"
                 )
         yield Example(str(_id(row, number)), **texts)
 
@@ -140,10 +140,10 @@ def _is_row(value: Any) -> bool:
 
 
 def _texts(row: Any) -> tuple[Any, Any]:
-    """Question and context of a row.
+    """Return question and context of a row.
 
     Raises:
-        KeyError: it has none.
+        KeyError: a key is missing.
     """
     if isinstance(row, Example):
         return row.question, row.context

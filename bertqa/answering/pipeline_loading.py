@@ -1,6 +1,6 @@
-"""Load what ``pipeline`` is given: a folder, a name, or objects of transformers.
+"""Loading of the arguments of ``pipeline``: a folder, a name, or objects of transformers.
 
-transformers is not imported: its models and tokenizers are known by their methods.
+transformers is not imported; its models and tokenizers are recognized by their methods.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from bertqa.model.checkpoint import convert_model
 from bertqa.model.hub import find_folder
 from bertqa.runtime import local_runtime
 
-# What answers, and what makes its model again as it was loaded: one that answers is prepacked.
+# The answerer, and a function that loads its model again, as the answerer's own is prepacked.
 Loaded = tuple[QuestionAnswerer, Callable[[], BertForQuestionAnswering]]
 
 
@@ -30,7 +30,7 @@ def load_name(
     allow_bin: bool,
     token: str | bool | None,
 ) -> Loaded:
-    """Load a checkpoint; with it comes what loads its model again."""
+    """Load a checkpoint by path or name."""
     answerer = QuestionAnswerer.from_pretrained(
         name,
         device=loading.device,
@@ -51,9 +51,9 @@ def load_object(
     revision: str | None,
     token: str | bool | None,
 ) -> Loaded:
-    """Copy a model of transformers; with it comes what copies it again."""
+    """Convert a model of transformers."""
     if tokenizer is None:
-        raise UserError(f"a {type(model).__name__} must come with its tokenizer: pass tokenizer=")
+        raise UserError(f"a {type(model).__name__} requires a tokenizer: pass tokenizer=")
 
     own = convert_model(model)
     runtime = local_runtime(loading.device, loading.precision)
@@ -67,7 +67,7 @@ def _load_tokenizer(
     revision: str | None,
     token: str | bool | None,
 ) -> BertTokenizer:
-    """Read a tokenizer from a folder, a name, or what transformers' tokenizer writes of itself."""
+    """Load a tokenizer from a folder, a name, or a tokenizer of transformers."""
     if isinstance(tokenizer, BertTokenizer):
         read = tokenizer
     elif isinstance(tokenizer, str | Path):

@@ -1,7 +1,7 @@
-"""The arguments of ``pipeline`` and of its calls, parsed into plain values.
+"""Parsing of the arguments of ``pipeline`` and of its calls into plain values.
 
-The names are transformers' 4.57. What cannot mean anything to a BERT in PyTorch is refused here,
-before a model is looked for.
+The names are those of transformers 4.57. Arguments that do not apply to a BERT in PyTorch are
+rejected here, before a model is loaded.
 """
 
 import re
@@ -26,7 +26,7 @@ _DTYPES = {
     "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
 }  # fmt: skip
 _OLD_NAMES = {"use_auth_token": "token"}
-# What messages of the commands call a flag or a precision -> the keyword or value here.
+# Name of a flag or precision in messages of the commands -> keyword or value of the pipeline.
 _KEYWORDS = {
     "max_seq_length": "max_seq_len",
     "max_query_length": "max_question_len",
@@ -40,17 +40,17 @@ _KEYWORDS = {
 
 @dataclass(frozen=True)
 class CallSettings:
-    """The parameters of a call as plain values, by transformers' names.
+    """The parameters of a call as plain values, with transformers' names.
 
     Attributes:
-        top_k: answers wanted.
-        max_answer_len: most tokens of an answer.
+        top_k: number of answers.
+        max_answer_len: maximum tokens of an answer.
         max_seq_len, doc_stride: tokens of a window, and of the overlap of two.
-        max_question_len: cut longer questions; None refuses those that do not fit.
-        handle_impossible_answer: "" is an answer too.
-        align_to_words: answers are whole words.
-        score_threshold: "" is given where the answer's score is below this, 0 to 1.
-        batch_size: questions of a generator that are read before the first answer is given.
+        max_question_len: truncate longer questions; None rejects questions that do not fit.
+        handle_impossible_answer: allow "" as an answer.
+        align_to_words: extend answers to whole words.
+        score_threshold: answer "" if the answer's score, 0 to 1, is below this.
+        batch_size: questions of a generator that are read before the first answer.
     """
 
     top_k: int = 1
@@ -64,7 +64,7 @@ class CallSettings:
     batch_size: int = 1
 
     def changed(self, given: Mapping[str, Any]) -> "CallSettings":
-        """Take what is given in place of these; None changes nothing.
+        """Return settings with the given values; None keeps a value.
 
         Raises:
             UserError: an unknown name, or a value out of range.
@@ -79,14 +79,14 @@ class CallSettings:
 
     @property
     def has_usual_windows(self) -> bool:
-        """Whether nothing is asked of the windows."""
+        """Whether no setting of the windows is given."""
         return self.max_seq_len is self.doc_stride is self.max_question_len is None
 
     def windows(self, longest: int) -> WindowSettings:
-        """Cut windows as transformers does where nothing else is given: min(384, longest) tokens.
+        """Return the settings of the windows, by default of min(384, longest) tokens.
 
         Raises:
-            UserError: no window can be like that.
+            UserError: the overlap leaves no room for a question.
         """
         size = self.max_seq_len or min(384, longest)
         stride = min(size // 2, 128) if self.doc_stride is None else self.doc_stride
@@ -99,12 +99,12 @@ class CallSettings:
 
 
 def call_names() -> set[str]:
-    """The parameters that a call may have."""
+    """Return the names of the parameters of a call."""
     return {each.name for each in fields(CallSettings)} | _WITHOUT_EFFECT | {"topk"}
 
 
 def _value(name: str, value: Any) -> Any:
-    """See that a parameter has a value that it can have."""
+    """Check and convert the value of a parameter."""
     if name in ("handle_impossible_answer", "align_to_words"):
         return true_or_false(name, value)
     if name == "score_threshold":
@@ -113,13 +113,13 @@ def _value(name: str, value: Any) -> Any:
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a keyword that is not known, and name the one that was probably meant."""
+    """Raise UserError for an unknown keyword, with the closest known one."""
     for name in given:
         if name not in known:
             old = [_OLD_NAMES[name]] if name in _OLD_NAMES else []
             near = old or get_close_matches(name, known, n=1, cutoff=0.5)
             cure = f"did you mean {near[0]}?" if near else f"drop it, or pass {_listed(known)}"
-            raise UserError(f"{name} is no parameter of this pipeline: {cure}")
+            raise UserError(f"{name} is not a parameter of this pipeline: {cure}")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -132,7 +132,7 @@ def _listed(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """Where and in what precision the model computes, by the names of ``local_runtime``."""
+    """Device and precision of the model, with the names of ``local_runtime``."""
 
     device: str
     precision: str
@@ -141,13 +141,13 @@ class LoadSettings:
 def load_settings(
     scores: str, device: Any, dtype: Any, device_map: Any, model_kwargs: Mapping[str, Any] | None
 ) -> LoadSettings:
-    """Settle device and precision.
+    """Parse device and precision.
 
     Args:
-        scores: those of transformers are computed in float32 where no dtype is given.
+        scores: with "transformers", the default dtype is float32.
 
     Raises:
-        UserError: an unknown value or name, or two that exclude each other.
+        UserError: an unknown value or name, or contradicting values.
     """
     if scores not in SCORES:
         raise UserError(f"scores must be {_listed(SCORES)}, got {shown(scores)}")
@@ -165,10 +165,10 @@ def load_settings(
 
 
 def one_of(name: str, *values: Any) -> Any:
-    """Take the value that is given; None where none is.
+    """Return the value that is not None; None if there is none.
 
     Raises:
-        UserError: two different ones are.
+        UserError: two values differ.
     """
     given = [value for value in values if value is not None]
     if any(value != given[0] for value in given):
@@ -177,7 +177,7 @@ def one_of(name: str, *values: Any) -> Any:
 
 
 def _device(device: Any) -> str:
-    """A device by number, name or object -> its name; numbers mean what they do in transformers."""
+    """Return the name of a device given by number (as in transformers), name or object."""
     if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:
             return "cpu"
@@ -194,47 +194,41 @@ def _precision(dtype: Any, scores: str) -> str:
         return "fp32" if scores == "transformers" else "auto"
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise UserError(
-            f"dtype must be auto, float32, bfloat16 or float16, got {shown(dtype)}: pass one of "
-            "these"
-        )
+        raise UserError(f"dtype must be auto, float32, bfloat16 or float16, got {shown(dtype)}")
     return _DTYPES[name]
 
 
 def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]) -> None:
-    """Refuse what this pipeline is not.
+    """Raise UserError for arguments that do not apply to BERT.
 
     Raises:
-        UserError: another task, TensorFlow, a slow tokenizer, or a part that BERT does not have.
+        UserError: another task, TensorFlow, a slow tokenizer, or a component that BERT lacks.
     """
     if task not in (None, TASK):
-        raise UserError(f'task must be "{TASK}", which is the only one here, got {shown(task)}')
+        raise UserError(f'task must be "{TASK}", got {shown(task)}')
     if framework not in (None, "pt"):
         raise UserError(
-            f'framework must be "pt", got {shown(framework)}: a BERT checkpoint of PyTorch loads, '
+            f'framework must be "pt", got {shown(framework)}: pass a PyTorch checkpoint '
             "in safetensors"
         )
     if not use_fast:
-        raise UserError(
-            f"use_fast must be True, got {shown(use_fast)}: BERT's WordPiece loads as the "
-            "tokenizers library has it"
-        )
+        raise UserError(f"use_fast must be True, got {shown(use_fast)}: tokenizers are always fast")
     for name, value in others.items():
         if value is not None:
             raise UserError(
-                f"{name} must be None, got {shown(value)}: BERT is a model and a tokenizer"
+                f"{name} must be None, got {shown(value)}: BERT has only a model and a tokenizer"
             )
 
 
 def _keyword(found: re.Match[str]) -> str:
-    """The keyword of a flag, or the value of a precision, that a message has."""
+    """Return the keyword for a flag, or the value for a precision, in a message."""
     name = found[1] or found[2]
     return _KEYWORDS.get(name, name)
 
 
 @contextmanager
 def keyword_names() -> Iterator[None]:
-    """Let messages that speak of flags speak of keywords."""
+    """Replace names of flags in error messages by keywords."""
     try:
         yield
     except UserError as error:

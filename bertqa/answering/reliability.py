@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted: expected calibration error (ECE), and risk by coverage."""
+"""Reliability of probabilities: expected calibration error (ECE), and risk over coverage."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ class Bin:
     """Answers of similar probability.
 
     Attributes:
-        count: how many.
-        probability: their mean probability.
-        accuracy: the share of them that is right.
+        count: number of answers.
+        probability: mean probability.
+        accuracy: fraction of correct answers.
     """
 
     count: int
@@ -32,12 +32,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class CoveragePoint:
-    """What becomes of a data set when answers below a threshold become "no answer".
+    """Coverage and accuracy of a dataset if answers below a threshold become "no answer".
 
     Attributes:
         threshold: of the probability.
-        answered: share of the questions that are still given an answer.
-        right: share of these answers that is right; None where there is none.
+        answered: fraction of questions that still have an answer.
+        right: fraction of these answers that are correct; None if there are none.
     """
 
     threshold: float
@@ -47,18 +47,18 @@ class CoveragePoint:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far the probabilities of some answers can be trusted.
+    """Reliability of the probabilities of answers.
 
-    An answer, which may be "no answer", is right if it equals a gold answer once normalised.
+    An answer, which may be "no answer", is correct if it equals a gold answer after normalization.
 
     Attributes:
-        temperature: that scores were divided by.
-        questions: how many were asked.
-        loss: mean negative log-likelihood of the gold answers; None where none of them is a span.
-        ece: expected calibration error over ``BINS`` bins of equal mass, by any gold answer.
-        ece_first_gold: the same where only the first gold answer of a question counts.
-        bins: with ``ece``; ascending.
-        coverage: for some thresholds, ascending.
+        temperature: divisor of the scores.
+        questions: number of questions.
+        loss: mean negative log-likelihood of the gold answers; None if none of them is a span.
+        ece: expected calibration error over ``BINS`` bins of equal mass, with any gold answer.
+        ece_first_gold: the same with only the first gold answer of each question.
+        bins: bins of ``ece``, ascending.
+        coverage: coverage at several thresholds, ascending.
     """
 
     temperature: float
@@ -71,10 +71,10 @@ class Reliability:
 
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> "Reliability":
-        """What ``asdict`` made of one, read from JSON.
+        """Restore an object from the output of ``asdict``.
 
         Raises:
-            LookupError, TypeError, ValueError, AttributeError: it is something else.
+            LookupError, TypeError, ValueError, AttributeError: the format is wrong.
         """
         bins = [Bin(**finite_numbers(each)) for each in entries["bins"]]
         coverage = [CoveragePoint(**finite_numbers(each)) for each in entries["coverage"]]
@@ -85,22 +85,22 @@ class Reliability:
 
 
 def finite_numbers(entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries, of which each is a finite number, or None where there may be none."""
+    """Return the entries if each is a finite number, or None where that is allowed."""
     for key, value in entries.items():
         is_number = type(value) in (int, float) and math.isfinite(value)
         if not is_number and not (value is None and key in ("loss", "right")):
-            raise ValueError(f"{key} is no finite number")
+            raise ValueError(f"{key} is not a finite number")
     return entries
 
 
 def measure(
     scored: ScoredQuestions, predictions: Sequence[Prediction], ids: set[str], temperature: float
 ) -> Reliability:
-    """Measure the probabilities of the answers to some questions.
+    """Measure the reliability of the answers to some questions.
 
     Args:
-        predictions: what ``scored`` gives at that temperature.
-        ids: of the questions to measure on.
+        predictions: of ``scored`` at that temperature.
+        ids: ids of the questions to measure.
     """
     chosen = [n for n, example in enumerate(scored.examples) if example.id in ids]
     examples = [scored.examples[n] for n in chosen]
@@ -125,7 +125,7 @@ def measure(
 def _right(
     examples: Sequence[Example], predictions: Sequence[Prediction], v2: bool, golds: int | None
 ) -> list[bool]:
-    """Whether each answer equals one of the first ``golds`` gold answers; None for all of them."""
+    """Return whether each answer equals one of its first ``golds`` gold answers (None: all)."""
     references = {example.id: (example.answers or ())[:golds] for example in examples}
     texts = {prediction.id: prediction.text for prediction in predictions}
     return [exact == 1 for exact, _ in question_scores(texts, references, v2=v2).values()]
@@ -134,7 +134,7 @@ def _right(
 def equal_mass_bins(
     probabilities: Sequence[float], right: Sequence[bool], number: int = BINS
 ) -> list[Bin]:
-    """Sort answers by probability into bins of as many each, give or take one, ascending."""
+    """Sort answers by probability into bins of equal counts, give or take one, ascending."""
     answers = sorted(zip(probabilities, right, strict=True), key=itemgetter(0))
     count = len(answers)
     number = min(number, count)
@@ -148,7 +148,7 @@ def _bin(probabilities: Sequence[float], right: Sequence[bool]) -> Bin:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """ECE: the mean distance of probability and accuracy, bins weighted by their answers."""
+    """Compute the ECE: mean |accuracy - probability| over the bins, weighted by their counts."""
     total = sum(each.count for each in bins)
     return math.fsum(each.count * abs(each.accuracy - each.probability) for each in bins) / total
 
@@ -156,7 +156,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 def _coverage(
     predictions: Sequence[Prediction], probabilities: Sequence[float], right: Sequence[bool]
 ) -> list[CoveragePoint]:
-    """Share answered and share right of these, at each of some thresholds."""
+    """Return the fraction answered and the accuracy of these answers, at each threshold."""
     rows = zip(predictions, probabilities, right, strict=True)
     answered = [(probability, is_right) for given, probability, is_right in rows if given.text]
     points = []

@@ -1,4 +1,4 @@
-"""The rows of a file before the model is asked: which of them are questions that it can answer."""
+"""Validation of the rows of a file, before the model answers them."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +12,14 @@ from bertqa.data.squad import check_version
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, counted, shown
 
-_AT_ONCE = 256  # questions that are tokenised together
+_AT_ONCE = 256  # questions tokenized together
 
 
 def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
-    """The rows, streamed; those that this model cannot be asked are faulty ones now.
+    """Yield the rows, with those marked as faulty that this model cannot answer.
 
-    No windows can be made of their question, or it has no answer, which its settings do not allow.
+    Their question does not fit into a window, or has no answer although the model's settings
+    exclude "no answer".
     """
     stream = iter(rows)
     while block := [_allowed(row, qa) for row in islice(stream, _AT_ONCE)]:
@@ -26,11 +27,11 @@ def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
 
 
 def _fitting(rows: Sequence[Row], qa: QuestionAnswerer) -> Iterator[Row]:
-    """The rows, those of which no windows can be made faulty ones."""
+    """Yield the rows, with those marked as faulty whose question does not fit into a window."""
     questions = [row.example.question if row.example else "" for row in rows]
     lengths = qa.tokenizer.encode(questions).lengths.tolist()
     for row, length in zip(rows, lengths, strict=True):
-        # Only then does it depend on the context, which is long to tokenise.
+        # Only long questions depend on the context, which is slow to tokenize.
         fault = _window_fault(row, qa) if length > qa.windows.longest_question else ""
         yield _faulty(row, fault) if fault else row
 
@@ -45,7 +46,7 @@ def _allowed(row: Row, qa: QuestionAnswerer) -> Row:
 
 
 def _window_fault(row: Row, qa: QuestionAnswerer) -> str:
-    """Why no windows can be made of a row; "" if they can."""
+    """Return why no windows can be made of a row, or ""."""
     try:
         assert row.example is not None
         make_windows([row.example], qa.tokenizer, qa.windows)
@@ -59,37 +60,37 @@ def _faulty(row: Row, fault: str) -> Row:
 
 
 def unique(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows; those with the id of one before them are faulty ones now."""
+    """Yield the rows, with those marked as faulty whose id occurred before."""
     known: set[str] = set()
     for row in rows:
         if row.example and row.example.id in known:
             name = shown(row.example.id)
-            row = _faulty(row, f"the id {name} is that of an earlier question; give it its own")
+            row = _faulty(row, f"the id must be unique, got {name} a second time")
         elif row.example:
             known.add(row.example.id)
         yield row
 
 
 def refuse_faulty(
-    rows: Iterable[Row], cure: str = "correct the file, or pass --skip_bad to leave such rows out"
+    rows: Iterable[Row], cure: str = "correct the file, or pass --skip_bad to skip invalid rows"
 ) -> None:
-    """Read rows to the end, to see that each can be asked.
+    """Read rows to the end, and raise UserError if one is faulty.
 
     Args:
         cure: what to do, for the message.
 
     Raises:
-        UserError: one cannot; the first is named, all are counted.
+        UserError: a row is faulty; the message has the first and the number of others.
     """
     faulty = (row.fault for row in rows if row.fault)
     if first := next(faulty, ""):
         more = sum(1 for _ in faulty)
         others = f" ({counted(more, 'more faulty row')})" if more else ""
-        raise UserError(f"{first}{others}; nothing was asked: {cure}")
+        raise UserError(f"{first}{others}; nothing was answered: {cure}")
 
 
 def reject_entry(row: Row) -> dict[str, Any]:
-    """What rejects.jsonl says of a row; bytes are a line of JSON lines, as it stands there."""
+    """Return the entry of a row in rejects.jsonl; the bytes of a line are kept as they are."""
     if isinstance(row.raw, bytes):
         raw = row.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
     else:

@@ -1,8 +1,8 @@
-"""Spans of tokens that are the same characters: one answer, with the sum of their probabilities.
+"""Summed probabilities of spans of tokens that are the same characters, and so one answer.
 
-Several tokens may be parts of one grapheme cluster, which an answer takes whole: a letter and its
-accents, the jamo that a tokenizer makes of a Hangul syllable. All spans that begin at one of them
-and end at the same character are then the same text.
+Several tokens may be parts of one grapheme cluster, which is never split: a letter and its accents,
+or the jamo into which a tokenizer splits a Hangul syllable. All spans that begin at one of these
+tokens and end at the same character are the same text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,17 +25,17 @@ def add_same_text(
     max_answer_length: int,
     temperature: float,
 ) -> Tensor:
-    """Add up the exp(score / temperature) of each span and of all others of the same characters.
+    """Add up exp(score / temperature) of each span and of all others of the same characters.
 
     Args:
-        contexts: those of the Q questions.
-        tokens: of all distinct contexts.
-        text: ``(Q,)``, the row of ``tokens`` of each question's context.
-        max_answer_length: most tokens of a span.
+        contexts: contexts of the Q questions.
+        tokens: tokens of all distinct contexts.
+        text: ``(Q,)``, index in ``tokens`` of each question's context.
+        max_answer_length: maximum tokens of a span.
 
     Returns:
-        ``(R,)`` float64, the log of the sums: where no other span has these characters, the score
-        divided by the temperature.
+        ``(R,)`` float64, log of the sums: score / temperature if no other span has these
+        characters.
     """
     total = spans.score.double() / temperature
     pairs = []
@@ -56,10 +56,10 @@ def add_same_text(
 def _may_be_shared(
     spans: BestSpans, contexts: Sequence[str], tokens: TokenTable, text: Tensor
 ) -> Iterator[int]:
-    """Rows of spans whose first or last token may be one of several in a grapheme cluster."""
+    """Yield the rows of spans whose first or last token may share a grapheme cluster."""
     joined = torch.tensor([bool(joined_clusters(context)) for context in contexts])
     shares = joined[spans.question.cpu()]
-    # Neighbours that overlap, within a text: the next text begins at 0 again.
+    # Neighbours that overlap within a text; the offsets of the next text restart at 0.
     starts, ends = tokens.starts, tokens.ends
     overlaps = torch.zeros(len(starts) + 1, dtype=torch.bool)
     overlaps[1:-1] = (starts[1:] < ends[:-1]) & (starts[1:] >= starts[:-1])
@@ -72,7 +72,7 @@ def _may_be_shared(
 def _same_text(
     context: str, rows: slice, tokens: TokenTable, i: int, j: int
 ) -> Iterator[tuple[int, int]]:
-    """First and last tokens that make the same characters of the context as tokens i to j."""
+    """Yield all pairs of first and last token that have the same characters as tokens i to j."""
     starts, ends = tokens.starts[rows], tokens.ends[rows]
 
     def characters(token: int) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def _same_text(
 
 
 def _around(token: int, count: int, is_same: Callable[[int], bool]) -> range:
-    """The longest run of tokens around one that are the same."""
+    """Return the longest run of tokens around ``token`` for which ``is_same`` holds."""
     first = last = token
     while first > 0 and is_same(first - 1):
         first -= 1

@@ -1,8 +1,8 @@
-"""Fit the temperature that scores are divided by before they become probabilities.
+"""Temperature scaling: fitting the divisor of the scores before the softmax.
 
-One temperature for the softmax over all spans and, where it may be given, "no answer" (Guo et al.
-2017, "On Calibration of Modern Neural Networks"). It changes no answer. The best one has the
-lowest mean negative log-likelihood of the gold answers.
+One temperature for the softmax over all spans and "no answer", if it is allowed (Guo et al. 2017,
+"On Calibration of Modern Neural Networks"). It changes no answer. The fitted temperature minimizes
+the mean negative log-likelihood of the gold answers.
 
 Q  questions      G  gold answers as spans of tokens
 """
@@ -24,26 +24,26 @@ from bertqa.data.squad import Example, check_answers, check_examples
 from bertqa.data.windows import WindowSet, make_windows
 from bertqa.errors import UserError
 
-_LOWEST, _HIGHEST = 0.1, 10.0  # temperatures among which the best is looked for
-_GRID, _CUTS = 9, 16  # coarse steps, then cuts by the golden ratio: to 0.1 % of the temperature
+_LOWEST, _HIGHEST = 0.1, 10.0  # range of the search
+_GRID, _CUTS = 9, 16  # grid points, then golden-section steps: precision 0.1 % of the temperature
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 LIMIT = (
-    "this temperature is the limit of the search: the scores tell little of which answers are "
-    "right, or there are too few questions"
+    "this temperature is at the limit of the search: the scores say little about which answers are "
+    "correct, or there are too few questions"
 )
 
 
 class ScoredQuestions:
-    """Questions that the model has read once, to be answered at any temperature.
+    """Questions scored once by the model, to be answered at any temperature.
 
     Args:
-        qa: the answers are by its windows and decoding; the losses are of the search of all spans.
+        qa: its windows and decoding make the answers; the losses are over all spans.
         examples: with gold answers.
-        source: what messages call them.
+        source: name of the examples in messages.
 
     Raises:
-        UserError: the examples cannot be used.
+        UserError: the examples are invalid.
     """
 
     def __init__(self, qa: QuestionAnswerer, examples: Sequence[Example], source: str) -> None:
@@ -52,9 +52,9 @@ class ScoredQuestions:
         impossible = sum(example.is_impossible for example in examples)
         if impossible and not qa.decoding.version_2_with_negative:
             raise UserError(
-                f"{source} must have an answer to each question, as the model gives one to each, "
-                f"got {impossible} without: leave them out, or let bertqa threshold choose first "
-                'when the model says "no answer"'
+                f"{source} must have an answer to every question, as the model has no "
+                f'"no answer" threshold, got {impossible} without; remove them, or run bertqa '
+                "threshold first"
             )
         self.examples = examples
         self.settings = replace(qa.decoding, score_threshold=0.0)
@@ -73,7 +73,7 @@ class ScoredQuestions:
     def losses(self, temperature: float) -> Tensor:
         """Compute -log P(any gold answer) of each question, ``(Q,)`` float64.
 
-        Infinite where no gold answer is a span of a window, or is too long.
+        It is infinite if every gold answer is outside the windows or too long.
         """
         of_blocks = []
         for (_, scores), (question, score) in zip(self.blocks, self._golds, strict=True):
@@ -85,7 +85,7 @@ class ScoredQuestions:
 
     @cached_property
     def _golds(self) -> list[tuple[Tensor, Tensor]]:
-        """For each block: question and score of its gold spans, and of null where that is gold."""
+        """Question and score of each block's gold spans, and of [CLS] if unanswerable."""
         spans = _gold_spans(self.examples, self.windows)
         spans = spans[spans[:, 2] - spans[:, 1] < self.settings.max_answer_length]
         return [self._golds_of(block, scores, spans) for block, scores in self.blocks]
@@ -96,7 +96,7 @@ class ScoredQuestions:
         question, first, last = spans[here].to(scores.cls.device).unbind(1)
         start, end = logits_of(scores, question - asked.start, first, last)
         score = start.double() + end.double()
-        seen = score.isfinite()  # in a window as a whole
+        seen = score.isfinite()  # the span is within a window
         impossible = [i for i, n in enumerate(asked) if self.examples[n].is_impossible]
         nulls = torch.tensor(impossible, dtype=torch.int64, device=question.device)
         questions = torch.cat([(question - asked.start)[seen], nulls])
@@ -104,7 +104,7 @@ class ScoredQuestions:
 
 
 def _gold_spans(examples: Sequence[Example], windows: WindowSet) -> Tensor:
-    """``(G, 3)`` int64: question, first and last context token of its distinct gold answers."""
+    """Return question, first and last context token of distinct gold answers, ``(G, 3)`` int64."""
     context_of, question = windows.context_of.long(), torch.arange(len(examples))
     rows = [torch.zeros(0, 3, dtype=torch.int64)]
     for n in range(max(len(example.answer_starts) for example in examples)):
@@ -120,17 +120,17 @@ def _null_score(scores: WindowScores) -> Tensor:
 
 
 def fit_temperature(scored: ScoredQuestions, ids: set[str], source: str) -> float:
-    """Find the temperature with the lowest mean loss of some questions.
+    """Find the temperature with the lowest mean loss on some questions.
 
     Raises:
-        UserError: none of their gold answers is a span that the model can give.
+        UserError: no gold answer is a span of a window.
     """
     chosen = torch.tensor([example.id in ids for example in scored.examples])
     usable = chosen & scored.losses(1.0).isfinite()
     if not usable.any():
         raise UserError(
-            f"{source} must have gold answers that the model can give, which a temperature could "
-            "be fitted to, got none: give others, or longer windows"
+            f"{source} must have gold answers within the windows to fit a temperature, got none; "
+            "pass other questions, or longer windows"
         )
 
     def loss(log_temperature: float) -> float:
@@ -140,15 +140,15 @@ def fit_temperature(scored: ScoredQuestions, ids: set[str], source: str) -> floa
 
 
 def at_limit(temperature: float) -> bool:
-    """Whether a fitted temperature is at an end of the range in which it was looked for.
+    """Return whether a fitted temperature is at an end of the search range.
 
-    Then the scores tell next to nothing of which answers are right, or there are too few questions.
+    Then the scores say little about which answers are correct, or there are too few questions.
     """
     return not 1.01 * _LOWEST < temperature < _HIGHEST / 1.01
 
 
 def _lowest(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function is lowest: coarse steps, then a golden-section search about the best."""
+    """Find the minimum of a function by a grid, then a golden-section search around the best."""
     step = (high - low) / (_GRID - 1)
     best = min((low + i * step for i in range(_GRID)), key=function)
     low, high = max(low, best - step), min(high, best + step)

@@ -1,7 +1,7 @@
-"""run_qa's search for spans: the best 20 starts with the best 20 ends of each window.
+"""run_qa's search for spans: the best 20 starts times the best 20 ends of each window.
 
-It can miss the best span, and a span in two windows is found twice. It is here to compare with the
-scripts that search this way (``--decoder top20``).
+It can miss the best span, and finds a span in two windows twice. It serves comparisons with scripts
+that search this way (``--decoder top20``).
 
 Q  tokens of the longest window      n  n_best (20 in the scripts)
 """
@@ -24,10 +24,10 @@ def top20_spans(
 ) -> BestSpans:
     """Find the ``n_best`` spans of each question by run_qa's search.
 
-    In each window the ``n_best`` best starts are combined with the ``n_best`` best ends. All tokens
-    compete for these ranks, the question's too; pairs outside the context, too long, or that end
-    before their start are dropped afterwards. Of equal scores the earlier window comes first, then
-    the better start, then the better end.
+    In each window the ``n_best`` best starts are combined with the ``n_best`` best ends, among all
+    tokens including the question's; pairs that are outside the context, too long, or end before
+    their start are dropped afterwards. Ties are broken by the earlier window, then the better
+    start, then the better end.
     """
     context_start = scores.context - scores.cls
     count = context_start + scores.count + 1  # all tokens of the window
@@ -55,10 +55,10 @@ def top20_spans(
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
-    """Return the positions of the ``count`` highest of each row, of equals the first.
+    """Return the positions of the ``count`` highest of each row, with ties in order of position.
 
-    The bits of a float, read as an integer, are ordered like the number once those of negative
-    ones are inverted. The position in the lower 32 bits makes all keys distinct.
+    The bits of a float, read as an integer, have the order of the number after inverting those of
+    negative numbers. The position in the lower 32 bits makes all keys distinct.
     """
     bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
     ordered = bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)
