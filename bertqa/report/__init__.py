@@ -1,1 +1,1 @@
-"""Charts, pages and model cards: what a person looks at after a run."""
+"""Charts, HTML pages and model cards of a run."""

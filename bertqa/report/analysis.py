@@ -1,6 +1,6 @@
-"""Where answers are right and where not: EM and F1 by kind of question, length and place of answer.
+"""Error analysis: EM and F1 by question word, answer length and answer position.
 
-EM and F1 of a single question are those of its best gold answer, as in metrics.py.
+EM and F1 of a question are the maximum over its gold answers, as in metrics.py.
 """
 
 import re
@@ -12,25 +12,25 @@ from bertqa.answering.metrics import question_scores
 from bertqa.data.squad import Example
 
 _WORD = re.compile(r"\w+")
-# What a question begins with, or has first where it begins otherwise ("In which year ...").
+# Question words; the first one of a question counts, as in "In which year ...".
 _KINDS = {
     "who": "who", "whom": "who", "whose": "who", "when": "when", "where": "where", "why": "why",
     "which": "which", "what": "what", "how": "how",
 }  # fmt: skip
 _AMOUNTS = {"many", "much", "long", "far", "old", "often", "large", "tall", "big", "high"}
 _LENGTHS = ((1, "1 word"), (2, "2 words"), (4, "3-4 words"), (8, "5-8 words"))
-_PLACES = (250, 500, 1000)  # characters
+_POSITIONS = (250, 500, 1000)  # characters
 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions that have something in common.
+    """Questions of one group.
 
     Attributes:
-        by: what they are grouped by.
-        name: which of these they are.
-        count: how many.
-        exact_match, f1: their means, in per cent.
+        by: the grouping, such as "question".
+        name: the group, such as "who".
+        count: number of questions.
+        exact_match, f1: means over the questions, in percent.
     """
 
     by: str
@@ -41,7 +41,7 @@ class Group:
 
 
 def question_kind(question: str) -> str:
-    """Its question word; "how many" stands for all amounts; "other" where there is none."""
+    """Return the question word; "how many" for all amounts, "other" if there is none."""
     words = [word.lower() for word in _WORD.findall(question)]
     for word, following in pairwise([*words, ""]):
         if word == "how" and following in _AMOUNTS:
@@ -52,37 +52,40 @@ def question_kind(question: str) -> str:
 
 
 def answer_length(example: Example) -> str:
-    """Words of the first gold answer, in steps; "no answer" where the gold is that."""
+    """Return the bin of the first gold answer's length in words, or "no answer"."""
     if not example.answers:
         return "no answer"
     words = len(example.answers[0].split())
     return next((name for limit, name in _LENGTHS if words <= limit), "9 words or more")
 
 
-def answer_place(example: Example) -> str:
-    """Where in its context the first gold answer begins, in steps of characters."""
+def answer_position(example: Example) -> str:
+    """Return the bin of the first gold answer's start in characters, or "no answer"."""
     if not example.answer_starts:
         return "no answer"
     start = example.answer_starts[0]
-    return next((f"before {end}" for end in _PLACES if start < end), f"from {_PLACES[-1]} on")
+    return next((f"before {end}" for end in _POSITIONS if start < end), f"from {_POSITIONS[-1]} on")
 
 
 _GROUPINGS: dict[str, tuple[Callable[[Example], str], Sequence[str]]] = {
     "question": (lambda example: question_kind(example.question), (*_KINDS.values(), "how many")),
     "length of the answer": (answer_length, tuple(name for _, name in _LENGTHS)),
-    "place of the answer, in characters": (answer_place, [f"before {end}" for end in _PLACES]),
+    "position of the answer, in characters": (
+        answer_position,
+        [f"before {end}" for end in _POSITIONS],
+    ),
 }
 
 
 def breakdown(
     examples: Sequence[Example], predictions: Mapping[str, str], *, v2: bool = False
 ) -> list[Group]:
-    """The figures of every group that has a question.
+    """Return EM and F1 of every group that is not empty.
 
     Args:
         examples: with gold answers.
         predictions: id to answer; a question without one counts as wrong.
-        v2: score by the rules of SQuAD v2.0, where "" is an answer.
+        v2: score as in SQuAD v2.0, where "" is an answer.
     """
     references = {example.id: example.answers or () for example in examples}
     scores = question_scores(predictions, references, v2=v2)

@@ -1,4 +1,4 @@
-"""Calibrate a model that is there, and draw how far its probabilities can be trusted."""
+"""Calibration of an existing model, and its reliability diagram."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,18 +28,18 @@ def calibrate_model(
     revision: str | None = None,
     allow_bin: bool = False,
 ) -> tuple[Calibration, Path]:
-    """Fit the temperature of a model to a file's questions, and keep it beside the model.
+    """Fit the temperature of a model to a file's questions, and save it with the model.
 
     Args:
         model: checkpoint folder or name; decoding.json, calibration.json and calibration.svg are
             written into the folder.
 
     Returns:
-        The calibration, and the file that keeps the temperature.
+        The calibration, and the path of the file with the temperature.
 
     Raises:
-        UserError: the questions cannot be used, see ``calibrate``; the model cannot be used, comes
-            with the project, or is in the cache of the hub.
+        UserError: the questions are unsuitable, see ``calibrate``; the model is invalid, is shipped
+            with the project, or is in the hub's cache.
     """
     examples = read_examples(file)
     folder = find_own_folder(model, revision, allow_bin)
@@ -63,10 +63,10 @@ def measure_model(
     revision: str | None = None,
     allow_bin: bool = False,
 ) -> Reliability:
-    """Measure the probabilities of a model, at its own temperature, on all questions of a file.
+    """Measure the calibration of a model, at its own temperature, on all questions of a file.
 
     Raises:
-        UserError: the questions or the model cannot be used.
+        UserError: the questions or the model are invalid.
     """
     examples = read_examples(file)
     qa = QuestionAnswerer.from_pretrained(
@@ -78,12 +78,12 @@ def measure_model(
 
 
 def reliability_diagram(calibration: Calibration) -> str:
-    """The share of right answers over their probability, before and after, as an SVG document."""
-    lines = [Line("as it should be", [(0.0, 0.0), (1.0, 1.0)])]
+    """Return accuracy over probability, before and after calibration, as an SVG document."""
+    lines = [Line("ideal", [(0.0, 0.0), (1.0, 1.0)])]
     for when, found in (("before", calibration.before), ("after", calibration.after)):
         lines.append(Line(when, [(each.probability, each.accuracy) for each in found.bins]))
     title = (
-        f"Share of right answers over their probability, before and after "
+        f"Accuracy of answers over their probability, before and after "
         f"T = {calibration.temperature:.3f}"
     )
-    return line_chart(title, "probability, the mean of a bin", lines)
+    return line_chart(title, "mean probability of a bin", lines)

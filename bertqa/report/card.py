@@ -1,7 +1,7 @@
-"""A fine-tuned model as a folder to release: weights in half precision, and a model card.
+"""Release of a fine-tuned model: a folder with weights in half precision and a model card.
 
-The card, README.md, is card.md.jinja filled in with what the run left in its folder (command,
-settings, versions, commit, log) and with EM and F1 of the very file that is released.
+The card, README.md, is rendered from card.md.jinja with the run's command, settings, versions,
+commit and log, and with EM and F1 of the released file.
 """
 
 import hashlib
@@ -39,26 +39,26 @@ from bertqa.report.training_page import draw_series, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, WindowSettings
 
-_SUREST = 5  # wrong answers that the card names
-# In place of folders of the machine.
+_SUREST = 5  # number of wrong answers that the card names
+# Shown instead of the machine's folders.
 _SHOWN_AS = {"--model": "ENCODER", "--teacher": "TEACHER", "--output_dir": "RUN"}
 
 
 def release(
     source: Path, output_dir: Path, *, encoder: str, data: str, eval_file: Path
 ) -> tuple[float, float]:
-    """Write the folder, measure what is in it, and add the card.
+    """Write the released model, evaluate it, and add the card.
 
     Args:
         source: output folder of training, or another folder with a fine-tuned model.
-        encoder, data: what was fine-tuned and on what, with the licences, for the card.
-        eval_file: questions with gold answers, other ones than it was trained on.
+        encoder, data: pretrained encoder and training data, with their licences, for the card.
+        eval_file: questions with gold answers on which the model was not trained.
 
     Returns:
-        EM and F1 in per cent.
+        EM and F1 in percent.
 
     Raises:
-        UserError: a file or folder is missing, or of another kind than it must be.
+        UserError: a file or folder is missing or invalid.
     """
     if output_dir.exists():
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
@@ -68,8 +68,8 @@ def release(
     fingerprint = data_fingerprint(examples)
     if run and run["train"] == fingerprint:
         raise UserError(
-            f"--eval_file: must have other questions than those of the training, got {eval_file}; "
-            "give another file"
+            f"--eval_file: must not contain the training questions, got {eval_file}; pass another "
+            "file"
         )
     limit_onednn_cache()
     with new_folder(output_dir) as folder:
@@ -95,20 +95,20 @@ def release(
 
 
 def _questions(file: Path, source: Path, decoding: DecodingSettings) -> list[Example]:
-    """The questions to measure the model in ``source`` on."""
+    """Read the questions for evaluating the model in ``source``."""
     examples = read_examples(file)
     check_examples(examples, str(file))
     check_answers(examples, str(file))
     if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
         raise UserError(
-            f"--eval_file: must have an answer to each question, as {source} was trained to answer "
-            f"all, got {file} with questions that have none; give another file"
+            f"--eval_file: every question must have an answer, as {source} was trained without "
+            f'"no answer", got unanswerable questions in {file}; pass another file'
         )
     return examples
 
 
 def _template(name: str) -> jinja2.Template:
-    """A template of this folder, for Markdown; the filter ``literal`` escapes."""
+    """Load a Markdown template of this folder; its filter ``literal`` escapes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -118,17 +118,17 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _literal(text: str) -> str:
-    """Text of others that Markdown shows as it is."""
+    """Escape untrusted text for Markdown."""
     return re.sub(r"[\\`*_\[\]<>|~&]", r"\\\g<0>", visible(text))
 
 
 def measure(
     folder: Path, examples: Sequence[Example], windows: WindowSettings | None
 ) -> dict[str, Any]:
-    """Ask the model in a folder as ``bertqa infer`` asks it; what the card says of that.
+    """Evaluate the model in a folder as ``bertqa infer`` does, and return figures for the card.
 
-    EM and F1 are in per cent; ``wrong`` counts the answers that share no word with a gold answer,
-    ``surest`` has the ids of those with the highest probability.
+    EM and F1 are in percent; ``wrong`` counts the answers that share no word with a gold answer,
+    ``surest`` has the ids of the wrong answers with the highest probability.
     """
     qa = QuestionAnswerer.from_pretrained(folder, windows=windows)
     predictions = list(qa.answer(examples))
@@ -154,7 +154,7 @@ def measure(
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """What run.json and log.jsonl tell, as the card needs it; None where there is no run.json.
+    """Read run.json and log.jsonl for the card; None if there is no run.json.
 
     Raises:
         UserError: one of them is not as bertqa train writes it.
@@ -162,32 +162,33 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     file, log_file = folder / "run.json", folder / "log.jsonl"
     if not file.exists():
         return None
-    told = read_json_object(file)
+    description = read_json_object(file)
     log = [line for _, line in json_lines(log_file, "step", "epoch")]
     try:
-        data, settings = told["data"], told["settings"]
+        data, settings = description["data"], description["settings"]
         keys = ("git_commit", "versions", "device", "processes")
-        return {key: told[key] for key in keys} | {
+        return {key: description[key] for key in keys} | {
             "settings": settings | data["windows"],
             "windows_per_step": settings["windows_per_step"],
             "precision": settings["precision"].removeprefix("torch."),
             "windows": WindowSettings(**data["windows"]),
             "train": data["train"],
             "validation": data["validation"],
-            "command": _command(told["command"], told["processes"]),
+            "command": _command(description["command"], description["processes"]),
             **run_figures(log),
             "log": log,
             "epochs": max(line["epoch"] for line in log),
         }
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file} and {log_file.name}: must be as bertqa train writes them once it has logged a "
-            f"step, got {type(error).__name__} ({error}); copy the run again, or name another"
+            f"{file} and {log_file.name}: must be as bertqa train writes them after the first "
+            f"logged step, got {type(error).__name__} ({error}); copy the run again, or name "
+            "another"
         ) from error
 
 
 def _command(words: Sequence[str], processes: int) -> str:
-    """The command of a run as it can be given again, without the folders of the machine.
+    """Return the command of a run to repeat it, without the machine's folders.
 
     ``words[0]`` is train.py in a clone, the script ``bertqa``, or __main__.py of ``python -m
     bertqa``.
@@ -211,7 +212,7 @@ def _command(words: Sequence[str], processes: int) -> str:
 
 
 def write_curves(folder: Path, log: Sequence[dict[str, Any]]) -> list[str]:
-    """Draw the loss, and EM and F1 where the run measured them; the pictures in the folder."""
+    """Draw the loss, and EM and F1 if the run has them; return the names of all pictures."""
     accuracy = "Exact match and F1 on held-out questions, %"
     charts = {
         "loss.svg": draw_series("Training loss, start + end", log, {"loss": "loss"}),

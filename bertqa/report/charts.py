@@ -1,4 +1,4 @@
-"""Charts as SVG text: no library, readable in light and dark, and by a screen reader."""
+"""Charts as SVG text, without a library, for light and dark mode and screen readers."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -16,9 +16,9 @@ from bertqa.files import write_text
 _WIDTH, _HEIGHT = 680, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 40, 48  # margins; lines are named on the right
 _LINE_HEIGHT = 15
-_DOTTED = 30  # up to so many points of a line are marked
+_DOTTED = 30  # lines with at most so many points have markers
 
-# Blue, orange, green: told apart by those who see few colours as well, on white and on black.
+# Blue, orange, green: distinguishable with colour blindness, on white and on black.
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #333 }
   .title { font-size: 14px; font-weight: 600 }
@@ -35,11 +35,11 @@ _STYLE = """
   }
 """.strip("\n")
 _COLOURS = 3
-_SMOOTHED = 10  # points that one of a smoothed curve is the mean of
-_DRAWN = 400  # points of the curve of thresholds in its picture
+_SMOOTHED = 10  # points averaged into one point of a smoothed curve
+_DRAWN = 400  # maximum points of the drawn threshold curve
 
 _MAP_WIDTH, _BAR_WIDTH, _ROW_HEIGHT = 416, 120, 26  # pixels: all cells, the longest bar, a row
-_LABELLED = 16  # up to so many columns have their numbers
+_LABELLED = 16  # maximum labels of an axis
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: stands at its right end. Lines of one name have one colour, and the name once, at the
-            last of them.
+        name: label at its right end. Lines with the same name share a colour, and only the last
+            has the label.
         points: ``(x, y)``, x ascending.
     """
 
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a histogram: how many things lie from ``start`` to below ``end``."""
+    """One bar of a histogram: the count of values in [start, end)."""
 
     start: float
     end: float
@@ -73,11 +73,11 @@ def line_chart(
     x_names: Sequence[str] = (),
     y_ticks: Sequence[float] = (),
 ) -> str:
-    """A chart of lines of up to three names as an SVG document.
+    """Return a line chart with up to three names as an SVG document.
 
     Args:
-        x_names: what to write at x = 0, 1, 2 and so on, where these are no numbers.
-        y_ticks: the numbers at the y axis, where they are not to follow from the points.
+        x_names: labels at x = 0, 1, 2 and so on, instead of numbers.
+        y_ticks: ticks of the y axis (default: from the points).
 
     Raises:
         ValueError: more names than colours, no point, or a number that is not finite.
@@ -85,21 +85,26 @@ def line_chart(
     points = [point for line in lines for point in line.points]
     named = {line.name: line for line in lines}  # the last of each name
     if not points or len(named) > _COLOURS:
-        raise ValueError(f"{len(named)} names of lines with {len(points)} points make no chart")
+        raise ValueError(
+            f"a chart must have 1 to {_COLOURS} names and at least 1 point, got {len(named)} and "
+            f"{len(points)}"
+        )
     if not all(math.isfinite(number) for point in points for number in point):
-        raise ValueError("a chart has no place for numbers that are not finite")
+        raise ValueError("all numbers of a chart must be finite")
     x_ticks, free_ticks = (ticks(min(v), max(v)) for v in zip(*points, strict=True))
     frame = _Frame(range(len(x_names)) or x_ticks, y_ticks or free_ticks, x_names)
-    said = "; ".join(f"{line.name} ends at {_shown(line.points[-1][1])}" for line in named.values())
-    svg = frame.draw(title, x_label, said)
+    label = "; ".join(
+        f"{line.name} ends at {_shown(line.points[-1][1])}" for line in named.values()
+    )
+    svg = frame.draw(title, x_label, label)
     colours = {name: f"s{number}" for number, name in enumerate(named)}
     for line in lines:
-        places = [frame.place(*point) for point in line.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        pixels = [frame.to_pixels(*point) for point in line.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
         _add(svg, "polyline", colours[line.name], points=path)
-        for x, y in places if len(places) <= _DOTTED else ():
+        for x, y in pixels if len(pixels) <= _DOTTED else ():
             _add(svg, "circle", colours[line.name], cx=x, cy=y, r=3)
-    ends = [frame.place(*line.points[-1]) for line in named.values()]
+    ends = [frame.to_pixels(*line.points[-1]) for line in named.values()]
     for name, (x, _), height in zip(named, ends, _apart([y for _, y in ends]), strict=True):
         _write(svg, name, x + 8, height + 4)
     return _document(svg)
@@ -108,15 +113,15 @@ def line_chart(
 def draw_curve(
     folder: Path, curve: Sequence[ThresholdPoint], unanswerable_share: float | None = None
 ) -> None:
-    """Write threshold.svg: EM and F1 over the threshold; nothing where no point can be drawn.
+    """Write threshold.svg with EM and F1 over the threshold, unless no point can be drawn.
 
     Args:
-        unanswerable_share: that the questions were weighted to, for the title.
+        unanswerable_share: fraction to which the questions were weighted, for the title.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    # A question without any span has the largest float32 for its odds; the picture ends before.
+    # The null odds of a question without any span are the largest float32; leave them out.
     drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
     if not drawable:
         return
@@ -137,21 +142,22 @@ def draw_curve(
 
 
 def histogram(title: str, x_label: str, bars: Sequence[Bar]) -> str:
-    """How many things lie where, as an SVG document; a bar tells its numbers where one points.
+    """Return a histogram as an SVG document; hovering over a bar shows its numbers.
 
     Raises:
         ValueError: there is no bar.
     """
     if not bars:
-        raise ValueError("no bars make no chart")
+        raise ValueError("a chart must have at least 1 bar, got 0")
     most = max(bars, key=lambda bar: bar.count)
-    # Up to five things are counted one by one.
+    # Counts up to 5 have ticks of 1.
     edges = ticks(min(bar.start for bar in bars), max(bar.end for bar in bars))
     frame = _Frame(edges, ticks(0, max(5, most.count)))
-    said = f"most, {_shown(most.count, 1)}, from {_shown(most.start, 1)} to {_shown(most.end, 1)}"
-    svg = frame.draw(title, x_label, said)
+    label = f"most, {_shown(most.count, 1)}, from {_shown(most.start, 1)} to {_shown(most.end, 1)}"
+    svg = frame.draw(title, x_label, label)
     for bar in bars:
-        (left, top), (right, bottom) = frame.place(bar.start, bar.count), frame.place(bar.end, 0)
+        left, top = frame.to_pixels(bar.start, bar.count)
+        right, bottom = frame.to_pixels(bar.end, 0)
         width = max(1.0, right - left - 1)  # a gap between neighbours
         rect = _add(svg, "rect", x=left, y=top, width=width, height=bottom - top)
         note = f"{_shown(bar.start, 1)} to {_shown(bar.end, 1)}: {_shown(bar.count, 1)}"
@@ -168,35 +174,34 @@ def heat_map(
     column: str,
     bar: str,
 ) -> str:
-    """A table of numbers as colours, with a bar at the end of each row, as an SVG document.
+    """Return a heat map with a bar at the end of each row as an SVG document.
 
-    A cell is the fuller of colour the farther its number is from 0, up to the farthest of all;
-    orange is above 0, blue below. Bars have a scale of their own. Each number stands in the
-    ``<title>`` of its cell, which browsers show where the pointer is.
+    The opacity of a cell is proportional to its absolute value; orange is above 0, blue below. Bars
+    have another scale. The ``<title>`` of a cell has its number, which browsers show on hover.
 
     Args:
-        cells: rows of one length, row 0 at the top.
+        cells: rows of equal length, row 0 at the top.
         bars: one number for each row.
-        row, column, bar: what one of them is.
+        row, column, bar: what a row, a column and a bar mean.
 
     Raises:
-        ValueError: no cell, rows of several lengths, or a number that is not finite.
+        ValueError: no cell, rows of different lengths, or a number that is not finite.
     """
     if len({len(numbers) for numbers in cells}) != 1 or not cells[0] or len(bars) != len(cells):
-        raise ValueError("a heat map needs rows of one length, and a bar for each")
+        raise ValueError("a heat map must have rows of equal length, and a bar for each")
     at = {(i, j): x for i, numbers in enumerate(cells) for j, x in enumerate(numbers)}
     if not all(map(math.isfinite, (*at.values(), *bars))):
-        raise ValueError("a heat map has no place for numbers that are not finite")
-    i, j = max(at, key=lambda place: abs(at[place]))
+        raise ValueError("all numbers of a heat map must be finite")
+    i, j = max(at, key=lambda cell: abs(at[cell]))
     longest = max(range(len(bars)), key=lambda i: abs(bars[i]))
-    said = (
-        f"farthest from 0 {row} {i}, {column} {j} with {at[i, j]:.2f}; {bar} {longest} with "
+    label = (
+        f"largest magnitude: {row} {i}, {column} {j} with {at[i, j]:.2f}; {bar} {longest} with "
         f"{bars[longest]:.2f}"
     )
     farthest, farthest_bar = abs(at[i, j]) or 1.0, abs(bars[longest]) or 1.0
     top, right = _TOP + 24, _LEFT + _MAP_WIDTH + 24
     bottom = top + _ROW_HEIGHT * len(cells)
-    svg = _picture(bottom + 40, title, said, 8)
+    svg = _picture(bottom + 40, title, label, 8)
     _write(svg, row, _LEFT - 8, top - 8, "end")
     _write(svg, bar, right, top - 8)
     legend = f"{column}; orange above 0, blue below, full at {farthest:.2f}"
@@ -205,8 +210,8 @@ def heat_map(
     for number in range(0, len(cells[0]), -(-len(cells[0]) // _LABELLED)):
         _write(svg, str(number), _LEFT + (number + 0.5) * width, top - 8, "middle")
     for (i, j), x in at.items():
-        place = (_LEFT + j * width, top + i * _ROW_HEIGHT + 1, width - 2, _ROW_HEIGHT - 2)
-        _fill(svg, place, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}")
+        box = (_LEFT + j * width, top + i * _ROW_HEIGHT + 1, width - 2, _ROW_HEIGHT - 2)
+        _fill(svg, box, x, abs(x) / farthest, f"{row} {i}, {column} {j}: {x:.2f}")
     for i, x in enumerate(bars):
         y, length = top + i * _ROW_HEIGHT, abs(x) / farthest_bar * _BAR_WIDTH
         _write(svg, str(i), _LEFT - 8, y + _ROW_HEIGHT / 2 + 4, "end")
@@ -216,19 +221,19 @@ def heat_map(
 
 
 def _fill(
-    svg: ET.Element, place: tuple[float, ...], number: float, fullness: float, said: str
+    svg: ET.Element, box: tuple[float, ...], number: float, opacity: float, label: str
 ) -> None:
     """Draw a rectangle (x, y, width, height) in the colour of a number, over its outline."""
-    x, y, width, height = place
+    x, y, width, height = box
     _add(svg, "rect", "cell", x=x, y=y, width=width, height=height)
     kind = "less" if number < 0 else "more"
-    opacity = f"{fullness:.3f}"
-    rect = _add(svg, "rect", kind, x=x, y=y, width=width, height=height, fill_opacity=opacity)
-    _add(rect, "title", text=said)
+    alpha = f"{opacity:.3f}"
+    rect = _add(svg, "rect", kind, x=x, y=y, width=width, height=height, fill_opacity=alpha)
+    _add(rect, "title", text=label)
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of neighbouring points, where there are many."""
+    """Average neighbouring points if there are many."""
     size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
@@ -236,30 +241,30 @@ def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class _Frame:
-    """The two axes of a chart, by the numbers that stand at them, or their names."""
+    """The two axes of a chart: their ticks, and labels of the x axis."""
 
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
     x_names: Sequence[str] = ()
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies, in pixels."""
+    def to_pixels(self, x: float, y: float) -> tuple[float, float]:
+        """Return the coordinates of a point in pixels."""
         across = (x - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
         up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
 
-    def draw(self, title: str, x_label: str, said: str) -> ET.Element:
-        """The document with all that stands behind what is drawn.
+    def draw(self, title: str, x_label: str, aria_label: str) -> ET.Element:
+        """Return the document with title, axes, ticks and grid.
 
         Args:
-            said: what a screen reader says after the title.
+            aria_label: what a screen reader reads after the title.
         """
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        svg = _picture(_HEIGHT, title, said, _LEFT)
+        svg = _picture(_HEIGHT, title, aria_label, _LEFT)
         _write(svg, x_label, (_LEFT + right) / 2, _HEIGHT - 10, "middle")
         for y in self.y_ticks:
-            across = self.place(self.x_ticks[0], y)[1]
+            across = self.to_pixels(self.x_ticks[0], y)[1]
             _add(svg, "path", "grid", d=f"M{_LEFT} {across:.1f}H{right}")
             label = _shown(y, self.y_ticks[1] - self.y_ticks[0])
             _write(svg, label, _LEFT - 8, across + 4, "end")
@@ -269,12 +274,12 @@ class _Frame:
         ]
         every = -(-len(labels) // _LABELLED)
         for x, label in list(zip(self.x_ticks, labels, strict=True))[::every]:
-            _write(svg, label, self.place(x, self.y_ticks[0])[0], bottom + 18, "middle")
+            _write(svg, label, self.to_pixels(x, self.y_ticks[0])[0], bottom + 18, "middle")
         return svg
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, about so many, the first at most ``low`` and the last at least ``high``."""
+    """Return about ``about`` round numbers that span ``low`` to ``high``."""
     if low == high:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / about
@@ -285,13 +290,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _shown(number: float, step: float = 0.01) -> str:
-    """The number with as many decimals as tell it from its neighbours, ``step`` away."""
+    """Format a number with enough decimals to differ from its neighbours, ``step`` away."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{number:,.{decimals}f}"
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """The heights, moved so that names of lines that end close together do not overlap."""
+    """Move heights apart, so that labels of lines that end close together do not overlap."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for above, below in pairwise(order):
@@ -302,11 +307,11 @@ def _apart(heights: Sequence[float]) -> list[float]:
 # --- SVG -----------------------------------------------------------------------------------------
 
 
-def _picture(height: int, title: str, said: str, left: float) -> ET.Element:
-    """A picture with its title alone, and what a screen reader says after that."""
+def _picture(height: int, title: str, aria_label: str, left: float) -> ET.Element:
+    """Return a picture with only its title, and what a screen reader reads after it."""
     attributes = {
         "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_WIDTH} {height}", "role": "img",
-        "aria-label": f"{title}: {said}",
+        "aria-label": f"{title}: {aria_label}",
     }  # fmt: skip
     svg = ET.Element("svg", attributes)
     _add(svg, "style", text=f"\n{_STYLE}\n")
@@ -317,7 +322,7 @@ def _picture(height: int, title: str, said: str, left: float) -> ET.Element:
 def _add(
     parent: ET.Element, tag: str, kind: str = "", *, text: str | None = None, **where: float | str
 ) -> ET.Element:
-    """Append an element of a class; numbers are pixels, and a "_" in a name stands for "-"."""
+    """Append an element of a class; numbers are pixels, and "_" in a name becomes "-"."""
     named = {"class": kind} if kind else {}
     for name, value in where.items():
         named[name.replace("_", "-")] = value if isinstance(value, str) else f"{value:.1f}"

@@ -1,7 +1,7 @@
-"""Pages as HTML: each is one file, fetches nothing, needs no script, and is light or dark.
+"""Rendering of HTML pages: self-contained, usable without scripts, in light and dark mode.
 
-The templates, ``*.jinja``, stand beside the code that fills them. All that they are given is
-escaped; only pictures of report/charts.py, styles and scripts, which are ours, go in as they are.
+The templates, ``*.jinja``, are in the folder of the code that renders them. All data is escaped;
+only charts of report/charts.py, styles and scripts of this package are inserted unescaped.
 """
 
 import base64
@@ -20,11 +20,11 @@ _ROOT = Path(__file__).parents[1]
 
 
 def render(template: str, *, title: str, script: str = "", **data: Any) -> str:
-    """The page that a template makes of data.
+    """Render a template.
 
     Args:
         template: its path below bertqa/.
-        script: the one that the page may run, at its end.
+        script: the script of the page, which is inserted at its end.
     """
     return _environment().get_template(template).render(data, title=title, script=script)
 
@@ -52,21 +52,21 @@ def _environment() -> Environment:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text in pieces, by turns plain ones and escapes of a character that hides."""
+    """Split a text into plain pieces and escapes of invisible characters, alternating."""
     return visible(text, "\0{}\0".format).split("\0")  # visible() leaves no other \0
 
 
 def clean(text: str) -> str:
-    """The text with a picture in place of each character that HTML has no place for."""
+    """Replace each character that HTML does not allow by a visible symbol."""
     return "".join(map(_picture, text.replace("\r\n", "\n")))
 
 
 def _picture(character: str) -> str:
     number = ord(character)
     if number < 0x20 and character not in "\t\n":
-        return chr(0x2400 + number)  # the control pictures, in the order of the controls
+        return chr(0x2400 + number)  # Unicode's control pictures
     if number == 0x7F:
         return "\u2421"
-    is_none = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number < 0xFDF0  # never a character
-    is_bad = is_none or (unicodedata.category(character) in ("Cc", "Cs") and number > 0x7F)
+    is_noncharacter = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number < 0xFDF0
+    is_bad = is_noncharacter or (unicodedata.category(character) in ("Cc", "Cs") and number > 0x7F)
     return "\ufffd" if is_bad else character

@@ -1,4 +1,4 @@
-"""Choose the threshold of "no answer", and keep it beside the model."""
+"""Choice of the "no answer" threshold of an existing model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +18,17 @@ from bertqa.settings import Overrides
 
 
 def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
-    """The folder of a model, to write into.
+    """Return the folder of a model that may be written to.
 
     Raises:
-        UserError: there is none, or it comes with the project, or is in the cache of the hub.
+        UserError: the folder does not exist, is shipped with the project, or is in the hub's cache.
     """
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     if is_shipped(folder) or commit_of(folder):
-        origin = "comes with the project" if is_shipped(folder) else "the hub has"
+        origin = "is shipped with the project" if is_shipped(folder) else "is in the hub's cache"
         raise UserError(
-            f"{model} is a model that {origin}, and its folder {folder} stays as it is: copy that, "
-            "and name the copy"
+            f"{model}: the model's folder must be your own, got {folder}, which {origin}: copy the "
+            "folder, and name the copy"
         )
     return folder
 
@@ -44,32 +44,32 @@ def choose_threshold(
     revision: str | None = None,
     allow_bin: bool = False,
 ) -> tuple[ThresholdPoint, Path, list[Path]]:
-    """Choose the threshold with the best F1 on a file's questions, and keep it beside the model.
+    """Choose the threshold with the best F1 on a file's questions, and save it with the model.
 
-    The temperature stays: it is fitted to the scores of all answers, "no answer" among them, and
-    the threshold changes none of them. It does change which answers are given, so figures of
-    ``calibrate`` that are beside the model hold no longer and are removed.
+    The temperature stays, as it was fitted to the scores of all answers and "no answer", which the
+    threshold does not change. It changes the predicted answers, so the files of ``calibrate`` are
+    outdated and removed.
 
     Args:
         model: checkpoint folder or name; decoding.json, threshold.json and threshold.svg are
             written into the folder.
-        unanswerable_share: weight the questions so that those without an answer are this share;
-            None counts every question once.
+        unanswerable_share: weight the questions so that this fraction of them is unanswerable;
+            None weights all equally.
 
     Returns:
-        The best point, the file that keeps it, and the files of ``calibrate`` that were removed.
+        The best point, the file with the threshold, and the removed files of ``calibrate``.
 
     Raises:
-        UserError: the questions have no answers, or all have or lack one; the model cannot be
-            used, comes with the project, or is in the cache of the hub.
+        UserError: the file has no gold answers, or not both answerable and unanswerable questions;
+            the model is invalid, is shipped with the project, or is in the hub's cache.
     """
     examples = read_examples(file)
     check_examples(examples, str(file))
     check_answers(examples, str(file))
     if not has_both_kinds(examples):
         raise UserError(
-            f"{file} has not both questions with an answer and questions without, so one "
-            "threshold would do for all: give a file in the form of SQuAD v2.0"
+            f"{file}: must have both answerable and unanswerable questions, as in SQuAD v2.0; "
+            "pass another file"
         )
     folder = find_own_folder(model, revision, allow_bin)
     before = read_decoding_file(folder)

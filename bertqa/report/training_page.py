@@ -1,4 +1,4 @@
-"""A training run as one HTML page: its curves, its evaluations, and what changed in between."""
+"""HTML report of a training run: curves, evaluations, newly correct and newly wrong answers."""
 
 import math
 import statistics
@@ -20,20 +20,20 @@ from bertqa.settings import DecodingSettings
 from bertqa.training.evaluations import Measured, Observer, figures_of
 from bertqa.training.run_folder import kept_answers, last_answers, read_description, read_log
 
-_LISTED = 200  # questions won, and as many lost, that the page lists
+_LISTED = 200  # newly correct, and as many newly wrong, answers that the page lists
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The questions of an evaluation and the answers of two evaluations to them.
+    """The validation questions and the answers of the last two evaluations.
 
     Attributes:
         examples: with gold answers.
         step, answers: of the last evaluation: id -> answer.
-        step_before, answers_before: of the one before; empty at the first.
-        v2: "" is an answer too.
-        kept_step, kept: step and answers of the model that is kept, the best so far; None where
-            no file has them.
+        step_before, answers_before: of the previous evaluation; 0 and None if there is none.
+        v2: score as in SQuAD v2.0, where "" is an answer.
+        kept_step, kept: step and answers of the kept model, the best so far; None if no file has
+            them.
     """
 
     examples: Sequence[Example]
@@ -47,13 +47,13 @@ class Answered:
 
 
 class RunReport(Observer):
-    """Writes report.html and pictures into the folder of the run that it observes."""
+    """Observer that writes report.html and pictures into the folder of its run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def after_evaluation(self, measured: Measured) -> None:
-        """Draw the curve of a new best model, and bring the page up to date.
+        """Draw the threshold curve of a new best model, and update the page.
 
         Raises:
             UserError: the folder cannot be written.
@@ -66,7 +66,7 @@ class RunReport(Observer):
     def after_calibration(
         self, calibration: Calibration, examples: Sequence[Example], settings: DecodingSettings
     ) -> None:
-        """Draw the reliability diagram, and bring the page up to date.
+        """Draw the reliability diagram, and update the page.
 
         Raises:
             UserError: the folder cannot be written.
@@ -76,16 +76,16 @@ class RunReport(Observer):
 
 
 def write_report(path: Path, examples: Sequence[Example], *, v2: bool) -> None:
-    """Write report.html from what else is in a run's folder.
+    """Write report.html from the other files of a run's folder.
 
     Args:
-        examples: the validation questions; none if there are none.
-        v2: "" is an answer too.
+        examples: the validation questions, if any.
+        v2: score as in SQuAD v2.0, where "" is an answer.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    kept = last_answers(path) if examples else []  # of two evaluations at most
+    kept = last_answers(path) if examples else []  # of at most two evaluations
     step_before, before = kept[0] if len(kept) > 1 else (0, None)
     log = read_log(path)
     best = run_figures(log)["kept"], kept_answers(path)
@@ -107,14 +107,14 @@ def report_page(
     answered: Answered | None,
     calibration: Calibration | None = None,
 ) -> str:
-    """The page of a run, finished or not.
+    """Return the page of a run, finished or not.
 
     Args:
-        title: what it is called.
-        description: what run.json holds.
+        title: name of the run.
+        description: the content of run.json.
         log: the lines of log.jsonl.
         answered: None for a run without validation data.
-        calibration: None for a run that is not at its end.
+        calibration: None for an unfinished run.
     """
     figures = run_figures(log)
     groups = []
@@ -139,11 +139,11 @@ def report_page(
 
 
 def run_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A log in a few figures; None for what it does not tell.
+    """Summarize a log; figures that it lacks are None.
 
-    ``best`` is the first line with the best F1, ``kept`` its step, else the last; ``loss`` the last
-    one logged until then; ``rate`` the median of tokens per second; ``seconds`` those of the
-    training, evaluations apart, which early versions did not log.
+    ``best`` is the first line with the best F1; ``kept`` its step, or the last step without
+    evaluations; ``loss`` the last logged until then; ``rate`` the median throughput in tokens per
+    second; ``seconds`` the time of training without evaluations, which early versions did not log.
     """
     steps = max((line["step"] for line in log), default=0)
     best = max((line for line in log if "f1" in line), key=lambda line: line["f1"], default=None)
@@ -164,16 +164,16 @@ def run_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _summary(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"{figures['steps']:,}", "steps logged"
     if figures["rate"] is not None:
-        yield f"{figures['rate']:,.0f}", "tokens per second, the median"
+        yield f"{figures['rate']:,.0f}", "tokens per second (median)"
     if figures["seconds"] is not None:
-        yield in_words(figures["seconds"]), "of training, evaluations apart"
+        yield in_words(figures["seconds"]), "of training, without evaluations"
     if best := figures["best"]:
         yield f"{best['exact_match']:.2f}", "exact match of the best model, %"
         yield f"{best['f1']:.2f}", f"F1, %, at step {best['step']:,}"
 
 
 def in_words(total: float) -> str:
-    """So many seconds: "2 h 08 min", "12 min 40 s", "3.1 s"."""
+    """Format seconds as "2 h 08 min", "12 min 40 s" or "3.1 s"."""
     minutes, seconds = divmod(round(total), 60)
     if total < 59.95:
         return f"{total:.1f} s"
@@ -186,7 +186,11 @@ def in_words(total: float) -> str:
 def draw_series(
     title: str, log: Sequence[Mapping[str, float]], names: Mapping[str, str]
 ) -> str | None:
-    """A chart of some keys of a log, by their names, over the steps; None where none is there."""
+    """Draw keys of a log over the steps; None if no line has them.
+
+    Args:
+        names: key -> name in the chart.
+    """
     lines = []
     for key, name in names.items():
         if points := [(line["step"], line[key]) for line in log if key in line]:
@@ -204,13 +208,13 @@ _CHARTS = {
 def _evaluations(
     log: Sequence[Mapping[str, float]], best: Mapping[str, float] | None
 ) -> list[tuple[list[str], bool]]:
-    """The figures of each evaluation, and whether its model was kept: the best, or the last."""
+    """Return the figures of each evaluation, and whether its model was kept: the best or last."""
     rows = [line for line in log if "training_loss" in line]
     return [(figures_of(row), row is (best or rows[-1])) for row in rows]
 
 
 def _moved(answered: Answered) -> list[tuple[str, str, list[Example]]]:
-    """The questions that are answered rightly now and were not before, and the other way round."""
+    """Return the questions with newly correct and newly wrong answers."""
     references = {example.id: example.answers or () for example in answered.examples}
     now, before = (
         question_scores(answers or {}, references, v2=answered.v2)
@@ -218,13 +222,13 @@ def _moved(answered: Answered) -> list[tuple[str, str, list[Example]]]:
     )
     gains = [(now[example.id][0] - before[example.id][0], example) for example in answered.examples]
     return [
-        ("won", "better", [example for gain, example in gains if gain > 0]),
-        ("lost", "worse", [example for gain, example in gains if gain < 0]),
+        ("newly correct", "better", [example for gain, example in gains if gain > 0]),
+        ("newly wrong", "worse", [example for gain, example in gains if gain < 0]),
     ]
 
 
 def _settings(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """All that run.json says."""
+    """Yield all settings of run.json."""
     for part in ("settings", "data", "versions"):
         for key, value in description.get(part, {}).items():
             yield f"{part}: {key}", str(value)
