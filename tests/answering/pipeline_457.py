@@ -1,13 +1,13 @@
-"""Calls of a question-answering pipeline, and what transformers 4.57 answers to them.
+"""Calls of a question-answering pipeline, and the recorded answers of transformers 4.57.
 
-The last transformers that has the pipeline is not a requirement of the tests, so its answers are
-kept in tests/fixtures/pipeline-4.57.json. They are recorded, where torch and "transformers==4.57.*"
-are installed, by
+The tests do not require transformers 4.57, the last version with the pipeline, so its answers are
+in tests/fixtures/pipeline-4.57.json. With torch and "transformers==4.57.*" installed, record them
+with
 
     python -m tests.answering.pipeline_457
 
-The models are small and made of integers, so that they are the same on every processor and with
-every version of torch; the file has a digest of them and of the calls.
+The models are small and made of integers, so that they are equal on every processor and with every
+version of torch; the file has a digest of the models and the calls.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ SHORT = ["who ran?", "how many?", "in what town was it?"]
 
 
 def write_model(folder: Path, name: str) -> Path:
-    """Write a small checkpoint whose weights are drawn as integers."""
+    """Write a small checkpoint with random integers as weights."""
     tokenizer = write_tokenizer(folder, lowercase=name == "lower")
     sizes = TINY | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
     model = BertForQuestionAnswering(BertConfig(**sizes))
@@ -54,7 +54,7 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def digest(folders: dict[str, Path]) -> str:
-    """A digest of the models, their vocabularies and the calls."""
+    """Compute a digest of the models, their vocabularies and the calls."""
     parts = hashlib.blake2b(digest_size=16)
     for name in SEEDS:
         for file in ("model.safetensors", "vocab.txt"):
@@ -69,8 +69,8 @@ class Call:
 
     Attributes:
         model: "lower", "cased", or "shipped".
-        form: how the questions are passed, see ``FORMS``.
-        questions, contexts: as many of each.
+        form: format of the input, see ``FORMS``.
+        questions, contexts: of equal length.
         parameters: of the call; ``construction``: of the pipeline.
     """
 
@@ -86,7 +86,7 @@ class Call:
         return "-".join([self.model, self.form, *(f"{k}={v}" for k, v in settings.items())])
 
     def run(self, qa: Any, make_object: Callable[[str, str], Any]) -> Any:
-        """Ask a pipeline.
+        """Call a pipeline.
 
         Args:
             make_object: makes an object with question_text and context_text.
@@ -96,7 +96,7 @@ class Call:
 
 
 class Rows(Dataset):  # type: ignore[type-arg]
-    """A data set of torch."""
+    """A torch dataset."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
@@ -133,7 +133,7 @@ FORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-SINGLE = {"keywords", "positional", "dictionary", "data", "transform"}  # ask the first question
+SINGLE = {"keywords", "positional", "dictionary", "data", "transform"}  # first question only
 
 
 def _calls() -> Iterator[Call]:
@@ -158,7 +158,7 @@ def _calls() -> Iterator[Call]:
             if form == "predict" and parameters:
                 continue
             yield Call("lower", form, SHORT, three, parameters)
-            if form != "of lists":  # which gives a list for one question, too
+            if form != "of lists":  # it returns a list even for one question
                 yield Call("shipped", form, ASKED[:1], [STORY], parameters)
     for construction in (
         {"top_k": 2}, {"max_answer_len": 2, "top_k": 4}, {"handle_impossible_answer": True},
@@ -186,14 +186,14 @@ CALLS = list(_calls())
 
 
 def compact(answer: Any) -> Any:
-    """An answer without its text, which is a slice of the context."""
+    """Return an answer without its text, which is a slice of the context."""
     if isinstance(answer, dict):
         return [float(f"{answer['score']:.8g}"), answer["start"], answer["end"]]
     return [compact(each) for each in answer]
 
 
 def main() -> None:
-    """Ask transformers 4.57 and write its answers."""
+    """Record the answers of transformers 4.57."""
     import tempfile
 
     import transformers

@@ -1,4 +1,4 @@
-"""Load once, ask many times: what comes in, what comes out, what is refused."""
+"""QuestionAnswerer: loading, answers and rejected input."""
 
 import math
 from functools import partial
@@ -48,19 +48,19 @@ def qa(folder):
 
 
 def close(answer):
-    """An answer to compare with one of another batch."""
+    """Return an answer that compares equal to the same answer from another batch."""
     return answer | {"score": pytest.approx(answer["score"], rel=1e-4)}
 
 
-# --- what the removed pipeline promised ----------------------------------------------------------
+# --- the interface of transformers' pipeline -----------------------------------------------------
 
 
 @pytest.mark.parametrize("context", [CONTEXT, *(context[:300] for _, context in PAIRS[::3])])
-def test_one_answer_is_a_dictionary_and_top_k_a_list_of_them_best_first(qa, context):
+def test_one_answer_is_a_dictionary_and_top_k_gives_a_sorted_list(qa, context):
     answers = qa(question=WHO, context=context, top_k=5)
     assert answers[0] == qa(question=WHO, context=context)
     scores = [answer["score"] for answer in answers]
-    if not joined_clusters(context):  # else an answer's is the sum of several spans'
+    if not joined_clusters(context):  # else probabilities sum over several spans
         assert scores == sorted(scores, reverse=True)
     assert len({(answer["start"], answer["end"]) for answer in answers}) == 5
     for answer in answers:
@@ -70,7 +70,7 @@ def test_one_answer_is_a_dictionary_and_top_k_a_list_of_them_best_first(qa, cont
         assert answer["answer"] == context[answer["start"] : answer["end"]] != ""
 
 
-def test_top_k_may_pass_n_best_and_the_number_of_spans(folder, qa):
+def test_top_k_can_exceed_n_best_and_the_number_of_spans(folder, qa):
     few = load(folder, decoding=DecodingSettings(n_best_size=2))
     assert few(WHO, CONTEXT, top_k=30) == qa(WHO, CONTEXT, top_k=30)
     every = qa(WHO, "a b", top_k=50)
@@ -82,8 +82,8 @@ def test_top_k_may_pass_n_best_and_the_number_of_spans(folder, qa):
     "context",
     ["한국 ship a b", "a\u0301b c\u0302d ship", "न्कि ship", "👨‍👩‍👧 ship \u1100\u1161\u11a8"],
 )
-def test_an_answer_has_the_probability_of_all_spans_of_its_characters(qa, context):
-    """Several tokens may be one grapheme cluster; how many answers are asked for is no matter."""
+def test_probabilities_sum_over_spans_of_the_same_characters(qa, context):
+    """Several tokens may be one grapheme cluster; top_k does not change probabilities."""
     every = qa(WHO, context, top_k=100)
     assert len({(answer["start"], answer["end"]) for answer in every}) == len(every)
     assert math.fsum(answer["score"] for answer in every) == pytest.approx(1, abs=1e-6)
@@ -92,7 +92,7 @@ def test_an_answer_has_the_probability_of_all_spans_of_its_characters(qa, contex
 
 @pytest.mark.parametrize("collection", [list, tuple])
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_several_questions_of_one_context(qa, collection, number):
+def test_several_questions_about_one_context(qa, collection, number):
     questions = collection([WHO, WHERE, WHAT][:number])
     assert qa(questions, CONTEXT) == [close(qa(question, CONTEXT)) for question in questions]
     lists = qa(questions, CONTEXT, top_k=2)
@@ -101,12 +101,12 @@ def test_several_questions_of_one_context(qa, collection, number):
     ]
 
 
-def test_several_questions_each_of_its_own_context(qa):
+def test_several_questions_with_one_context_each(qa):
     contexts = [CONTEXT, "The ship was in port.", CONTEXT[::-1]]
     answers = qa([WHO, WHERE, WHAT], contexts)
     asked = zip((WHO, WHERE, WHAT), contexts, strict=True)
     assert answers == [close(qa(question, context)) for question, context in asked]
-    # The answers differ, so it matters which question goes with which context.
+    # The answers differ, so the pairing of questions and contexts matters.
     assert len({answer["answer"] for answer in answers}) == 3
 
 
@@ -123,7 +123,7 @@ def test_max_answer_len_counts_tokens(folder, qa):
     assert kept(WHO, context, top_k=200, max_answer_len=5) == words[5]
 
 
-def test_handle_impossible_answer_lets_no_answer_be_one(folder, qa):
+def test_handle_impossible_answer_adds_no_answer(folder, qa):
     spans = qa(WHO, CONTEXT, top_k=1000, max_answer_len=100)
     both = qa(WHO, CONTEXT, top_k=1000, max_answer_len=100, handle_impossible_answer=True)
     assert "" not in [answer["answer"] for answer in spans]
@@ -131,7 +131,7 @@ def test_handle_impossible_answer_lets_no_answer_be_one(folder, qa):
     assert (null["start"], null["end"]) == (0, 0)
     for found in (spans, both):
         assert math.fsum(answer["score"] for answer in found) == pytest.approx(1, abs=1e-5)
-    # It takes its share from all the others alike.
+    # It scales the probabilities of all spans equally.
     ratios = [with_null["score"] / (1 - null["score"]) for with_null in both if with_null != null]
     assert ratios == pytest.approx([answer["score"] for answer in spans], rel=1e-4)
     settled = load(folder, decoding=DecodingSettings(version_2_with_negative=True))
@@ -140,7 +140,7 @@ def test_handle_impossible_answer_lets_no_answer_be_one(folder, qa):
 
 
 @pytest.mark.parametrize(("threshold", "silent"), [(-1000.0, True), (1000.0, False)])
-def test_the_answer_that_the_threshold_chooses_comes_first(folder, qa, threshold, silent):
+def test_the_answer_chosen_by_the_threshold_comes_first(folder, qa, threshold, silent):
     decoding = DecodingSettings(version_2_with_negative=True, null_score_diff_threshold=threshold)
     answers = load(folder, decoding=decoding)(WHO, CONTEXT, top_k=4)
     best = qa(WHO, CONTEXT)["answer"]
@@ -150,7 +150,7 @@ def test_the_answer_that_the_threshold_chooses_comes_first(folder, qa, threshold
 
 
 @pytest.mark.parametrize("impossible", [False, True])
-def test_an_answer_below_the_score_threshold_is_none(folder, impossible):
+def test_an_answer_below_the_score_threshold_becomes_no_answer(folder, impossible):
     settings = DecodingSettings(
         version_2_with_negative=impossible, null_score_diff_threshold=1000.0
     )
@@ -161,7 +161,7 @@ def test_an_answer_below_the_score_threshold_is_none(folder, impossible):
     found = qa(WHO, CONTEXT, top_k=4, score_threshold=best * 1.01)
     assert (found[0]["answer"], found[0]["start"], found[0]["end"]) == ("", 0, 0)
     assert found[1] == plain[0]
-    assert (found[0]["score"] > 0) == impossible  # else it is not among the answers
+    assert (found[0]["score"] > 0) == impossible  # else "no answer" has the probability 0
     settled = load(folder, decoding=settings, overrides=Overrides(score_threshold=best * 1.01))
     assert settled(WHO, CONTEXT, top_k=4) == found
     assert settled(WHO, CONTEXT, top_k=4, score_threshold=0.0) == plain
@@ -169,7 +169,7 @@ def test_an_answer_below_the_score_threshold_is_none(folder, impossible):
         qa(WHO, CONTEXT, score_threshold=1.5)
 
 
-def test_offsets_count_code_points_of_the_context_as_it_was_given(qa):
+def test_offsets_count_code_points_of_the_given_context(qa):
     plain = qa("who?", "a b", top_k=3)
     for before in ("  \n", "\ufeff", "\u00a0\u200b\t"):
         moved = [
@@ -179,18 +179,18 @@ def test_offsets_count_code_points_of_the_context_as_it_was_given(qa):
         assert qa("who?", f"{before}a b ", top_k=3) == moved
 
 
-def test_special_tokens_in_a_text_are_text(qa):
+def test_special_tokens_in_a_text_are_plain_text(qa):
     context = "who? [SEP] a [CLS] b [MASK] [PAD]"
     answers = qa(WHO, context, top_k=400)
     assert "[SEP] a [CLS]" in [answer["answer"] for answer in answers]
     assert "[" in [answer["answer"] for answer in answers]
 
 
-# --- one at a time and many at a time ------------------------------------------------------------
+# --- single questions and batches ----------------------------------------------------------------
 
 
-def test_the_same_answers_one_at_a_time_and_many_at_a_time(folder):
-    # Several windows each, so the batches hold parts of several questions.
+def test_single_and_batched_questions_have_the_same_answers(folder):
+    # Several windows each, so batches have windows of several questions.
     qa = load(folder, windows=NARROW)
     examples = [e for e in stories if len(e.context) < 800][::12]
     questions, contexts = [e.question for e in examples], [e.context for e in examples]
@@ -200,7 +200,7 @@ def test_the_same_answers_one_at_a_time_and_many_at_a_time(folder):
     assert len({answers[0]["answer"] for answers in together}) > len(examples) / 2
 
 
-def test_a_stream_gives_what_single_questions_give(folder):
+def test_a_stream_gives_the_answers_of_single_questions(folder):
     qa = load(folder, windows=NARROW)
     examples = [e for e in stories if len(e.context) < 800][5:70:16]
     for example, prediction in zip(examples, qa.answer(examples), strict=True):
@@ -211,7 +211,7 @@ def test_a_stream_gives_what_single_questions_give(folder):
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 40])
-def test_a_stream_is_read_as_its_answers_are_taken(qa, monkeypatch, size):
+def test_a_stream_is_read_lazily(qa, monkeypatch, size):
     monkeypatch.setattr(answering, "AT_ONCE", 3)
     read = []
 
@@ -266,8 +266,8 @@ def by_pipeline(folder, examples, **options):
         partial(by_pipeline, scores="transformers", align_to_words=True),
     ],
 )
-def test_a_context_of_consecutive_questions_is_tokenised_once(folder, monkeypatch, ask):
-    """However many blocks the questions are in; the answers are those of tokens made anew."""
+def test_a_context_of_consecutive_questions_is_tokenized_once(folder, monkeypatch, ask):
+    """The number of blocks does not matter, and the answers equal those without the cache."""
     contexts = [CONTEXT] * 5 + [CONTEXT.upper() * 9] * 4 + [CONTEXT[::-1]] * 4
     examples = [Example(str(n), (WHO, WHERE, WHAT)[n % 3], c) for n, c in enumerate(contexts)]
     encode, encoded = BertTokenizer.encode, []
@@ -278,12 +278,12 @@ def test_a_context_of_consecutive_questions_is_tokenised_once(folder, monkeypatc
     found = ask(folder, examples)
     assert [encoded.count(context) for context in dict.fromkeys(contexts)] == [1, 1, 1]
     monkeypatch.setattr(tokenization, "KEPT_CONTEXTS", 0)
-    monkeypatch.setattr("bertqa.answering.pickling._loaded", {})  # which keeps the last model
+    monkeypatch.setattr("bertqa.answering.pickling._loaded", {})  # forget the last model
     assert ask(folder, examples) == found
     assert encoded.count(CONTEXT) >= 1 + 2
 
 
-def test_bf16_answers_nearly_as_fp32_does(folder, qa):
+def test_bf16_answers_are_close_to_fp32(folder, qa):
     half = load(folder, precision="bf16")
     dtypes = {name: parameter.dtype for name, parameter in half.model.named_parameters()}
     assert dtypes.pop("head.weight") == dtypes.pop("head.bias") == torch.float32
@@ -301,7 +301,7 @@ def test_bf16_answers_nearly_as_fp32_does(folder, qa):
 # --- loading -------------------------------------------------------------------------------------
 
 
-def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
+def test_a_path_a_string_and_a_name_load_the_same_model(folder, qa, monkeypatch):
     monkeypatch.setattr(hub, "weights_dir", lambda: folder.parent)
     wanted = qa(WHO, CONTEXT)
     for name in (folder, str(folder), folder.name):
@@ -311,9 +311,9 @@ def test_a_path_a_string_and_a_name_load_the_same(folder, qa, monkeypatch):
     assert find_folder(folder.name) == folder
 
 
-def test_a_name_that_is_nearly_right(folder, monkeypatch):
+def test_a_misspelled_name_gets_a_suggestion(folder, monkeypatch):
     monkeypatch.setattr(hub, "weights_dir", lambda: folder.parent)
-    (folder.parent / f"{folder.name}s").mkdir()  # holds no model, so it is not meant
+    (folder.parent / f"{folder.name}s").mkdir()  # without a model, so it is not suggested
     with pytest.raises(UserError) as mistyped:
         find_folder(f"{folder.name}s!")
     assert str(mistyped.value).endswith(f"; did you mean {folder.name!r}?")
@@ -332,18 +332,18 @@ def test_a_model_in_training_answers_without_dropout(folder, qa):
     assert found(WHO, CONTEXT) == qa(WHO, CONTEXT)
 
 
-def test_the_weights_folder_is_that_of_the_source_tree(monkeypatch, tmp_path):
+def test_the_weights_folder_is_in_the_source_tree(monkeypatch, tmp_path):
     tree = hub.weights_dir()
     assert tree.name == "weights"
     assert (tree.parent / "bertqa" / "model" / "hub.py").samefile(hub.__file__)
-    # Installed elsewhere, without a source tree: under the current folder.
+    # Installed without a source tree: under the current folder.
     elsewhere = tmp_path / "site" / "bertqa" / "model" / "hub.py"
     monkeypatch.setattr(hub, "__file__", str(elsewhere))
     monkeypatch.chdir(tmp_path)
     assert hub.weights_dir().resolve() == tmp_path.resolve() / "weights"
 
 
-def test_a_checkpoint_without_a_head_can_be_trained_and_the_seed_draws_the_head(folder, tmp_path):
+def test_the_seed_initializes_a_missing_head(folder, tmp_path):
     headless = World(tmp_path, folder).tensors(without_head)
     first, again, other = (load_for_training(str(headless), seed=seed) for seed in (1, 1, 2))
     assert first[2].initialised == ("qa_outputs.bias", "qa_outputs.weight")
@@ -354,18 +354,18 @@ def test_a_checkpoint_without_a_head_can_be_trained_and_the_seed_draws_the_head(
     assert torch.equal(*query)
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
-    folder = write_checkpoint(tmp_path / "large", vocab_size=5000)  # as if of another model
-    with pytest.raises(UserError, match=r"has \d+ tokens, but the model in .* has 5000"):
+def test_a_vocabulary_that_does_not_match_the_embedding_is_rejected(tmp_path):
+    folder = write_checkpoint(tmp_path / "large", vocab_size=5000)  # of another model
+    with pytest.raises(UserError, match=r"the model in .* has embeddings \(5000\), got \d+"):
         load_for_training(str(folder))
     folder = write_checkpoint(tmp_path / "small", vocab_size=101)
     for loader in (load, lambda name: load_for_training(str(name))):
-        with pytest.raises(UserError, match=r"vocab\.txt has \d+ tokens.* has 101"):
+        with pytest.raises(UserError, match=r"vocab\.txt: must have .* \(101\), got \d+"):
             loader(folder)
 
 
-def test_windows_are_at_most_as_long_as_the_model_allows_and_so_by_default(folder, tmp_path):
-    with pytest.raises(UserError, match=r"--max_seq_length 385 .* 384 positions"):
+def test_windows_are_limited_to_the_position_embeddings(folder, tmp_path):
+    with pytest.raises(UserError, match=r"--max_seq_length must be .* 384 positions .*, got 385"):
         load(folder, windows=WindowSettings(max_seq_length=385))
     assert load(folder, windows=WindowSettings(max_seq_length=384)).windows.max_seq_length == 384
     qa = load(write_checkpoint(tmp_path / "short", max_position_embeddings=200))
@@ -375,40 +375,40 @@ def test_windows_are_at_most_as_long_as_the_model_allows_and_so_by_default(folde
     assert answer["answer"] == long.context[answer["start"] : answer["end"]] != ""
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- rejected input ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("question", "context", "message"),
     [
-        ("", CONTEXT, "question is ''"),
-        (" \t\n", CONTEXT, r"question is ' \\t\\n'"),
-        (WHO, "", "context is ''"),
-        (WHO, "  ", "context is '  '"),
-        (WHO, "\u200b\u0301", r"context is '\\u200b.*': give a text that has a visible"),
-        ([WHO, "\u00ad"], CONTEXT, "question at index 1 is"),
-        (None, CONTEXT, "question is None: give a text, or a list"),
-        (WHO, None, "context is None: give a text, or a list"),
-        (WHO, 7, "context is 7: give a text, or a list"),
-        (WHO, {"text": CONTEXT}, "context is {.*: give a text, or a list"),
-        ([WHO, ""], CONTEXT, "question at index 1 is ''"),
-        ([WHO, WHERE], [CONTEXT, ""], "context at index 1 is ''"),
-        ([WHO, None], CONTEXT, "question at index 1 is None"),
-        ([WHO], [7], "context at index 0 is 7"),
-        ([WHO, WHERE], [CONTEXT], "2 questions and 1 context do"),
+        ("", CONTEXT, "question must be a text with a visible character, got ''"),
+        (" \t\n", CONTEXT, r"question must be .*, got ' \\t\\n'"),
+        (WHO, "", "context must be .*, got ''"),
+        (WHO, "  ", "context must be .*, got '  '"),
+        (WHO, "\u200b\u0301", r"context must be a text with a visible .*, got '\\u200b"),
+        ([WHO, "\u00ad"], CONTEXT, "question at index 1 must be .*, got"),
+        (None, CONTEXT, "question must be a text or a list of texts, got None"),
+        (WHO, None, "context must be a text or a list of texts, got None"),
+        (WHO, 7, "context must be a text or a list of texts, got 7"),
+        (WHO, {"text": CONTEXT}, "context must be a text or a list of texts, got {"),
+        ([WHO, ""], CONTEXT, "question at index 1 must be .*, got ''"),
+        ([WHO, WHERE], [CONTEXT, ""], "context at index 1 must be .*, got ''"),
+        ([WHO, None], CONTEXT, "question at index 1 must be .*, got None"),
+        ([WHO], [7], "context at index 0 must be .*, got 7"),
+        ([WHO, WHERE], [CONTEXT], "2 questions and 1 context"),
         ([WHO], [CONTEXT, CONTEXT], "1 question and 2 contexts"),
         (WHO, [CONTEXT, CONTEXT], "1 question and 2 contexts"),
         (WHO, [], "1 question and 0 contexts"),
     ],
 )
-def test_what_asks_nothing_is_refused(qa, question, context, message):
+def test_invalid_questions_and_contexts_are_rejected(qa, question, context, message):
     with pytest.raises(UserError, match=message):
         qa(question, context)
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_answer_len"])
 @pytest.mark.parametrize("value", [0, -2, "3", 1.5, [3], True])
-def test_a_number_that_leaves_no_answer_is_refused_by_its_name_in_python(qa, name, value):
+def test_invalid_numbers_are_rejected_with_their_keyword(qa, name, value):
     for ask in (qa, lambda question, text, **given: qa.read(question, [text], **given)):
         with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
             ask(WHO, CONTEXT, **{name: value})
@@ -422,23 +422,23 @@ def test_a_number_that_leaves_no_answer_is_refused_by_its_name_in_python(qa, nam
         ({"precision": 16}, "precision must be one of auto, fp32, bf16, fp16, int8, got 16"),
     ],
 )
-def test_settings_of_another_class_are_refused(folder, given, message):
+def test_settings_of_another_class_are_rejected(folder, given, message):
     with pytest.raises(UserError, match=message):
         load(folder, **given)
 
 
-def test_a_number_beyond_torch_is_refused(qa):
+def test_a_number_above_64_bits_is_rejected(qa):
     with pytest.raises(UserError, match=r"^top_k must be less than 2\*\*63, got 1000"):
         qa(WHO, CONTEXT, top_k=10**30)
 
 
-def test_no_answer_is_asked_for_or_not(qa):
+def test_handle_impossible_answer_must_be_a_bool(qa):
     for value in (1, "no", "False"):
         with pytest.raises(UserError, match=r"^handle_impossible_answer must be True or False"):
             qa(WHO, CONTEXT, handle_impossible_answer=value)
 
 
-def test_a_question_longer_than_a_window_is_refused_or_cut(folder):
+def test_a_question_longer_than_a_window_is_rejected_or_truncated(folder):
     question = "who is in the town " * 40
     with pytest.raises(UserError, match="--max_query_length 64"):
         load(folder, windows=NARROW)(question, CONTEXT)

@@ -1,4 +1,4 @@
-"""Questions in columns: one process, several, and the engines that are installed."""
+"""AnswerBatch: columns, one process, several processes, and the installed engines."""
 
 import os
 import pickle
@@ -36,14 +36,14 @@ def batch(folder, **options):
 
 @pytest.fixture
 def wanted(folder):
-    """What an answerer says."""
+    """Return the answers of a QuestionAnswerer as columns."""
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
     entries = qa(QUESTIONS, CONTEXTS)
     return {key: [entry[key] for entry in entries] for key in KEYS}
 
 
 def close(columns):
-    """To compare with answers of which other ones were in a batch."""
+    """Return columns that compare equal to the same answers from other batches."""
     return columns | {"score": pytest.approx(columns["score"], rel=1e-4)}
 
 
@@ -51,14 +51,14 @@ def close(columns):
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda c: np.array(c, dtype=object), np.array])
-def test_columns_are_what_an_answerer_says(folder, wanted, kind):
+def test_columns_have_the_answers_of_an_answerer(folder, wanted, kind):
     found = batch(folder)({name: kind(column) for name, column in COLUMNS.items()})
     assert found == wanted
     assert {type(value) for value in found["start"] + found["end"]} == {int}
     assert batch(folder)({"question": [], "context": []}) == {key: [] for key in KEYS}
 
 
-def test_columns_have_the_names_that_are_given(folder, wanted):
+def test_the_names_of_the_columns_can_be_set(folder, wanted):
     answers = batch(folder, question="q", context="text")
     assert answers({"q": QUESTIONS, "text": CONTEXTS}) == wanted
 
@@ -70,7 +70,7 @@ def test_top_k_gives_lists(folder, wanted):
     assert all(values == sorted(values, reverse=True) for values in found["score"])
 
 
-def test_no_answer_has_its_probability(folder):
+def test_null_score_is_the_probability_of_no_answer(folder):
     silent = Overrides(version_2_with_negative=True, null_score_diff_threshold=-1e9)
     found = batch(folder, overrides=silent)(COLUMNS)
     assert set(found["answer"]) == {""}
@@ -81,14 +81,14 @@ def test_no_answer_has_its_probability(folder):
 # --- processes -----------------------------------------------------------------------------------
 
 
-def test_the_current_folder_may_change(folder, wanted, monkeypatch):
+def test_the_working_directory_can_change(folder, wanted, monkeypatch):
     monkeypatch.chdir(folder.parent)
     answers = batch(folder.name)
     monkeypatch.chdir(folder)
     assert answers(COLUMNS) == wanted
 
 
-def test_a_batch_is_small_and_loads_its_model_when_it_is_asked(folder, wanted, monkeypatch):
+def test_a_pickled_batch_is_small_and_loads_its_model_lazily(folder, wanted, monkeypatch):
     content = pickle.dumps(batch(folder))
     assert len(content) < 700
     loaded = []
@@ -99,12 +99,12 @@ def test_a_batch_is_small_and_loads_its_model_when_it_is_asked(folder, wanted, m
     several = [pickle.loads(content) for _ in range(3)]
     assert not loaded
     write_checkpoint(folder.parent / "other", seed=3)
-    batch(folder.parent / "other")(COLUMNS)  # another model, so that none of this one is kept
+    batch(folder.parent / "other")(COLUMNS)  # another model, so that this one is not cached
     assert [answers(COLUMNS) for answers in several] == [wanted] * 3
     assert len(loaded) == 2
 
 
-def test_the_fingerprint_is_that_of_model_and_settings(folder):
+def test_the_fingerprint_depends_on_model_and_settings(folder):
     fingerprint = Hasher.hash(batch(folder))
     assert Hasher.hash(pickle.loads(pickle.dumps(batch(folder)))) == fingerprint
     assert Hasher.hash(batch(folder, top_k=2)) != fingerprint
@@ -138,7 +138,7 @@ if __name__ == "__main__":
 """
 
 
-def test_pools_of_processes_say_the_same(folder, wanted, tmp_path):
+def test_process_pools_give_the_same_answers(folder, wanted, tmp_path):
     parts = [
         {"question": QUESTIONS[n : n + 3], "context": CONTEXTS[n : n + 3]} for n in range(0, 12, 3)
     ]
@@ -151,7 +151,7 @@ def test_pools_of_processes_say_the_same(folder, wanted, tmp_path):
     assert done.stdout.splitlines() == [str(wanted["answer"])] * 2, done.stderr
 
 
-def test_threads_are_those_asked_for_while_a_batch_is_answered(folder, monkeypatch):
+def test_the_number_of_threads_applies_while_answering(folder, monkeypatch):
     seen = []
     answer = QuestionAnswerer.answer
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_threads_are_those_asked_for_while_a_batch_is_answered(folder, monkeypat
     assert [*seen, torch.get_num_threads()] == [3, 1, 1]
 
 
-def test_ray_says_the_same(folder, wanted):
+def test_ray_gives_the_same_answers(folder, wanted):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False)
     answers = batch(folder)
@@ -180,7 +180,7 @@ def test_ray_says_the_same(folder, wanted):
     assert {key: [row[key] for row in found] for key in KEYS} == close(wanted)
 
 
-def test_spark_says_the_same(folder, wanted, monkeypatch):
+def test_spark_gives_the_same_answers(folder, wanted, monkeypatch):
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     sql = pytest.importorskip("pyspark.sql")
     pandas = pytest.importorskip("pandas")
@@ -204,16 +204,17 @@ def test_spark_says_the_same(folder, wanted, monkeypatch):
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_answered_is_refused(folder):
+def test_invalid_batches_are_rejected(folder):
     answers = batch(folder)
     with pytest.raises(UserError, match=r"must have the column 'context', got \['question'\]"):
         answers({"question": ["a"]})
     for column, text in product(("question", "context"), (None, "", " ")):
         rows = {"question": QUESTIONS[:3], "context": CONTEXTS[:3]}
         rows[column] = [*rows[column][:2], text]
-        with pytest.raises(UserError, match=f"the {column} at index 2 is {re.escape(repr(text))}"):
+        message = f"{column} at index 2 must be .*, got {re.escape(repr(text))}"
+        with pytest.raises(UserError, match=message):
             answers(rows)
-    with pytest.raises(UserError, match="do not match"):
+    with pytest.raises(UserError, match="got 1 question and 2 contexts"):
         answers({"question": ["a"], "context": ["a", "b"]})
     for name, value in product(("top_k", "threads"), (0, "3", 1.5)):
         with pytest.raises(UserError, match=f"^{name} must be a whole number of at least 1, got"):
@@ -230,8 +231,8 @@ def test_what_cannot_be_answered_is_refused(folder):
         batch(folder.parent / "none such")
 
 
-def test_another_model_in_the_worker_is_refused(folder):
+def test_another_model_in_the_worker_is_rejected(folder):
     answers = batch(folder)
     write_checkpoint(folder, seed=1)
-    with pytest.raises(UserError, match="must hold the model that was pickled as"):
+    with pytest.raises(UserError, match="must contain the model that was pickled as"):
         answers(COLUMNS)

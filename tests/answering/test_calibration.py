@@ -1,4 +1,4 @@
-"""The temperature and what it is measured by, against the definitions told anew."""
+"""Temperature and calibration metrics, against plain implementations of their definitions."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def qa(request, tmp_path_factory):
 
 
 def questions_of(qa):
-    """Some with two gold answers, and, for a model that may say so, some without."""
+    """Return questions: one has several gold answers; with "no answer", some have none."""
     given = [e for e in EXAMPLES if e.answers or qa.decoding.version_2_with_negative]
     first = next(i for i, example in enumerate(given) if example.answers)
     other = given[first].context.split()[3]
@@ -50,7 +50,7 @@ def questions_of(qa):
 
 
 def with_high_null(scores):
-    """The same, but "no answer" is about as likely as all spans together."""
+    """Raise the null scores, so that "no answer" is about as probable as all spans together."""
     start, end = null_logits(scores)
     raised = scores.start_logits.clone()
     raised[scores.cls] += (log_totals(scores, 30, 1.0) - start - end)[scores.question].float()
@@ -58,7 +58,7 @@ def with_high_null(scores):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_the_loss_is_that_of_the_gold_answers_among_all_answers(qa, temperature):
+def test_the_loss_is_the_negative_log_likelihood_of_the_gold_answers(qa, temperature):
     examples = questions_of(qa)
     scored = ScoredQuestions(qa, examples, "x")
     scored.settings = replace(scored.settings, n_best_size=10**5)  # all answers
@@ -73,18 +73,18 @@ def test_the_loss_is_that_of_the_gold_answers_among_all_answers(qa, temperature)
     assert sum(map(math.isfinite, wanted)) > len(wanted) / 2
 
 
-def test_the_temperature_has_the_lowest_loss(qa):
+def test_the_fitted_temperature_has_the_lowest_loss(qa):
     examples = questions_of(qa)
     scored = ScoredQuestions(qa, examples, "x")
     best = fit_temperature(scored, {example.id for example in examples}, "x")
     usable = scored.losses(1.0).isfinite()
     losses = [float(scored.losses(best * factor)[usable].mean()) for factor in (0.97, 1, 1.03)]
-    assert min(losses) == losses[1] or best == pytest.approx(10, rel=1e-2)  # of those looked at
+    assert min(losses) == losses[1] or best == pytest.approx(10, rel=1e-2)  # the limit
 
 
 @pytest.mark.parametrize("lowest", [0.11, 0.7, 1.0, 6.3])
-def test_only_the_questions_to_fit_on_count(lowest):
-    """The second would want another temperature; the third has no gold answer that is a span."""
+def test_only_the_given_questions_are_fitted(lowest):
+    """The second has another optimum; the third has no gold answer that is a span."""
 
     def losses(temperature):
         own = [math.log(temperature / wanted) ** 2 for wanted in (lowest, 5 * lowest)]
@@ -93,11 +93,11 @@ def test_only_the_questions_to_fit_on_count(lowest):
     examples = [Example(name, "q", "c") for name in "abc"]
     scored = SimpleNamespace(examples=examples, losses=losses)
     assert fit_temperature(scored, {"a", "c"}, "x") == pytest.approx(lowest, rel=2e-3)
-    with pytest.raises(UserError, match="gold answers that the model can give"):
+    with pytest.raises(UserError, match="must have gold answers within the windows"):
         fit_temperature(scored, {"c"}, "x")
 
 
-def test_what_is_measured_is_of_other_articles_than_what_is_fitted(qa):
+def test_fitting_and_measuring_use_different_articles(qa):
     examples = questions_of(qa)
     found, predictions = calibrate(qa, examples, "x")
     _, measuring = split_by_article(examples, 50)
@@ -114,7 +114,7 @@ def test_what_is_measured_is_of_other_articles_than_what_is_fitted(qa):
     assert [p.id for p in predictions] == [example.id for example in examples]
 
 
-def test_figures_are_those_of_the_answers(qa):
+def test_the_metrics_match_the_answers(qa):
     examples = questions_of(qa)
     found, predictions = calibrate(qa, examples, "x")
     before = list(qa.answer(examples))
@@ -126,7 +126,7 @@ def test_figures_are_those_of_the_answers(qa):
     for reliability, temperature in ((found.before, 1.0), (found.after, found.temperature)):
         assert reliability.temperature == temperature
         assert sum(each.count for each in reliability.bins) == len(ids)
-        for point in reliability.coverage[::5]:  # as an answerer gives answers from there on
+        for point in reliability.coverage[::5]:  # compare with an answerer's score_threshold
             qa.decoding = replace(
                 qa.decoding, temperature=temperature, score_threshold=point.threshold
             )
@@ -151,7 +151,7 @@ def test_the_calibration_error_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
-def test_bins_have_as_many_answers_each(answers):
+def test_bins_have_equal_counts(answers):
     bins = equal_mass_bins(*zip(*answers, strict=True))
     counts = [each.count for each in bins]
     assert sum(counts) == len(answers) and max(counts) - min(counts) <= 1
@@ -161,22 +161,22 @@ def test_bins_have_as_many_answers_each(answers):
     assert sum(each.count * each.accuracy for each in bins) / len(answers) == pytest.approx(overall)
 
 
-# --- what is refused, and the file ---------------------------------------------------------------
+# --- rejected input, and the file ----------------------------------------------------------------
 
 
-def test_questions_that_cannot_be_used_are_refused(qa):
+def test_unsuitable_questions_are_rejected(qa):
     examples = questions_of(qa)
     one_article = [e for e in examples if e.title == examples[0].title]
-    with pytest.raises(UserError, match=r"x must have questions about two articles.*got one"):
+    with pytest.raises(UserError, match=r"x must have questions .* two articles.*got one"):
         calibrate(qa, one_article, "x")
     with pytest.raises(UserError, match="no gold answers"):
         calibrate(qa, [replace(e, answers=None, answer_starts=()) for e in examples], "x")
     if not qa.decoding.version_2_with_negative:
-        with pytest.raises(UserError, match="must have an answer to each question"):
+        with pytest.raises(UserError, match="must have an answer to every question"):
             calibrate(qa, EXAMPLES, "x")
 
 
-def test_a_calibration_is_read_as_it_was_written(qa, tmp_path):
+def test_a_written_calibration_can_be_read(qa, tmp_path):
     assert read_calibration(tmp_path) is None
     found, _ = calibrate(qa, questions_of(qa), "x")
     write_calibration(tmp_path, found)
@@ -196,14 +196,14 @@ def test_a_calibration_is_read_as_it_was_written(qa, tmp_path):
         ),
     ):  # fmt: skip
         (tmp_path / "calibration.json").write_text(json.dumps(broken))
-        with pytest.raises(UserError, match=r"calibration\.json must be as"):
+        with pytest.raises(UserError, match=r"calibration\.json: must be as"):
             read_calibration(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("temperature", "is_limit"), [(0.1001, True), (0.11, False), (1.0, False), (9.999, True)]
 )
-def test_a_temperature_at_the_limit_of_the_search_is_known(
+def test_a_temperature_at_the_limit_of_the_search_is_detected(
     temperature: float, is_limit: bool
 ) -> None:
     assert at_limit(temperature) == is_limit

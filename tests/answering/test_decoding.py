@@ -1,4 +1,4 @@
-"""Both span searches against plain loops over all spans."""
+"""Both decoders against plain loops over all spans."""
 
 import math
 
@@ -13,16 +13,16 @@ from bertqa.answering.decoding import WindowScores, exact_spans
 from bertqa.answering.evaluation import DECODERS
 
 # --- questions -----------------------------------------------------------------------------------
-# A question is a list of windows, a window (first, prefix, start logits, end logits): its tokens
-# are [CLS], the question's, [SEP], the context's from token `first` on, [SEP]; the first `prefix`
-# of them are not context. The logits are few and their sums exact, so that ties abound.
+# A question is a list of windows, a window is (first, prefix, start logits, end logits): its tokens
+# are [CLS], question, [SEP], context from token `first` on, [SEP]; the first `prefix` tokens are
+# not context. The logits have few values with exact sums, so that ties are common.
 
 logits = st.sampled_from((-2.5, -1.0, 0.0, 0.5, 0.5, 3.0))
 
 
 @st.composite
 def questions(draw):
-    """One window, or several that overlap as sliding windows do."""
+    """Draw one window, or several overlapping sliding windows."""
     prefix, room, overlap = (
         draw(st.integers(2, 5)),
         draw(st.integers(1, 7)),
@@ -45,13 +45,13 @@ n_bests = st.sampled_from((1, 2, 3, 5, 20, 1000))
 longest = st.sampled_from((1, 2, 3, 6, 7, 30))
 temperatures = st.sampled_from([0.5, 1.0, 3.0])
 
-# Reproducible, and never red because the machine is busy.
+# Reproducible, and without time limits.
 quiet = settings(derandomize=True, deadline=None)
 
 EMPTY = [(0, 3, [1.0, 9.0, 0.0, 9.0], [2.0, 9.0, 0.0, 9.0])]
 ONE_TOKEN = [(0, 2, [1.0, 9.0, -1.0, 9.0], [0.0, 9.0, 0.5, 9.0])]
 ALL_EQUAL = [(0, 2, [0.5] * 8, [0.5] * 8)]
-# The second window scores the shared token "1" higher, the third window alone knows tokens 3 and 4.
+# The second window scores the shared token 1 higher; only the third window has tokens 3 and 4.
 THREE_WINDOWS = [
     (0, 2, [0.5, 0.0, 1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0, 0.0]),
     (1, 2, [0.0, 0.0, 3.0, 0.5, 0.5, 0.0], [0.25, 0.0, 2.0, 1.0, 0.0, 0.0]),
@@ -77,7 +77,7 @@ def window_scores(batch):
 
 
 def decode(decoder, batch, n_best, max_answer_length, temperature=1.0):
-    """Run a decoder; check what does not depend on how it searches."""
+    """Run a decoder, and check what does not depend on the search."""
     spans = DECODERS[decoder](window_scores(batch), n_best, max_answer_length, temperature)
     assert spans.question.tolist() == sorted(spans.question.tolist())
     for name in ("start_logit", "end_logit", "null_start_logit", "null_end_logit"):
@@ -90,9 +90,9 @@ def decode(decoder, batch, n_best, max_answer_length, temperature=1.0):
 
 
 def by_question(spans, batch, decoder="top20"):
-    """For each question its (score, start, end), best first; checks the logits of each.
+    """Return (score, start, end) of each question's spans, best first, and check the logits.
 
-    With "exact" they are those of the first window that scores the span highest.
+    With "exact", the logits are those of the first window that scores the span highest.
     """
     found = [[] for _ in batch]
     columns = (spans.question, spans.start, spans.end, spans.start_logit, spans.end_logit)
@@ -104,17 +104,17 @@ def by_question(spans, batch, decoder="top20"):
 
 
 def logits_of(window, i, j):
-    """Start and end logit of a span in a window that holds it."""
+    """Yield start and end logit of a span if the window contains it."""
     first, prefix, start, end = window
     if first <= i and j < first + len(start) - prefix - 1:
         yield start[prefix + i - first], end[prefix + j - first]
 
 
-# --- the rules as plain loops --------------------------------------------------------------------
+# --- plain implementations -----------------------------------------------------------------------
 
 
 def all_spans(question, max_answer_length):
-    """Each span (i, j) of the context with its best score in any window."""
+    """Return each span (i, j) of the context with its best score over the windows."""
     best = {}
     for first, prefix, start, end in question:
         for i in range(prefix, len(start) - 1):
@@ -136,7 +136,7 @@ def by_rank(span):
 
 
 def plain_run_qa(question, n_best, max_answer_length):
-    """The n best starts with the n best ends of all tokens; invalid pairs drop out afterwards."""
+    """Combine the n best starts with the n best ends of all tokens, then drop invalid pairs."""
     pairs = []
     for first, prefix, start, end in question:
         for i in sorted(range(len(start)), key=lambda token: -start[token])[:n_best]:
@@ -165,7 +165,7 @@ PLAIN = {"exact": plain_exact, "top20": plain_run_qa}
     batch=[ALL_EQUAL, EMPTY, ONE_TOKEN, ALL_EQUAL], n_best=3, max_answer_length=2, temperature=0.5
 )
 @example(batch=[ALL_EQUAL, THREE_WINDOWS, EMPTY], n_best=4, max_answer_length=3, temperature=3.0)
-def test_the_spans_are_those_of_a_plain_search(
+def test_the_spans_equal_a_plain_search(
     table_size, decoder, batch, n_best, max_answer_length, temperature
 ):
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +178,7 @@ def test_the_spans_are_those_of_a_plain_search(
     assert by_question(spans, batch, decoder) == plain
     for question, kept, total in zip(batch, plain, spans.log_total.tolist(), strict=True):
         scores = [score for score, *_ in kept]
-        if decoder == "exact":  # of all spans, also of those that were not kept
+        if decoder == "exact":  # all spans, not only the n best
             scores = list(all_spans(question, max_answer_length).values())
         terms = [math.exp(score / temperature) for score in scores]
         wanted = math.log(math.fsum(terms)) if scores else -math.inf
@@ -188,7 +188,7 @@ def test_the_spans_are_those_of_a_plain_search(
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @settings(quiet, max_examples=60)
 @given(batch=batches, n_best=n_bests, data=st.data())
-def test_a_question_gets_the_same_spans_in_every_batch(decoder, batch, n_best, data):
+def test_spans_do_not_depend_on_the_batch(decoder, batch, n_best, data):
     order = data.draw(st.permutations(range(len(batch))))
     together = by_question(decode(decoder, batch, n_best, 4), batch)
     shuffled_batch = [batch[i] for i in order]
@@ -199,11 +199,11 @@ def test_a_question_gets_the_same_spans_in_every_batch(decoder, batch, n_best, d
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_long_windows_of_random_scores(decoder):
+def test_long_windows_with_random_scores(decoder):
     generator = torch.Generator().manual_seed(3)
 
     def window(first, prefix, length):
-        # Sixteenths: their sums are exact, so a plain sum of Python's is the same number.
+        # Sixteenths have exact sums, equal to those of Python.
         rows = (torch.randn(2, length, generator=generator) * 64).round() / 16
         return (first, prefix, *rows.tolist())
 
@@ -218,7 +218,7 @@ def test_long_windows_of_random_scores(decoder):
         assert found == [PLAIN[decoder](q, n_best, max_answer_length) for q in batch]
 
 
-def test_the_total_stays_finite_where_a_plain_sum_of_exponentials_overflows():
+def test_the_total_is_finite_where_exponentials_overflow():
     window = (0, 2, [0.0, 0.0, 500.0, 499.0, 0.0], [0.0, 0.0, 499.0, 500.0, 0.0])
     spans = decode("exact", [[window]], 20, 30)
     # Scores 999, 1000, 999.
@@ -226,7 +226,7 @@ def test_the_total_stays_finite_where_a_plain_sum_of_exponentials_overflows():
     assert spans.log_total.tolist() == [pytest.approx(wanted, rel=1e-12)]
 
 
-def test_each_window_of_a_batch_can_be_a_question_of_its_own():
+def test_of_batch_treats_each_window_as_a_question():
     windows = [THREE_WINDOWS[0], ALL_EQUAL[0]]
     starts, ends = ([x for window in windows for x in window[n]] for n in (2, 3))
     scores = WindowScores.of_batch(torch.tensor(starts), torch.tensor(ends), [6, 8], [2, 2])
@@ -238,7 +238,7 @@ def test_each_window_of_a_batch_can_be_a_question_of_its_own():
 # --- exact, by hand ------------------------------------------------------------------------------
 
 
-def test_an_end_before_its_start_is_no_span():
+def test_a_span_does_not_end_before_its_start():
     # The best start is the last token, the best end the first: two separate maxima would give a
     # span that ends before it starts. Of the true spans, the whole context scores 1 + 2 = 3, the
     # last token alone 5 + 2 = 7, the first alone 1 + 5 = 6.
@@ -250,7 +250,7 @@ def test_an_end_before_its_start_is_no_span():
 
 
 class Largest(TorchFunctionMode):
-    """The largest tensor of the functions that are called meanwhile, in numbers."""
+    """Records the number of elements of the largest tensor that functions return."""
 
     size = 0
 
@@ -261,8 +261,8 @@ class Largest(TorchFunctionMode):
         return out
 
 
-def test_no_table_is_larger_than_its_bound(monkeypatch):
-    """A long text and any answer length: what is built at once is bounded."""
+def test_the_table_size_is_bounded(monkeypatch):
+    """Memory is bounded for long texts and any answer length."""
     long = [(first, 2, [0.5] * 53, [0.5] * 53) for first in range(0, 5000, 25)]
     scores = window_scores([long, ALL_EQUAL, *[[window] for window in long[:5]]])
     for table_size, is_whole in ((2**20, True), (2000, False)):
@@ -273,10 +273,10 @@ def test_no_table_is_larger_than_its_bound(monkeypatch):
         assert largest.size >= whole if is_whole else largest.size < whole / 20
 
 
-# --- what run_qa's search misses -----------------------------------------------------------------
+# --- spans missed by run_qa's search -------------------------------------------------------------
 
 
-def test_the_best_span_may_have_neither_a_best_start_nor_a_best_end():
+def test_the_best_span_may_have_neither_a_top_start_nor_a_top_end():
     # Three good starts are at the end of the context and three good ends at its beginning, too
     # far apart; between them the best span of all, 4 + 4.
     start = [0.0] * 2 + [0.0] * 3 + [4.0, 0.0] + [5.0] * 3 + [0.0]
@@ -286,8 +286,8 @@ def test_the_best_span_may_have_neither_a_best_start_nor_a_best_end():
     assert by_question(decode("top20", [question], 3, 4), [question]) == [[]]
 
 
-def test_tokens_of_the_question_take_places_among_the_best_twenty():
-    # A question of twenty tokens that all score higher than the context's one.
+def test_question_tokens_take_ranks_among_the_best_twenty():
+    # All twenty question tokens score higher than the only context token.
     scores = [0.0] + [2.0] * 20 + [0.0, 1.0, 0.0]
     question = [(0, 22, scores, scores)]
     assert by_question(decode("exact", [question], 20, 30), [question]) == [[(2, 0, 0)]]

@@ -1,4 +1,4 @@
-"""One question, many documents."""
+"""Answers from many documents."""
 
 import math
 from dataclasses import replace
@@ -41,7 +41,7 @@ def text_of(document):
 @pytest.mark.parametrize("impossible", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossible, temperature):
-    """Held against the answers of each document by itself, brought to one scale by their scores."""
+    """Compared with the answers of single documents, rescaled by their scores."""
     decoding = replace(qa.decoding, temperature=temperature)
     qa = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
     decoding = replace(decoding, n_best_size=10**5, version_2_with_negative=True)
@@ -69,7 +69,7 @@ def test_scores_are_probabilities_among_all_spans_of_all_documents(qa, impossibl
     assert math.fsum(found.values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_entries_say_where_they_are_from(qa):
+def test_entries_name_their_document(qa):
     entries = qa.read(WHO, iter(DOCUMENTS), top_k=50, context_window=0)
     assert {"rain", 0, 1, 5} == {entry["document"] for entry in entries}
     for entry in entries:
@@ -83,14 +83,14 @@ def test_entries_say_where_they_are_from(qa):
     assert qa.read(WHO, [unnamed])[0]["document"] == 0
 
 
-def test_answers_are_those_of_each_document_by_itself(qa):
+def test_answers_equal_those_of_single_documents(qa):
     alone = qa.read(WHO, DOCUMENTS[1:2], top_k=3)
     among = qa.read(WHO, DOCUMENTS, top_k=10**4, max_overlap=0)
-    places = [(e["start"], e["end"]) for e in among if e["document"] == 1]
-    assert places[:3] == [(e["start"], e["end"]) for e in alone]
+    offsets = [(e["start"], e["end"]) for e in among if e["document"] == 1]
+    assert offsets[:3] == [(e["start"], e["end"]) for e in alone]
 
 
-def test_several_questions_tokenise_each_document_once(qa, monkeypatch):
+def test_several_questions_tokenize_each_document_once(qa, monkeypatch):
     questions = [WHO, "What ran past the ship?", "Where did rain fall?"]
     expected = [qa.read(question, DOCUMENTS) for question in questions]
     encode, seen = qa.tokenizer.encode, []
@@ -109,11 +109,11 @@ def test_several_questions_tokenise_each_document_once(qa, monkeypatch):
         )
 
 
-# --- what counts, by answers written by hand -----------------------------------------------------
+# --- selection of answers, with predictions written by hand --------------------------------------
 
 
-def told(spans, null=-5.0):
-    """A prediction with spans (start, end, score) and a score of "no answer"."""
+def make_prediction(spans, null=-5.0):
+    """Make a prediction from spans (start, end, score) and a null score."""
     total = math.log(math.fsum(math.exp(score) for _, _, score in spans)) if spans else -math.inf
     whole = math.exp(total) + math.exp(null)
     answers = [
@@ -125,7 +125,7 @@ def told(spans, null=-5.0):
 
 
 def read(predictions, threshold=0.0, impossible=True, **settings):
-    """What is found in documents for which these predictions are made."""
+    """Read documents for which the model makes these predictions."""
     asked = []
 
     def predict(examples, decoding):
@@ -151,22 +151,22 @@ def read(predictions, threshold=0.0, impossible=True, **settings):
     [(4.0, 0.0, "xx"), (2.5, 0.0, ""), (2.5, 1.0, "xx"), (4.0, -2.0, "")],
 )
 def test_no_answer_wins_only_if_it_wins_in_every_document(tenth, threshold, answer):
-    nine = [told([(0, 3, 1.0), (5, 6, 0.5)], null=9.0)] * 9
-    entries, _ = read([*nine, told([(2, 4, tenth)], null=3.0)], threshold, top_k=30)
+    nine = [make_prediction([(0, 3, 1.0), (5, 6, 0.5)], null=9.0)] * 9
+    entries, _ = read([*nine, make_prediction([(2, 4, tenth)], null=3.0)], threshold, top_k=30)
     assert entries[0]["answer"] == answer
     assert sum(entry["document"] is None for entry in entries) == 1
     assert math.fsum(entry["score"] for entry in entries) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize(("score", "null"), [(1.0, 99.0), (-60.0, 700.0)])
-def test_without_no_answer_there_is_always_one(score, null):
-    """Also where its probability beside "no answer" is too small for a number."""
-    entries, _ = read([told([(0, 3, score)], null)], impossible=False)
+def test_without_no_answer_there_is_always_a_span(score, null):
+    """Even if its probability underflows next to "no answer"."""
+    entries, _ = read([make_prediction([(0, 3, score)], null)], impossible=False)
     assert [(e["answer"], e["score"]) for e in entries] == [("xxx", pytest.approx(1))]
 
 
 @pytest.mark.parametrize("impossible", [False, True])
-def test_no_answer_comes_before_one_that_is_unsure(qa, impossible):
+def test_no_answer_comes_before_an_answer_below_the_score_threshold(qa, impossible):
     decoding = replace(qa.decoding, version_2_with_negative=impossible)
     qa = QuestionAnswerer(qa.model, qa.tokenizer, qa.windows, decoding, qa.runtime)
     qa.decoding = replace(decoding, null_score_diff_threshold=1e9)
@@ -197,30 +197,32 @@ def test_which_answers_of_a_document_are_kept(settings, kept):
     spans = [(0, 10, 9.0), (1, 5, 8.9), (8, 12, 4.0), (10, 14, 3.0), (20, 24, 2.0)]
     if "score_threshold" in settings:
         spans[1] = (1, 5, 3.5)
-    entries, _ = read([told(spans)], impossible=False, **settings)
+    entries, _ = read([make_prediction(spans)], impossible=False, **settings)
     assert [(e["start"], e["end"]) for e in entries] == kept
 
 
-def test_top_k_is_over_all_documents_and_the_best_of_them_come_first():
-    predictions = [told([(0, 1, score), (2, 3, score - 10)]) for score in (1.0, 5.0, 3.0)]
+def test_top_k_ranks_the_answers_of_all_documents():
+    predictions = [
+        make_prediction([(0, 1, score), (2, 3, score - 10)]) for score in (1.0, 5.0, 3.0)
+    ]
     entries, _ = read(predictions, impossible=False, top_k=4)
     assert [(e["document"], e["start"]) for e in entries] == [(1, 0), (2, 0), (0, 0), (1, 2)]
 
 
-@pytest.mark.parametrize("longer", [0, 1])  # 0: spans of the same characters, which are one answer
-def test_more_spans_are_asked_for_where_the_best_all_overlap(longer):
+@pytest.mark.parametrize("longer", [0, 1])  # 0: spans of the same characters, so one answer
+def test_the_search_is_extended_if_the_best_spans_overlap(longer):
     crowded = [(0, 9 + n * longer, 9.0 - n / 1000) for n in range(300)]
-    entries, asked = read([told([*crowded, (350, 360, 1.0)])], impossible=False, top_k=2)
+    entries, asked = read([make_prediction([*crowded, (350, 360, 1.0)])], impossible=False, top_k=2)
     assert [(e["start"], e["end"]) for e in entries] == [(0, 9), (350, 360)]
     assert [spans for _, spans in asked] == [40, 320]
-    # Not where what is left of a document cannot be among the best.
-    poor = told([(0, 9 + n, 0.5 - n / 1000) for n in range(300)])
-    good = told([(0, 9, 9.0), (20, 29, 8.0)])
+    # Not if the remaining spans of a document cannot be among the best.
+    poor = make_prediction([(0, 9 + n, 0.5 - n / 1000) for n in range(300)])
+    good = make_prediction([(0, 9, 9.0), (20, 29, 8.0)])
     _, asked = read([good, poor], impossible=False, top_k=2)
     assert [spans for _, spans in asked] == [40]
 
 
-def test_documents_are_read_as_they_are_needed_and_let_go():
+def test_documents_are_streamed():
     taken, seen = [], []
 
     def documents():
@@ -230,7 +232,7 @@ def test_documents_are_read_as_they_are_needed_and_let_go():
 
     def predict(examples, decoding):
         seen.append((len(examples), len(taken)))
-        return (told([(0, 1, float(int(e.context.split()[0])))]) for e in examples)
+        return (make_prediction([(0, 1, float(int(e.context.split()[0])))]) for e in examples)
 
     settings = ReadSettings(top_k=2)
     (entries,) = read_documents(["q"], documents(), predict, DecodingSettings(), settings)
@@ -259,11 +261,11 @@ TEXT = 'It rained. "Ada built it!" said Ole of Lund. The mill\n\nstood on e\u030
         ("hill", 10**6, TEXT),
     ],
 )
-def test_snippets_hold_whole_words_or_sentences(marked, window, snippet):
+def test_snippets_have_whole_words_or_sentences(marked, window, snippet):
     start = TEXT.index(marked)
 
     def predict(examples, decoding):
-        return [told([(start, start + len(marked), 1.0)])]
+        return [make_prediction([(start, start + len(marked), 1.0)])]
 
     settings = ReadSettings(context_window=window)
     ((entry,),) = read_documents(["q"], [TEXT], predict, DecodingSettings(), settings)
@@ -274,12 +276,12 @@ def test_snippets_hold_whole_words_or_sentences(marked, window, snippet):
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_no_documents_no_answers(qa):
+def test_without_documents_there_are_no_answers(qa):
     assert qa.read(WHO, []) == qa.read(WHO, ["", " \n"], handle_impossible_answer=True) == []
     assert qa.read([WHO, WHO], []) == [[], []]
 
 
-def test_documents_of_the_same_id_are_told_apart_by_their_number(qa):
+def test_documents_with_the_same_id_differ_in_their_number(qa):
     texts = ["Ada built the port.", "Ben built a ship.", "Quill is a town."]
     documents = [
         {"id": name, "text": text} for name, text in zip(("a", "a", 0), texts, strict=True)
@@ -292,7 +294,7 @@ def test_documents_of_the_same_id_are_told_apart_by_their_number(qa):
 
 
 @pytest.mark.parametrize("document", [None, 7, {"txt": "a"}, {"text": None}, ["a"]])
-def test_a_document_without_a_text_is_named(qa, document):
+def test_a_document_without_text_is_rejected(qa, document):
     with pytest.raises(UserError, match="document 1: must be a text or a dictionary with the key"):
         qa.read(WHO, ["a b", document])
 
@@ -306,17 +308,17 @@ def test_a_document_without_a_text_is_named(qa, document):
         ("score_threshold", None), ("context_window", None),
     ],
 )  # fmt: skip
-def test_settings_out_of_range_are_refused(qa, name, value):
+def test_settings_out_of_range_are_rejected(qa, name, value):
     with pytest.raises(UserError, match=f"^{name}.* must be .*, got"):
         qa.read(WHO, ["a b"], **{name: value})
 
 
-def test_an_unknown_setting_is_refused(qa):
+def test_an_unknown_setting_is_rejected(qa):
     with pytest.raises(TypeError, match="topk"):
         qa.read(WHO, ["a b"], topk=3)
 
 
 @pytest.mark.parametrize("one", ["Ada built the port.", b"Ada", {"text": "Ada built it."}, None, 3])
-def test_one_document_in_place_of_several_is_refused(qa, one):
+def test_a_single_document_instead_of_several_is_rejected(qa, one):
     with pytest.raises(UserError, match="documents: must be a list of documents, got"):
         qa.read(WHO, one)

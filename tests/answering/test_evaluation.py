@@ -1,4 +1,4 @@
-"""Answers, figures and files, against the rules told anew over plain lists of logits."""
+"""Answers, metrics and files, against plain implementations over lists of logits."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ from tests.helpers import (
 
 RUNTIME = Runtime(torch.device("cpu"))
 NARROW = WindowSettings(max_seq_length=96, doc_stride=24, max_query_length=64)
-ALL = 100_000  # an n_best that keeps every span
+ALL = 100_000  # n_best_size for all spans
 NO_SPAN_ODDS = torch.finfo(torch.float32).max
 
 
@@ -47,7 +47,7 @@ def short(path):
 
 
 stories, stories_v2 = short(STORIES)[::9], short(STORIES_V2)[::2]
-# The long contexts say the same things again and again.
+# The long contexts repeat themselves.
 pairs = [Example(f"pair-{i}", question, text[:500]) for i, (question, text) in enumerate(PAIRS)]
 
 
@@ -67,7 +67,7 @@ def model(checkpoint):
 
 
 class Scripted(nn.Module):
-    """A model that says of each window what a function of its ids says.
+    """A model whose logits of each window are a function of its ids.
 
     ``calls`` are the lengths of the windows of each batch.
     """
@@ -76,10 +76,10 @@ class Scripted(nn.Module):
         super().__init__()
         self.script = script
         self.calls = []
-        self.embeddings, self.layers = nn.Identity(), nn.ModuleList()  # nothing to make ready
+        self.embeddings, self.layers = nn.Identity(), nn.ModuleList()  # nothing to prepack
 
     def __deepcopy__(self, memo):
-        return self  # the copy that answers tells its calls here
+        return self  # so that calls of the copy are recorded here
 
     def forward(self, batch):
         self.calls.append(batch.lengths)
@@ -92,22 +92,22 @@ class Scripted(nn.Module):
 
 
 def jagged(ids):
-    """Logits of few values, so that ties abound, that change from window to window."""
+    """Return logits of few values, so that ties are common, that vary between windows."""
     salt = len(ids) + ids[-2]
-    start = [(token * 7 + place * 5 + salt) % 11 / 4 for place, token in enumerate(ids)]
-    end = [(token * 3 + place * 8 + salt) % 13 / 4 for place, token in enumerate(ids)]
+    start = [(token * 7 + position * 5 + salt) % 11 / 4 for position, token in enumerate(ids)]
+    end = [(token * 3 + position * 8 + salt) % 13 / 4 for position, token in enumerate(ids)]
     return start, end
 
 
 def logits_of(model, window):
-    """The model's logits of one window alone, as two lists."""
+    """Return the model's logits of a single window as two lists."""
     with torch.no_grad():
         output = model(PackedBatch.from_windows([window.input_ids], [window.token_type_ids]))
     return output.start_logits.tolist(), output.end_logits.tolist()
 
 
-def told(model, examples, windows):
-    """For each example its windows as (offsets, start logits, end logits)."""
+def window_logits(model, examples, windows):
+    """Return for each example its windows as (offsets, start logits, end logits)."""
     rows = {example.id: [] for example in examples}
     for number in range(len(windows)):
         window = windows[number]
@@ -115,7 +115,7 @@ def told(model, examples, windows):
     return rows
 
 
-# --- the rules, told anew ------------------------------------------------------------------------
+# --- plain implementations -----------------------------------------------------------------------
 
 
 def plain_null(rows):
@@ -123,9 +123,9 @@ def plain_null(rows):
 
 
 def plain_exact(context, rows, settings):
-    """The n best (score, start, end), "no answer" as (score, 0, 0), and their probabilities.
+    """Return the n best (score, start, end), with "no answer" as (score, 0, 0), and probabilities.
 
-    A span of tokens counts once, at the best score that a window gives it.
+    A span in several windows counts once, with its best score.
     """
     spans = {}
     for offsets, start, end in rows:
@@ -142,9 +142,9 @@ def plain_exact(context, rows, settings):
     kept = sorted(spans, key=lambda tokens: (-spans[tokens], tokens))[: settings.n_best_size]
     best = {}
     for first, last in kept:
-        place = snap_to_graphemes(context, first[0], last[1])
-        best.setdefault(place, spans[first, last])
-    answers = sorted(((value, *place) for place, value in best.items()), key=by_rank)
+        characters = snap_to_graphemes(context, first[0], last[1])
+        best.setdefault(characters, spans[first, last])
+    answers = sorted(((value, *characters) for characters, value in best.items()), key=by_rank)
     if settings.version_2_with_negative:
         total += math.exp(plain_null(rows))
         answers.append((plain_null(rows), 0, 0))
@@ -159,10 +159,10 @@ def by_rank(answer):
 
 
 def plain_run_qa(context, rows, settings):
-    """run_qa's answers of a question, told from its published script: text, odds, n best list.
+    """Return text, odds and n-best list of run_qa's published script.
 
-    Two things are otherwise: an answer takes grapheme clusters whole, and where the search finds
-    no span the answer is "" (the script makes one up, the word "empty" with the score 0).
+    Two deviations: answers are whole grapheme clusters, and if the search finds no span, the answer
+    is "" (in the script, the word "empty" with the score 0).
     """
     found = []
     for offsets, start, end in rows:
@@ -175,8 +175,8 @@ def plain_run_qa(context, rows, settings):
                 if offsets[i] is None or offsets[j] is None or j < i:
                     continue
                 if j - i + 1 <= settings.max_answer_length:
-                    place = snap_to_graphemes(context, offsets[i][0], offsets[j][1])
-                    found.append((start[i] + end[j], context[slice(*place)]))
+                    characters = snap_to_graphemes(context, offsets[i][0], offsets[j][1])
+                    found.append((start[i] + end[j], context[slice(*characters)]))
     null = (plain_null(rows), "")
     with_null = settings.version_2_with_negative or not found
     if with_null:
@@ -201,7 +201,10 @@ FOUR_LETTERS = WindowSettings(max_seq_length=8, doc_stride=2)  # a b c d, c d e 
 
 @pytest.fixture
 def ask(tokenizer):
-    """Ask about LETTERS with logits by letter; those of [CLS] by the window's first letter."""
+    """Return a function that answers from LETTERS with logits given by letter.
+
+    The logits of [CLS] are given by the window's first letter.
+    """
 
     def ask(start, end, null=None, context=LETTERS, windows=FOUR_LETTERS, **decoding):
         def script(ids):
@@ -221,7 +224,7 @@ def ask(tokenizer):
     return ask
 
 
-def test_the_letters_are_cut_as_the_tests_below_suppose(tokenizer):
+def test_the_windows_of_the_letters(tokenizer):
     windows = make_labelled_windows([Example("x", "q", LETTERS)], tokenizer, FOUR_LETTERS)
     shown = ["".join(tokenizer.tokens(windows[i].input_ids)) for i in range(len(windows))]
     assert shown == [f"[CLS]q[SEP]{four}[SEP]" for four in ("abcd", "cdef", "efgh", "ghij")]
@@ -244,7 +247,7 @@ def test_the_best_of_all_windows_wins(ask, decoder):
     ("null", "threshold", "text"),
     [(8.0, 1.75, ""), (8.0, 2.0, "h i"), (8.0, 2.25, "h i"), (8.0, -3.0, ""), (0.0, -7.0, "")],
 )
-def test_no_answer_must_pass_the_threshold_strictly(ask, decoder, null, threshold, text):
+def test_no_answer_must_exceed_the_threshold(ask, decoder, null, threshold, text):
     decoding = {"version_2_with_negative": True, "null_score_diff_threshold": threshold}
     nulls = dict.fromkeys("aceg", (null - 3, 3.0))
     prediction = ask({"h": 3.0}, {"i": 3.0}, nulls, decoder=decoder, **decoding)
@@ -254,7 +257,7 @@ def test_no_answer_must_pass_the_threshold_strictly(ask, decoder, null, threshol
     assert [a.text for a in prediction.answers[: len(first)]] == first
 
 
-def test_no_answer_stands_after_a_span_of_the_same_score(ask):
+def test_no_answer_is_ranked_after_a_tied_span(ask):
     prediction = ask(
         {"h": 3.0}, {}, dict.fromkeys("aceg", (1.0, 2.0)), version_2_with_negative=True
     )
@@ -267,7 +270,7 @@ ONE_WINDOW = WindowSettings(max_seq_length=64, doc_stride=2)
 SLOPES = {letter: i * 5 % 7 / 2 for i, letter in enumerate("abcdefghij")}
 
 
-def test_a_certain_answer_has_probability_one_and_not_more(ask):
+def test_the_probability_of_a_certain_answer_is_at_most_one(ask):
     for height in (80.3, 99.9, 1234.5):
         best, *others = ask({"h": height}, {"i": 70.7}, windows=ONE_WINDOW).answers
         assert 1 - 1e-6 < best.probability <= 1
@@ -297,7 +300,7 @@ def test_a_context_without_tokens_has_no_answer(ask, decoder, version_2):
     prediction = ask({}, {}, {"[SEP]": (-8.0, 2.0)}, context=INVISIBLE, **decoding)
     assert (prediction.text, prediction.best_span) == ("", "")
     assert prediction.answers == (Answer("", 0, 0, -8.0, 2.0, 1.0),)
-    # Beyond any threshold, and a number: so are the figures.
+    # Above every threshold, and finite like the metrics.
     assert prediction.null_odds == (NO_SPAN_ODDS if version_2 else None)
     if version_2:
         examples = [Example("x", "q", INVISIBLE, answers=())]
@@ -307,7 +310,7 @@ def test_a_context_without_tokens_has_no_answer(ask, decoder, version_2):
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, tmp_path, decoder):
+def test_a_context_without_tokens_is_scored_and_written(tokenizer, tmp_path, decoder):
     examples = [
         Example("none", "q", INVISIBLE, answers=()),
         *stories_v2[:3],
@@ -318,13 +321,13 @@ def test_a_context_without_tokens_among_others_is_scored_and_written(tokenizer, 
     predictions = list(predict(Scripted(jagged), examples, windows, settings, RUNTIME))
     figures = score(examples, predictions, settings)
     assert figures["total"] == 5
-    assert figures["best_exact"] >= figures["exact"] >= 20  # "none" is right
+    assert figures["best_exact"] >= figures["exact"] >= 20  # "none" is correct
     write_predictions(tmp_path, predictions, settings)
     for file in ("predictions", "nbest_predictions", "null_odds"):
         read_strictly(tmp_path / f"{file}.json")
 
 
-def test_a_packed_model_is_measured_as_it_is(model, labelled):
+def test_a_prepacked_model_is_evaluated_unchanged(model, labelled):
     evaluator = Evaluator(*labelled, RUNTIME)
     wanted = evaluator(model)
     ready = make_ready(copy.deepcopy(model), RUNTIME.device, RUNTIME.dtype)
@@ -333,10 +336,10 @@ def test_a_packed_model_is_measured_as_it_is(model, labelled):
 
 
 def test_logits_on_a_device_without_float64_are_decoded_on_the_cpu(tokenizer):
-    """Apple's GPUs have none; the sums that probabilities are normalised by need it."""
+    """Apple's GPUs lack float64, which the softmax's denominator needs."""
 
     class OnMps(torch.Tensor):
-        """A tensor of the CPU that says it is on such a device, until it is moved."""
+        """A CPU tensor that claims to be on such a device until it is moved."""
 
         @property
         def device(self):
@@ -366,7 +369,7 @@ def test_logits_on_a_device_without_float64_are_decoded_on_the_cpu(tokenizer):
 
 
 def same(prediction):
-    """All of a prediction that is exact: a probability's last bits depend on the batch."""
+    """Return a prediction without probabilities, whose last bits depend on the batch."""
     return replace(
         prediction, answers=tuple(a._replace(probability=0.0) for a in prediction.answers)
     )
@@ -374,12 +377,12 @@ def same(prediction):
 
 @pytest.mark.parametrize("version_2", [False, True])
 @pytest.mark.parametrize("n_best_size", [4, 20, ALL])
-def test_exact_answers_are_those_of_a_plain_search(tokenizer, version_2, n_best_size):
+def test_exact_answers_equal_a_plain_search(tokenizer, version_2, n_best_size):
     examples = [*stories_v2[:4], *pairs[9:25:3]]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(n_best_size, 7, version_2_with_negative=version_2)
     model = Scripted(jagged)
-    rows = told(model, examples, windows)
+    rows = window_logits(model, examples, windows)
     predictions = list(predict(model, examples, windows, settings, RUNTIME))
     assert [p.id for p in predictions] == [e.id for e in examples]
     for example, prediction in zip(examples, predictions, strict=True):
@@ -399,7 +402,7 @@ def test_exact_answers_are_those_of_a_plain_search(tokenizer, version_2, n_best_
 
 @pytest.mark.parametrize("version_2", [False, True])
 @pytest.mark.parametrize(("decoder", "n_best"), [("exact", ALL), ("top20", 20)])
-def test_a_temperature_changes_probabilities_alone(tokenizer, decoder, n_best, version_2):
+def test_a_temperature_changes_only_probabilities(tokenizer, decoder, n_best, version_2):
     examples = [*stories_v2[:4], *pairs]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(n_best, 7, decoder, version_2)
@@ -411,7 +414,7 @@ def test_a_temperature_changes_probabilities_alone(tokenizer, decoder, n_best, v
     for one, other in zip(plain, flat, strict=True):
         for found in (one, other):
             assert math.fsum(a.probability for a in found.answers) == pytest.approx(1)
-        if one.spans_found == len(one.answers) - version_2:  # no two spans of the same characters
+        if one.spans_found == len(one.answers) - version_2:  # no spans of the same characters
             roots = [answer.probability ** (1 / 2.5) for answer in one.answers]
             wanted = [root / math.fsum(roots) for root in roots]
             assert [a.probability for a in other.answers] == pytest.approx(wanted)
@@ -426,7 +429,7 @@ def test_an_answer_below_a_threshold_becomes_no_answer(tokenizer, decoder, versi
     settings = DecodingSettings(20, 7, decoder, version_2, 1.0)
     plain = list(predict(Scripted(jagged), examples, windows, settings, RUNTIME))
     best = [next((a.probability for a in p.answers if a.text), 0.0) for p in plain]
-    limit = sorted(best)[len(best) // 2]  # of the best answers this one is just let through
+    limit = sorted(best)[len(best) // 2]  # this answer is just kept
     wanted = replace(settings, score_threshold=limit)
     found = list(predict(Scripted(jagged), examples, windows, wanted, RUNTIME))
     for one, other, probability in zip(plain, found, best, strict=True):
@@ -443,9 +446,7 @@ def test_an_answer_below_a_threshold_becomes_no_answer(tokenizer, decoder, versi
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
 @pytest.mark.parametrize(("block", "budget"), [(1, 4096), (2048, 1), (9, 300), (64, 777)])
-def test_neither_blocks_nor_batches_change_an_answer(
-    tokenizer, monkeypatch, decoder, block, budget
-):
+def test_blocks_and_batches_do_not_change_answers(tokenizer, monkeypatch, decoder, block, budget):
     examples = [*stories[:5], Example("none", "q", INVISIBLE), *pairs[:3], *stories_v2[:4]]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(decoder=decoder, version_2_with_negative=True)
@@ -459,14 +460,14 @@ def test_neither_blocks_nor_batches_change_an_answer(
     for ours, theirs in zip(found, wanted, strict=True):
         weights = [[a.probability for a in prediction.answers] for prediction in (ours, theirs)]
         assert weights[0] == pytest.approx(weights[1], rel=1e-5, abs=1e-12)
-    # The parts were other parts, no window was lost, and the budget was kept.
+    # The batches differ, no window is lost, and the budget is kept.
     assert len(in_parts.calls) > len(at_once.calls)
     assert sum(map(len, in_parts.calls)) == sum(map(len, at_once.calls)) == len(windows)
     assert all(sum(call) <= budget or len(call) == 1 for call in in_parts.calls)
 
 
-def test_cores_with_batches_of_their_own_change_no_answer(tokenizer, model, monkeypatch):
-    """A real model, whose batches take different times."""
+def test_the_number_of_cores_does_not_change_answers(tokenizer, model, monkeypatch):
+    """With a real model, whose batches take different times."""
     examples = [*stories[:20], *stories_v2[:4]]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
     settings = DecodingSettings(version_2_with_negative=True)
@@ -482,7 +483,7 @@ def test_cores_with_batches_of_their_own_change_no_answer(tokenizer, model, monk
     assert found[0] == found[1]
 
 
-def test_no_more_windows_are_run_than_a_block_has(tokenizer, monkeypatch):
+def test_only_the_windows_of_one_block_are_run_ahead(tokenizer, monkeypatch):
     windows = make_labelled_windows(stories, tokenizer, NARROW)
     monkeypatch.setattr(evaluation, "BLOCK_SIZE", 10)
     model = Scripted(jagged)
@@ -491,21 +492,21 @@ def test_no_more_windows_are_run_than_a_block_has(tokenizer, monkeypatch):
     predictions = predict(model, stories, windows, DecodingSettings(), RUNTIME)
     for count, _ in zip(counts.tolist(), predictions, strict=True):
         taken += count
-        # The last question of a block may have some windows more than it has room for.
+        # The last question of a block may exceed its size.
         assert taken <= sum(map(len, model.calls)) < taken + 10 + int(counts.max())
 
 
-def continues(text, place):
-    """Whether a mark, a joiner or what was joined stands here: nothing begins with it."""
-    if not 0 < place < len(text):
+def continues(text, offset):
+    """Return whether the character at an offset continues a grapheme cluster."""
+    if not 0 < offset < len(text):
         return False
-    kind = unicodedata.category(text[place])
-    joined = text[place - 1] == "\u200d" and kind == "So"
-    return kind.startswith("M") or text[place] in "\u200c\u200d" or joined
+    kind = unicodedata.category(text[offset])
+    joined = text[offset - 1] == "\u200d" and kind == "So"
+    return kind.startswith("M") or text[offset] in "\u200c\u200d" or joined
 
 
 @pytest.mark.parametrize("decoder", ["exact", "top20"])
-def test_an_answer_is_a_slice_of_its_context_in_whole_characters(model, tokenizer, decoder):
+def test_an_answer_is_a_slice_of_whole_grapheme_clusters(model, tokenizer, decoder):
     examples = [*stories, *pairs]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
     predictions = list(
@@ -520,17 +521,17 @@ def test_an_answer_is_a_slice_of_its_context_in_whole_characters(model, tokenize
             assert 0 <= answer.probability <= 1
         assert sum(a.probability for a in prediction.answers) < 1 + 1e-5
         if decoder == "exact":
-            places = {(answer.start, answer.end) for answer in prediction.answers}
-            assert len(places) == len(prediction.answers)
+            offsets = {(answer.start, answer.end) for answer in prediction.answers}
+            assert len(offsets) == len(prediction.answers)
     assert sum(len(prediction.answers) for prediction in predictions) > 10 * len(examples)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_parts_of_one_written_character_are_one_answer(ask, form):
-    """An uncased BERT takes a Korean syllable apart, of which the text may do so already."""
+def test_spans_of_the_same_grapheme_clusters_are_one_answer(ask, form):
+    """An uncased BERT splits a Korean syllable, which the text may have split already."""
     context = unicodedata.normalize(form, "늙은 시계공")
     prediction = ask({}, {}, context=context, windows=ONE_WINDOW, n_best_size=ALL)
-    # Five syllables: 15 answers, and the blank between begins and ends none.
+    # Five syllables: 15 answers, and none begins or ends with the space.
     assert len(prediction.answers) == len({a.text for a in prediction.answers}) == 15
 
 
@@ -539,10 +540,10 @@ def test_parts_of_one_written_character_are_one_answer(ask, form):
 
 @pytest.fixture(scope="module")
 def asked(model, tokenizer):
-    """Questions, their windows, and what the model says of each."""
+    """Return questions, their windows, and the model's logits."""
     examples = [*stories_v2[::2], *stories[:4], *pairs[:2], *pairs[13:16]]
     windows = make_labelled_windows(examples, tokenizer, NARROW)
-    return examples, windows, told(model, examples, windows)
+    return examples, windows, window_logits(model, examples, windows)
 
 
 @pytest.mark.parametrize("n_best_size", [4, 20])
@@ -565,11 +566,11 @@ def test_top20_answers_as_run_qa_does(model, asked, n_best_size, version_2, thre
         assert weights == pytest.approx([p for *_, p in n_best], abs=1e-4)
         scores = [-math.inf, *(-s for _, s, _ in n_best), math.inf]
         for i, (answer, (wanted, *_)) in enumerate(zip(ours.answers, n_best, strict=True)):
-            # Scores as close as rounding change places.
+            # Rounding may swap scores that are as close as this.
             if min(scores[i + 1] - scores[i], scores[i + 2] - scores[i + 1]) > 1e-4:
                 assert answer.text == wanted
     if threshold == -2.0:
-        assert 0 < texts.count("") < len(texts)  # both sides of the threshold were seen
+        assert 0 < texts.count("") < len(texts)  # both sides of the threshold occur
 
 
 # --- Evaluator -----------------------------------------------------------------------------------
@@ -577,7 +578,7 @@ def test_top20_answers_as_run_qa_does(model, asked, n_best_size, version_2, thre
 
 @pytest.fixture(params=["v1", "v2"])
 def labelled(request, tokenizer):
-    """Questions with gold answers, their windows and the settings they want."""
+    """Return questions with gold answers, their windows and settings."""
     examples = stories[:6] if request.param == "v1" else stories_v2[::2]
     settings = DecodingSettings(version_2_with_negative=request.param == "v2")
     return examples, make_labelled_windows(examples, tokenizer, NARROW), settings
@@ -598,7 +599,7 @@ def test_the_loss_is_the_mean_over_the_windows(model, labelled, monkeypatch):
     assert found.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
-def test_an_evaluation_is_the_predictions_and_their_official_figures(model, labelled):
+def test_an_evaluation_has_the_predictions_and_official_metrics(model, labelled):
     examples, windows, settings = labelled
     found = Evaluator(examples, windows, settings, RUNTIME)(model)
     assert found.predictions == list(predict(model, examples, windows, settings, RUNTIME))
@@ -616,9 +617,7 @@ def test_an_evaluation_is_the_predictions_and_their_official_figures(model, labe
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_drops_nothing_out_and_leaves_the_model_as_it_was(
-    checkpoint, model, labelled, training
-):
+def test_evaluation_uses_no_dropout_and_keeps_the_model(checkpoint, model, labelled, training):
     examples, windows, settings = labelled
     other, _ = load_checkpoint(checkpoint)
     other.train(training)
@@ -628,7 +627,7 @@ def test_evaluation_drops_nothing_out_and_leaves_the_model_as_it_was(
     assert {module.training for module in other.modules()} == {training}
 
 
-def test_processes_share_the_questions_and_all_get_the_whole(labelled, monkeypatch):
+def test_processes_share_the_questions_and_gather_the_whole_result(labelled, monkeypatch):
     examples, windows, settings = labelled
     monkeypatch.setattr(evaluation, "BLOCK_SIZE", 12)
     parts, models = [], [Scripted(jagged) for _ in range(4)]
@@ -639,7 +638,7 @@ def test_processes_share_the_questions_and_all_get_the_whole(labelled, monkeypat
         return Evaluator(examples, windows, settings, runtime)(models[rank])
 
     for rank in range(2):
-        with pytest.raises(KeyError):  # of the parts of later processes
+        with pytest.raises(KeyError):  # later processes' parts are missing
             evaluated(rank)
     together = evaluated(2)
     monkeypatch.setattr(Runtime, "gather", lambda self, value: [value])
@@ -656,22 +655,24 @@ def test_processes_share_the_questions_and_all_get_the_whole(labelled, monkeypat
 
 
 def read_strictly(path):
-    """JSON as its standard has it: no NaN, no Infinity, UTF-8."""
+    """Read standard JSON: no NaN, no Infinity, UTF-8."""
 
     def refuse(word):
-        raise AssertionError(f"{path} holds {word}")
+        raise AssertionError(f"{path} contains {word}")
 
     return json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse)
 
 
-def made_up(question_id, text, *answers):
+def make_prediction(question_id, text, *answers):
     return Prediction(question_id, text, answers, answers[0].text, 0.25)
 
 
-def test_the_files_are_run_qas(tmp_path):
+def test_the_files_have_run_qas_format(tmp_path):
     predictions = [
-        made_up("1", "ja", Answer("ja", 3, 5, 1.5, 0.25, 0.75), Answer("", 0, 0, 1.0, 1.0, 0.25)),
-        made_up("café \u2028", "", Answer('"né"\n', 1, 6, -1.5, 0.5, 0.5)),
+        make_prediction(
+            "1", "ja", Answer("ja", 3, 5, 1.5, 0.25, 0.75), Answer("", 0, 0, 1.0, 1.0, 0.25)
+        ),
+        make_prediction("café \u2028", "", Answer('"né"\n', 1, 6, -1.5, 0.5, 0.5)),
     ]
     folder = tmp_path / "new" / "folder"
     settings = DecodingSettings(version_2_with_negative=True)
@@ -695,8 +696,8 @@ def test_the_files_are_run_qas(tmp_path):
     assert {path.name for path in (tmp_path / "v1").iterdir()} == set(names[:2])
 
 
-def test_predictions_are_written_as_they_come(tmp_path):
-    """No prediction waits in memory with its n best for the last one."""
+def test_predictions_are_streamed_to_their_file(tmp_path):
+    """N-best lists are not kept in memory."""
 
     class Watched(Prediction):
         __slots__ = ("__weakref__",)
@@ -716,14 +717,14 @@ def test_predictions_are_written_as_they_come(tmp_path):
     assert [prediction.id for prediction in kept] == [str(number) for number in range(20)]
 
 
-def test_predictions_that_fail_leave_the_last_files_as_they_were(tmp_path):
-    """A question that is too long is found when its turn comes."""
+def test_a_failure_keeps_the_old_files(tmp_path):
+    """A question that is too long raises an error in the middle."""
 
     def failing():
-        yield made_up("1", "new", Answer("new", 0, 3, 1.0, 1.0, 1.0))
+        yield make_prediction("1", "new", Answer("new", 0, 3, 1.0, 1.0, 1.0))
         raise UserError("question 2 is too long")
 
-    old = made_up("1", "old", Answer("old", 0, 3, 1.0, 1.0, 1.0))
+    old = make_prediction("1", "old", Answer("old", 0, 3, 1.0, 1.0, 1.0))
     write_predictions(tmp_path, [old], DecodingSettings())
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="question 2 is too long"):
@@ -731,8 +732,8 @@ def test_predictions_that_fail_leave_the_last_files_as_they_were(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
-def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
-    prediction = made_up("\udc00", "a \ud83d b", Answer("\ud83d", 2, 3, 1.0, 1.0, 1.0))
+def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
+    prediction = make_prediction("\udc00", "a \ud83d b", Answer("\ud83d", 2, 3, 1.0, 1.0, 1.0))
     _, files = write_predictions(tmp_path, [prediction], DecodingSettings())
     n_best, predictions = map(read_strictly, files)
     assert predictions == {"\udc00": "a \ud83d b"}
@@ -742,22 +743,26 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
 # --- score and settings --------------------------------------------------------------------------
 
 
-def said(question_id, text, span="", odds=None):
+def prediction_of(question_id, text, span="", odds=None):
     return Prediction(question_id, text, (), span or text, odds)
 
 
-def test_score_by_the_rules_of_v2():
+def test_score_with_version_2():
     examples = [
         Example("1", "q", "The Osk", ("Osk",), (4,)),
         Example("2", "q", "red blue", ()),
         Example("3", "q", "red blue", ()),
         Example("4", "q", "red blue", None),
     ]
-    predictions = [said("1", "", "Osk", 1.5), said("2", "red", "red", 2.5), said("3", "", "red", 3)]
-    predictions.append(said("4", "red", "red", 0.5))
+    predictions = [
+        prediction_of("1", "", "Osk", 1.5),
+        prediction_of("2", "red", "red", 2.5),
+        prediction_of("3", "", "red", 3),
+        prediction_of("4", "red", "red", 0.5),
+    ]
     figures = score(examples, predictions, DecodingSettings(version_2_with_negative=True))
     assert figures["exact"] == figures["f1"] == pytest.approx(100 / 3)
     assert (figures["HasAns_total"], figures["NoAns_total"]) == (1, 2)
     assert (figures["total"], figures["without_gold"]) == (3, 1)
-    # All would be right with "Osk" said and the others not: a threshold from 1.5 on.
+    # All are correct if only "Osk" is answered: at thresholds from 1.5.
     assert (figures["best_exact"], figures["best_exact_thresh"]) == (100, 1.5)

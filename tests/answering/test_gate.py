@@ -1,5 +1,5 @@
-"""250 questions written for this project, of many kinds: that they are sound, and that the model
-that comes with it answers as many of the 200 answerable ones as when it was made."""
+"""250 questions of many kinds, written for this project: their validity, and the metrics of the
+shipped model on the 200 answerable ones."""
 
 import hashlib
 import json
@@ -27,10 +27,10 @@ from tests.helpers import DATA
 GATE = DATA / "gate.json"
 
 
-def test_the_questions_are_sound() -> None:
+def test_the_questions_are_valid() -> None:
     examples = read_examples(GATE)
     check_examples(examples, str(GATE))  # no id twice, nothing blank
-    check_answers(examples, str(GATE))  # every answer is where it says
+    check_answers(examples, str(GATE))  # every answer is at its answer_start
     assert len(examples) == 250
     assert len({(example.question, example.context) for example in examples}) == 250
     assert sum(bool(example.answers) for example in examples) == 200
@@ -39,7 +39,7 @@ def test_the_questions_are_sound() -> None:
         assert all(text == text.strip() != "" for text in example.answers or ())
 
 
-def test_each_context_has_a_wrong_answer_that_looks_right() -> None:
+def test_each_context_has_a_plausible_wrong_answer() -> None:
     articles = json.loads(GATE.read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
     assert len(paragraphs) == 50
@@ -61,12 +61,11 @@ def test_the_questions_are_of_many_kinds() -> None:
     assert min(words) < 110 and sum(count > 600 for count in words) >= 5
 
 
-# --- the model that comes with the project -------------------------------------------------------
+# --- the shipped model ---------------------------------------------------------------------------
 
-# EM and F1 of its answers to the 200 answerable questions, in per cent, as measured when it was
-# made, on a processor that multiplies bf16; it cannot say "no answer" to the others. One question
-# is 0.5 of EM: another processor rounds otherwise, and may turn one answer; more is a change of
-# the code.
+# EM and F1 on the 200 answerable questions, in percent, measured at its release on a processor with
+# bf16 products; the model has no "no answer". One question is 0.5 of EM: rounding on another
+# processor may change one answer; more means that the code has changed.
 MEASURED = {"fp32": (75.0, 81.0), "bf16": (75.5, 81.5), "int8": (77.0, 82.38)}
 ONE_QUESTION = 0.5
 
@@ -77,33 +76,33 @@ def shipped() -> Path:
 
 
 @pytest.mark.parametrize("precision", MEASURED)
-def test_it_is_as_good_as_it_was(shipped: Path, precision: str) -> None:
+def test_the_shipped_model_has_its_recorded_metrics(shipped: Path, precision: str) -> None:
     cpu = torch.device("cpu")
     if precision != "fp32" and select_precision("auto", cpu) is not torch.bfloat16:
-        pytest.skip("this processor has no products of bf16")  # which int8 takes for the rest
+        pytest.skip("this processor has no bf16 products")  # int8 uses them for other layers
     if precision == "int8" and not can_prepack(cpu, int8=True):
         pytest.skip("this processor has no 8-bit products")
     examples = [example for example in read_examples(GATE) if not example.is_impossible]
     qa = QuestionAnswerer.from_pretrained(shipped, device="cpu", precision=precision)
     figures = score(examples, list(qa.answer(examples)), qa.decoding)
     exact, f1 = MEASURED[precision]
-    # Coarser numbers, coarser rounding: one answer more may turn.
+    # With coarser rounding, one more answer may change.
     slack = ONE_QUESTION * (1 if precision == "fp32" else 2)
     assert figures["exact_match"] == pytest.approx(exact, abs=slack + 0.01)
     assert figures["f1"] == pytest.approx(f1, abs=slack + 0.01)
 
 
-def test_the_demo_is_answered_rightly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_is_answered_correctly(capsys: pytest.CaptureFixture[str]) -> None:
     infer.main(infer.parse_flags(["--demo", "--device", "cpu", "--precision", "fp32"]))
-    said = capsys.readouterr().out.splitlines()
-    answers = [line.split(maxsplit=2)[2] for line in said if re.match(r" +[01]\.\d{4} ", line)]
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line.split(maxsplit=2)[2] for line in lines if re.match(r" +[01]\.\d{4} ", line)]
     assert answers[:4] == [
         "32+", "general-purpose architectures", "TensorFlow 2.0 and PyTorch", "George Washington",
     ]  # fmt: skip
-    assert len(answers) == 8  # the last question's n-best list has five
+    assert len(answers) == 8  # five of them are the last question's n-best list
 
 
-def test_the_card_is_of_this_file(shipped: Path) -> None:
+def test_the_card_has_the_digest_of_the_weights(shipped: Path) -> None:
     card = (shipped / "README.md").read_text(encoding="utf-8")
     digest = hashlib.sha256((shipped / WEIGHTS_FILE).read_bytes()).hexdigest()
     assert f"SHA-256 `{digest}`" in card
@@ -111,7 +110,7 @@ def test_the_card_is_of_this_file(shipped: Path) -> None:
     assert (shipped / WEIGHTS_FILE).stat().st_size < 50e6
 
 
-def test_readme_and_card_give_the_same_figures(shipped: Path) -> None:
+def test_readme_and_card_have_the_same_metrics(shipped: Path) -> None:
     root = Path(__file__).parents[2]
     card = (shipped / "README.md").read_text(encoding="utf-8")
     (figures,) = re.findall(r"\*\*EM ([\d.]+), F1 ([\d.]+)\*\*", card)
@@ -121,7 +120,7 @@ def test_readme_and_card_give_the_same_figures(shipped: Path) -> None:
     assert "in bf16, EM {}, F1 {}".format(*MEASURED["bf16"]) in page
 
 
-def test_an_installed_package_finds_it(
+def test_an_installed_package_finds_the_shipped_model(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path.resolve() / "site" / "bertqa"
@@ -131,12 +130,12 @@ def test_an_installed_package_finds_it(
         find_folder(SHIPPED_MODEL)
     shutil.copytree(shipped, package / "pretrained" / SHIPPED_MODEL)
     assert find_folder(SHIPPED_MODEL) == package / "pretrained" / SHIPPED_MODEL
-    shutil.copytree(shipped, tmp_path / "weights" / SHIPPED_MODEL)  # the user's own comes first
+    shutil.copytree(shipped, tmp_path / "weights" / SHIPPED_MODEL)  # the user's model comes first
     assert find_folder(SHIPPED_MODEL) == Path("weights") / SHIPPED_MODEL
 
 
-def test_what_comes_with_the_project_is_named_file_by_file(shipped: Path) -> None:
-    """So that nothing else that may lie there is committed or packed."""
+def test_the_shipped_files_are_listed_one_by_one(shipped: Path) -> None:
+    """So other files of the folder are not committed or packaged."""
     root = Path(__file__).parents[2]
     rules = (root / ".gitignore").read_text(encoding="utf-8").splitlines()
     start = f"!weights/{shipped.name}/"

@@ -1,4 +1,4 @@
-"""Questions on JSON lines: answered in order, whole, and resumed wherever the run was stopped."""
+"""Answers to JSON lines: order, completeness, and resuming wherever a run was stopped."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def like(qa: QuestionAnswerer, answer: Callable[..., Any]) -> Any:
-    """An answerer that answers otherwise."""
+    """Return an answerer with another ``answer``."""
     return SimpleNamespace(**{**vars(qa), "answer": answer})
 
 
@@ -78,7 +78,7 @@ def files(folder: Path) -> list[bytes]:
 
 @pytest.fixture
 def ask(qa: QuestionAnswerer, tmp_path: Path) -> Callable[..., tuple[int, int]]:
-    """``answer_lines`` on in.jsonl into the folder out."""
+    """Return ``answer_lines`` from in.jsonl into the folder out."""
     (tmp_path / "out").mkdir()
 
     def call(answerer: Any = qa, model: str = "tiny", **options: Any) -> tuple[int, int]:
@@ -89,7 +89,7 @@ def ask(qa: QuestionAnswerer, tmp_path: Path) -> Callable[..., tuple[int, int]]:
     return call
 
 
-def test_a_line_is_answered_as_a_question_is(ask, qa, tmp_path):
+def test_a_line_is_answered_like_a_single_question(ask, qa, tmp_path):
     examples = questions(10)
     write_lines(tmp_path / "in.jsonl", ["", *(f"{row(e)}\n" for e in examples)])
     assert ask() == (10, 0)
@@ -105,7 +105,7 @@ def test_a_line_is_answered_as_a_question_is(ask, qa, tmp_path):
     assert (tmp_path / "out" / "rejects.jsonl").read_text() == ""
 
 
-def test_more_answers_and_other_offsets(ask, tmp_path):
+def test_top_k_and_all_offsets(ask, tmp_path):
     context = "🤗 Ada built the quay in 1642 — “Ben” swept it. 🙂"
     line = json.dumps({"question": "Who built it?", "context": context})
     write_lines(tmp_path / "in.jsonl", [line])
@@ -113,14 +113,14 @@ def test_more_answers_and_other_offsets(ask, tmp_path):
     (entry,) = written(tmp_path / "out" / "predictions.jsonl")
     answers = entry["answers"]
     assert len(answers) == 3 and answers[0].items() <= entry.items()
-    assert entry["id"] == "line 1"  # made up: no other line's, which might be any number
+    assert entry["id"] == "line 1"  # generated, and different from ids that are numbers
     for answer in answers:
         for coding, width, name in (("utf-16-le", 2, "utf16"), ("utf-8", 1, "byte")):
             start, end = answer[f"start_{name}"] * width, answer[f"end_{name}"] * width
             assert context.encode(coding)[start:end].decode(coding) == answer["answer"]
 
 
-def test_where_no_answer_is_one(qa, tmp_path):
+def test_answers_with_no_answer(qa, tmp_path):
     examples = questions(30, STORIES_V2)
     source = write_lines(tmp_path / "in.jsonl", map(row, examples))
     decoding = DecodingSettings(version_2_with_negative=True)
@@ -139,11 +139,11 @@ def test_where_no_answer_is_one(qa, tmp_path):
     assert figures["HasAns_total"] + figures["NoAns_total"] == figures["total"] == 30
 
 
-# --- bad lines -----------------------------------------------------------------------------------
+# --- invalid lines -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("line", "words"), BAD.items(), ids=list(BAD.values()))
-def test_a_bad_line_of_a_file_is_told_before_a_question_is_asked(ask, qa, tmp_path, line, words):
+def test_an_invalid_line_of_a_file_is_reported_before_answering(ask, qa, tmp_path, line, words):
     good = list(map(row, questions(8)))
     write_lines(tmp_path / "in.jsonl", [*good[:6], line, *good[6:], "{}"])
     with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more faulty row.*--skip_bad"):
@@ -153,8 +153,8 @@ def test_a_bad_line_of_a_file_is_told_before_a_question_is_asked(ask, qa, tmp_pa
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("before", [0, 2, 4])
-def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, before):
-    """It cannot be read twice. The file of the corrected lines goes on."""
+def test_an_invalid_line_in_a_pipe_stops_the_run_and_keeps_the_answers(ask, tmp_path, before):
+    """A pipe cannot be read twice. A file with corrected lines resumes the run."""
     examples = questions(8)
     good, source = list(map(row, examples)), tmp_path / "in.jsonl"
     os.mkfifo(source)
@@ -166,7 +166,7 @@ def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, be
     writer.join()
     answers = tmp_path / "out" / "predictions.jsonl"
     assert [entry["id"] for entry in written(answers)] == [e.id for e in examples[:before]]
-    with pytest.raises(UserError, match=r"--resume: .*in\.jsonl is a pipe"):
+    with pytest.raises(UserError, match=r"--resume: .* got the pipe .*in\.jsonl"):
         ask(resume=True)
     source.unlink()
     write_lines(source, [*good[:before], good[0], *good[before:]])
@@ -180,11 +180,11 @@ def test_a_bad_line_in_a_pipe_ends_the_run_and_nothing_is_lost(ask, tmp_path, be
 def test_several_processes_cannot_share_a_pipe(ask, qa, tmp_path):
     os.mkfifo(tmp_path / "in.jsonl")
     for rank in (0, 1):
-        with pytest.raises(UserError, match=r"in\.jsonl is a pipe, which one process can read"):
+        with pytest.raises(UserError, match=r"in\.jsonl: must be a file .*, got a pipe"):
             ask(runtime=replace(qa.runtime, rank=rank, world_size=2))
 
 
-def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
+def test_skip_bad_writes_invalid_lines_to_rejects(ask, qa, tmp_path):
     examples = questions(9)
     mixed = [*map(row, examples[:2]), *BAD, *map(row, examples[2:])]
     source = write_lines(tmp_path / "in.jsonl", mixed)
@@ -192,7 +192,7 @@ def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
     answers = written(tmp_path / "out" / "predictions.jsonl")
     rejects = written(tmp_path / "out" / "rejects.jsonl")
     numbers = [entry["line"] for entry in [*answers, *rejects]]
-    assert sorted(numbers) == list(range(1, len(mixed) + 1))  # none vanishes, none comes twice
+    assert sorted(numbers) == list(range(1, len(mixed) + 1))  # each line occurs once
     for entry in rejects:
         assert entry["raw"] == mixed[entry["line"] - 1]
         assert BAD[entry["raw"]] in entry["fault"] and f"line {entry['line']}" in entry["fault"]
@@ -202,8 +202,8 @@ def test_bad_lines_are_kept_aside_if_told_so(ask, qa, tmp_path):
     assert score_lines(source, tmp_path / "out", v2=False) == pytest.approx(whole)
 
 
-def test_whether_a_long_question_can_be_asked_is_up_to_its_context(ask, qa, tmp_path):
-    """One window needs no overlap. It is told before a question is asked, and by the model."""
+def test_a_long_question_is_valid_with_a_short_context(ask, qa, tmp_path):
+    """A single window needs no overlap."""
     question = "who " * (qa.windows.longest_question + 9)
     rows = [{"question": question, "context": text} for text in ("Ada.", "Ada. " * 5)]
     write_lines(tmp_path / "in.jsonl", map(json.dumps, rows))
@@ -215,18 +215,19 @@ def test_whether_a_long_question_can_be_asked_is_up_to_its_context(ask, qa, tmp_
 
 
 def test_questions_without_gold_do_not_count(ask, tmp_path):
-    """The others give the figures that they give alone; as ``score`` has them of a whole file."""
+    """The metrics are those of the other questions, as in ``score``."""
     examples, without = questions(5), '{"question": "Who?", "context": "Ada."}'
-    source, folder, said = tmp_path / "in.jsonl", tmp_path / "out", []
+    source, folder, messages = tmp_path / "in.jsonl", tmp_path / "out", []
     write_lines(source, map(row, examples))
     ask()
-    alone = score_lines(source, folder, v2=False, say=said.append)
-    assert alone and said == []
+    alone = score_lines(source, folder, v2=False, say=messages.append)
+    assert alone and messages == []
     write_lines(source, [without, *map(row, examples)])
     ask()
-    found = score_lines(source, folder, v2=False, say=said.append)
+    found = score_lines(source, folder, v2=False, say=messages.append)
     assert found == alone | {"without_gold": 1} and found["total"] == 5
-    assert "6 questions; 1 without an id, " in said[0] and "; 1 without gold answers, " in said[0]
+    (message,) = messages
+    assert "6 questions; 1 without an id, " in message and "; 1 without gold answers, " in message
     predictions = [
         SimpleNamespace(id=entry["id"], text=entry["answer"], null_odds=None, best_span="")
         for entry in written(folder / "predictions.jsonl")
@@ -238,7 +239,7 @@ def test_questions_without_gold_do_not_count(ask, tmp_path):
     assert score_lines(source, folder, v2=False) == {}
 
 
-def test_no_answer_needs_its_flag_as_in_a_whole_file(ask, qa, tmp_path):
+def test_no_answer_requires_its_flag(ask, qa, tmp_path):
     lines = [row(replace(e, answers=(), answer_starts=())) for e in questions(2)]
     write_lines(tmp_path / "in.jsonl", [row(questions(1)[0]), *lines])
     with pytest.raises(UserError, match=r"line 2 has 1 question without an answer: pass --version"):
@@ -254,15 +255,15 @@ def test_no_answer_needs_its_flag_as_in_a_whole_file(ask, qa, tmp_path):
 
 @pytest.fixture
 def finished(ask, tmp_path) -> list[bytes]:
-    """What the two files hold once in.jsonl is answered."""
+    """Answer in.jsonl and return the contents of the two files."""
     good = list(map(row, questions(10)))
     write_lines(tmp_path / "in.jsonl", [*list(BAD)[:2], *good[:6], list(BAD)[3], *good[6:]])
     ask(skip_bad=True)
     return files(tmp_path / "out")
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(ask, finished, tmp_path):
-    """Rejects are written first: whatever is there of the answers, theirs may be whole or not."""
+def test_a_run_killed_anywhere_resumes_to_the_same_bytes(ask, finished, tmp_path):
+    """Rejects are written first, so they may be incomplete if the answers are."""
     answers, rejects = finished
     line = answers.index(b"\n")
     sizes = [0, 1, line, line + 1, len(answers) // 3, len(answers) // 2, len(answers) - 1]
@@ -274,7 +275,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(ask, finished, tmp_path):
             assert files(tmp_path / "out") == finished, size
 
 
-def test_a_signal_ends_it_after_its_block(ask, qa, finished, tmp_path):
+def test_a_signal_stops_the_run_after_its_block(ask, qa, finished, tmp_path):
     asked = []
 
     def answer(examples: Iterable[Example]) -> Iterator[Prediction]:
@@ -283,48 +284,48 @@ def test_a_signal_ends_it_after_its_block(ask, qa, finished, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return qa.answer(examples)
 
-    heeded = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(Stopped, match=r"after line 4 .*--resume") as stop:
             ask(like(qa, answer), skip_bad=True)
     finally:
-        signal.signal(signal.SIGTERM, heeded)
+        signal.signal(signal.SIGTERM, before)
     assert stop.value.exit_code == 143
     assert len(written(tmp_path / "out" / "predictions.jsonl")) == 2
     assert ask(resume=True, skip_bad=True) == (8, 1)
     assert files(tmp_path / "out") == finished
 
 
-def test_going_on_with_something_else_is_refused(ask, qa, finished, tmp_path):
+def test_resuming_with_other_settings_or_input_is_rejected(ask, qa, finished, tmp_path):
     windows = WindowSettings(48, doc_stride=16)
     other = QuestionAnswerer(qa.model, qa.tokenizer, windows, qa.decoding, qa.runtime)
     for key, changed in (
         ("top_k", {"top_k": 2}), ("windows", {"answerer": other}), ("model", {"model": "another"}),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"begun with {key} "):
+        with pytest.raises(UserError, match=f"--resume: {key} must be .*, got"):
             ask(resume=True, **changed)
     without_id = [json.dumps({"question": f"{n}?", "context": "Ada."}) for n in range(20)]
     for lines in (map(row, questions(10)), map(row, questions(30)[10:]), without_id):
-        write_lines(tmp_path / "in.jsonl", lines)  # too short, or with another question there
-        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl is not the question"):
+        write_lines(tmp_path / "in.jsonl", lines)  # too short, or with another question
+        with pytest.raises(UserError, match=r"line 13 of .*in.jsonl must be the question"):
             ask(resume=True)
     assert files(tmp_path / "out") == finished
 
 
-def test_a_file_that_it_did_not_write_is_left_alone(ask, finished, tmp_path):
+def test_foreign_files_are_kept(ask, finished, tmp_path):
     answers = tmp_path / "out" / "predictions.jsonl"
     answers.write_text('{"line": 1, "id": "a", "digest": ""}\nmine\n')
     with pytest.raises(UserError, match=r"predictions.jsonl, line 2 is not one"):
         ask(resume=True)
     (tmp_path / "out" / "settings.json").unlink()
     answers.write_text('{"line": 1, "id": "a", "digest": ""}\n')
-    with pytest.raises(UserError, match=r"no settings.json"):
+    with pytest.raises(UserError, match=r"must contain the settings.json"):
         ask(resume=True)
     assert answers.read_text() == '{"line": 1, "id": "a", "digest": ""}\n'
 
 
-def test_a_disk_that_is_full_leaves_whole_answers(ask, finished, tmp_path, monkeypatch):
-    """The second block finds no room for the whole of its answers."""
+def test_a_full_disk_leaves_complete_answers(ask, finished, tmp_path, monkeypatch):
+    """The disk is full during the second block."""
     real = file_module._dumps
 
     def dumps(entry: dict[str, Any]) -> str:
@@ -345,7 +346,7 @@ def test_a_disk_that_is_full_leaves_whole_answers(ask, finished, tmp_path, monke
 
 
 def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
-    """With an answerer that does nothing, so that what is left is the reading and writing."""
+    """With an answerer that does nothing, to measure reading and writing only."""
 
     def answer(examples: Iterable[Example]) -> Iterator[Prediction]:
         for example in examples:

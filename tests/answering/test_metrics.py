@@ -1,4 +1,4 @@
-"""The metrics against torchmetrics, against the published rules restated here, and by hand."""
+"""The metrics against torchmetrics, a plain implementation of the published rules, and by hand."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from bertqa.answering.metrics import (
 )
 from bertqa.errors import UserError
 
-# --- texts that tell one reading of the rules from another ------------------------------------
+# --- texts that distinguish interpretations of the rules ----------------------------------------
 
 ATOMS = (
     *("a", "A", "an", "AN", "the", "The", "tHe", "theory", "ana", "cat", "Cat", "dog", "dog"),
@@ -43,16 +43,16 @@ null_scores = st.one_of(
 
 
 def split(rows):
-    """Rows of (prediction or None, golds) -> predictions, references."""
+    """Split rows of (prediction or None, golds) into predictions and references."""
     predictions = {f"q{i}": text for i, (text, _) in enumerate(rows) if text is not None}
     return predictions, {f"q{i}": golds for i, (_, golds) in enumerate(rows)}
 
 
-# --- the published rules, restated in another style -------------------------------------------
+# --- plain implementation of the published rules -------------------------------------------------
 
 
 def plain_words(text):
-    """Code points instead of a table, runs of word characters instead of word boundaries."""
+    """Normalize by code points instead of a table, and runs instead of word boundaries."""
     ascii_punctuation = {*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)}
     kept = "".join(c for c in text.lower() if ord(c) not in ascii_punctuation)
     runs = re.findall(r"\w+|\W+", kept)
@@ -65,7 +65,7 @@ def plain_exact(prediction, gold):
 
 
 def plain_f1(prediction, gold, both_empty):
-    """Words crossed off one by one; `both_empty` is the score of nothing against nothing."""
+    """Compute F1 by removing words one by one; `both_empty` is the score of two empty texts."""
     words, left = plain_words(prediction), plain_words(gold)
     if not words and not left:
         return both_empty
@@ -126,17 +126,17 @@ def plain_v2(rows):
         ("theory anna a1", "theory anna a1"),
         ("...'\"\\_^~$", ""),
         ("Pan-Am", "panam"),
-        ("a.n", ""),  # punctuation goes before the articles
+        ("a.n", ""),  # punctuation is removed before articles
         ("t-h-e U.S.A.", "usa"),
         ("“the” ¿cat? —", "“ ” ¿cat —"),
-        ("off—the—record", "off— —record"),  # a blank in the article's place
-        ("a\u0301", "\u0301"),  # a combining accent is no word character: "a" is a whole word
+        ("off—the—record", "off— —record"),  # the article is replaced by a space
+        ("a\u0301", "\u0301"),  # a combining accent is not a word character: "a" is a word
         ("á", "á"),
         ("Straße", "straße"),  # lower case, not case folding
         ("the_end", "theend"),
         ("1,000 ١٢ ２", "1000 ١٢ ２"),
         ("a１", "a１"),
-        ("a\u200bcat", "\u200bcat"),  # a zero-width space ends a word, yet is no whitespace
+        ("a\u200bcat", "\u200bcat"),  # a zero-width space ends a word, but is not whitespace
         ("x\x1cy\u2003z", "x y z"),
     ],
 )
@@ -146,7 +146,7 @@ def test_normalize_answer_by_hand(text, normal):
 
 @given(texts)
 @settings(max_examples=600)
-def test_normalize_answer_is_the_published_rule(text):
+def test_normalize_answer_follows_the_published_rule(text):
     assert normalize_answer(text) == " ".join(plain_words(text))
 
 
@@ -157,7 +157,7 @@ def test_normalize_answer_is_the_published_rule(text):
         ("the cat sat", "cat mat", 0.0, 0.5, 0.5),  # P 1/2, R 1/2
         ("cat sat on mat", "cat", 0.0, 0.4, 0.4),  # P 1/4, R 1
         ("cat cat cat", "cat cat dog dog", 0.0, 4 / 7, 4 / 7),  # a bag: two hits, not three
-        ("sat cat", "cat sat", 0.0, 1.0, 1.0),  # F1 knows no order
+        ("sat cat", "cat sat", 0.0, 1.0, 1.0),  # F1 ignores the order
         ("dog", "cat", 0.0, 0.0, 0.0),
         ("The", "The", 1.0, 0.0, 1.0),
         ("", "...", 1.0, 0.0, 1.0),
@@ -174,7 +174,7 @@ def test_one_pair_by_hand(prediction, gold, exact, v1, v2):
 
 @given(texts, texts)
 @settings(max_examples=400)
-def test_one_pair_is_the_published_rule_and_torchmetrics(prediction, gold):
+def test_one_pair_equals_the_published_rule_and_torchmetrics(prediction, gold):
     assert exact_match(prediction, gold) == plain_exact(prediction, gold)
     assert f1(prediction, gold) == pytest.approx(plain_f1(prediction, gold, 0.0), abs=1e-12)
     assert f1_v2(prediction, gold) == pytest.approx(plain_f1(prediction, gold, 1.0), abs=1e-12)
@@ -182,7 +182,7 @@ def test_one_pair_is_the_published_rule_and_torchmetrics(prediction, gold):
     assert 100 * f1_v2(prediction, gold) == pytest.approx(theirs["f1"], abs=1e-3)
 
 
-# --- whole data sets: v1.1 --------------------------------------------------------------------
+# --- datasets: v1.1 ------------------------------------------------------------------------------
 
 
 def torchmetrics_figures(rows):
@@ -204,11 +204,11 @@ def with_gold(rows):
 @pytest.mark.filterwarnings("ignore:Unanswered question")
 @given(questions.map(with_gold))
 @settings(max_examples=150)
-def test_evaluate_v1_is_the_published_rule_and_torchmetrics(rows):
+def test_evaluate_v1_equals_the_published_rule_and_torchmetrics(rows):
     ours, theirs = evaluate_v1(*split(rows)), torchmetrics_figures(rows)
     assert ours == pytest.approx(plain_v1(rows), abs=1e-9)
     assert ours["exact_match"] == pytest.approx(theirs["exact_match"], abs=1e-3)
-    # torchmetrics takes F1 of nothing against nothing from v2.0. What it adds thereby is known.
+    # torchmetrics uses v2.0's F1 of two empty texts, which adds a known amount.
     extra = sum(
         prediction is not None
         and not plain_words(prediction)
@@ -220,7 +220,7 @@ def test_evaluate_v1_is_the_published_rule_and_torchmetrics(rows):
 
 def test_evaluate_v1_by_hand():
     references = {
-        "one": ["dog", "The cat"],  # best of both golds: 1, 1
+        "one": ["dog", "The cat"],  # maximum over the gold answers: 1, 1
         "two": ["cat sat", "mat"],  # 0, 2/3
         "three": ["The"],  # 1, 0
         "four": ["cat"],  # no prediction: 0, 0
@@ -231,12 +231,12 @@ def test_evaluate_v1_by_hand():
     assert all(type(value) is float for value in figures.values())
 
 
-# --- whole data sets: v2.0 --------------------------------------------------------------------
+# --- datasets: v2.0 ------------------------------------------------------------------------------
 
 
 @given(questions)
 @settings(max_examples=300)
-def test_evaluate_v2_is_the_published_rule(rows):
+def test_evaluate_v2_equals_the_published_rule(rows):
     assert evaluate_v2(*split(rows)) == pytest.approx(plain_v2(rows), abs=1e-9)
 
 
@@ -246,7 +246,7 @@ def test_evaluate_v2_by_hand():
         "two": [],  # answered "": 1, 1
         "three": [],  # answered: 0, 0
         "four": ["The", "..."],  # unanswerable, answered with an article: 1, 1
-        "five": ["the", "dog"],  # answered "", and the empty gold does not help: 0, 0
+        "five": ["the", "dog"],  # answered "", but the empty gold answer is dropped: 0, 0
         "six": [],  # no prediction, which is not the prediction "": 0, 0
     }
     predictions = {"one": "cat", "two": "", "three": "cat", "four": "an", "five": ""}
@@ -271,7 +271,7 @@ def test_evaluate_v2_by_hand():
 
 
 def by_threshold(nulls, best, threshold):
-    """The predictions made with a threshold, one question at a time."""
+    """Return the predictions at a threshold, one question at a time."""
     return {
         qid: "" if null > threshold else best[qid]
         for qid, null in nulls.items()
@@ -284,7 +284,7 @@ def figures_at(references, nulls, best, threshold):
     return figures["exact"], figures["f1"]
 
 
-# Half of the texts from so few that predictions are often right.
+# Half of the texts are from a short list, so that predictions are often correct.
 likely = st.one_of(st.sampled_from(("cat", "The cat", "cat dog", "dog dog cat")), texts)
 scored_questions = st.lists(
     st.tuples(st.none() | likely, st.lists(likely, max_size=2), null_scores), min_size=1, max_size=7
@@ -300,20 +300,20 @@ def split_scored(rows):
 @example([("cat", ["cat"], 0.0), ("cat", [], 0.0), ("cat", [], 1.0)])
 @example([("cat", [], -1e300)])
 @settings(max_examples=300)
-def test_every_point_of_the_curve_is_evaluate_v2_of_its_predictions(rows):
+def test_every_point_of_the_curve_equals_evaluate_v2_of_its_predictions(rows):
     references, nulls, best = split_scored(rows)
     curve = threshold_curve(references, nulls, best)
     assert [point.threshold for point in curve[1:]] == sorted(set(nulls.values()))
     assert curve[0].threshold < min(nulls.values())
     for point in curve:
         expected = figures_at(references, nulls, best, point.threshold)
-        assert (point.exact, point.f1) == expected  # to the last bit
+        assert (point.exact, point.f1) == expected  # bit for bit
 
 
 @given(scored_questions, st.lists(null_scores, max_size=4))
-@example([("cat", ["cat"], 0.5), ("cat", [], 0.5)], [])  # turned one by one, these would give 100
+@example([("cat", ["cat"], 0.5), ("cat", [], 0.5)], [])  # a tie; separated, it would give 100
 @settings(max_examples=300)
-def test_best_threshold_is_that_of_brute_force(rows, others):
+def test_the_best_threshold_equals_brute_force(rows, others):
     references, nulls, best = split_scored(rows)
     figures = evaluate_v2(best, references, nulls, best)
     candidates = sorted({-math.inf, *nulls.values()})
@@ -325,7 +325,7 @@ def test_best_threshold_is_that_of_brute_force(rows, others):
         assert all(pair[i] <= top for pair in elsewhere)
         threshold = figures[f"best_{name}_thresh"]
         assert figures_at(references, nulls, best, threshold)[i] == top
-        # The lowest that reaches it. Below all scores any number is as good as another.
+        # The lowest that reaches it. All thresholds below the scores are equivalent.
         lowest = candidates[[pair[i] for pair in tried].index(top)]
         assert threshold == lowest or (lowest == -math.inf and threshold < candidates[1])
 
@@ -338,14 +338,14 @@ def test_threshold_curve_by_hand():
     expected = [
         (-4.0, 50.0, 50.0),  # all "": two and four
         (-3.0, 75.0, 75.0),  # one is answered
-        (-1.0, 75.0, 100 * (11 / 3) / 4),  # three is, by half
+        (-1.0, 75.0, 100 * (11 / 3) / 4),  # three is, partly correct
         (1.5, 50.0, 100 * (8 / 3) / 4),  # two is, wrongly
-        (4.0, 50.0, 100 * (8 / 3) / 4),  # four is, with a text that normalises to nothing
+        (4.0, 50.0, 100 * (8 / 3) / 4),  # four is, with a text that normalizes to ""
     ]
     assert [tuple(point) for point in curve] == [pytest.approx(row) for row in expected]
     assert all(type(value) is float for point in curve for value in point)
     assert isinstance(curve[0], ThresholdPoint)
-    # The predictions play no part in the best figures.
+    # The best metrics do not depend on the predictions.
     figures = evaluate_v2({}, references, nulls, best)
     assert figures["exact"] == 0.0
     assert (figures["best_exact"], figures["best_exact_thresh"]) == (75.0, -3.0)
@@ -353,8 +353,8 @@ def test_threshold_curve_by_hand():
 
 
 @given(scored_questions, st.floats(0.01, 0.99))
-def test_a_weighted_curve_mixes_the_figures_of_both_kinds(rows, share):
-    """At each threshold: the official figures of both kinds, the second weighted by the share."""
+def test_a_weighted_curve_mixes_the_metrics_of_both_kinds(rows, share):
+    """At each threshold: the weighted mean of the HasAns and NoAns metrics."""
     references, nulls, best = split_scored([("cat", ["cat"], 0.0), ("cat", [], 1.0), *rows])
     plain = threshold_curve(references, nulls, best)
     for point, unweighted in zip(
@@ -369,12 +369,12 @@ def test_a_weighted_curve_mixes_the_figures_of_both_kinds(rows, share):
 
 @pytest.mark.parametrize("golds", [["cat"], []])
 def test_questions_of_one_kind_cannot_be_weighted(golds):
-    with pytest.raises(UserError, match="both kinds"):
+    with pytest.raises(UserError, match="both answerable and unanswerable"):
         threshold_curve({"one": golds}, {"one": 1.0}, {"one": "cat"}, 0.5)
 
 
-def test_curve_gathers_no_rounding():
-    """Thousands of F1 scores that no float holds: a running sum in floats drifts off."""
+def test_the_curve_accumulates_no_rounding_errors():
+    """A running sum of thousands of inexact F1 scores would drift in floats."""
     rows = [(f"cat {'dog ' * (i % 11)}", ["cat"], float(i % 997)) for i in range(3000)]
     references, nulls, best = split_scored(rows)
     curve = threshold_curve(references, nulls, best)
@@ -386,23 +386,23 @@ def test_curve_gathers_no_rounding():
 @pytest.mark.parametrize(
     ("nulls", "best", "words"),
     [
-        ({"one": 1.0, "two": 1.0}, None, "give both"),
-        (None, {"one": "cat"}, "give both"),
-        ({"one": 1.0}, {"one": "cat"}, "'two' has no null score"),
+        ({"one": 1.0, "two": 1.0}, None, "null_scores and best_non_null"),
+        (None, {"one": "cat"}, "null_scores and best_non_null"),
+        ({"one": 1.0}, {"one": "cat"}, "'two': must have a null score"),
         *(
-            ({"one": 1.0, "two": bad}, {"one": "cat"}, r"'two' is .*: give a finite")
+            ({"one": 1.0, "two": bad}, {"one": "cat"}, r"'two': its null score must be finite, got")
             for bad in (math.nan, math.inf, -math.inf)
         ),
     ],
 )
-def test_evaluate_v2_refuses_what_it_cannot_score(nulls, best, words):
+def test_evaluate_v2_rejects_invalid_input(nulls, best, words):
     with pytest.raises(UserError, match=words):
         evaluate_v2({"one": "cat"}, {"one": ["cat"], "two": []}, nulls, best)
 
 
-def test_references_that_score_nothing_are_refused():
+def test_empty_references_are_rejected():
     for evaluate in (evaluate_v1, evaluate_v2):
-        with pytest.raises(UserError, match="references are empty"):
+        with pytest.raises(UserError, match="references must contain"):
             evaluate({"one": "cat"}, {})
-    with pytest.raises(UserError, match="'two' has no gold answer"):
+    with pytest.raises(UserError, match="'two': must have a gold answer"):
         evaluate_v1({"one": "cat"}, {"one": ["cat"], "two": []})

@@ -1,4 +1,4 @@
-"""An answerer in other processes: forked, spawned, or sent as a few hundred bytes."""
+"""An answerer in other processes: forked, spawned or unpickled."""
 
 import copy
 import os
@@ -40,13 +40,13 @@ def load(folder, **options):
 
 
 def run(script, *arguments):
-    """What a script prints in a new process with two threads."""
+    """Run a script in a new process with two threads, and return the printed words."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=300,  # a child that hangs would do so for ever
+        timeout=300,  # in case a child hangs
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -54,7 +54,7 @@ def run(script, *arguments):
 
 # --- forked processes ----------------------------------------------------------------------------
 
-# The shipped model: products of a tiny one are too small to be shared out over threads.
+# The shipped model: matrix products of a tiny one are too small for several threads.
 FORKS = """
 import multiprocessing, sys
 import torch
@@ -88,7 +88,7 @@ for qa in answerers:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("before", ["asked", "not asked"])
 def test_a_forked_child_answers_with_one_thread(before):
     cpu = torch.device("cpu")
@@ -111,7 +111,7 @@ def work():
     qa = bertqa.QuestionAnswerer.from_pretrained("minilm-l6-squad", device="cpu", precision="fp32")
     print(qa("Who built it?", "Ada built the port. " * 20)["answer"])
 
-torch.ones(600, 600) @ torch.ones(600, 600)  # begins the threads that stay behind
+torch.ones(600, 600) @ torch.ones(600, 600)  # starts threads that the child will not have
 child = multiprocessing.get_context("fork").Process(target=work)
 child.start()
 child.join(120)
@@ -120,13 +120,13 @@ child.kill()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_may_be_the_first_to_load_a_model():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_can_load_the_first_model():
     assert run(LOADS_IN_CHILD) == ["Ada", "0"]
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1", torch.device("cuda", 0)])
-def test_a_gpu_is_refused_in_a_forked_child(monkeypatch, device):
+def test_a_gpu_is_rejected_in_a_forked_child(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     adapt_to_fork(device)  # this process was not forked
     monkeypatch.setattr(os, "getpid", lambda: 0)
@@ -148,7 +148,7 @@ print(qa(sys.argv[2], sys.argv[3]))
 """
 
 
-def test_an_answerer_travels_to_another_process_in_a_few_hundred_bytes(folder, tmp_path):
+def test_an_answerer_is_pickled_in_a_few_hundred_bytes(folder, tmp_path):
     qa = load(
         folder, windows=WindowSettings(96, 24), decoding=DecodingSettings(max_answer_length=3)
     )
@@ -159,14 +159,14 @@ def test_an_answerer_travels_to_another_process_in_a_few_hundred_bytes(folder, t
     assert printed == str(qa(WHO, CONTEXT)).split()
 
 
-def test_settings_of_now_travel(folder):
+def test_the_current_settings_are_pickled(folder):
     qa = load(folder)
     qa.decoding = replace(qa.decoding, version_2_with_negative=True, null_score_diff_threshold=-1e9)
     assert pickle.loads(pickle.dumps(qa))(WHO, CONTEXT)["answer"] == ""
 
 
-def test_what_arrives_several_times_is_loaded_once(folder):
-    """As a pool sends the same function with each of its tasks."""
+def test_the_same_pickle_is_loaded_once(folder):
+    """A pool sends the same function with each task."""
     content = pickle.dumps(load(folder))
     first, second = pickle.loads(content), pickle.loads(content)
     assert first.model is second.model
@@ -176,7 +176,7 @@ def test_what_arrives_several_times_is_loaded_once(folder):
     assert third(WHO, CONTEXT) == load(folder)(WHO, CONTEXT)
 
 
-def test_the_current_folder_may_change(folder, monkeypatch):
+def test_the_working_directory_can_change(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     qa = load(folder.name)
     monkeypatch.chdir(folder)
@@ -194,13 +194,13 @@ def test_a_copy_is_independent(folder):
 
 
 class Named(QuestionAnswerer):
-    """With something of its own."""
+    """A subclass with its own attribute."""
 
     name = ""
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda qa: pickle.loads(pickle.dumps(qa))])
-def test_attributes_of_a_users_own_travel(folder, copied):
+def test_attributes_of_subclasses_are_pickled_and_copied(folder, copied):
     qa = Named.from_pretrained(folder, device="cpu", precision="fp32")
     qa.name, qa.seen = "port", ["a"]
     found = copied(qa)
@@ -210,7 +210,7 @@ def test_attributes_of_a_users_own_travel(folder, copied):
     assert not hasattr(copied(load(folder)), "seen")
 
 
-def test_the_fingerprint_is_that_of_model_and_settings(folder):
+def test_the_fingerprint_depends_on_model_and_settings(folder):
     fingerprint = Hasher.hash(load(folder))
     assert Hasher.hash(load(folder)) == fingerprint
     assert Hasher.hash(pickle.loads(pickle.dumps(load(folder)))) == fingerprint
@@ -237,12 +237,12 @@ print(first._fingerprint == answered()._fingerprint, *set(first["answer"]))
 """
 
 
-def test_datasets_map_on_two_processes_and_again_from_its_cache(folder, tmp_path):
+def test_datasets_map_with_two_processes_and_from_its_cache(folder, tmp_path):
     printed = run(MAPS, folder, WHO, CONTEXT, tmp_path / "rows")
     assert printed == ["True", *load(folder)(WHO, CONTEXT)["answer"].split()]
 
 
-# --- refused -------------------------------------------------------------------------------------
+# --- rejected ------------------------------------------------------------------------------------
 
 
 def scale_embeddings(model):
@@ -269,66 +269,66 @@ def wrap_forward(model):
 @pytest.mark.parametrize(
     "change", [scale_embeddings, add_under_no_grad, replace_a_layer, hook, wrap_forward]
 )
-def test_a_model_that_was_changed_in_memory_does_not_travel(folder, change):
+def test_a_model_changed_in_memory_is_not_pickled(folder, change):
     qa = load(folder)
     change(qa.model)
-    with pytest.raises(UserError, match=r"as it was loaded .* changed in memory: save it"):
+    with pytest.raises(UserError, match=r"unchanged since loading .* changed in memory: save it"):
         pickle.dumps(qa)
     with pytest.raises(UserError, match="changed in memory"):
         copy.deepcopy(qa)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_a_model_that_was_put_into_inference_mode_again_travels(folder, precision):
+def test_eval_does_not_prevent_pickling(folder, precision):
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision=precision)
     qa.model.eval()
     assert pickle.loads(pickle.dumps(qa)).folder == qa.folder
 
 
 @pytest.mark.parametrize("part", ["model", "tokenizer", "runtime"])
-def test_an_answerer_with_another_part_does_not_travel(folder, part):
+def test_an_answerer_with_a_replaced_part_is_not_pickled(folder, part):
     qa, other = load(folder), load(folder)
     setattr(qa, part, getattr(other, part))
     with pytest.raises(UserError, match="changed in memory"):
         pickle.dumps(qa)
 
 
-def test_a_model_that_never_had_a_folder_does_not_travel(folder):
+def test_a_model_without_a_folder_is_not_pickled(folder):
     qa = load(folder)
-    with pytest.raises(UserError, match=r"must come from a folder or a name .* save_model"):
+    with pytest.raises(UserError, match=r"must be loaded with from_pretrained .* save_model"):
         pickle.dumps(QuestionAnswerer(qa.model, qa.tokenizer, runtime=qa.runtime))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt", "decoding.json"])
-def test_files_that_change_after_loading_are_noticed(folder, name):
+def test_files_changed_after_loading_are_detected(folder, name):
     qa = load(folder)
     path = folder / name
     path.write_bytes((path.read_bytes() if path.exists() else b"{}") + b" ")
-    with pytest.raises(UserError, match="must hold what they held when the model was loaded"):
+    with pytest.raises(UserError, match=r"the files of .* must be unchanged since loading"):
         pickle.dumps(qa)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_files_that_were_only_touched_are_not_refused(folder, precision):
+def test_touched_files_are_accepted(folder, precision):
     qa = load(folder, precision=precision)
     before = pickle.dumps(qa)
     for path in folder.iterdir():
         os.utime(path, (0, 0))
     assert pickle.dumps(qa) == before
-    # One number of one layer, in the same file of the same size.
+    # Changed numbers of one layer, in a file of the same size.
     rewrite(folder / "model.safetensors", lambda tensors: tensors[LINEAR][0].mul_(2))
-    with pytest.raises(UserError, match="must hold what they held when the model was loaded"):
+    with pytest.raises(UserError, match=r"the files of .* must be unchanged since loading"):
         pickle.dumps(qa)
 
 
-def test_another_model_on_arrival_is_refused(folder):
+def test_another_model_at_unpickling_is_rejected(folder):
     content = pickle.dumps(load(folder))
     write_checkpoint(folder, seed=1)
-    with pytest.raises(UserError, match=r"must hold the model that was pickled .* got other files"):
+    with pytest.raises(UserError, match=r"must contain the model .* got other files"):
         pickle.loads(content)
 
 
-def test_a_model_that_is_missing_on_arrival_is_named(folder, monkeypatch):
+def test_a_missing_model_at_unpickling_is_named(folder, monkeypatch):
     content = pickle.dumps(load(folder))
     shutil.rmtree(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

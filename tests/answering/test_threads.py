@@ -1,4 +1,4 @@
-"""One answerer that several threads ask at once, as those of a web server do."""
+"""One answerer in several threads at once, as in a web server."""
 
 import gc
 import threading
@@ -34,7 +34,7 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 
 
 def ask_at_once(ask: Callable[[], Any]) -> list[tuple[Any, int]]:
-    """What each of several new threads gets, and its number of torch's threads afterwards."""
+    """Return the result of each of several new threads, and its number of torch threads."""
     together = threading.Barrier(CALLERS)
 
     def call() -> tuple[Any, int]:
@@ -46,9 +46,9 @@ def ask_at_once(ask: Callable[[], Any]) -> list[tuple[Any, int]]:
 
 
 @pytest.mark.parametrize("cores", [1, 3], indirect=True)
-def test_threads_get_the_answers_of_one(qa: QuestionAnswerer, cores: int) -> None:
-    """To the bit, of one question and of many; and all keep the caller's number of threads."""
-    examples = read_examples(STORIES)[:10]  # batches enough for several cores
+def test_several_threads_get_the_answers_of_one(qa: QuestionAnswerer, cores: int) -> None:
+    """Bit for bit; and the number of torch threads does not change."""
+    examples = read_examples(STORIES)[:10]  # enough batches for several cores
     questions, contexts = [e.question for e in examples], [e.context for e in examples]
     calls: list[Callable[[], Any]] = [
         lambda: list(qa.answer(examples)),
@@ -62,7 +62,7 @@ def test_threads_get_the_answers_of_one(qa: QuestionAnswerer, cores: int) -> Non
 
 
 @pytest.mark.parametrize("cores", [3], indirect=True)
-def test_nothing_stays_of_the_threads(qa: QuestionAnswerer, cores: int) -> None:
+def test_threads_leak_nothing(qa: QuestionAnswerer, cores: int) -> None:
     examples = read_examples(STORIES)[:10]
     sizes, threads = [], threading.active_count()
     tracemalloc.start()
