@@ -1,4 +1,4 @@
-"""Processes of bertqa infer; as a script, two of torchrun's, of which the second is killed."""
+"""Processes of bertqa infer; as a script, two processes of torchrun, the second of which dies."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from typing import Any
 
 from bertqa.__main__ import main
 from bertqa.answering import blocks
-from bertqa.commands import infer, infer_rows  # noqa: F401 (what a forked process has imported)
+from bertqa.commands import infer, infer_rows  # noqa: F401 (imported before processes are forked)
 from tests.training.processes import count_down, start
 
 
-def start_infer(server: BaseContext, flags: list[str], said: Path, **accident: Any) -> BaseProcess:
+def start_infer(server: BaseContext, flags: list[str], log: Path, **accident: Any) -> BaseProcess:
     """Start infer.py; see ``processes.child`` for the accidents."""
-    return start(server, flags, said, command="infer", **accident)
+    return start(server, flags, log, command="infer", **accident)
 
 
 if __name__ == "__main__":

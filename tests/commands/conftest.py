@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Fixtures of the tests of the commands."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers import write_checkpoint
 
 @pytest.fixture(scope="package", autouse=True)
 def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches go into a temporary folder, nothing is fetched, and one thread does the work."""
+    """Use caches in a temporary folder, no network, and one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """The folder of a run of one step."""
+    """Return the folder of a run of one step."""
     world = World(tmp_path_factory.mktemp("finished"), checkpoint)
     assert call("train", *world.train()) == 0
     return world.out

@@ -1,4 +1,4 @@
-"""A temperature is fitted at the end of a run or by its command, kept, shown and obeyed."""
+"""The temperature: fitted by training or bertqa calibrate, saved, reported and applied."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -26,7 +26,7 @@ DATA = {"v1": STORIES, "v2": STORIES_V2}
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
 ) -> Path:
-    """A run that holds out three of ten articles."""
+    """Return a run that holds out three of ten articles."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     negative = ["--version_2_with_negative"] if request.param == "v2" else []
     assert not call(
@@ -37,17 +37,17 @@ def trained(
     return folder
 
 
-def test_a_run_ends_with_a_temperature(trained: Path) -> None:
+def test_training_fits_a_temperature(trained: Path) -> None:
     windows, decoding = read_decoding_file(trained)
     found = read_calibration(trained)
     assert found and decoding.temperature == found.temperature != 1
-    # The windows of a model that always answers stay those of the flags.
+    # For a model without "no answer", decoding.json has no windows.
     assert (windows is None) == (not decoding.version_2_with_negative)
     held_out = split_by_article(read_examples(DATA[trained.name]), 30)[1]
     assert found.fitted_on + found.after.questions == len(held_out)
 
 
-def test_the_answers_of_a_run_stay_and_their_probabilities_are_by_the_temperature(
+def test_training_applies_the_temperature_to_probabilities_but_not_to_answers(
     trained: Path,
 ) -> None:
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
@@ -67,18 +67,18 @@ def test_the_answers_of_a_run_stay_and_their_probabilities_are_by_the_temperatur
         assert found == pytest.approx([a.probability for a in prediction.answers], rel=1e-3)
 
 
-def test_the_page_and_the_picture_of_a_run_show_it(trained: Path) -> None:
+def test_the_report_of_a_run_shows_the_calibration(trained: Path) -> None:
     found = read_calibration(trained)
     assert found
     page = Page((trained / "report.html").read_text(encoding="utf-8"))
-    assert "What its probabilities are worth" in page.inside["h2"]
+    assert "Calibration" in page.inside["h2"]
     for figure in (found.before.ece, found.after.ece):
         assert f"{figure:.4f}" in page.inside["td"]
     root = ET.fromstring((trained / "calibration.svg").read_text())
     assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 3
 
 
-def test_a_run_about_one_article_ends_without_one(
+def test_a_run_on_one_article_is_not_calibrated(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("train", *world.train("--validation_file", world.row())) == 0
@@ -86,7 +86,7 @@ def test_a_run_about_one_article_ends_without_one(
     assert not (world.out / "calibration.json").exists()
 
 
-def test_a_model_that_is_there_gets_its_temperature(
+def test_calibrate_writes_the_temperature_of_an_existing_model(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = World(tmp_path, trained).checkpoint(), DATA[trained.name]
@@ -94,23 +94,23 @@ def test_a_model_that_is_there_gets_its_temperature(
     assert call("calibrate", folder, file, *HERE) == 0
     after, found = read_json(folder / "decoding.json"), read_calibration(folder)
     assert found and after == before | {"temperature": found.temperature}
-    said = capsys.readouterr().out
-    assert f"temperature {found.temperature:.4f}, fitted on {found.fitted_on} questions" in said
-    assert f"{found.before.ece:>10.4f}{found.after.ece:>10.4f}\n" in said
+    output = capsys.readouterr().out
+    assert f"temperature {found.temperature:.4f}, fitted on {found.fitted_on} questions" in output
+    assert f"{found.before.ece:>10.4f}{found.after.ece:>10.4f}\n" in output
     share = next(p for p in found.after.coverage if p.threshold == 0.5)
-    line = next(line for line in said.splitlines() if line.startswith("0.5 "))
+    line = next(line for line in output.splitlines() if line.startswith("0.5 "))
     assert line.split()[1] == f"{100 * share.answered:.1f}"
 
     kept = contents(folder)
     assert call("calibrate", folder, file, "--measure_only", *HERE) == 0
     assert contents(folder) == kept
-    said = capsys.readouterr().out
-    assert f"on the {len(read_examples(file))} questions" in said
-    assert f"{found.temperature:.4f}\n" in said
+    output = capsys.readouterr().out
+    assert f"on the {len(read_examples(file))} questions" in output
+    assert f"{found.temperature:.4f}\n" in output
 
 
-def test_all_but_the_temperature_stays_in_decoding_json(tmp_path: Path) -> None:
-    """Also windows that someone wrote there for a model that always answers."""
+def test_the_other_entries_of_decoding_json_are_kept(tmp_path: Path) -> None:
+    """Even windows that were added by hand for a model without "no answer"."""
     before = {
         "version_2_with_negative": False, "null_score_diff_threshold": 0.0, "max_seq_length": 64,
         "doc_stride": 16, "max_query_length": None,
@@ -122,15 +122,13 @@ def test_all_but_the_temperature_stays_in_decoding_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "decoding.json") == before | {"temperature": 2.5}
 
 
-def test_what_cannot_be_calibrated_is_refused(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unsuitable_data_is_rejected(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder = world.checkpoint()
     before = contents(folder)
     without_gold = [ROW | {"id": name, "context": name, "answers": None} for name in ("a", "b")]
     for file, words in (
-        (world.rows("one.json", ROW), "about two articles or more"),
-        (STORIES_V2, "must have an answer to each question"),
+        (world.rows("one.json", ROW), "about at least two articles"),
+        (STORIES_V2, "must have an answer to every question"),
         (world.rows("two.json", *without_gold), "no gold answers"),
         (world.folder / "none.json", "does not exist"),
     ):
@@ -141,7 +139,7 @@ def test_what_cannot_be_calibrated_is_refused(
 
 
 @pytest.mark.parametrize("is_limit", [True, False])
-def test_a_temperature_at_the_limit_of_the_search_is_told(
+def test_a_temperature_at_the_limit_of_the_search_is_reported(
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

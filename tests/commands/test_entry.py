@@ -1,4 +1,4 @@
-"""``bertqa``, ``python -m bertqa`` and ``import bertqa``: what they offer, and what they cost."""
+"""``bertqa``, ``python -m bertqa`` and ``import bertqa``: commands, names and import costs."""
 
 import argparse
 import ast
@@ -38,7 +38,7 @@ from tests.helpers import STORIES, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
-# What takes time to import and is for the work alone.
+# Slow imports that --help does not need.
 HEAVY = (
     "torch", "numpy", "tokenizers", "safetensors", "datasets", "huggingface_hub", "jinja2", "tqdm",
     "transformers",
@@ -46,7 +46,7 @@ HEAVY = (
 
 
 def python(code: str, *arguments: str) -> str:
-    """What the code prints in a process of its own."""
+    """Run code in a separate process and return its output."""
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -62,7 +62,7 @@ def module_of(command: str) -> ModuleType:
     return importlib.import_module(f"bertqa.commands.{command}")
 
 
-def test_every_file_with_flags_is_a_command_and_the_other_way_round() -> None:
+def test_the_files_with_flags_are_the_commands() -> None:
     files = (ROOT / "bertqa" / "commands").glob("*.py")
     assert {f.stem for f in files if "\ndef parse_flags(" in f.read_text("utf-8")} == set(COMMANDS)
     for name in COMMANDS:
@@ -72,9 +72,9 @@ def test_every_file_with_flags_is_a_command_and_the_other_way_round() -> None:
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"], ["-h"]):
         assert main(arguments) == 0
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         for name, does in COMMANDS.items():
-            assert re.search(rf"^  {name} +{re.escape(does)}$", said, re.MULTILINE)
+            assert re.search(rf"^  {name} +{re.escape(does)}$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -90,25 +90,27 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_has_its_examples_and_explains_every_flag(
+def test_the_help_of_a_command_has_an_example_and_explains_every_flag(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert not end.value.code
-    said = capsys.readouterr().out
-    assert f"\nbertqa {command} " in said
-    assert "\npositional arguments:" not in said  # every argument is in a group with a name
-    *_, rest = said.split("\noptions:")
+    output = capsys.readouterr().out
+    assert f"\nbertqa {command} " in output
+    assert "\npositional arguments:" not in output  # every argument is in a named group
+    *_, rest = output.split("\noptions:")
     explained = re.findall(r"^  (?:--?\w+|[A-Z]+).*(?:\n {10,}\S.*)*", rest, re.MULTILINE)
     assert len(explained) > 2
     assert all(re.search(r"(\S  +|\n {10,})[\w\"]", entry) for entry in explained)
 
 
-def test_the_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_bertqa_and_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--version"]) == 0
-    said = capsys.readouterr().out
-    assert said == f"bertqa {bertqa.__version__}, torch {version('torch')}\n"
+    output = capsys.readouterr().out
+    assert output == f"bertqa {bertqa.__version__}, torch {version('torch')}\n"
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
@@ -119,7 +121,7 @@ def test_the_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["trian"], "bertqa: unknown command 'trian' (did you mean 'train'?)"),
         (["xyz", "--help"], "bertqa: unknown command 'xyz'"),
@@ -133,7 +135,7 @@ def test_the_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_command(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
         code = main(arguments)
@@ -142,13 +144,13 @@ def test_a_mistake_is_one_sentence_that_names_the_command(
         code = end.code
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
-    assert re.fullmatch(re.escape(said) + r"; --help lists the (commands|flags)\n", captured.err)
+    assert re.fullmatch(re.escape(message) + r"; --help lists the (commands|flags)\n", captured.err)
 
 
 @pytest.mark.parametrize(
     ("called", "name"), [(["-m", "bertqa", "train"], "bertqa train"), (["train.py"], "train.py")]
 )
-def test_a_mistake_names_the_program_as_it_was_called(called: list[str], name: str) -> None:
+def test_a_mistake_names_the_program_as_called(called: list[str], name: str) -> None:
     result = subprocess.run(
         [sys.executable, *called, "--learning_rate"], cwd=ROOT, capture_output=True, text=True,
         check=False,
@@ -159,7 +161,7 @@ def test_a_mistake_names_the_program_as_it_was_called(called: list[str], name: s
     )
 
 
-def test_ctrl_c_while_modules_are_imported_is_told_in_a_word(
+def test_ctrl_c_during_imports_prints_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(name: str) -> None:
@@ -171,7 +173,7 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_a_word(
 
 
 @pytest.mark.parametrize("script", ["infer.py", "train.py"])
-def test_ctrl_c_before_the_commands_are_imported_is_told_in_a_word(
+def test_ctrl_c_before_the_commands_are_imported_prints_interrupted(
     tmp_path: Path, script: str
 ) -> None:
     shutil.copy(ROOT / script, tmp_path)
@@ -185,24 +187,24 @@ def test_ctrl_c_before_the_commands_are_imported_is_told_in_a_word(
 
 
 def test_ctrl_c_is_not_lost_in_an_import(tmp_path: Path) -> None:
-    """As it is in some C modules, which take every exception for a module that is missing."""
+    """Some C modules take every exception for a missing module."""
     press = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     (tmp_path / "deaf.py").write_text(f"try:\n    {press}\nexcept BaseException: pass")
-    # A process that was started in the background may ignore SIGINT, and its children with it.
+    # A process started in the background may ignore SIGINT, and so do its children.
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += "from bertqa.interrupts import imports_end_at_once\nwith imports_end_at_once(): {}"
-    for body, code, said in (
+    for body, code, message in (
         ("import deaf", 130, "interrupted\n"),
-        (f"exec({press!r})", -signal.SIGINT, "KeyboardInterrupt\n"),  # as ever
+        (f"exec({press!r})", -signal.SIGINT, "KeyboardInterrupt\n"),  # outside of imports
     ):
         result = subprocess.run(
             [sys.executable, "-c", script.format(body)], capture_output=True, text=True,
             env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, check=False,
         )  # fmt: skip
-        assert result.returncode == code and result.stderr.endswith(said), result.stderr
+        assert result.returncode == code and result.stderr.endswith(message), result.stderr
 
 
-def test_a_handler_of_ctrl_c_stays() -> None:
+def test_a_custom_handler_of_ctrl_c_is_kept() -> None:
     for handler in (signal.SIG_IGN, lambda *_: None, signal.default_int_handler):
         before = signal.signal(signal.SIGINT, handler)
         try:
@@ -214,28 +216,28 @@ def test_a_handler_of_ctrl_c_stays() -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def test_what_a_command_returns_is_the_exit_code(
+def test_the_return_value_of_a_command_is_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "--train_file", str(tmp_path / "none.json")]) == 2
     assert f"error: {tmp_path / 'none.json'} does not exist" in capsys.readouterr().err
 
 
-def test_flags_of_one_title_stand_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_one_group_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser("A test.", "test")
     parser.group("data")("--first")
     parser.group("model")("--second")
     parser.group("data")("--third")
     with pytest.raises(SystemExit):
         parser.parse(["--help"])
-    said = capsys.readouterr().out
-    assert re.search(r"\ndata:\n  --first .*\n  --third .*\n\nmodel:\n  --second ", said)
+    output = capsys.readouterr().out
+    assert re.search(r"\ndata:\n  --first .*\n  --third .*\n\nmodel:\n  --second ", output)
     assert parser.parse(["--third", "x"]) == argparse.Namespace(
         debug=False, first=None, second=None, third="x"
     )
 
 
-# --- settings.py, of which the flags are made ----------------------------------------------------
+# --- the flags made from settings.py -------------------------------------------------------------
 
 SETTINGS = {
     "train": (DataSettings, TrainingSettings, WindowSettings, DecodingSettings),
@@ -251,8 +253,8 @@ EVERY_SETTING = [
 
 
 @pytest.mark.parametrize(("command", "kind", "name"), EVERY_SETTING)
-def test_every_setting_has_its_flag(command: str, kind: type, name: str) -> None:
-    """The flag is taken in both spellings, and gives a value of the field's type."""
+def test_every_setting_has_a_flag(command: str, kind: type, name: str) -> None:
+    """Both spellings of the flag are accepted, and its value has the field's type."""
     hint = get_type_hints(kind)[name]
     of = next(iter(get_args(hint)), hint)
     fits = {"decoder": "top20", "lr_scheduler_type": "constant_with_warmup"}.get(name, "7")
@@ -271,8 +273,8 @@ def test_without_flags_the_settings_are_the_defaults() -> None:
     assert overrides(flags) == Overrides()
 
 
-def test_teachers_are_named_by_one_flag_or_several() -> None:
-    for _ in range(2):  # what is added to the default stays in its own command line
+def test_teachers_can_be_given_by_one_flag_or_several() -> None:
+    for _ in range(2):  # the default list is not changed by a command line
         flags = module_of("train").parse_flags(["--teacher", "a", "b", "--teacher", "c"])
         assert flags.teacher == ["a", "b", "c"]
     assert module_of("train").parse_flags([]).teacher == []
@@ -283,7 +285,7 @@ def test_the_overrides_are_the_fields_of_windows_and_decoding() -> None:
     assert [field.name for field in fields(Overrides)] == names
 
 
-def test_the_choices_of_the_flags_are_those_that_are_implemented() -> None:
+def test_the_choices_of_the_flags_are_implemented() -> None:
     assert tuple(runtime.DTYPES) == settings.PRECISIONS
     assert tuple(evaluation.DECODERS) == settings.DECODERS
     assert check.COPY_ENDINGS == repair.COPY_ENDINGS
@@ -292,12 +294,12 @@ def test_the_choices_of_the_flags_are_those_that_are_implemented() -> None:
 # --- the names of the package --------------------------------------------------------------------
 
 
-def test_the_package_is_imported_without_its_libraries() -> None:
+def test_importing_the_package_imports_no_library() -> None:
     code = f"import sys, bertqa; print([name for name in {HEAVY} if name in sys.modules])"
     assert python(code) == "[]\n"
 
 
-def test_the_names_come_when_they_are_asked_for() -> None:
+def test_public_names_are_imported_lazily() -> None:
     assert set(bertqa.__all__) <= set(dir(bertqa))
     everything: dict[str, object] = {}
     exec("from bertqa import *", everything)
@@ -313,7 +315,7 @@ def test_the_names_come_when_they_are_asked_for() -> None:
         exec("from bertqa import Answerer")
 
 
-def test_type_checkers_see_the_names_that_are_lazy() -> None:
+def test_type_checkers_see_the_lazy_names() -> None:
     tree = ast.parse((ROOT / "bertqa" / "__init__.py").read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {
@@ -328,7 +330,7 @@ def test_type_checkers_see_the_names_that_are_lazy() -> None:
 
 
 def listed(begin: str) -> list[tuple[str, str]]:
-    """The rows of a list of the package's docstring: a name, and what stands beside it."""
+    """Return the rows of a list in the package's docstring: name and description."""
     *_, rest = (bertqa.__doc__ or "").partition(begin)
     text = rest.split("\n\n")[1]
     return [
@@ -336,7 +338,7 @@ def listed(begin: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_documented_public_names_exist() -> None:
     rows = listed("Public names")
     assert len(rows) > 5
     for module, names in rows:
@@ -344,7 +346,7 @@ def test_the_public_names_are_there() -> None:
             assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
-def test_the_reading_order_names_files() -> None:
+def test_the_files_of_the_reading_order_exist() -> None:
     rows = listed("in reading order")
     assert len(rows) == 10
     for name, _ in rows:

@@ -1,6 +1,6 @@
-"""What the user can mend is one sentence and exit code 2, said before anything is written.
+"""User errors: one sentence and exit code 2, before anything is written.
 
-A case for each kind of mistake; what else a reader or a setting refuses is tested beside it.
+There is a case for each kind of mistake; readers and settings have further tests.
 """
 
 import gzip
@@ -24,49 +24,49 @@ LONG = "who " * 60
 MISPLACED = {"text": ["Ada"], "answer_start": [3]}
 V2 = "--version_2_with_negative"
 
-# A name, a command, its flags, and the words that must be in the sentence.
+# A name, a command, its flags, and words of the message.
 Case = tuple[str, str, Callable[[World], list[Any]], list[str]]
 
 
 def infer_file(name: str, make: Callable[[World], Path], *words: str) -> Case:
-    """A file of questions to answer."""
+    """Make a case of a file of questions."""
     return f"input: {name}", "infer", lambda w: w.file(make(w)), list(words)
 
 
 def train_flags(*flags: object, words: list[str]) -> Case:
-    """Flags of a training that would succeed without them."""
+    """Make a case of flags of a training that succeeds without them."""
     return f"train {' '.join(map(str, flags))}", "train", lambda w: w.train(*flags), words
 
 
 def infer_flags(*flags: object, words: list[str]) -> Case:
-    """Flags of a question that would be answered without them."""
+    """Make a case of flags of a question that is answered without them."""
     name = " ".join(str(flag).strip()[:30] for flag in flags)
     return f"infer {name}", "infer", lambda w: w.ask(*flags), words
 
 
 def model(name: str, make: Callable[[World], object], *words: str) -> Case:
-    """A checkpoint folder."""
+    """Make a case of a checkpoint folder."""
     return f"model: {name}", "infer", lambda w: w.ask("--model", make(w)), list(words)
 
 
 def resumed(name: str, flags: list[object], *words: str) -> Case:
-    """A run that goes on with other flags."""
+    """Make a case of a run resumed with other flags."""
     return f"resumed: {name}", "train", lambda w: w.resumed(*flags), ["--resume", *words]
 
 
 def damaged(name: str, change: Callable[[Path], object], *words: str) -> Case:
-    """A run that goes on from a folder in which something was changed."""
+    """Make a case of a run resumed from a damaged folder."""
     return f"resumed: {name}", "train", lambda w: w.resumed(change=change), list(words)
 
 
 def teacher(name: str, make: Callable[[World], Path], *words: str) -> Case:
-    """A model to learn from; the second, after a good one."""
+    """Make a case of a second teacher, after a good one."""
     flags = lambda w: w.train("--teacher", w.good, make(w))  # noqa: E731
     return f"teacher: {name}", "train", flags, list(words)
 
 
 def swapped(path: Path) -> str:
-    """A vocabulary with two words in each other's place."""
+    """Return a vocabulary with its last two words swapped."""
     words = path.read_text(encoding="utf-8").splitlines()
     words[-1], words[-2] = words[-2], words[-1]
     return "\n".join(words) + "\n"
@@ -105,7 +105,7 @@ CASES: list[Case] = [
     ("check: missing", "check", lambda w: ["--train_file", w.folder / "no.json"], ["no.json"]),
     # Values and combinations of flags.
     infer_flags("--doc_stride", 60, words=["--max_seq_length 64", "--doc_stride 60"]),
-    infer_flags("--max_seq_length", 385, words=["--max_seq_length 385", "384 positions"]),
+    infer_flags("--max_seq_length", 385, words=["--max_seq_length", "384 positions", "got 385"]),
     infer_flags("--max_answer_length", 10**20, words=["--max_answer_length", str(10**20)]),
     infer_flags("--n_best_size", 0, words=["--n_best_size 0"]),
     infer_flags("--top_k", 0, words=["--top_k must be at least 1, got 0"]),
@@ -120,13 +120,13 @@ CASES: list[Case] = [
     infer_flags("--always_answer", "--score_threshold", 0.5, words=["--score_threshold exclude"]),
     infer_flags("--score_threshold", 1.5, words=["--score_threshold 1.5", "0 to 1"]),
     infer_flags("--explain", "--score_threshold", 0.5, words=["--explain and --score_threshold"]),
-    infer_flags("--max_seq", 64, words=["--max_seq"]),  # no flag is guessed from its beginning
+    infer_flags("--max_seq", 64, words=["--max_seq"]),  # flags cannot be abbreviated
     infer_flags("two\nlines", words=["two lines"]),
     infer_flags("--demo", words=["--question and --demo"]),
     infer_flags("--resume", words=["--resume", "--input"]),
     infer_flags("--context_file", "x.txt", words=["--context and --context_file"]),
-    infer_flags("--question", "\t", words=[r"question is '\t'"]),
-    infer_flags("--context", "", words=["context is ''"]),
+    infer_flags("--question", "\t", words=[r"question must be", r"got '\t'"]),
+    infer_flags("--context", "", words=["context must be", "got ''"]),
     ("a context alone", "infer", lambda w: ["--context", "x"], ["--context", "--question"]),
     ("input alone", "infer", lambda w: ["--input", w.row()], ["--input", "--output_dir"]),
     ("top_k of a file", "infer", lambda w: w.file(w.row(), "--top_k", 2), ["--top_k 2"]),
@@ -154,7 +154,7 @@ CASES: list[Case] = [
         words=["--early_stopping_patience 2", "--validation_file"],
     ),
     train_flags("--seed", 2**64, words=["--seed", str(2**64)]),
-    train_flags("--show", 0, words=["--show 0"]),
+    train_flags("--show", 0, words=["--show", "got 0"]),
     train_flags("--check", "--show", 1, words=["--check and --show"]),
     train_flags("--repair", "a.json", words=["--repair", "--check"]),
     train_flags("--dataset", "squad", words=["--dataset", "--train_file"]),
@@ -177,14 +177,14 @@ CASES: list[Case] = [
     teacher(
         "too few positions",
         lambda w: write_checkpoint(w.folder / "short", max_position_embeddings=63),
-        "--max_seq_length 64", "63 positions", "--teacher", "short",
+        "--max_seq_length", "63 positions", "got 64", "--teacher", "short",
     ),
     # Device and precision.
     infer_flags("--precision", "fp8", words=["--precision", "'fp8'", "bf16"]),
     infer_flags("--precision", "fp16", words=["--precision fp16"]),
     infer_flags("--device", "gpu", words=["--device gpu"]),
     train_flags("--device", "cuda:99", words=["--device cuda:99"]),
-    # Files beside them.
+    # Other files.
     (
         "context file: missing", "infer",
         lambda w: ["--question", "Who?", "--context_file", w.folder / "t.txt"], ["t.txt"],
@@ -202,14 +202,14 @@ CASES: list[Case] = [
         for flag in ("--repair", "--report")
         for name, make, words in (
             ("of another kind", lambda w: w.folder / "f.txt", ["f.txt"]),
-            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json is there already"]),
+            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json", "already"]),
             ("below a file", lambda w: w.write("note", "mine") / "f.json", ["note is a file"]),
         )
     ),
     (
         "check: one file for two", "check",
         lambda w: ["--train_file", w.row(), "--repair", "f.json", "--report", "f.json"],
-        ["--repair and --report both name", "f.json"],
+        ["--repair and --report must name two files", "f.json"],
     ),
     # The output folder.
     (
@@ -230,7 +230,7 @@ CASES: list[Case] = [
     (
         "output: predictions are there", "infer",
         lambda w: w.file(w.row(), "--output_dir", w.write("o/predictions.json", "{}").parent),
-        ["o/predictions.json is there", "--overwrite_output_dir"],
+        ["o/predictions.json already exists", "--overwrite_output_dir"],
     ),
     (
         "output: a file", "infer",
@@ -266,7 +266,7 @@ CASES: list[Case] = [
         "no tokenizer in the file", lambda w: w.checkpoint("tokenizer.json", '{"a": 1}'),
         "tokenizer.json is no tokenizer",
     ),
-    # A run that goes on.
+    # A resumed run.
     resumed("another rate", ["--learning_rate", 1e-4], "learning_rate 2e-05, not 0.0001"),
     resumed("another precision", ["--precision", "bf16"], "precision"),
     resumed("larger batches", ["--gradient_accumulation_steps", 2], "windows_per_step 16, not 32"),
@@ -299,7 +299,7 @@ CASES: list[Case] = [
 
 
 def assert_one_sentence(err: str) -> None:
-    """One line, without a progress bar or traceback, that is one sentence."""
+    """Check for one line of one sentence, without a progress bar or traceback."""
     assert err.endswith("\n") and len(err.splitlines()) == 1, err
     assert "Traceback" not in err and "it/s" not in err, err
     assert not re.search(r"[.!?]\s+[A-Z]", err) and not err.rstrip("\n").endswith("."), err
@@ -308,7 +308,7 @@ def assert_one_sentence(err: str) -> None:
 @pytest.mark.parametrize(
     ("command", "flags", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_a_mistake_is_one_sentence_and_nothing_is_touched(
+def test_a_mistake_is_reported_in_one_sentence_and_changes_no_file(
     command: str,
     flags: Callable[[World], list[Any]],
     words: list[str],
@@ -327,10 +327,10 @@ def test_a_mistake_is_one_sentence_and_nothing_is_touched(
     assert contents(tmp_path) == before
 
 
-def test_what_the_mistakes_start_from_is_right(
+def test_the_calls_succeed_without_the_mistakes(
     checkpoint: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """Else a case could fail for another reason than its own."""
+    """Otherwise a case could fail for another reason."""
     world = World(tmp_path, checkpoint, finished_run)
     assert call("infer", *world.ask("--model", world.checkpoint())) == 0
     assert call("infer", *world.file(world.row())) == 0
@@ -342,8 +342,8 @@ def test_what_the_mistakes_start_from_is_right(
     assert call("train", *world.train("--teacher", world.good, "--distillation_weight", 0.5)) == 0
 
 
-def test_a_mistake_in_a_process(tmp_path: Path) -> None:
-    """An unknown name without a network: nothing else is on stderr, whatever the libraries log."""
+def test_a_mistake_in_a_separate_process(tmp_path: Path) -> None:
+    """An unknown name without a network: stderr has one sentence, whatever the libraries log."""
     flags = ["--dataset", "nobody/nothing-of-this-name", "--output_dir", tmp_path / "out", *HERE]
     result = run(["train.py", *flags], tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
@@ -356,7 +356,7 @@ def flags_of(*arguments: str) -> Any:
     return Parser("a test").parse(arguments)
 
 
-def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("infer", "--input", tmp_path / "no.json", "--output_dir", tmp_path, "--debug") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
@@ -364,7 +364,7 @@ def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[-1].startswith(f"error: {tmp_path}/no.json does not exist")
 
 
-def test_a_defect_of_ours_is_not_hidden() -> None:
+def test_unexpected_exceptions_are_not_caught() -> None:
     def broken(flags: Any) -> None:
         raise ValueError("an index out of range")
 
@@ -373,19 +373,19 @@ def test_a_defect_of_ours_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "is_said", "said"),
+    ("rank", "is_said", "message"),
     [
         ("0", False, "error: a.json is empty\n"),
         ("1", False, "error in process 1: a.json is empty\n"),
         ("1", True, ""),
     ],
 )
-def test_each_mistake_of_several_processes_is_said_once(
+def test_a_mistake_in_several_processes_is_reported_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     rank: str,
     is_said: bool,
-    said: str,
+    message: str,
 ) -> None:
     failure = UserError("a.json is\nempty")
     failure.is_said = is_said
@@ -395,7 +395,7 @@ def test_each_mistake_of_several_processes_is_said_once(
 
     monkeypatch.setenv("RANK", rank)
     assert run_script(mistaken, flags_of()) == 2
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 PRINTS = (
@@ -405,8 +405,8 @@ PRINTS = (
 
 
 @pytest.mark.parametrize("size", [10, 10**6])
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, size: int) -> None:
-    """As in ``infer.py --demo | head -1``, also where all output fits into the buffer."""
+def test_a_closed_pipe_is_not_reported(tmp_path: Path, size: int) -> None:
+    """As in ``infer.py --demo | head -1``, even if all output fits into the buffer."""
     ours, theirs = os.pipe()
     os.close(ours)
     result = run(["-c", PRINTS.format(size)], tmp_path, stdout=theirs)
@@ -414,10 +414,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, size: int) -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk for it")
-def test_an_output_that_is_full_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_output_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         result = run(["-c", PRINTS.format(10000)], tmp_path, stdout=full)
     assert result.returncode == 2
     assert_one_sentence(result.stderr)
-    assert "the standard output cannot be written" in result.stderr
+    assert "cannot write standard output" in result.stderr

@@ -33,12 +33,12 @@ def lines(tmp_path, *entries):
     return path
 
 
-def test_the_texts_of_a_folder_in_the_order_of_their_names(notes):
+def test_the_documents_of_a_folder_are_sorted_by_name(notes):
     found = [(document["id"], document["text"]) for document in iter_documents(notes)]
     assert found == sorted((name, text.removeprefix("\ufeff")) for name, text in TEXTS.items())
 
 
-def test_a_text_and_json_lines(tmp_path, notes):
+def test_a_text_file_and_json_lines_as_documents(tmp_path, notes):
     assert [d["id"] for d in iter_documents(notes / "a.txt")] == ["a.txt"]
     first, *others = {"text": "a"}, {"id": "x", "text": "b", "year": 7}, {"id": None, "text": "c"}
     path = lines(tmp_path, "\ufeff" + json.dumps(first), "", *others)
@@ -49,7 +49,7 @@ def test_a_text_and_json_lines(tmp_path, notes):
     ]
 
 
-def test_answers_are_those_of_python(notes, checkpoint, capsys):
+def test_infer_documents_prints_the_answers_of_read(notes, checkpoint, capsys):
     flags = ["--model", checkpoint, "--question", WHO, "--documents", notes, "--top_k", 3, *HERE]
     assert call("infer", *flags, "--json") == 0
     qa = QuestionAnswerer.from_pretrained(checkpoint, device="cpu", precision="fp32")
@@ -60,19 +60,19 @@ def test_answers_are_those_of_python(notes, checkpoint, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 6
     for entry, line, snippet in zip(found, table[::2], table[1::2], strict=True):
-        place = f"{entry['document']}:{entry['start']}-{entry['end']}"
+        location = f"{entry['document']}:{entry['start']}-{entry['end']}"
         answer = " ".join(entry["answer"].split())
-        assert line.split(maxsplit=2) == [f"{entry['score']:.4f}", place, answer]
+        assert line.split(maxsplit=2) == [f"{entry['score']:.4f}", location, answer]
         assert f"[{answer}]" in snippet
 
 
-def test_documents_of_the_same_id_have_their_number_in_the_table(tmp_path, checkpoint, capsys):
+def test_documents_with_the_same_id_show_their_number(tmp_path, checkpoint, capsys):
     texts = ("x", "Ada built it."), ("x", "Ben swept it."), ("y", "The town.")
     path = lines(tmp_path, *({"id": name, "text": text} for name, text in texts))
     flags = ["--model", checkpoint, "--question", WHO, "--documents", path, "--top_k", 30, *HERE]
     assert call("infer", *flags) == 0
-    places = {line[10:].partition(":")[0] for line in capsys.readouterr().out.splitlines()[::2]}
-    assert places == {"x (number 0)", "x (number 1)", "y"}
+    names = {line[10:].partition(":")[0] for line in capsys.readouterr().out.splitlines()[::2]}
+    assert names == {"x (number 0)", "x (number 1)", "y"}
 
 
 def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
@@ -93,13 +93,13 @@ def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
         ([""], ["must hold documents, got none"]),
     ],
 )
-def test_lines_that_are_no_documents(tmp_path, entries, words):
+def test_invalid_lines_are_rejected(tmp_path, entries, words):
     with pytest.raises(UserError) as refused:
         list(iter_documents(lines(tmp_path, *entries)))
     assert all(word in str(refused.value) for word in ("--documents", "notes.jsonl", *words))
 
 
-def test_what_holds_no_text(tmp_path, notes):
+def test_invalid_paths_of_documents_are_rejected(tmp_path, notes):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.jsonl")
     os.mkfifo(tmp_path / "pipe")
@@ -120,29 +120,29 @@ def test_what_holds_no_text(tmp_path, notes):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--documents needs a question"),
-        (["--question", " "], "the question is ' '"),
+        ([], "--documents requires --question"),
+        (["--question", " "], "question must be a text with a visible character, got ' '"),
         (["--question", WHO, "--context", "a"], "--documents and --context exclude each other"),
         (["--question", WHO, "--explain"], "--documents and --explain exclude each other"),
         (["--question", WHO, "--all_offsets"], "--documents and --all_offsets exclude"),
         (["--question", WHO, "--top_k", "0"], "--top_k must be at least 1, got 0"),
-        (["--demo"], "--documents needs a question"),
+        (["--demo"], "--documents requires --question"),
         (["--question", WHO, "--input", "x.json"], "exclude each other"),
     ],
 )
-def test_flags_that_do_not_go_together(notes, capsys, flags, words):
+def test_contradicting_flags_are_rejected(notes, capsys, flags, words):
     assert call("infer", "--model", "none", "--documents", notes, *flags) == 2
     assert words in capsys.readouterr().err
 
 
-def test_blank_documents_are_told(tmp_path, checkpoint, capsys):
+def test_blank_documents_are_rejected(tmp_path, checkpoint, capsys):
     path = lines(tmp_path, {"text": " "}, {"text": "\u200b"})
     flags = ["--model", checkpoint, "--question", WHO, "--documents", path, *HERE]
     assert call("infer", *flags) == 2
-    assert "must hold text" in capsys.readouterr().err
+    assert "must contain visible text" in capsys.readouterr().err
 
 
-def test_a_broken_document_is_told_before_the_model_is_looked_for(tmp_path, capsys):
+def test_an_invalid_document_is_rejected_before_the_model_is_loaded(tmp_path, capsys):
     path = lines(tmp_path, {"text": "a"}, "{")
     assert call("infer", "--model", "none", "--question", WHO, "--documents", path) == 2
     assert "line 2: must be JSON" in capsys.readouterr().err

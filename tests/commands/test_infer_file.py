@@ -1,4 +1,4 @@
-"""bertqa infer --input: what is told of a file before it is asked, and what is written."""
+"""bertqa infer --input and --dataset: validation of the rows, and the files written."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def world(tmp_path: Path, checkpoint: Path) -> World:
 def test_json_lines_are_answered_line_by_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bad line, then the same with --skip_bad."""
+    """An invalid line without and with --skip_bad."""
     lines = [json.dumps(ROW | {"id": name}) for name in ("a", "b")]
     (tmp_path / "in.jsonl").write_text(f"{lines[0]}\n{{}}\n{lines[1]}\n")
     flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", tmp_path / "in.jsonl"]
@@ -45,7 +45,7 @@ def test_json_lines_are_answered_line_by_line(
     assert len(first["answers"]) == 2
     (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Who?", "context": CONTEXT}))
     assert call("infer", *flags, "--overwrite_output_dir") == 0
-    assert not (tmp_path / "out" / "metrics.json").exists()  # those of other questions
+    assert not (tmp_path / "out" / "metrics.json").exists()  # of the overwritten answers
     capsys.readouterr()
     alone = ["--question", ROW["question"], "--context", CONTEXT, "--top_k", 2, "--all_offsets"]
     assert call("infer", "--model", checkpoint, *WINDOWS, *HERE, *alone, "--json") == 0
@@ -54,10 +54,10 @@ def test_json_lines_are_answered_line_by_line(
 
 
 @pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
-def test_questions_without_gold_are_counted_beside_the_figures(
+def test_questions_without_gold_answers_are_counted(
     name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of two was skipped, then nothing has gold under a key that is read."""
+    """Gold answers under an unknown key do not count."""
     skipped = {"id": "skipped", "question": "Who?", "context": CONTEXT, "target": "Ada"}
     source, out = tmp_path / name, tmp_path / "out"
     flags = ["--model", checkpoint, *WINDOWS, *HERE, "--input", source, "--output_dir", out]
@@ -77,10 +77,10 @@ def test_questions_without_gold_are_counted_beside_the_figures(
 
 
 GOOD = [ROW | {"id": name} for name in ("a", "b")]
-BAD_ROWS = {  # faulty rows of a file, and what is said of them
+BAD_ROWS = {  # words of the message -> invalid row
     "60 tokens": ROW | {"id": "long", "question": "who " * 60},
     "blank context": ROW | {"id": "blank", "context": " "},
-    "earlier question": GOOD[0],
+    "id must be unique": GOOD[0],
 }
 
 
@@ -99,7 +99,7 @@ def as_squad(rows: list[dict[str, Any]]) -> dict[str, Any]:
     [("in.json", lambda rows: {"data": rows}), ("in.json", as_squad), ("in.csv", as_csv)],
     ids=["flat", "nested", "csv"],
 )
-def test_a_faulty_row_is_told_before_a_question_is_asked_or_left_out(
+def test_invalid_rows_are_reported_before_answering_or_skipped(
     world: World, capsys: pytest.CaptureFixture[str], name: str, form: Callable[[Any], object]
 ) -> None:
     flags = ["--model", world.good, *WINDOWS, *HERE, "--output_dir", world.out, "--input"]
@@ -125,7 +125,7 @@ def test_a_faulty_row_is_told_before_a_question_is_asked_or_left_out(
     only_bad = world.write(name, form([BAD_ROWS["60 tokens"]]))
     capsys.readouterr()
     assert call("infer", *flags, only_bad, "--skip_bad", "--overwrite_output_dir") == 2
-    assert "no row is without a fault" in capsys.readouterr().err
+    assert "every row is invalid" in capsys.readouterr().err
 
 
 def as_lines(rows: list[dict[str, Any]]) -> str:
@@ -133,10 +133,10 @@ def as_lines(rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize(("name", "form"), [("in.json", as_squad), ("in.jsonl", as_lines)])
-def test_as_many_rows_are_faulty_whatever_the_form(
+def test_invalid_rows_are_counted_in_any_format(
     world: World, capsys: pytest.CaptureFixture[str], name: str, form: Callable[[Any], object]
 ) -> None:
-    """Those that only the model's windows or settings rule out are counted with the others."""
+    """Rows that only the model's windows or settings exclude are counted, too."""
     more = {"is_impossible": True, "answers": []}, {"answer": "Ben"}, {"question": 5}
     rows = [ROW | {"id": str(number)} | fault for number, fault in enumerate(more)]
     bad = [BAD_ROWS["60 tokens"], BAD_ROWS["blank context"], *rows]
@@ -148,13 +148,15 @@ def test_as_many_rows_are_faulty_whatever_the_form(
     assert len((world.out / "rejects.jsonl").read_text().splitlines()) == 5
 
 
-def test_nothing_is_said_of_no_rejects(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_rejects_none_are_mentioned(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("infer", *world.file(world.write("in.jsonl", as_lines(GOOD)))) == 0
-    said = f"2 lines answered in {world.out / 'predictions.jsonl'}\n"
-    assert capsys.readouterr().err.endswith(said)
+    message = f"2 lines answered in {world.out / 'predictions.jsonl'}\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
-def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World) -> None:
+def test_questions_of_a_paragraph_without_context_are_skipped(world: World) -> None:
     data = as_squad(GOOD)["data"]
     data[0]["paragraphs"].insert(1, {"qas": [ROW, ROW | {"id": "second"}]})
     bad = world.write("in.json", {"data": data})
@@ -169,7 +171,7 @@ def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World)
 
 @pytest.fixture
 def data_set(world: World) -> Path:
-    """A folder that the datasets library takes for a data set."""
+    """Return a folder that the datasets library loads as a dataset."""
     folder = world.folder / "set"
     world.write("set/README.md", "---\nconfigs:\n- config_name: own\n  data_dir: own\n---\n")
     for split, rows in (("validation", GOOD), ("test", [*GOOD, BAD_ROWS["60 tokens"]])):
@@ -177,16 +179,16 @@ def data_set(world: World) -> Path:
     return folder
 
 
-def test_a_data_set_is_answered_as_a_file_of_its_rows(
+def test_a_dataset_is_answered_like_a_file_of_its_rows(
     world: World, data_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--model", world.good, *WINDOWS, *HERE, "--dataset"]
     assert call("infer", *world.file(world.rows("rows.json", *GOOD))) == 0
     expected = contents(world.out)
     out = ["--output_dir", world.folder / "set out"]
-    assert call("infer", *flags, data_set, *out) == 0  # validation, if not told otherwise
+    assert call("infer", *flags, data_set, *out) == 0  # the default split is validation
     assert contents(world.folder / "set out") == expected
-    assert call("infer", *flags, f"{data_set}:own", *out) == 2  # answers are there
+    assert call("infer", *flags, f"{data_set}:own", *out) == 2  # answers exist
     capsys.readouterr()
     test = [*flags, f"{data_set}:own", *out, "--overwrite_output_dir", "--split", "test"]
     assert call("infer", *test) == 2
@@ -223,12 +225,12 @@ def test_lines_through_a_pipe_are_answered(world: World) -> None:
         for file in (*own, "metrics.json")
     ],
 )
-def test_no_file_of_others_is_replaced_or_removed(
+def test_existing_files_are_not_overwritten_or_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, file: str
 ) -> None:
-    """The output folder may be a model's, with figures of its own."""
+    """The output folder may be a model's, which has metrics.json, too."""
     (tmp_path / file).write_text("mine")
     flags = ["--input", tmp_path / source, "--output_dir", tmp_path]
-    with pytest.raises(UserError, match=f"{file} is there already: name another --output_dir"):
+    with pytest.raises(UserError, match=f"{file} already exists: name another --output_dir"):
         infer_file.answer_file(infer.parse_flags(list(map(str, flags))))
     assert {path.name for path in tmp_path.iterdir()} == {file}

@@ -1,4 +1,4 @@
-"""bertqa infer --input of JSON lines and parquet: one process, several, and those that die."""
+"""bertqa infer --input of JSON lines and parquet: one process, several, and killed ones."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ from tests.training.processes import PATIENCE, ended, meeting
 
 BLOCK = 4
 PARQUET = "predictions.parquet"
-BAD = ("--overwrite_output_dir",)  # and no --skip_bad
+BAD = ("--overwrite_output_dir",)  # without --skip_bad
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
@@ -39,14 +39,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> multiprocessing.context.BaseContext:
-    """Processes that begin with everything imported."""
+    """Return a context whose processes start with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.commands.answering_processes"])
     return context
 
 
 def rows() -> list[dict[str, Any]]:
-    """Questions of different lengths, two of which cannot be asked."""
+    """Return questions of different lengths, two of which are too long."""
     short = [e for e in read_examples(STORIES) if len(e.question) < 40]
     found = [
         {
@@ -75,19 +75,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Job:
-    """The questions of a file, and the command that answers them into a folder."""
+    """A file of questions, and the command that answers them."""
 
     def __init__(self, home: Path, model: Path, name: str, server: Any) -> None:
         self.home, self.model, self.server = home, model, server
         self.source = write_rows(home / name, rows())
 
     def flags(self, out: str, *more: object) -> list[str]:
-        place = ["--input", self.source, "--output_dir", self.home / out]
+        files = ["--input", self.source, "--output_dir", self.home / out]
         skip = [] if more == BAD else ["--skip_bad"]
-        return [str(f) for f in ["--model", self.model, *WINDOWS, *HERE, *place, *skip, *more]]
+        return [str(f) for f in ["--model", self.model, *WINDOWS, *HERE, *files, *skip, *more]]
 
     def alone(self, out: str, *more: object) -> dict[str, bytes]:
-        """One process without torchrun, which is this one."""
+        """Answer in this process, without torchrun, and return the files."""
         assert call("infer", *self.flags(out, *more)) == 0
         return contents(self.home / out)
 
@@ -98,18 +98,22 @@ class Job:
     def together(
         self, processes: int, out: str, *more: object, killed_at_sync: int = 0
     ) -> list[tuple[int, str]]:
-        """The exit codes and last words of several; the last one is killed if that is asked."""
+        """Answer in several processes, the last of which may be killed.
+
+        Returns:
+            The exit code and output of each.
+        """
         with meeting(processes) as environments:
-            said = [self.home / f"{out}{rank}.txt" for rank in range(processes)]
+            logs = [self.home / f"{out}{rank}.txt" for rank in range(processes)]
             started = [
                 start_infer(
-                    self.server, self.flags(out, *more), said[rank], block=BLOCK,
+                    self.server, self.flags(out, *more), logs[rank], block=BLOCK,
                     environment=environments[rank],
                     killed_at_sync=killed_at_sync if rank == processes - 1 else 0,
                 )
                 for rank in range(processes)
             ]  # fmt: skip
-            return [ended(process, words) for process, words in zip(started, said, strict=True)]
+            return [ended(process, log) for process, log in zip(started, logs, strict=True)]
 
 
 @pytest.fixture
@@ -125,8 +129,8 @@ def table(tmp_path: Path, checkpoint: Path, server: Any) -> Job:
 # --- parquet -------------------------------------------------------------------------------------
 
 
-def test_parquet_gives_what_json_lines_give(job: Job, table: Job) -> None:
-    """Answers, metrics, rejects; a row group for each block, whatever those of the input are."""
+def test_parquet_and_json_lines_give_the_same_answers(job: Job, table: Job) -> None:
+    """Answers, metrics and rejects; one row group per block."""
     more = ("--top_k", 2, "--all_offsets")
     theirs, ours = job.alone("lines", *more), table.alone("table", *more)
     assert ours.keys() == {PARQUET, "rejects.jsonl", "settings.json", "metrics.json"}
@@ -150,14 +154,14 @@ def test_rows_without_an_id_are_named_by_their_number(table: Job) -> None:
     assert [entry["id"] for entry in table.answers("out")] == ["row 0", "row 1"]
 
 
-def test_a_table_without_a_question_that_can_be_asked(table: Job) -> None:
+def test_a_parquet_file_without_a_valid_question(table: Job) -> None:
     write_rows(table.source, rows()[5:6])
     table.alone("out")
     assert table.answers("out") == []
     assert call("infer", *table.flags("out", "--resume")) == 0
 
 
-def test_a_table_that_is_done_goes_on_with_rows_that_came_later(
+def test_a_finished_parquet_run_resumes_with_appended_rows(
     table: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     whole = table.alone("whole")
@@ -170,12 +174,12 @@ def test_a_table_that_is_done_goes_on_with_rows_that_came_later(
     assert table.alone("out", "--resume") == whole
     (table.home / "out" / PARQUET).write_text("mine")
     assert call("infer", *table.flags("out", "--resume")) == 2
-    assert "predictions.parquet is not readable as parquet" in capsys.readouterr().err
+    assert "predictions.parquet: must be a valid parquet file" in capsys.readouterr().err
     assert (table.home / "out" / PARQUET).read_text() == "mine"
 
 
-def test_the_table_of_an_earlier_job_is_not_gone_on_with(table: Job) -> None:
-    """It stays until the one that replaces it is whole."""
+def test_an_overwritten_parquet_run_does_not_reuse_earlier_answers(table: Job) -> None:
+    """The old file is kept until the new one is complete."""
     table.alone("out")
     expected = table.alone("alone", "--top_k", 2)
     again = ("--top_k", 2, "--overwrite_output_dir")
@@ -184,7 +188,7 @@ def test_the_table_of_an_earlier_job_is_not_gone_on_with(table: Job) -> None:
     assert table.alone("out", "--top_k", 2, "--resume") == expected
 
 
-def test_a_table_that_cannot_be_written_leaves_the_lines(
+def test_lines_are_kept_if_parquet_cannot_be_written(
     table: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     whole = table.alone("whole")
@@ -200,8 +204,8 @@ def test_a_table_that_cannot_be_written_leaves_the_lines(
     assert table.alone("out", "--resume") == whole
 
 
-def test_a_table_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than two blocks of its answers have been read when the first one is written."""
+def test_parquet_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one row more than a block has been read when it is written."""
     lines = [{"row": row, "id": "x", "digest": "", "answer": ""} for row in range(5 * BLOCK)]
     write_rows(tmp_path / "predictions.jsonl", lines)
     seen: list[int] = []
@@ -221,8 +225,8 @@ def test_a_table_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.M
     assert read_rows(tmp_path / PARQUET) == lines
 
 
-def test_paragraphs_in_a_table_are_read_whole(table: Job) -> None:
-    """As those of any other form: one row has several questions."""
+def test_paragraphs_in_parquet_are_read_as_a_whole_file(table: Job) -> None:
+    """As in other formats: one row has several questions."""
     qas = [{"id": name, "question": "Who built it?"} for name in ("a", "b")]
     write_rows(table.source, [{"context": ROW["context"], "qas": qas}])
     found = table.alone("out")
@@ -234,7 +238,7 @@ def test_paragraphs_in_a_table_are_read_whole(table: Job) -> None:
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_write_the_bytes_of_one(
+def test_several_processes_write_the_same_bytes_as_one(
     tmp_path: Path, checkpoint: Path, server: Any, name: str, processes: int
 ) -> None:
     job = Job(tmp_path, checkpoint, name, server)
@@ -242,11 +246,11 @@ def test_processes_write_the_bytes_of_one(
     ends = job.together(processes, "together", "--top_k", 2)
     assert [code for code, _ in ends] == [0] * processes, ends
     assert contents(job.home / "together") == expected
-    assert len([words for _, words in ends if "28" in words]) == 1, ends  # one process speaks
+    assert len([words for _, words in ends if "28" in words]) == 1, ends  # one process prints
 
 
-def test_a_score_is_free_of_the_other_blocks(job: Job) -> None:
-    """That is why it does not matter which process answers which block, and after what."""
+def test_scores_do_not_depend_on_other_blocks(job: Job) -> None:
+    """So it does not matter which process answers which block."""
     job.alone("all")
     same = {entry["id"]: entry for entry in job.answers("all")}
     write_rows(job.source, rows()[20:24] + rows()[8:12])
@@ -257,10 +261,10 @@ def test_a_score_is_free_of_the_other_blocks(job: Job) -> None:
     assert len(found) == 8
 
 
-def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(
+def test_a_killed_process_stops_the_others_and_any_number_can_resume(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is killed while it writes its second part. What the others had answered stays."""
+    """It is killed while writing its second part. Finished parts are kept."""
     expected = job.alone("alone")
     (code, words), (killed, _) = job.together(2, "out", killed_at_sync=4)
     assert (code, killed) == (2, -signal.SIGKILL)
@@ -286,19 +290,19 @@ def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Files, by which it is seen when one was written again."""
+    """Return the inodes of files, which show whether a file was written again."""
     return {path.name: path.stat().st_ino for path in folder.glob("*.jsonl")}
 
 
-def test_parts_of_an_earlier_job_are_not_put_together(job: Job) -> None:
-    """Not even those of the same questions, which were asked in another way."""
+def test_parts_of_an_earlier_run_are_not_used(job: Job) -> None:
+    """Even if they have the same questions, with other settings."""
     job.together(2, "out", killed_at_sync=4)
     expected = job.alone("alone", "--top_k", 2)
     assert job.alone("out", "--top_k", 2, "--overwrite_output_dir") == expected
 
 
-def test_several_go_on_where_one_was_stopped(job: Job) -> None:
-    """In the middle of a line, in the middle of a block."""
+def test_several_processes_resume_a_run_of_one(job: Job) -> None:
+    """It was stopped in the middle of a line and of a block."""
     expected = job.alone("out")
     predictions = job.home / "out" / "predictions.jsonl"
     lines = predictions.read_bytes().splitlines(keepends=True)
@@ -310,19 +314,20 @@ def test_several_go_on_where_one_was_stopped(job: Job) -> None:
     assert contents(job.home / "out") == expected
 
 
-def test_parts_of_other_questions_are_refused(job: Job, capsys: Any) -> None:
+def test_parts_of_other_questions_are_rejected(job: Job, capsys: Any) -> None:
     job.together(2, "out", killed_at_sync=4)
     before = contents(job.home / "out")
     entries = rows()
     entries[1] |= {"id": "another", "question": "Who else?"}
     write_rows(job.source, entries)
     assert call("infer", *job.flags("out", "--resume")) == 2
-    assert "00000000.jsonl holds the answers of other questions" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "00000000.jsonl must have the answers to questions of" in err
     assert contents(job.home / "out") == before
 
 
-def test_a_part_whose_block_has_grown_is_made_anew(job: Job) -> None:
-    """As a single process goes on with a file that has grown, also where none was written whole."""
+def test_a_part_whose_block_has_grown_is_answered_again(job: Job) -> None:
+    """As one process resumes a file that has grown, even in the middle of a block."""
     write_rows(job.source, rows()[:7])
     job.together(2, "out", killed_at_sync=3)
     assert "00000001.jsonl" in written(job.home / "out" / "predictions.parts")
@@ -331,10 +336,10 @@ def test_a_part_whose_block_has_grown_is_made_anew(job: Job) -> None:
     assert job.alone("out", "--resume") == expected
 
 
-def test_the_first_that_is_done_waits_for_the_last(
+def test_the_first_process_to_finish_waits_for_the_last(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share out blocks, not time: in a job of days they may end hours apart."""
+    """They may finish hours apart in a job of days."""
     waits: list[timedelta] = []
 
     def init(backend: str, timeout: timedelta) -> None:
@@ -347,22 +352,22 @@ def test_the_first_that_is_done_waits_for_the_last(
     assert waits[0] > timedelta(days=7)
 
 
-def test_what_the_first_process_refuses_all_do(job: Job) -> None:
-    """One says it, whether it is about the folder or about a row."""
+def test_an_error_of_the_main_process_stops_all(job: Job) -> None:
+    """One process prints it, whether it concerns the folder or a row."""
     (job.home / "out").mkdir()
     (job.home / "out" / "settings.json").write_text("{}")
     job.source.write_text("{broken\n")
-    for more, said in (((), "settings.json is there already"), (BAD, "line 1, column 2")):
+    for more, message in (((), "settings.json already exists"), (BAD, "line 1, column 2")):
         (first, words), (second, others) = job.together(2, "out", *more)
-        assert (first, second, others) == (2, 2, "") and said in words
+        assert (first, second, others) == (2, 2, "") and message in words
 
 
-def test_torchrun_ends_the_others_when_one_dies(job: Job) -> None:
-    """The first process has work for an hour, the second is killed."""
+def test_torchrun_stops_the_other_processes_when_one_dies(job: Job) -> None:
+    """The first process sleeps for an hour, the second is killed."""
     command = [*TORCHRUN, "-m", "tests.commands.answering_processes", *job.flags("out")]
     result = run(command, job.home, timeout=PATIENCE)
     assert result.returncode != 0
-    assert "stopped; the blocks that are answered are kept: go on with --resume" in result.stderr
+    assert "stopped; finished blocks are kept: continue with --resume" in result.stderr
     expected = job.alone("alone")
     assert job.alone("out", "--resume") == expected
 
@@ -372,26 +377,26 @@ def test_torchrun_ends_the_others_when_one_dies(job: Job) -> None:
     [("--question", "Who?", "--context", "Ada."), ("--demo",), ("--dataset", "squad")],
     ids=["question", "demo", "dataset"],
 )
-def test_what_processes_cannot_share_is_refused(
+def test_several_processes_require_json_lines_or_parquet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = ["--output_dir", str(tmp_path / "out")] * ("--dataset" in flags)
     assert call("infer", *flags, *out) == 2
-    assert "torchrun: several processes of bertqa infer share" in capsys.readouterr().err
+    assert "torchrun: --input must be JSON lines or parquet" in capsys.readouterr().err
     write_rows(tmp_path / "in.jsonl", [{"context": "Ada.", "qas": []}])
     out = ["--input", str(tmp_path / "in.jsonl"), "--output_dir", str(tmp_path / "out")]
     assert call("infer", *out) == 2
-    assert "torchrun: several processes" in capsys.readouterr().err
+    assert "torchrun: --input must be" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_processes_on_a_gpu_give_the_answers_of_one(job: Job) -> None:
-    """All on one, or on as many as there are; scores within 1e-4 in float32."""
-    place = ["--device", "cuda:0"] if torch.cuda.device_count() < 2 else ["--device", "cuda"]
-    job.alone("alone", *place)
-    ends = job.together(2, "together", *place)
+def test_several_processes_on_gpus_give_the_same_answers_as_one(job: Job) -> None:
+    """On one GPU or several; scores within 1e-4 in float32."""
+    device = ["--device", "cuda:0"] if torch.cuda.device_count() < 2 else ["--device", "cuda"]
+    job.alone("alone", *device)
+    ends = job.together(2, "together", *device)
     assert [code for code, _ in ends] == [0, 0], ends
     for ours, theirs in zip(job.answers("together"), job.answers("alone"), strict=True):
         assert ours.pop("score") == pytest.approx(theirs.pop("score"), abs=1e-4)

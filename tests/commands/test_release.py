@@ -1,4 +1,4 @@
-"""A run becomes a folder to hand on: half precision, a card whose figures are the folder's own."""
+"""bertqa release: half precision, and a card with the metrics of the released model."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 
 def trained(folder: Path, source: Path = STORIES, *more: object) -> Path:
-    """A short run of train.py."""
+    """Run train.py for a few steps."""
     flags = [
         "--model", write_checkpoint(folder.parent / "tiny"), "--train_file", source,
         "--max_seq_length", 96, "--doc_stride", 16, "--max_query_length", 24, "--max_steps", 6,
@@ -43,7 +43,7 @@ def trained(folder: Path, source: Path = STORIES, *more: object) -> Path:
     ]  # fmt: skip
     arguments = list(map(str, flags))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *arguments])  # what run.json tells
+        patch.setattr(sys, "argv", ["train.py", *arguments])  # recorded in run.json
         assert run_script(train.main, train.parse_flags(arguments)) == 0
     return folder
 
@@ -66,7 +66,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_folder_holds_the_model_in_half_precision(run: Path, folder: Path) -> None:
+def test_the_released_model_is_in_half_precision(run: Path, folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == FILES | CALIBRATION | {"loss.svg", "accuracy.svg"}
     whole, half = (load_file(path / "model.safetensors") for path in (run, folder))
@@ -75,7 +75,7 @@ def test_the_folder_holds_the_model_in_half_precision(run: Path, folder: Path) -
     assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
 
 
-def test_the_card_tells_the_figures_of_the_file(folder: Path) -> None:
+def test_the_card_has_the_metrics_of_the_released_model(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     examples = read_examples(STORIES)
     qa = QuestionAnswerer.from_pretrained(folder, windows=WindowSettings(96, 16, 24))
@@ -93,11 +93,11 @@ def test_the_card_tells_the_figures_of_the_file(folder: Path) -> None:
         if not any(f1(p.text, gold) for gold in e.answers)
     }
     assert f"- {len(wrong)} of 174 answers share no word with a gold answer;" in card
-    (surest,) = re.findall(r"highest probability had those to (.+) \(ids", card)
+    (surest,) = re.findall(r"; those to (.+) \(ids in .*\) have the highest probability", card)
     assert surest.split(", ") == sorted(wrong, key=wrong.__getitem__, reverse=True)[:5]
 
 
-def test_the_card_tells_how_it_was_trained(run: Path, folder: Path) -> None:
+def test_the_card_has_the_training_run(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert card.startswith("# tiny-stories\n")
     assert "Tiny <BERT> (Apache-2.0)" in card and "stories (CC0)" in card
@@ -115,11 +115,11 @@ def test_the_card_tells_how_it_was_trained(run: Path, folder: Path) -> None:
     assert f"commit: `{commit}`" in card and f"torch {torch.__version__}" in card
     for setting in ("max_steps | 6", "doc_stride | 16", "dropout | None"):
         assert f"\n| {setting} |\n" in card
-    assert "other ones than stories.json's: the figures cannot be compared." in card
+    assert "not those of stories.json: the figures cannot be compared." in card
     assert str(run.parent) not in card
 
 
-def test_the_card_tells_what_probabilities_are_worth(run: Path, folder: Path) -> None:
+def test_the_card_has_the_calibration(run: Path, folder: Path) -> None:
     card, found = (folder / "README.md").read_text(), read_calibration(run)
     assert found and read_decoding_file(folder)[1].temperature == found.temperature
     assert f"by the temperature {found.temperature:.3f} before" in card
@@ -129,7 +129,7 @@ def test_the_card_tells_what_probabilities_are_worth(run: Path, folder: Path) ->
     assert rows == [(f"{p.threshold}", f"{100 * p.answered:.1f}") for p in found.after.coverage]
 
 
-def test_the_curves_are_those_of_the_log(run: Path, folder: Path) -> None:
+def test_the_curves_match_the_log(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
     log = [json.loads(line) for line in (run / "log.jsonl").open()]
     for name, key in (("loss.svg", "loss"), ("accuracy.svg", "f1")):
@@ -140,30 +140,31 @@ def test_the_curves_are_those_of_the_log(run: Path, folder: Path) -> None:
         assert len(next(iter(lines)).attrib["points"].split()) == sum(key in line for line in log)
 
 
-def test_a_model_that_says_no_answer_is_handed_on_with_its_threshold(tmp_path: Path) -> None:
+def test_a_model_with_no_answer_is_released_with_its_threshold(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", STORIES_V2, "--version_2_with_negative")
     shutil.copyfile(DATA / "version-0.1" / "run" / "threshold.svg", run / "threshold.svg")
     examples = json.loads(STORIES_V2.read_text())
-    examples["data"] = examples["data"][:-1]  # other questions than those of the training
+    examples["data"] = examples["data"][:-1]  # not the training questions
     (tmp_path / "asked.json").write_text(json.dumps(examples))
     assert released(run, tmp_path / "new", tmp_path / "asked.json") == 0
     assert read_decoding_file(tmp_path / "new") == read_decoding_file(run)
     card = (tmp_path / "new" / "README.md").read_text()
-    assert 'says "no answer" from the null score in decoding.json on' in card
+    assert 'answers "no answer" if the null score exceeds the threshold' in card
     assert "](threshold.svg)" in card and "--version_2_with_negative" in card
 
 
-def test_a_folder_that_is_no_run_is_released_with_its_figures(run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_released_with_its_metrics(run: Path, tmp_path: Path) -> None:
     model = shutil.copytree(run, tmp_path / "model", ignore=shutil.ignore_patterns("run.json"))
     assert released(model, tmp_path / "new") == 0
     assert {path.name for path in (tmp_path / "new").iterdir()} == FILES | CALIBRATION
     card = (tmp_path / "new" / "README.md").read_text()
-    assert "is not recorded" in card and "train.py" not in card and "| question | who |" in card
+    assert "no record of the training" in card and "train.py" not in card
+    assert "| question | who |" in card
 
 
 @pytest.fixture
 def copied(run: Path, tmp_path: Path) -> Path:
-    """The run, to write into."""
+    """Return a copy of the run."""
     return shutil.copytree(run, tmp_path / "run")
 
 
@@ -173,8 +174,8 @@ def change_description(run: Path, **changes: object) -> None:
     (run / "run.json").write_text(json.dumps(description | {"data": data} | changes))
 
 
-def test_questions_that_chose_the_step(copied: Path, tmp_path: Path) -> None:
-    """The card says so, and does not say that the curve's figures are those of others."""
+def test_the_card_tells_if_the_eval_file_chose_the_best_step(copied: Path, tmp_path: Path) -> None:
+    """Then the metrics of the curve are on the same questions."""
     change_description(copied, data={"validation": data_fingerprint(read_examples(STORIES))})
     assert released(copied, tmp_path / "new") == 0
     card = (tmp_path / "new" / "README.md").read_text()
@@ -185,11 +186,11 @@ def test_questions_that_chose_the_step(copied: Path, tmp_path: Path) -> None:
     ("output", "eval_file", "words"),
     [
         (".", STORIES, "--output_dir: must be a new folder"),
-        ("new", STORIES_V2, "--eval_file: must have an answer to each question"),
-        ("new", STORIES, "--eval_file: must have other questions than those of the training"),
+        ("new", STORIES_V2, "--eval_file: every question must have an answer"),
+        ("new", STORIES, "--eval_file: must not contain the training questions"),
     ],
 )
-def test_what_is_not_released(
+def test_invalid_releases_are_rejected(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     output: str, eval_file: Path, words: str,
 ) -> None:  # fmt: skip
@@ -212,7 +213,7 @@ def test_what_is_not_released(
         ),
     ],
 )  # fmt: skip
-def test_the_card_shows_a_command_that_runs(
+def test_the_card_has_a_command_that_runs(
     copied: Path, program: list[str], processes: int, shown: str
 ) -> None:
     given = ["--model", "/home/me/base", "--train-file=/data/a.json", "--resume", "--seed", "7"]
@@ -222,36 +223,36 @@ def test_the_card_shows_a_command_that_runs(
     assert train.parse_flags(shlex.split(flags)).train_file == Path("a.json")
 
 
-def test_an_id_is_no_markdown() -> None:
+def test_ids_are_escaped_for_markdown() -> None:
     assert cards._literal("a-1.b *x* | <b>`c`\n") == r"a-1.b \*x\* \| \<b\>\`c\`\\n"
 
 
-def test_a_log_with_f1_alone_is_drawn(tmp_path: Path) -> None:
+def test_a_log_with_only_f1_is_drawn(tmp_path: Path) -> None:
     log = [{"step": 1, "f1": 50.0}, {"step": 2, "f1": 60.0}]
     assert cards.write_curves(tmp_path, log) == ["accuracy.svg"]
 
 
-def test_the_step_that_was_kept(copied: Path) -> None:
-    """The loss on the card is that of the steps whose model was kept."""
+def test_the_card_has_the_loss_of_the_kept_step(copied: Path) -> None:
+    """The card has the loss of the step whose model was kept."""
     log: list[dict[str, Any]] = [
         {"step": 2, "epoch": 0.1, "loss": 7.0, "tokens_per_second": 90},
         {"step": 3, "epoch": 0.2, "f1": 50.0},
         {"step": 4, "epoch": 0.3, "loss": 5.0, "tokens_per_second": 70, "seconds": 60.0},
         {"step": 4, "epoch": 0.3, "f1": 50.0},
     ]
-    told = []
+    found = []
     for part in (log, log[:1] + log[2:], log[2:]):
         (copied / "log.jsonl").write_text("\n".join(map(json.dumps, part)))
-        told.append(cards.read_run(copied))
-    assert [(part["kept"], part["steps"], part["loss"]) for part in told] == [
+        found.append(cards.read_run(copied))
+    assert [(part["kept"], part["steps"], part["loss"]) for part in found] == [
         (3, 4, 7.0), (4, 4, 5.0), (4, 4, 5.0),
     ]  # fmt: skip
-    assert [part["seconds"] for part in told] == [None, None, 60.0]  # unknown if any line lacks it
-    assert told[0]["rate"] == 70
+    assert [part["seconds"] for part in found] == [None, None, 60.0]  # None if any line lacks it
+    assert found[0]["rate"] == 70
 
 
-def test_the_log_of_a_run_that_was_killed(run: Path, copied: Path) -> None:
-    """Half a last line is left out; anywhere else it is an error."""
+def test_a_log_with_an_incomplete_last_line_is_read(run: Path, copied: Path) -> None:
+    """An incomplete last line is ignored; any other is an error."""
     log = (run / "log.jsonl").read_text()
     (copied / "log.jsonl").write_text(log + '{"step": 9, "lo')
     assert cards.read_run(copied) == cards.read_run(run)

@@ -1,4 +1,4 @@
-"""train.py and infer.py as a user meets them: what they write, ask and show."""
+"""train.py and infer.py as a user runs them: files, prompts and output."""
 
 import json
 import math
@@ -55,14 +55,14 @@ STORY_RUN = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, list[str]]:
-    """The folder of a run of train.py, and the lines that it printed."""
-    folder, said = tmp_path_factory.mktemp("trained") / "run", StringIO()
-    with redirect_stdout(said):
+    """Return the folder of a run of train.py, and the printed lines."""
+    folder, output = tmp_path_factory.mktemp("trained") / "run", StringIO()
+    with redirect_stdout(output):
         assert call("train", "--model", checkpoint, "--output_dir", folder, *STORY_RUN) == 0
-    return folder, said.getvalue().splitlines()
+    return folder, output.getvalue().splitlines()
 
 
-def test_train_says_what_it_does(trained: Any, checkpoint: Path) -> None:
+def test_train_prints_its_progress(trained: Any, checkpoint: Path) -> None:
     folder, lines = trained
     assert lines[0] == f"{checkpoint}/model.safetensors: 55 tensors loaded"
     assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in lines
@@ -78,10 +78,10 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path) -> None:
     ]  # fmt: skip
 
 
-def test_infer_gives_the_answers_that_training_kept(
+def test_infer_gives_the_answers_of_training(
     trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same model, file and windows: the same answers and figures."""
+    """The same model, file and windows give the same answers and metrics."""
     folder, _ = trained
     asked = write_questions(tmp_path / "four.json", read_examples(STORIES)[:4])
     out = tmp_path / "made" / "here"
@@ -100,7 +100,7 @@ def test_infer_gives_the_answers_that_training_kept(
     assert metrics["f1"] == best
 
 
-def test_v2_of_the_two_scripts(
+def test_train_and_infer_with_version_2(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, examples = tmp_path / "run", read_examples(STORIES_V2)[:10]
@@ -135,7 +135,7 @@ def test_v2_of_the_two_scripts(
     assert metrics["NoAns_total"] == sum(example.is_impossible for example in examples)
 
 
-def test_a_file_without_gold_is_answered_without_figures(
+def test_a_file_without_gold_answers_has_no_metrics(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = f'question,context\nWho?,"{CONTEXT}"\nWhat?,"{CONTEXT}"\n'
@@ -146,7 +146,7 @@ def test_a_file_without_gold_is_answered_without_figures(
     assert list(read_json(world.out / "predictions.json")) == ["0", "1"]
 
 
-def test_predictions_are_replaced_only_if_that_is_said(world: World) -> None:
+def test_predictions_are_overwritten_only_with_the_flag(world: World) -> None:
     kept = world.write("out/predictions.json", "{}")
     assert call("infer", *world.file(world.row())) == 2
     assert contents(world.out) == {"predictions.json": b"{}"}
@@ -158,7 +158,7 @@ def test_predictions_are_replaced_only_if_that_is_said(world: World) -> None:
 
 
 def asked(capsys: pytest.CaptureFixture[str], model: Path, *flags: object) -> str:
-    """What infer.py prints."""
+    """Run infer.py and return its output."""
     assert call("infer", "--model", model, *HERE, *WINDOWS, *flags) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -187,7 +187,7 @@ def test_one_question(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_json_is_json_in_any_encoding(
+def test_json_is_valid_in_any_encoding(
     encoding: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = "Zoë Łuk – 建"
@@ -200,10 +200,10 @@ def test_json_is_json_in_any_encoding(
     assert context in {answer["answer"] for answer in answers}
 
 
-def test_the_context_file_is_taken_as_it_is(
+def test_the_context_file_is_read_unchanged(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Offsets count its line ends, blanks and all, but not the mark that some editors put first."""
+    """Offsets count line breaks and spaces, but not a byte order mark."""
     text = "  Ada built\r\nthe quay.\r\n\r\nBen — swept\tit. \n"
     path = tmp_path / "text.txt"
     answers = []
@@ -214,11 +214,11 @@ def test_the_context_file_is_taken_as_it_is(
     assert answers[0] == answers[1]
     assert all(a["answer"] == text[a["start"] : a["end"]] for a in answers[0])
     assert any("\r\n" in a["answer"] for a in answers[0])
-    # On a terminal an answer is one line all the same.
+    # In a table, an answer is one line.
     assert len(asked(capsys, checkpoint, *flags[:-3], "--top_k", 20).splitlines()) == 20
 
 
-def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_answer_is_printed(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--question", "Who?", "--context", CONTEXT, "--version_2_with_negative"]
     flags += ["--null_score_diff_threshold=-1e9"]
     line = LINE.fullmatch(asked(capsys, checkpoint, *flags).rstrip("\n"))
@@ -227,7 +227,7 @@ def test_no_answer_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert (answer["answer"], answer["start"], answer["end"]) == ("", 0, 0)
 
 
-def test_an_answer_below_a_probability_is_not_given(
+def test_answers_below_the_score_threshold_become_no_answer(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--question", "Who?", "--context", CONTEXT, "--score_threshold"]
@@ -240,7 +240,7 @@ def test_an_answer_below_a_probability_is_not_given(
 
 
 @pytest.mark.parametrize("flag", ["--always_answer", "--no_version_2_with_negative"])
-def test_a_model_that_says_no_answer_is_made_to_answer(
+def test_always_answer_overrides_no_answer(
     world: World, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     folder = world.checkpoint()
@@ -249,7 +249,7 @@ def test_a_model_that_says_no_answer_is_made_to_answer(
     flags = ["--question", "Who?", "--context", CONTEXT, "--json"]
     assert json.loads(asked(capsys, folder, *flags))["answer"] == ""
     found = json.loads(asked(capsys, folder, *flags, flag))
-    assert found == json.loads(asked(capsys, world.good, *flags))  # which never says "no answer"
+    assert found == json.loads(asked(capsys, world.good, *flags))  # a model without "no answer"
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
     assert found == qa("Who?", CONTEXT, handle_impossible_answer=False)
 
@@ -257,7 +257,7 @@ def test_a_model_that_says_no_answer_is_made_to_answer(
 # --- demo, terminal ------------------------------------------------------------------------------
 
 
-def test_without_arguments_and_terminal_it_shows_the_demo(
+def test_without_arguments_and_terminal_infer_shows_the_demo(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     room = ["--max_seq_length", 384]  # for its long questions
@@ -266,10 +266,10 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
     lines = shown.splitlines()
     assert infer_questions.DEMO_CONTEXT in lines and infer_questions.DEMO_HISTORY in lines
     for question in infer_questions.DEMO_QUESTIONS:
-        place = lines.index(question)
-        start, end, text = LINE.fullmatch(lines[place + 1]).groups()[1:]
+        index = lines.index(question)
+        start, end, text = LINE.fullmatch(lines[index + 1]).groups()[1:]
         assert infer_questions.DEMO_CONTEXT[int(start) : int(end)] == text
-        assert not LINE.fullmatch(lines[place + 2])
+        assert not LINE.fullmatch(lines[index + 2])
     n_best = lines[lines.index(infer_questions.DEMO_HISTORY_QUESTION) + 1 :]
     assert len(n_best) == 5
     scores = [float(LINE.fullmatch(line)[1]) for line in n_best]
@@ -277,11 +277,11 @@ def test_without_arguments_and_terminal_it_shows_the_demo(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
-def test_in_a_terminal_it_asks(
+def test_in_a_terminal_infer_prompts_for_text_and_questions(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After the demo: a context of two lines, two questions, end of input."""
-    import pty  # there is none on Windows
+    import pty  # not available on Windows
 
     ours, theirs = pty.openpty()
     command = [sys.executable, "infer.py", "--model", str(checkpoint), *HERE]
@@ -290,7 +290,7 @@ def test_in_a_terminal_it_asks(
         stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    said = ""
+    output = ""
     questions = ["Who built it?", "Who swept it?"]
     try:
         for prompt, line in (
@@ -298,18 +298,18 @@ def test_in_a_terminal_it_asks(
             ("text> ", CONTEXT[14:] + "\n"),
             ("text> ", "\n"),
             ("question> ", questions[0] + "\n"),
-            ("question> ", "  \n"),  # nothing asked
+            ("question> ", "  \n"),  # blank
             ("question> ", questions[1] + "\n"),
             ("question> ", "\x04"),
         ):
-            said += heard(ours, until=prompt)
+            output += read_terminal(ours, until=prompt)
             os.write(ours, line.encode())
-        said += heard(ours)
+        output += read_terminal(ours)
         assert process.wait(300) == 0
     finally:
         process.kill()
         os.close(ours)
-    demo, _, own = said.partition("Paste a text")
+    demo, _, own = output.partition("Paste a text")
     assert infer_questions.DEMO_HISTORY_QUESTION in demo
     answers = [line for line in own.splitlines() if LINE.fullmatch(line)]
     context = CONTEXT[:14] + "\n" + CONTEXT[14:]
@@ -320,15 +320,15 @@ def test_in_a_terminal_it_asks(
     assert answers == expected.splitlines()
 
 
-def heard(terminal: int, until: str | None = None) -> str:
-    """What a process writes to its terminal, up to a prompt or to its end."""
+def read_terminal(terminal: int, until: str | None = None) -> str:
+    """Read what a process writes to its terminal, up to a prompt or to its end."""
     text, deadline = b"", time.monotonic() + 300
     while until is None or not text.endswith(until.encode()):
         left = deadline - time.monotonic()
         assert left > 0 and select.select([terminal], [], [], left)[0], text
         try:
             part = os.read(terminal, 4096)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux, the other end is closed
             part = b""
         if not part:
             assert until is None, text
@@ -340,7 +340,7 @@ def heard(terminal: int, until: str | None = None) -> str:
 # --- train.py: hold out, show, check, stop -------------------------------------------------------
 
 
-def test_a_part_of_the_training_articles_is_held_out(
+def test_validation_split_percentage_holds_out_articles(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--model", checkpoint, "--train_file", STORIES, "--output_dir", tmp_path / "o"]
@@ -350,8 +350,8 @@ def test_a_part_of_the_training_articles_is_held_out(
     train, held = split_by_article(read_examples(STORIES), 20)
     answered = json.loads((tmp_path / "o" / "predictions.json").read_text())
     assert list(answered) == [example.id for example in held[:2]]
-    said = capsys.readouterr().out
-    assert f"windows of {len(train[:3])} " in said and f"windows of {len(held[:2])} " in said
+    output = capsys.readouterr().out
+    assert f"windows of {len(train[:3])} " in output and f"windows of {len(held[:2])} " in output
 
 
 def test_show_prints_examples_with_windows_and_labels(
@@ -374,7 +374,7 @@ def test_show_prints_examples_with_windows_and_labels(
         windows = re.findall(r"label (\d+)\.\.(\d+) = (.+)\n +(\[CLS\] .+ \[SEP\])$", block, re.M)
         assert {label for *_, label, _ in windows} <= {"''", repr(example.answers[0])}
         assert repr(example.answers[0]) in [label for *_, label, _ in windows]
-        for start, end, label, tokens in windows:  # the label's tokens are its text
+        for start, end, label, tokens in windows:  # the tokens of a label make its text
             pieces = tokens.split(" ")[int(start) : int(end) + 1]
             word = "[CLS]" if label == "''" else example.answers[0].lower().replace(" ", "")
             assert "".join(piece.removeprefix("##") for piece in pieces) == word
@@ -399,48 +399,48 @@ def checked(world: World, path: Path, *more: object) -> int:
     return call("train", *world.train("--train_file", path, "--check", *more))
 
 
-def test_a_check_says_what_is_wrong_and_does_nothing_else(
+def test_check_prints_faults_and_writes_nothing(
     world: World, bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = world.rows("good.json", ROW)
     before = contents(world.folder)
     assert checked(world, good) == 0
-    said, err = capsys.readouterr()
-    assert f"{good}: 1 question\n" in said and "no findings" in said and err == ""
+    output, err = capsys.readouterr()
+    assert f"{good}: 1 question\n" in output and "no findings" in output and err == ""
     assert checked(world, bad) == 1
-    assert f"{bad}: 3 questions" in (said := capsys.readouterr().out)
-    assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(said.splitlines())
+    assert f"{bad}: 3 questions" in (output := capsys.readouterr().out)
+    assert {"duplicate id: 1", "misplaced: 1", "blanks: 1"} <= set(output.splitlines())
     assert checked(world, good, "--validation_file", bad) == 1
-    said = capsys.readouterr().out
-    assert f"{good}: 1 question\n" in said and f"{bad}: 3 questions" in said
-    monkeypatch.setenv("RANK", "1")  # of several processes one checks
+    output = capsys.readouterr().out
+    assert f"{good}: 1 question\n" in output and f"{bad}: 3 questions" in output
+    monkeypatch.setenv("RANK", "1")  # only the main process checks
     assert checked(world, bad) == 0
     assert capsys.readouterr().out == ""
     assert contents(world.folder) == before
 
 
-def test_the_command_checks_as_train_does(
+def test_bertqa_check_equals_train_check(
     world: World, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags, folder = ["--model", world.good, "--train_file", bad, *WINDOWS], world.folder
     assert checked(world, bad, "--report", folder / "of_train.json") == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert call("check", *flags, "--report", folder / "of_check.json") == 1
-    assert capsys.readouterr().out == said.replace("of_train", "of_check")
+    assert capsys.readouterr().out == output.replace("of_train", "of_check")
     assert (folder / "of_train.json").read_bytes() == (folder / "of_check.json").read_bytes()
     assert call("check", *flags, "--repair", folder / "copy.json") == 0
     assert len(read_examples(folder / "copy.json")) == 3
     for wrong, words in (
-        (["--validation_split_percentage", 99], "give 1 to 50 per cent"),
-        (["--repair", folder / "copy.json"], "copy.json is there already"),
-        (["--doc_stride", -1], "--doc_stride -1 is out of range"),
+        (["--validation_split_percentage", 99], "--validation_split_percentage"),
+        (["--repair", folder / "copy.json"], "copy.json"),
+        (["--doc_stride", -1], "--doc_stride"),
     ):
         capsys.readouterr()
         assert call("check", *flags, *wrong) == 2
         assert words in capsys.readouterr().err
 
 
-def test_a_check_needs_no_weights_and_tells_v2_from_v1(
+def test_check_needs_no_weights_and_distinguishes_v2_from_v1(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = ["--model", world.checkpoint("model.safetensors")]
@@ -451,7 +451,7 @@ def test_a_check_needs_no_weights_and_tells_v2_from_v1(
     assert "no findings" in capsys.readouterr().out
 
 
-NO_ANSWER = [  # each says the same, in words of its own
+NO_ANSWER = [  # equivalent forms
     {"answers": []},
     {"answers": {"text": [""], "answer_start": [-1]}},
     {"answers": {"text": [""], "answer_start": [None]}},
@@ -460,7 +460,7 @@ NO_ANSWER = [  # each says the same, in words of its own
 
 
 @pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
-def test_no_answer_is_the_same_to_every_command(
+def test_every_command_treats_no_answer_alike(
     gold: dict[str, Any], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     none = ROW | {"id": "none", "question": "Why?"} | gold
@@ -486,7 +486,7 @@ def test_no_answer_is_the_same_to_every_command(
         assert json.loads(capsys.readouterr().out)["without_gold"] == 1
 
 
-def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
+def test_check_lists_unreadable_rows_and_repairs_others(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def rows(*golds: dict[str, Any]) -> Path:
@@ -496,9 +496,9 @@ def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
     unreadable = [{"is_impossible": True}, {"answers": {"text": ["Ada"], "answer_start": ["0"]}}]
     flags = ["--repair", tmp_path / "copy.json"]
     assert checked(world, rows({}, *unreadable)) == 1
-    said = capsys.readouterr().out
-    assert "unreadable: 2" in said and "is_impossible is true, but" in said
-    assert "answer_start is '0' (str)" in said
+    output = capsys.readouterr().out
+    assert "unreadable: 2" in output and "is_impossible is true, but" in output
+    assert "answer_start is '0' (str)" in output
     assert checked(world, rows(*unreadable), *flags) == 2
     assert "--repair: all rows must be readable, got 2 that" in capsys.readouterr().err
     starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
@@ -508,21 +508,21 @@ def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
     }
 
 
-def test_a_mended_copy_can_be_trained_on(
+def test_a_repaired_copy_can_be_trained_on(
     world: World, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, copy = bad.read_bytes(), world.folder / "new" / "repaired.jsonl"
     assert call("train", *world.train("--train_file", bad)) == 2
     assert "bertqa check finds all faults" in capsys.readouterr().err
-    assert checked(world, bad, "--repair", copy) == 0  # the copy's code
-    said = capsys.readouterr().out
-    assert "repaired: 3\n" in said and said.endswith(f"wrote {copy}\n")
+    assert checked(world, bad, "--repair", copy) == 0  # the exit code is that of the copy
+    output = capsys.readouterr().out
+    assert "repaired: 3\n" in output and output.endswith(f"wrote {copy}\n")
     assert bad.read_bytes() == before
     assert [(e.id, e.answers, e.answer_starts) for e in read_examples(copy)] == [
         ("first", ("Ada",), (0,)), ("moved", ("1642",), (22,)), ("first-2", ("Ben",), (28,)),
     ]  # fmt: skip
     assert call("train", *world.train("--train_file", copy)) == 0
-    # What cannot be repaired is in the copy too.
+    # Rows that cannot be repaired are copied, too.
     lost = ROW | {"id": "lost", "answers": {"text": ["Rye"], "answer_start": [0]}}
     worse = world.rows("worse.json", *FAULTY, lost)
     assert checked(world, worse, "--repair", world.folder / "copy.json") == 1
@@ -530,7 +530,7 @@ def test_a_mended_copy_can_be_trained_on(
     assert read_examples(world.folder / "copy.json")[3] == read_examples(worse)[3]
 
 
-def test_the_reports_of_a_check(world: World, bad: Path) -> None:
+def test_check_writes_reports(world: World, bad: Path) -> None:
     page, report, copy = (world.folder / name for name in ("r.html", "r.json", "copy.json"))
     assert checked(world, bad, "--report", page) == 1
     text = page.read_text(encoding="utf-8")
@@ -546,12 +546,12 @@ def test_the_reports_of_a_check(world: World, bad: Path) -> None:
 def after_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[[int, Callable[[], object]], None]]:
-    """Lets something happen once a training has logged a step.
+    """Return a function that arranges an action after a training has logged a step.
 
-    Signals are heeded as in a terminal, also where the suite itself runs in the background.
+    Signals have their default handlers, even if the tests run in the background.
     """
-    heeded = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     append = RunFolder.append_log
 
     def arrange(step: int, act: Callable[[], object]) -> None:
@@ -572,7 +572,7 @@ def interrupt(number: int = signal.SIGINT) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_itself_and_goes_on(
+def test_an_interrupted_run_saves_a_checkpoint_and_resumes(
     checkpoint: Path, tmp_path: Path, trained: Any, after_log: Any,
     capsys: pytest.CaptureFixture[str], number: signal.Signals,
 ) -> None:  # fmt: skip
@@ -588,26 +588,26 @@ def test_an_interrupted_run_saves_itself_and_goes_on(
     assert checkpoints_of(tmp_path / "run") == ["step-00000006"]
 
     assert call("train", *flags, "--resume") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "8 steps of 4 windows on cpu in torch.float32, from step 6" in said
+    output = capsys.readouterr().out.splitlines()
+    assert "8 steps of 4 windows on cpu in torch.float32, from step 6" in output
     whole, _ = trained
     assert log_of(tmp_path / "run") == log_of(whole)
     last = Path("checkpoints") / "step-00000008" / "model.safetensors"
     assert (tmp_path / "run" / last).read_bytes() == (whole / last).read_bytes()
 
 
-def test_whoever_interrupts_twice_does_not_wait(
+def test_a_second_interrupt_stops_at_once(
     checkpoint: Path, tmp_path: Path, after_log: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def twice() -> None:
         before = signal.getsignal(signal.SIGINT)
         interrupt()
-        for _ in range(500):  # until it is noted
+        for _ in range(500):  # until the first signal is handled
             if signal.getsignal(signal.SIGINT) is not before:
                 break
             time.sleep(0.01)
         interrupt()
-        time.sleep(5)  # whom the second one lets wait has not noticed it
+        time.sleep(5)  # interrupted by the second signal
 
     after_log(6, twice)
     flags = ["--model", checkpoint, "--output_dir", tmp_path / "run", *STORY_RUN]
@@ -616,13 +616,13 @@ def test_whoever_interrupts_twice_does_not_wait(
     assert checkpoints_of(tmp_path / "run") == ["step-00000004"]
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_so(world: World, after_log: Any) -> None:
+def test_an_ignored_signal_stays_ignored(world: World, after_log: Any) -> None:
     after_log(1, interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert call("train", *world.train("--max_steps", 2, "--logging_steps", 1)) == 0
 
 
-def test_a_headless_checkpoint_can_be_trained(
+def test_a_checkpoint_without_head_can_be_trained(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("train", *world.train("--model", world.tensors(without_head))) == 0
@@ -651,7 +651,7 @@ def test_a_headless_checkpoint_can_be_trained(
         (["--max-seq_length", "12"], {"max_seq_length": 12}),
     ],
 )
-def test_flags_may_be_written_with_either(
+def test_flags_can_be_written_with_hyphens_or_underscores(
     arguments: list[str], expected: dict[str, object]
 ) -> None:
     flags = vars(infer.parse_flags(arguments))
@@ -659,7 +659,7 @@ def test_flags_may_be_written_with_either(
     assert flags == untouched | expected
 
 
-def test_a_byte_order_mark_counts_where_bytes_are_told(tmp_path: Path) -> None:
+def test_a_byte_order_mark_counts_in_byte_offsets(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfAda built it.")
     given = ["--question", "Who?", "--context_file", str(tmp_path / "text.txt"), "--json"]
     assert read_context(infer.parse_flags(given)) == "Ada built it."

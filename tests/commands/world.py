@@ -1,4 +1,4 @@
-"""Where the tests of the commands work: flags of calls that succeed, and files to break them."""
+"""Setup of the tests of the commands: flags of calls that succeed, and files that break them."""
 
 import json
 import os
@@ -29,16 +29,16 @@ HERE = ["--device", "cpu", "--precision", "fp32"]
 
 
 def call(command: str, *arguments: object) -> int:
-    """Run a command in this process; its exit code."""
+    """Run a command in this process and return its exit code."""
     module = import_module(f"bertqa.commands.{command}")
     try:
         return run_script(module.main, module.parse_flags([str(a) for a in arguments]))
-    except SystemExit as end:  # as argparse ends for a flag that it does not know
+    except SystemExit as end:  # raised by argparse for an unknown flag
         return int(end.code or 0)
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for a process of its own, with its caches in that folder."""
+    """Return variables of a separate process with its caches in a folder."""
     return os.environ | {
         "HF_HOME": str(home / "hf"),
         "HF_DATASETS_CACHE": str(home / "datasets"),
@@ -47,7 +47,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(command: list[object], home: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments as its own process, without a terminal."""
+    """Run Python with these arguments in a separate process, without a terminal."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment(home),
@@ -72,7 +72,7 @@ def without_head(tensors: dict[str, torch.Tensor]) -> None:
 
 @dataclass
 class World:
-    """Where a mistake is made: a folder to write into, a good checkpoint, a finished run."""
+    """A folder to write to, a good checkpoint and a finished run."""
 
     folder: Path
     good: Path
@@ -102,7 +102,7 @@ class World:
         return self.write("rows.jsonl", "\n".join([json.dumps(ROW), *more]))
 
     def checkpoint(self, name: str | None = None, content: object = None) -> Path:
-        """A copy of the good checkpoint with one file replaced, or left out if None."""
+        """Copy the good checkpoint with one file replaced, or removed if ``content`` is None."""
         folder = self.folder / "broken"
         shutil.copytree(self.good, folder)
         if name and content is None:
@@ -125,14 +125,14 @@ class World:
         return folder
 
     def resumed(self, *arguments: object, change: Callable[[Path], object] | None = None) -> Any:
-        """Flags that go on with a copy of the finished run, something in its folder changed."""
+        """Return flags that resume a copy of the finished run, changed by ``change``."""
         shutil.copytree(self.finished, self.out)
         if change:
             change(self.out)
         return self.train("--resume", *arguments)
 
     def train(self, *arguments: object) -> list[object]:
-        """Flags of a run of one step that works, and then these."""
+        """Return flags of a run of one step that succeeds, followed by these."""
         # fmt: off
         return [
             "--model", self.good, "--train_file", self.rows("good.json", ROW),
@@ -141,15 +141,15 @@ class World:
         # fmt: on
 
     def ask(self, *arguments: object) -> list[object]:
-        """Flags of a question that is answered, and then these."""
+        """Return flags of a question that is answered, followed by these."""
         question = ["--question", "Who?", "--context", CONTEXT]
         return ["--model", self.good, *question, *WINDOWS, *HERE, *arguments]
 
     def file(self, path: Path, *arguments: object) -> list[object]:
-        """Flags that answer all questions of a file, and then these."""
-        place = ["--input", path, "--output_dir", self.out]
-        return ["--model", self.good, *place, *WINDOWS, *HERE, *arguments]
+        """Return flags that answer all questions of a file, followed by these."""
+        files = ["--input", path, "--output_dir", self.out]
+        return ["--model", self.good, *files, *WINDOWS, *HERE, *arguments]
 
     def set(self, *arguments: object) -> list[object]:
-        """Flags that answer all questions of a data set of the hub, and then these."""
+        """Return flags that answer all questions of a dataset on the hub, followed by these."""
         return ["--dataset", "squad", "--output_dir", self.out, *arguments]

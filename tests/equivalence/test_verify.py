@@ -274,10 +274,10 @@ def test_a_difference_is_a_share_of_the_largest(ours, theirs, share):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--bound", 0], "--bound 0.0"),
-        (["--bound", "nan"], "--bound nan"),
-        (["--max_samples", 0], "--max_samples 0"),
-        (["--max_seq_length", 385], "--max_seq_length 385"),
+        (["--bound", 0], "--bound must be finite and above 0, got 0.0"),
+        (["--bound", "nan"], "--bound must be finite and above 0, got nan"),
+        (["--max_samples", 0], "--max_samples must be at least 1, got 0"),
+        (["--max_seq_length", 385], "384 positions"),
         (["--input", "absent.json"], "absent.json does not exist"),
         (["--markdown", Path(__file__).parent], "equivalence is there already"),
         (["--markdown", f"{__file__}/x.md"], "test_verify.py is a file, name a folder"),

@@ -201,11 +201,11 @@ def test_questions_without_an_answer(folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_samples", 0], "--max_samples 0"),
-        (["--show", 0], "--show 0"),
+        (["--max_samples", 0], "--max_samples must be at least 1, got 0"),
+        (["--show", 0], "--show must be at least 1, got 0"),
         (["--max_seq_length", 4], "--max_seq_length 4"),
         (["--n_best_size", 0], "--n_best_size 0"),
-        (["--output_dir", "FULL"], "ablation.svg is there already"),
+        (["--output_dir", "FULL"], "ablation.svg already exists"),
         (["--output_dir", "FULL/ablation.svg"], "cannot be made"),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_very_long_answer_is_shortened(explained):
 
 
 def test_invalid_input_raises(explained, model, tokenizer):
-    with pytest.raises(UserError, match="question is ' '"):
+    with pytest.raises(UserError, match=r"question must be .*, got ' '"):
         explained(question=" ")
     with pytest.raises(UserError, match="positions"):
         explained(windows=WindowSettings(385, 16))

@@ -1,11 +1,11 @@
-"""Groups of questions, and the figures of each."""
+"""Error analysis: groups of questions, and EM and F1 of each."""
 
 import pytest
 
 from bertqa.answering.metrics import evaluate_v1, evaluate_v2
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.report.analysis import answer_length, answer_place, breakdown, question_kind
+from bertqa.report.analysis import answer_length, answer_position, breakdown, question_kind
 from tests.helpers import STORIES, STORIES_V2
 
 
@@ -18,7 +18,7 @@ from tests.helpers import STORIES, STORIES_V2
         ("Name the mill.", "other"), ("Whatever.", "other"), ("", "other"),
     ],
 )  # fmt: skip
-def test_the_kind_of_a_question_is_its_first_question_word(question: str, kind: str) -> None:
+def test_a_question_is_grouped_by_its_first_question_word(question: str, kind: str) -> None:
     assert question_kind(question) == kind
 
 
@@ -26,19 +26,19 @@ def asked(*answers: str, start: int = 0) -> Example:
     return Example("1", "Who?", "context", answers, (start,) * len(answers))
 
 
-def test_answers_have_a_length_in_words_and_a_place() -> None:
+def test_answers_are_grouped_by_length_and_position() -> None:
     lengths = [answer_length(asked("a " * count, "another one")) for count in (1, 2, 3, 4, 5, 8, 9)]
     assert lengths == [
         "1 word", "2 words", "3-4 words", "3-4 words", "5-8 words", "5-8 words", "9 words or more",
     ]  # fmt: skip
-    places = [answer_place(asked("x", start=start)) for start in (0, 249, 250, 999, 1000)]
-    assert places == ["before 250", "before 250", "before 500", "before 1000", "from 1000 on"]
+    positions = [answer_position(asked("x", start=start)) for start in (0, 249, 250, 999, 1000)]
+    assert positions == ["before 250", "before 250", "before 500", "before 1000", "from 1000 on"]
     nothing = Example("1", "Who?", "c", ())
-    assert answer_length(nothing) == answer_place(nothing) == "no answer"
+    assert answer_length(nothing) == answer_position(nothing) == "no answer"
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_groups_of_one_kind_add_up_to_the_official_figures(v2: bool) -> None:
+def test_groups_average_to_the_official_metrics(v2: bool) -> None:
     examples = read_examples(STORIES_V2 if v2 else STORIES)
     predictions = {
         e.id: (e.answers[0].upper() + " more" * (i % 3) if e.answers else "the")
@@ -58,7 +58,7 @@ def test_groups_of_one_kind_add_up_to_the_official_figures(v2: bool) -> None:
             assert total / len(examples) == pytest.approx(figure)
 
 
-def test_gold_that_says_nothing_counts_as_in_the_script() -> None:
+def test_a_gold_answer_that_normalizes_to_nothing_counts_as_in_the_official_script() -> None:
     examples = [Example("1", "Who?", "the oak", ("the", "oak"), (0, 4))]
     (group, *_) = breakdown(examples, {"1": ""}, v2=True)
     assert (group.exact_match, group.f1) == (0.0, 0.0)

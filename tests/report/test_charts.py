@@ -1,4 +1,4 @@
-"""Charts: where the points lie, what is said of them, what is refused."""
+"""Charts: positions of points, labels, and rejected input."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -18,14 +18,14 @@ def texts(root: ET.Element) -> list[str]:
     return [element.text or "" for element in root.iter(f"{SVG}text")]
 
 
-def places(root: ET.Element, number: int = 0) -> list[tuple[float, float]]:
-    """The points of a line, in pixels."""
+def points_of(root: ET.Element, number: int = 0) -> list[tuple[float, float]]:
+    """Return the points of a line in pixels."""
     line = list(root.iter(f"{SVG}polyline"))[number]
     return [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
 
 
 def ticks_of(root: ET.Element) -> dict[float, float]:
-    """The height of the axis where each label stands."""
+    """Label of a tick of the y axis -> its height in pixels."""
     return {
         float((text.text or "").replace(",", "")): float(text.attrib["y"]) - 4
         for text in root.iter(f"{SVG}text")
@@ -33,17 +33,17 @@ def ticks_of(root: ET.Element) -> dict[float, float]:
     }
 
 
-def test_points_lie_where_the_ticks_say() -> None:
+def test_points_match_the_ticks() -> None:
     root = ET.fromstring(line_chart("Loss", "step", [Line("loss", [(0, 4), (50, 1), (100, 2)])]))
     marks = ticks_of(root)
     assert list(marks) == [1, 2, 3, 4]
-    points = places(root)
+    points = points_of(root)
     assert [y for _, y in points] == pytest.approx([marks[4], marks[1], marks[2]], abs=0.1)
     assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2, abs=0.1)
     assert len(list(root.iter(f"{SVG}circle"))) == 3
 
 
-def test_everything_is_named_and_escaped() -> None:
+def test_texts_are_present_and_escaped() -> None:
     lines = [Line("F1 <all>", [(0, 10), (1, 80)]), Line('"EM"', [(0, 5), (1, 79)])]
     root = ET.fromstring(line_chart("A & B", "x", lines))
     assert {"A & B", "x", "F1 <all>", '"EM"'} <= set(texts(root))
@@ -51,7 +51,7 @@ def test_everything_is_named_and_escaped() -> None:
     assert root.attrib["role"] == "img"
 
 
-def test_names_of_lines_that_end_together_do_not_overlap() -> None:
+def test_labels_of_lines_that_end_close_together_do_not_overlap() -> None:
     lines = [Line(name, [(0, 0), (1, end)]) for name, end in (("a", 50), ("b", 50.1), ("c", 49.9))]
     root = ET.fromstring(line_chart("t", "x", lines))
     heights = sorted(
@@ -60,13 +60,13 @@ def test_names_of_lines_that_end_together_do_not_overlap() -> None:
     assert all(below - above >= 14.9 for above, below in pairwise(heights))
 
 
-def test_lines_of_one_name_share_its_colour_and_have_it_once() -> None:
+def test_lines_with_the_same_name_share_a_colour_and_one_label() -> None:
     lines = [Line("a", [(0, 0), (1, 5)]), Line("b", [(0, 9), (1, 9)]), Line("a", [(1, 5), (2, 2)])]
     root = ET.fromstring(line_chart("t", "x", lines))
     assert [line.attrib["class"] for line in root.iter(f"{SVG}polyline")] == ["s0", "s1", "s0"]
     names = {e.text: e for e in root.iter(f"{SVG}text") if e.text in {"a", "b"}}
     assert Counter(texts(root))["a"] == 1
-    x, y = places(root, 2)[-1]
+    x, y = points_of(root, 2)[-1]
     assert float(names["a"].attrib["x"]) == pytest.approx(x + 8, abs=0.11)
     assert float(names["a"].attrib["y"]) == pytest.approx(y + 4, abs=0.11)
     assert root.attrib["aria-label"] == "t: a ends at 2.00; b ends at 9.00"
@@ -79,20 +79,20 @@ def test_lines_of_one_name_share_its_colour_and_have_it_once() -> None:
         [Line("a", [(0, math.nan)])], [Line("a", [(math.inf, 0)])],
     ],
 )  # fmt: skip
-def test_what_makes_no_chart_is_refused(lines: list[Line]) -> None:
+def test_invalid_charts_are_rejected(lines: list[Line]) -> None:
     with pytest.raises(ValueError, match="chart"):
         line_chart("t", "x", lines)
     with pytest.raises(ValueError, match="chart"):
         histogram("t", "x", [])
 
 
-def test_a_single_point_has_a_chart() -> None:
-    ((x, y),) = places(ET.fromstring(line_chart("t", "x", [Line("a", [(3, 7)])])))
+def test_a_chart_of_a_single_point() -> None:
+    ((x, y),) = points_of(ET.fromstring(line_chart("t", "x", [Line("a", [(3, 7)])])))
     assert 0 < x < 680 and 0 < y < 300
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-def test_ticks_are_few_even_and_hold_the_range(low: float, width: float) -> None:
+def test_ticks_are_few_evenly_spaced_and_span_the_range(low: float, width: float) -> None:
     high = low + width
     found = ticks(low, high)
     steps = [b - a for a, b in pairwise(found)]
@@ -112,7 +112,7 @@ def test_neighbouring_ticks_have_different_labels() -> None:
 # --- histograms ----------------------------------------------------------------------------------
 
 
-def test_bars_stand_on_the_axis_and_are_as_high_as_they_count() -> None:
+def test_bars_start_at_the_axis_and_have_the_height_of_their_count() -> None:
     bars = [Bar(0, 10, 20), Bar(10, 20, 5), Bar(20, 30, 0)]
     root = ET.fromstring(histogram("A & B", "tokens", bars))
     marks = ticks_of(root)
@@ -126,12 +126,12 @@ def test_bars_stand_on_the_axis_and_are_as_high_as_they_count() -> None:
     assert {"A & B", "tokens"} <= set(texts(root))
 
 
-def test_few_things_are_counted_in_whole_numbers() -> None:
+def test_ticks_of_small_counts_are_integers() -> None:
     root = ET.fromstring(histogram("t", "x", [Bar(0, 1, 1)]))
     assert list(ticks_of(root)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_many_points_become_means() -> None:
+def test_many_points_are_averaged() -> None:
     assert smoothed([(1, 4.0), (2, 2.0)]) == [(1, 4.0), (2, 2.0)]
     many = smoothed([(step, step % 2) for step in range(95)])
     assert many[0] == (9, 0.5) and many[-1][0] == 94 and len(many) == 10
@@ -148,7 +148,7 @@ def heat_map_of(cells: list[list[float]], bars: list[float]) -> ET.Element:
 
 
 def coloured(root: ET.Element) -> dict[str, ET.Element]:
-    """The rectangles that stand for a number, by what they say."""
+    """Title of each rectangle of a number -> the rectangle."""
     found = {}
     for rect in root.iter(f"{SVG}rect"):
         title = rect.find(f"{SVG}title")
@@ -157,7 +157,7 @@ def coloured(root: ET.Element) -> dict[str, ET.Element]:
     return found
 
 
-def test_a_heat_map_is_fuller_where_the_number_is_larger() -> None:
+def test_larger_numbers_are_more_opaque_in_a_heat_map() -> None:
     root = heat_map_of(CELLS, BARS)
     found = coloured(root)
     assert list(found) == [
@@ -165,8 +165,8 @@ def test_a_heat_map_is_fuller_where_the_number_is_larger() -> None:
         "layer 1, head 0: 1.00", "layer 1, head 1: 0.25", "layer 1, head 2: 4.00",
         "whole layer 0: 30.00", "whole layer 1: -10.00",
     ]  # fmt: skip
-    fullness = [float(rect.attrib["fill-opacity"]) for rect in found.values()]
-    assert fullness == pytest.approx([1 / 8, 1 / 2, 0, 1 / 4, 1 / 16, 1, 1, 1], abs=1e-3)
+    opacity = [float(rect.attrib["fill-opacity"]) for rect in found.values()]
+    assert opacity == pytest.approx([1 / 8, 1 / 2, 0, 1 / 4, 1 / 16, 1, 1, 1], abs=1e-3)
     kinds = [rect.attrib["class"] for rect in found.values()]
     assert [kind == "less" for kind in kinds] == [name.find("-") > 0 for name in found]
     long, short = (
@@ -174,12 +174,12 @@ def test_a_heat_map_is_fuller_where_the_number_is_larger() -> None:
     )
     assert long == pytest.approx(3 * short, abs=0.1)
     assert root.attrib["aria-label"] == (
-        "Lost <F1>: farthest from 0 layer 1, head 2 with 4.00; whole layer 0 with 30.00"
+        "Lost <F1>: largest magnitude: layer 1, head 2 with 4.00; whole layer 0 with 30.00"
     )
     assert {"Lost <F1>", "layer", "whole layer", "30.0", "-10.0"} <= set(texts(root))
 
 
-def test_cells_of_a_heat_map_lie_in_their_row_and_column() -> None:
+def test_cells_of_a_heat_map_are_in_their_row_and_column() -> None:
     found = coloured(heat_map_of(CELLS, BARS))
     at = {name: (float(r.attrib["x"]), float(r.attrib["y"])) for name, r in found.items()}
     first, second = at["layer 0, head 1: -2.00"], at["layer 1, head 2: 4.00"]
@@ -189,7 +189,7 @@ def test_cells_of_a_heat_map_lie_in_their_row_and_column() -> None:
     assert farthest_right < 680
 
 
-def test_a_heat_map_of_nothing_lost_and_of_many_columns() -> None:
+def test_a_heat_map_of_zeros_and_of_many_columns() -> None:
     found = coloured(heat_map_of([[0.0] * 40], [0.0]))
     assert {rect.attrib["fill-opacity"] for rect in found.values()} == {"0.000", "1.000"}
     root = heat_map_of([[1.0] * 40], [1.0])
@@ -202,6 +202,6 @@ def test_a_heat_map_of_nothing_lost_and_of_many_columns() -> None:
     [([], []), ([[]], [1.0]), ([[1.0], [1.0, 2.0]], [1.0, 1.0]), ([[1.0]], []),
      ([[math.nan]], [1.0]), ([[1.0]], [math.inf])],
 )  # fmt: skip
-def test_what_makes_no_heat_map_is_refused(cells: list[list[float]], bars: list[float]) -> None:
+def test_invalid_heat_maps_are_rejected(cells: list[list[float]], bars: list[float]) -> None:
     with pytest.raises(ValueError, match="heat map"):
         heat_map_of(cells, bars)

@@ -1,4 +1,4 @@
-"""report.html: what a run has done, won and lost, and nothing that breaks the page."""
+"""report.html: curves, evaluations, newly correct and wrong answers, and escaping."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         ([1.24, 2.0, 0.11], "3.4 s"),
         ([59.96], "1 min 00 s"),
@@ -64,34 +64,34 @@ def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
         ([3600, 4109], "2 h 08 min"),
     ],
 )
-def test_the_time_that_was_spent(seconds: list[float], said: str) -> None:
+def test_the_training_time(seconds: list[float], text: str) -> None:
     log = [{"step": i, "loss": 2.0, "seconds": each} for i, each in enumerate(seconds)]
     measured = {"step": 9, "training_loss": 7.0}
-    assert in_words(run_figures([*log, measured])["seconds"]) == said
-    assert any(said in part for part in shown(log=[line | LOG[0] for line in log]).texts)
+    assert in_words(run_figures([*log, measured])["seconds"]) == text
+    assert any(text in part for part in shown(log=[line | LOG[0] for line in log]).texts)
     assert run_figures([*log, {"step": 9, "loss": 7.0}])["seconds"] is None
 
 
 def test_the_page_of_a_run() -> None:
     page = shown()
-    said = "\n".join(page.texts)
-    assert said.count("Loss, start + end") == said.count("Learning rate") == 1
-    assert "Exact match and F1 on the validation questions, %" in said
+    text = "\n".join(page.texts)
+    assert text.count("Loss, start + end") == text.count("Learning rate") == 1
+    assert "Exact match and F1 on the validation questions, %" in text
     tables = [attributes for tag, attributes in page.seen if tag == "meter"]
     groups = breakdown(EXAMPLES, NOW)
     assert [float(each["value"] or "") for each in tables] == [
         pytest.approx(group.f1, abs=0.05) for group in groups
     ]
-    assert not any("of training" in part for part in page.texts)  # a log that does not tell
+    assert not any("of training" in part for part in page.texts)  # the log has no seconds
     for word in ("5.0", "6.5000", "40.00", "35.00", "<tiny>", "runs/<x>", "0123", "abc"):
         assert any(word in part for part in page.texts), word
-    assert said.count("kept") == 1
-    place = page.texts.index("kept")
-    assert "40.00" in page.texts[place - 3 : place]  # the row with the best F1
+    assert text.count("kept") == 1
+    index = page.texts.index("kept")
+    assert "40.00" in page.texts[index - 3 : index]  # the row with the best F1
 
 
 @pytest.mark.parametrize("is_last", [False, True])
-def test_where_it_is_right_is_told_of_the_model_that_is_kept(tmp_path: Path, is_last: bool) -> None:
+def test_the_groups_are_those_of_the_kept_model(tmp_path: Path, is_last: bool) -> None:
     kept = NOW if is_last else BEFORE
     folder = RunFolder(tmp_path, DESCRIPTION)
     folder.open(0)
@@ -111,21 +111,20 @@ def test_where_it_is_right_is_told_of_the_model_that_is_kept(tmp_path: Path, is_
     assert "From step 10 to step 20" in page.texts
 
 
-def test_what_was_won_and_lost() -> None:
-    page = shown()
-    said = page.texts
-    assert "From step 10 to step 20" in said
-    assert "2 won" in said and "1 lost" in said
-    won, lost = said.index("2 won"), said.index("1 lost")
-    assert [name for name in ("a", "b", "c") if name in said[won:lost]] == ["b", "c"]
-    after = said[lost : said.index("Where it is right and where not")]
+def test_newly_correct_and_newly_wrong_answers() -> None:
+    texts = shown().texts
+    assert "From step 10 to step 20" in texts
+    assert "2 newly correct" in texts and "1 newly wrong" in texts
+    correct, wrong = texts.index("2 newly correct"), texts.index("1 newly wrong")
+    assert [name for name in ("a", "b", "c") if name in texts[correct:wrong]] == ["b", "c"]
+    after = texts[wrong : texts.index("EM and F1 by group")]
     assert "a" in after and "b" not in after
     assert "Who built <b>it</b>?" in after
 
 
-def test_nothing_of_the_data_gets_out_of_its_place() -> None:
-    def hostile(place: str) -> str:
-        return f"<b>&amp;\u202e\x07 {place}</script>"
+def test_hostile_data_is_escaped_everywhere() -> None:
+    def hostile(name: str) -> str:
+        return f"<b>&amp;\u202e\x07 {name}</script>"
 
     example = Example(hostile("id"), hostile("question"), CONTEXT, (hostile("gold"),), (0,))
     before, now = {example.id: hostile("before")}, {example.id: hostile("gold")}
@@ -138,12 +137,12 @@ def test_nothing_of_the_data_gets_out_of_its_place() -> None:
     page = Page(markup)
     assert not {tag for tag, _ in page.seen} & {"b", "script"}
     assert all(character.isprintable() or character == "\n" for character in markup)
-    for place in ("id", "question", "gold", "before", "key", "value", "device", "name"):
-        assert f"<b>&amp;\\u202e\\x07 {place}</script>" in "".join(page.texts)
+    for name in ("id", "question", "gold", "before", "key", "value", "device", "name"):
+        assert f"<b>&amp;\\u202e\\x07 {name}</script>" in "".join(page.texts)
     assert "http" not in markup.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 
-def test_before_there_is_much_to_tell() -> None:
+def test_the_page_of_a_run_with_little_data() -> None:
     assert "Nothing was logged yet." in shown(None, []).texts
     first = shown(Answered(EXAMPLES, 10, BEFORE))
     assert not any("From step" in part for part in first.texts)
@@ -151,8 +150,8 @@ def test_before_there_is_much_to_tell() -> None:
     assert "Evaluations" not in without.texts and "Learning rate" in without.texts
 
 
-def test_a_run_leaves_it(tmp_path: Path) -> None:
-    """Two evaluations of answers are kept, and those of steps that come again are dropped."""
+def test_the_page_is_written_from_a_run_folder(tmp_path: Path) -> None:
+    """The answers of two evaluations are kept; a resumed run drops those of later steps."""
     folder = RunFolder(tmp_path / "run", DESCRIPTION)
     folder.open(0)
     for step, answers in ((5, BEFORE), (10, BEFORE), (20, NOW)):
@@ -161,10 +160,10 @@ def test_a_run_leaves_it(tmp_path: Path) -> None:
         folder.keep_answers(step, predictions)
     write_report(folder.path, EXAMPLES, v2=False)
     page = Page((tmp_path / "run" / "report.html").read_text())
-    assert "From step 10 to step 20" in page.texts and "2 won" in page.texts
+    assert "From step 10 to step 20" in page.texts and "2 newly correct" in page.texts
     names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
     assert names == ["step-00000010.json", "step-00000020.json"]
-    with pytest.MonkeyPatch.context() as patch:  # there is no limit to what we wrote ourselves
+    with pytest.MonkeyPatch.context() as patch:  # our own files have no size limit
         patch.setattr("bertqa.training.run_folder.read_json_object.__defaults__", (4,))
         write_report(folder.path, EXAMPLES, v2=False)
     folder.open(12)
