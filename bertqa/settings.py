@@ -1,8 +1,7 @@
-"""What a user can set, with the defaults: windows, decoding, data, training.
+"""Settings and their defaults: windows, decoding, data, training.
 
-A field says of itself what its flag shows: help, metavar, choices and which values are allowed.
-commands/flags.py makes the flags of them. No module of torch is imported here, so that ``--help``
-costs none of its seconds.
+commands/flags.py makes a flag of each field, with its help, metavar, choices and allowed values.
+This module does not import torch, so that ``--help`` is fast.
 """
 
 import math
@@ -25,19 +24,19 @@ from bertqa.fields import (
     setting,
 )
 
-ENCODER = "bert-base-uncased"  # the model that is trained by default
+ENCODER = "bert-base-uncased"  # the default of bertqa train --model
 SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 DECODERS = ("exact", "top20")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("fp32", "bf16", "fp16")
-INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
+INT8 = "int8"  # 8-bit integer linear layers, for inference on the CPU
 
 
 def check_precision(precision: Any) -> None:
-    """Refuse the name of a precision that there is not.
+    """Check the name of a precision.
 
     Raises:
-        UserError: it is none.
+        UserError: it is unknown.
     """
     known = ("auto", *PRECISIONS, INT8)
     if precision not in known:
@@ -46,22 +45,22 @@ def check_precision(precision: Any) -> None:
 
 @dataclass(frozen=True)
 class WindowSettings(Settings):
-    """How contexts are cut."""
+    """How contexts are cut into overlapping windows (sliding window)."""
 
     max_seq_length: int = setting(
-        384, "longest window: question, context and special tokens", "TOKENS"
+        384, "maximum window length: question, context and special tokens", "TOKENS"
     )
     doc_stride: int = setting(
         128,
-        "overlap of two neighbouring windows, as in run_qa; in Google's script the same word means "
-        "the step from window to window",
+        "overlap of neighbouring windows, as in run_qa; in Google's script, doc_stride is the step "
+        "from window to window",
         "TOKENS",
         FROM_0,
     )
     max_query_length: int | None = setting(
         None,
-        "cut longer questions, as Google's script does with 64 (default: refuse those that do not "
-        "fit)",
+        "truncate questions to this length, as Google's script does with 64 (default: reject "
+        "questions that do not fit)",
         "TOKENS",
         FROM_1,
     )
@@ -70,23 +69,22 @@ class WindowSettings(Settings):
         super().__post_init__()
         if self.longest_question < 1:
             raise UserError(
-                f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
-                "leaves no room for a question: give a window longer than the overlap by at least "
-                f"{SPECIAL_TOKENS + 2} tokens"
+                f"--max_seq_length must exceed --doc_stride by at least {SPECIAL_TOKENS + 2}, got "
+                f"{self.max_seq_length} and {self.doc_stride}"
             )
 
     @property
     def longest_question(self) -> int:
-        """Most tokens a question may have, so that each window goes on by at least one token."""
+        """Maximum question tokens such that each window advances by at least one token."""
         return self.max_seq_length - SPECIAL_TOKENS - self.doc_stride - 1
 
 
 @dataclass(frozen=True)
 class DecodingSettings(Settings):
-    """How spans become answers; the names are run_qa's."""
+    """How answers are chosen among spans; the names are run_qa's."""
 
-    n_best_size: int = setting(20, "answers kept for each question", "N", FROM_1)
-    max_answer_length: int = setting(30, "longest answer", "TOKENS", FROM_1)
+    n_best_size: int = setting(20, "number of best answers for each question", "N", FROM_1)
+    max_answer_length: int = setting(30, "maximum answer length", "TOKENS", FROM_1)
     decoder: str = setting(
         "exact",
         "exact: all spans; top20: run_qa's search, the n_best_size (20) best starts with as many "
@@ -99,20 +97,20 @@ class DecodingSettings(Settings):
     null_score_diff_threshold: float = setting(
         0.0,
         'with --version_2_with_negative: answer "" if the null score exceeds the best span\'s by '
-        "more than this (default: what a held-out part or the model's decoding.json says, else 0)",
+        "more than this (default: from a held-out part or the model's decoding.json, else 0)",
         "X",
     )
     temperature: float = setting(
         1.0,
-        "divide scores by this before they become probabilities; it changes nothing else (default: "
-        "what the model's decoding.json says, else 1)",
+        "temperature of the softmax for probabilities; it changes no answer (default: from the "
+        "model's decoding.json, else 1)",
         "T",
         TEMPERATURE,
     )
     score_threshold: float = setting(
         0.0,
-        'answer "" where the probability of the answer is below this; bertqa calibrate tells how '
-        "many answers are left then, and how many of them are right",
+        'answer "" if the probability of the answer is below this; bertqa calibrate reports '
+        "coverage and accuracy",
         "P",
         PROBABILITY,
     )
@@ -120,9 +118,9 @@ class DecodingSettings(Settings):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What is asked for in place of what a model's decoding.json and the defaults say.
+    """Overrides of a model's decoding.json and of the defaults.
 
-    The fields are those of ``WindowSettings`` and ``DecodingSettings``; None asks for nothing.
+    The fields are those of ``WindowSettings`` and ``DecodingSettings``; None overrides nothing.
     """
 
     max_seq_length: int | None = None
@@ -137,15 +135,15 @@ class Overrides:
     score_threshold: float | None = None
 
     def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
-        """The windows of a model, or the default ones, with what is asked for.
+        """Return a model's window settings, or the defaults, with the overrides.
 
         Raises:
-            UserError: no window can be like that.
+            UserError: the result is invalid.
         """
         return replace(stored or WindowSettings(), **self._given(WindowSettings))
 
     def decoding(self, stored: DecodingSettings | None = None) -> DecodingSettings:
-        """The decoding of a model, or the default one, with what is asked for.
+        """Return a model's decoding settings, or the defaults, with the overrides.
 
         Raises:
             UserError: a value is out of range, or a threshold is given without "no answer".
@@ -153,20 +151,20 @@ class Overrides:
         settings = replace(stored or DecodingSettings(), **self._given(DecodingSettings))
         threshold = self.null_score_diff_threshold
         if threshold is not None and math.isnan(threshold):
-            raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
+            raise UserError(f"--null_score_diff_threshold must be a number, got {threshold}")
         if threshold is not None and not settings.version_2_with_negative:
             raise UserError(
-                f"--null_score_diff_threshold {threshold} decides nothing without "
-                "--version_2_with_negative: pass both or neither"
+                f"--null_score_diff_threshold {threshold} requires --version_2_with_negative: pass "
+                "both or neither"
             )
         return settings
 
     def check(self) -> None:
-        """Refuse what no model can be asked for, before one is looked for.
+        """Check the overrides before a model is loaded.
 
         Raises:
-            UserError: as ``windows`` and ``decoding`` do. Whether a model knows "no answer" is not
-                known yet, so a threshold alone passes, unless "no answer" is ruled out.
+            UserError: as ``windows`` and ``decoding`` do. The model may predict "no answer", so a
+                threshold without ``version_2_with_negative`` is accepted, unless that is False.
         """
         self.windows()
         self.decoding(DecodingSettings(version_2_with_negative=True))
@@ -178,7 +176,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """Which questions to train on, and which to evaluate on."""
+    """Training and validation data."""
 
     dataset: str | None = setting(
         None,
@@ -192,7 +190,7 @@ class DataSettings(Settings):
     validation_file: Path | None = setting(None, "the same formats", "FILE")  # noqa: RUF009
     validation_split_percentage: int | None = setting(
         None,
-        "hold out N per cent of the training articles and evaluate on their questions",
+        "hold out N percent of the training articles for validation",
         "N",
         PER_CENT,
     )
@@ -207,8 +205,7 @@ class DataSettings(Settings):
             )
         if self.validation_file and not self.train_file:
             raise UserError(
-                f"--validation_file {self.validation_file} needs a --train_file beside it: pass "
-                "both"
+                f"--validation_file {self.validation_file} requires --train_file: pass both"
             )
         if self.validation_split_percentage is not None and self.validation_file:
             raise UserError(
@@ -218,11 +215,9 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
-    """How to train: run_qa's names, the defaults of transformers' question-answering notebook."""
+    """How to train; run_qa's names, and defaults of transformers' question answering notebook."""
 
-    num_train_epochs: float = setting(
-        3.0, "passes over the training windows; may be a fraction", "N", ABOVE_0
-    )
+    num_train_epochs: float = setting(3.0, "epochs; may be a fraction", "N", ABOVE_0)
     max_steps: int | None = setting(None, "optimiser steps; overrides the epochs", "N", FROM_1)
     learning_rate: float = setting(2e-5, "peak learning rate", "X", ABOVE_0)
     warmup_ratio: float = setting(
@@ -233,35 +228,35 @@ class TrainingSettings(Settings):
     )
     lr_scheduler_type: str = setting(
         "linear",
-        "after the warmup: linear decay to 0, half a cosine to 0, or constant; constant has no "
-        "warmup, constant_with_warmup has",
+        "learning rate schedule after warmup: linear decay to 0, half a cosine to 0, or constant "
+        "(constant has no warmup, constant_with_warmup has)",
         choices=SCHEDULES,
     )
     weight_decay: float = setting(
-        0.01, "AdamW's, on weights, not on biases and LayerNorm", "X", FROM_0
+        0.01, "AdamW's weight decay; none for biases and LayerNorm", "X", FROM_0
     )
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", "X", ABOVE_0)
     max_grad_norm: float = setting(
         2.0,
-        "clip gradients to this norm, 0 for never; the loss is start plus end as in the paper, "
-        "run_qa takes the mean of the two: its 1.0 is 2.0 here",
+        "gradient clipping to this norm, 0 for none; run_qa's 1.0 is 2.0 here, since the loss is "
+        "the sum of start and end loss as in the paper, not their mean",
         "X",
         FROM_0,
     )
     dropout: float | None = setting(
         None,
-        "all dropout rates, of hidden numbers and of attention's probabilities (default: the "
-        "checkpoint's own, in BERT 0.1)",
+        "dropout rate of hidden states and attention probabilities (default: the checkpoint's, 0.1 "
+        "for BERT)",
         "X",
         BELOW_1,
     )
-    # S and E learn at the full rate, the last layer at that times this, the embeddings slowest.
+    # S and E have the full learning rate, the last layer that times this, the embeddings the least.
     layerwise_lr_decay: float = setting(
         1.0, "learning rate of each layer relative to the layer above", "X", UP_TO_1
     )
-    # For a rare word's lone gradient, however small, Adam moves each number by about 30 times the
-    # learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that takes
-    # words a long way from where pre-training put them.
+    # After a single gradient of a rare word, however small, Adam moves each element by about 30
+    # times the learning rate (0.1 / 0.001 ** 0.5, over ten steps); at rates far above BERT's 2e-5
+    # that moves such words far from their pretrained embeddings.
     freeze_word_embeddings: bool = setting(
         False, "do not train the word embeddings; protects rare words at high learning rates"
     )
@@ -276,43 +271,45 @@ class TrainingSettings(Settings):
         2.0, "with --teacher: temperature of the softmax of teachers and model", "X", ABOVE_0
     )
     distillation_weight: float = setting(
-        0.9, "with --teacher: weight of the teachers' part of the loss", "X", UP_TO_1
+        0.9, "with --teacher: weight of the distillation loss", "X", UP_TO_1
     )
     per_device_train_batch_size: int = setting(
         16, "batch size per process, in windows", "N", FROM_1
     )
-    gradient_accumulation_steps: int = setting(1, "batches for one optimiser step", "N", FROM_1)
-    seed: int = setting(42, "of the order of windows, dropout and newly drawn S and E", "N", FROM_0)
-    logging_steps: int = setting(10, "a line in log.jsonl every N steps", "N", FROM_1)
+    gradient_accumulation_steps: int = setting(1, "batches per optimiser step", "N", FROM_1)
+    seed: int = setting(
+        42, "seed of window order, dropout and newly initialised S and E", "N", FROM_0
+    )
+    logging_steps: int = setting(10, "write a line to log.jsonl every N steps", "N", FROM_1)
     eval_steps: int | None = setting(
         None, "evaluate every N steps (default: each epoch)", "N", FROM_1
     )
     early_stopping_patience: int | None = setting(
         None,
-        "end the run after N evaluations in a row without a better F1 (default: never)",
+        "stop after N evaluations in a row without a better F1 (default: never)",
         "N",
         FROM_1,
     )
     unanswerable_share: float = setting(
         0.5,
-        'choose the threshold of "no answer" for data in which this share of the questions has no '
-        "answer, by weighting the held-out ones; in the dev set of SQuAD v2.0 it is one half, in "
-        "its training set one third",
+        'choose the threshold of "no answer" for data with this fraction of unanswerable '
+        "questions, by weighting the held-out ones; it is 1/2 in the dev set of SQuAD v2.0, 1/3 in "
+        "its training set",
         "S",
         SHARE,
     )
-    save_steps: int = setting(500, "a checkpoint to resume from every N steps", "N", FROM_1)
-    save_total_limit: int = setting(1, "checkpoints to keep", "N", FROM_1)
+    save_steps: int = setting(500, "save a checkpoint every N steps", "N", FROM_1)
+    save_total_limit: int = setting(1, "number of checkpoints to keep", "N", FROM_1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
             raise UserError(
-                "--lr_scheduler_type constant has no warmup, got --warmup_steps "
+                "--lr_scheduler_type constant requires no warmup, got --warmup_steps "
                 f"{self.warmup_steps} and --warmup_ratio {self.warmup_ratio}: pass "
                 "constant_with_warmup, or 0 for both"
             )
 
     def windows_per_step(self, world_size: int) -> int:
-        """Windows that one optimiser step sees, over all processes."""
+        """Return the total batch size of an optimiser step, in windows."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
