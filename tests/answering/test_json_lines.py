@@ -31,7 +31,7 @@ from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 SMALL = WindowSettings(96, doc_stride=16)
 BAD = {
     "{broken": "malformed JSON",
-    '{"question": "Who?"}': "lacks context",
+    '{"question": "Who?"}': "must have context",
     '{"question": "Who?", "context": " "}': "blank context",
     json.dumps({"question": "who " * 90, "context": "Ada."}): "90 tokens",
 }

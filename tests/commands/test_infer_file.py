@@ -73,7 +73,7 @@ def test_questions_without_gold_are_counted_beside_the_figures(
     printed = capsys.readouterr()
     assert not (out / "metrics.json").exists() and printed.out == ""
     assert f"{name}: 1 question; 1 without gold answers" in printed.err
-    assert "keys that are not read: 'target'" in printed.err
+    assert "ignored keys: 'target'" in printed.err
 
 
 GOOD = [ROW | {"id": name} for name in ("a", "b")]
@@ -164,7 +164,7 @@ def test_the_questions_of_a_paragraph_without_context_are_left_out(world: World)
     assert list(read_json(world.out / "predictions.json")) == ["a", "b"]
     rejects = (world.out / "rejects.jsonl").read_text().splitlines()
     faults = [json.loads(line)["fault"] for line in rejects]
-    assert len(faults) == 2 and all("paragraphs[1] lacks context" in fault for fault in faults)
+    assert len(faults) == 2 and all("paragraphs[1]: must have context" in fault for fault in faults)
 
 
 @pytest.fixture

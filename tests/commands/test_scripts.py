@@ -431,9 +431,9 @@ def test_the_command_checks_as_train_does(
     assert call("check", *flags, "--repair", folder / "copy.json") == 0
     assert len(read_examples(folder / "copy.json")) == 3
     for wrong, words in (
-        (["--validation_split_percentage", 99], "give 1 to 50 per cent"),
-        (["--repair", folder / "copy.json"], "copy.json is there already"),
-        (["--doc_stride", -1], "--doc_stride -1 is out of range"),
+        (["--validation_split_percentage", 99], "from 1 to 50, got 99"),
+        (["--repair", folder / "copy.json"], "copy.json must be a new file"),
+        (["--doc_stride", -1], "--doc_stride must be in [0, inf), got -1"),
     ):
         capsys.readouterr()
         assert call("check", *flags, *wrong) == 2
@@ -581,10 +581,8 @@ def test_an_interrupted_run_saves_itself_and_goes_on(
     after_log(6, lambda: interrupt(number))
     assert call("train", *flags) == 128 + number
     assert signal.getsignal(number) is before
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"stopped by {number.name} after step 6 of 8, which is saved: the same command with "
-        "--resume goes on"
-    )
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} after step 6 of 8") and "--resume" in last
     assert checkpoints_of(tmp_path / "run") == ["step-00000006"]
 
     assert call("train", *flags, "--resume") == 0
