@@ -13,7 +13,7 @@ The core, in reading order:
     training/optim        AdamW and learning rate schedules
     training/loop         the training loop
 
-Stable public names; everything else may change in any version:
+Public names, which are stable; everything else may change in any version:
 
     bertqa                       QuestionAnswerer, pipeline, AnswerBatch, Example, UserError
     bertqa                       __version__

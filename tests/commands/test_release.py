@@ -257,7 +257,7 @@ def test_the_log_of_a_run_that_was_killed(run: Path, copied: Path) -> None:
     assert cards.read_run(copied) == cards.read_run(run)
     for faulty in ('{"step": 9, "lo\n' + log, "", "3\n", "{}\n"):
         (copied / "log.jsonl").write_text(faulty)
-        with pytest.raises(UserError, match=r"log\.jsonl(: must be as|, line 1 is not).* bertqa"):
+        with pytest.raises(UserError, match=r"log\.jsonl(: must be as|, line 1: must be).* bertqa"):
             cards.read_run(copied)
 
 

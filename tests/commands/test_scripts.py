@@ -69,7 +69,7 @@ def test_train_says_what_it_does(trained: Any, checkpoint: Path) -> None:
     assert any(line.startswith("validation: 36 windows of 4 examples,") for line in lines)
     assert "8 steps of 4 windows on cpu in torch.float32, from step 0" in lines
     assert [line.split()[1] for line in lines[-4:-2]] == ["4", "8"]  # the table of evaluations
-    assert lines[-2].startswith("the probabilities are not calibrated: the validation data must")
+    assert lines[-2].startswith("probabilities are not calibrated: the validation data must")
     assert lines[-1] == f"saved in {folder}; ask it: bertqa infer --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints", "config.json", "evaluations", "labels.json", "log.jsonl", "metrics.json",
@@ -497,8 +497,8 @@ def test_a_check_tells_all_that_is_unreadable_and_repairs_what_needs_no_guess(
     flags = ["--repair", tmp_path / "copy.json"]
     assert checked(world, rows({}, *unreadable)) == 1
     said = capsys.readouterr().out
-    assert "unreadable: 2" in said and "is_impossible is true, but" in said
-    assert "answer_start is '0' (str)" in said
+    assert "unreadable: 2" in said and "if is_impossible is true" in said
+    assert "answer_start must be" in said and "got '0' (str)" in said
     assert checked(world, rows(*unreadable), *flags) == 2
     assert "--repair: all rows must be readable, got 2 that" in capsys.readouterr().err
     starts = [{"answers": {"text": ["1642"], "answer_start": [s]}} for s in (22.0, None, -1)]
@@ -513,7 +513,7 @@ def test_a_mended_copy_can_be_trained_on(
 ) -> None:
     before, copy = bad.read_bytes(), world.folder / "new" / "repaired.jsonl"
     assert call("train", *world.train("--train_file", bad)) == 2
-    assert "bertqa check finds all faults" in capsys.readouterr().err
+    assert "bertqa check lists all errors" in capsys.readouterr().err
     assert checked(world, bad, "--repair", copy) == 0  # the copy's code
     said = capsys.readouterr().out
     assert "repaired: 3\n" in said and said.endswith(f"wrote {copy}\n")

@@ -109,7 +109,7 @@ def assert_equal_logits(ours, theirs):
 
 
 def assert_same_weights(model, other):
-    """Bit for bit."""
+    """Check that all weights are identical."""
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     assert ours.keys() == theirs.keys()
     for name in ours:
