@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from bertqa.__main__ import main  # late: Ctrl-C is heeded by now
+    from bertqa.__main__ import main  # late: Ctrl-C is handled by now
 except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(130)

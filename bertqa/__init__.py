@@ -1,19 +1,19 @@
 """BERT for extractive question answering, written from scratch in PyTorch.
 
-The core, in reading order, an evening:
+The core, in reading order:
 
-    model/packing         a batch without padding: one row of tokens and the length of each window
-    model/bert            all of BERT: embeddings, layers, the vectors S and E, the loss
+    model/packing         batches without padding: one row of tokens and the length of each window
+    model/bert            BERT: embeddings, layers, the vectors S and E, the loss
     data/squad            a question, its context, its answers
-    data/windows          long contexts -> overlapping windows of tokens
+    data/windows          long contexts -> overlapping windows of tokens (sliding window, stride)
     data/labels           answers -> start and end tokens
     data/batching         windows -> batches
-    answering/decoding    scores -> the best spans
+    answering/decoding    logits -> best spans
     answering/answers     spans -> answers
-    training/optim        AdamW and the learning rate
+    training/optim        AdamW and learning rate schedules
     training/loop         the training loop
 
-Public names, which keep their place and meaning; everything else may change with any version:
+Public names, which are stable; everything else may change in any version:
 
     bertqa                       QuestionAnswerer, pipeline, AnswerBatch, Example, UserError
     bertqa                       __version__
@@ -39,7 +39,7 @@ from importlib import import_module
 
 from bertqa import process as process  # now, before a fork
 
-TYPE_CHECKING = False  # typing's, whose import takes most of the time before Ctrl-C is heeded
+TYPE_CHECKING = False  # not imported from typing, which would delay the handling of Ctrl-C
 if TYPE_CHECKING:
     from bertqa.answering.answerer import QuestionAnswerer  # late: for type checkers and editors
     from bertqa.answering.batch import AnswerBatch  # late: for type checkers and editors
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for: torch takes seconds, and --help does without it.
+# Imported on first use, so that --help does not spend seconds on importing torch.
 _LAZY = {
     "AnswerBatch": "bertqa.answering.batch",
     "Example": "bertqa.data.squad",
@@ -65,7 +65,7 @@ def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value  # the next time this function is not asked
+    globals()[name] = value  # __getattr__ is not called again for this name
     return value
 
 

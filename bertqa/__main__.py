@@ -1,7 +1,7 @@
-"""The entry point of all commands: ``bertqa train``, or ``python -m bertqa train``.
+"""Entry point of all commands: ``bertqa train``, or ``python -m bertqa train``.
 
-No command is imported before it is called, and none imports torch before its flags are parsed, so
-that ``--help`` costs none of its seconds.
+A command is imported when it is called, and torch only after its flags are parsed, so that
+``--help`` is fast.
 """
 
 import sys
@@ -10,29 +10,29 @@ from importlib import import_module
 
 from bertqa import __version__
 
-COMMANDS = {  # each is a module of bertqa.commands, with parse_flags and main
+COMMANDS = {  # modules of bertqa.commands, with parse_flags and main
     "train": "fine-tune BERT for extractive question answering",
-    "infer": "answer questions about texts: one, many, or a whole file",
-    "check": "validate a data set, and repair what needs no guess",
-    "explain": "show what one answer was made of, as a page or in the terminal",
+    "infer": "answer questions about texts: one question, many, or a whole file",
+    "check": "validate a data set, and repair unambiguous errors",
+    "explain": "explain one answer, as a page or in the terminal",
     "verify": "compare a checkpoint with transformers, number by number",
-    "ablate": "measure the answers without each head and each layer",
-    "threshold": "choose from which null score on a model gives no answer",
-    "calibrate": "make the probability of an answer say how often such answers are right",
-    "release": "make a folder to publish of a fine-tuned model, with its model card",
+    "ablate": "measure accuracy without each attention head and each layer",
+    "threshold": 'choose the null score threshold of "no answer"',
+    "calibrate": "calibrate answer probabilities by temperature scaling",
+    "release": "export a fine-tuned model for publication, with its model card",
 }
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Run the command that comes first; its exit code.
+    """Run a command and return its exit code.
 
     Args:
-        arguments: the words after ``bertqa``; None for those of this process.
-        program: what messages call it; None for ``bertqa`` and the command.
+        arguments: command and flags; None for those of this process.
+        program: program name in messages; None for ``bertqa`` and the command.
     """
     try:
         return _run(sys.argv[1:] if arguments is None else arguments, program)
-    except KeyboardInterrupt:  # while modules are imported, before ``run_script`` takes care
+    except KeyboardInterrupt:  # during imports, before ``run_script`` handles it
         print("interrupted", file=sys.stderr)
         return 130
 
@@ -48,7 +48,7 @@ def _run(arguments: Sequence[str], program: str | None) -> int:
     if name not in COMMANDS:
         print(f"bertqa: {mistake(name)}; --help lists the commands", file=sys.stderr)
         return 2
-    from bertqa.interrupts import imports_end_at_once  # late: Ctrl-C is heeded by now
+    from bertqa.interrupts import imports_end_at_once  # late: Ctrl-C is handled by now
 
     with imports_end_at_once():
         from bertqa.commands.flags import run_script  # late: the same
@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str], program: str | None) -> int:
 
 
 def help_text() -> str:
-    """What ``bertqa --help`` prints."""
+    """Return the text of ``bertqa --help``."""
     lines = [
         "usage: bertqa COMMAND ...",
         "",
@@ -73,7 +73,7 @@ def help_text() -> str:
 
 
 def version_text() -> str:
-    """The versions of this package and of torch, which is not imported for that."""
+    """Return the versions of this package and of torch, without importing torch."""
     from importlib import metadata  # late: takes a third of the time of --help
 
     try:
@@ -84,10 +84,10 @@ def version_text() -> str:
 
 
 def mistake(name: str) -> str:
-    """What is wrong with the name of a command, and which one may be meant."""
+    """Describe an unknown command, and suggest a similar one."""
     if name.startswith("-"):
         return f"{name} must follow a command"
-    import difflib  # late: for mistakes alone
+    import difflib  # late: only for unknown commands
 
     near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     return f"unknown command {name!r}" + "".join(f" (did you mean {word!r}?)" for word in near)

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: a file, a flag, a value."""
+"""The exception for errors that a user can fix, and formatting of its messages."""
 
 import reprlib
 from typing import Any
@@ -9,37 +9,36 @@ _LONGEST = 200  # characters of a library's own message
 
 
 class UserError(ValueError):
-    """Bad input, said in one sentence: what is wrong, where it stands, and what to do.
+    """Bad input: the message says what is wrong, in which file or flag, and what to do.
 
-    Raised where the fault is found; the scripts turn it into that sentence on stderr and
-    exit code 2. Anything else that is raised is a defect of this program.
+    Scripts print the message to stderr and exit with code 2. Any other exception is a bug.
 
     Attributes:
-        is_said: another process of the run has said it already.
+        is_said: whether another process of the run prints it.
     """
 
     is_said = False
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, a long one with its middle cut out."""
+    """Format a value for a message: on one line, a long value without its middle."""
     return _repr.repr(value)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it counts: 1 question, 2 questions."""
+    """Format a number and a noun: 1 question, 2 questions."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of a library's message, on one line, printable, and not too long.
+    """Return the first sentence of a library's message, on one line, printable and shortened.
 
-    It may repeat what is in a file, which may be anything.
+    The message may quote the contents of an untrusted file.
     """
     text = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
     return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
 def printable(text: str) -> str:
-    """The text with escapes where a terminal would obey or a pipe refuse a character."""
+    """Escape a text that contains control characters or cannot be encoded."""
     return text if text.isprintable() else ascii(text)[1:-1]

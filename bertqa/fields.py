@@ -1,4 +1,4 @@
-"""Fields of settings and parameters: which values each may have."""
+"""Validation of settings and parameters."""
 
 import math
 import operator
@@ -9,17 +9,17 @@ from typing import Any, get_args
 
 from bertqa.errors import UserError, shown
 
-# Which values a field may have: in words, and a test.
+# The allowed values of a field: "must be ..." in messages, and a test.
 Allowed = tuple[str, Callable[[Any], bool]]
-FROM_1: Allowed = ("1 or more", lambda value: 1 <= value < math.inf)
-FROM_0: Allowed = ("0 or more", lambda value: 0 <= value < math.inf)
-ABOVE_0: Allowed = ("a number above 0", lambda value: 0 < value < math.inf)
-BELOW_1: Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
-UP_TO_1: Allowed = ("a number above 0, and at most 1", lambda value: 0 < value <= 1)
-TEMPERATURE: Allowed = ("0.01 to 100", lambda value: 0.01 <= value <= 100)
-PROBABILITY: Allowed = ("0 to 1", lambda value: 0 <= value <= 1)
-SHARE: Allowed = ("a number above 0, below 1", lambda value: 0 < value < 1)
-PER_CENT: Allowed = ("1 to 50 per cent", lambda value: 1 <= value <= 50)
+FROM_1: Allowed = ("at least 1", lambda value: 1 <= value < math.inf)
+FROM_0: Allowed = ("in [0, inf)", lambda value: 0 <= value < math.inf)
+ABOVE_0: Allowed = ("in (0, inf)", lambda value: 0 < value < math.inf)
+BELOW_1: Allowed = ("in [0, 1)", lambda value: 0 <= value < 1)
+UP_TO_1: Allowed = ("in (0, 1]", lambda value: 0 < value <= 1)
+TEMPERATURE: Allowed = ("in [0.01, 100]", lambda value: 0.01 <= value <= 100)
+PROBABILITY: Allowed = ("in [0, 1]", lambda value: 0 <= value <= 1)
+SHARE: Allowed = ("in (0, 1)", lambda value: 0 < value < 1)
+PER_CENT: Allowed = ("from 1 to 50", lambda value: 1 <= value <= 50)
 
 
 def setting(
@@ -29,12 +29,14 @@ def setting(
     allowed: Allowed | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """A field of settings.
+    """Return a dataclass field of settings.
 
     Args:
-        help: what the field is, in the words of ``--help``, which adds the default where the help
-            does not speak of one.
-        allowed: which values it may have; None is always allowed.
+        default: default value.
+        help: text for ``--help``, which adds the default if the text does not mention one.
+        metavar: name of the value in ``--help``.
+        allowed: allowed values; None is always allowed.
+        choices: allowed strings.
     """
     if choices:
         allowed = " or ".join(choices), choices.__contains__
@@ -43,7 +45,7 @@ def setting(
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, of Python or numpy."""
+    """Return whether a value is a whole number, of Python or numpy."""
     try:
         return not isinstance(value, bool) and operator.index(value) is not None
     except TypeError:
@@ -51,30 +53,30 @@ def _is_whole(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, lowest: int = 1) -> int:
-    """A parameter that counts something, as an int.
+    """Return a parameter as an int.
 
     Raises:
-        UserError: it is no whole number, or a lower one.
+        UserError: it is not a whole number of at least ``lowest``.
     """
     if not _is_whole(value) or value < lowest:
         raise UserError(f"{name} must be a whole number of at least {lowest}, got {shown(value)}")
-    if value >= 2**63:  # whole numbers end here for torch
+    if value >= 2**63:  # larger than torch's int64
         raise UserError(f"{name} must be less than 2**63, got {shown(value)}")
     return operator.index(value)
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
-    """Refuse a parameter that is not of its class, such as a dictionary in place of settings.
+    """Check the class of a parameter.
 
     Raises:
-        UserError: it is not.
+        UserError: it has another class, such as a dictionary instead of settings.
     """
     if not isinstance(value, kind):
         raise UserError(f"{name} must be of the class {kind.__name__}, got {shown(value)}")
 
 
 def true_or_false(name: str, value: Any) -> bool:
-    """A parameter that is on or off.
+    """Return a parameter that must be a bool.
 
     Raises:
         UserError: it is something else, such as a number.
@@ -85,10 +87,10 @@ def true_or_false(name: str, value: Any) -> bool:
 
 
 def probability(name: str, value: Any) -> float:
-    """A parameter from 0 to 1, as a float.
+    """Return a parameter from 0 to 1 as a float.
 
     Raises:
-        UserError: it is no number, or one outside of that.
+        UserError: it is not a number from 0 to 1.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise UserError(f"{name} must be a number from 0 to 1, got {shown(value)}")
@@ -96,7 +98,7 @@ def probability(name: str, value: Any) -> float:
 
 
 _ANYTHING: Allowed = ("anything", lambda value: True)
-# What a field takes by its type. Flags have it always; in Python anything may be given.
+# The allowed values of each type, for calls from Python; flags are already converted.
 _KINDS: dict[Any, Allowed] = {
     int: ("a whole number", _is_whole),
     float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
@@ -105,7 +107,7 @@ _KINDS: dict[Any, Allowed] = {
 
 
 class Settings:
-    """Checks the values of a dataclass's fields, each by itself."""
+    """Base class that checks the value of each field of a dataclass."""
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
@@ -116,4 +118,4 @@ class Settings:
             if not is_kind(value):
                 raise UserError(f"{each.name} must be {needed}, got {shown(value)}")
             if allowed and not allowed[1](value):
-                raise UserError(f"--{each.name} {value} is out of range: give {allowed[0]}")
+                raise UserError(f"--{each.name} must be {allowed[0]}, got {value}")

@@ -1,4 +1,4 @@
-"""The names of files, reading JSON, and writing that happens whole or not at all."""
+"""Names of files, reading of JSON, and atomic writing."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from bertqa.errors import UserError, reason, shown
 
 # The files of a checkpoint folder.
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is enough
-DECODING_FILE = "decoding.json"  # ours: whether "no answer" is one, and from which score on
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is required
+DECODING_FILE = "decoding.json"  # bertqa's window and decoding settings of a model
 OPTIONAL_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
 )  # fmt: skip
@@ -24,101 +24,106 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 
-LARGEST = 1 << 24  # bytes of a JSON file that is read here; the largest known have a tenth of it
-_DEEPEST = 64  # levels of JSON; what is read may be written again, by a recursive function
+LARGEST = 1 << 24  # bytes of a JSON file; 10 times the largest known
+_DEEPEST = 64  # levels of nesting in JSON; recursive functions may write it again
 
 
 @contextmanager
 def said_plainly(path: Path, act: str) -> Iterator[None]:
-    """Turn the operating system's refusal (disk full, no permission) into one sentence."""
+    """Turn errors of the operating system (disk full, no permission) into a UserError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{path} cannot be {act}: {reason}; free or choose another place"
+            f"{path} cannot be {act}: {reason}; free space or choose another path"
         ) from error
 
 
 def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
-    """See, before the work that is to go there, that a file can be written.
+    """Check that a new file can be written, before computing its contents.
 
     Args:
-        flag: what named it, for the message.
-        endings: those it may have; none for any.
+        path: the file.
+        flag: the flag that named it, for the message.
+        endings: allowed suffixes; empty for any.
 
     Raises:
-        UserError: it has another ending, is there already, or its folder cannot be written to.
+        UserError: it has another suffix, exists already, or its folder is not writable.
     """
     if endings and path.suffix not in endings:
         raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
     if os.path.lexists(path):
-        raise UserError(f"{flag} {path} is there already: name a new file")
+        raise UserError(f"{flag} {path} must be a new file, but exists: choose another name")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise UserError(f"{flag} {path} cannot be written: {folder} is a file, name a folder")
+        raise UserError(
+            f"{flag} {path} cannot be written: {folder} must be a folder, got a file: choose "
+            "another path"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f"{flag} {path} cannot be written: no write permission for {folder}, choose another "
-            "place"
+            f"{flag} {path} cannot be written: no write permission for {folder}: choose another "
+            "folder"
         )
 
 
 def is_there(path: Path) -> bool:
-    """Whether its folder has such an entry, be it a link that leads nowhere."""
+    """Return whether a path exists, also as a broken link."""
     return path.is_symlink() or path.exists()
 
 
 def check_regular(path: Path) -> None:
-    """See that there is a file of that name, be it through links.
+    """Check that a path is a regular file or a link to one.
 
-    Opening a pipe would wait for ever, and reading a device would never end.
+    Opening a pipe could block for ever, and reading a device might not end.
 
     Raises:
-        UserError: there is none, or something that is no file.
+        UserError: it is missing, or not a file.
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the folder is not whole, copy it again") from error
+        raise UserError(f"{path} is missing: the folder is incomplete, copy it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-        raise UserError(f"{path} cannot be read: it is {kind}, not a file; put the file there")
+        raise UserError(f"{path} must be a file, got {kind}: replace it by the file")
 
 
 def read_whole(path: Path, largest: int = LARGEST) -> bytes:
-    """The bytes of a file that has no more than ``largest`` of them.
+    """Read a file of at most ``largest`` bytes.
 
     Raises:
-        UserError: there is no such file, it is larger, or cannot be read.
+        UserError: it is missing, larger, or cannot be read.
     """
     check_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check its rights") from error
-    if len(content) > largest:
         raise UserError(
-            f"{path} has more than {largest} bytes, as no file of that name needs: copy it again"
-        )
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
+    if len(content) > largest:
+        raise UserError(f"{path} must have at most {largest} bytes, got more: copy it again")
     return content
 
 
 def parse_json(content: bytes, *, unique: bool = True) -> Any:
-    """What UTF-8 JSON says, where it says one thing only.
+    """Parse UTF-8 JSON strictly.
 
     Args:
-        unique: refuse a key that an object has twice, of which another reader might take the
-            other one. It makes work for Python's garbage collector, at each entry.
+        content: the JSON.
+        unique: reject repeated keys, for which readers differ in the value they use. It is slower,
+            since it makes work for Python's garbage collector.
 
     Raises:
-        ValueError: it is no JSON, an object has a key twice, or it is nested too deeply.
+        ValueError: it is not valid JSON, repeats a key, or is nested too deeply.
     """
     try:
-        hook = _without_twins if unique else None
+        hook = _unique_keys if unique else None
         value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -130,26 +135,26 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
     return value
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        twin = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"the key {shown(twin)} stands there twice")
+        repeated = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"repeated key {shown(repeated)}")
     return entries
 
 
 def _containers(value: dict[str, Any] | list[Any]) -> list[Any]:
-    """The lists and objects that a list or an object holds."""
+    """Return the lists and objects in a list or an object."""
     values = value.values() if isinstance(value, dict) else value
     return [inner for inner in values if type(inner) in (dict, list)]
 
 
 def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The object in a JSON file of no more than ``largest`` bytes.
+    """Read a JSON file of at most ``largest`` bytes that contains an object.
 
     Raises:
-        UserError: no such file, too large, not JSON, or no object at its top.
+        UserError: the file is missing, too large, not JSON, or not an object.
     """
     content = read_whole(path, largest)
     try:
@@ -158,26 +163,26 @@ def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({reason(error)}): copy it again") from error
     if not isinstance(entries, dict):
         kind = type(entries).__name__
-        raise UserError(f"{path} holds no JSON object but a {kind}: copy it again")
+        raise UserError(f"{path} must be a JSON object, got {kind}: copy it again")
     return entries
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in the place of ``path`` at once.
+    """Write a file atomically: call ``write`` with a temporary path, then rename it to ``path``.
 
-    A reader, or a run resumed after a crash, sees the old file or the new one, never half of one.
+    A reader, or a run resumed after a crash, sees the old file or the new one, never a part.
 
     Raises:
-        UserError: it cannot be written; what was at ``path`` stands.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     with said_plainly(path, "written"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # In a folder of a stranger's it may be a link to a file of the user's, or a pipe.
+            # In an untrusted folder it may be a link to a user's file, or a pipe.
             partial.unlink(missing_ok=True)
             write(partial)
-            partial.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
+            partial.chmod(0o666 & ~_umask())  # safetensors only gives the owner permissions
             _sync(partial)
             partial.replace(path)
             _sync(path.parent)
@@ -186,15 +191,14 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all; text stays readable text, not escapes."""
+    """Write a JSON file atomically, without escaping non-ASCII text."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_map(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
-    """Write a JSON object entry by entry, whole or not at all.
+    """Write a JSON object entry by entry, atomically and in constant memory.
 
-    Of a value that is a list each element has a line of its own. ``entries`` may be a generator:
-    what was written is let go.
+    Each element of a list has its own line.
     """
 
     def lines() -> Iterator[str]:
@@ -221,10 +225,10 @@ def _dumps(value: Any) -> str:
 def append_json_lines(
     path: Path, entries: Iterable[Mapping[str, Any]], size: int | None = None
 ) -> None:
-    """Add lines to a file, of which ``size`` bytes stay; they are on the disk when it returns.
+    """Truncate a file to ``size`` bytes, append lines, and sync it to the disk.
 
     Raises:
-        UserError: it cannot be written; the lines before stand, and perhaps a part of the new ones.
+        UserError: it cannot be written; previous lines, and perhaps some new ones, are kept.
     """
     with said_plainly(path, "written"), path.open("ab") as file:
         if size is not None:
@@ -236,13 +240,12 @@ def append_json_lines(
 
 
 def json_lines(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in a file of our own, each with the offset at which its line ends.
+    """Yield the objects in a file written by bertqa, each with the offset of the end of its line.
 
-    Half a line, with which a run that was killed may end, is left out; a file that is not there has
-    no lines.
+    An incomplete last line, left by a killed run, is skipped; a missing file has no lines.
 
     Raises:
-        UserError: a line is no object with these keys, or the file cannot be read.
+        UserError: a line is not an object with these keys, or the file cannot be read.
     """
     if not path.exists():
         return
@@ -258,32 +261,32 @@ def json_lines(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 entry = None
             if not isinstance(entry, dict) or not entry.keys() >= set(keys):
                 raise UserError(
-                    f"{path}, line {number} is not one that bertqa writes: restore the file, or "
-                    "name another folder"
+                    f"{path}, line {number}: must be a line written by bertqa: restore the file, "
+                    "or choose another folder"
                 )
             yield end, entry
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
-    # A lone surrogate, which UTF-8 cannot hold, goes out as its escape.
+    """Write a UTF-8 text file atomically."""
+    # A lone surrogate, which UTF-8 cannot encode, is escaped.
     write_file(path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it stands at ``path`` once the block has ended without an exception.
+    """Context that yields a temporary folder, renamed to ``path`` if no exception occurs.
 
     Raises:
         UserError: it cannot be written; nothing is left at ``path``.
     """
     with said_plainly(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: a process number comes again, in containers at each start.
+        # A random name: process ids recur, in containers at each start.
         name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         partial = Path(name)
         try:
-            partial.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+            partial.chmod(0o777 & ~_umask())  # mkdtemp only gives the owner permissions
             yield partial
             for entry in (*partial.iterdir(), partial):
                 _sync(entry)
@@ -294,14 +297,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """Which rights new files do not get; asking means setting it for a moment."""
+    """Return the umask; reading it requires setting it for a moment."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has it: a rename may otherwise outlive the bytes it names."""
+    """Sync a path to the disk, so that a crash cannot keep a rename but lose the data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted until a run has come to a place where it can stop and go on later."""
+"""Deferred handling of SIGINT and SIGTERM, so that a run stops where it can be resumed."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def imports_end_at_once() -> Iterator[None]:
-    """While it is entered, SIGINT during an import ends the process, with exit code 130.
+    """Context in which SIGINT during an import exits the process with code 130.
 
-    As an exception it is lost in some imports of C modules, and leaves others half done, so that a
-    later one fails. At other times it is the usual KeyboardInterrupt; where SIGINT is ignored or
-    has a handler already, all stays as it is.
+    As an exception it would be lost in some imports of C modules, and leave others incomplete, so
+    that a later one fails. Outside imports it is the usual KeyboardInterrupt. Does nothing if
+    SIGINT is ignored or already has a handler.
     """
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not is_usual or threading.current_thread() is not threading.main_thread():
@@ -32,20 +32,20 @@ def imports_end_at_once() -> Iterator[None]:
 
 
 def _end_import(number: int, frame: FrameType | None) -> None:
-    at = frame
-    while at:
-        if at.f_code.co_filename == "<frozen importlib._bootstrap>":
+    caller = frame
+    while caller:
+        if caller.f_code.co_filename == "<frozen importlib._bootstrap>":
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(130)
-        at = at.f_back
+        caller = caller.f_back
     signal.default_int_handler(number, frame)
 
 
 class Stopped(Exception):
-    """A run has ended because it was asked to; what it had done is saved.
+    """A run was stopped by a signal, and its progress is saved.
 
     Attributes:
-        exit_code: 128 and the number of the signal, as shells have it: 130 or 143.
+        exit_code: 128 plus the number of the signal, as in shells: 130 or 143.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -54,16 +54,16 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """While it is entered, the first SIGINT or SIGTERM is noted; a second one acts at once.
+    """Context that records the first SIGINT or SIGTERM; a second one has its usual effect.
 
-    Outside the main thread, where Python gives nobody signals, it notes nothing; and a signal that
-    the process was started to ignore, as a shell starts those in the background, stays ignored.
+    Outside the main thread, where Python delivers no signals, it does nothing. Signals that the
+    process ignores, as background processes of a shell do, stay ignored.
 
     Args:
-        at_once: raise ``Stopped`` with this message as soon as the signal comes; "" only notes it.
+        at_once: raise ``Stopped`` with this message on the first signal; "" only records it.
 
     Attributes:
-        number: of the signal that came; 0 before.
+        number: number of the recorded signal; 0 for none.
     """
 
     def __init__(self, at_once: str = "") -> None:
@@ -73,8 +73,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-            self._before = {each: signal.signal(each, self._note) for each in heeded}
+            handled = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+            self._before = {each: signal.signal(each, self._record) for each in handled}
         return self
 
     def __exit__(
@@ -85,7 +85,7 @@ class Interrupts:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
         if self._at_once:
@@ -93,6 +93,6 @@ class Interrupts:
 
     def _restore(self) -> None:
         for each, handler in self._before.items():
-            # None: a handler that was not set by Python, and that Python cannot set again.
+            # None is a handler that was not set from Python; Python cannot restore it.
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
         self._before = {}

@@ -1,4 +1,4 @@
-"""The process that has imported bertqa: to runtime.py, any other one is a forked child of it."""
+"""The id of the process that imported bertqa; runtime.py recognises forked children by it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, and the processes that share the work."""
+"""Device, precision and processes of a run."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ from bertqa.settings import INT8, check_precision
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_SETTING_THREADS = threading.Lock()  # held while torch's number of threads is not the caller's
+_SETTING_THREADS = threading.Lock()  # held while torch's number of threads is changed
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Runtime:
     """One process of a run.
 
     Attributes:
-        device: where it computes.
-        dtype: of the matrix products; weights and optimiser are float32 in training whatever it is.
-        rank, world_size: which of how many processes this is.
-        int8: the linear layers of an answering model are in integers.
+        device: the device.
+        dtype: dtype of matrix products; in training, weights and optimiser are always float32.
+        rank, world_size: index of this process, and number of processes.
+        int8: whether linear layers use 8-bit integers, for inference only.
     """
 
     device: torch.device
@@ -43,37 +43,38 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and prints."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def precision(self) -> str:
-        """What --precision calls it: fp32, bf16, fp16 or int8."""
+        """The value of --precision: fp32, bf16, fp16 or int8."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         return INT8 if self.int8 else names[self.dtype]
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens that one forward pass takes at once in inference."""
-        # On a CPU: so many that the products are efficient, so few that the cache holds them and
-        # that no core gives its memory back to the system after each batch.
+        """Batch size in inference, in tokens."""
+        # On a CPU: large enough for efficient products, small enough for the cache and for reuse
+        # of memory between batches.
         return 1024 if self.device.type == "cpu" else 32768
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in ``dtype``; of a float32 model the sums and norms stay in float32."""
+        """Return a context for matrix products in ``dtype``; sums and norms stay in float32."""
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def map_batches(
         self, work: Callable[[Item], Result], batches: Iterable[Item]
     ) -> Iterator[Result]:
-        """``work`` of each batch, in their order; on a CPU of several cores, several at once.
+        """Yield ``work(batch)`` of each batch, in order; on a multi-core CPU, in parallel.
 
-        A core with a batch of its own never waits for another one, as cores do that share every
-        product of one batch. Where there are too few batches for that, they share.
+        Each core computes one batch, and does not wait for the others as it would if all cores
+        shared every product. With too few batches for that, the cores share.
 
         Args:
-            work: settles by itself what torch settles for each thread: autocast, gradients.
+            work: the function; it must set torch's per-thread state: autocast, gradients.
+            batches: the batches.
         """
         batches = list(batches)
         cores = torch.get_num_threads()
@@ -85,38 +86,40 @@ class Runtime:
     def map_in_threads(
         self, work: Callable[[Item], Result], items: Sequence[Item], threads: int
     ) -> Iterator[Result]:
-        """``work`` of each item, in their order, in ``threads`` threads that share the CPU's cores.
+        """Yield ``work(item)`` of each item, in order; ``threads`` threads share the CPU's cores.
 
         Args:
-            work: settles by itself what torch settles for each thread: autocast, gradients.
+            work: the function; it must set torch's per-thread state: autocast, gradients.
+            items: the items.
+            threads: number of threads.
         """
         cores = torch.get_num_threads()
-        context = copy_context()  # what the caller has entered, such as interventions, holds there
+        context = copy_context()  # the caller's context, such as interventions, applies in threads
         started = threading.Barrier(threads + 1)
 
         def take_cores() -> None:
-            torch.get_num_threads()  # else torch gives this thread a number at its first product
+            torch.get_num_threads()  # otherwise the first product overrides the number set below
             torch.set_num_threads(max(1, cores // threads))
-            # A thread that is slow to leave the barrier also sees it broken, once all is done. An
-            # error here would let the pool lose the notice that it ends, and wait for ever.
+            # A thread that leaves the barrier late may find it broken. If the exception were not
+            # suppressed, the pool could miss its shutdown and wait for ever.
             with suppress(threading.BrokenBarrierError):
                 started.wait()
 
         with ThreadPoolExecutor(threads, initializer=take_cores) as pool:
             try:
-                # torch keeps the number for each thread, and hands the last one set to threads to
-                # come: to those of other callers, too, until all threads here have set theirs.
+                # torch stores the number per thread, but new threads, also of other callers,
+                # inherit the last number set. So hold the lock until all threads here have set it.
                 with _SETTING_THREADS:
                     results = pool.map(lambda item: context.copy().run(work, item), items)
                     started.wait()
                     torch.set_num_threads(cores)
                 yield from results
             finally:
-                started.abort()  # where a thread could not be started, the others wait no longer
+                started.abort()  # if a thread failed to start, release the others
                 pool.shutdown(cancel_futures=True)
 
     def sum_over_ranks(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one message."""
+        """Replace each tensor by its sum over all processes, in one all-reduce."""
         if self.world_size == 1:
             return
         tensors = list(tensors)
@@ -127,7 +130,7 @@ class Runtime:
             tensor.copy_(total.view_as(tensor))
 
     def max_over_ranks(self, number: int) -> int:
-        """The largest number that any process has."""
+        """Return the maximum of a number over all processes."""
         if self.world_size == 1:
             return number
         largest = torch.tensor(number, device=self.device)
@@ -136,7 +139,7 @@ class Runtime:
         return int(largest)
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in order of rank."""
+        """Return the values of all processes, in order of rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -145,7 +148,7 @@ class Runtime:
         return values
 
     def on_main(self, make: Callable[[], Result]) -> Result:
-        """What ``make`` gives in the main process, for all; where it raises UserError, all do."""
+        """Call ``make`` in the main process; return its result, or raise its UserError, in all."""
         value: Result | None = None
         failure: UserError | None = None
         if self.is_main:
@@ -153,20 +156,20 @@ class Runtime:
                 value = make()
             except UserError as error:
                 failure = error
-        value, failure = self.gather((value, failure))[0]  # the others wait here
+        value, failure = self.gather((value, failure))[0]  # the other processes wait here
         if failure:
             failure.is_said = not self.is_main
             raise failure
         return cast(Result, value)
 
     def main_first(self, make: Callable[[], Result]) -> Result:
-        """Let the main process download or tokenise; the others find it done, or fail as it did."""
+        """Call ``make`` in the main process first, then, if it succeeded, in the others."""
         made: list[Result] = []
         self.on_main(lambda: made.append(make()))
         return made[0] if made else make()
 
     def wait_for_all(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has called this method."""
         if self.world_size > 1:
             with _others_alive():
                 dist.barrier()
@@ -174,51 +177,51 @@ class Runtime:
 
 @contextmanager
 def _others_alive() -> Iterator[None]:
-    """Say plainly that another process of the run has gone, which gloo and NCCL notice at once."""
+    """Turn the errors of gloo and NCCL for a process that has ended into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # DistBackendError and gloo's, which has no class of its own
+    except RuntimeError as error:  # DistBackendError; gloo raises RuntimeError itself
         raise UserError(
-            "another process of this run has ended or no longer answers, so it cannot go on: see "
-            "what that one said, and pass --resume to go on from what is saved, also with another "
-            "--nproc_per_node (in training if the windows of a step stay as many)"
+            "another process of this run has ended or no longer responds: read its error message, "
+            "and continue from the last save with --resume; --nproc_per_node may change (in "
+            "training, if the number of windows per step stays the same)"
         ) from error
 
 
 def local_runtime(device: str = "auto", precision: str = "auto", local_rank: int = 0) -> Runtime:
-    """Settle device and precision for this process by itself.
+    """Select device and precision for a single process.
 
     Raises:
-        UserError: a device or precision that this machine does not have.
+        UserError: the device or precision is not available.
     """
     check_precision(precision)
     adapt_to_fork(device)
     chosen = select_device(device, local_rank)
     if chosen.type == "cpu":
         _keep_freed_memory()
-    if precision == INT8:  # whether there are integer layers for it, cpu_inference.py knows
+    if precision == INT8:  # cpu_inference.py checks that it is supported
         return Runtime(chosen, select_precision("auto", chosen), int8=True)
     return Runtime(chosen, select_precision(precision, chosen))
 
 
 def adapt_to_fork(device: str | torch.device) -> None:
-    """Let a forked child compute on a device; to be called before it does, in each thread.
+    """Prepare a forked child for computing on a device; call it first in each thread.
 
-    The threads of GNU OpenMP, which torch multiplies with, stay behind in the parent, and a child
-    that counts on them waits for ever. So it has one thread, also if more were asked for. A child
-    is known only if its parent has imported bertqa.
+    GNU OpenMP's threads, which torch uses for products, do not exist in a forked child, which would
+    wait for them for ever. So a child uses one thread, even if more were requested. A child is
+    recognised only if its parent imported bertqa.
 
     Raises:
         UserError: the device is a GPU, which a forked child cannot use.
     """
     if os.getpid() == IMPORTED_IN:
         with _SETTING_THREADS:
-            torch.get_num_threads()  # a thread that is new to torch takes its number for good now
+            torch.get_num_threads()  # fixes the number of a thread that is new to torch
         return
-    wants_cuda = str(device) == "auto" or str(device).startswith("cuda")
-    if wants_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA
+    may_use_cuda = str(device) == "auto" or str(device).startswith("cuda")
+    if may_use_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA
         raise UserError(
             "--device: must be cpu in a forked process whose parent has used CUDA, got "
             f'{device}: start processes by multiprocessing.get_context("spawn"), or pass cpu'
@@ -227,24 +230,24 @@ def adapt_to_fork(device: str | torch.device) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let the memory of one batch serve the next, where Linux would take it back in between.
+    """Make glibc reuse memory between batches instead of returning it to Linux.
 
-    glibc gives the system what is freed above a limit, and gets it again page by page, which costs
-    a fifth of the time of a forward pass. It raises the limit, up to 32 MiB, to the largest piece
-    that it has seen freed: here it sees one.
+    glibc returns freed blocks above a threshold to the system; getting them back page by page costs
+    a fifth of the time of a forward pass. The threshold rises, up to 32 MiB, to the largest block
+    freed so far: this function frees one of almost that size.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def limit_onednn_cache() -> None:
-    """Let oneDNN keep only what the next few batches need; for answering, before the first product.
+    """Limit oneDNN's cache of kernels for inference; call it before the first product.
 
-    It makes code for each shape of a product, 5 ms for a new length of a window, and keeps that of
-    1,024 shapes in each thread and as many for all, up to a GiB. Texts have ever new shapes, so
-    little of it is used again; in training much is. Limits that the user has set stay, and so do
-    those of a process that has multiplied on the CPU before: oneDNN reads them once.
+    oneDNN compiles a kernel for each shape of a product, 5 ms for a new window length, and caches
+    those of 1,024 shapes per thread and as many globally, up to a GiB. In inference, unlike in
+    training, shapes seldom recur. Limits set by the user are kept. It has no effect in a process
+    that has already computed products on the CPU, since oneDNN reads the limits once.
     """
-    # The shapes of a batch of 1,024 tokens; the second limit is that of all threads together.
+    # Enough for the shapes of a batch of 1,024 tokens; the second limit is for all threads.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(32 * torch.get_num_threads()))
 
@@ -255,52 +258,54 @@ def start_runtime(
     backend: str | None = None,
     longest_wait: timedelta = timedelta(hours=2),
 ) -> Runtime:
-    """Settle device and precision, and join the other processes if torchrun started several.
+    """Select device and precision, and join the process group if torchrun started several.
 
     Args:
-        backend: of torch.distributed; None is what sums tensors of the device fastest.
-        longest_wait: of one process for another, which counts as gone after that. Rank 0 may read
-            and tokenise a large data set while the others wait for it.
+        device: see ``select_device``.
+        precision: see ``select_precision``.
+        backend: backend of torch.distributed; None for the fastest one of the device.
+        longest_wait: timeout of collective operations. The other processes wait while rank 0 reads
+            and tokenises a large data set.
 
     Raises:
-        UserError: a device or precision that this machine does not have.
+        UserError: the device or precision is not available.
     """
-    alone = local_runtime(device, precision, int(os.environ.get("LOCAL_RANK", "0")))
+    runtime = local_runtime(device, precision, int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return alone
-    on_gpu = alone.device.type == "cuda"
+        return runtime
+    on_gpu = runtime.device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(alone.device)
+        torch.cuda.set_device(runtime.device)
     if not dist.is_initialized():
         backend = backend or ("nccl" if on_gpu else "gloo")
         dist.init_process_group(backend, timeout=longest_wait)
-    return replace(alone, rank=dist.get_rank(), world_size=dist.get_world_size())
+    return replace(runtime, rank=dist.get_rank(), world_size=dist.get_world_size())
 
 
 def stop_runtime() -> None:
-    """Leave the group of processes, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def select_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Return a device; ``auto`` is CUDA if available, then Apple's MPS, then the CPU.
 
     Raises:
-        UserError: torch does not know the device, or this machine does not have it.
+        UserError: the device is unknown or not available.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"--nproc_per_node starts more processes than the {torch.cuda.device_count()} "
-                "GPUs here: start one for each, or pass --device cpu"
+                f"--nproc_per_node must be at most the number of GPUs, {torch.cuda.device_count()}:"
+                " start one process for each, or pass --device cpu"
             )
         return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # it is there and can hold a number
+        torch.zeros(1, device=device).item()  # fails if the device is not available
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name} is not available on this machine: pass auto, cpu, cuda or mps"
@@ -309,15 +314,15 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def select_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` takes bf16 where the processor multiplies it natively, else fp32.
+    """Return a dtype; ``auto`` is bf16 if the processor supports it natively, else fp32.
 
     Raises:
-        UserError: fp16 on a processor that is slower with it than without.
+        UserError: fp16 on a CPU, where it is slower than fp32.
     """
     if name == "auto":
         return torch.bfloat16 if _has_native_bf16(device) else torch.float32
     if name == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU: pass bf16, fp32 or auto on the CPU")
+        raise UserError("--precision fp16 requires a GPU: pass bf16, fp32 or auto on the CPU")
     return DTYPES[name]
 
 
@@ -325,6 +330,6 @@ def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
     if device.type == "cpu":
-        # These questions have no public name in torch yet.
+        # torch has no public functions for these yet.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

@@ -1,8 +1,7 @@
-"""What a user can set, with the defaults: windows, decoding, data, training.
+"""Settings and their defaults: windows, decoding, data, training.
 
-A field says of itself what its flag shows: help, metavar, choices and which values are allowed.
-commands/flags.py makes the flags of them. No module of torch is imported here, so that ``--help``
-costs none of its seconds.
+commands/flags.py makes a flag of each field, with its help, metavar, choices and allowed values.
+This module does not import torch, so that ``--help`` is fast.
 """
 
 import math
@@ -25,19 +24,19 @@ from bertqa.fields import (
     setting,
 )
 
-ENCODER = "bert-base-uncased"  # the model that is trained by default
+ENCODER = "bert-base-uncased"  # the default of bertqa train --model
 SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 DECODERS = ("exact", "top20")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("fp32", "bf16", "fp16")
-INT8 = "int8"  # for answering on the CPU: the linear layers are in integers
+INT8 = "int8"  # 8-bit integer linear layers, for inference on the CPU
 
 
 def check_precision(precision: Any) -> None:
-    """Refuse the name of a precision that there is not.
+    """Check the name of a precision.
 
     Raises:
-        UserError: it is none.
+        UserError: it is unknown.
     """
     known = ("auto", *PRECISIONS, INT8)
     if precision not in known:
@@ -46,7 +45,7 @@ def check_precision(precision: Any) -> None:
 
 @dataclass(frozen=True)
 class WindowSettings(Settings):
-    """How contexts are cut."""
+    """How contexts are cut into overlapping windows (sliding window)."""
 
     max_seq_length: int = setting(
         384, "maximum window length: question, context and special tokens", "TOKENS"
@@ -70,20 +69,19 @@ class WindowSettings(Settings):
         super().__post_init__()
         if self.longest_question < 1:
             raise UserError(
-                f"--max_seq_length {self.max_seq_length} with --doc_stride {self.doc_stride} "
-                "leaves no room for a question: give a window longer than the overlap by at least "
-                f"{SPECIAL_TOKENS + 2} tokens"
+                f"--max_seq_length must exceed --doc_stride by at least {SPECIAL_TOKENS + 2}, got "
+                f"{self.max_seq_length} and {self.doc_stride}"
             )
 
     @property
     def longest_question(self) -> int:
-        """Most tokens a question may have, so that each window goes on by at least one token."""
+        """Maximum question tokens such that each window advances by at least one token."""
         return self.max_seq_length - SPECIAL_TOKENS - self.doc_stride - 1
 
 
 @dataclass(frozen=True)
 class DecodingSettings(Settings):
-    """How spans become answers; the names are run_qa's."""
+    """How answers are chosen among spans; the names are run_qa's."""
 
     n_best_size: int = setting(20, "n-best answers kept per question", "N", FROM_1)
     max_answer_length: int = setting(30, "maximum answer length", "TOKENS", FROM_1)
@@ -121,9 +119,9 @@ class DecodingSettings(Settings):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What is asked for in place of what a model's decoding.json and the defaults say.
+    """Overrides of a model's decoding.json and of the defaults.
 
-    The fields are those of ``WindowSettings`` and ``DecodingSettings``; None asks for nothing.
+    The fields are those of ``WindowSettings`` and ``DecodingSettings``; None overrides nothing.
     """
 
     max_seq_length: int | None = None
@@ -138,15 +136,15 @@ class Overrides:
     score_threshold: float | None = None
 
     def windows(self, stored: WindowSettings | None = None) -> WindowSettings:
-        """The windows of a model, or the default ones, with what is asked for.
+        """Return a model's window settings, or the defaults, with the overrides.
 
         Raises:
-            UserError: no window can be like that.
+            UserError: the result is invalid.
         """
         return replace(stored or WindowSettings(), **self._given(WindowSettings))
 
     def decoding(self, stored: DecodingSettings | None = None) -> DecodingSettings:
-        """The decoding of a model, or the default one, with what is asked for.
+        """Return a model's decoding settings, or the defaults, with the overrides.
 
         Raises:
             UserError: a value is out of range, or a threshold is given without "no answer".
@@ -154,20 +152,20 @@ class Overrides:
         settings = replace(stored or DecodingSettings(), **self._given(DecodingSettings))
         threshold = self.null_score_diff_threshold
         if threshold is not None and math.isnan(threshold):
-            raise UserError(f"--null_score_diff_threshold {threshold} is no number: give one")
+            raise UserError(f"--null_score_diff_threshold must be a number, got {threshold}")
         if threshold is not None and not settings.version_2_with_negative:
             raise UserError(
-                f"--null_score_diff_threshold {threshold} decides nothing without "
-                "--version_2_with_negative: pass both or neither"
+                f"--null_score_diff_threshold {threshold} requires --version_2_with_negative: pass "
+                "both or neither"
             )
         return settings
 
     def check(self) -> None:
-        """Refuse what no model can be asked for, before one is looked for.
+        """Check the overrides before a model is loaded.
 
         Raises:
-            UserError: as ``windows`` and ``decoding`` do. Whether a model knows "no answer" is not
-                known yet, so a threshold alone passes, unless "no answer" is ruled out.
+            UserError: as ``windows`` and ``decoding`` do. The model may predict "no answer", so a
+                threshold without ``version_2_with_negative`` is accepted, unless that is False.
         """
         self.windows()
         self.decoding(DecodingSettings(version_2_with_negative=True))
@@ -179,7 +177,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """Which questions to train on, and which to evaluate on."""
+    """Training and validation data."""
 
     dataset: str | None = setting(
         None,
@@ -210,8 +208,7 @@ class DataSettings(Settings):
             )
         if self.validation_file and not self.train_file:
             raise UserError(
-                f"--validation_file {self.validation_file} needs a --train_file beside it: pass "
-                "both"
+                f"--validation_file {self.validation_file} requires --train_file: pass both"
             )
         if self.validation_split_percentage is not None and self.validation_file:
             raise UserError(
@@ -221,7 +218,7 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
-    """How to train: run_qa's names, the defaults of transformers' question-answering notebook."""
+    """How to train; run_qa's names, and defaults of transformers' question answering notebook."""
 
     num_train_epochs: float = setting(3.0, "training epochs; may be a fraction", "N", ABOVE_0)
     max_steps: int | None = setting(
@@ -258,13 +255,13 @@ class TrainingSettings(Settings):
         "X",
         BELOW_1,
     )
-    # S and E learn at the full rate, the last layer at that times this, the embeddings slowest.
+    # S and E have the full learning rate, the last layer that times this, the embeddings the least.
     layerwise_lr_decay: float = setting(
         1.0, "learning rate of each layer relative to the layer above", "X", UP_TO_1
     )
-    # For a rare word's lone gradient, however small, Adam moves each number by about 30 times the
-    # learning rate (0.1 / 0.001 ** 0.5, ten steps long); at rates far above BERT's 2e-5 that takes
-    # words a long way from where pre-training put them.
+    # After a single gradient of a rare word, however small, Adam moves each element by about 30
+    # times the learning rate (0.1 / 0.001 ** 0.5, over ten steps); at rates far above BERT's 2e-5
+    # that moves such words far from their pretrained embeddings.
     freeze_word_embeddings: bool = setting(
         False, "do not train the word embeddings; protects rare words at high learning rates"
     )
@@ -313,11 +310,11 @@ class TrainingSettings(Settings):
         super().__post_init__()
         if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
             raise UserError(
-                "--lr_scheduler_type constant has no warmup, got --warmup_steps "
+                "--lr_scheduler_type constant requires no warmup, got --warmup_steps "
                 f"{self.warmup_steps} and --warmup_ratio {self.warmup_ratio}: pass "
                 "constant_with_warmup, or 0 for both"
             )
 
     def windows_per_step(self, world_size: int) -> int:
-        """Windows that one optimiser step sees, over all processes."""
+        """Return the total batch size of an optimiser step, in windows."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size

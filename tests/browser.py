@@ -1,4 +1,4 @@
-"""A real browser without a window, spoken to over its DevTools pipe: no library, no network."""
+"""A headless browser, controlled by its DevTools pipe, without a library or network."""
 
 import base64
 import fcntl
@@ -15,21 +15,21 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 
-# What a page does that it should not: raise, complain, or ask for something from outside.
+# Exceptions and messages, which a page must not cause.
 _EVENTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-_PATIENCE = 60.0  # seconds, of a machine that has much else to do
+_PATIENCE = 60.0  # timeout in seconds; the machine may be busy
 _KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "End": 35, "Home": 36}
 _KEYS |= {"Tab": 9, "Enter": 13, " ": 32}
 
 
 class Browser:
-    """One running Chromium; ``open`` shows a file in a fresh tab, in place of the one before."""
+    """A running Chromium; ``open`` shows a file in a new tab and closes the previous one."""
 
     def __init__(self, profile: Path) -> None:
         to_child, self._to_child = os.pipe()
         self._from_child, from_child = os.pipe()
 
-        def plug_in() -> None:  # the browser reads commands from 3 and answers on 4
+        def plug_in() -> None:  # the browser reads from descriptor 3 and writes to 4
             ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_child, from_child)]
             for number, end in enumerate(ends, start=3):
                 os.dup2(end, number)
@@ -60,7 +60,7 @@ class Browser:
         os.close(self._from_child)
 
     def send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """What the browser answers to one command; events on the way are kept."""
+        """Send a command and return its result; record events meanwhile."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if session:
@@ -75,7 +75,7 @@ class Browser:
             self.events.append(answer)
 
     def wait_for(self, method: str) -> None:
-        """Until an event has come."""
+        """Wait for an event."""
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self._next())
 
@@ -85,14 +85,14 @@ class Browser:
             ready, _, _ = select.select([self._from_child], [], [], max(0, end - time.monotonic()))
             read = os.read(self._from_child, 1 << 20) if ready else b""
             if not read:
-                raise BrowserError("the browser does not answer")
+                raise BrowserError("the browser does not respond")
             self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
     def open(self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False,
              scripts: bool = True) -> "Page":  # fmt: skip
-        """A file in a new tab, once it is loaded."""
+        """Open a file in a new tab and wait until it is loaded."""
         if self._target:
             self.send("Target.closeTarget", targetId=self._target)
         self._target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -114,7 +114,7 @@ class Browser:
 
 
 class BrowserError(Exception):
-    """The browser refused, or went away."""
+    """The browser returned an error, or ended."""
 
 
 class Page:
@@ -133,7 +133,7 @@ class Page:
         )  # fmt: skip
 
     def run(self, script: str) -> Any:
-        """What an expression is, awaited."""
+        """Return the value of an expression, awaited."""
         answer = self.send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True,
             userGesture=True,
@@ -143,20 +143,20 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until an expression is true."""
+        """Wait until an expression is true."""
         end = time.monotonic() + _PATIENCE
         while not self.run(condition):
             if time.monotonic() > end:
-                raise BrowserError(f"it never came to this: {condition}")
+                raise BrowserError(f"never true: {condition}")
 
     def press(self, key: str) -> None:
-        """A key of a keyboard, down and up."""
+        """Press and release a key."""
         about = {"key": key, "code": key, "windowsVirtualKeyCode": _KEYS[key]}
         self.send("Input.dispatchKeyEvent", type="keyDown", **about)
         self.send("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def is_shown(self, selector: str) -> bool:
-        """Whether an element takes up room; also where scripts are off."""
+        """Return whether an element is visible; works without scripts."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         assert node, f"there is no {selector}"
@@ -166,8 +166,8 @@ class Page:
             return False
 
     def complaints(self) -> list[str]:
-        """Exceptions, messages, and requests for anything but the page itself."""
-        self.run("0")  # what was said before has come by then
+        """Return exceptions, messages, and requests other than for the page itself."""
+        self.run("0")  # earlier events arrive before its result
         found = []
         for event in self.browser.events:
             if event["method"] in _EVENTS:
@@ -178,7 +178,7 @@ class Page:
         return found
 
     def picture(self, file: Path, *, whole: bool = True) -> None:
-        """A screenshot as PNG."""
+        """Write a screenshot as PNG."""
         answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         if whole:
             size = self.send("Page.getLayoutMetrics")["cssContentSize"]

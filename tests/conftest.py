@@ -1,15 +1,14 @@
-"""What holds for all tests.
+"""Settings of all tests.
 
-One thread, because tiny tensors only lose by sharing them out. No limit to the time of an example
-of hypothesis, because the machine may have much else to do. No cache of the user's, so that what
-an earlier run left there decides nothing.
+One thread, which is faster for tiny tensors. No deadline for hypothesis, because the machine may be
+busy. New caches, so that no test depends on earlier runs.
 """
 
 import os
 import shutil
 import tempfile
 
-# Before torch and datasets are imported, and for the processes that tests start.
+# Set before torch and datasets are imported; subprocesses inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="bertqa-tests-")
 os.environ["HF_DATASETS_CACHE"] = os.environ["HF_HOME"] + "/datasets"

@@ -1,11 +1,10 @@
-"""Texts in many scripts for checking a WordPiece tokenizer against another implementation.
+"""Texts in many scripts to compare a WordPiece tokenizer with another implementation.
 
-Everything here was written for this project; nothing is taken from another source, and the people,
-places and figures are invented. Characters that an editor would not show, or would show wrongly,
-are written as escapes.
+All texts were written for this project; people, towns and figures are invented. Characters that an
+editor might not display correctly are written as escapes.
 
-``TEXTS`` holds single strings, ``PAIRS`` holds (question, context) pairs. The longer contexts are
-made by repeating sentences with a running number, so that they fill several windows.
+``TEXTS`` are single strings, ``PAIRS`` (question, context) pairs. The longer contexts repeat
+sentences with a running number, so that they fill several windows.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import unicodedata
 
 
 def _nfd(text: str) -> str:
-    """Return the text with every character taken apart into base and marks."""
+    """Return the text decomposed into base characters and marks."""
     return unicodedata.normalize("NFD", text)
 
 
 def _nfc(text: str) -> str:
-    """Return the text with bases and marks put together where a single character exists."""
+    """Return the text composed."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -138,7 +137,7 @@ TEXTS: list[str] = [
     # More scripts.
     "பழைய கடிகாரம் நின்றது. ঘড়িটি থেমে গেল। ゑゐ ሰዓቱ ቆመ። საათი გაჩერდა. ժամացույցը կանգ առավ։",
     "Zażółć gęślą; příliš žluťoučký; Ångström, Æsir, Þór, ðað, Łódka, Đorđe, ŋ, ß, ı, ĸ, ſ",
-    # Casing that changes length or depends on the place in the word.
+    # Casing that changes length or depends on the position in the word.
     "İ I ı i \u0130\u0307 I\u0307 ΣΊΣΥΦΟΣ Σ ΟΔΟΣ. ẞ ß "
     "\u0149 \u01f0 \u01c4 \u01c5 \u01c6 \u212a \u212b \u2126",
     "ΆΈΉΊΌΎΏ ΪΫ ΐΰ ᾳ ᾼ ῼ Ἀθηνᾶ ᾧ ΤΟ ΦΩΣ ΤΟΥ ΦΑΡΟΥ, ϐ ϑ ϕ ϖ ϰ ϱ ς",
@@ -217,7 +216,7 @@ TEXTS: list[str] = [
 
 
 def _repeat(sentences: list[str], times: int, join: str = " ") -> str:
-    """Return the sentences, said again and again with a running number before each."""
+    """Return the sentences, repeated with a running number before each."""
     said = (sentences[i % len(sentences)] for i in range(times))
     return join.join(f"({i + 1}) {sentence}" for i, sentence in enumerate(said))
 

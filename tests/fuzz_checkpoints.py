@@ -1,11 +1,11 @@
-"""Thousands of damaged checkpoint folders, each of which must load as it says or be refused.
+"""Fuzzing of checkpoints: thousands of damaged folders must load correctly or be rejected.
 
-``python -m tests.fuzz_checkpoints ROUNDS [FIRST]`` damages one file of a good folder in each round
-and loads the folder. Either the model then is what an independent reading of the file says, with
-finite scores, equal to the good folder's where weights and config are; or a ``UserError`` names
-the file in one printable line. A round that takes more than ``SECONDS`` ends the process with a
-traceback of where it hangs; memory is limited by the operating system. Each round has random
-numbers of its own, so that ``1 FIRST`` does it again; what it damaged is left in the folder.
+``python -m tests.fuzz_checkpoints ROUNDS [FIRST]`` damages one file of a valid folder in each round
+and loads the folder. Either the model equals an independent reading of the file, with finite
+logits, which equal the valid folder's if weights and config do; or a ``UserError`` names the file
+in one printable line. A round of more than ``SECONDS`` ends the process with a traceback; the
+operating system limits memory. Each round has its own seed, so ``1 FIRST`` repeats it; the damaged
+file stays in the folder.
 """
 
 import faulthandler
@@ -53,11 +53,11 @@ Folder = dict[str, bytes]  # the files of a folder
 Tensors = dict[str, torch.Tensor]
 
 
-# --- good folders --------------------------------------------------------------------------------
+# --- valid folders -------------------------------------------------------------------------------
 
 
 def write_good(folder: Path) -> Path:
-    """A whole small checkpoint folder as this project writes it."""
+    """Write a small checkpoint folder as this project does."""
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     BertTokenizer.load(folder).save(folder)
@@ -73,9 +73,9 @@ def write_good(folder: Path) -> Path:
     return folder
 
 
-def good_folders(place: Path) -> dict[str, Folder]:
-    """The same model in each form that is read."""
-    whole = read_files(write_good(place / "whole"))
+def good_folders(parent: Path) -> dict[str, Folder]:
+    """Make the same model in each supported format."""
+    whole = read_files(write_good(parent / "whole"))
     tensors = safetensors(whole["model.safetensors"])
     rest = {name: content for name, content in whole.items() if name != "model.safetensors"}
     words = {name: content for name, content in rest.items() if name != "tokenizer.json"}
@@ -87,14 +87,14 @@ def good_folders(place: Path) -> dict[str, Folder]:
     held = {"a.safetensors": names[:12], "b.safetensors": names[12:]}
     shards = {}
     for shard, part in held.items():
-        save_file({name: tensors[name] for name in part}, place / shard)
-        shards[shard] = (place / shard).read_bytes()
+        save_file({name: tensors[name] for name in part}, parent / shard)
+        shards[shard] = (parent / shard).read_bytes()
     weight_map = {name: shard for shard, part in held.items() for name in part}
     shards["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
     folders = {"whole": whole, "shards": words | shards}
     for form, is_zip in (("bin", True), ("old bin", False)):
-        torch.save(tensors, place / "pickled", _use_new_zipfile_serialization=is_zip)
-        folders[form] = rest | {"pytorch_model.bin": (place / "pickled").read_bytes()}
+        torch.save(tensors, parent / "pickled", _use_new_zipfile_serialization=is_zip)
+        folders[form] = rest | {"pytorch_model.bin": (parent / "pickled").read_bytes()}
     return folders
 
 
@@ -108,7 +108,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 def safetensors(content: bytes) -> Tensors:
-    """The tensors of a sound safetensors file, by the format's own description."""
+    """Read a valid safetensors file, following the format's specification."""
     (size,) = struct.unpack("<Q", content[:8])
     header, body = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
     header.pop("__metadata__", None)
@@ -122,7 +122,7 @@ def safetensors(content: bytes) -> Tensors:
 
 
 def expected_tensors(files: Folder) -> Tensors | None:
-    """What the weights of a folder must be in float32; None where it is a pickle."""
+    """Return the expected weights of a folder in float32; None for a pickle."""
     if "pytorch_model.bin" in files:
         return None
     found: Tensors = {}
@@ -136,14 +136,14 @@ def expected_tensors(files: Folder) -> Tensors | None:
 
 
 def damage_bytes(content: bytes, random: random.Random) -> bytes:
-    """The same file with a few bytes changed, lost, doubled, moved or added."""
+    """Change, remove, repeat, move or add a few bytes."""
     if not content:
         return random.randbytes(3)
     first, last = sorted(random.choices(range(len(content) + 1), k=2))
-    if random.random() < 0.5:  # a small piece more often than half the file
+    if random.random() < 0.5:  # prefer small pieces
         last = min(last, first + random.choice([1, 2, 4, 8, 100]))
     piece = content[first:last]
-    place = random.randrange(len(content) + 1)
+    position = random.randrange(len(content) + 1)
     match random.randrange(8):
         case 0:
             return content[:first]
@@ -152,7 +152,7 @@ def damage_bytes(content: bytes, random: random.Random) -> bytes:
         case 2:
             return content[:last] + piece + content[last:]
         case 3:
-            return content[:place] + piece + content[place:]
+            return content[:position] + piece + content[position:]
         case 4:
             fill = random.choice([b"\0", b"\xff", b"[", b'"', b"9"])
             return content[:first] + fill * len(piece) + content[last:]
@@ -173,9 +173,9 @@ ODD_VALUES: list[Any] = [
 
 
 def damage_json(content: bytes, random: random.Random) -> bytes:
-    """The same JSON with one value changed, moved, doubled, renamed or lost."""
+    """Change, move, repeat, rename or remove one value of JSON."""
     document = json.loads(content)
-    node, key = random.choice(list(_places(document)))
+    node, key = random.choice(list(_entries(document)))
     match random.randrange(6):
         case 0:
             del node[key]
@@ -184,8 +184,8 @@ def damage_json(content: bytes, random: random.Random) -> bytes:
         case 2 if isinstance(node, list):
             node.insert(0, node[key])
         case 3:
-            other, there = random.choice(list(_places(document)))
-            node[key] = json.loads(json.dumps(other[there]))
+            other, other_key = random.choice(list(_entries(document)))
+            node[key] = json.loads(json.dumps(other[other_key]))
         case 4 if type(node[key]) in (int, float):
             node[key] += random.choice([-1, 1, 4, -4, 0.5])
         case _:
@@ -193,17 +193,17 @@ def damage_json(content: bytes, random: random.Random) -> bytes:
     return json.dumps(document).encode()
 
 
-def _places(value: Any) -> Any:
-    """Every container in a document with each of its keys."""
+def _entries(value: Any) -> Any:
+    """Yield every container in a document with each of its keys."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     for key in keys:
         yield value, key
         if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+            yield from _entries(value[key])
 
 
 def damage_header(content: bytes, random: random.Random) -> bytes:
-    """A safetensors file with its header damaged as JSON, its length put right."""
+    """Damage the header of a safetensors file as JSON, with the right length."""
     (size,) = struct.unpack("<Q", content[:8])
     header = damage_json(content[8 : 8 + size], random)
     return struct.pack("<Q", len(header)) + header + content[8 + size :]
@@ -222,7 +222,7 @@ def damage(name: str, content: bytes, random: random.Random) -> bytes:
 
 
 class Loaded:
-    """What a folder gave."""
+    """A loaded folder."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer, report = load_folder(folder, True, True)
@@ -235,7 +235,7 @@ class Loaded:
             output = self.model(BATCH)
         self.logits = torch.stack([output.start_logits, output.end_logits])
         self.weights = {checkpoint_name(n): p.detach() for n, p in self.model.named_parameters()}
-        # What does not matter for answering.
+        # Without the fields that do not affect inference.
         self.config = replace(
             self.model.config, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
             initializer_range=1,
@@ -243,7 +243,7 @@ class Loaded:
 
 
 def check_loaded(found: Loaded, good: Loaded, files: Folder) -> None:
-    """A damaged folder that loads is what it says, and as good as it can be."""
+    """Check that a damaged folder was loaded correctly."""
     assert found.logits.shape == good.logits.shape, "another shape"
     assert found.logits.isfinite().all(), "scores that are not finite"
     assert max(found.ids, default=0) < CONFIG.vocab_size, "ids without an embedding"
@@ -267,20 +267,22 @@ def check_refusal(error: UserError, folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """A new file in the place of one that may still back the weights of a model."""
+    """Replace a file without changing the old one, which may be mapped as a model's weights."""
     path.unlink()
     path.write_bytes(content)
 
 
-def one_round(number: int, folders: dict[str, Folder], good: dict[str, Loaded], place: Path) -> str:
-    """Damage one file and load the folder; the form, the file and what came of it."""
+def one_round(
+    number: int, folders: dict[str, Folder], good: dict[str, Loaded], parent: Path
+) -> str:
+    """Damage one file and load the folder; return format, file and outcome."""
     numbers = random.Random(number)
-    # The unpickler is Python's own and slow, so the pickles' turn comes less often.
+    # Pickles are less frequent, because the unpickler is slow.
     form = numbers.choice(["whole", "whole", "whole", "shards", "shards", "bin", "old bin"])
     files = dict(folders[form])
     name = numbers.choice(list(files))
     files[name] = damage(name, files[name], numbers)
-    folder = place / form
+    folder = parent / form
     replace_file(folder / name, files[name])
     try:
         check_loaded(Loaded(folder), good[form], files)
@@ -295,25 +297,25 @@ def one_round(number: int, folders: dict[str, Folder], good: dict[str, Loaded], 
 
 
 def main(rounds: int, first: int = 0) -> Counter[str]:
-    """How many rounds ended how; raises where one ended otherwise."""
+    """Run rounds and count their outcomes; raise on a failure."""
     torch.set_num_threads(1)
-    warnings.simplefilter("error")  # nothing is said but the sentence
-    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    folders = good_folders(place)
+    warnings.simplefilter("error")  # warnings are failures
+    parent = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    folders = good_folders(parent)
     good = {}
     for form, files in folders.items():
-        (place / form).mkdir(exist_ok=True)
+        (parent / form).mkdir(exist_ok=True)
         for name, content in files.items():
-            (place / form / name).write_bytes(content)
-        good[form] = Loaded(place / form)
+            (parent / form / name).write_bytes(content)
+        good[form] = Loaded(parent / form)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     outcomes: Counter[str] = Counter()
     for number in range(first, first + rounds):
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        outcomes[one_round(number, folders, good, place)] += 1
+        outcomes[one_round(number, folders, good, parent)] += 1
     faulthandler.cancel_dump_traceback_later()
-    shutil.rmtree(place)
+    shutil.rmtree(parent)
     return outcomes
 
 

@@ -1,4 +1,4 @@
-"""What several tests share: a tiny odd BERT, theirs and ours, and a small vocabulary."""
+"""Helpers of several tests: a tiny BERT with odd sizes, theirs and ours, and a small vocabulary."""
 
 import json
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "fixtures"
 STORIES = DATA / "stories.json"
 STORIES_V2 = DATA / "stories_v2.json"
 
-# Odd sizes, all different, so that a transposed axis or a wrong width cannot pass.
+# Odd sizes, all different, so that a transposed axis or a wrong width fails.
 TINY = {
     "vocab_size": 101,
     "hidden_size": 36,
@@ -34,7 +34,7 @@ LENGTHS = (5, 33, 1, 18, 64)
 
 
 def their_model(attention: str = "eager", seed: int = 0, **changes: object) -> TheirModel:
-    """transformers' model with random weights, large enough to make every part matter."""
+    """Make transformers' model with random weights, so large that every part affects the output."""
     torch.manual_seed(seed)
     config = TheirConfig(**(TINY | {"attn_implementation": attention} | changes))
     model = TheirModel(config).eval()
@@ -45,7 +45,7 @@ def their_model(attention: str = "eager", seed: int = 0, **changes: object) -> T
 
 
 def our_model(theirs: TheirModel, folder: Path) -> BertForQuestionAnswering:
-    """The same weights through our own loader."""
+    """Load the same weights with our loader."""
     theirs.save_pretrained(folder)
     model, _ = load_checkpoint(folder)
     return model
@@ -54,19 +54,19 @@ def our_model(theirs: TheirModel, folder: Path) -> BertForQuestionAnswering:
 def random_windows(
     lengths: tuple[int, ...] = LENGTHS, vocab_size: int = 101, seed: int = 1
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and token types of windows of the given lengths."""
+    """Make ids and token types of windows of the given lengths."""
     generator = torch.Generator().manual_seed(seed)
     ids = [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
     return ids, [[0] * (n // 3) + [1] * (n - n // 3) for n in lengths]
 
 
 def our_batch(ids: list[list[int]], types: list[list[int]]) -> PackedBatch:
-    """Windows as a stream."""
+    """Pack windows."""
     return PackedBatch.from_windows(ids, types)
 
 
 def their_batch(ids: list[list[int]], types: list[list[int]]) -> dict[str, torch.Tensor]:
-    """The same windows padded and masked."""
+    """Pad windows, with an attention mask."""
     longest = max(map(len, ids))
     return {
         "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ids]),
@@ -76,12 +76,12 @@ def their_batch(ids: list[list[int]], types: list[list[int]]) -> dict[str, torch
 
 
 def unpadded(values: torch.Tensor, lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
-    """The stream ``(T, ...)`` of a padded result ``(N, S, ...)``."""
+    """Remove the padding: ``(N, S, ...)`` to ``(T, ...)``."""
     return torch.cat([row[:length] for row, length in zip(values, lengths, strict=True)])
 
 
 def vocabulary(lowercase: bool = True) -> list[str]:
-    """A small WordPiece vocabulary: special tokens, common pieces, the letters of the corpus."""
+    """Make a small WordPiece vocabulary: special tokens, common pieces, letters of the corpus."""
     words = "the of and in was is to a who when where how many what did river ship town".split()
     pieces = ["##ing", "##ed", "##er", "##s", "##ly", "##tion", "in", "un", "re", "port", "man"]
     text = "".join(TEXTS) + STORIES.read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def vocabulary(lowercase: bool = True) -> list[str]:
 
 
 def write_tokenizer(folder: Path, lowercase: bool = True) -> BertTokenizer:
-    """A tokenizer of that vocabulary in the oldest form: vocab.txt and tokenizer_config.json."""
+    """Write a tokenizer in the oldest format: vocab.txt and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary(lowercase)) + "\n", encoding="utf-8")
     settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer"}
@@ -101,7 +101,7 @@ def write_tokenizer(folder: Path, lowercase: bool = True) -> BertTokenizer:
 
 
 def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
-    """A whole tiny checkpoint folder, model and tokenizer, with 384 positions."""
+    """Write a tiny checkpoint folder, model and tokenizer, with 384 position embeddings."""
     tokenizer = write_tokenizer(folder)
     sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 384}
     their_model(seed=seed, **(sizes | changes)).save_pretrained(folder)
@@ -109,7 +109,7 @@ def write_checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
 
 
 def write_questions(path: Path, examples: Iterable[Example]) -> Path:
-    """A file of questions in the form of the datasets library, with all gold answers."""
+    """Write questions in the format of the datasets library, with all gold answers."""
     rows = [
         {
             "id": e.id, "question": e.question, "context": e.context,
@@ -122,13 +122,13 @@ def write_questions(path: Path, examples: Iterable[Example]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
+    """Read all files in a folder, recursively."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 class Page(HTMLParser):
-    """What stands on a page; every element that is opened is closed."""
+    """Elements and texts of a page; asserts that every element is closed."""
 
     VOID = ("meta", "input")
     SHAPES = ("rect", "path", "circle", "polyline")
@@ -138,13 +138,13 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.seen: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.inside: dict[str, list[str]] = {}  # the texts by the element that they stand in
+        self.inside: dict[str, list[str]] = {}  # the texts by their element
         self.feed(page)
         self.close()
         assert self.open == []
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """The attributes of all elements of a kind."""
+        """Return the attributes of all elements with this tag."""
         return [attributes for name, attributes in self.seen if name == tag]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -156,7 +156,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in (*self.VOID, *self.SHAPES), f"{tag} must be closed by a tag of its own"
+        assert tag in (*self.VOID, *self.SHAPES), f"{tag} must have an end tag"
         self._see(tag, attrs)
 
     def _see(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -1,7 +1,7 @@
-"""A small Hugging Face hub on this machine, for the tests: the real client talks to it.
+"""A local Hugging Face hub for tests with the real client.
 
-It answers the requests that huggingface_hub makes for a model, and on demand it fails as the hub,
-or the connection to it, can fail.
+It answers the requests of huggingface_hub for a model, and can simulate failures of the hub or the
+connection.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ class HubServer:
     Attributes:
         repos: model -> commit -> files; the last commit is the newest.
         branches: branch or tag -> commit, besides main.
-        gated: models whose files nobody may have.
-        token: what a client must send; "" for nothing.
-        broken: path or file -> what a request for it gets instead: an HTTP status and a body, or
-            the number of bytes of the content after which the connection stalls.
-        fetched: the files whose content was asked for, in order; yours to clear.
-        stalled, go_on: is set when a connection stalls; lets it go on when you set it.
+        gated: models whose files are not accessible.
+        token: required access token; "" for none.
+        broken: path or file -> simulated failure: an HTTP status and a body, or the number of bytes
+            after which the connection stalls.
+        fetched: the downloaded files, in order; tests may clear it.
+        stalled: is set when a connection stalls.
+        go_on: set it to continue a stalled connection.
     """
 
     repos: dict[str, dict[str, Files]] = field(default_factory=dict)
@@ -63,14 +64,14 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop the server."""
         self.go_on.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     def add(self, name: str, files: Files) -> str:
-        """Make ``files`` the newest commit of a model; the commit, 40 digits."""
+        """Add ``files`` as the newest commit of a model; return the commit, 40 digits."""
         commit = hashlib.sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
         self.repos.setdefault(name, {})[commit] = files
         return commit
@@ -87,7 +88,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits for the acknowledgement of its head
+    disable_nagle_algorithm = True  # otherwise each body waits for the acknowledgement of its head
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(broken, tuple):
             self.send(broken[0], {}, broken[1])
         elif not commits or not is_known:
-            # 401 and not 404: so the hub hides which private models there are.
+            # 401, not 404: the hub hides which private models exist.
             self.send(401, {"X-Error-Code": "RepoNotFound"})
         elif commit not in commits:
             self.send(404, {"X-Error-Code": "RevisionNotFound"})
@@ -161,16 +162,16 @@ def _digest(content: bytes) -> str:
 
 
 def hub_environment(url: str, home: Path) -> dict[str, str]:
-    """The environment of a process whose client uses the hub at ``url``, its cache in ``home``."""
+    """Return the environment of a process with the hub at ``url`` and a cache in ``home``."""
     ours = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    kept = {k: v for k, v in os.environ.items() if not _leads_elsewhere(k)}
+    kept = {k: v for k, v in os.environ.items() if not _configures_client(k)}
     return kept | ours | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
-    """The same for the client in this process, which read the environment when it was imported."""
-    for variable in filter(_leads_elsewhere, list(os.environ)):
+    """Configure the client in this process, which read the environment when it was imported."""
+    for variable in filter(_configures_client, list(os.environ)):
         monkeypatch.delenv(variable)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in {
@@ -179,9 +180,9 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
         "HF_HUB_DISABLE_TELEMETRY": True,
     }.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value)
-    # Older clients have their own copy of this one.
+    # Older clients have their own copy of it.
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
-def _leads_elsewhere(variable: str) -> bool:
+def _configures_client(variable: str) -> bool:
     return variable.startswith(("HF_", "HUGGING")) or variable.lower().endswith("_proxy")

@@ -1,11 +1,11 @@
-"""Contenders for the test of the benchmarks' harness."""
+"""Tasks for the test of the benchmarks' harness."""
 
 import os
 from pathlib import Path
 
 
 class Task:
-    """Writes its name into a file each time it works."""
+    """Appends its name to a file at each call of ``work``."""
 
     def __init__(self, name: str, diary: str, value: float) -> None:
         self.name, self.diary, self.value = name, Path(diary), value
@@ -13,14 +13,14 @@ class Task:
     def work(self) -> None:
         with self.diary.open("a") as file:
             file.write(self.name + "\n")
-        print("chatter on stdout, as libraries have it")
+        print("output on stdout, as of libraries")
 
     def result(self) -> dict[str, list[float]]:
         return {"value": [self.value]}
 
 
 class Doomed(Task):
-    """Its process ends in the middle of its work."""
+    """Exits its process during ``work``."""
 
     def work(self) -> None:
         os._exit(3)

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and refusals are one sentence."""
+"""Files and folders are written atomically, and errors are one sentence."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from bertqa.files import (
 
 
 class Fault(Exception):
-    """What goes wrong in the middle of a write."""
+    """An error in the middle of a write."""
 
 
 def names(folder):
@@ -65,14 +65,14 @@ def test_a_file_is_replaced_at_once(tmp_path):
 
     with path.open() as opened:
         write_file(path, write)
-        assert opened.read() == "old"  # a reader keeps what it has opened
-    assert seen == [(tmp_path, "old")]  # beside it, as only that can be moved in one go
+        assert opened.read() == "old"  # a reader keeps the file that it opened
+    assert seen == [(tmp_path, "old")]  # in the same folder, so that the rename is atomic
     assert path.read_text() == "new"
     assert names(tmp_path) == ["x.txt"]
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Else a rename may outlive the bytes it names, where the power goes."""
+    """Otherwise a power failure could keep the rename but lose the data."""
     synced = []
     real = os.fsync
 
@@ -82,13 +82,13 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", sync)
     write_text(tmp_path / "x", "new")
-    assert synced == [False, True]  # the bytes, then the name
+    assert synced == [False, True]  # the data, then the name
     synced.clear()
     with new_folder(tmp_path / "folder") as folder:
         (folder / "a").write_text("a")
         (folder / "b").write_text("b")
         assert not synced
-    assert len(synced) == 4  # both files, the folder, and where its name stands
+    assert len(synced) == 4  # both files, the folder, and its parent
 
 
 FAULTS = [Fault(), KeyboardInterrupt(), SystemExit(1), OSError(28, "No space left on device")]
@@ -96,7 +96,7 @@ FAULTS = [Fault(), KeyboardInterrupt(), SystemExit(1), OSError(28, "No space lef
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("what", ["a new file", "an old file", "a folder"])
-def test_what_is_half_written_does_not_appear(tmp_path, fault, what):
+def test_a_partial_file_does_not_appear(tmp_path, fault, what):
     path = tmp_path / "x"
     if what == "an old file":
         path.write_text("old")
@@ -122,8 +122,8 @@ def test_what_is_half_written_does_not_appear(tmp_path, fault, what):
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "file"])
-def test_what_lies_where_a_file_is_made_first_is_taken_away(tmp_path, kind):
-    """In a stranger's folder it may be a link to a file of the user's."""
+def test_an_existing_temporary_file_is_removed(tmp_path, kind):
+    """In an untrusted folder it may be a link to a user's file."""
     mine, planted = tmp_path / "mine", tmp_path / "model" / ".x.json.partial"
     mine.write_text("mine")
     planted.parent.mkdir()
@@ -139,7 +139,7 @@ def test_what_lies_where_a_file_is_made_first_is_taken_away(tmp_path, kind):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["x.json"]
 
 
-def test_an_error_without_a_number_is_said_too(tmp_path):
+def test_an_error_without_errno(tmp_path):
     def act():
         with said_plainly(tmp_path, "read"):
             raise OSError("the tape is torn")
@@ -147,7 +147,7 @@ def test_an_error_without_a_number_is_said_too(tmp_path):
     assert refusal(act).startswith(f"{tmp_path} cannot be read: the tape is torn;")
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("stays")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "x.txt", tmp_path / "folder", tmp_path / ("x" * 300)):
@@ -157,14 +157,14 @@ def test_places_that_cannot_be_written(tmp_path):
     assert names(tmp_path / "folder") == []
 
 
-def test_a_new_file_is_looked_at_before_the_work(tmp_path):
+def test_a_new_file_is_checked(tmp_path):
     (tmp_path / "note").write_text("mine")
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     check_new_file(tmp_path / "a" / "b" / "c.json", "--copy", [".json", ".jsonl"])
     for path, words in (
         (tmp_path / "c.csv", "c.csv must end in .json or .jsonl: rename it"),
-        (tmp_path / "gone.json", "gone.json is there already: name a new file"),
-        (tmp_path / "note" / "a" / "c.json", "note is a file, name a folder"),
+        (tmp_path / "gone.json", "gone.json must be a new file"),
+        (tmp_path / "note" / "a" / "c.json", "note must be a folder, got a file"),
     ):
         with pytest.raises(UserError) as caught:
             check_new_file(path, "--copy", [".json", ".jsonl"])
@@ -187,26 +187,26 @@ def test_a_folder_without_permission(tmp_path):
     ("mask", "of_file", "of_folder"),
     [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)],
 )
-def test_rights_follow_the_umask(tmp_path, umask, mask, of_file, of_folder):
+def test_permissions_follow_the_umask(tmp_path, umask, mask, of_file, of_folder):
     umask(mask)
 
     def write(partial):
         partial.write_text("x")
-        partial.chmod(0o600)  # as safetensors leaves them
+        partial.chmod(0o600)  # as safetensors does
 
     write_file(tmp_path / "x.txt", write)
     fill(tmp_path / "folder", "1")
     assert (mode(tmp_path / "x.txt"), mode(tmp_path / "folder")) == (of_file, of_folder)
-    assert umask(mask) == mask  # asking for it has not changed it
+    assert umask(mask) == mask  # it was restored
 
 
 @pytest.mark.parametrize("text", ["", "plain\n", "Zoë, 老钟表匠, 🐟\r\n\x00\u2028", "\ufeffmark"])
 def test_text_is_utf8_byte_for_byte(tmp_path, text):
-    write_text(tmp_path / "a" / "b" / "x.txt", text)  # folders on the way are made
+    write_text(tmp_path / "a" / "b" / "x.txt", text)  # creates parent folders
     assert (tmp_path / "a" / "b" / "x.txt").read_bytes() == text.encode("utf-8")
 
 
-def test_lone_surrogates_go_out_as_escapes(tmp_path):
+def test_lone_surrogates_are_escaped(tmp_path):
     write_text(tmp_path / "x.txt", "a\ud83db")
     assert (tmp_path / "x.txt").read_bytes() == rb"a\ud83db"
     value = {"the \udfff key": ["a\ud83db", 'quote " and \\ slash']}
@@ -214,7 +214,7 @@ def test_lone_surrogates_go_out_as_escapes(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
 
 
-def test_json_stays_readable(tmp_path):
+def test_json_is_not_escaped(tmp_path):
     write_json(tmp_path / "x.json", {"name": "Zoë", "numbers": [1, 2.5, None, True]})
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert '"name": "Zoë"' in text
@@ -222,7 +222,7 @@ def test_json_stays_readable(tmp_path):
     assert json.loads(text) == {"name": "Zoë", "numbers": [1, 2.5, None, True]}
 
 
-def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+def test_values_that_are_not_json_leave_the_old_file(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": {1, 2}})
@@ -233,7 +233,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
 # --- a folder ------------------------------------------------------------------------------------
 
 
-def test_a_folder_appears_when_it_is_full(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "made" / "too" / "folder"
     with new_folder(path) as partial:
         (partial / "a").write_text("1")
@@ -244,7 +244,7 @@ def test_a_folder_appears_when_it_is_full(tmp_path):
     assert names(path.parent) == ["folder"]
 
 
-def test_a_folder_that_stands_is_not_overwritten(tmp_path):
+def test_an_existing_folder_is_not_overwritten(tmp_path):
     fill(tmp_path / "folder", "first")
     assert str(tmp_path / "folder") in refusal(lambda: fill(tmp_path / "folder", "second"))
     assert (tmp_path / "folder" / "a").read_text() == "first"
@@ -267,12 +267,12 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path):
+def test_a_partial_folder_of_a_killed_writer_is_ignored(tmp_path):
     stopped = new_folder(tmp_path / "folder")
-    partial = stopped.__enter__()  # and it never ends
+    partial = stopped.__enter__()  # never ends
     fill(tmp_path / "folder", "1")
     assert (tmp_path / "folder" / "a").read_text() == "1"
-    assert partial.name.startswith(".folder.")  # by which a run finds and removes what is left
+    assert partial.name.startswith(".folder.")  # a run finds and removes it by this name
     assert partial.name.endswith(".partial")
     partial.rmdir()
     with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""What is installed: the wheel, and the archive that it can be built from."""
+"""The contents of wheel and sdist."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.
 
 
 def build(kind: str, tree: Path, folder: Path) -> Path:
-    """Build a "wheel" or an "sdist" of a tree by what pyproject.toml names, without a network."""
+    """Build a "wheel" or an "sdist" of a tree, without network access."""
     folder.mkdir()
     result = subprocess.run(
         [sys.executable, "-c", BUILD.format(kind), str(folder)],
@@ -31,7 +31,7 @@ def build(kind: str, tree: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist of a copy of the clone, in which a user has downloaded and trained models."""
+    """The sdist of a copy of the clone with downloaded and trained models."""
     tree = tmp_path_factory.mktemp("package") / "clone"
     shutil.copytree(
         ROOT / "bertqa", tree / "bertqa", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -40,17 +40,17 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, tree)
     (tree / MODEL).mkdir(parents=True)
     for path in (ROOT / MODEL).iterdir():
-        (tree / MODEL / path.name).write_text("of the model")  # the names are what counts here
+        (tree / MODEL / path.name).write_text("of the model")  # only names matter here
     for folder in ("weights/bert-large", "runs/mine", "tests"):
         (tree / folder).mkdir(parents=True)
-        (tree / folder / "model.safetensors").write_text("no part of the package")
-        (tree / folder / "test_it.py").write_text("no part of the package")
+        (tree / folder / "model.safetensors").write_text("not in the package")
+        (tree / folder / "test_it.py").write_text("not in the package")
     return build("sdist", tree, tree.parent / "sdist")
 
 
 @pytest.fixture(scope="module")
 def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that is built from the sdist."""
+    """The wheel built from the sdist."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(archive) as packed:
         if sys.version_info >= (3, 12):
@@ -62,7 +62,7 @@ def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.Zi
 
 
 def expected() -> set[str]:
-    """Every file in the folders of the package, and those of the model."""
+    """Return all files of the package and of the model."""
     package = (path for path in (ROOT / "bertqa").rglob("*") if path.is_file())
     names = {str(path.relative_to(ROOT)) for path in package if "__pycache__" not in path.parts}
     return names | {
@@ -88,7 +88,7 @@ def test_the_wheel_has_the_command_and_the_version(wheel: zipfile.ZipFile) -> No
     assert {"torch", "tokenizers", "safetensors"} <= required
 
 
-def test_the_archive_has_the_scripts_and_nothing_of_the_user(archive: Path) -> None:
+def test_the_sdist_has_the_scripts_and_no_files_of_the_user(archive: Path) -> None:
     with tarfile.open(archive) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
     assert {"train.py", "infer.py", "LICENSE", f"{MODEL}/model.safetensors"} <= names

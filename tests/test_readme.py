@@ -1,4 +1,4 @@
-"""The snippets of README and docs are run, and their commands parsed."""
+"""Snippets of README and docs are run, and their commands parsed."""
 
 import ast
 import importlib
@@ -49,7 +49,7 @@ def test_the_readme_counts_the_lines_of_the_core() -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the snippets name."""
+    """A folder with the files used in the snippets."""
     for name in ("FOLDER", "ENCODER", "tokenizer"):
         write_checkpoint(tmp_path / name)
     (tmp_path / "mine.json").write_text(STORIES.read_text(encoding="utf-8"), encoding="utf-8")
@@ -58,9 +58,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check_snippets(document: str) -> dict[str, object]:
-    """Run a document's snippets one after the other, and compare what they say they print.
+    """Run a document's snippets in order, and compare values with the comments below expressions.
 
-    The value of an expression is in the comment below it, with "..." for what may be anything.
+    "..." in a comment matches anything.
     """
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL):
@@ -70,8 +70,8 @@ def check_snippets(document: str) -> dict[str, object]:
             comment = next(iter(lines[node.end_lineno :]), "")
             if isinstance(node, ast.Expr) and comment.startswith("# "):
                 value = repr(eval(compile(source, document, "eval"), names))
-                said = comment.removeprefix("# ")
-                assert OutputChecker().check_output(f"{said}\n", f"{value}\n", ELLIPSIS), value
+                expected = comment.removeprefix("# ")
+                assert OutputChecker().check_output(f"{expected}\n", f"{value}\n", ELLIPSIS), value
             else:
                 exec(compile(source, document, "exec"), names)
     return names
@@ -79,7 +79,7 @@ def check_snippets(document: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/inference.md", "docs/migration.md"])
 @pytest.mark.usefixtures("world")
-def test_the_snippets_print_what_they_say(document: str) -> None:
+def test_the_snippets_print_the_values_shown(document: str) -> None:
     assert "qa" in check_snippets(document)
 
 
@@ -100,21 +100,21 @@ def test_the_snippets_that_look_inside(world: Path) -> None:
     assert set(seen) == {"layers.2", "layers.2.attention.probabilities"}
 
 
-def test_the_command_on_the_first_screen_prints_what_it_says(
+def test_the_command_on_the_first_screen_prints_the_output_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command, printed = re.findall(r"^python infer.py (.+)\n# (.+)$", README, re.MULTILINE)[0]
     infer.main(infer.parse_flags([*shlex.split(command), "--device", "cpu"]))
     score, *rest = capsys.readouterr().out.split()
-    wanted, *others = printed.split()
-    assert rest == others and float(score) == pytest.approx(float(wanted), abs=0.005)
+    expected, *others = printed.split()
+    assert rest == others and float(score) == pytest.approx(float(expected), abs=0.005)
 
 
 # --- commands ------------------------------------------------------------------------------------
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """The words of every command of ours in a document, from the name of the command on."""
+    """Yield the words of every bertqa command in a document, from the command's name on."""
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -127,10 +127,10 @@ def commands_of(text: str) -> Iterator[list[str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """The command and its flags; none, if it is not one of ours."""
+    """Return a bertqa command and its flags; an empty list for another command."""
     try:
         words = shlex.split(command, comments=True)
-    except ValueError:  # no command: an apostrophe
+    except ValueError:  # not a command: an apostrophe
         return []
     match re.sub(r"^\S*/", "", words[0]) if words else "":
         case "bertqa":
@@ -148,7 +148,7 @@ def words_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_of_a_document_is_understood(
+def test_every_command_of_a_document_is_valid(
     document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, *flags in commands_of(text_of(document)):
@@ -160,15 +160,15 @@ def test_every_command_of_a_document_is_understood(
         try:
             importlib.import_module(f"bertqa.commands.{name}").parse_flags(given)
         except SystemExit as end:
-            said = capsys.readouterr().err
+            errors = capsys.readouterr().err
             if end.code == 0:  # --help
                 continue
-            lacks = "arguments are required" in said or "expected one argument" in said
-            assert lacks and not is_whole, f"bertqa {shlex.join([name, *flags])}: {said}"
+            lacks = "arguments are required" in errors or "expected one argument" in errors
+            assert lacks and not is_whole, f"bertqa {shlex.join([name, *flags])}: {errors}"
 
 
 def test_the_commands_of_a_document_are_found() -> None:
-    """In blocks and in the text, whatever starts them."""
+    """In code blocks and in the text."""
     text = """\
 Ask `bertqa infer`, or `python infer.py --model
 FOLDER`; the `bertqa` command, it's `python -m pytest`.
@@ -198,13 +198,13 @@ def test_the_index_lists_the_rooms() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_files_that_a_document_links_to_are_there(document: str) -> None:
+def test_linked_files_exist(document: str) -> None:
     text = text_of(document)
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
 
 
-def test_the_documents_import_public_names_alone() -> None:
+def test_the_documents_import_only_public_names() -> None:
     public = {
         (module, name)
         for module, names in re.findall(
@@ -224,7 +224,7 @@ def test_the_documents_import_public_names_alone() -> None:
     assert used and used <= public
 
 
-def test_the_new_names_of_the_changelog_are_there() -> None:
+def test_the_new_names_of_the_changelog_exist() -> None:
     table = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("| 0.1 | 0.2 |")[1]
     new = [row.split(" | ")[1] for row in re.findall(r"^\| .* \| .* \|$", table, re.MULTILINE)]
     found = [

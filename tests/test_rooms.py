@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms are the folders of bertqa/, in the order of ``MAY_IMPORT``."""
+"""Allowed imports between the rooms, the folders of bertqa/, in the order of ``MAY_IMPORT``."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bertqa"
 
-# For each room the rooms that it may import, besides itself and the modules at the top of bertqa/.
+# The rooms that each room may import, besides itself and the modules directly in bertqa/.
 MAY_IMPORT = {
     "": set(),
     "model": set(),
@@ -28,20 +28,22 @@ MAY_IMPORT = {
     "commands": {"model", "data", "answering", "training", "report", "explain", "audit"},
 }
 
-# The one type that both model and data know: what a batch is.
+# The only import of model in data: the type of a batch.
 SHARED = ("data", "bertqa.model.packing")
 
-# What only a late import names, and pyproject.toml no dependency: the command says how to get it.
+# Imported late and not a dependency: the command's error message says how to install it.
 OPTIONAL = {"transformers"}
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import of a module, and where it stands.
+    """An import of a module.
 
     Attributes:
-        is_late: not at the top of its file.
-        is_typing: under ``if TYPE_CHECKING:``, so that it is never run.
+        module: the imported module.
+        line: its line.
+        is_late: whether it is not at the top of its file.
+        is_typing: whether it is under ``if TYPE_CHECKING:`` and never run.
     """
 
     module: str
@@ -55,7 +57,7 @@ class Import:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import of a file, whatever its form."""
+    """Yield all imports of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     at_top = set(map(id, tree.body))
     for_types = {id(node) for block in tree.body if _is_typing(block) for node in ast.walk(block)}
@@ -72,12 +74,12 @@ def imports_of(path: Path) -> Iterator[Import]:
 
 
 def _is_typing(node: ast.stmt) -> bool:
-    """Whether it is ``if TYPE_CHECKING:``."""
+    """Return whether a statement is ``if TYPE_CHECKING:``."""
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _module(package: str, name: str) -> str:
-    """What ``from package import name`` imports: a module of ours, or the package."""
+    """Return the module that ``from package import name`` imports: one of ours, or the package."""
     if package.partition(".")[0] != "bertqa":
         return package
     path = ROOT / package.replace(".", "/")
@@ -86,9 +88,9 @@ def _module(package: str, name: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room of ``bertqa.model.bert`` is "model"; that of ``bertqa.errors`` is "".
+    """Return the room of a module: "model" for ``bertqa.model.bert``, "" for ``bertqa.errors``.
 
-    ``bertqa.__main__``, which calls the commands, is one of them.
+    ``bertqa.__main__``, which calls the commands, belongs to "commands".
     """
     parts = module.split(".")
     if parts[1:] == ["__main__"]:
@@ -98,7 +100,7 @@ def room_of(module: str) -> str:
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a file."""
+    """Return the dotted name of a file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 
@@ -108,7 +110,7 @@ SCRIPTS = [ROOT / "train.py", ROOT / "infer.py"]
 NAMES = [name_of(path) for path in FILES]
 
 
-def test_every_folder_is_a_room_with_a_place_in_the_order() -> None:
+def test_every_folder_is_in_the_table() -> None:
     assert {room_of(name) for name in NAMES} == set(MAY_IMPORT)
 
 
@@ -122,15 +124,15 @@ def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
         if found.top == "bertqa"
         and room_of(found.module) not in allowed
         and (room, found.module) != SHARED
-        and not (found.is_typing and name_of(path) == "bertqa")  # the names that it has lazily
+        and not (found.is_typing and name_of(path) == "bertqa")  # its lazy names
     ]
     assert wrong == []
 
 
-def test_flags_as_they_were_parsed_stay_in_the_commands() -> None:
-    """What goes to another room is typed settings and plain values."""
-    having = {name_of(p) for p in FILES for found in imports_of(p) if found.module == "argparse"}
-    assert {room_of(name) for name in having} == {"commands"}
+def test_only_the_commands_use_argparse() -> None:
+    """Other rooms get typed settings and plain values."""
+    users = {name_of(p) for p in FILES for found in imports_of(p) if found.module == "argparse"}
+    assert {room_of(name) for name in users} == {"commands"}
 
 
 def test_imports_form_no_cycle() -> None:
@@ -144,7 +146,7 @@ def test_nothing_imports_the_scripts() -> None:
 
 
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=[*NAMES, "train", "infer"])
-def test_imports_stand_at_the_top_or_say_why_not(path: Path) -> None:
+def test_imports_are_at_the_top_or_give_a_reason(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     docstring, *statements = ast.parse(source).body
     assert isinstance(docstring, ast.Expr), "every module begins with its docstring"
@@ -156,7 +158,7 @@ def test_imports_stand_at_the_top_or_say_why_not(path: Path) -> None:
             assert re.search(r"# late: \S", lines[found.line - 1]), f"line {found.line}: no reason"
 
 
-def test_third_parties_are_those_that_pyproject_names() -> None:
+def test_third_party_imports_are_dependencies() -> None:
     imports = [found for path in [*FILES, *SCRIPTS] for found in imports_of(path)]
     imported = {found.top for found in imports} - {"bertqa", *sys.stdlib_module_names}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -166,8 +168,8 @@ def test_third_parties_are_those_that_pyproject_names() -> None:
     assert all(found.is_late for found in imports if found.top in OPTIONAL)
 
 
-def test_a_plain_question_imports_what_it_needs() -> None:
-    """No page, chart, explanation or audit, and none of the libraries of data sets."""
+def test_a_plain_question_only_imports_what_it_needs() -> None:
+    """No page, chart, explanation or audit, and no library for data sets."""
     code = (
         "import sys\nfrom bertqa.__main__ import main\n"
         "code = main(['infer', '--question', 'Who built it?', '--context', 'Ada built it.', "
@@ -193,8 +195,7 @@ def test_a_plain_question_imports_what_it_needs() -> None:
     assert found == set()
 
 
-def test_the_checks_see_what_they_look_for(tmp_path: Path) -> None:
-    """An import is found whatever its form and place."""
+def test_all_forms_of_imports_are_found(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
     source.write_text(
         "import os, bertqa.model.bert\nfrom bertqa.model import kernels\n"

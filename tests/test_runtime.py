@@ -1,4 +1,4 @@
-"""Device, precision, and what the processes of a run say to each other."""
+"""Device, precision, and communication between the processes of a run."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ from bertqa.runtime import (
 )
 from tests.helpers import write_checkpoint
 
-PATIENCE = 60  # seconds that a thread may keep others waiting, on a machine with much else to do
+PATIENCE = 60  # timeout of threads in seconds; the machine may be busy
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 
 
@@ -35,34 +35,34 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "expected"),
+    ("name", "available", "expected"),
     [
         ("auto", "cuda mps", "cuda:3"), ("auto", "cuda", "cuda:3"), ("auto", "mps", "mps"),
         ("auto", "", "cpu"), ("cpu", "cuda mps", "cpu"),
     ],
 )  # fmt: skip
-def test_auto_takes_cuda_then_mps_then_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, name: str, there: str, expected: str
+def test_auto_is_cuda_then_mps_then_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, available: str, expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in available)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert select_device(name, local_rank=3) == torch.device(expected)
 
 
-def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_an_index_is_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     number = torch.zeros(1)
-    monkeypatch.setattr(torch, "zeros", lambda *args, device: number)  # as if the cards were there
+    monkeypatch.setattr(torch, "zeros", lambda *args, device: number)  # as if there were GPUs
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert select_device("cuda", local_rank=2) == torch.device("cuda:2")
-    with pytest.raises(UserError, match="more processes than the 3 GPUs"):
+    with pytest.raises(UserError, match="at most the number of GPUs, 3"):
         select_device("cuda", local_rank=3)
     assert select_device("cuda:1", local_rank=2) == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu cpu", "-1", "meta", "cuda:4711"])
-def test_a_device_that_is_not_to_be_had_is_named(name: str) -> None:
+def test_a_device_that_is_not_available(name: str) -> None:
     with pytest.raises(UserError, match=f"--device {name} is not available"):
         select_device(name)
 
@@ -81,11 +81,11 @@ def test_cuda_on_a_machine_without_it_is_an_error() -> None:
     [
         ("auto", CPU, "", torch.float32),
         *(("auto", CPU, native, torch.bfloat16) for native in ("avx512", "amx", "avx512 amx")),
-        ("auto", MPS, "avx512 amx", torch.float32),  # of the processor beside it
+        ("auto", MPS, "avx512 amx", torch.float32),  # features of the CPU
         ("auto", CUDA, (7, 5), torch.float32),
         ("auto", CUDA, (8, 0), torch.bfloat16),
         ("auto", CUDA, (9, 0), torch.bfloat16),
-        ("bf16", CPU, "", torch.bfloat16),  # slow, but what the user asked for
+        ("bf16", CPU, "", torch.bfloat16),  # slow, but requested
         ("fp32", CPU, "", torch.float32),
         ("fp16", CUDA, (7, 5), torch.float16),
         ("bf16", CUDA, (7, 5), torch.bfloat16),
@@ -104,12 +104,12 @@ def test_auto_is_bf16_only_where_it_is_native(
 
 
 def test_fp16_on_the_cpu_is_an_error() -> None:
-    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+    with pytest.raises(UserError, match="--precision fp16 requires a GPU"):
         select_precision("fp16", CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_multiplies_in_the_precision_chosen(dtype: torch.dtype) -> None:
+def test_autocast_uses_the_selected_precision(dtype: torch.dtype) -> None:
     a = torch.ones(3, 3)
     with Runtime(CPU, dtype).autocast():
         assert (a @ a).dtype is dtype
@@ -121,14 +121,14 @@ def test_autocast_multiplies_in_the_precision_chosen(dtype: torch.dtype) -> None
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As started without torchrun."""
+def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment without torchrun."""
     for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)
 
 
-@pytest.mark.usefixtures("alone")
-def test_one_process_talks_to_itself() -> None:
+@pytest.mark.usefixtures("without_torchrun")
+def test_a_single_process() -> None:
     assert [Runtime(CPU, rank=rank, world_size=3).is_main for rank in range(3)] == [1, 0, 0]
     runtime = start_runtime("cpu", "fp32")
     assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
@@ -144,7 +144,7 @@ def test_one_process_talks_to_itself() -> None:
     stop_runtime()
 
 
-def test_the_sum_over_ranks_goes_back_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sum_over_ranks_is_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = []
 
     def all_reduce(flat: torch.Tensor) -> None:
@@ -162,9 +162,9 @@ def test_the_sum_over_ranks_goes_back_where_it_came_from(monkeypatch: pytest.Mon
     assert vector.tolist() == [70, 80]
 
 
-def test_the_largest_number_of_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_reduce(number: torch.Tensor, how: dist.ReduceOp) -> None:
-        assert how is dist.ReduceOp.MAX
+def test_the_maximum_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(number: torch.Tensor, operation: dist.ReduceOp) -> None:
+        assert operation is dist.ReduceOp.MAX
         number.clamp_(min=3)  # the other process sent a 3
 
     monkeypatch.setattr(runtime_module.dist, "all_reduce", all_reduce)
@@ -172,24 +172,24 @@ def test_the_largest_number_of_any_process(monkeypatch: pytest.MonkeyPatch) -> N
     assert [runtime.max_over_ranks(number) for number in (0, 3, 15)] == [3, 3, 15]
 
 
-def test_memory_that_is_short_is_not_taken_for_a_dead_process(
+def test_out_of_memory_is_not_reported_as_a_dead_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def short(*arguments: object, **options: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("torch.distributed.barrier", short)
+    monkeypatch.setattr("torch.distributed.barrier", fail)
     with pytest.raises(torch.OutOfMemoryError):
         Runtime(CPU, world_size=2).wait_for_all()
 
 
-def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is not there is an error of all processes, not a connection that breaks."""
-    said: list[Any] = []
+def test_an_error_in_the_main_process_is_raised_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file is an error in all processes, not a broken connection."""
+    gathered: list[Any] = []
 
     def gather(runtime: Runtime, value: Any) -> list[Any]:
-        said.append(value)
-        return [said[0], None]
+        gathered.append(value)
+        return [gathered[0], None]
 
     monkeypatch.setattr(Runtime, "gather", gather)
 
@@ -197,14 +197,14 @@ def test_what_the_first_process_cannot_do_all_say(monkeypatch: pytest.MonkeyPatc
         raise UserError("nope.json does not exist")
 
     def never() -> None:
-        raise AssertionError("only the first process tries")
+        raise AssertionError("only the main process may call it")
 
     for rank, make in ((0, fail), (1, never)):
         with pytest.raises(UserError, match="does not exist"):
             Runtime(CPU, rank=rank, world_size=2).main_first(make)
 
 
-def test_the_first_process_makes_what_the_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_process_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value, None])
     for rank in (0, 1):
@@ -223,13 +223,13 @@ def three_cores() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def who_and_how_many(number: int) -> tuple[int, int, int]:
+def thread_and_cores(number: int) -> tuple[int, int, int]:
     return number, threading.get_ident(), torch.get_num_threads()
 
 
 @pytest.mark.usefixtures("three_cores")
-def test_many_batches_go_side_by_side_and_come_back_in_order() -> None:
-    """Three at once, whatever the machine has else to do, and the second done before the first."""
+def test_many_batches_run_in_parallel_and_are_returned_in_order() -> None:
+    """Three at once, and the second ends before the first."""
     together, second = threading.Barrier(3), threading.Event()
 
     def work(number: int) -> tuple[int, int, int]:
@@ -239,7 +239,7 @@ def test_many_batches_go_side_by_side_and_come_back_in_order() -> None:
             second.set()
         elif number == 0:
             assert second.wait(PATIENCE)
-        return who_and_how_many(number)
+        return thread_and_cores(number)
 
     numbers, threads, cores = zip(*Runtime(CPU).map_batches(work, range(20)), strict=True)
     assert numbers == tuple(range(20))
@@ -254,35 +254,35 @@ def test_many_batches_go_side_by_side_and_come_back_in_order() -> None:
 
 
 @pytest.mark.usefixtures("three_cores")
-def test_a_thread_that_comes_meanwhile_gets_the_number_of_all(
+def test_a_thread_started_meanwhile_gets_the_number_of_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It asks just before torch is told again what the caller has."""
-    begun, seen = threading.Event(), []
+    """It reads the number just before the caller's number is restored."""
+    started, seen = threading.Event(), []
 
-    def come() -> None:
-        begun.set()
-        adapt_to_fork("cpu")  # as each call of an answerer begins
+    def read() -> None:
+        started.set()
+        adapt_to_fork("cpu")  # each call of an answerer begins with this
         seen.append(torch.get_num_threads())
 
-    newcomer, real = threading.Thread(target=come), torch.set_num_threads
+    newcomer, real = threading.Thread(target=read), torch.set_num_threads
 
     def set_late(number: int) -> None:
         if number == 3:
             newcomer.start()
-            begun.wait()
-            time.sleep(0.1)  # enough to go on where nothing keeps it
+            started.wait()
+            time.sleep(0.1)  # enough to continue if it is not blocked
         real(number)
 
     monkeypatch.setattr(torch, "set_num_threads", set_late)
-    found = list(Runtime(CPU).map_batches(who_and_how_many, range(20)))
+    found = list(Runtime(CPU).map_batches(thread_and_cores, range(20)))
     newcomer.join()
     assert seen == [3] and {cores for *_, cores in found} == {1}
 
 
 @pytest.mark.usefixtures("three_cores")
-def test_work_ends_where_a_thread_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the system has no more; those that were started do not wait for it."""
+def test_a_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that were started do not wait for it."""
     start, left = threading.Thread.start, [2]
 
     def start_two(thread: threading.Thread) -> None:
@@ -293,20 +293,18 @@ def test_work_ends_where_a_thread_cannot_be_started(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(threading.Thread, "start", start_two)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        list(Runtime(CPU).map_batches(who_and_how_many, range(20)))
+        list(Runtime(CPU).map_batches(thread_and_cores, range(20)))
 
 
 @pytest.mark.usefixtures("three_cores")
 @pytest.mark.parametrize(("device", "count"), [(CPU, 5), (CPU, 1), (CPU, 0), (CUDA, 20)])
-def test_few_batches_and_those_of_a_gpu_stay_where_they_are(
-    device: torch.device, count: int
-) -> None:
-    here = {(threading.get_ident(), 3)}
+def test_few_batches_and_those_of_a_gpu_use_no_threads(device: torch.device, count: int) -> None:
+    caller = {(threading.get_ident(), 3)}
     found = {
-        (who, cores)
-        for _, who, cores in Runtime(device).map_batches(who_and_how_many, range(count))
+        (thread, cores)
+        for _, thread, cores in Runtime(device).map_batches(thread_and_cores, range(count))
     }
-    assert found == (here if count else set())
+    assert found == (caller if count else set())
 
 
 @pytest.mark.usefixtures("three_cores")
@@ -324,12 +322,12 @@ def test_an_error_in_one_batch_ends_the_work() -> None:
 
 
 @pytest.mark.usefixtures("three_cores")
-def test_a_thread_that_is_slow_to_begin_fails_nothing(
+def test_a_thread_that_starts_slowly_causes_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It leaves the barrier after the others have done all: the barrier is then broken.
+    """It leaves the barrier after all work is done: the barrier is then broken.
 
-    An error in it would take from the pool's queue the notice on which the others wait.
+    An exception in it would remove the pool's shutdown signal, for which the others wait.
     """
     caller, ended, slow = threading.get_ident(), threading.Event(), []
 
@@ -348,16 +346,16 @@ def test_a_thread_that_is_slow_to_begin_fails_nothing(
 
     monkeypatch.setattr(threading, "Barrier", Barrier)
     assert list(Runtime(CPU).map_batches(abs, range(20))) == list(range(20))
-    assert slow and not caplog.records  # where a thread ends by an error, the pool logs it
+    assert slow and not caplog.records  # the pool logs exceptions of threads
 
 
-# --- what oneDNN keeps ---------------------------------------------------------------------------
+# --- oneDNN's cache ------------------------------------------------------------------------------
 
 LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, ["32", "96"]), ("7", ["7", "7"])])
-def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
+def test_onednns_cache_is_limited_unless_the_user_has_set_a_limit(
     monkeypatch: pytest.MonkeyPatch, given: str | None, kept: list[str]
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -369,10 +367,10 @@ def test_kernels_are_forgotten_where_the_user_has_not_set_how_many_stay(
     assert [os.environ[name] for name in LIMITS] == kept
 
 
-def test_an_answerer_has_them_set_before_the_first_product(
+def test_an_answerer_sets_the_limits_before_the_first_product(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """oneDNN reads them once; later they are without effect."""
+    """oneDNN reads them once; later they have no effect."""
     for name in LIMITS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

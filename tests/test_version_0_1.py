@@ -1,4 +1,4 @@
-"""What version 0.1 left behind, see tests/fixtures/version-0.1/README.md, is resumed and loaded."""
+"""Folders of version 0.1 are resumed and loaded, see tests/fixtures/version-0.1/README.md."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ ASK = (
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the folder, as the working directory: all its paths are relative."""
+    """A copy of the folder as working directory, since its paths are relative."""
     copy = shutil.copytree(DATA / "version-0.1", tmp_path / "version-0.1")
     monkeypatch.chdir(copy)
     return copy
@@ -40,7 +40,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def resumed(folder: Path) -> int:
-    """Give the command of the run again, with --resume; the exit code."""
+    """Repeat the command of the run with --resume; return the exit code."""
     name, *flags = json.loads((folder / "run.json").read_text())["command"]
     assert name == "train.py"
     flags[flags.index("--output_dir") + 1] = folder.name
@@ -60,15 +60,15 @@ def test_the_run_is_resumed_to_its_end(home: Path, capsys: pytest.CaptureFixture
     found, expected = json_lines(home / "run" / "log.jsonl"), json_lines(Path("expected/log.jsonl"))
     assert found[-1]["step"] == LAST
     for line, whole in zip(found, expected, strict=True):
-        for of_the_clock in ("tokens_per_second", "seconds"):
-            assert (of_the_clock in line) == (whole.pop(of_the_clock, None) is not None)
-        # Processors round otherwise; the order of the windows and what dropout zeroes is the same.
+        for key in ("tokens_per_second", "seconds"):
+            assert (key in line) == (whole.pop(key, None) is not None)
+        # Rounding depends on the processor; the order of windows and dropout masks do not.
         assert {key: line[key] for key in whole} == pytest.approx(whole, rel=1e-4)
     best = max(line["f1"] for line in expected if "f1" in line)
     assert json.loads((home / "run" / "metrics.json").read_text())["f1"] == pytest.approx(best)
 
 
-def test_it_is_resumed_to_the_same_bits_each_time(home: Path) -> None:
+def test_resuming_twice_gives_identical_weights(home: Path) -> None:
     shutil.copytree(home / "run", home / "again")
     for folder in (home / "run", home / "again"):
         assert resumed(folder) == 0
@@ -77,7 +77,7 @@ def test_it_is_resumed_to_the_same_bits_each_time(home: Path) -> None:
         assert (home / "run" / file).read_bytes() == (home / "again" / file).read_bytes()
 
 
-def test_a_run_whose_data_have_changed_is_refused(
+def test_a_run_whose_data_have_changed_is_rejected(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = json.loads((home / "questions.json").read_text())
@@ -87,7 +87,7 @@ def test_a_run_whose_data_have_changed_is_refused(
     assert resumed(home / "run") == 2
     errors = capsys.readouterr().err.splitlines()
     assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
-    assert "began with other train questions than are read now" in errors[-1]
+    assert "train questions must be the same" in errors[-1]
     assert (home / "run" / "log.jsonl").read_bytes() == before
 
 
@@ -97,8 +97,8 @@ def test_a_run_whose_data_have_changed_is_refused(
 def test_the_json_lines_job_is_resumed(home: Path) -> None:
     predictions = home / "answers" / "predictions.jsonl"
     before = predictions.read_bytes().replace(b'"score": 0.4694', b'"score": 0.9999', 1)
-    predictions.write_bytes(before)  # a score that tells whether the line is kept or given anew
-    kept = before[: before.rindex(b"\n") + 1]  # the job was killed in the middle of a line
+    predictions.write_bytes(before)  # the changed score shows whether the line is kept
+    kept = before[: before.rindex(b"\n") + 1]  # the job was killed while writing a line
     assert len(kept) < len(before)
     assert run_script(infer.main, infer.parse_flags([*ASK, "--resume", "--skip_bad"])) == 0
     assert predictions.read_bytes().startswith(kept)
@@ -111,15 +111,15 @@ def test_the_json_lines_job_is_resumed(home: Path) -> None:
         assert list(line) == list(whole)
         for key in ("score", "null_odds"):
             assert line.pop(key) == pytest.approx(whole.pop(key), abs=1e-4)
-        for answer, before_it in zip(line.pop("answers"), whole.pop("answers"), strict=True):
-            assert answer == pytest.approx(before_it, abs=1e-4)
+        for answer, previous in zip(line.pop("answers"), whole.pop("answers"), strict=True):
+            assert answer == pytest.approx(previous, abs=1e-4)
         assert line == whole
 
 
 # --- the released model --------------------------------------------------------------------------
 
 
-def test_the_released_folder_answers_as_it_did(home: Path) -> None:
+def test_the_released_folder_gives_the_same_answers(home: Path) -> None:
     qa = QuestionAnswerer.from_pretrained("released", device="cpu", precision="fp32")
     answered = {line["id"]: line for line in json_lines(home / "expected" / "predictions.jsonl")}
     rows = [row for row in json_lines(home / "asked.jsonl") if "question" in row]
@@ -130,7 +130,7 @@ def test_the_released_folder_answers_as_it_did(home: Path) -> None:
             assert answer == pytest.approx({key: before[key] for key in answer}, abs=1e-4)
 
 
-def test_its_settings_are_read_as_they_were_written(home: Path) -> None:
+def test_its_settings_are_read(home: Path) -> None:
     assert read_decoding_file(home / "released") == (WINDOWS, DECODING)
     qa = QuestionAnswerer.from_pretrained("released", device="cpu", precision="fp32")
     assert (qa.windows, qa.decoding) == (WINDOWS, DECODING)
@@ -138,7 +138,7 @@ def test_its_settings_are_read_as_they_were_written(home: Path) -> None:
     assert read_decoding_file(home / "run")[1].null_score_diff_threshold == kept
 
 
-def test_its_weights_are_those_of_its_card(home: Path) -> None:
+def test_its_weights_have_the_digest_of_its_card(home: Path) -> None:
     card = (home / "released" / "README.md").read_text(encoding="utf-8")
     (digest,) = re.findall(r"SHA-256 `([0-9a-f]{64})`", card)
     weights = (home / "released" / "model.safetensors").read_bytes()

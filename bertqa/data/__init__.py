@@ -1,1 +1,1 @@
-"""Text only: files to examples, examples to token ids, windows, labels and batches."""
+"""Data: files -> examples -> tokens -> windows -> labels and batches; no model."""

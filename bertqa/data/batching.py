@@ -1,4 +1,4 @@
-"""Pack windows into batches: random ones for training, ones of a token budget for inference.
+"""Batches of windows: random ones for training, ones with a token budget for inference.
 
 T  tokens in the batch      N  windows in the batch      W  windows in the set
 """
@@ -24,7 +24,7 @@ class TrainingBatch(NamedTuple):
     end_positions: Tensor
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """The same batch on another device."""
+        """Return the batch on ``device``."""
         return TrainingBatch(
             self.tokens.to(device), self.start_positions.to(device), self.end_positions.to(device)
         )
@@ -33,8 +33,8 @@ class TrainingBatch(NamedTuple):
 def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
     """Pack the chosen windows, ``(N,)`` indices into the set.
 
-    Each token of the batch works out from its position in its window what it is: [CLS], the
-    question's, a [SEP], or the context's.
+    The position of a token in its window determines whether it is [CLS], a question token, [SEP] or
+    a context token.
     """
     lengths = windows.lengths[chosen]  # (N,), as the next five
     example = windows.example[chosen]
@@ -68,15 +68,15 @@ def training_batch(windows: LabelledWindows, chosen: Tensor) -> TrainingBatch:
 
 
 def steps_per_epoch(num_windows: int, batch_size: int) -> int:
-    """Batches that show every window once; the last may be smaller."""
+    """Return the number of batches that use every window once; the last may be smaller."""
     return -(-num_windows // batch_size)
 
 
 def step_windows(num_windows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Which windows the optimiser step ``step`` (from 0) of a run sees, over all ranks.
+    """Return the windows of optimiser step ``step``, counted from 0, over all ranks.
 
-    Each epoch is a fresh random order of all windows. The order depends on seed and epoch alone,
-    so a run that is resumed, or shared among other numbers of processes, sees the same batches.
+    Each epoch is a new random order of all windows. The order depends only on seed and epoch, so a
+    run that is resumed, or uses another number of processes, has the same batches.
 
     Returns:
         ``(batch_size,)`` indices; fewer in the last step of an epoch.
@@ -87,22 +87,22 @@ def step_windows(num_windows: int, batch_size: int, seed: int, step: int) -> Ten
 
 @lru_cache(maxsize=1)
 def _epoch_order(num_windows: int, seed: int, epoch: int) -> Tensor:
-    """A random order of all windows; the last one asked for is remembered."""
+    """Return a random order of all windows; the last one is cached."""
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     return torch.randperm(num_windows, generator=generator)
 
 
 def mix_seed(*numbers: int) -> int:
-    """One seed out of several numbers, so that seed 1, epoch 2 is not seed 2, epoch 1."""
+    """Hash several numbers into one seed, so that seed 1, epoch 2 is not seed 2, epoch 1."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def token_budget_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
-    """Indices of all windows in batches of at most ``budget`` tokens, longest windows first.
+    """Yield batches of window indices with at most ``budget`` tokens, longest windows first.
 
-    Windows of like length come together, so that what is rectangular (the loss, the decoder's
-    tables) wastes little; memory peaks in the first batch, not an hour later.
+    Windows of similar length share a batch, so that rectangular tensors (the loss, the decoder's
+    tables) have little padding. Memory peaks in the first batch, not an hour later.
     """
     order = lengths.argsort(descending=True, stable=True)
     totals = lengths[order].tolist()

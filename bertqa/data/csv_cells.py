@@ -1,7 +1,7 @@
-"""The cells of a CSV row -> the values that a JSON row would have.
+"""Parsing of CSV cells into the values of a JSON row.
 
-An empty cell is null. A cell of answers is a list or an object as JSON, as a Python literal or as
-numpy prints it, since pandas writes all three; those named in the singular may be plain text.
+An empty cell is null. A cell of answers is a list or an object in JSON, as a Python literal or as
+numpy prints it, since pandas writes all three; columns with a singular name may be plain text.
 """
 
 import ast
@@ -19,11 +19,11 @@ _BOOLEANS = dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", 
 
 
 class _Plain(ast.NodeTransformer):
-    """x for f(x), None for nan: pandas writes ``array(['a'], dtype=object)``, ``np.int64(3)``."""
+    """Replaces f(x) by x and nan by None: pandas writes ``array(['a'], dtype=object)`` and such."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if len(node.args) != 1:  # Series(['a'], [3]) means more than its first argument
-            raise ValueError("a call without just one argument")
+        if len(node.args) != 1:  # in Series(['a'], [3]) the second argument matters
+            raise ValueError("a call must have one argument")
         return self.visit(node.args[0])
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -34,15 +34,15 @@ _VALUES = {tokenize.STRING, tokenize.NUMBER, tokenize.NAME}
 
 
 def _with_commas(cell: str) -> str:
-    """Put a comma between neighbours: numpy prints ``['a' 'b']``, which Python reads as 'ab'."""
+    """Insert commas between values: numpy prints ``['a' 'b']``, which Python reads as 'ab'."""
     words: list[str] = []
-    end = None  # of the value before
+    end = None  # end of the previous value
     for token in tokenize.generate_tokens(io.StringIO(cell).readline):
         if token.type == tokenize.NL:
             continue
         is_value = token.type in _VALUES
         if end and (is_value or token.string in ("[", "{", "...", "-")):
-            if end == token.start:  # 'it''s' is no Python either
+            if end == token.start:  # such as 'it''s', which is not valid Python either
                 raise ValueError("two values without a blank between them")
             words.append(",")
         words.append(token.string)
@@ -51,7 +51,7 @@ def _with_commas(cell: str) -> str:
 
 
 def _literal(cell: str) -> Any:
-    """What JSON, a Python literal or a printed numpy array says; nothing in it is run.
+    """Parse JSON, a Python literal or a printed numpy array, without running code.
 
     Raises:
         ValueError: it is none of them.
@@ -63,7 +63,7 @@ def _literal(cell: str) -> Any:
     try:
         return ast.literal_eval(_Plain().visit(ast.parse(_with_commas(cell.strip()), mode="eval")))
     except (TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise ValueError("no literal") from error
+        raise ValueError("not a literal") from error
 
 
 def _literal_cell(cell: str, name: str, location: str) -> Any:
@@ -71,12 +71,12 @@ def _literal_cell(cell: str, name: str, location: str) -> Any:
         return _literal(cell) if cell.strip() else None
     except ValueError as error:
         raise UserError(
-            f"{location}: {name} is {shown(cell)}, neither JSON nor a Python literal; "
+            f"{location}: {name} must be JSON or a Python literal, got {shown(cell)}; "
             'write {"text": [...], "answer_start": [...]}'
         ) from error
 
 
-# What only a program writes; a text may begin with a bracket, too.
+# Lists as programs print them; a plain text may begin with a bracket, too.
 _PRINTED = re.compile(
     r"""\s*((Series|array)\(|\[\s*\]\s*$|[\[{]+\s*(['"]|np\.|array\())|.*\n(.*, )?dtype: \w+$""",
     re.DOTALL,
@@ -84,14 +84,14 @@ _PRINTED = re.compile(
 
 
 def _text_cell(cell: str, name: str, location: str) -> Any:
-    """One answer, or several as in ``answers``."""
+    """Parse one answer, or several as in ``answers``."""
     if _PRINTED.match(cell):
         return _literal_cell(cell, name, location)
     return cell if cell.strip() else None
 
 
 def _start_cell(cell: str, name: str, location: str) -> Any:
-    # pandas writes a column of whole numbers as 12.0 once a cell of it is missing.
+    # pandas writes integers as 12.0 if a cell of the column is missing.
     if number := re.fullmatch(r"(-?[0-9]{1,18})(\.0+)?", cell):
         return int(number[1])
     return _literal_cell(cell, name, location) if cell.lstrip()[:1] == "[" else cell or None
@@ -115,7 +115,7 @@ _CELLS: dict[str, Callable[[str, str, str], Any]] = {
 
 
 def csv_row(cells: dict[str, str], location: str) -> dict[str, Any]:
-    """The cells as the values a JSON row would have."""
+    """Convert cells to the values of a JSON row."""
     return {
         name: _CELLS[name](cell, name, location) if name in _CELLS else cell
         for name, cell in cells.items()

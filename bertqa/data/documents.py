@@ -1,4 +1,4 @@
-"""Documents to be searched for answers: a folder of texts, one text, or JSON lines."""
+"""Reading of documents: a folder of texts, one text, or JSON lines."""
 
 import codecs
 from collections.abc import Iterator
@@ -10,34 +10,34 @@ from bertqa.files import parse_json, said_plainly
 
 SUFFIXES = (".txt", ".md", ".markdown")
 LINES = (".jsonl", ".ndjson")
-LARGEST_TEXT = 2**26  # bytes of a text that is read; a long novel has a fiftieth of that
+LARGEST_TEXT = 2**26  # bytes; 50 times a long novel
 
 
 def iter_documents(path: Path) -> Iterator[dict[str, Any]]:
-    """Read documents one after the other, in the order of their names or lines.
+    """Read documents one by one, in the order of file names or lines.
 
     Args:
-        path: a folder, of which all .txt, .md and .markdown files are read, those of its folders
-            too; such a file; or JSON lines, each an object with "text" and perhaps "id".
+        path: a folder, whose .txt, .md and .markdown files are read recursively; such a file; or
+            JSON lines, each an object with "text" and optionally "id".
 
     Yields:
-        "id", the name of the file within the folder or the number of the line if it has none,
-        "text", and what else a line holds.
+        "id" (by default the file name relative to the folder, or the line number), "text", and
+        other keys of a line.
 
     Raises:
         UserError: there is no document, or one cannot be read.
     """
     if not (path.is_dir() or path.is_file()):
         raise UserError(
-            f"--documents {path}: must be a folder or file that exists, and no pipe, since what it "
-            "holds is read twice: check the path, or write it to a file"
+            f"--documents {path}: must be an existing folder or file, not a pipe, since it is read "
+            "twice: check the path, or write the documents to a file"
         )
     in_lines = path.is_file() and path.suffix.lower() in LINES
     documents = _json_lines(path) if in_lines else _texts(path)
     first = next(documents, None)
     if first is None:
         raise UserError(
-            f"--documents {path}: must hold documents, got none: name a folder with "
+            f"--documents {path}: must contain documents, got none: pass a folder with "
             f"{', '.join(SUFFIXES)} files, or JSON lines"
         )
     yield first
@@ -45,9 +45,10 @@ def iter_documents(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a UTF-8 file, as it is: line ends stay, since offsets count them.
+    """Read a UTF-8 file; line ends are kept, since offsets count them.
 
     Args:
+        path: the file.
         what: the flag and the file, for messages.
 
     Raises:
@@ -55,17 +56,17 @@ def read_text(path: Path, what: str) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST_TEXT + 1)  # a device such as /dev/zero has no end
+            content = file.read(LARGEST_TEXT + 1)  # a device such as /dev/zero is infinite
         if len(content) > LARGEST_TEXT:
             raise UserError(
-                f"{what} holds more than {LARGEST_TEXT >> 20} MiB: name a text, or cut it into "
-                "several"
+                f"{what} must have at most {LARGEST_TEXT >> 20} MiB, got more: pass a text file, "
+                "or split it"
             )
         return content.decode("utf-8")
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} is not UTF-8: convert it") from error
+        raise UserError(f"{what} must be UTF-8: convert it") from error
 
 
 def _texts(path: Path) -> Iterator[dict[str, Any]]:
@@ -91,14 +92,13 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield _document(line, number, f"--documents {path}, line {number}")
 
 
-def _document(line: bytes, number: int, where: str) -> dict[str, Any]:
+def _document(line: bytes, number: int, location: str) -> dict[str, Any]:
     try:
         entry = parse_json(line)
     except ValueError as error:
-        raise UserError(f"{where}: must be JSON, but {reason(error)}: correct it") from error
+        raise UserError(f"{location}: must be JSON ({reason(error)}): correct it") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise UserError(
-            f'{where}: must be an object with the key "text", a text, got {shown(entry)}: '
-            "correct it"
+            f'{location}: must be an object with a string "text", got {shown(entry)}: correct it'
         )
     return entry | ({"id": number} if entry.get("id") is None else {})

@@ -1,8 +1,8 @@
-"""Entries of a file -> rows: what a form gives, and what rows are nested in.
+"""Entries of a file -> rows, unnested.
 
-An entry is a row (run_qa's flat form), a paragraph {"context", "qas": [row, ...]}
+An entry is a row (run_qa's flat format, see rows.py), a paragraph {"context", "qas": [row, ...]}
 (simpletransformers, MRQA, KorQuAD 2), or an article {"title", "paragraphs": [paragraph, ...]}
-(SQuAD v1.1 and v2.0). What a row is, rows.py says.
+(SQuAD v1.1 and v2.0).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +13,14 @@ from bertqa.errors import UserError, shown
 
 
 class Entry(NamedTuple):
-    """A row, or what rows are nested in, as a reader finds it.
+    """A row, paragraph or article, as parsed.
 
     Attributes:
-        location: where it is, as a message says it, with the name of the file.
-        value: what is there, not checked; the UserError in place of what cannot be read, so that
-            it stops no other entry.
-        raw: the bytes of a line of JSON lines, or what the parser of the file has made of the row.
-        line: that of JSON lines, from 1; else 0.
-        unread: keys that mean nothing here, of what it is nested in.
+        location: its location for messages, with the name of the file.
+        value: its unchecked value; a UserError if it cannot be read, so that other entries can be.
+        raw: bytes of a line of JSON lines; in other formats the parsed row.
+        line: line number in JSON lines, from 1; else 0.
+        unread: ignored keys of its paragraph, article and document.
     """
 
     location: str
@@ -36,7 +35,7 @@ _KNOWN = {"data", "paragraphs", "qas", "question", "context"}
 
 
 def value_or_fault(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns; the UserError that it raises, in place of that."""
+    """Call a function; return its result, or the UserError that it raises."""
     try:
         return read(*arguments)
     except UserError as error:
@@ -44,14 +43,14 @@ def value_or_fault(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def document_entries(document: Any, source: str) -> Entries:
-    """The entries of a whole JSON document: rows, paragraphs or articles, or one of these."""
+    """Return the entries of a JSON document: rows, paragraphs or articles, or a single one."""
     if isinstance(document, list):
         return _entries(document, f"{source}, ")
     if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
-            f"{source} is JSON, but no data set (found: {found}); "
-            'give {"data": [...]}, as SQuAD does, or rows with question and context'
+            f"{source}: must be a data set, got JSON with {found}; "
+            'use {"data": [...]}, as in SQuAD, or rows with question and context'
         )
     if "data" in document:
         unread = _unread(document, "document", "data", "version")
@@ -66,12 +65,12 @@ def _entries(entries: Iterable[Any], prefix: str, unread: tuple[str, ...] = ()) 
 
 
 def _unread(outer: dict[str, Any], name: str, *read: str) -> tuple[str, ...]:
-    """The keys that mean nothing here, of what rows are nested in."""
+    """Return the keys of an article, paragraph or document that are not read."""
     return tuple(f"{name}.{key}" for key in outer if key not in read)
 
 
 def flat_rows(entries: Entries) -> Entries:
-    """The rows of any entries: an article has paragraphs, a paragraph questions, a row neither."""
+    """Yield the rows of entries: unnest articles and paragraphs."""
     for entry in entries:
         inner = value_or_fault(_inner, entry)
         if isinstance(inner, UserError):
@@ -83,7 +82,7 @@ def flat_rows(entries: Entries) -> Entries:
 
 
 def _inner(entry: Entry) -> Entries | None:
-    """What is nested in an article or a paragraph; None for a row."""
+    """Return the entries nested in an article or a paragraph; None for a row."""
     value, location = entry.value, entry.location
     if not isinstance(value, dict) or "question" in value:
         return None
@@ -101,7 +100,7 @@ def _inner(entry: Entry) -> Entries | None:
 
 
 def _context(paragraph: dict[str, Any], location: str) -> str:
-    """A paragraph's context, as its questions get it."""
+    """Return a paragraph's context."""
     require_keys(paragraph, ["context"], location)
     return checked_text(paragraph["context"], "context", location)
 
@@ -109,7 +108,7 @@ def _context(paragraph: dict[str, Any], location: str) -> str:
 def _within(
     entry: Entry, key: str, needed: list[str], more: dict[str, Any], unread: tuple[str, ...]
 ) -> Entries:
-    """The items of a list in an entry, with more keys, where these are not null."""
+    """Return the items of a list in an entry, each with the keys ``more`` that are not null."""
     given = {name: value for name, value in more.items() if value is not None}
 
     def merged(value: Any, location: str) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _within(
             raise fault
         row = {**value, **given}
         if value.get("context") not in (None, row.get("context")):
-            raise UserError(f"{location}: context must be its paragraph's; remove one of them")
+            raise UserError(f"{location}: context must be the paragraph's; remove one of them")
         return row
 
     def item(number: int, value: Any) -> Entry:

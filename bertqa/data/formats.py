@@ -1,13 +1,13 @@
-"""Every accepted form -> entries: files, data sets of the hub.
+"""Reading of files and hub data sets into entries.
 
-Files, each but parquet also gzip-compressed (known by its first bytes):
+File formats, all except parquet also gzip-compressed (detected by the first bytes):
 
     .json            {"data": [entry, ...]}, a list of entries, one entry, or lines as in .jsonl
     .jsonl .ndjson   an entry, a JSON object, on each line; MRQA's header is skipped
-    .csv .tsv        a header, then rows, separated as the header shows; blank lines are skipped
+    .csv .tsv        a header, then rows, with the header's delimiter; blank lines are skipped
     .parquet         rows
 
-What an entry is, entries.py says; what stands in the cells of a CSV file, csv_cells.py.
+entries.py defines entries, csv_cells.py the cells of CSV files.
 """
 
 import csv
@@ -37,26 +37,26 @@ _Reader = Callable[[io.BufferedReader, str], Entries]
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, uncompressed; whatever fails while they are read is a UserError."""
+    """Context that opens a file, decompressed; turns errors while reading into UserErrors."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # such as /dev/zero, which has no end
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # such as /dev/zero, which is infinite
                 raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
-            # By content, not by name: browsers and copying tools unpack .gz without renaming.
+            # By content, not by name: browsers and copying tools decompress .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
             stream: io.BufferedReader = file
             if compressed:
                 stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
             if not stream.peek(1):
-                raise UserError(f"{path} is empty; fetch or write it again")
+                raise UserError(f"{path} is empty; download or write it again")
             yield stream
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path} is a directory; name a file in it") from error
+        raise UserError(f"{path} must be a file, got a directory; pass a file in it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged gzip ({error}); fetch or compress it again") from error
+        raise UserError(f"{path} is corrupt gzip ({error}); download it again") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); check the path"
@@ -64,29 +64,29 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _decoded(raw: bytes, line: int, source: str) -> str:
-    """UTF-8 bytes that begin at this line of the source; at the first, a BOM is dropped."""
+    """Decode UTF-8 bytes that begin at this line of the source; drop a BOM in the first line."""
     try:
         return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
         byte = error.object[error.start]
         raise UserError(
-            f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+            f"{source}, line {line}: must be UTF-8, got byte 0x{byte:02x}; save the file as UTF-8"
         ) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is there twice, json would keep the last value in silence."""
+    """Make a JSON object; reject repeated keys, of which json would silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"an object has the key {shown(key)} {count} times")
+        raise ValueError(f"repeated key {shown(key)}, {count} times in one object")
     return found
 
 
 def _parsed(text: str, line: int, source: str) -> Any:
-    """The JSON value of a text that begins at this line of the source."""
-    text = text.rstrip()  # what is cut off ends on its own line, not on the next one
+    """Parse the JSON of a text that begins at this line of the source."""
+    text = text.rstrip()  # so that an error at the end of truncated JSON has the right line
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -94,28 +94,28 @@ def _parsed(text: str, line: int, source: str) -> Any:
         near = shown(text[error.pos : error.pos + 20])
         raise UserError(
             f"{source}, line {line}, column {error.colno}: malformed JSON ({error.msg}) "
-            f"near {near}; correct it or fetch the file again"
+            f"near {near}; correct it or download the file again"
         ) from error
     except RecursionError as error:
         raise UserError(
-            f"{source}, line {line}: the JSON is nested too deeply; give a data set"
+            f"{source}, line {line}: JSON is nested too deeply; pass a data set"
         ) from error
-    except ValueError as error:  # a key twice, or a number of thousands of digits
-        raise UserError(f"{source}, line {line}: unreadable JSON ({error}); correct it") from error
+    except ValueError as error:  # a repeated key, or a number of thousands of digits
+        raise UserError(f"{source}, line {line}: invalid JSON ({error}); correct it") from error
 
 
 def _json_lines(stream: Iterable[bytes], source: str) -> Entries:
     def value(raw: bytes, line: int) -> Any:
         return _parsed(_decoded(raw, line, source), line, source)
 
-    # Only \n parts lines, since U+2028 and such are text.
+    # Only \n separates lines: U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
         if raw.decode("utf-8-sig", "replace").strip():
             yield Entry(f"{source}, line {line}", value_or_fault(value, raw, line), raw, line)
 
 
 def _has_json_lines(text: str) -> bool:
-    """Whether the first of several lines is an object by itself."""
+    """Return whether there are several lines and the first is a JSON object."""
     first, _, rest = text.lstrip().partition("\n")
     try:
         return bool(rest.strip()) and isinstance(json.loads(first), dict)
@@ -132,10 +132,10 @@ def _json(stream: io.BufferedReader, source: str) -> Entries:
 
 
 def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[tuple[str, list]]:
-    """The location and the fields of each record that is not blank."""
-    # strict: otherwise a quote that is never closed swallows the rest of the file.
+    """Yield location and fields of each record that is not blank."""
+    # strict: otherwise an unclosed quote swallows the rest of the file.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    # Contexts may exceed the default of 131,072. The csv module keeps it for the process.
+    # Contexts may exceed the default of 131,072. The limit is global to the process.
     csv.field_size_limit(2**31 - 1)
     line = 1
     try:
@@ -150,7 +150,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
 
 
 def _separated(lines: Iterator[str], usual: str) -> tuple[Iterator[str], str]:
-    """The lines, and what separates their fields: Excel takes the list separator of the country."""
+    """Return the lines and their delimiter: Excel uses the list separator of the locale."""
     read: list[str] = []
     for line in lines:
         read.append(line)
@@ -163,7 +163,7 @@ def _separated(lines: Iterator[str], usual: str) -> tuple[Iterator[str], str]:
 def _names(header: list[str], delimiter: str) -> list[str]:
     try:
         return next(csv.reader(header, delimiter=delimiter), [])
-    except csv.Error:  # is told where the records are read
+    except csv.Error:  # raised again when the records are read
         return []
 
 
@@ -175,7 +175,10 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Entrie
     require_keys(dict.fromkeys(header), _NEEDED, f"{location}: the header")
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
-        raise UserError(f"{location}: the header has {shown(repeated[0])} twice; rename one")
+        raise UserError(
+            f"{location}: names in the header must be unique, got {shown(repeated[0])} twice; "
+            "rename one"
+        )
     for location, fields in records:
         row = value_or_fault(_csv_row, header, fields, delimiter, location)
         yield Entry(location, row, fields)
@@ -184,52 +187,52 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Entrie
 def _csv_row(header: list[str], fields: list[str], delimiter: str, location: str) -> dict[str, Any]:
     if len(fields) != len(header):
         raise UserError(
-            f"{location} has {counted(len(fields), 'field')}, but the header {len(header)} "
-            f"(the first: {shown(fields[0])}); put quotes around fields that hold "
-            f"{shown(delimiter)}, quotes or line ends"
+            f"{location}: must have {counted(len(header), 'field')} as the header, got "
+            f"{len(fields)} (the first is {shown(fields[0])}); put quotes around fields that "
+            f"contain {shown(delimiter)}, quotes or line ends"
         )
     return csv_row(dict(zip(header, fields, strict=True)), location)
 
 
 def _table_rows(batches: Iterable[Any], source: str) -> Entries:
-    """The rows of Arrow tables: several times as fast as row by row."""
+    """Yield the rows of Arrow tables, converted in batches, which is several times faster."""
     rows = chain.from_iterable(batch.to_pylist() for batch in batches)
     return (Entry(f"{source}, row {number}", row, row) for number, row in enumerate(rows))
 
 
 def _parquet(stream: io.BufferedReader, source: str) -> Entries:
     if source.lower().endswith(".gz"):
-        raise UserError(f"{source}: parquet is not read through gzip; unpack it with gunzip")
+        raise UserError(f"{source}: parquet must not be compressed; decompress it with gunzip")
     from pyarrow import parquet  # late: for parquet only
 
     try:
         yield from _table_rows(parquet.ParquetFile(stream).iter_batches(batch_size=100), source)
-    except Exception as error:  # The library's errors have no common class.
+    except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"{source} is not readable as parquet ({reason(error)}); write it again"
+            f"{source} cannot be read as parquet ({reason(error)}); write it again"
         ) from error
 
 
 def hub_entries(name: str, split: str) -> tuple[Entries, str]:
-    """The rows of one split of a data set, and what messages call it."""
+    """Return the rows of one split of a data set, and its location for messages."""
     from datasets import load_dataset  # late: takes seconds, for the hub only
 
     path, _, config = name.partition(":")
-    client = logging.getLogger("huggingface_hub")  # it warns of each of its attempts
+    client = logging.getLogger("huggingface_hub")  # it logs a warning for each attempt
     level = client.level
     client.setLevel(logging.ERROR)
     try:
         table = load_dataset(path, config or None, split=split)
-    except Exception as error:  # The library's errors have no common class.
+    except Exception as error:  # the library's errors have no common class
         raise UserError(
             f"--dataset {shown(name)}: its split {shown(split)} cannot be loaded "
-            f"({reason(error)}); check both names and the network, or pass a file in place of "
+            f"({reason(error)}); check both names and the network, or pass a file instead of "
             "--dataset"
         ) from error
     finally:
         client.setLevel(level)
     location = f"data set {shown(name)}, split {shown(split)}"
-    # As Arrow tables, so that no image or audio is decoded.
+    # As Arrow tables, so that images and audio are not decoded.
     return _table_rows(table.with_format("arrow").iter(batch_size=1000), location), location
 
 
@@ -244,35 +247,35 @@ _READERS: dict[str, _Reader] = {
 
 
 def entries_of(path: Path) -> Entries:
-    """The entries of a file of any accepted form; of JSON lines and parquet in constant memory.
+    """Yield the entries of a file of any supported format; JSON lines and parquet are streamed.
 
     Raises:
-        UserError: the file cannot be opened or read, or is of no accepted form.
+        UserError: the file cannot be opened or read, or its format is not supported.
     """
     with _opened(path) as stream:
         yield from _reader(path)(stream, str(path))
 
 
 def has_row_each(path: Path) -> bool:
-    """Whether a file is named as JSON lines or parquet and has a question in each row.
+    """Return whether a file is JSON lines or parquet by its name, with one question in each row.
 
-    Such a file can be read one by one.
+    Such a file can be streamed.
     """
     return _READERS.get(_ending(path)) in (_json_lines, _parquet) and not _nests(path)
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is named as parquet."""
+    """Return whether a file is parquet by its name."""
     return _READERS.get(_ending(path)) is _parquet
 
 
 def _nests(path: Path) -> bool:
-    """Whether the first row of a file is a header or a paragraph, as in MRQA; no pipe is read."""
+    """Return whether a file's first row is a header or a paragraph, as in MRQA; False for pipes."""
     if not path.is_file():
         return False
     try:
         entry = next((found.value for found in entries_of(path)), None)
-    except UserError:  # is told where the rows are read
+    except UserError:  # raised again when the rows are read
         return False
     if not isinstance(entry, dict) or "question" in entry:
         return False
@@ -287,7 +290,7 @@ def _reader(path: Path) -> _Reader:
     ending = _ending(path)
     if ending not in _READERS:
         raise UserError(
-            f"{path} has the ending {shown(ending)}, which is not read; "
-            f"give one of {', '.join(_READERS)} (all but .parquet also with .gz)"
+            f"{path} must end in one of {', '.join(_READERS)} (all except .parquet also with .gz), "
+            f"got {shown(ending)}; rename or convert it"
         )
     return _READERS[ending]

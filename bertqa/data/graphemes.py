@@ -1,7 +1,7 @@
-"""Where a grapheme cluster ends: what a reader sees as one character may be several code points.
+"""Grapheme clusters: user-perceived characters, which may be several code points.
 
-The rules are those of Unicode's UAX 29, "extended grapheme clusters", as the tokenizers library has
-them. Consonants of Indic scripts that a virama joins, one cluster since Unicode 15.1, are several.
+The rules are the extended grapheme clusters of Unicode's UAX 29, as in the tokenizers library.
+Consonants of Indic scripts joined by a virama, one cluster since Unicode 15.1, are several here.
 """
 
 import re
@@ -12,28 +12,28 @@ from functools import lru_cache
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-SURROGATES = re.compile("[\ud800-\udfff]")  # halves of a pair: no text, and no UTF-8
+SURROGATES = re.compile("[\ud800-\udfff]")  # lone surrogates cannot be encoded as UTF-8
 
 _CLUSTERS = Split(Regex(r"\X"), "isolated")
 
-# Most text is of these code points, none of which joins another of them: only what is around the
-# others is taken apart.
-_ALONE = (
+# Most text consists of these code points, which never join each other: only stretches around other
+# code points are segmented.
+_SINGLE = (
     "\x00-\x0c\x0e-\u02ff\u0370-\u0482\u048a-\u052f"  # not \r, for \r\n; Latin, Greek, Cyrillic
     "\u05d0-\u05ea\u060c-\u060f\u061b-\u064a\u0660-\u066f\u0671-\u06d3"  # Hebrew, Arabic
     "\u2010-\u2027\u3001-\u3020\u3041-\u3096\u30a1-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff60"
 )
-_STRETCH = re.compile(f".?[^{_ALONE}]+(?:[{_ALONE}][^{_ALONE}]+)*.?", re.DOTALL)
+_STRETCH = re.compile(f".?[^{_SINGLE}]+(?:[{_SINGLE}][^{_SINGLE}]+)*.?", re.DOTALL)
 
-# The library's time grows with the square of a run of flag letters. Each two of them are a flag,
-# from the first of the run on, so a run may be cut after any even number.
+# The library takes quadratic time for a run of regional indicators. Each pair of them is a flag,
+# counted from the start of the run, so a run may be cut after any even number.
 _FLAGS = re.compile("(?:[\U0001f1e6-\U0001f1ff]{2}){32}(?=[\U0001f1e6-\U0001f1ff])")
 
 
 @lru_cache(maxsize=64)  # neighbouring questions ask about the same text
 def joined_clusters(text: str) -> tuple[tuple[int, int], ...]:
-    """Start and end of each grapheme cluster of several code points, in order."""
-    # The library takes no half of a surrogate pair; to these rules it is like a control character.
+    """Return start and end of each grapheme cluster of several code points, in order."""
+    # The library rejects lone surrogates; these rules treat them like control characters.
     stretches = _STRETCH.finditer(SURROGATES.sub("\x00", text))
     return tuple(
         (part + start, part + end)
@@ -45,7 +45,7 @@ def joined_clusters(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _parts(stretch: re.Match[str]) -> Iterator[tuple[int, int]]:
-    """Cut a stretch of text within long runs of flags."""
+    """Cut a stretch of text inside long runs of flags."""
     begin = stretch.start()
     for run in _FLAGS.finditer(stretch.string, *stretch.span()):
         yield begin, run.end()
@@ -54,9 +54,9 @@ def _parts(stretch: re.Match[str]) -> Iterator[tuple[int, int]]:
 
 
 def snap_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
-    """Widen ``text[start:end]`` until it cuts no grapheme cluster in two.
+    """Widen ``text[start:end]`` to whole grapheme clusters.
 
-    Tokenizers that drop accents give offsets that end before a decomposed accent: the slice of
+    Tokenizers that strip accents give offsets that end before a decomposed accent: the slice of
     "e" + U+0301 would lose it.
     """
     clusters = joined_clusters(text)

@@ -1,10 +1,10 @@
-"""Label windows with their gold answers, and tell what became of each answer on the way.
+"""Labels: the tokens of the gold answer in each window, and how well they reproduce the answer.
 
 E  examples      W  windows of the set
 
-The label of an answer is the tokens that share a character with it. Mostly they give back its
-text exactly; where they cannot, the cause is kept, counted and listed. Of several gold answers a
-window is labelled with the first that it holds.
+The label of an answer is the tokens that overlap it. Usually they reproduce its text exactly;
+otherwise the cause is recorded, counted and listed. If there are several gold answers, a window is
+labelled with the first that it contains.
 """
 
 from collections import Counter
@@ -25,31 +25,31 @@ from bertqa.settings import WindowSettings
 
 
 class Outcome(IntEnum):
-    """What became of an example's answer as a label."""
+    """How the label of an example relates to its answer."""
 
-    EXACT = 0  # the label gives back the answer's text
+    EXACT = 0  # the label is the answer
     UNANSWERABLE = 1  # SQuAD v2.0: labelled [CLS]
-    UNLABELLED = 2  # no gold answer is known, or not where it stands
-    BLANKS = 3  # the answer has leading or trailing blanks; the label is the rest
-    GRAPHEME = 4  # the answer ends inside a grapheme cluster; the label takes it whole
-    INVISIBLE = 5  # characters that no token covers at the answer's ends are not in the label
+    UNLABELLED = 2  # no gold answer or no answer_start
+    BLANKS = 3  # the label omits leading or trailing blanks
+    GRAPHEME = 4  # the answer ends inside a grapheme cluster; the label includes all of it
+    INVISIBLE = 5  # the label omits leading or trailing characters that no token covers
     INSIDE_TOKEN = 6  # the answer ends inside a token, such as "Japan" in "Japanese"
     NO_TOKENS = 7  # no token covers any of the answer: labelled [CLS]
-    CUT = 8  # no window holds a whole answer: all are labelled [CLS]
+    CUT = 8  # no window contains a whole answer: all are labelled [CLS]
 
 
-# Those whose label does not give back the answer, and what the reports say of them.
+# The outcomes whose label is not the answer, as described in reports.
 CAUSES = {
-    Outcome.BLANKS: "answer has blanks at its ends, label is the rest",
-    Outcome.GRAPHEME: "answer ends inside a grapheme cluster, label takes it whole",
-    Outcome.INVISIBLE: "answer has invisible characters at its ends, label is the rest",
-    Outcome.INSIDE_TOKEN: "answer ends inside a token, label takes it whole",
+    Outcome.BLANKS: "answer has blanks at its ends, label omits them",
+    Outcome.GRAPHEME: "answer ends inside a grapheme cluster, label includes all of it",
+    Outcome.INVISIBLE: "answer has invisible characters at its ends, label omits them",
+    Outcome.INSIDE_TOKEN: "answer ends inside a token, label includes all of it",
     Outcome.NO_TOKENS: "answer has no tokens, labelled [CLS]",
-    Outcome.CUT: "answer is whole in no window, labelled [CLS]",
+    Outcome.CUT: "no window contains the whole answer, labelled [CLS]",
 }
 
-_NOTHING = Example("", "", "")
-FIRST_GOLD = "the first"  # of the gold answers of a question, see ``label_rule``
+_NO_EXAMPLE = Example("", "", "")
+FIRST_GOLD = "the first"  # a value of ``label_rule``
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class LabelledWindows(WindowSet):
     """Windows with the labels that training and evaluation need; E examples, W windows.
 
     Attributes:
-        start_position, end_position: ``(W,)`` int32, first and last token of the answer, counted in
-            the window; both 0, which is [CLS], where the window holds no whole answer.
-        gold: ``(W,)`` int32, which of the gold answers it is; 0 where there is no label, too.
-        outcome: ``(E,)`` uint8, an ``Outcome`` for each example: of the answer in the first window
-            that has a label, or else of its first answer.
+        start_position, end_position: ``(W,)`` int32, positions in the window of the answer's first
+            and last token; both 0, which is [CLS], if the window contains no whole answer.
+        gold: ``(W,)`` int32, index of the gold answer; 0 if there is none.
+        outcome: ``(E,)`` uint8, an ``Outcome`` for each example: that of the answer in its first
+            labelled window, or of its first answer if no window is labelled.
     """
 
     start_position: Tensor
@@ -70,12 +70,12 @@ class LabelledWindows(WindowSet):
     outcome: Tensor
 
     def label_of(self, window: int) -> tuple[int, int]:
-        """First and last token of the answer in one window; (0, 0) is [CLS]."""
+        """Return the answer's first and last token in one window; (0, 0) is [CLS]."""
         return int(self.start_position[window]), int(self.end_position[window])
 
 
 def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWindows:
-    """Label each window of ``examples`` with the first gold answer that it holds whole."""
+    """Label each window of ``examples`` with the first gold answer that it fully contains."""
     contexts, context_of = windows.contexts, windows.context_of.long()
     start, end, number = torch.zeros(3, len(windows), dtype=torch.int64)
     golds, tokens = [], []
@@ -85,12 +85,12 @@ def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWi
         first, last = _positions(windows, *tokens[n])
         new = (start == 0) & (first > 0)
         start[new], end[new], number[new] = first[new], last[new], n
-    # The first labelled window of each example, whose answer the outcome is of.
+    # An example's outcome is that of the answer in its first labelled window.
     labelled = start > 0
     owner, count = torch.unique_consecutive(windows.example[labelled].long(), return_counts=True)
-    gold, held = torch.zeros(2, len(examples), dtype=torch.int64)
-    gold[owner], held[owner] = number[labelled][count.cumsum(0) - count], 1
-    told = [golds[n][i] for i, n in enumerate(gold.tolist())]
+    gold, contained = torch.zeros(2, len(examples), dtype=torch.int64)
+    gold[owner], contained[owner] = number[labelled][count.cumsum(0) - count], 1
+    chosen = [golds[n][i] for i, n in enumerate(gold.tolist())]
     first, last = torch.stack(tokens)[gold, :, torch.arange(len(examples))].T
     columns = {field.name: getattr(windows, field.name) for field in fields(WindowSet)}
     return LabelledWindows(
@@ -98,49 +98,50 @@ def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWi
         start_position=start.int(),
         end_position=end.int(),
         gold=number.int(),
-        outcome=outcomes(told, contexts, context_of, (first, last), held.bool()),
+        outcome=outcomes(chosen, contexts, context_of, (first, last), contained.bool()),
     )
 
 
 def make_labelled_windows(
     examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
 ) -> LabelledWindows:
-    """Cut the windows of ``examples`` and label them.
+    """Cut ``examples`` into windows and label them.
 
     Raises:
-        UserError: a question is longer than the window allows.
+        UserError: a question is too long for the windows.
     """
     return label_windows(make_windows(examples, tokenizer, settings), examples)
 
 
 def label_rule(windows: LabelledWindows) -> str:
-    """Which gold answer labels the windows, as a run remembers it.
+    """Return which gold answer labels the windows, for run.json.
 
-    Older versions took the first alone, whichever a window holds.
+    Older versions used only the first gold answer.
     """
     return "the first that a window holds" if windows.gold.any() else FIRST_GOLD
 
 
 def _golds(example: Example) -> list[tuple[str, int]]:
-    """The gold answers with their starts, of those at one position the first alone."""
+    """Return the gold answers and their starts; only the first if all are at one position."""
     pairs = [*zip(example.answers or (), example.answer_starts, strict=False)]
     return pairs if len(example.positions) > 1 else pairs[:1]
 
 
 def only_gold(example: Example, number: int) -> Example:
-    """The example with one of its gold answers alone; one without any where it has fewer."""
+    """Return an example with only one of its gold answers, or without any if it has fewer."""
     golds = _golds(example)
     if number < len(golds) > 1:
         text, start = golds[number]
         return replace(example, answers=(text,), answer_starts=(start,))
-    return _NOTHING if number else example
+    return _NO_EXAMPLE if number else example
 
 
 def _positions(windows: WindowSet, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The label of each window, ``(W,)`` int64 each.
+    """Return start and end position of each window's label, ``(W,)`` int64 each.
 
     Args:
-        first, last: ``(E,)``, the answer's tokens, counted in the context.
+        windows: the windows.
+        first, last: ``(E,)``, positions of the answer's tokens in the context.
     """
     example = windows.example.long()
     first, last = first[example] - windows.first, last[example] - windows.first
@@ -153,7 +154,7 @@ def _positions(windows: WindowSet, first: Tensor, last: Tensor) -> tuple[Tensor,
 
 
 def label_text(windows: LabelledWindows, window: int, context: str) -> str:
-    """What the label of a window says: a slice of the context, "" for [CLS]."""
+    """Return the text of a window's label: a slice of the context, "" for [CLS]."""
     start, end = windows.label_of(window)
     if start == 0:
         return ""
@@ -166,18 +167,17 @@ def label_text(windows: LabelledWindows, window: int, context: str) -> str:
 def answer_tokens(
     examples: Sequence[Example], contexts: TokenTable, context_of: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """First and last context token that share a character with each example's first answer.
+    """Return the first and last context token that overlap each example's first answer.
 
-    Well-known code looks for the tokens at which the answer's first and last character stand, and
-    goes wrong where none does: a blank, a dropped accent, a control character. To overlap is what
-    is meant.
+    Common implementations search for the tokens of the answer's first and last character, and fail
+    if no token covers one of them: a blank, a dropped accent, a control character.
 
     Returns:
-        Two tensors ``(E,)`` int64, counted in the context; where no token does, last < first.
+        Two tensors ``(E,)`` int64, positions in the context; last < first if no token overlaps.
     """
     ends = torch.tensor([_trimmed(e) for e in examples], dtype=torch.int64)
     start, end = ends.view(-1, 2).unbind(dim=1)
-    # All contexts are searched at once: in a key, the context weighs more than the character.
+    # Search all contexts at once: a key is (context, character), with the context in the high bits.
     scale = 1 << 32
     row = torch.arange(len(contexts.lengths)).repeat_interleave(contexts.lengths)
     first = torch.searchsorted(row * scale + contexts.ends, context_of * scale + start, right=True)
@@ -188,7 +188,7 @@ def answer_tokens(
 
 
 def _trimmed(example: Example) -> tuple[int, int]:
-    """The first gold answer as a slice of the context, without blanks at its ends."""
+    """Return the bounds of the first gold answer in the context, without surrounding blanks."""
     if not example.answers or not example.answer_starts:
         return 0, 0
     text, start = example.answers[0], example.answer_starts[0]
@@ -201,13 +201,15 @@ def outcomes(
     contexts: TokenTable,
     context_of: Tensor,
     tokens: tuple[Tensor, Tensor],
-    held: Tensor,
+    contained: Tensor,
 ) -> Tensor:
-    """An ``Outcome`` for each example, ``(E,)`` uint8.
+    """Return an ``Outcome`` for each example, ``(E,)`` uint8.
 
     Args:
-        tokens: what ``answer_tokens`` gave.
-        held: ``(E,)`` bool, whether some window holds the whole answer.
+        examples: the examples; only the first gold answer is considered.
+        contexts, context_of: see ``WindowSet``.
+        tokens: result of ``answer_tokens``.
+        contained: ``(E,)`` bool, whether some window contains the whole answer.
     """
     first, last = tokens
     covered = last >= first
@@ -216,23 +218,23 @@ def outcomes(
     start[covered] = contexts.starts[(rows + first)[covered]].long()
     end[covered] = contexts.ends[(rows + last)[covered]].long()
     found = zip(
-        examples, covered.tolist(), held.tolist(), start.tolist(), end.tolist(), strict=True
+        examples, covered.tolist(), contained.tolist(), start.tolist(), end.tolist(), strict=True
     )
     return torch.tensor([_outcome(*row) for row in found], dtype=torch.uint8)
 
 
-def _outcome(example: Example, covered: bool, held: bool, start: int, end: int) -> Outcome:
+def _outcome(example: Example, covered: bool, contained: bool, start: int, end: int) -> Outcome:
     if example.is_impossible:
         return Outcome.UNANSWERABLE
     if not example.answers or not example.answer_starts:
         return Outcome.UNLABELLED
     if not covered:
         return Outcome.NO_TOKENS
-    return _compare(example, example.answers[0], start, end) if held else Outcome.CUT
+    return _compare(example, example.answers[0], start, end) if contained else Outcome.CUT
 
 
 def _compare(example: Example, answer: str, start: int, end: int) -> Outcome:
-    """Whether the label, ``context[start:end]`` in whole characters, is the answer; if not, why."""
+    """Compare the answer with the label, ``context[start:end]`` in whole grapheme clusters."""
     context = example.context
     label = context[slice(*snap_to_graphemes(context, start, end))]
     if label == answer:
@@ -249,12 +251,12 @@ def _compare(example: Example, answer: str, start: int, end: int) -> Outcome:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """How the answers of a data set fared as labels.
+    """Report of the labels of a data set.
 
     Attributes:
-        counts: examples of each outcome.
-        listed: ids of the examples whose label does not give back their answer, by outcome.
-        cut_questions: ids of the questions that were cut to fit.
+        counts: number of examples by outcome.
+        listed: ids of the examples whose label is not their answer, by outcome.
+        cut_questions: ids of the truncated questions.
     """
 
     counts: Counter[Outcome]
@@ -270,19 +272,20 @@ class LabelReport:
         named = [(CAUSES[outcome], ids) for outcome, ids in self.listed.items()]
         for cause, ids in [*named, ("question cut", self.cut_questions)]:
             if ids:
-                some = [*map(visible, ids[:3]), *["..."] * (len(ids) > 3)]
-                lines.append(f"  {cause}: {len(ids)} ({', '.join(some)})")
+                sample = [*map(visible, ids[:3]), *["..."] * (len(ids) > 3)]
+                lines.append(f"  {cause}: {len(ids)} ({', '.join(sample)})")
         return "\n".join(lines)
 
 
 def label_report(
     examples: Sequence[Example], outcome: Tensor, cut_questions: Tensor
 ) -> LabelReport:
-    """Count and list by cause every label that does not give back its answer.
+    """Count and list all labels that are not their answer, by cause.
 
     Args:
+        examples: the examples.
         outcome: ``(E,)``, from ``outcomes``.
-        cut_questions: ``(E,)``, tokens that each question lost.
+        cut_questions: ``(E,)``, tokens removed from each question.
     """
     listed: dict[Outcome, list[str]] = {cause: [] for cause in CAUSES}
     for i in (outcome >= Outcome.BLANKS).nonzero().flatten().tolist():

@@ -1,7 +1,4 @@
-"""Read every accepted input into ``Example``s, or into ``Row``s that say what is wrong with each.
-
-What is accepted, formats.py says.
-"""
+"""Reading of all formats of formats.py into ``Example``s, or into ``Row``s with their faults."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,13 +21,14 @@ class Row:
     """A row of a file.
 
     Attributes:
-        number: the line of JSON lines, from 1, blank ones included; of other forms the row, from 0.
-        location: the same as a message says it, with the name of the file.
-        raw: the bytes of a line; of other forms what the parser of the file has made of the row.
-        example: what it holds; None if it is no question that can be asked.
-        fault: the sentence that says why not; "" where it is one.
-        made_up: its id is none that the file gives.
-        unread: keys of the row that mean nothing here.
+        number: in JSON lines the line, from 1, counting blank ones; in other formats the row, from
+            0.
+        location: location for messages, with the name of the file.
+        raw: bytes of a line; in other formats the parsed row.
+        example: the example; None if it cannot be used.
+        fault: why it cannot be used; "" if it can.
+        made_up: whether its id was generated, since the file has none.
+        unread: ignored keys of the row.
     """
 
     number: int
@@ -43,13 +41,13 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """What ``number`` counts: "line" of JSON lines, "row" of other forms."""
+        """What ``number`` counts: "line" in JSON lines, "row" in other formats."""
         return "line" if isinstance(self.raw, bytes) else "row"
 
 
 @dataclass
 class Lacks:
-    """What the questions of a file do not give, and what of them is not read."""
+    """Counts of missing ids and gold answers, and of ignored keys, in a file."""
 
     source: str
     questions: int = 0
@@ -58,7 +56,7 @@ class Lacks:
     unread: dict[str, None] = field(default_factory=dict)
 
     def count(self, row: Row) -> None:
-        """Take note of a row, if it is a question."""
+        """Count a row, if it has an example."""
         if row.example:
             self.questions += 1
             self.made_up += row.made_up
@@ -66,37 +64,36 @@ class Lacks:
             self.unread |= dict.fromkeys(row.unread)
 
     def tell(self, say: _Say) -> None:
-        """Say it in one line, if it is anything, and name what was not used."""
+        """Report the counts in one line, if any is not zero."""
         parts = [f"{self.source}: {counted(self.questions, 'question')}"]
         if self.made_up:
-            parts.append(f"{self.made_up:,} without an id, so that it is made of the row's number")
+            parts.append(f"{self.made_up:,} without an id, numbered by row")
         if self.without_gold:
-            parts.append(
-                f"{self.without_gold:,} without gold answers, so that EM and F1 leave them out"
-            )
+            parts.append(f"{self.without_gold:,} without gold answers, excluded from EM and F1")
         if self.unread:
-            parts.append(f"keys that are not read: {listed(self.unread)}")
+            parts.append(f"ignored keys: {listed(self.unread)}")
         if len(parts) > 1:
             say("; ".join(parts))
 
 
 def iter_rows(path: Path, *, one_by_one: bool = False) -> Iterator[Row]:
-    """The rows of a file, faulty ones included; of JSON lines and parquet in constant memory.
+    """Yield the rows of a file, including faulty ones; JSON lines and parquet are streamed.
 
     Args:
-        one_by_one: a line or row with more than one question is a faulty one, and an id that is
-            made up tells the line or row.
+        path: the file.
+        one_by_one: treat a line or row with several questions as faulty, and generate ids from the
+            line or row number.
 
     Raises:
-        UserError: the file cannot be opened or read, or is of no accepted form.
+        UserError: the file cannot be opened or read, or its format is not supported.
     """
     entries = entries_of(path)
-    flat = chain.from_iterable(map(_alone, entries)) if one_by_one else flat_rows(entries)
+    flat = chain.from_iterable(map(_single, entries)) if one_by_one else flat_rows(entries)
     yield from map(_usable, _rows(flat, one_by_one))
 
 
 def _usable(row: Row) -> Row:
-    """The row, a faulty one if nothing can be asked about it."""
+    """Return the row, marked as faulty if its example cannot be used."""
     try:
         if row.example:
             check_examples([row.example], row.location)
@@ -106,16 +103,16 @@ def _usable(row: Row) -> Row:
 
 
 def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
-    """All rows of a file, faulty ones included; ``say`` is that of ``read_examples``.
+    """Read all rows of a file, including faulty ones; ``say`` is as in ``read_examples``.
 
     Raises:
-        UserError: the file cannot be opened or read, or is of no accepted form.
+        UserError: the file cannot be opened or read, or its format is not supported.
     """
     return _together(list(iter_rows(path)), str(path), say)
 
 
 def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> list[Row]:
-    """The same of one split of a data set; see ``load_hub_dataset``."""
+    """Read all rows of one split of a data set, as ``read_rows``; see ``load_hub_dataset``."""
     rows, location = hub_entries(name, split)
     return _together([_usable(row) for row in _rows(flat_rows(rows))], location, say)
 
@@ -123,17 +120,17 @@ def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> li
 def read_examples(
     path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
 ) -> list[Example]:
-    """All examples of a file of any accepted form; equal texts are one object.
+    """Read all examples of a file of any supported format; equal texts share memory.
 
-    Whether a run can use what the examples hold is for ``check_examples`` and ``check_answers``.
+    ``check_examples`` and ``check_answers`` check their contents.
 
     Args:
-        say: is told, in one line, of ids that had to be made up, of questions without gold, and of
-            keys that are not read.
-        keep_faulty: take a row of which something cannot be read as an example with a ``fault``.
+        path: the file.
+        say: called with one line that reports generated ids, missing gold answers and ignored keys.
+        keep_faulty: return an unreadable row as an example with a ``fault``.
 
     Raises:
-        UserError: the file cannot be read, or is of no accepted form; the first fault is named.
+        UserError: the file or a row cannot be read, or the format is not supported.
     """
     return _examples(entries_of(path), str(path), say, keep_faulty)
 
@@ -141,26 +138,26 @@ def read_examples(
 def load_hub_dataset(
     name: str, split: str, *, say: _Say = lambda line: None, keep_faulty: bool = False
 ) -> list[Example]:
-    """The examples of one split of a data set of the Hugging Face hub, or of a local folder.
+    """Load the examples of one split of a data set of the Hugging Face hub or a local folder.
 
-    ``name`` is "squad", "squad_v2" or any set with columns that rows.py knows; "name:config" names
-    one of its configurations. ``say`` and ``keep_faulty`` are those of ``read_examples``.
+    ``name`` is "squad", "squad_v2" or any data set with the columns of rows.py; "name:config"
+    selects a configuration. ``say`` and ``keep_faulty`` are as in ``read_examples``.
 
     Raises:
         UserError: the name, the configuration or the split is unknown or not available offline,
-            a column is missing, or a row is none.
+            a column is missing, or a row is invalid.
     """
     rows, location = hub_entries(name, split)
     return _examples(rows, location, say, keep_faulty)
 
 
-def _alone(entry: Entry) -> list[Entry]:
-    """The row of a line; a fault in place of several."""
+def _single(entry: Entry) -> list[Entry]:
+    """Return the only row of a line; a fault if there are several."""
     rows = list(flat_rows(iter([entry])))
     if len(rows) == 1:
         return rows
-    many = f"{entry.location} has {counted(len(rows), 'question')}, but must have one"
-    return [entry._replace(value=UserError(f"{many}; write a line for each"))]
+    fault = f"{entry.location}: must have one question, got {len(rows)}; write a line for each"
+    return [entry._replace(value=UserError(fault))]
 
 
 def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
@@ -168,8 +165,8 @@ def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
         try:
             if isinstance(row, UserError):
                 raise row
-            alone = f"line {line}" if line else f"row {index}"
-            example = row_example(row, alone if one_by_one else str(index), location)
+            numbered = f"line {line}" if line else f"row {index}"
+            example = row_example(row, numbered if one_by_one else str(index), location)
         except UserError as error:
             yield Row(line or index, location, raw, None, str(error))
         else:
@@ -179,7 +176,7 @@ def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
 
 
 def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
-    """The rows of one file, an id made up for which is no other row's own."""
+    """Make generated ids unique among the rows of a file, and report what is missing."""
     counts = Counter(row.example.id for row in rows if row.example)
     for index, row in enumerate(rows):
         if row.made_up and row.example and counts[row.example.id] > 1:

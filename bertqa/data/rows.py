@@ -1,21 +1,21 @@
-"""One row of a file or data set -> one ``Example``: checked, never converted by guess.
+"""Conversion of a row of a file or data set to an ``Example``: strictly checked, never guessed.
 
-A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``,
-gold under ``GOLD_KEYS``, and ``is_impossible``. Gold under two keys must agree. Other keys are
-ignored; ``unread_keys`` names them, but for SQuAD v2.0's plausible_answers.
-Texts are kept as they are, but for the blanks at the start of a question.
+A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``, gold
+answers under ``GOLD_KEYS``, and ``is_impossible``. Gold answers under two keys must agree. Other
+keys are ignored; ``unread_keys`` lists them, except SQuAD v2.0's plausible_answers. Texts are not
+changed, except that leading blanks of a question are removed.
 
-    {"text": ["Ada"], "answer_start": [0]}      gold, as in run_qa
+    {"text": ["Ada"], "answer_start": [0]}      gold answers, as in run_qa
     [{"text": "Ada", "answer_start": 0}]        as in SQuAD
     {"text": "Ada", "answer_start": 0}          one answer
-    ["Ada"] or "Ada"                            with starts in "answer_start", in MRQA's
-                                                "detected_answers", or without
-    [], or a blank text at no place             there is no answer; with is_impossible false,
-                                                none was given
-    null                                        none was given; with is_impossible true, there is
-                                                no answer
+    ["Ada"] or "Ada"                            starts in "answer_start", in MRQA's
+                                                "detected_answers", or missing
+    [], or a blank text without a position      unanswerable; if is_impossible is false, no gold
+                                                answer is given
+    null                                        no gold answer is given; if is_impossible is true,
+                                                unanswerable
 
-A start may be a whole float, as pandas writes it; null or -1 is one that is not known.
+A start may be an integral float, as pandas writes it; null or -1 means unknown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,39 +27,38 @@ from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
 from bertqa.errors import UserError, shown
 
-# What to do about the names that other data sets have in place of question and context.
+# Advice for keys that other data sets use instead of question and context.
 CURES = dict.fromkeys(
     ("context_text", "query_text"),
-    "this is CMRC 2018's first form: take its squad-style one, or rename context_text to context, "
+    "this is CMRC 2018's original format: use its SQuAD format, or rename context_text to context, "
     "query_text to question and query_id to id",
 ) | dict.fromkeys(
     ("story", "questions"),
-    "this is CoQA, whose questions depend on those before; write rows with question and context",
+    "this is CoQA, whose questions depend on earlier ones; write rows with question and context",
 )
 
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
-    """The error for a value of the wrong kind."""
+    """Return the error for a value of the wrong type."""
     kind = type(value).__name__
-    return UserError(
-        f"{location}: {key} is {shown(value)} ({kind}), but must be {needed}; correct it"
-    )
+    return UserError(f"{location}: {key} must be {needed}, got {shown(value)} ({kind}); correct it")
 
 
 def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
-    """Raise unless the row is an object that has these keys."""
+    """Raise UserError unless the row is an object with these keys."""
     if not isinstance(row, dict):
         found = f"{shown(row)} ({type(row).__name__})"
         needed = f"an object with {' and '.join(keys)}"
-        raise UserError(f"{location} is {found}, but must be {needed}; correct it")
+        raise UserError(f"{location}: must be {needed}, got {found}; correct it")
     missing = [key for key in keys if key not in row]
     if missing:
         cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
-        raise UserError(f"{location} lacks {' and '.join(missing)} (found: {listed(row)}); {cure}")
+        needed = " and ".join(missing)
+        raise UserError(f"{location}: must have {needed}, got {listed(row)}; {cure}")
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as a message lists them, ten at most."""
+    """Format names for a message, ten at most."""
     parts = [shown(name) for name in names]
     if len(parts) > 10:
         parts[10:] = [f"{len(parts) - 10} more"]
@@ -67,17 +66,19 @@ def listed(names: Iterable[str]) -> str:
 
 
 def checked_text(value: Any, key: str, location: str) -> str:
-    """The value, if it is text that a tokenizer can read."""
+    """Return the value; raise UserError unless it is a valid string."""
     if not isinstance(value, str):
         raise wrong_type(value, key, "a string", location)
-    # JSON can hold half of a surrogate pair ("\ud83d"): no text, and tokenizers refuse it.
+    # JSON can encode a lone surrogate ("\ud83d"), which tokenizers reject.
     if not value.isascii() and SURROGATES.search(value):
-        raise UserError(f"{location}: {key} holds half a surrogate pair, {shown(value)}; remove it")
+        raise UserError(
+            f"{location}: {key} must not contain a lone surrogate, got {shown(value)}; remove it"
+        )
     return value
 
 
 def checked_list(value: Any, key: str, location: str) -> list[Any]:
-    """The value, if it is a list."""
+    """Return the value; raise UserError unless it is a list."""
     if not isinstance(value, list):
         raise wrong_type(value, key, "a list", location)
     return value
@@ -86,16 +87,16 @@ def checked_list(value: Any, key: str, location: str) -> list[Any]:
 # --- one row -> Example --------------------------------------------------------------------------
 
 ID_KEYS = ("id", "qid", "question_id", "guid", "_id")
-# Where gold may be, and where its starts are if they stand beside it.
+# Keys of gold answers -> the key of their starts, unless the answers contain them.
 GOLD_KEYS = {
     "answers": "answer_start",
     "answer": "answer_start",
     "answer_text": "answer_start",
-    "answers.text": "answers.answer_start",  # of a flattened table
+    "answers.text": "answers.answer_start",  # in a flattened table
     "text": "answer_start",
 }
-# SQuAD v2.0's plausible answers are wrong ones, and never meant to be read.
 _ANSWER_KEYS = ("text", "answer_start")
+# SQuAD v2.0's plausible_answers are wrong answers; they are ignored on purpose.
 _READ_KEYS = {"question", "context", "title", "is_impossible", "plausible_answers", *ID_KEYS}
 
 _Gold = tuple[tuple[str, ...] | None, tuple[int, ...]]
@@ -106,10 +107,10 @@ def _is_null(value: Any) -> bool:
 
 
 def _start(value: Any, location: str) -> int:
-    """A start; -1, as some data sets write, where it is not known."""
+    """Return a start; -1, as in some data sets, if it is unknown."""
     if _is_null(value):
         return -1
-    if isinstance(value, float) and value.is_integer():  # pandas, once a cell of the column is null
+    if isinstance(value, float) and value.is_integer():  # pandas, if a cell of the column is null
         return int(value)
     # Not isinstance: True is an int.
     if type(value) is not int:
@@ -118,7 +119,7 @@ def _start(value: Any, location: str) -> int:
 
 
 def _texts_and_starts(key: str, value: Any, beside: Any, location: str) -> tuple[list, list]:
-    """The two lists of any accepted form of gold, their items not yet checked."""
+    """Return texts and starts of gold answers in any format, unchecked."""
     inner: Any = None
     if isinstance(value, dict):
         require_keys(value, ["text"], f"{location}: {key}")
@@ -139,20 +140,20 @@ def _as_list(starts: Any) -> list[Any]:
 
 
 def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
-    """The starts that the gold itself has, or else those beside it, which must not differ."""
+    """Return the starts in the answers, or else those beside them; both must agree."""
     known = [start for start in inner if not _is_null(start)]
     if not known:
         return beside or inner
     if any(start not in known for start in beside if not _is_null(start)):
         raise UserError(
-            f"{location}: answer_start is {shown(known)} in the answers and {shown(beside)} beside "
-            "them; remove the wrong one"
+            f"{location}: answer_start must agree with the answers, got {shown(beside)} and "
+            f"{shown(known)} in the answers; remove the wrong one"
         )
     return inner
 
 
 def _detected_starts(texts: Sequence[str], detected: Any, location: str) -> list[Any]:
-    """The first start of each text that MRQA found in the context."""
+    """Return the first start of each text in MRQA's detected_answers."""
     try:
         starts = {answer["text"]: answer["char_spans"][0][0] for answer in detected}
     except (KeyError, TypeError, IndexError) as error:
@@ -162,12 +163,12 @@ def _detected_starts(texts: Sequence[str], detected: Any, location: str) -> list
 
 
 def _gold_keys(row: dict[str, Any]) -> list[str]:
-    """The keys of a row that are for gold; "text" is one only beside its start."""
+    """Return the keys of a row for gold answers; "text" is one only with "answer_start"."""
     return [key for key in GOLD_KEYS if key in row and (key != "text" or "answer_start" in row)]
 
 
 def _gold_under(key: str, row: dict[str, Any], location: str) -> _Gold:
-    """The gold under one key; no answer may be written as a blank one."""
+    """Return the gold answers under one key; a blank text may mean unanswerable."""
     value, beside = "" if _is_null(row[key]) else row[key], row.get(GOLD_KEYS[key])
     texts, found = _texts_and_starts(key, value, beside, location)
     answers = tuple(checked_text(text, "an answer", location) for text in texts)
@@ -180,7 +181,7 @@ def _gold_under(key: str, row: dict[str, Any], location: str) -> _Gold:
 
 
 def _is_part(part: _Gold, whole: _Gold) -> bool:
-    """Whether one gold says nothing that the other does not say."""
+    """Return whether the gold answers ``part`` are contained in ``whole``."""
     texts, of_whole = part[0] or (), whole[0] or ()
     if not texts or not set(texts) <= set(of_whole):
         return texts == of_whole
@@ -190,27 +191,27 @@ def _is_part(part: _Gold, whole: _Gold) -> bool:
     return {pair for pair in pairs if pair[1] != -1} <= set(zip(of_whole, whole[1], strict=True))
 
 
-def _said(gold: _Gold) -> str:
-    """A gold as a message shows it."""
+def _formatted(gold: _Gold) -> str:
+    """Format gold answers for a message."""
     texts = listed(gold[0]) if gold[0] else "no answer"
     return f"{texts} at {shown(list(gold[1]))}" if gold[1] else texts
 
 
 def _answers(row: dict[str, Any], location: str) -> _Gold:
-    """The gold of a row: of several keys, the one that has most answers, if the others agree."""
+    """Return the gold answers of a row: those of the key with most answers; others must agree."""
     keys = _gold_keys(row)
     given = [key for key in keys if not _is_null(row[key])]
-    # Starts alone: the text of no answer may be null.
+    # Only starts: the text of an unanswerable question may be null.
     given = given or [key for key in keys if not _is_null(row.get(GOLD_KEYS[key]))][:1]
     golds = {key: _gold_under(key, row, location) for key in given}
-    if row.get("is_impossible") is False:  # then a blank answer says that none was given here
+    if row.get("is_impossible") is False:  # then a blank answer means that none is given
         golds = {key: gold for key, gold in golds.items() if gold[0]} or golds
     if not golds:
         return None, ()
     fullest = max(golds, key=lambda key: (len(golds[key][0] or ()), len(golds[key][1])))
     for key, gold in golds.items():
         if not _is_part(gold, golds[fullest]):
-            one, other = (_said(golds[each]) for each in (fullest, key))
+            one, other = (_formatted(golds[each]) for each in (fullest, key))
             raise UserError(
                 f"{location}: {fullest} and {key} must agree, got {one} and {other}; remove the "
                 "wrong one"
@@ -219,7 +220,7 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
 
 
 def _gold(row: dict[str, Any], location: str) -> _Gold:
-    """The answers and ``is_impossible`` taken together."""
+    """Return the gold answers of a row, with ``is_impossible`` taken into account."""
     answers, starts = _answers(row, location)
     impossible = row.get("is_impossible")
     if _is_null(impossible):
@@ -227,23 +228,23 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
     if not isinstance(impossible, bool):
         raise wrong_type(impossible, "is_impossible", "true or false", location)
     if not impossible:
-        # An answer is said to exist but is not given, as in test sets and unfinished annotations.
+        # Answerable, but no answer is given, as in test sets and unfinished annotations.
         return answers or None, starts
     if answers:
         raise UserError(
-            f"{location}: is_impossible is true, but there is an answer, {shown(answers[0])}; "
+            f"{location}: answers must be empty if is_impossible is true, got {shown(answers[0])}; "
             "remove one of the two"
         )
     return (), ()
 
 
 def id_key(row: dict[str, Any]) -> str | None:
-    """The key under which a row has its id, if it has one."""
+    """Return the key of a row's id, None if it has no id."""
     return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
 
 
 def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of a row, and of the answers in it, that mean nothing here."""
+    """Return the keys of a row, and of its answers, that are ignored."""
     golds = _gold_keys(row)
     beside = {"detected_answers", *(GOLD_KEYS[key] for key in golds)} if golds else set()
     unread = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
@@ -269,27 +270,27 @@ def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
 
 
 def row_example(row: Any, made_up: str, location: str) -> Example:
-    """The example of a row; the made-up id serves where it has none."""
+    """Convert a row to an example; ``made_up`` is its id if it has none."""
     require_keys(row, ["question", "context"], location)
     answers, starts = _gold(row, location)
     title = row.get("title")
     return Example(
         id=_identifier(row, made_up, location),
-        # As the scripts of SQuAD do: blanks before a question, found in its files, mean nothing.
+        # As SQuAD's scripts do: its files have questions with leading blanks.
         question=checked_text(row["question"], "question", location).lstrip(),
         context=checked_text(row["context"], "context", location),
         answers=answers,
         answer_starts=starts,
-        title=title if isinstance(title, str) else "",  # it only groups: anything may stand there
+        title=title if isinstance(title, str) else "",  # not checked: it only groups questions
     )
 
 
 def shared_texts() -> Callable[[Example], Example]:
-    """A function that gives the same example, with one copy of each text that it has met.
+    """Return a function that replaces an example's texts by the first equal ones it was given.
 
-    Rows repeat their context for each of its questions: in SQuAD almost five times.
+    This saves memory: a context is repeated for each question, in SQuAD almost five times.
     """
-    # A cached identity returns the first of equal strings, and so frees the later ones.
+    # A cached identity function returns the first of equal strings.
     first_copy = lru_cache(None)(lambda text: text)
 
     def share(example: Example) -> Example:

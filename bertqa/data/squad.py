@@ -1,6 +1,6 @@
-"""Define an example, one question about one context, and check that a data set can be used.
+"""Examples of extractive question answering, and validation of a data set.
 
-Text only: offsets count code points of the context, as in SQuAD (Rajpurkar et al. 2016).
+Offsets are code points of the context, as in SQuAD (Rajpurkar et al. 2016).
 """
 
 import hashlib
@@ -16,10 +16,14 @@ from bertqa.errors import UserError, counted, shown
 class Example:
     """One question about one context.
 
-    ``answers`` is None where no gold was given, and () where the question is known to have no
-    answer (SQuAD v2.0). ``answer_starts`` are code points of the context, parallel to ``answers``,
-    -1 for one that is not known; () where the file gives none. ``title`` is that of the article, ""
-    where there is none. ``fault`` says why nothing else of a row could be read, "" if it could.
+    Attributes:
+        id: unique id of the question.
+        question, context: the texts.
+        answers: gold answers; None if not given, () if unanswerable (SQuAD v2.0).
+        answer_starts: start of each gold answer in the context, in code points; -1 if unknown, ()
+            if not given.
+        title: title of the article, "" if not given.
+        fault: why the row could not be read, "" if it could.
     """
 
     id: str
@@ -32,26 +36,25 @@ class Example:
 
     @property
     def is_impossible(self) -> bool:
-        """Whether the gold says that the context holds no answer."""
+        """Whether the question is unanswerable according to the gold answers."""
         return self.answers == ()
 
     @property
     def positions(self) -> set[tuple[int, int]]:
-        """Where its gold answers stand: the first code point of each and the one after its last."""
+        """Start and end of each gold answer in the context."""
         pairs = zip(self.answers or (), self.answer_starts, strict=False)
         return {(start, start + len(text)) for text, start in pairs}
 
 
 def has_both_kinds(examples: Sequence[Example]) -> bool:
-    """Whether a threshold can be chosen on them: some have an answer, some have none."""
+    """Return whether there are both answerable and unanswerable questions."""
     return len({example.is_impossible for example in examples}) == 2
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
-    """A digest of all that is in the examples; 32 hexadecimal digits.
+    """Return a digest of the examples' contents, 32 hexadecimal digits.
 
-    A context that several questions share is read once: at first sight it goes in with its
-    number, afterwards the number stands for it.
+    A context that several questions share is hashed once; later only its number is.
     """
     digest = hashlib.blake2b(digest_size=16)
     numbers: dict[str, int] = {}
@@ -60,7 +63,7 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
         number = numbers.setdefault(example.context, known)
         context = example.context if number == known else None
         fields = (example.id, example.question, number, context, example.answers)
-        text = repr((fields, example.answer_starts))  # quotes and commas keep the fields apart
+        text = repr((fields, example.answer_starts))  # quotes and commas separate the fields
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -68,31 +71,32 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
 def split_by_article(
     examples: Sequence[Example], percentage: int
 ) -> tuple[list[Example], list[Example]]:
-    """Hold out a part of a data set to measure on what was not trained on.
+    """Split a data set into training and held-out examples.
 
-    Questions about one article stay together, since they ask for the same facts; where no titles
-    are given, those about one context. Every n-th article is held out, so that the part is spread
-    over the data set and is the same each time.
+    Questions about the same article, or context if there are no titles, stay together, since they
+    ask for the same facts. Every n-th article is held out, so the split is deterministic and spread
+    over the data set.
 
     Args:
-        percentage: of the articles, 1 to 50.
+        examples: the data set.
+        percentage: percentage of articles to hold out, 1 to 50.
 
     Returns:
-        The examples to train on, and those held out, each in their order.
+        Training and held-out examples, each in order.
 
     Raises:
         UserError: there is only one article.
     """
     numbers: dict[str, int] = {}
     articles = [numbers.setdefault(e.title or e.context, len(numbers)) for e in examples]
-    # Article i is held out where the count of those to be held out by then rises.
+    # Hold out article i if the number of articles to hold out increases there.
     held = [i * percentage // 100 < (i + 1) * percentage // 100 for i in range(len(numbers))]
     if not any(held):
         held[-1:] = [True]
     if all(held):
         raise UserError(
-            f"--validation_split_percentage {percentage} has nothing to divide: all questions are "
-            "about one article; give a --validation_file"
+            f"--validation_split_percentage {percentage} requires several articles, got one: pass "
+            "a --validation_file"
         )
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example, article in zip(examples, articles, strict=True):
@@ -101,19 +105,19 @@ def split_by_article(
 
 
 def check_examples(examples: Sequence[Example], source: str) -> None:
-    """Refuse what no run can use.
+    """Check that examples can be used for inference.
 
     Raises:
         UserError: there is no example, an id is repeated, or a question or context is blank.
     """
     if not examples:
-        raise UserError(f"{source} holds no examples; give at least one question")
+        raise UserError(f"{source}: must contain at least one question, got no examples")
     if len({example.id for example in examples}) < len(examples):
         counts = Counter(example.id for example in examples)
         repeated = [name for name, count in counts.items() if count > 1]
         raise UserError(
-            f"{source}: the id {shown(repeated[0])} stands {counts[repeated[0]]} times "
-            f"({counted(len(repeated), 'repeated id')} in all); give each question its own"
+            f"{source}: ids must be unique, got {shown(repeated[0])} {counts[repeated[0]]} times "
+            f"({counted(len(repeated), 'repeated id')} in total); rename them"
         )
     for key in ("question", "context"):
         blank = [example for example in examples if is_blank(getattr(example, key))]
@@ -122,28 +126,28 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
 
 
 def check_version(examples: Sequence[Example], source: str, with_negative: bool) -> None:
-    """Refuse questions without an answer unless they are said to be there.
+    """Check that there are no unanswerable questions unless ``with_negative``.
 
     Raises:
-        UserError: some are, and ``with_negative`` is False.
+        UserError: there are some.
     """
     impossible = sum(example.is_impossible for example in examples)
     if impossible and not with_negative:
         raise UserError(
-            f"{source} has {counted(impossible, 'question')} without an answer: pass "
+            f"{source} has {counted(impossible, 'unanswerable question')}: pass "
             "--version_2_with_negative"
         )
 
 
 def _fault(faulty: Sequence[Example], fault: str, cure: str, source: str) -> UserError:
-    """An error that shows the first of the faulty examples and counts them."""
+    """Return an error that shows the first faulty example and counts all."""
     return UserError(
-        f"{source}: question {shown(faulty[0].id)} {fault} ({len(faulty)} such in all); {cure}"
+        f"{source}: question {shown(faulty[0].id)} {fault} ({len(faulty)} such in total); {cure}"
     )
 
 
 def _misplaced(example: Example) -> Iterator[tuple[str, int, str]]:
-    """The text, start and what stands there instead, of each answer that is not at its start."""
+    """Yield each answer that is not at its start: text, start, and the text found there."""
     for text, start in zip(example.answers or (), example.answer_starts, strict=True):
         # A negative start would count from the end.
         found = example.context[start : start + len(text)] if start >= 0 else ""
@@ -156,20 +160,20 @@ def _known_starts(example: Example) -> int:
 
 
 def check_answers(examples: Sequence[Example], source: str) -> None:
-    """Refuse what training and validation cannot use; unanswerable questions pass.
+    """Check that gold answers can be used for training and validation.
 
     Raises:
-        UserError: gold or starts are missing, an answer is blank, or stands not at its start.
+        UserError: gold or starts are missing, an answer is blank, or not at its start.
     """
     without = [example for example in examples if example.answers is None]
     if without:
-        cure = "add them, or remove the question; if its text holds no answer, set is_impossible "
-        cure += "to true and pass --version_2_with_negative"
+        cure = "add them, or remove the question; if it is unanswerable, set is_impossible to true "
+        cure += "and pass --version_2_with_negative"
         raise _fault(without, "has no gold answers", cure, source)
     uneven = [e for e in examples if len(e.answers or ()) != _known_starts(e)]
     if uneven:
-        counts = f"{len(uneven[0].answers or ())} and {_known_starts(uneven[0])}"
-        fault = f"has answer texts and answer_starts in different numbers, {counts}"
+        counts = f"{_known_starts(uneven[0])} and {len(uneven[0].answers or ())}"
+        fault = f"must have as many answer_starts as answer texts, got {counts}"
         raise _fault(uneven, fault, "give one answer_start for each text", source)
     blank = [e for e in examples if not all(map(str.strip, e.answers or ()))]
     if blank:
@@ -177,6 +181,5 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
     misplaced = [example for example in examples if any(_misplaced(example))]
     if misplaced:
         text, start, found = next(_misplaced(misplaced[0]))
-        fault = f"has the answer {shown(text)}, but its context has {shown(found)} "
-        fault += f"at answer_start {start}"
+        fault = f"must have its answer {shown(text)} at answer_start {start}, got {shown(found)}"
         raise _fault(misplaced, fault, "count the code points before it, from 0", source)

@@ -1,4 +1,4 @@
-"""Pieces of text as a report shows them, nothing hidden; offsets as other programs count them."""
+"""Excerpts of text for reports, with hidden characters escaped; offsets in other units."""
 
 import re
 import unicodedata
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from bertqa.data.graphemes import snap_to_graphemes
 
-_AROUND = 40  # characters shown on either side of a place
-_LONGEST = 160  # of a marked piece; a longer one has its middle left out
+_AROUND = 40  # characters shown on either side of a span
+_LONGEST = 160  # characters of a marked span; a longer one is shown without its middle
 
-# Controls, blanks that look like another, marks without width or that turn the writing around, and
-# what will never be a character. Joiners (U+200C, U+200D) stay: they are part of how many scripts
-# and emoji are written.
+# Control characters, unusual blanks, zero-width and bidirectional marks, and noncharacters. Joiners
+# (U+200C, U+200D) are not escaped: many scripts and emoji use them.
 _NEVER = "".join(
     chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
 )
@@ -20,19 +19,19 @@ _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
     f"\u205f-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\U000e0001{_NEVER}]"
 )
-# Categories of Unicode of which BERT makes no token: controls, formats, surrogates, characters for
-# private use, marks that lie on another character, blanks.
+# Unicode categories that BERT's tokenizer drops: control, format, surrogate, private use,
+# nonspacing mark, separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Mn", "Zs", "Zl", "Zp"}
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing to be read: blanks and invisible characters alone, if any."""
+    """Return whether a text has only blanks and invisible characters, or is empty."""
     return all(c == "\ufffd" or unicodedata.category(c) in _UNSEEN for c in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A marked place of a text and what stands before and after it; all empty for no place."""
+    """A span of a text, with the text before and after it; all empty for no span."""
 
     before: str = ""
     marked: str = ""
@@ -43,9 +42,9 @@ NOWHERE = Excerpt()
 
 
 def excerpt(text: str, start: int, end: int) -> Excerpt:
-    """``text[start:end]`` with its surroundings; "..." stands where something is left out.
+    """Return ``text[start:end]`` with its context; "..." marks omissions.
 
-    A place outside the text is taken for its nearest end.
+    Positions outside the text are clamped.
     """
     start = min(max(start, 0), len(text))
     end = min(max(end, start), len(text))
@@ -58,10 +57,9 @@ def excerpt(text: str, start: int, end: int) -> Excerpt:
 
 
 def shortened(text: str, longest: int = 400) -> str:
-    """The text, or its beginning and its end where it is longer.
+    """Return the text, without its middle if it is longer than ``longest`` characters.
 
-    No grapheme cluster is cut but one that is itself longer, such as a letter with a thousand
-    accents.
+    A grapheme cluster is only cut if it is itself longer, such as a letter with a thousand accents.
     """
     if len(text) <= longest:
         return text
@@ -70,16 +68,17 @@ def shortened(text: str, longest: int = 400) -> str:
     last = snap_to_graphemes(text, len(text) - half, len(text))[0]
     first = first if first <= longest else half
     last = last if len(text) - last <= longest else len(text) - half
-    if first >= last:  # one grapheme cluster reaches from the beginning to the end
+    if first >= last:  # one grapheme cluster spans the middle
         first, last = half, len(text) - half
     return f"{text[:first]}...{text[last:]}"
 
 
 def visible(text: str, form: Callable[[str], str] = str) -> str:
-    """The text on one line: each character that hides becomes its escape, such as \\n or \\u200b.
+    """Return the text on one line, with hidden characters escaped, such as \\n or \\u200b.
 
     Args:
-        form: what is made of an escape before it goes in.
+        text: the text.
+        form: function applied to each escape.
     """
 
     def escape(match: re.Match[str]) -> str:
@@ -89,10 +88,10 @@ def visible(text: str, form: Callable[[str], str] = str) -> str:
 
 
 def other_offsets(text: str, start: int, end: int) -> dict[str, int]:
-    """The slice ``text[start:end]``, given in code points, in UTF-16 units and in UTF-8 bytes.
+    """Convert the slice ``text[start:end]`` from code points to UTF-16 units and UTF-8 bytes.
 
-    Python counts code points. JavaScript, Java and most editors count UTF-16 units, of which a
-    character beyond U+FFFF, such as an emoji, has two; files and C programs count bytes of UTF-8.
+    Python counts code points. JavaScript, Java and most editors count UTF-16 units, two for a
+    character beyond U+FFFF such as an emoji; files and C programs count UTF-8 bytes.
 
     Returns:
         ``start_utf16``, ``end_utf16``, ``start_byte``, ``end_byte``, each counted from 0.

@@ -1,8 +1,7 @@
-"""Texts to WordPiece tokens, by the tokenizer of a checkpoint folder.
+"""WordPiece tokenization with the tokenizer of a checkpoint folder.
 
-The ``tokenizers`` library does the work; here the published tokenizer is made of what the folder's
-files say, told to leave the special tokens in a user's text alone, and made to give its results as
-flat arrays.
+This module builds BERT's tokenizer of the ``tokenizers`` library from the folder's files, so that
+special tokens in a user's text are plain text, and returns tokens as flat arrays.
 """
 
 import json
@@ -30,8 +29,8 @@ from bertqa.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bertqa.errors import UserError, shown
 from bertqa.files import write_json, write_text
 
-_AT_ONCE = 4096  # texts that are encoded together: bounds the memory, keeps the threads busy
-KEPT_CONTEXTS, KEPT_CHARACTERS = 1024, 2**20  # most that a tokenizer keeps the tokens of
+_BATCH_SIZE = 4096  # texts encoded together: bounds memory, and uses all threads
+KEPT_CONTEXTS, KEPT_CHARACTERS = 1024, 2**20  # maximum size of a tokenizer's cache
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TokenTable:
 
     Attributes:
         ids: ``(tokens,)`` int32.
-        starts, ends: ``(tokens,)`` int32, the code points of its text that a token covers.
+        starts, ends: ``(tokens,)`` int32, offsets of each token in its text, in code points.
         bounds: ``(texts + 1,)`` int64.
     """
 
@@ -55,31 +54,31 @@ class TokenTable:
         return self.bounds.diff()
 
     def rows(self, text: int) -> slice:
-        """Where the tokens of one text stand."""
+        """Return the slice of one text's tokens."""
         return slice(int(self.bounds[text]), int(self.bounds[text + 1]))
 
     def split(self) -> Iterable[Tensor]:
-        """The tokens of each text: ids, starts and ends as views, ``(3, tokens)`` int32."""
+        """Return ids, starts and ends of each text as views, ``(3, tokens)`` int32."""
         return torch.stack([self.ids, self.starts, self.ends]).split(self.lengths.tolist(), dim=1)
 
     @classmethod
     def joined(cls, parts: list[Tensor]) -> "TokenTable":
-        """The table that ``split`` gives these parts of; there must be one or more."""
+        """Join at least one of the parts returned by ``split`` to a table."""
         bounds = torch.tensor([0, *(part.shape[1] for part in parts)]).cumsum(0)
         ids, starts, ends = torch.cat(parts, dim=1)
         return cls(ids, starts, ends, bounds)
 
 
 class BertTokenizer:
-    """Texts to WordPiece ids with offsets into the text.
+    """BERT's WordPiece tokenizer, with offsets into the text.
 
     Attributes:
-        cls_id, sep_id: ids of the special tokens that frame a question and its context.
-        mask_id: the id of [MASK]; of [UNK] where the vocabulary has none.
+        cls_id, sep_id: ids of [CLS] and [SEP].
+        mask_id: id of [MASK], or of [UNK] if the vocabulary has no [MASK].
         vocab_size: number of ids; the word embedding needs as many rows.
-        settings: what tokenizer_config.json says, or has for what it leaves unsaid.
-        source: the file that the vocabulary was read from.
-        markers: number of added tokens that are one token in a text.
+        settings: tokenizer_config.json, completed by defaults.
+        source: the file with the vocabulary.
+        markers: number of added tokens that are recognised in a text.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -91,19 +90,19 @@ class BertTokenizer:
         self.sep_id = _special_id(backend, files, "sep_token")
         if self.cls_id == self.sep_id:
             raise UserError(
-                f"{files.source}: [CLS] and [SEP] are one token, number {self.cls_id}, by "
-                "tokenizer_config.json: correct cls_token or sep_token there"
+                f"{files.source}: [CLS] and [SEP] must be different tokens, got id {self.cls_id} "
+                "for both: correct cls_token or sep_token in tokenizer_config.json"
             )
         mask = backend.token_to_id(str(files.settings["mask_token"]))
         self.mask_id = _special_id(backend, files, "unk_token") if mask is None else mask
-        # Asking the library for the whole vocabulary would take a third of the time of loading.
+        # The library's get_vocab would take a third of the loading time.
         ids = chain(files.vocabulary.values(), backend.get_added_tokens_decoder())
         self.vocab_size = max(ids) + 1
         self._kept: dict[str, Tensor] = {}  # by text, the least recently used first
 
     @classmethod
     def load(cls, folder: Path) -> "BertTokenizer":
-        """Read the tokenizer of a folder, as ``read_tokenizer_files`` does.
+        """Load the tokenizer of a checkpoint folder, see ``read_tokenizer_files``.
 
         Raises:
             UserError: there is none, or it is not BERT's WordPiece.
@@ -111,10 +110,10 @@ class BertTokenizer:
         return cls(read_tokenizer_files(folder))
 
     def encode(self, texts: Sequence[str]) -> TokenTable:
-        """The tokens of each text, without special tokens, and where they stand in it."""
+        """Tokenise texts, without adding special tokens; return ids and offsets."""
         ids, spans, lengths = array("i"), array("i"), array("q")
-        parts = [texts[first : first + _AT_ONCE] for first in range(0, len(texts), _AT_ONCE)]
-        for encodings in _one_ahead(self._encode_part, parts):
+        parts = [texts[first : first + _BATCH_SIZE] for first in range(0, len(texts), _BATCH_SIZE)]
+        for encodings in _prefetch(self._encode_part, parts):
             for encoding in encodings:
                 ids.fromlist(encoding.ids)
                 spans.extend(chain.from_iterable(encoding.offsets))
@@ -125,13 +124,12 @@ class BertTokenizer:
         return TokenTable(_tensor(ids, torch.int32), starts.contiguous(), ends.contiguous(), bounds)
 
     def encode_contexts(self, texts: Sequence[str]) -> TokenTable:
-        """Encode distinct texts; the tokens of those that were encoded last are kept.
+        """Encode distinct texts with a cache of the most recently used.
 
-        So a context is tokenised once for all consecutive questions about it, also where these are
-        encoded in several calls. The least recently used go first: ``KEPT_CONTEXTS`` texts of
-        together ``KEPT_CHARACTERS`` characters stay, at most.
+        A context is tokenised once for consecutive questions about it, also in several calls. The
+        cache has at most ``KEPT_CONTEXTS`` texts with ``KEPT_CHARACTERS`` characters in total.
         """
-        kept = dict(self._kept)  # a copy, since several threads may do this at once
+        kept = dict(self._kept)  # a copy, since several threads may call this at once
         known = {text: kept.pop(text) for text in texts if text in kept}
         new = [text for text in texts if text not in known]
         table = self.encode(new)
@@ -153,21 +151,21 @@ class BertTokenizer:
         return encodings
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The pieces that ids stand for, such as ``play`` and ``##ing``."""
+        """Convert ids to tokens, such as ``play`` and ``##ing``."""
         return [self._backend.id_to_token(int(i)) or "[?]" for i in ids]
 
     def gives_the_ids_of(self, other: "BertTokenizer") -> bool:
-        """Whether both make the same ids of every text: vocabulary and rules are the same."""
+        """Return whether both tokenizers give the same ids: vocabulary and rules are equal."""
         return self._identity() == other._identity()
 
     def _identity(self) -> tuple[Any, ...]:
-        """All that decides on ids; special tokens are text in a text, but for those of a window."""
+        """Return all that determines ids: of special tokens only [CLS] and [SEP]."""
         entries = json.loads(self._backend.to_str())
         added = [token for token in entries["added_tokens"] if not token["special"]]
         return entries["model"], entries["normalizer"], added, self.cls_id, self.sep_id
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json so that transformers opens the folder.
+        """Write tokenizer.json and tokenizer_config.json, which transformers can load.
 
         Raises:
             UserError: the folder cannot be written.
@@ -184,30 +182,30 @@ class BertTokenizer:
         settings = {"model_max_length": 512, **self.settings}
         settings.pop("added_tokens_decoder", None)  # tokenizer.json has them
         if isinstance(markers := settings.get("extra_special_tokens"), list):
-            del settings["extra_special_tokens"]  # a list of that name 4.57 cannot read
+            del settings["extra_special_tokens"]  # transformers 4.57 cannot read it as a list
             settings["additional_special_tokens"] = markers
         settings["tokenizer_class"] = "BertTokenizer"
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _one_ahead(
+def _prefetch(
     encode: Callable[[Sequence[str]], list[Encoding]], parts: Sequence[Sequence[str]]
 ) -> Iterator[list[Encoding]]:
-    """What ``encode`` makes of each part; it works on the next while Python reads out the last."""
+    """Yield ``encode(part)`` of each part; encode the next part in a thread meanwhile."""
     if len(parts) < 2:
         yield from map(encode, parts)
         return
     with ThreadPoolExecutor(1) as thread:
-        begun = thread.submit(encode, parts[0])
+        current = thread.submit(encode, parts[0])
         for part in parts[1:]:
             following = thread.submit(encode, part)
-            yield begun.result()
-            begun = following
-        yield begun.result()
+            yield current.result()
+            current = following
+        yield current.result()
 
 
 def _tensor(values: "array[int]", dtype: torch.dtype) -> Tensor:
-    """The numbers of an array as a tensor that shares their memory."""
+    """Return a tensor that shares the memory of an array."""
     return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
@@ -216,19 +214,19 @@ def _special_id(backend: Tokenizer, files: TokenizerFiles, key: str) -> int:
     number = backend.token_to_id(token) if isinstance(token, str) else None
     if number is None:
         raise UserError(
-            f"{files.source} has no token {shown(token)}: it is no BERT tokenizer, take the "
-            "model's own"
+            f"{files.source}: must contain the token {shown(token)} of a BERT tokenizer: use the "
+            "model's tokenizer"
         )
     return int(number)
 
 
 def _published(files: TokenizerFiles) -> Tokenizer:
-    """BERT's tokenizer with the vocabulary, the rules and the added tokens of a folder."""
+    """Build BERT's tokenizer with the vocabulary, rules and added tokens of a folder."""
     unknown, rules = files.settings["unk_token"], files.settings
     if not isinstance(unknown, str) or unknown not in files.vocabulary:
         raise UserError(
-            f"{files.source} has no token {shown(unknown)}: it is no BERT vocabulary, take the "
-            "model's own"
+            f"{files.source}: must contain the token {shown(unknown)} of a BERT vocabulary: use "
+            "the model's tokenizer"
         )
     backend = Tokenizer(models.WordPiece(vocab=files.vocabulary, unk_token=unknown))
     backend.normalizer = normalizers.BertNormalizer(
@@ -240,12 +238,12 @@ def _published(files: TokenizerFiles) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_tokens([each.token for each in files.added])
-    backend.encode_special_tokens = True  # a user's "[SEP]" stays five characters of text
+    backend.encode_special_tokens = True  # "[SEP]" in a user's text is five characters
     for token, number, _, file in files.added:
         found = backend.token_to_id(token.content)
         if number not in (None, found) and token.content:
             raise UserError(
-                f"{file}: the added token {shown(token.content)} has the number {number}, but by "
-                f"its place {found}: take the model's own tokenizer"
+                f"{file}: the added token {shown(token.content)} must have the id {found} by its "
+                f"position, got {number}: use the model's tokenizer"
             )
     return backend

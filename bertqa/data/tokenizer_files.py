@@ -1,11 +1,11 @@
-"""The files of a checkpoint folder that describe its tokenizer, read as transformers 5 reads them.
+"""Reading of tokenizer files, with the same result as transformers 5.
 
     tokenizer.json, or vocab.txt                     the vocabulary; the first also has added tokens
     tokenizer_config.json                            class, rules, names of the special tokens
-    special_tokens_map.json, added_tokens.json       more of these, as older versions wrote them
+    special_tokens_map.json, added_tokens.json       special and added tokens of older versions
 
-They may come from anybody. All that is used of them is data, checked here: the library would
-compile patterns of the author's, which may take time without end or move offsets.
+The files are untrusted. Only checked data is used: if the library loaded tokenizer.json itself, it
+would compile the author's regular expressions, which may take for ever or shift offsets.
 """
 
 from collections import Counter
@@ -20,28 +20,28 @@ from tokenizers import AddedToken
 from bertqa.errors import UserError, reason, shown
 from bertqa.files import CONFIG_FILE, is_there, parse_json, read_json_object, read_whole
 
-# The classes of transformers whose rules are BERT's, and those that find theirs in tokenizer.json.
+# The classes of transformers with BERT's rules, and those whose rules are in tokenizer.json.
 _NAMES = "Bert ConvBert DistilBert Electra LayoutLM Lxmert MobileBert SqueezeBert".split()
 _CLASSES = [f"{name}Tokenizer{fast}" for name in _NAMES for fast in ("", "Fast")]
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
-# What holds where tokenizer_config.json says nothing: the rules, and the names of special tokens.
+# Defaults of tokenizer_config.json: the rules, and the names of special tokens.
 _RULES = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _DEFAULTS = _RULES | {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }  # fmt: skip
-_NORMALIZER_KEYS = ("lowercase", "strip_accents", "handle_chinese_chars")  # of the rules
-# The tokens that make a sequence of texts, in transformers' order. Whatever else the author of a
-# checkpoint added, such as [E1], marks something in a text.
+_NORMALIZER_KEYS = ("lowercase", "strip_accents", "handle_chinese_chars")  # the rules' names there
+# Special tokens that structure a sequence, in transformers' order. Others, such as [E1], mark
+# something in a text.
 _STRUCTURE = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 _MARKERS = ("extra_special_tokens", "additional_special_tokens")  # the second is the old name
 
-_LARGEST_ID = (1 << 31) - 1  # ids are kept in 32 bits
-_MOST_TOKENS = 1 << 20  # the largest known vocabulary of a BERT has half of it
-_MOST_ADDED = 1 << 20  # characters of all added tokens; the automaton takes 70 bytes for each
+_LARGEST_ID = (1 << 31) - 1  # ids are stored in 32 bits
+_MOST_TOKENS = 1 << 20  # twice the largest known vocabulary of a BERT
+_MOST_ADDED = 1 << 20  # characters of all added tokens; the library needs 70 bytes for each
 _ADDED_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-# What a tokenizer.json of a BERT has; with anything else it is another tokenizer.
+# Required values in the tokenizer.json of a BERT.
 _MODEL = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 _PARTS = {
     "normalizer": ("BertNormalizer",),
@@ -52,13 +52,14 @@ _PARTS = {
 
 
 class Added(NamedTuple):
-    """A token beside the vocabulary.
+    """A token added to the vocabulary.
 
     Attributes:
-        token: to the library special, that is text in a user's text, if it makes the sequence.
-        number: its id by the file; None where it is the next one.
-        is_special: as transformers means it, which leaves such tokens out when it decodes.
-        file: what describes it.
+        token: the token; ``token.special`` marks those of ``_STRUCTURE``, which are not recognised
+            in a user's text.
+        number: its id in the file; None for the next free one.
+        is_special: whether transformers omits it in decoding.
+        file: the file that describes it.
     """
 
     token: AddedToken
@@ -69,13 +70,13 @@ class Added(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says of its tokenizer.
+    """The contents of a folder's tokenizer files.
 
     Attributes:
-        source: the file that holds the vocabulary.
+        source: the file with the vocabulary.
         vocabulary: token -> id.
-        added: tokens beside it, in the order in which they get ids.
-        settings: all else, with a value for each rule and each token that a BERT has.
+        added: added tokens, in the order of their ids.
+        settings: tokenizer_config.json, with defaults for missing rules and special tokens.
     """
 
     source: Path
@@ -85,10 +86,10 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read tokenizer.json, or vocab.txt, and the files beside it.
+    """Read tokenizer.json or vocab.txt, and the other tokenizer files.
 
     Raises:
-        UserError: neither is there, a file is faulty, or the tokenizer is not BERT's WordPiece.
+        UserError: both are missing, a file is invalid, or the tokenizer is not BERT's WordPiece.
     """
     settings = _read_settings(folder)
     is_generic = _check_class(folder, settings)
@@ -101,13 +102,15 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     elif is_there(source := folder / "vocab.txt"):
         vocabulary = _read_vocabulary(source)
     else:
-        raise UserError(f"{folder} holds no tokenizer: put tokenizer.json or vocab.txt there")
+        raise UserError(
+            f"{folder}: must contain tokenizer.json or vocab.txt, got no tokenizer: copy one there"
+        )
     _check_rules(settings, source if is_generic else folder / "tokenizer_config.json")
     added = _added_tokens(folder, settings, vocabulary, listed, is_generic)
     if (characters := sum(len(each.token.content) for each in added)) > _MOST_ADDED:
         raise UserError(
-            f"{source}: the added tokens have {characters} characters, but {_MOST_ADDED} at most "
-            "are read: take a BERT's tokenizer"
+            f"{source}: added tokens must have at most {_MOST_ADDED} characters in total, got "
+            f"{characters}: use a BERT tokenizer"
         )
     settings = {key: _text(value) for key, value in settings.items()}
     return TokenizerFiles(source, vocabulary, added, settings)
@@ -117,37 +120,37 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and what an old special_tokens_map.json has beside it."""
+    """Read tokenizer_config.json, completed by an old special_tokens_map.json and defaults."""
     files = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
     settings, old = (read_json_object(file) if is_there(file) else {} for file in files)
-    if "added_tokens_decoder" not in settings:  # else transformers passes the old file over
+    if "added_tokens_decoder" not in settings:  # otherwise transformers ignores the old file
         settings |= old | {key: settings[key] for key in _MARKERS if settings.get(key)}
     return {**_DEFAULTS, **settings}
 
 
 def _text(value: Any) -> Any:
-    """A token that is described with its flags, as plain text."""
+    """Return the text of a token given with flags."""
     return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
 def _structure(settings: dict[str, Any]) -> list[Any]:
-    """The tokens that make a sequence of texts, those that there are."""
+    """Return the special tokens of ``_STRUCTURE`` in the settings."""
     named = map(settings.get, _STRUCTURE)
     return [token for token in named if isinstance(_text(token), str)]
 
 
 def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
-    """See that the tokenizer's class has BERT's rules; whether it finds them in tokenizer.json.
+    """Check that the tokenizer's class is BERT's; return whether its rules are in tokenizer.json.
 
     Raises:
-        UserError: it has others, or is code of the model's own.
+        UserError: it is another class, or the model's own code.
     """
     source, config = folder / "tokenizer_config.json", folder / CONFIG_FILE
     own = settings.get("auto_map")
     if own := own.get("AutoTokenizer") if isinstance(own, dict) else own:
         raise UserError(
-            f"{source}: auto_map names {shown(own)}, code of the model's own, which is not run "
-            "here: take a BERT whose tokenizer_class is BertTokenizer"
+            f"{source}: must have no AutoTokenizer in auto_map, got {shown(own)}, code that bertqa "
+            "does not run: choose a BERT whose tokenizer_class is BertTokenizer"
         )
     name = settings.get("tokenizer_class")
     if name is None and is_there(config):
@@ -156,25 +159,25 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
         return False
     if name not in _GENERIC:
         raise UserError(
-            f"{source}: tokenizer_class is {shown(name)}, but must be BertTokenizer, whose rules "
-            "are the only ones here: take a BERT that has it"
+            f"{source}: tokenizer_class must be BertTokenizer, got {shown(name)}: choose a BERT "
+            "that has it"
         )
     if not is_there(folder / "tokenizer.json"):
         raise UserError(
-            f"{source}: tokenizer_class is {shown(name)}, whose rules are in tokenizer.json, but "
-            "there is none: copy it, too"
+            f"{source}: tokenizer_class {shown(name)} requires tokenizer.json, got none: copy it, "
+            "too"
         )
     return True
 
 
 def _check_rules(settings: dict[str, Any], source: Path) -> None:
-    """See that each rule is on or off, or as it is where nothing is said of it."""
+    """Check that each rule is a bool, or its default."""
     names = _NORMALIZER_KEYS if source.name == "tokenizer.json" else _RULES
     for name, (rule, default) in zip(names, _RULES.items(), strict=True):
         value = settings[rule]
         if not isinstance(value, bool) and value is not default:
             raise UserError(
-                f"{source}: {name} is {shown(value)}, but must be true or false: correct it"
+                f"{source}: {name} must be true or false, got {shown(value)}: correct it"
             )
 
 
@@ -182,35 +185,34 @@ def _check_rules(settings: dict[str, Any], source: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """tokenizer.json, if it is a BERT's: WordPiece, and nothing else around."""
-    with _said_of(path):
+    """Read the tokenizer.json of a BERT; reject any other."""
+    with _errors_of(path):
         entries = parse_json(read_whole(path), unique=False)
         if not isinstance(entries, dict):
-            raise ValueError(f"no JSON object but a {type(entries).__name__}")
+            raise ValueError(f"must be a JSON object, got {type(entries).__name__}")
         model = entries.get("model")
         if not isinstance(model, dict):
-            raise ValueError("no model in it")
+            raise ValueError("no model")
         _check_parts(entries, path)
         if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
-            raise ValueError("no vocabulary in it")
+            raise ValueError("no vocabulary")
     _check_numbers(model["vocab"], path)
     return entries
 
 
 def _check_parts(entries: dict[str, Any], path: Path) -> None:
-    """See that nothing of a tokenizer.json is another than BERT's."""
+    """Check that all parts of a tokenizer.json are BERT's."""
     for key, value in _MODEL.items():
         found = entries["model"].get(key, value)
         if found != value:
             raise UserError(
-                f"{path}: {key} is {shown(found)}, but BERT's is {value}: take a BERT's tokenizer"
+                f"{path}: {key} must be {value}, got {shown(found)}: use a BERT tokenizer"
             )
     for name, kinds in _PARTS.items():
         part = entries.get(name)
         if part is not None and (not isinstance(part, dict) or part.get("type") not in kinds):
             raise UserError(
-                f"{path}: {name} is {shown(part)}, but BERT's is {kinds[0]}: take a BERT's "
-                "tokenizer"
+                f"{path}: {name} must be {kinds[0]}, got {shown(part)}: use a BERT tokenizer"
             )
 
 
@@ -218,43 +220,41 @@ def _check_numbers(vocabulary: dict[str, Any], path: Path) -> None:
     numbers = vocabulary.values()
     if set(map(type, numbers)) - {int} or not 0 <= min(numbers) <= max(numbers) < _LARGEST_ID:
         raise UserError(
-            f"{path}: a token's number is not a whole number from 0 to {_LARGEST_ID}: copy it again"
+            f"{path}: ids must be whole numbers from 0 to {_LARGEST_ID - 1}: copy the file again"
         )
     if len(set(numbers)) < len(vocabulary):
         number, count = Counter(numbers).most_common(1)[0]
         raise UserError(
-            f"{path}: {count} tokens have the number {number}: take a tokenizer in which each has "
-            "its own"
+            f"{path}: ids must be unique, got {count} tokens with the id {number}: use another "
+            "tokenizer"
         )
 
 
 def _own_rules(entries: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings that a generic class finds in tokenizer.json."""
+    """Return the rules in tokenizer.json, for a generic class."""
     normalizer = entries.get("normalizer") or {}
     if normalizer.get("clean_text") is not True or not entries.get("pre_tokenizer"):
         raise UserError(
-            f"{path}: normalizer and pre_tokenizer must be BERT's, with clean_text, as no class "
-            "has them: take a BERT's tokenizer"
+            f"{path}: must have BERT's normalizer, with clean_text, and pre_tokenizer: use a BERT "
+            "tokenizer"
         )
     rules = dict(zip(_RULES, map(normalizer.get, _NORMALIZER_KEYS), strict=True))
     return rules | {"unk_token": entries["model"].get("unk_token")}
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    """vocab.txt: one token a line, the line is its id."""
+    """Read vocab.txt: one token per line, its id is the line number."""
     try:
         lines = read_whole(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} cannot be read as UTF-8 text ({reason(error)}): copy it again"
-        ) from error
+        raise UserError(f"{path} must be UTF-8 text ({reason(error)}): copy it again") from error
     tokens = [line.rstrip("\r") for line in lines]
     while tokens and not tokens[-1]:
         tokens.pop()
     if len(tokens) > _MOST_TOKENS:
         raise UserError(
-            f"{path} has {len(tokens)} lines, but {_MOST_TOKENS} tokens at most are read: it is no "
-            "BERT vocabulary, take the model's own"
+            f"{path} must have at most {_MOST_TOKENS} tokens, got {len(tokens)}: use a BERT "
+            "vocabulary"
         )
     return {token: number for number, token in enumerate(tokens)}
 
@@ -265,14 +265,18 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 def _added_tokens(
     folder: Path, settings: dict[str, Any], vocabulary: dict[str, int], listed: Any, generic: bool
 ) -> list[Added]:
-    """The tokens beside the vocabulary in transformers' order: those with an id, then the others.
+    """Return the added tokens in transformers' order: those with an id, then the others.
 
     Args:
-        listed: those of tokenizer.json. Where tokenizer_config.json lists tokens too, transformers
-            5 takes them for the generic classes alone; 4.57 takes them always.
+        folder: the checkpoint folder.
+        settings: contents of tokenizer_config.json.
+        vocabulary: token -> id.
+        listed: the added tokens of tokenizer.json. If tokenizer_config.json lists tokens too,
+            transformers 5 uses ``listed`` only for generic classes, 4.57 always.
+        generic: whether the class is generic.
     """
     source, decoder = folder / "tokenizer_config.json", settings.get("added_tokens_decoder")
-    with _said_of(source):
+    with _errors_of(source):
         structure, markers = (
             [*map(_token, part)] for part in (_structure(settings), _markers(settings))
         )
@@ -290,7 +294,7 @@ def _added_tokens(
     known = {token.content for token, _ in found.values()}
     unnumbered = [*structure, *markers]
     if known.union(vocabulary).issuperset(marker.content for marker in markers):
-        # A name that the vocabulary lacks, such as an unused [MASK], takes no id from a marker.
+        # A token that the vocabulary lacks, such as an unused [MASK], must not shift markers' ids.
         unnumbered = [token for token in unnumbered if token.content in vocabulary]
     ordered: list[tuple[int | None, AddedToken, Path]]
     ordered = [(number, *found[number]) for number in sorted(found)]
@@ -305,7 +309,7 @@ def _added_tokens(
 
 
 def _markers(settings: dict[str, Any]) -> list[Any]:
-    """The special tokens that settings name beside those of ``_STRUCTURE``."""
+    """Return the special tokens in the settings other than those of ``_STRUCTURE``."""
     named = [v for k, v in settings.items() if k.endswith("_token") and k not in _STRUCTURE]
     extra: Any = next((settings[key] for key in _MARKERS if settings.get(key)), [])
     extra = extra.values() if isinstance(extra, dict) else extra
@@ -313,15 +317,15 @@ def _markers(settings: dict[str, Any]) -> list[Any]:
 
 
 def _by_number(described: Any, file: Path) -> dict[int, tuple[AddedToken, Path]]:
-    """Added tokens by their ids: from a list of tokens with ids, or from an object id -> token."""
-    with _said_of(file):
+    """Return added tokens by id, from a list of tokens with ids or an object id -> token."""
+    with _errors_of(file):
         if not isinstance(described, dict):
             described = {token["id"]: token for token in described}
         return {int(str(number)): (_token(token), file) for number, token in described.items()}
 
 
 def _token(described: Any) -> AddedToken:
-    """A token that is described with its flags, or special and given by its text alone."""
+    """Make a token from its description: a dict with flags, or the text of a special token."""
     if isinstance(described, str):
         described = {"content": described, "special": True}
     flags = {"content": described["content"], "normalized": not described.get("special", False)}
@@ -329,11 +333,11 @@ def _token(described: Any) -> AddedToken:
 
 
 @contextmanager
-def _said_of(file: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file, which may hold anything, into one sentence."""
+def _errors_of(file: Path) -> Iterator[None]:
+    """Turn any error in an untrusted file into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{file} is no tokenizer ({reason(error)}): copy it again") from error
+        raise UserError(f"{file} is not a tokenizer ({reason(error)}): copy it again") from error

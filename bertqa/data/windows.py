@@ -1,14 +1,14 @@
-"""Tokenise examples and cut them into windows, the sequences that the model sees.
+"""Windows: tokenised examples cut by a sliding window into the sequences that the model processes.
 
-A window is ``[CLS] question [SEP] piece of context [SEP]``. A context that is too long for one
-window is cut into several, each of which repeats the last ``doc_stride`` context tokens of the one
-before (run_qa's meaning of the word; in Google's script it is the step from window to window).
+A window is ``[CLS] question [SEP] part of the context [SEP]``. A context too long for one window is
+cut into several, each of which repeats the last ``doc_stride`` context tokens of the previous one
+(run_qa's meaning of stride; in Google's script, doc_stride is the step from window to window).
 
 E  examples      W  windows      C  distinct contexts      L  tokens of one window
 
-Each distinct context and each question is tokenised once and kept once; a window is only a few
-numbers that say which question and which piece of which context it joins. Training, evaluation and
-answering use the same windows; labels.py adds the labels that training needs.
+Each question and each distinct context is tokenised and stored once; a window only refers to a
+question and a part of a context. Training, evaluation and inference use the same windows; labels.py
+adds labels for training.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 @dataclass(frozen=True)
 class Window:
-    """One window, to look at.
+    """One window, for display.
 
     Attributes:
         example: index of its example.
         input_ids, token_type_ids: ``L`` numbers each.
-        offsets: for each token the slice of the context it covers, None outside the context.
+        offsets: slice of the context that each token covers; None for other tokens.
     """
 
     example: int
@@ -45,14 +45,14 @@ class WindowSet:
     """All windows of a list of examples, as flat arrays.
 
     Attributes:
-        questions: tokens of the E questions, as far as they go into a window.
+        questions: tokens of the E questions, truncated to fit into a window.
         contexts: tokens of the distinct contexts.
-        context_of: ``(E,)``, the row of ``contexts`` of each example.
-        example: ``(W,)``, whose window it is; windows of an example stand together, in order.
-        first: ``(W,)``, the first context token of the window, counted in its context.
+        context_of: ``(E,)``, index of each example's context in ``contexts``.
+        example: ``(W,)``, index of each window's example; windows are ordered by example.
+        first: ``(W,)``, position in the context of the window's first context token.
         count: ``(W,)``, context tokens in the window.
-        cut_questions: ``(E,)``, tokens that ``max_query_length`` cut off each question.
-        cls_id, sep_id: the special tokens that frame question and context.
+        cut_questions: ``(E,)``, tokens of each question removed by ``max_query_length``.
+        cls_id, sep_id: ids of [CLS] and [SEP].
     """
 
     questions: TokenTable
@@ -80,16 +80,16 @@ class WindowSet:
 
     @cached_property
     def context_starts(self) -> Tensor:
-        """``(W,)``, where in each window the context begins: after [CLS] question [SEP]."""
+        """``(W,)``, position of the first context token in each window."""
         return self.question_lengths + 2
 
     def of_examples(self, first: int, last: int) -> tuple[int, int]:
-        """The windows of examples ``first`` to ``last - 1``, as a range of windows."""
+        """Return the range of the windows of examples ``first`` to ``last - 1``."""
         bounds = torch.searchsorted(self.example, torch.tensor([first, last], dtype=torch.int32))
         return int(bounds[0]), int(bounds[1])
 
     def __getitem__(self, window: int) -> Window:
-        """One window with everything spelled out; for showing, not for speed."""
+        """Return one window; for display, not for speed."""
         example = int(self.example[window])
         context_start, count = int(self.context_starts[window]), int(self.count[window])
         start = int(self.contexts.bounds[int(self.context_of[example])]) + int(self.first[window])
@@ -108,23 +108,23 @@ class WindowSet:
 def make_windows(
     examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
 ) -> WindowSet:
-    """Cut the windows of ``examples``.
+    """Tokenise examples and cut them into windows.
 
     The windows equal, token for token, those of transformers' tokenizer with
     ``truncation="only_second"``, ``stride`` and ``return_overflowing_tokens``.
 
     Raises:
-        UserError: a question is longer than the windows of its context allow.
+        UserError: a question is too long for the windows of its context.
     """
-    row_of: dict[str, int] = {}  # of each distinct context
+    row_of: dict[str, int] = {}  # distinct context -> index
     rows = [row_of.setdefault(e.context, len(row_of)) for e in examples]
     context_of = torch.tensor(rows, dtype=torch.int64)
     contexts = tokenizer.encode_contexts(list(row_of))
     questions = tokenizer.encode([e.question for e in examples])
     context_lengths = contexts.lengths[context_of]
     questions, cut_questions = _fit_questions(questions, context_lengths, examples, settings)
-    room = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
-    example, first, count = _cut(context_lengths, room, settings.doc_stride)
+    capacity = settings.max_seq_length - SPECIAL_TOKENS - questions.lengths
+    example, first, count = _cut(context_lengths, capacity, settings.doc_stride)
     return WindowSet(
         questions=questions,
         contexts=contexts,
@@ -144,20 +144,19 @@ def _fit_questions(
     examples: Sequence[Example],
     settings: WindowSettings,
 ) -> tuple[TokenTable, Tensor]:
-    """Questions no longer than allowed, and how many tokens each lost."""
+    """Truncate questions; return them and the number of tokens removed from each."""
     lengths = questions.lengths
-    asked = lengths.clamp(max=settings.max_query_length or settings.max_seq_length)
-    # Where all goes into one window, none overlaps, and the question may fill it.
-    fits = asked + context_lengths + SPECIAL_TOKENS <= settings.max_seq_length
-    allowed = torch.where(fits, asked, asked.clamp(max=settings.longest_question))
+    requested = lengths.clamp(max=settings.max_query_length or settings.max_seq_length)
+    # If the whole context fits into one window, windows need not overlap.
+    fits = requested + context_lengths + SPECIAL_TOKENS <= settings.max_seq_length
+    allowed = torch.where(fits, requested, requested.clamp(max=settings.longest_question))
     if settings.max_query_length is None and not torch.equal(allowed, lengths):
         worst = int((lengths - allowed).argmax())
         raise UserError(
-            f"the question of {examples[worst].id!r} has {int(lengths[worst])} tokens, but a "
-            f"window of --max_seq_length {settings.max_seq_length} with --doc_stride "
-            f"{settings.doc_stride} has room for {settings.longest_question} beside a piece of a "
-            "longer context: shorten it, lower --doc_stride, or pass --max_query_length 64 to cut "
-            "long questions"
+            f"the question of {examples[worst].id!r} must have at most {settings.longest_question} "
+            f"tokens with a context of several windows (--max_seq_length {settings.max_seq_length},"
+            f" --doc_stride {settings.doc_stride}), got {int(lengths[worst])}: shorten it, lower "
+            "--doc_stride, or pass --max_query_length 64 to truncate long questions"
         )
     cut = lengths - allowed
     if not cut.any():
@@ -171,17 +170,18 @@ def _fit_questions(
     )
 
 
-def _cut(lengths: Tensor, room: Tensor, doc_stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the windows lie: for each its example, first context token, number of tokens.
+def _cut(lengths: Tensor, capacity: Tensor, doc_stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slide a window over each context; return example, first token and token count of windows.
 
     Args:
         lengths: ``(E,)``, context tokens of each example.
-        room: ``(E,)``, context tokens that a window of the example can hold.
+        capacity: ``(E,)``, maximum context tokens in a window of the example.
+        doc_stride: overlap of neighbouring windows.
     """
-    step = (room - doc_stride).clamp(min=1)  # less only beside a context that needs no step
-    # One window, and one more for each step needed until the end is covered.
-    windows = 1 + ((lengths - room).clamp(min=0) + step - 1) // step
+    step = (capacity - doc_stride).clamp(min=1)  # below 1 only if the context fits in one window
+    # The first window, and as many steps as are needed to cover the rest.
+    windows = 1 + ((lengths - capacity).clamp(min=0) + step - 1) // step
     example = torch.arange(len(lengths)).repeat_interleave(windows)
     number = torch.arange(len(example)) - (windows.cumsum(0) - windows)[example]
     first = number * step[example]
-    return example, first, torch.minimum(room[example], lengths[example] - first)
+    return example, first, torch.minimum(capacity[example], lengths[example] - first)

@@ -1,4 +1,4 @@
-"""Whole words: which tokens are the pieces of one."""
+"""Whole words: groups of WordPiece tokens."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from bertqa.data.tokenization import BertTokenizer, TokenTable
 def word_bounds(tokens: TokenTable, tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
     """Return the rows of the first and the last token of each token's word, ``(tokens,)`` each.
 
-    A word is what BERT's tokenizer splits at blanks, punctuation and Chinese characters; all its
-    pieces but the first begin with ##.
+    BERT's tokenizer splits words at blanks, punctuation and Chinese characters; all pieces of a
+    word except the first begin with ##.
     """
     ids, inverse = tokens.ids.unique(return_inverse=True)
     pieces = tokenizer.tokens(ids.tolist())
@@ -26,6 +26,6 @@ def word_bounds(tokens: TokenTable, tokenizer: BertTokenizer) -> tuple[Tensor, T
 
 
 def as_words(tokens: TokenTable, tokenizer: BertTokenizer) -> TokenTable:
-    """Let each token cover all characters of its word."""
+    """Return the tokens with each one's offsets widened to its word."""
     first, last = word_bounds(tokens, tokenizer)
     return replace(tokens, starts=tokens.starts[first], ends=tokens.ends[last])

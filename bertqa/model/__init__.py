@@ -1,1 +1,1 @@
-"""BERT itself, tensors only: no module here knows of text."""
+"""The BERT model: tensors only, no text."""

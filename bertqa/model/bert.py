@@ -1,20 +1,20 @@
-"""BERT for extractive question answering, whole, in reading order: leaves first.
+"""BERT for extractive question answering in one file, in reading order: leaves first.
 
 T  tokens in the batch, of all its windows     D  hidden_size         V  vocab_size
 N  windows in the batch                        H  attention heads     F  intermediate_size
 L  tokens of one window                        K  head size, D / H    P  max_position_embeddings
 
 A batch is packed (see packing.py), not padded. Embeddings, linear layers, LayerNorm and the vectors
-S and E work on tokens ``(T, D)`` and know nothing of windows. Only two parts do: attention, where a
-token attends to the tokens of its own window, and the loss, whose softmax runs over the tokens of
-one window. So there is no attention mask, and this file is the paper's mathematics: Devlin et al.,
-"BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2019, section
-4.2; the layer is that of Vaswani et al., "Attention Is All You Need", 2017, with the norm after the
-residual sum.
+S and E process each token ``(T, D)`` independently. Only attention and the loss depend on windows:
+a token attends to the tokens of its own window, and the softmax of the loss is over the tokens of
+one window. No attention mask is needed, and this file is only the mathematics of the papers:
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+2019, section 4.2; the layer follows Vaswani et al., "Attention Is All You Need", 2017, with the
+norm after the residual sum.
 
-Every module here is called, so PyTorch's hooks fire, and a module that replaces it takes effect.
-kernels.py fuses only what has neither. explain/hooks.py records what the modules give, and changes
-it.
+PyTorch's hooks work on every module here, and any module can be replaced: kernels.py fuses only
+modules without hooks that have not been replaced. explain/hooks.py records and modifies the
+modules' outputs.
 """
 
 import math
@@ -32,19 +32,19 @@ from bertqa.model.packing import PackedBatch, pad_windows
 
 
 class Dropout(nn.Module):
-    """Zeroes each number with probability ``rate`` in training and scales up the others."""
+    """Inverted dropout: in training, zero elements with probability ``rate``, scale the rest."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
+        """Apply dropout to a tensor of any shape."""
         return kernels.dropout(x, self.rate) if self.training and self.rate else x
 
 
 class Embeddings(nn.Module):
-    """Word + position + token-type embeddings."""
+    """Sum of word embedding, position embedding and token-type embedding, then LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Ids ``(T,)`` to vectors ``(T, D)``."""
+        """Embed the tokens of a batch: ids ``(T,)`` to vectors ``(T, D)``."""
         word = self.word(batch.input_ids)
         position = self.position(batch.position_ids)
         token_type = self.token_type(batch.token_type_ids)
@@ -63,10 +63,10 @@ class Embeddings(nn.Module):
 
 
 class AttentionProbabilities(nn.Module):
-    """softmax(Q K^T / sqrt(K)) of one window: how much each token attends to each other one."""
+    """Attention probabilities softmax(Q K^T / sqrt(K)) of one window."""
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """``(H, L, K)`` twice to ``(H, L, L)``: row i has what token i attends to."""
+        """Map 2 of ``(H, L, K)`` to ``(H, L, L)``: row i is how token i attends to all tokens."""
         scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
         return scores.softmax(dim=-1)
 
@@ -78,8 +78,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention within each window.
 
     Attributes:
-        implementation: "fused" takes a fast one of kernels.py where that has the same effect,
-            "reference" always the one below, which the tests hold it equal to.
+        implementation: "fused" uses a kernel of kernels.py where modules allow it, "reference"
+            always the method below; tests check that both give the same result.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         self.implementation: Implementation = "fused"
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """``(T, D)`` to ``(T, D)``."""
+        """Map ``(T, D)`` to ``(T, D)``."""
         # (T, D) -query, key, value-> 3 of (T, D) -split into heads-> 3 of (T, H, K)
         query, key, value = (
             x.view(-1, self.num_heads, self.head_size)
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
     def reference(
         self, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]
     ) -> Tensor:
-        """softmax(Q K^T / sqrt(K)) V, window by window: 3 of ``(T, H, K)`` to ``(T, H, K)``.
+        """Compute softmax(Q K^T / sqrt(K)) V per window: 3 of ``(T, H, K)`` to ``(T, H, K)``.
 
         Dropout is applied to the probabilities, as in the published BERT.
         """
@@ -124,7 +124,7 @@ class SelfAttention(nn.Module):
         return torch.cat(attn_outputs)
 
     def _may_fuse(self) -> bool:
-        """Whether it has no effect that ``probabilities`` and ``dropout`` are not called."""
+        """Return whether ``probabilities`` and ``dropout`` need not be called."""
         return (
             self.implementation == "fused"
             and kernels.is_plain(self.probabilities, AttentionProbabilities)
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward network: each token alone, through F hidden units and back."""
+    """Position-wise feed-forward network with F hidden units."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(T, D) -up-> (T, F) -gelu-> (T, F) -down-> (T, D)``; the exact (erf) GELU."""
+        """Map ``(T, D) -up-> (T, F) -gelu-> (T, F) -down-> (T, D)`` with the exact (erf) GELU."""
         return self.down(F.gelu(self.up(hidden)))
 
 
@@ -157,18 +157,18 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """``(T, D)`` to ``(T, D)``."""
+        """Map ``(T, D)`` to ``(T, D)``."""
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, batch)))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
 class SpanHead(nn.Module):
-    """The two learned vectors of the paper: S scores where an answer starts, E where it ends."""
+    """The start vector S and the end vector E of the paper, which score the answer's bounds."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        # Rows 0 and 1 are S and E, as in the checkpoints' qa_outputs. The biases are in those
-        # files too; they shift all scores alike and so move no answer.
+        # Rows 0 and 1 are S and E, as in the checkpoints' qa_outputs. Checkpoints also hold the
+        # biases; they shift all scores equally, so they do not affect which answer is best.
         self.weight = nn.Parameter(torch.empty(2, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(2))
 
@@ -183,9 +183,8 @@ class SpanHead(nn.Module):
         return self.weight[1]
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """``(T, D)`` to the scores S.T_i and E.T_i, each ``(T,)`` in float32."""
-        # Spans are told apart by small differences of scores, so the last step is never rounded
-        # to half precision.
+        """Map ``(T, D)`` to the logits S.T_i and E.T_i, each ``(T,)`` in float32."""
+        # Small differences of logits decide between spans: never compute them in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             scores = F.linear(hidden.float(), self.weight.float(), self.bias.float())
         start_logits, end_logits = scores.unbind(dim=-1)
@@ -193,14 +192,14 @@ class SpanHead(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """S.T_i and E.T_i of each token, ``(T,)`` in float32."""
+    """The logits S.T_i and E.T_i of each token, ``(T,)`` in float32."""
 
     start_logits: Tensor
     end_logits: Tensor
 
 
 class BertForQuestionAnswering(nn.Module):
-    """The encoder with S and E on top."""
+    """BERT encoder with the span head S and E on top."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -211,9 +210,9 @@ class BertForQuestionAnswering(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights as transformers does: normal, biases 0, LayerNorm the identity.
+        """Initialise weights as transformers does: normal, biases 0, LayerNorm the identity.
 
-        The normal of BERT's authors was cut off at two standard deviations.
+        BERT's authors used a normal distribution truncated at two standard deviations.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -224,10 +223,10 @@ class BertForQuestionAnswering(nn.Module):
                 nn.init.normal_(parameter, std=self.config.initializer_range)
 
     def set_attention_implementation(self, implementation: Implementation) -> None:
-        """Take "fused" or "reference" attention in all layers, see ``SelfAttention``.
+        """Set "fused" or "reference" attention in all layers, see ``SelfAttention``.
 
         Raises:
-            ValueError: another name.
+            ValueError: ``implementation`` is neither.
         """
         if implementation not in get_args(Implementation):
             raise ValueError(f"implementation must be fused or reference, got {implementation!r}")
@@ -236,7 +235,7 @@ class BertForQuestionAnswering(nn.Module):
                 module.implementation = implementation
 
     def set_dropout(self, rate: float) -> None:
-        """Set one rate for all dropout, instead of the checkpoint's two; it is saved as well."""
+        """Set the rate of every dropout module, and both rates of the config."""
         self.config = replace(
             self.config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )
@@ -245,7 +244,7 @@ class BertForQuestionAnswering(nn.Module):
                 module.rate = rate
 
     def forward(self, batch: PackedBatch) -> BertOutput:
-        """Score every token as the start and as the end of the answer."""
+        """Return start and end logits of every token."""
         hidden = self.embeddings(batch)  # (T, D)
         for layer in self.layers:
             hidden = layer(hidden, batch)
@@ -255,17 +254,18 @@ class BertForQuestionAnswering(nn.Module):
 def window_losses(
     output: BertOutput, lengths: Sequence[int], start_positions: Tensor, end_positions: Tensor
 ) -> Tensor:
-    """Minus the log-likelihood of the right start and the right end of each window, ``(N,)``.
+    """Return the negative log-likelihood of the labelled start and end of each window, ``(N,)``.
 
     ``-log P_start(start) - log P_end(end)``, where P_start is the softmax of S.T_i over the tokens
     of one window and P_end that of E.T_i (Devlin et al. 2019, section 4.2). transformers halves
-    this sum; the paper does not. Training lowers the mean over the windows of a step.
+    this sum; the paper does not. Training minimises its mean over the windows of a step.
 
     Args:
-        output: of N windows of ``lengths`` tokens.
-        start_positions, end_positions: ``(N,)`` int64, the label's tokens in their own window.
+        output: logits of N windows, laid end to end.
+        lengths: tokens of each window.
+        start_positions, end_positions: ``(N,)`` int64, labels as positions within the window.
     """
-    # A window shorter than the longest is filled up with -inf, which the softmax turns into 0.
+    # Shorter windows are padded with -inf, whose softmax is 0.
     start_logits = pad_windows(output.start_logits, lengths, -math.inf)  # (N, longest L)
     end_logits = pad_windows(output.end_logits, lengths, -math.inf)
     start_loss = F.cross_entropy(start_logits, start_positions, reduction="none")

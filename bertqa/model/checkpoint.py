@@ -1,7 +1,7 @@
-"""A checkpoint folder <-> a model, in the format that all BERT files in the world have.
+"""Loading and saving of checkpoints in the format of transformers.
 
-Loading is strict: a tensor that is missing, unknown or of another shape is an error that names it,
-and the report says what became of every tensor in the file.
+Loading is strict: a missing or unknown tensor, or one of another shape, is an error that names it.
+``LoadReport`` lists how every tensor in the file was handled.
 """
 
 import math
@@ -33,27 +33,26 @@ from bertqa.model.cpu_inference import is_prepacked
 from bertqa.model.names import checkpoint_name, checkpoint_names, todays_name
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
-# Parts of other BERT models: this one has no use for them, and the report names them.
+# Parts of other BERT models, which are ignored and listed in the report.
 _LEFT_OVER = ("bert.pooler.", "cls.", "classifier.", "bert.embeddings.token_type_ids")
 _POSITION_IDS = "bert.embeddings.position_ids"
 _INTEGERS = {"I64", "I32", "torch.int64", "torch.int32"}  # how position ids are stored
 
-# No weight of a BERT is beyond what half precision holds. A flipped bit makes one of 1e38, with
-# which the scores become NaN.
+# A BERT's weights fit in half precision. A flipped bit can give 1e38, and then NaN scores.
 _LARGEST_WEIGHT = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a checkpoint.
+    """How every tensor of a checkpoint was handled.
 
     Attributes:
         source: the file that was read.
-        loaded: tensors that went into the model, by today's names in checkpoints.
-        renamed: old spelling in the file -> today's spelling.
-        left_over: those that this model does not have, by today's names.
-        initialised: parameters of the model that the file lacks, drawn afresh.
-        unknown_config_keys: keys of config.json that this package does not know.
+        loaded: tensors loaded into the model, by their current names in checkpoints.
+        renamed: old name in the file -> current name.
+        left_over: ignored tensors, by their current names.
+        initialised: parameters missing in the file, randomly initialised.
+        unknown_config_keys: unknown keys of config.json.
     """
 
     source: Path
@@ -67,12 +66,12 @@ class LoadReport:
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
         if self.renamed:
             old, new = next(iter(self.renamed.items()))
-            such = f"{printable(old)} -> {printable(new)}"
-            lines.append(f"  renamed: {len(self.renamed)}, such as {such}")
+            example = f"{printable(old)} -> {printable(new)}"
+            lines.append(f"  renamed: {len(self.renamed)}, such as {example}")
         for title, names in (
             ("left over", self.left_over),
             ("newly initialised", self.initialised),
-            ("config keys not understood", self.unknown_config_keys),
+            ("unknown config keys", self.unknown_config_keys),
         ):
             if names:
                 lines.append(f"  {title}: {', '.join(map(printable, names))}")
@@ -82,17 +81,17 @@ class LoadReport:
 def load_checkpoint(
     folder: Path, *, allow_bin: bool = False, require_head: bool = True
 ) -> tuple[BertForQuestionAnswering, LoadReport]:
-    """The model in a checkpoint folder, in float32 on the CPU, and what was loaded.
+    """Load a model from a checkpoint folder, in float32 on the CPU; also return a report.
 
     Args:
-        folder: config.json beside model.safetensors, or shards with their index, or
-            pytorch_model.bin.
-        allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
-        require_head: refuse a checkpoint without S and E. Without it they are drawn afresh, from
-            torch's random numbers, for training.
+        folder: config.json with model.safetensors, shards and their index, or pytorch_model.bin.
+        allow_bin: allow pytorch_model.bin, which is a pickle (only tensors are unpickled).
+        require_head: reject a checkpoint without S and E. If False, missing S and E are initialised
+            with torch's random number generator, for training.
 
     Raises:
-        UserError: a file is missing, corrupt or foreign; the sentence names the file and the key.
+        UserError: a file is missing, corrupt or of another model; the message names the file and
+            the key.
     """
     _refuse_other_kinds(folder)
     config, unknown_keys = load_config(folder)
@@ -100,51 +99,51 @@ def load_checkpoint(
     return _build(config, tensors, source, unknown_keys, require_head)
 
 
-# A file by which folders of other libraries are known, what they hold, and what makes a BERT of it.
+# A file typical of another library -> what the folder contains, and how to convert it to a BERT.
 _OTHER_KINDS = {
     "adapter_config.json": (
         "an adapter, such as LoRA's",
         "merge it into its base model with peft's merge_and_unload, and save that",
     ),
     "language_model_config.json": (
-        "a model of FARM",
+        "a FARM model",
         "convert it with FARM's convert_to_transformers, and save that",
     ),
     "modules.json": (
-        "a model of sentence-transformers",
-        "name the folder of its Transformer module within it",
+        "a sentence-transformers model",
+        "pass the folder of its Transformer module",
     ),
     "tf_model.h5": (
-        "weights of TensorFlow",
+        "TensorFlow weights",
         "load it in transformers 4 with from_tf=True, and save that",
     ),
     "bert_model.ckpt.index": (
-        "a checkpoint of Google's BERT",
+        "a checkpoint of Google's BERT code",
         "convert it to PyTorch with transformers 4",
     ),
 }
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """Name the library that a folder without BERT's weights comes from.
+    """Reject a folder of another library.
 
     Raises:
-        UserError: it comes from one.
+        UserError: the folder has no BERT weights, but a file of another library.
     """
     if any(is_there(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE)):
         return
     for name, (kind, advice) in _OTHER_KINDS.items():
         if is_there(folder / name):
             raise UserError(
-                f"{folder}: must hold {WEIGHTS_FILE} of a BERT, got {kind} ({name}): {advice}"
+                f"{folder}: must contain a BERT's {WEIGHTS_FILE}, got {kind} ({name}): {advice}"
             )
 
 
 def convert_model(theirs: Any) -> BertForQuestionAnswering:
-    """Copy transformers' BertForQuestionAnswering, in float32 on the CPU; it stays as it was.
+    """Copy transformers' BertForQuestionAnswering to float32 on the CPU.
 
     Raises:
-        UserError: it is another model, or a part of it is not BERT's.
+        UserError: it is another model, or contains a part that BERT does not have.
     """
     source = f"the model ({type(theirs).__name__})"
     try:
@@ -169,92 +168,88 @@ def _build(
     unknown_keys: Sequence[str],
     require_head: bool,
 ) -> tuple[BertForQuestionAnswering, LoadReport]:
-    """The model of a config with these tensors; each must belong to it."""
+    """Build the model of a config from these tensors; each must belong to it."""
     renamed = _rename(tensors, source)
-    # The config may ask for millions of layers; the model is built once the file has their names.
+    # A corrupt config may declare millions of layers, so check the names before building the model.
     initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
-    model = _shapes_of(config)  # the numbers come from the file
-    wanted = {checkpoint_name(name): p for name, p in model.named_parameters()}
-    for name, parameter in wanted.items():
+    model = _meta_model(config)
+    expected = {checkpoint_name(name): p for name, p in model.named_parameters()}
+    for name, parameter in expected.items():
         if name not in initialised:
-            _check_form(name, tensors[name], parameter.shape)
+            _check_dtype_and_shape(name, tensors[name], parameter.shape)
     fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
     head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
     state = {
-        name: _take(theirs, tensors[theirs]) if theirs not in initialised else head[theirs]
-        for name, theirs in zip(dict(model.named_parameters()), wanted, strict=True)
+        name: _read_weights(theirs, tensors[theirs]) if theirs not in initialised else head[theirs]
+        for name, theirs in zip(dict(model.named_parameters()), expected, strict=True)
     }
-    left_over = tuple(sorted(set(tensors) - set(wanted)))
+    left_over = tuple(sorted(set(tensors) - set(expected)))
     if _POSITION_IDS in left_over:
         _check_position_ids(tensors[_POSITION_IDS], config.max_position_embeddings)
     model.load_state_dict(state, assign=True)
-    loaded = tuple(sorted(set(wanted) - set(initialised)))
+    loaded = tuple(sorted(set(expected) - set(initialised)))
     report = LoadReport(source, loaded, renamed, left_over, initialised, tuple(unknown_keys))
     return model.eval(), report
 
 
 class BadWeights(UserError):
-    """A model holds weights that the loader would refuse; nothing of it has been written.
+    """The model has weights that the loader would reject; no file has been written.
 
     Attributes:
         fault: which weights, and what is wrong with them.
     """
 
     def __init__(self, path: Path, fault: str) -> None:
-        super().__init__(
-            f"{path} is not written, since {fault}: train with a lower --learning_rate"
-        )
+        super().__init__(f"{path}: not written, since {fault}: train with a lower --learning_rate")
         self.fault = fault
 
 
 def check_saveable(model: BertForQuestionAnswering) -> None:
-    """Refuse a model that is more, or other, than what its checkpoint would load as.
+    """Check that loading the model's checkpoint would give the same model.
 
-    A checkpoint holds the weights of the modules of bert.py, by their names. A wrapper, a subclass
-    with the same weights, a parametrisation or a replaced ``forward`` computes something else with
-    them. Hooks are allowed, though a checkpoint does not hold them, and so is a subclass of the
-    whole model.
+    A checkpoint has the weights of the modules of bert.py, by name. A wrapper, a subclass with the
+    same weights, a parametrisation or a replaced ``forward`` computes something else with them.
+    Hooks are allowed, although they are not saved, and so is a subclass of the whole model.
 
     Raises:
-        ValueError: the model is prepacked: its weights no longer exist as such.
-        UserError: the first module or weight that is not the one of bert.py.
+        ValueError: the model is prepacked: its original weights no longer exist.
+        UserError: a module or weight differs from bert.py; the message names the first.
     """
     if is_prepacked(model):
-        raise ValueError("a prepacked model cannot be saved: load it without prepacking")
+        raise ValueError("cannot save a prepacked model: load it without prepacking")
     for name, module in model.named_modules():
         if "forward" in vars(module):
             raise UserError(
-                f"the model cannot be saved: the forward of {name or 'the model itself'} was "
-                "replaced, which a checkpoint cannot hold: remove the replacement (del "
-                "module.forward)"
+                f"cannot save the model: the forward of {name or 'the model itself'} must be that "
+                "of bert.py, got a replacement: remove it (del module.forward)"
             )
-    wanted, found = _anatomy(_shapes_of(model.config)), _anatomy(model)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            parts = wanted.get(name, "nothing"), found.get(name, "nothing")
+    expected, found = _structure(_meta_model(model.config)), _structure(model)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            parts = expected.get(name, "nothing"), found.get(name, "nothing")
             should, got = (getattr(part, "__name__", part) for part in parts)
             raise UserError(
-                f"the model cannot be saved: {name} must be {should} by its config, got {got}, "
-                "which a checkpoint cannot hold: merge its weights into the modules of bert.py"
+                f"cannot save the model: {name} must be {should}, got {got}: merge its weights "
+                "into the modules of bert.py"
             )
 
 
-def _anatomy(model: nn.Module) -> dict[str, object]:
-    """The type of each module of a model, and the shape of each parameter."""
+def _structure(model: nn.Module) -> dict[str, object]:
+    """Return the type of each module of a model, and the shape of each parameter."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    anatomy: dict[str, object] = {name: type(module) for name, module in modules.items() if name}
-    return anatomy | {name: tuple(p.shape) for name, p in model.named_parameters()}
+    structure: dict[str, object] = {name: type(module) for name, module in modules.items() if name}
+    return structure | {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def save_model(
     folder: Path, model: BertForQuestionAnswering, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write config.json and model.safetensors so that transformers opens the folder.
+    """Write config.json and model.safetensors, which transformers can load.
 
-    Each file is replaced whole; the weights come last.
+    Each file is replaced atomically; the weights are written last.
 
     Raises:
-        BadWeights: a weight is one that would not be loaded again.
+        BadWeights: the loader would reject a weight.
         UserError: the folder cannot be written.
         ValueError, UserError: see ``check_saveable``.
     """
@@ -262,7 +257,7 @@ def save_model(
     tensors = {}
     for name, parameter in model.named_parameters():
         theirs, values = checkpoint_name(name), parameter.detach()
-        if fault := _no_weights(values):
+        if fault := _find_fault(values):
             raise BadWeights(folder / WEIGHTS_FILE, f"{theirs} {fault}")
         tensors[theirs] = values.to("cpu", dtype).contiguous()
     write_json(folder / CONFIG_FILE, config_entries(model.config))
@@ -270,7 +265,7 @@ def save_model(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
 
     def write(file: Path) -> None:
         try:
@@ -282,10 +277,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
-        UserError: it is missing or corrupt.
+        UserError: the file is missing or corrupt.
     """
     return {name: tensor.read() for name, tensor in open_safetensors(path).items()}
 
@@ -293,17 +288,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 # --- names and shapes ----------------------------------------------------------------------------
 
 
-def _shapes_of(config: BertConfig) -> BertForQuestionAnswering:
-    """The model of a config without numbers."""
-    with torch.device("meta"), _NothingDrawn():
+def _meta_model(config: BertConfig) -> BertForQuestionAnswering:
+    """Build the model of a config on the meta device."""
+    with torch.device("meta"), _SkipInit():
         return BertForQuestionAnswering(config)
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Lets ``normal_`` and its like leave a tensor as it is.
+class _SkipInit(TorchFunctionMode):
+    """Context in which ``normal_`` and similar functions do nothing.
 
-    Drawing on the meta device has no effect and costs seconds: torch imports its compiler to
-    work out the shape.
+    On the meta device they have no effect, but take seconds: torch imports its compiler to infer
+    the shape.
     """
 
     def __torch_function__(
@@ -315,12 +310,13 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
-    """Give every tensor today's name, in place; return old name -> new name."""
+    """Rename tensors to their current names, in place; return old name -> new name."""
     renamed = {name: new for name in tensors if (new := todays_name(name)) != name}
     for old, new in renamed.items():
         if new in tensors:
             raise UserError(
-                f"{source} holds {shown(new)} twice, also as {shown(old)}: remove one of them"
+                f"{source}: tensor names must be unique, got {shown(new)} also as {shown(old)}: "
+                "remove one of them"
             )
         tensors[new] = tensors.pop(old)
     return renamed
@@ -329,73 +325,71 @@ def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
 def _check_names(
     tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
-    """Check that names and tensors match one to one; return the names to draw afresh."""
-    # As many as could be there, and some more: the config may ask for millions of layers.
-    wanted = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
-    for name in sorted(set(tensors) - wanted):
+    """Check that names and tensors match one to one; return the names to initialise."""
+    # Read only as many names as the file may contain: the config may declare millions of layers.
+    expected = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
+    for name in sorted(set(tensors) - expected):
         if not name.startswith((*_LEFT_OVER, _POSITION_IDS)):
             raise UserError(
-                f"{source} holds {shown(name)}, which is no part of this BERT: take the "
-                f"{CONFIG_FILE} that belongs to it, or another model if it is of another kind"
+                f"{source}: must contain only tensors of a BERT, got {shown(name)}: use its own "
+                f"{CONFIG_FILE}, or choose another model"
             )
-    missing = sorted(wanted - set(tensors))
+    missing = sorted(expected - set(tensors))
     head = [name for name in missing if name.startswith("qa_outputs.")]
     for name in sorted(set(missing) - set(head)):
         raise UserError(
-            f"{source} lacks {name}: take the {CONFIG_FILE} that belongs to it, or copy the file "
-            "again if it is not whole"
+            f"{source}: must contain {name}: use its own {CONFIG_FILE}, or copy the file again if "
+            "it is incomplete"
         )
     if head and (require_head or len(head) == 1):
         raise UserError(
-            f"{source} lacks {head[0]}, so it cannot answer questions yet: train it first "
-            "(train.py --model FOLDER), or take a checkpoint fine-tuned on SQuAD"
+            f"{source}: must contain {head[0]} to answer questions: train it first (train.py "
+            "--model FOLDER), or choose a checkpoint fine-tuned on SQuAD"
         )
     return tuple(head)
 
 
-def _check_form(name: str, stored: StoredTensor, shape: torch.Size) -> None:
+def _check_dtype_and_shape(name: str, stored: StoredTensor, shape: torch.Size) -> None:
     """Check dtype and shape of a tensor before it is read."""
     if stored.dtype not in FLOATS:
         raise UserError(
-            f"{stored.file}: {name} is stored as {stored.dtype}, but weights are floating-point "
-            "numbers: take the checkpoint that was not quantised"
+            f"{stored.file}: {name} must be floating point, got {stored.dtype}: use the checkpoint "
+            "that is not quantised"
         )
     if stored.shape != tuple(shape):
         raise UserError(
-            f"{stored.file}: {name} has shape {shown(stored.shape)}, but {CONFIG_FILE} asks for "
-            f"{tuple(shape)}: take both from one checkpoint"
+            f"{stored.file}: {name} must have shape {tuple(shape)} according to {CONFIG_FILE}, got "
+            f"{shown(stored.shape)}: use both files of the same checkpoint"
         )
 
 
-def _take(name: str, stored: StoredTensor) -> Tensor:
-    """One tensor in float32, with numbers in it."""
+def _read_weights(name: str, stored: StoredTensor) -> Tensor:
+    """Read a tensor in float32 and check its values."""
     try:
         tensor = stored.read().float()
     except (MemoryError, RuntimeError) as error:  # how torch reports that memory ran out
         raise UserError(
-            f"{stored.file}: {name} does not fit in memory ({reason(error)}): take a smaller model"
+            f"{stored.file}: {name} must fit in memory ({reason(error)}): use a smaller model"
         ) from error
-    if fault := _no_weights(tensor):
-        raise UserError(f"{stored.file}: {name} {fault}: it is unusable, copy it again")
+    if fault := _find_fault(tensor):
+        raise UserError(f"{stored.file}: {name} {fault}: copy the file again")
     return tensor
 
 
-def _no_weights(tensor: Tensor) -> str:
-    """What is wrong with the numbers of a parameter; "" for nothing."""
-    # One pass over the numbers; NaN is both the lowest and the highest of all.
+def _find_fault(tensor: Tensor) -> str:
+    """Describe the invalid values of a parameter; "" if there are none."""
+    # One pass over the values. If one of them is NaN, both low and high are NaN.
     low, high = torch.aminmax(tensor)
     if low >= -_LARGEST_WEIGHT and high <= _LARGEST_WEIGHT:
         return ""
-    return (
-        f"holds numbers that are not finite, or beyond any weight's (from {low:.3g} to {high:.3g})"
-    )
+    return f"must be finite and in the range of float16, got values from {low:.3g} to {high:.3g}"
 
 
 def _check_position_ids(stored: StoredTensor, positions: int) -> None:
-    """Old checkpoints store 0, 1, 2, ...; anything else would be another model."""
-    sound = math.prod(stored.shape) == positions and stored.dtype in FLOATS | _INTEGERS
-    if not sound or not torch.equal(stored.read().flatten().long(), torch.arange(positions)):
+    """Check the position ids of old checkpoints: always 0, 1, 2, ..."""
+    valid = math.prod(stored.shape) == positions and stored.dtype in FLOATS | _INTEGERS
+    if not valid or not torch.equal(stored.read().flatten().long(), torch.arange(positions)):
         raise UserError(
-            f"{stored.file}: {_POSITION_IDS} is not 0, 1, 2, ... up to the {positions} positions "
-            f"of {CONFIG_FILE}: take another checkpoint"
+            f"{stored.file}: {_POSITION_IDS} must be 0, 1, 2, ... up to the {positions} positions "
+            f"of {CONFIG_FILE}: choose another checkpoint"
         )

@@ -1,9 +1,8 @@
-"""The size and the constants of one BERT, under the names that checkpoint files use.
+"""Configuration of a BERT encoder, with the names of a checkpoint's ``config.json``.
 
-A checkpoint's ``config.json`` says what the encoder looks like. This BERT is the published one
-(Devlin et al. 2019): absolute positions, exact GELU, post-norm, bidirectional. A file that asks
-for anything else is refused by name, because loading its weights into another function would
-give wrong numbers without a word.
+bertqa implements the published BERT (Devlin et al. 2019): absolute position embeddings, exact GELU,
+post-norm, bidirectional. A config.json that requires anything else is rejected, because its weights
+would silently give wrong results here.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +15,7 @@ from bertqa.files import read_json_object
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What a checkpoint's config.json says about the encoder; the defaults are BERT-base's."""
+    """Architecture of the encoder, as in config.json; the defaults are BERT-base's."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -35,13 +34,13 @@ class BertConfig:
             _check_number(field.name, getattr(self, field.name), whole=field.type is int)
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}, so no head size fits: correct one of them"
+                "hidden_size must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}), got {self.hidden_size}: correct it"
             )
         if self.type_vocab_size < 2:
             raise UserError(
-                f"type_vocab_size is {self.type_vocab_size}, but question and context need two "
-                "token types: take a BERT checkpoint with 2"
+                "type_vocab_size must be at least 2 (question and context), got "
+                f"{self.type_vocab_size}: choose another checkpoint"
             )
 
     @property
@@ -50,7 +49,7 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-# Values that another BERT-like model may have and this one does not compute.
+# The supported values of keys that change what the encoder computes; the first is the default.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": ("bert",),
     "hidden_act": ("gelu",),
@@ -76,32 +75,29 @@ _HARMLESS_KEYS = set(
     """.split()
 )
 
-_TOO_LARGE = 1 << 24  # beyond any BERT, and below what overflows torch's counting of elements
+_TOO_LARGE = 1 << 24  # larger than any BERT; torch's element counts do not overflow below it
 
 
 def _check_number(name: str, value: Any, whole: bool) -> None:
-    """Refuse a value that is not a number, not positive, or a rate outside [0, 1)."""
+    """Reject a value that is not a number, not positive, or a dropout rate outside [0, 1)."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name} is {shown(value)}, but must be {kind}: correct it")
+        raise UserError(f"{name} must be {kind}, got {shown(value)}: correct it")
     if name.endswith("_prob"):
         if not 0 <= value < 1:
-            raise UserError(
-                f"{name} is {shown(value)}, but a dropout rate lies in [0, 1): correct it"
-            )
+            raise UserError(f"{name} must be in [0, 1), got {shown(value)}: correct it")
     elif not 0 < value < _TOO_LARGE:
         raise UserError(
-            f"{name} is {shown(value)}, but must be a positive number below {_TOO_LARGE}: "
-            "correct it"
+            f"{name} must be positive and below {_TOO_LARGE}, got {shown(value)}: correct it"
         )
 
 
 def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list[str]]:
-    """The config that ``entries`` describe, and the keys that this package does not know.
+    """Return the config described by ``entries``, and its unknown keys.
 
     Raises:
-        UserError: a value that this BERT cannot honour; the sentence names ``source`` and the key.
+        UserError: a value is not supported; the message names ``source`` and the key.
     """
     check_architecture(entries, source)
     names = {field.name for field in fields(BertConfig)}
@@ -113,31 +109,31 @@ def parse_config(entries: dict[str, Any], source: str) -> tuple[BertConfig, list
 
 
 def check_architecture(entries: dict[str, Any], source: str) -> None:
-    """Refuse a config.json of another model than the published BERT.
+    """Check that a config.json describes the published BERT.
 
     Raises:
-        UserError: it is one, such as DistilBERT or RoBERTa.
+        UserError: it describes another model, such as DistilBERT or RoBERTa.
     """
     for key, allowed in _REQUIRED_VALUES.items():
         if key in entries and entries[key] not in allowed:
             raise UserError(
-                f"{source}: {key} is {shown(entries[key])}, but this BERT computes only "
-                f"{allowed[0]!r}: take a checkpoint of the published BERT"
+                f"{source}: {key} must be {allowed[0]!r}, got {shown(entries[key])}: choose a "
+                "checkpoint of the published BERT"
             )
 
 
 def load_config(folder: Path) -> tuple[BertConfig, list[str]]:
-    """Read ``config.json`` of a checkpoint folder: the config and its unknown keys.
+    """Read ``config.json`` of a checkpoint folder; return the config and its unknown keys.
 
     Raises:
-        UserError: the file is missing or malformed, or asks for what this BERT is not.
+        UserError: the file is missing, malformed or describes an unsupported model.
     """
     path = folder / "config.json"
     return parse_config(read_json_object(path), str(path))
 
 
 def config_entries(config: BertConfig) -> dict[str, Any]:
-    """The contents of a ``config.json`` from which transformers builds the same model."""
+    """Return the contents of a ``config.json`` that transformers can load."""
     return {
         "architectures": ["BertForQuestionAnswering"],
         "model_type": "bert",

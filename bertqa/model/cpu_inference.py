@@ -1,9 +1,9 @@
-"""Linear layers made ready for inference on the CPU; the model computes the same with them.
+"""Prepacked linear layers for inference on the CPU.
 
-oneDNN, the library below torch's products on the CPU, multiplies fastest when a weight lies in
-blocks that fit the processor's registers, and ``F.linear`` lays it out so anew at every call. Here
-that is done once, after loading: ``prepack`` replaces the linear layers of a model that will only
-answer. The operators have no public names in torch; they are used here and nowhere else.
+oneDNN, torch's library for matrix products on the CPU, is fastest with weights in blocks that fit
+the processor's registers; ``F.linear`` reorders them at every call. ``prepack`` reorders them once,
+after loading, by replacing the linear layers of a model used only for inference. The operators are
+private in torch; only this module uses them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
 from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
 
-# The attribute by which a model remembers its precision. There may be nothing prepacked in it: on a
-# GPU, or where each layer is wrapped.
+# The model's attribute that stores its precision. Such a model may have no prepacked layers: on a
+# GPU, or if each layer is wrapped.
 _READY_IN = "_ready_in"
-_LARGEST = 126  # 127 would become 128, which 8 bits do not hold, where bfloat16 rounds up
-_SMALLEST_SCALE = 1e-30  # of a token or an output whose numbers are all 0
-_ZERO_POINT = 128  # oneDNN is fast with unsigned inputs only: 128 represents 0
+_LARGEST = 126  # not 127: bfloat16 may round it up to 128, which overflows 8 bits
+_SMALLEST_SCALE = 1e-30  # for tokens and outputs that are all 0
+_ZERO_POINT = 128  # represents 0: oneDNN is only fast with unsigned inputs
 
 
 class PrepackedLinear(Prepacked):
-    """``x W^T + b`` with a weight that oneDNN has laid out; for inference, without gradients.
+    """``x W^T + b`` with a weight in oneDNN's layout; without gradients.
 
     Args:
         weight: ``(out, in)``, float32 or bfloat16.
@@ -37,10 +37,10 @@ class PrepackedLinear(Prepacked):
         self.bias = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(T, in)`` to ``(T, out)``.
+        """Map ``(T, in)`` to ``(T, out)``.
 
         Raises:
-            RuntimeError: a gradient is wanted; there is none here, and silence would be wrong.
+            RuntimeError: a gradient is required; the operator would silently give none.
         """
         _refuse_gradients(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -48,11 +48,10 @@ class PrepackedLinear(Prepacked):
 
 
 class Int8Linear(Prepacked):
-    """``x W^T + b`` in 8-bit integers, about 1 % off.
+    """``x W^T + b`` in 8-bit integers, with an error of about 1 %.
 
-    Each output's weights share one scale, as does each token's input. A token's scale comes from
-    its own numbers, so no calibration is needed, and an answer does not depend on what else is in
-    the batch.
+    Weights are scaled per output, inputs per token. A token's scale is computed from its own
+    values, so no calibration is needed, and an answer does not depend on the rest of the batch.
 
     Args:
         weight: ``(out, in)``.
@@ -70,7 +69,7 @@ class Int8Linear(Prepacked):
         self.bias = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(T, in)`` to ``(T, out)``.
+        """Map ``(T, in)`` to ``(T, out)``.
 
         Raises:
             RuntimeError: as with ``PrepackedLinear``.
@@ -86,30 +85,30 @@ class Int8Linear(Prepacked):
 
 def _refuse_gradients(x: Tensor) -> None:
     if torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError("prepacked layers give no gradients: load the model without prepacking")
+        raise RuntimeError("prepacked layers have no gradients: load the model without prepacking")
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's numbers as 8-bit integers.
+    """Quantize each token to 8-bit integers.
 
     Args:
         x: ``(T, D)``.
 
     Returns:
-        ``(T, D)`` uint8 and ``(T, 1)`` in x's dtype: ``(integers - 128) * scale`` is x again,
-        but for rounding.
+        ``(T, D)`` uint8 and ``(T, 1)`` in x's dtype: ``(integers - 128) * scale`` is x, up to
+        rounding.
     """
     scale = _largest_magnitude(x) / _LARGEST + _SMALLEST_SCALE
     integers = (x / scale).round_().to(torch.int8)
-    # The same bits read as unsigned, with the highest flipped, are the integers plus 128.
+    # Flipping the highest bit and reading the bits as unsigned adds 128.
     return integers.view(torch.uint8).bitwise_xor_(_ZERO_POINT), scale
 
 
 def _largest_magnitude(x: Tensor) -> Tensor:
-    """``x.abs().amax(dim=1, keepdim=True)``, ``(T, D)`` to ``(T, 1)``, in half the time.
+    """Compute ``x.abs().amax(dim=1, keepdim=True)``, ``(T, D)`` to ``(T, 1)``, in half the time.
 
-    Without their sign bit, the bits of floating-point numbers, read as integers, have the order of
-    the numbers, and torch finds the largest of a row of integers faster.
+    Without the sign bit, floating-point numbers are ordered like their bits read as integers, and
+    torch's maximum is faster for integers.
     """
     integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
     without_sign = x.view(integer) & torch.iinfo(integer).max
@@ -119,10 +118,9 @@ def _largest_magnitude(x: Tensor) -> Tensor:
 def can_prepack(
     device: torch.device, dtype: torch.dtype = torch.float32, int8: bool = False
 ) -> bool:
-    """Whether this torch and this processor have the operators for that device and precision.
+    """Return whether torch and the processor support prepacking for a device and precision.
 
-    Without the instructions for it (VNNI), oneDNN adds 8-bit products up in 16 bits, which these
-    numbers overflow.
+    int8 requires VNNI: without it, oneDNN accumulates 8-bit products in 16 bits, which overflows.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -131,41 +129,40 @@ def can_prepack(
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     built = hasattr(torch.ops.onednn, "qlinear_prepack")
-    # This question has no public name in torch yet.
+    # torch has no public function for this yet.
     return not int8 or (built and torch.cpu._is_vnni_supported())
 
 
 def check_int8(device: torch.device) -> None:
-    """Refuse ``--precision int8`` where there are no integer layers.
+    """Check that ``--precision int8`` is supported.
 
     Raises:
-        UserError: this torch or this processor lacks the operators.
+        UserError: torch or the processor does not support it.
     """
     if not can_prepack(device, int8=True):
         raise UserError(
-            f"--precision int8 runs on CPUs with instructions for it (VNNI), not on this {device}: "
-            "pass another precision, or --device cpu where the CPU has them"
+            f"--precision: int8 requires a CPU with VNNI instructions, got this {device}: pass "
+            "another precision, or --device cpu if the CPU has them"
         )
 
 
 def is_prepacked(model: BertForQuestionAnswering) -> bool:
-    """Whether ``prepack`` was called: the model answers, but cannot be trained, copied or saved."""
+    """Return whether ``prepack`` was called; such a model cannot be trained, copied or saved."""
     return any(isinstance(module, Prepacked) for module in model.modules())
 
 
 def make_ready(
     model: BertForQuestionAnswering, device: torch.device, dtype: torch.dtype, *, int8: bool = False
 ) -> BertForQuestionAnswering:
-    """Move and convert a model that from now on only answers, in place; prepack it where possible.
+    """Move and convert a model for inference, in place; prepack it if possible.
 
-    The encoder is converted once here, where autocast would convert all weights again for every
-    batch. S and E stay as they are: the last step is not rounded. A module that replaces a
-    linear layer stays in float32 too, gets float32 and is left to autocast, as in training. A
-    model that is ready already stays as it is.
+    The encoder is converted once; autocast would convert all weights again for every batch. S and
+    E stay in float32, and so does a module that replaced a linear layer: it gets float32 inputs and
+    autocast applies to it, as in training. A second call changes nothing.
 
     Raises:
-        UserError: ``int8`` where there are no integer layers.
-        ValueError: it was made ready in another precision, which cannot be undone.
+        UserError: ``int8`` is not supported.
+        ValueError: the model was made ready in another precision, which cannot be undone.
     """
     if int8:
         check_int8(device)
@@ -181,13 +178,13 @@ def make_ready(
     _convert_layers(model, dtype)
     if can_prepack(device, dtype, int8):
         prepack(model, int8=int8)
-        model.eval()  # the new layers, too, so that another eval() changes nothing
+        model.eval()  # for the new layers, so that another eval() changes nothing
     vars(model)[_READY_IN] = (dtype, int8)
     return model
 
 
 def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None:
-    """Convert all but what replaces a linear layer; that is put between conversions."""
+    """Convert all layers except modules that replace a linear layer; convert their inputs."""
     others = [
         (parent, name, module)
         for parent, names in _positions(model)
@@ -205,8 +202,8 @@ def _convert_layers(model: BertForQuestionAnswering, dtype: torch.dtype) -> None
 
 
 def _positions(model: BertForQuestionAnswering) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-    """Where linear layers belong: a module, and its names for those that have one input."""
-    kinds = (SelfAttention, FeedForward)  # no subclass, which may use its layers in another way
+    """Yield modules with linear layers, and the names of those layers that share an input."""
+    kinds = (SelfAttention, FeedForward)  # not subclasses, which may use their layers differently
     for module in [module for module in model.layers.modules() if type(module) in kinds]:
         if isinstance(module, SelfAttention):
             yield from ((module, names) for names in (("query", "key", "value"), ("output",)))
@@ -215,10 +212,10 @@ def _positions(model: BertForQuestionAnswering) -> Iterator[tuple[nn.Module, tup
 
 
 def prepack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
-    """Replace the linear layers of a model on the CPU, in place; query, key and value by one.
+    """Prepack the linear layers of a model on the CPU, in place; fuse query, key and value.
 
     With ``int8`` they become ``Int8Linear``; attention and the norms stay in the model's dtype.
-    Other modules (see ``is_plain_linear``) stay and are called.
+    Other modules (see ``is_plain_linear``) are not replaced.
     """
     for parent, names in _positions(model):
         plain = [name for name in names if is_plain_linear(getattr(parent, name))]
@@ -229,7 +226,7 @@ def prepack(model: BertForQuestionAnswering, *, int8: bool = False) -> None:
 def _replace(
     parent: nn.Module, names: Sequence[str], kind: type[PrepackedLinear] | type[Int8Linear]
 ) -> None:
-    """Replace the linear layers of these names, which have one input, by a single product."""
+    """Replace linear layers that share an input by a single product."""
     layers = [getattr(parent, name) for name in names]
     product = kind(
         torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])

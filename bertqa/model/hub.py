@@ -1,4 +1,4 @@
-"""A model's name -> its checkpoint folder: on this machine, or in the Hugging Face cache."""
+"""Lookup of a model's checkpoint folder, on this machine or on the Hugging Face hub."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from bertqa.files import (
 )
 from bertqa.model.config import check_architecture
 
-SHIPPED_MODEL = "minilm-l6-squad"  # the one that comes with the project
+SHIPPED_MODEL = "minilm-l6-squad"  # included in the project
 
 
 def find_folder(
@@ -28,17 +28,18 @@ def find_folder(
     allow_bin: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """The checkpoint folder of a name: the first that there is, of
+    """Return the checkpoint folder of a model: the first that exists of
 
-    1. the path of a folder,
-    2. a name under weights/ (see ``weights_dir``),
-    3. the name of a model that came with the installed package,
-    4. a name on the hub: its folder in the Hugging Face cache, with the files that a BERT needs.
+    1. the folder with this path,
+    2. the folder with this name in weights/ (see ``weights_dir``),
+    3. the folder with this name in the installed package,
+    4. the folder in the Hugging Face cache, after downloading the files that a BERT needs.
 
     Args:
+        name: path of a folder, or name of a model.
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
-        allow_bin: fetch pytorch_model.bin where the hub has no safetensors.
-        token: of the hub; None or True is the one that is logged in, False is none.
+        allow_bin: download pytorch_model.bin if the hub has no safetensors.
+        token: access token of the hub; None or True uses the saved one, False uses none.
 
     Raises:
         UserError: there is no such model, or it cannot be downloaded.
@@ -46,19 +47,19 @@ def find_folder(
     parents = (weights_dir(), installed_weights_dir())
     local = [parent / name for parent in parents if _stays_inside(name)]
     local = [folder for folder in local if is_checkpoint(folder)]
-    if os.path.isdir(name):  # noqa: PTH112 (False also for a name that no file can have)
+    if os.path.isdir(name):  # noqa: PTH112 (False also for an invalid file name)
         local.insert(0, Path(name))
     if local and revision:
         raise UserError(
-            f"--revision: must go with a model of the hub, got {revision!r} for the folder "
-            f"{local[0]}: drop it, or name the model as the hub does"
+            f"--revision: requires a model of the hub, got {revision!r} for the folder "
+            f"{local[0]}: remove it, or pass the model's name on the hub"
         )
     if local:
         return local[0]
     if name == SHIPPED_MODEL:
         raise UserError(
-            f"the model {name} is neither in {parents[0].resolve()} nor in {parents[1]}: clone the "
-            "repository, which holds it, or name another model"
+            f"model: {name} must be in {parents[0].resolve()} or {parents[1]}, got neither: clone "
+            "the repository, which contains it, or choose another model"
         )
     try:
         return _download(name, revision, allow_bin, token)
@@ -71,29 +72,29 @@ def find_folder(
 
 
 def weights_dir() -> Path:
-    """The folder weights/ of the source tree; of the current folder, if there is no such tree."""
+    """Return the folder weights/ of the source tree, or of the current folder without a tree."""
     tree = Path(__file__).resolve().parents[2]
     return (tree if (tree / "pyproject.toml").exists() else Path()) / "weights"
 
 
 def installed_weights_dir() -> Path:
-    """Where an installed package has the models that came with it."""
+    """Return the folder of the models in an installed package."""
     return Path(__file__).resolve().parents[1] / "pretrained"
 
 
 def is_shipped(folder: Path) -> bool:
-    """Whether it is the one of the model that comes with the project."""
+    """Return whether this is the folder of the shipped model."""
     parents = (weights_dir(), installed_weights_dir())
     return folder.resolve() in [(parent / SHIPPED_MODEL).resolve() for parent in parents]
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether it is a folder with a config.json."""
+    """Return whether this is a folder with a config.json."""
     return os.path.isfile(folder / CONFIG_FILE)  # noqa: PTH113 (as above)
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a folder in the Hugging Face cache; None for any other folder."""
+    """Return the commit of a folder in the Hugging Face cache; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
@@ -105,57 +106,57 @@ def _stays_inside(name: str) -> bool:
 
 
 def _download(name: str, revision: str | None, allow_bin: bool, token: str | bool | None) -> Path:
-    """The folder of a model of the hub in the cache, completed from the hub if that answers."""
+    """Return a hub model's folder in the cache; download missing files if the hub is reachable."""
     import huggingface_hub as client  # late: takes 0.25 s, for downloads
     from huggingface_hub import errors, utils  # late: as above
 
-    # HTTPError is that of the HTTP library, whichever it is; RuntimeError comes from hf_xet, the
-    # hub's transfer of large files; ValueError and the like from an answer that is not a hub's.
+    # HTTPError comes from the HTTP library; RuntimeError from hf_xet, which transfers large files;
+    # ValueError, KeyError and TypeError from a response that is not a hub's.
     failures = (OSError, errors.HTTPError, RuntimeError, ValueError, KeyError, TypeError)
     try:
-        utils.validate_repo_id(name)  # the name becomes a part of paths, too
+        utils.validate_repo_id(name)  # the name becomes part of paths
         listing = _list_files(name, revision, token)
     except errors.HFValidationError as error:
         raise UserError(
-            f"model: must be a checkpoint folder or the name of one, got {name!r}: pass an "
-            "existing folder, or a name such as bert-base-uncased"
+            f"model: must be a checkpoint folder or a model's name, got {name!r}: pass an existing "
+            "folder, or a name such as bert-base-uncased"
         ) from error
     except failures as error:
         for file in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE):
             found = client.try_to_load_from_cache(name, file, revision=revision)
             if isinstance(found, str) and is_checkpoint(Path(found).parent):
                 return Path(found).parent
-        raise UserError(_said_plainly(error, name, revision)) from error
+        raise UserError(_describe_failure(error, name, revision)) from error
 
     def fetch(patterns: list[str]) -> Path:
         options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": "*/*"}
         try:
             return Path(client.snapshot_download(name, revision=revision, token=token, **options))
         except failures as error:
-            raise UserError(_said_plainly(error, name, revision)) from error
+            raise UserError(_describe_failure(error, name, revision)) from error
 
-    if CONFIG_FILE in listing:  # another model is refused before its weights are fetched
+    if CONFIG_FILE in listing:  # reject another architecture before downloading its weights
         config = fetch([CONFIG_FILE]) / CONFIG_FILE
         check_architecture(read_json_object(config), f"model: {name!r}, {CONFIG_FILE}")
     return fetch(_needed_files(name, listing, allow_bin))
 
 
 def _list_files(name: str, revision: str | None, token: str | bool | None) -> set[str]:
-    """The files of a model on the hub."""
+    """Return the names of a model's files on the hub."""
     from huggingface_hub import HfApi, constants  # late: as above
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT  # the one of the client's downloads; else it is none
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # as for downloads; the default is no timeout
     info = HfApi().model_info(name, revision=revision, timeout=timeout, token=token)
-    if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes a part of paths
-        raise ValueError("it names no commit")
+    if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes part of paths
+        raise ValueError("no commit in the response")
     return {sibling.rfilename for sibling in info.siblings or ()}
 
 
 def _needed_files(name: str, listing: set[str], allow_bin: bool) -> list[str]:
-    """Patterns of the files that a BERT needs.
+    """Return patterns of the files that a BERT needs.
 
     Raises:
-        UserError: some of them are not in ``listing``.
+        UserError: ``listing`` lacks some of them.
     """
     weights = next((f for f in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE) if f in listing), None)
     lacks = [] if CONFIG_FILE in listing else [CONFIG_FILE]
@@ -165,35 +166,35 @@ def _needed_files(name: str, listing: set[str], allow_bin: bool) -> list[str]:
         lacks.append(WEIGHTS_FILE)
     if weights is None or lacks:
         raise UserError(
-            f"model: {name!r} must be a whole checkpoint, got one on the hub without "
+            f"model: {name!r} must be a complete checkpoint, got one on the hub without "
             f"{' and '.join(lacks)}: choose another model"
         )
     if weights == BIN_FILE and not allow_bin:
         raise UserError(
             f"model: {name!r} must have safetensors, got only {BIN_FILE} on the hub, a pickle, "
-            "which may hold more than weights: pass --allow_bin if you trust where it comes from"
+            "which may contain more than weights: pass --allow_bin if you trust its source"
         )
     shards = ["model-*.safetensors"] if weights == INDEX_FILE else []
     return [CONFIG_FILE, *TOKENIZER_FILES, *OPTIONAL_FILES, weights, *shards]
 
 
-def _said_plainly(error: Exception, name: str, revision: str | None) -> str:
-    """One sentence for a failure of the hub, of the connection to it, or of the disk."""
+def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
+    """Return the message for a failure of the hub, the connection or the disk."""
     from huggingface_hub import constants, errors  # late: as above
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client's "not in the cache either" hides why
+        error = error.__cause__  # the client's "not in the cache" hides the cause
     hub, elsewhere = constants.ENDPOINT, f"put its folder at {weights_dir() / name}"
     match error:
         case errors.GatedRepoError():
             return (
-                f"model: must be open to you, got {name!r}, which is gated: accept its terms at "
-                f"{hub}/{name} and log in with 'hf auth login', or {elsewhere}"
+                f"model: must be accessible to you, got {name!r}, which is gated: accept its terms "
+                f"at {hub}/{name} and log in with 'hf auth login', or {elsewhere}"
             )
         case errors.RepositoryNotFoundError():
             return (
-                f"model: must be a model that the hub shows you, got {name!r}, which is unknown "
-                "or private: check the name, log in with 'hf auth login', or pass a folder"
+                f"model: must be a folder or a model on the hub, got {name!r}, which is unknown or "
+                "private: check the name, log in with 'hf auth login', or pass a folder"
             )
         case errors.RevisionNotFoundError():
             return (
@@ -202,27 +203,27 @@ def _said_plainly(error: Exception, name: str, revision: str | None) -> str:
             )
         case errors.HfHubHTTPError():
             return (
-                f"model: {name!r} must come from the hub, got HTTP status "
+                f"model: {name!r} must be downloadable, got HTTP status "
                 f"{error.response.status_code}: try again later, or {elsewhere}"
             )
         case errors.OfflineModeIsEnabled():
             return (
-                f"model: {name!r} must be whole in {constants.HF_HUB_CACHE} while HF_HUB_OFFLINE "
-                f"is set, got none or a part: remove HF_HUB_OFFLINE, or {elsewhere}"
+                f"model: {name!r} must be complete in {constants.HF_HUB_CACHE} while "
+                f"HF_HUB_OFFLINE is set: unset HF_HUB_OFFLINE, or {elsewhere}"
             )
         case errors.FileMetadataError() | ValueError() | KeyError() | TypeError():
             return (
-                f"model: {name!r} must come from a hub, got another answer from {hub} "
+                f"model: {name!r} must come from a hub, got an invalid response from {hub} "
                 f"({reason(error)}): check HF_ENDPOINT and the network (a proxy, a log-in page)"
             )
-        # The HTTP libraries tell what the system said in words; with a number it was the disk.
+        # Errors of HTTP libraries have no errno, so this is an error of the disk.
         case OSError(errno=int()):
             return (
                 f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got: "
-                f"{error.strerror}; free space there, or choose another with HF_HOME"
+                f"{error.strerror}; free space there, or set HF_HOME to another folder"
             )
         case _:
             return (
-                f"model: {name!r} needs a connection to {hub}, got none that works "
-                f"({reason(error)}): {elsewhere}"
+                f"model: {name!r} requires a connection to {hub}, got none ({reason(error)}): "
+                f"{elsewhere}"
             )

@@ -1,8 +1,8 @@
-"""The fused implementations of what bert.py computes step by step, and the rules for taking them.
+"""Fused implementations of dropout, joint linear layers and attention.
 
-Each computes what the reference in bert.py computes; the tests hold them equal. A fused
-implementation does not call the modules that it replaces, so it is used only where that has no
-effect: see ``is_plain``. T, H, K, L as in bert.py.
+Tests check each against the reference in bert.py. A fused implementation does not call the modules
+it replaces, so it is used only where skipping them has no effect: see ``is_plain``. T, H, K, L as
+in bert.py.
 """
 
 import math
@@ -23,9 +23,9 @@ from bertqa.model.packing import PackedBatch
 # (query, key, value, batch, dropout rate) -> attn_output; tensors (T, H, K).
 AttentionImplementation = Callable[[Tensor, Tensor, Tensor, PackedBatch, float], Tensor]
 
-_STEPS = 2**16  # dropout compares 16 random bits with its rate: off by 1 part in 100,000 at most
-# Between these a sum of exponentials has lost nothing: the largest is far from overflow, and what
-# is too small for the range is too small to count beside it.
+_STEPS = 2**16  # dropout compares 16 random bits with its rate: an error below 1e-5
+# A sum of exponentials between these is accurate: the largest term is far from overflow, and a term
+# that underflows is negligible.
 _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
@@ -44,20 +44,20 @@ def dropout_generator(generator: torch.Generator) -> Iterator[None]:
 
 
 def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
-    """Which numbers of a tensor on the CPU dropout keeps, and what it multiplies those by.
+    """Draw a dropout mask on the CPU.
 
-    torch draws its Bernoulli numbers one by one, which costs as much as the matrix products around
-    them; here raw 64-bit words are drawn and each is read as four 16-bit numbers.
+    torch draws Bernoulli numbers one at a time, which costs as much as the matrix products around
+    them. Here each random 64-bit word gives four 16-bit numbers.
 
     Returns:
-        ``shape`` int16: 0, with probability ``rate``, or -1, all of whose bits are 1; and the
-        reciprocal of the share that is kept.
+        The mask, ``shape`` int16: 0 with probability ``rate``, else -1 (all bits set); and the
+        scale of the kept elements, one over the fraction kept.
     """
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64)
     words.random_(-(2**63), None, generator=_GENERATOR.get())
     numbers = words.view(torch.int16)[:count].view(shape)
-    dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps something
+    dropped = min(round(rate * _STEPS), _STEPS - 1)  # a rate below 1 keeps some elements
     if dropped == 0:
         return numbers.fill_(-1), 1.0
     first_dropped = _STEPS // 2 - dropped  # the largest numbers are dropped
@@ -66,14 +66,14 @@ def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
-    """``x`` where the mask of ``keep_mask`` is -1, else 0: a bitwise "and" of the two."""
+    """Return ``x`` where the mask of ``keep_mask`` is -1, else 0: a bitwise "and" of the two."""
     bits = _INTEGERS[x.element_size()]
     kept: Tensor = (x.view(bits) & mask.to(bits)).view(x.dtype)
     return kept
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Inverted dropout: each number is zeroed with probability ``rate``, the others scaled up."""
+    """Apply inverted dropout: zero each element with probability ``rate``, scale up the rest."""
     if x.device.type != "cpu":
         return F.dropout(x, rate)
     output: Tensor = _Dropout.apply(x, rate)
@@ -81,7 +81,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Dropout on the CPU; what was dropped gets no gradient."""
+    """Dropout on the CPU; dropped elements get no gradient."""
 
     @staticmethod
     def forward(ctx, x, rate):  # type: ignore[no-untyped-def]
@@ -109,11 +109,11 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
-    """Whether to call a module does nothing but what ``kind.forward`` does.
+    """Return whether calling a module only runs ``kind.forward``.
 
-    A subclass, a wrapper and a parametrised module are of another type. A hook, on the module or
-    global, and a replaced ``forward``, of the module or its class, want to be called. A model is
-    asked at every forward pass, so hooks may come and go.
+    False for subclasses, wrappers and parametrised modules, which have another type; for hooks, on
+    the module or global; and for a replaced ``forward``, of the module or its class. Checked at
+    every forward pass, so hooks may be added and removed at any time.
     """
     return (
         type(module) is kind
@@ -130,10 +130,10 @@ def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
 
 
 def _has_own_forward(kind: type[nn.Module]) -> bool:
-    """Whether the ``forward`` of a class is the one that its source defines.
+    """Return whether the ``forward`` of a class is the one in its source.
 
-    The globals of a function are those of the module that defines it, and a decorator that gives
-    a wrapper the name of what it wraps leaves them as they are.
+    A function's globals are those of the module that defines it; ``functools.wraps`` does not
+    change them.
     """
     forward: Any = kind.forward
     return (
@@ -144,10 +144,10 @@ def _has_own_forward(kind: type[nn.Module]) -> bool:
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is ``x W^T + b`` and nothing else, so that W and b may be used without it.
+    """Return whether a module computes only ``x W^T + b``, so that W and b can be used directly.
 
-    Weights that are not ordinary parameters, such as those of torchao and FSDP, have a product of
-    their own.
+    Weights that are not ordinary parameters, such as those of torchao and FSDP, define their own
+    product.
     """
     return (
         is_plain(module, nn.Linear)
@@ -156,30 +156,30 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-# --- several linear layers of one input ----------------------------------------------------------
+# --- linear layers with the same input -----------------------------------------------------------
 
 
 class Prepacked(nn.Module):
-    """A linear layer in one of the formats of cpu_inference.py, for inference only."""
+    """Linear layer in one of the formats of cpu_inference.py, for inference only."""
 
 
 class JointPart(Prepacked):
-    """One of several layers of the same input that ``joint`` computes in a single product."""
+    """One of several layers with the same input that ``joint`` computes in a single product."""
 
     def __init__(self, joint: nn.Module, part: int, sizes: Sequence[int]) -> None:
         super().__init__()
         self.joint, self.part, self.sizes = joint, part, list(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(T, D)`` to this part's ``(T, out)``."""
+        """Map ``(T, D)`` to this part's ``(T, out)``."""
         output: Tensor = self.joint(x).split(self.sizes, dim=-1)[self.part]
         return output
 
 
 def linears(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Several layers of one input, ``(T, D)`` to each output.
+    """Apply several layers to one input ``(T, D)``; return each output.
 
-    Plain linear layers are a single matrix product; other modules are called.
+    Plain linear layers are computed as one matrix product; other modules are called.
     """
     parts = [layer for layer in layers if is_plain(layer, JointPart)]
     if len(parts) == len(layers) and _are_one(parts):
@@ -194,7 +194,7 @@ def linears(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
 
 
 def _are_one(parts: Sequence[JointPart]) -> bool:
-    """Whether these are all the parts of one product, in its order."""
+    """Return whether these are all the parts of one product, in order."""
     joint, count = parts[0].joint, len(parts[0].sizes)
     return [(part.joint, part.part) for part in parts] == [(joint, i) for i in range(count)]
 
@@ -203,8 +203,8 @@ def _are_one(parts: Sequence[JointPart]) -> bool:
 
 
 def choose_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionImplementation | None:
-    """The fastest implementation for such tensors; None where only the reference runs."""
-    if not query.dtype == key.dtype == value.dtype:  # one of them comes from a wrapped layer
+    """Return the fastest implementation for these tensors; None if only the reference works."""
+    if not query.dtype == key.dtype == value.dtype:  # the output of a wrapped layer
         return None
     if query.device.type == "cpu":
         return cpu_attention
@@ -222,10 +222,10 @@ def choose_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionImpl
 def cpu_attention(
     query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float
 ) -> Tensor:
-    """Attention window by window, with its gradient written by hand.
+    """Compute attention window by window, with a handwritten backward pass.
 
-    A window's scores stay in the processor's cache from the first product to the last, and the
-    gradients are written where they belong, without autograd's book-keeping for every window.
+    A window's scores stay in the processor's cache from the first product to the last, and
+    gradients are written into one tensor, without autograd's overhead for each window.
     """
     output: Tensor = _WindowAttention.apply(query, key, value, batch.lengths, rate)
     return output
@@ -234,10 +234,10 @@ def cpu_attention(
 class _WindowAttention(torch.autograd.Function):
     """softmax(Q K^T / sqrt(K)) V for each window, as in ``SelfAttention.reference``.
 
-    A softmax is exponentials over their sum, and the sum is one number for a whole row: it is
-    divided by where rows are K numbers long, not L. Below, ``weights`` are exponentials that have
-    not been divided, and ``scale`` holds for each row what they would be multiplied by: one over
-    their sum, and with dropout one over the share that is kept.
+    A softmax divides exponentials by the sum of their row. The division is applied to the output,
+    whose rows have K elements, not to the exponentials, whose rows have L. Below, ``weights`` are
+    the unnormalised exponentials, and ``scale`` is the factor of each row: one over its sum and,
+    with dropout, over the fraction kept.
     """
 
     @staticmethod
@@ -254,7 +254,7 @@ class _WindowAttention(torch.autograd.Function):
             if rate:
                 mask, dropout_scale = keep_mask(weights.shape, rate)
                 kept, scale = keep(weights, mask), scale * dropout_scale
-            # (L, H, K) of the batch as (H, L, K): the product goes where it belongs.
+            # Write the product straight into the batch's output, (L, H, K) seen as (H, L, K).
             torch.mul(torch.bmm(kept, v), scale, out=out.transpose(0, 1))
             if saved is not None:
                 saved.append((q, k, v, weights, scale, mask))
@@ -269,15 +269,15 @@ class _WindowAttention(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (attn_output,) = ctx.saved_tensors
         d_query, d_key, d_value = (torch.empty_like(attn_output) for _ in range(3))
-        # The softmax's gradient is P * (dP - sum of dP * P over the row), and that sum is the
-        # inner product of a token's output with its output's gradient.
+        # The gradient of a softmax is P * (dP - sum of dP * P over the row), and that sum is the
+        # inner product of a token's output and the gradient of that output.
         rows = (grad * attn_output).sum(dim=-1, keepdim=True) / ctx.dropout_scale  # (T, H, 1)
         windows = _windows(ctx.lengths, grad, rows, d_query, d_key, d_value)
-        for views, kept_back in zip(windows, ctx.saved, strict=True):
+        for views, saved in zip(windows, ctx.saved, strict=True):
             d_out, row, *gradients = (x.transpose(0, 1) for x in views)  # (H, L, K)
-            q, k, v, weights, scale, mask = kept_back
-            # P is weights * scale. To scale the rows of d_out, K numbers long, does the same as
-            # to scale those of the weights, which are L long.
+            q, k, v, weights, scale, mask = saved
+            # P is weights * scale. Scaling the rows of d_out (K elements) is equivalent to scaling
+            # those of the weights (L elements).
             d_out, row = d_out * scale, row * scale
             kept = weights if mask is None else keep(weights, mask)
             d_v = torch.bmm(kept.transpose(1, 2), d_out)
@@ -286,26 +286,26 @@ class _WindowAttention(torch.autograd.Function):
                 d_weights = keep(d_weights, mask)
             d_scores = d_weights.sub_(row).mul_(weights)
             d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q)
-            for into, found in zip(gradients, (d_q, d_k, d_v), strict=True):
-                into.copy_(found)
-        # d_key has its factor from the queries, which were scaled before they were saved.
+            for target, gradient in zip(gradients, (d_q, d_k, d_v), strict=True):
+                target.copy_(gradient)
+        # d_key needs no factor: the saved queries are already scaled.
         return d_query.mul_(ctx.softmax_scale), d_key, d_value, None, None
 
 
 def _windows(lengths, *tensors):  # type: ignore[no-untyped-def]
-    """For each window its part of every tensor: views ``(T, ...)`` -> ``(L, ...)``."""
+    """Yield each window's view of every tensor: ``(T, ...)`` -> ``(L, ...)``."""
     return zip(*(x.split(list(lengths)) for x in tensors), strict=True)
 
 
 def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(Q K^T), and one over the sum of each row: their product is the softmax.
+    """Return exp(Q K^T), and one over the sum of each row: their product is the softmax.
 
-    A softmax usually subtracts the largest score of a row first, so that no exponential is beyond
-    the floating-point range. Scores of a trained BERT stay far inside it, and the sums show
-    whether these did; where they did not, the usual softmax is taken.
+    A softmax usually subtracts the largest score of a row first, so that no exponential overflows.
+    Scores of a trained BERT are far from overflow, and the sums show whether these were; if not,
+    the usual softmax is computed.
 
     Args:
-        query, key: ``(H, L, K)``; one of them scaled by 1 / sqrt(K).
+        query, key: ``(H, L, K)``; one of them already scaled by 1 / sqrt(K).
 
     Returns:
         ``(H, L, L)`` and ``(H, L, 1)``.
@@ -322,10 +322,10 @@ def _exponentials(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, rate: float
 ) -> Tensor:
-    """One variable-length FlashAttention call (Dao 2023) for the whole packed batch, on CUDA.
+    """Compute attention of the whole packed batch by one varlen FlashAttention call (Dao 2023).
 
-    The public ``varlen_attn`` of torch has no dropout, and attention dropout is part of BERT's
-    recipe; the operator below it has, so it is called here and nowhere else.
+    CUDA only. BERT uses attention dropout; torch's public ``varlen_attn`` does not support it, so
+    this function calls the private operator that does.
     """
     bounds, longest = batch.cumulative_lengths, max(batch.lengths)
     output: Tensor = torch.ops.aten._flash_attention_forward(

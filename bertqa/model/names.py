@@ -1,10 +1,10 @@
-"""The names of bert.py's modules and those in checkpoint files, which are transformers'."""
+"""Parameter names: those of bert.py and those of checkpoint files, which are transformers'."""
 
 import re
 from collections.abc import Iterator
 from itertools import chain
 
-# Ours and theirs, module by module; "{}" is the number of the layer.
+# Module name in bert.py -> in checkpoint files; "{}" is the layer's index.
 NAMES = {
     "embeddings.word": "bert.embeddings.word_embeddings",
     "embeddings.position": "bert.embeddings.position_embeddings",
@@ -23,14 +23,14 @@ NAMES = {
 
 
 def checkpoint_name(name: str) -> str:
-    """The name in a checkpoint file of a parameter of ``BertForQuestionAnswering``."""
+    """Convert the name of a parameter of ``BertForQuestionAnswering`` to a checkpoint's name."""
     module, _, leaf = name.rpartition(".")
     theirs = NAMES[re.sub(r"\d+", "{}", module)].format(*re.findall(r"\d+", module))
     return f"{theirs}.{leaf}"
 
 
 def checkpoint_names(num_layers: int) -> Iterator[str]:
-    """The names in a checkpoint file of all tensors of a model, layer by layer."""
+    """Yield the checkpoint names of all tensors of a model, layer by layer."""
     single = [theirs for theirs in NAMES.values() if "{}" not in theirs]
     repeated = [theirs for theirs in NAMES.values() if "{}" in theirs]
     layers = (theirs.format(i) for i in range(num_layers) for theirs in repeated)
@@ -41,7 +41,7 @@ def checkpoint_names(num_layers: int) -> Iterator[str]:
 
 
 def todays_name(name: str) -> str:
-    """Today's spelling of a name: TensorFlow's gamma and beta, and names without ``bert.``."""
+    """Return the current form of an old name: gamma, beta (TensorFlow), or without ``bert.``."""
     if name.startswith(("embeddings.", "encoder.", "pooler.")):
         name = f"bert.{name}"
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")

@@ -1,16 +1,16 @@
-"""The packed batch: the windows of a batch laid end to end, without padding.
+"""Packed batches: the windows of a batch laid end to end, without padding.
 
 T  tokens in the batch      N  windows in the batch      L  tokens of one window
 
-More than half of a batch of SQuAD's windows would be padding, were each padded to 384 tokens. Here
-a batch is one row of tokens, and the lengths of its windows define where each ends:
+If SQuAD's windows were padded to 384 tokens, more than half of a batch would be padding. Here a
+batch is one row of tokens, and the lengths of its windows define where each ends:
 
     input_ids       [CLS] who ? [SEP] ada . [SEP]   [CLS] why ? [SEP] because . [SEP]
     token_type_ids    0    0  0   0    1  1   1       0    0  0   0      1    1   1
     position_ids      0    1  2   3    4  5   6       0    1  2   3      4    5   6
     lengths           7                               7
 
-So no attention mask is needed. Others call this layout packed, padding-free or varlen.
+No attention mask is needed. This layout is also called padding-free or varlen.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class PackedBatch:
         input_ids: ``(T,)`` int64, rows of the word embedding.
         token_type_ids: ``(T,)`` int64, 0 up to the question's [SEP], 1 from the context on.
         position_ids: ``(T,)`` int64, position of each token in its own window.
-        lengths: tokens of each of the N windows; their sum is T. Python numbers, so that no
-            computation waits for a device to send them.
+        lengths: tokens of each of the N windows; their sum is T. Python integers, so that reading
+            them needs no device synchronisation.
     """
 
     input_ids: Tensor
@@ -41,13 +41,16 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         if sum(self.lengths) != len(self.input_ids) or min(self.lengths, default=1) < 1:
-            raise ValueError(f"lengths {self.lengths} do not cut {len(self.input_ids)} tokens")
+            raise ValueError(
+                f"lengths must be positive and sum to {len(self.input_ids)} tokens, got "
+                f"{self.lengths}"
+            )
 
     @classmethod
     def from_windows(
         cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]]
     ) -> "PackedBatch":
-        """Pack N windows, given as N sequences of ids and N of token types."""
+        """Pack N windows, given as N sequences of ids and of token types."""
         lengths = tuple(len(window) for window in input_ids)
         return cls(
             torch.tensor([token for window in input_ids for token in window]),
@@ -58,12 +61,12 @@ class PackedBatch:
 
     @cached_property
     def cumulative_lengths(self) -> Tensor:
-        """``(N + 1,)`` int32 on the tokens' device: where windows begin; the last is T."""
+        """The start of each window, and T: ``(N + 1,)`` int32 on the tokens' device."""
         bounds = list(accumulate(self.lengths, initial=0))
         return torch.tensor(bounds, dtype=torch.int32).to(self.input_ids.device, non_blocking=True)
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """Copy the batch to another device."""
+        """Return the batch on ``device``."""
         if self.input_ids.device == device:
             return self
         return PackedBatch(
@@ -75,6 +78,6 @@ class PackedBatch:
 
 
 def pad_windows(values: Tensor, lengths: Sequence[int], fill: float) -> Tensor:
-    """Pad values of tokens to a rectangle: ``(T,)`` to ``(N, longest L)``, the rest is ``fill``."""
+    """Pad per-token values to the longest window: ``(T,)`` to ``(N, longest L)``."""
     windows = values.split(list(lengths))
     return torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True, padding_value=fill)

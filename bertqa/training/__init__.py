@@ -1,16 +1,16 @@
-"""Training. To read how BERT is fine-tuned, read in this order:
+"""Fine-tuning of BERT, in reading order:
 
-optim         AdamW: what decays, how fast each layer learns, the learning rate of each step
-plan          how many steps there are, and what comes after which
-replicas      the cores of a CPU, each with windows of its own
-loop          the optimiser step: windows, forward, loss, backward, clip, update
+optim         AdamW: weight decay, learning rate schedule, learning rate of each layer
+plan          number of steps, and when to log, evaluate and save
+replicas      data parallelism over the cores of a CPU
+loop          the optimiser step: windows, forward, loss, backward, gradient clipping, update
 distillation  the loss with teachers
-ema           a moving average of the weights, to keep in place of the last ones
-run           what comes between the steps; how a run begins, goes on and ends
-log, evaluations, checkpoints    what it calls there
-run_folder    all that a run leaves behind, file by file
-data          the questions: read, checked, cut into windows and labelled
-validation    what the held-out ones are for: a threshold, calibration
-job           a whole training from names of model and data: what bertqa train does
-provenance    what else a run depends on: versions, commit, device
+ema           exponential moving average of the weights
+run           a run from start to end: logging, evaluation and checkpoints between the steps
+log, evaluations, checkpoints    called by run
+run_folder    the files that a run writes
+data          reading, checking, windowing and labelling of the questions
+validation    threshold and calibration from the held-out questions
+job           a complete training from names of model and data, as in bertqa train
+provenance    versions, commit and device of a run
 """

@@ -1,13 +1,13 @@
-"""What a run begins with, and all that it needs to go on from a step.
+"""Training checkpoints, and the initial model of a run.
 
     checkpoints/step-00000500/
-        config.json, model.safetensors, tokenizer ...   a model's folder like any other
+        config.json, model.safetensors, tokenizer ...   an ordinary model folder
         optimizer.safetensors                           AdamW's moments, PARAMETER.exp_avg ...
         ema.safetensors                                 with --ema_decay: the averaged weights
         progress.json                                   Progress
 
-A checkpoint is written whole or not at all, and nothing in it is pickled. No state of a random
-number generator is kept: what is random in a step is a function of the seed and the step.
+A checkpoint is written atomically, and nothing in it is pickled. No state of a random number
+generator is saved: the randomness of a step is a function of the seed and the step.
 """
 
 import shutil
@@ -32,16 +32,16 @@ from bertqa.model.checkpoint import (
 from bertqa.model.hub import find_folder
 from bertqa.training.ema import ExponentialMovingAverage
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 
 
 def load_for_training(
     name: str, *, seed: int = 42, revision: str | None = None, allow_bin: bool = False
 ) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
-    """Load the model and tokenizer of a name; S and E are drawn by ``seed`` if it has none.
+    """Load a model and its tokenizer; missing S and E are initialised from ``seed``.
 
     Raises:
-        UserError: it is not available, corrupt, or no BERT.
+        UserError: the model is not available, corrupt, or not a BERT.
     """
     torch.manual_seed(seed)
     folder = find_folder(name, revision=revision, allow_bin=allow_bin)
@@ -50,15 +50,15 @@ def load_for_training(
 
 @dataclass
 class Progress:
-    """What a run knows of itself besides weights and optimiser; kept in each checkpoint.
+    """State of a run besides weights and optimiser; saved in each checkpoint.
 
     Attributes:
-        step: optimiser steps done.
-        losses_since_log, losses_since_evaluation: of each step since then.
-        tokens_since_log, seconds_since_log: of this process, evaluations apart.
-        grad_norm: of the last step.
+        step: completed optimiser steps.
+        losses_since_log, losses_since_evaluation: loss of each step since then.
+        tokens_since_log, seconds_since_log: of this process, without evaluations.
+        grad_norm: gradient norm of the last step.
         evaluations: a row for each evaluation, see ``evaluation_table``.
-        best_f1: of the model kept at the folder's top; None before the first evaluation.
+        best_f1: F1 of the best model; None before the first evaluation.
         scaler: state of the fp16 loss scaler; empty for other precisions.
     """
 
@@ -74,7 +74,7 @@ class Progress:
 
     @property
     def evaluations_since_best(self) -> int:
-        """Evaluations since the one of the model kept at the folder's top."""
+        """Evaluations since that of the best model."""
         if self.best_f1 is None:
             return 0
         scores = [row["f1"] for row in self.evaluations]
@@ -85,22 +85,22 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        path: their folder; it is made by ``open``.
-        keep: only so many of the newest stay.
+        path: their folder; ``open`` creates it.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, path: Path, keep: int = 1) -> None:
         self.path, self.keep = path, keep
 
     def open(self) -> None:
-        """Make the folder, and sweep away what a run that was killed left half written."""
+        """Create the folder, and remove partial checkpoints of a killed run."""
         with said_plainly(self.path, "made"):
             self.path.mkdir(parents=True, exist_ok=True)
             for partial in self.path.glob(".*.partial"):
                 shutil.rmtree(partial)
 
     def last(self) -> Path | None:
-        """The newest checkpoint to go on from; None before there is one."""
+        """Return the newest checkpoint; None if there is none."""
         return max(self.path.glob("step-*"), default=None)
 
     def save(
@@ -111,10 +111,10 @@ class Checkpoints:
         progress: Progress,
         ema: ExponentialMovingAverage | None = None,
     ) -> None:
-        """Write a checkpoint, which is a model's folder too, and drop all but the newest ``keep``.
+        """Write a checkpoint, and remove all but the newest ``keep``.
 
         Raises:
-            UserError: the disk refuses it, or the weights are no longer those of any BERT.
+            UserError: it cannot be written, or the weights are invalid.
         """
         path = self.path / f"step-{progress.step:08d}"
         if path.exists():
@@ -134,7 +134,7 @@ class Checkpoints:
                 write_tensors(folder / "ema.safetensors", averages)
             write_json(folder / "progress.json", asdict(progress))
         for old in sorted(self.path.glob("step-*"))[: -self.keep]:
-            # Renamed first: killed in the middle of this, a run leaves no half checkpoint.
+            # Rename it first, so that a killed run leaves no partial checkpoint under this name.
             dropped = old.with_name(f".{old.name}.partial")
             with said_plainly(old, "removed"):
                 old.rename(dropped)
@@ -146,7 +146,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         ema: ExponentialMovingAverage | None = None,
     ) -> Progress:
-        """Put the newest checkpoint into them; where there is none, change nothing.
+        """Load the newest checkpoint into the arguments; do nothing if there is none.
 
         Raises:
             UserError: the checkpoint is corrupt or of another model.
@@ -169,13 +169,13 @@ class Checkpoints:
             optimizer.load_state_dict(state)
             if ema:
                 ema.load(read_tensors(newest / "ema.safetensors"))
-        # The advice of a UserError is for a file that can be had again; the others tell of a name,
-        # a shape or a key.
+        # Drop the advice of a UserError, to copy the file again. The other errors are about names,
+        # shapes or keys.
         except (UserError, KeyError, RuntimeError, TypeError) as error:
-            own = str(error).rpartition(": ")[0]
-            because = own if isinstance(error, UserError) else "not whole, or of another model"
+            fault = str(error).rpartition(": ")[0]
+            because = fault if isinstance(error, UserError) else "incomplete, or of another model"
             raise UserError(
-                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to go on "
-                "from the checkpoint before it, if --save_total_limit kept one, or from the start"
+                f"--resume: the checkpoint {newest} is damaged ({because}): remove it to continue "
+                "from the previous checkpoint, if --save_total_limit kept one, or from the start"
             ) from error
         return progress

@@ -1,4 +1,4 @@
-"""The questions of a training: read, checked, cut into windows and labelled."""
+"""Training and validation data: reading, checking, windowing and labelling."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Say = Callable[[object], object]
 
 @dataclass(frozen=True)
 class Part:
-    """Examples, their windows, and what became of their labels."""
+    """Examples, their windows, and a report of their labels."""
 
     examples: Sequence[Example]
     windows: LabelledWindows
@@ -36,7 +36,7 @@ class Part:
 def label_part(
     examples: list[Example], tokenizer: BertTokenizer, settings: WindowSettings, runtime: Runtime
 ) -> Part:
-    """Cut examples into labelled windows; each process does it for itself, in seconds."""
+    """Cut examples into labelled windows, in every process; takes seconds."""
     windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
     return Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
 
@@ -44,12 +44,13 @@ def label_part(
 def load_data(
     data: DataSettings, *, version_2_with_negative: bool, say: Say = lambda what: None
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, checked; the second is empty where there are none.
+    """Load and check training and validation examples; the second list may be empty.
 
-    ``say`` is told what the data do not give.
+    Args:
+        say: called with each remark on the data.
 
     Raises:
-        UserError: they cannot be read, or training cannot use them.
+        UserError: the data cannot be read or cannot be used for training.
     """
     parts = read_data(data, say=say)
     for source, examples in parts:
@@ -57,7 +58,7 @@ def load_data(
             check_examples(examples, source)
             check_answers(examples, source)
         except UserError as error:
-            hint = "; bertqa check finds all faults" if examples else ""
+            hint = "; bertqa check lists all errors" if examples else ""
             raise UserError(f"{error}{hint}") from error
         check_version(examples, source, version_2_with_negative)
     train = parts[0][1]
@@ -70,9 +71,9 @@ def load_data(
 def read_data(
     data: DataSettings, *, say: Callable[[str], object], keep_faulty: bool = False
 ) -> list[tuple[str, list[Example]]]:
-    """The training data, then those to evaluate on, if any, each with its name; not yet checked.
+    """Read the training data and the validation data, if any; return each with its name, unchecked.
 
-    ``say`` and ``keep_faulty`` are those of ``read_examples``.
+    ``say`` and ``keep_faulty`` are as in ``read_examples``.
     """
     if data.train_file:
         paths = [Path(path) for path in (data.train_file, data.validation_file) if path]

@@ -1,22 +1,22 @@
-"""Knowledge distillation: the model in training learns the distributions of its teachers.
+"""Knowledge distillation: train a model to match its teachers' distributions.
 
 N  windows of a batch     T  tokens of the batch     L  tokens of its longest window
 K  teachers
 
-    p      mean over the teachers of softmax(scores / temperature)          (N, L)
-    q      softmax(scores / temperature) of the model in training           (N, L)
+    p      mean over the teachers of softmax(logits / temperature)          (N, L)
+    q      softmax(logits / temperature) of the model in training           (N, L)
     loss   (1 - weight) * span loss + weight * temperature^2 * KL(p || q)   (N,)
 
-Start and end each have a p and a q, over the tokens of one window; their two divergences are summed
-as the span loss sums the two. A temperature above 1 shows how the teachers rank the wrong tokens.
-It scales the gradient of the divergence by about 1 / temperature^2, which the factor makes up for
-(Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2). Hu et al.,
-"Attention-Guided Answer Distillation for Machine Reading Comprehension", 2018 (arXiv 1808.07644),
-train one reader on an ensemble of readers with it.
+Start and end each have p and q, over the tokens of one window; the two divergences are summed, as
+in the span loss. A temperature above 1 shows how the teachers rank the wrong tokens. It scales the
+gradient of the divergence by about 1 / temperature^2, which the factor corrects (Hinton et al.,
+"Distilling the Knowledge in a Neural Network", 2015, section 2). Hu et al., "Attention-Guided
+Answer Distillation for Machine Reading Comprehension", 2018 (arXiv 1808.07644), train a reader on
+an ensemble of readers in this way.
 
-A teacher that was trained to answer every question names a span of an unanswerable one too. Where
-the model in training is to say "no answer", such a teacher is heard on the windows that hold an
-answer alone; a window on which nobody is heard has the span loss as its loss.
+A teacher trained without "no answer" also predicts a span for an unanswerable question. If the
+model in training can predict "no answer", such a teacher is used only on windows that contain an
+answer; the loss of a window without a usable teacher is the span loss.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,18 @@ from bertqa.model.packing import pad_windows
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings, WindowSettings
 
-# The score of padding: finite, since 0 * -inf would be NaN in the sum of p * log q.
-_NEVER = -1e30
+# The logit of padding: finite, since 0 * -inf would be NaN in the sum of p * log q.
+_PADDING = -1e30
 
 
 class Teacher(NamedTuple):
-    """A model to learn from.
+    """A teacher model.
 
     Attributes:
-        spans_only: it knows no "no answer", and the model in training is to know one.
-        digest: of its files but decoding.json, which does not change its scores; a run that is
-            resumed must have the same.
+        model: the model.
+        spans_only: use it only on windows with an answer, see above.
+        digest: digest of its files except decoding.json, which does not affect logits; a resumed
+            run must have the same.
     """
 
     model: BertForQuestionAnswering
@@ -58,12 +59,12 @@ class Teacher(NamedTuple):
 
 
 class Distillation:
-    """The loss of a model with teachers.
+    """Loss with teachers.
 
     Args:
-        teachers: they are made ready to answer in place, in the precision of the run.
+        teachers: teachers; they are made ready for inference in place, in the run's precision.
         settings: temperature and weight.
-        runtime: where the run computes.
+        runtime: device and precision of the run.
     """
 
     def __init__(
@@ -80,34 +81,34 @@ class Distillation:
 
         Args:
             batch: N windows.
-            output: the scores of the model in training, ``(T,)`` of start and of end.
+            output: start and end logits of the model in training, each ``(T,)``.
             losses: its span losses, ``(N,)``.
         """
         with torch.inference_mode(), self.runtime.autocast():
             targets = [model(batch.tokens) for model in self.models]
-        has_answer = batch.start_positions > 0  # (N,); [CLS] is the label of a window without one
-        heard = has_answer | ~self.spans_only[:, None]  # (K, N)
+        has_answer = batch.start_positions > 0  # (N,); [CLS] is the label of "no answer"
+        used = has_answer | ~self.spans_only[:, None]  # (K, N)
         start, end = (
-            self._divergence(scores, theirs, batch.tokens.lengths, heard)
-            for scores, *theirs in zip(output, *targets, strict=True)
+            self._divergence(logits, targets_of, batch.tokens.lengths, used)
+            for logits, *targets_of in zip(output, *targets, strict=True)
         )
         soft_losses = self.temperature**2 * (start + end)
-        weight = self.weight * heard.any(dim=0)  # (N,)
+        weight = self.weight * used.any(dim=0)  # (N,)
         return (1 - weight) * losses + weight * soft_losses
 
     def _divergence(
-        self, scores: Tensor, theirs: Sequence[Tensor], lengths: Sequence[int], heard: Tensor
+        self, logits: Tensor, targets: Sequence[Tensor], lengths: Sequence[int], used: Tensor
     ) -> Tensor:
-        """KL(p || q) of each window: scores ``(T,)``, K teachers heard ``(K, N)``, to ``(N,)``."""
-        log_q = self._padded(scores, lengths).log_softmax(dim=1)  # (N, L)
-        p = torch.stack([self._padded(each, lengths).softmax(dim=1) for each in theirs])
-        shares = heard / heard.sum(dim=0).clamp(min=1)  # (K, N); of one window they add up to 1
-        p = (p * shares[:, :, None]).sum(dim=0)  # (N, L); 0 where nobody is heard
+        """Return KL(p || q) of each window, ``(N,)``; logits ``(T,)``, ``used`` ``(K, N)``."""
+        log_q = self._pad(logits, lengths).log_softmax(dim=1)  # (N, L)
+        p = torch.stack([self._pad(each, lengths).softmax(dim=1) for each in targets])
+        weights = used / used.sum(dim=0).clamp(min=1)  # (K, N); over the teachers they sum to 1
+        p = (p * weights[:, :, None]).sum(dim=0)  # (N, L); 0 for windows without a usable teacher
         return F.kl_div(log_q, p, reduction="none").sum(dim=1)
 
-    def _padded(self, scores: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Scores over the temperature: ``(T,)`` to ``(N, L)``."""
-        return pad_windows(scores / self.temperature, lengths, _NEVER)
+    def _pad(self, logits: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Divide logits ``(T,)`` by the temperature and pad them to ``(N, L)``."""
+        return pad_windows(logits / self.temperature, lengths, _PADDING)
 
 
 def load_teachers(
@@ -119,22 +120,22 @@ def load_teachers(
     *,
     allow_bin: bool = False,
 ) -> list[Teacher]:
-    """Load the models that another one with this tokenizer is to learn from.
+    """Load the teachers of a model.
 
     Args:
-        names: as of ``--model``.
-        settings, tokenizer, windows: of the model in training.
-        version_2_with_negative: that one is to say "no answer".
+        names: names as for ``--model``.
+        settings, tokenizer, windows: those of the model in training.
+        version_2_with_negative: whether the model in training can predict "no answer".
         allow_bin: see ``load_checkpoint``.
 
     Raises:
-        UserError: one is not available, was not fine-tuned, has another tokenizer or too few
-            positions; or the settings are of no use without teachers.
+        UserError: a teacher is not available, not fine-tuned, has another tokenizer or too few
+            position embeddings; or distillation settings are given without teachers.
     """
     for name in ("distillation_temperature", "distillation_weight"):
         value = getattr(settings, name)
         if not names and value != getattr(TrainingSettings, name):
-            raise UserError(f"--{name} {value} needs --teacher beside it: pass both or neither")
+            raise UserError(f"--{name} {value} requires --teacher: pass both or neither")
     return [
         _load_teacher(name, tokenizer, windows, version_2_with_negative, allow_bin)
         for name in names
@@ -157,7 +158,7 @@ def _load_teacher(
     if not own.gives_the_ids_of(tokenizer):
         raise UserError(
             f"--teacher {name}: must have the tokenizer of --model, got another vocabulary or "
-            f"other rules ({own.source}): take a teacher that was trained with the same"
+            f"other rules ({own.source}): use a teacher with the same tokenizer"
         )
     check_window_fits(model.config, windows, model=f"--teacher {name}")
     spans_only = version_2_with_negative and not decoding.version_2_with_negative

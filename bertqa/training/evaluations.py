@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on: its evaluations, and who is told of them."""
+"""Evaluations of a run, and the observer of a run's events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ class Measured:
 
     Attributes:
         row: its line in log.jsonl.
-        is_best: this model is the one at the top of the run's folder now.
-        evaluation: None in a run without validation data, as are ``examples``.
-        examples: the validation questions.
+        is_best: whether the model is the best so far, and was saved.
+        evaluation: None without validation data.
+        examples: the validation questions; empty without validation data.
         settings: how their answers were decoded.
     """
 
@@ -33,40 +33,39 @@ class Measured:
 
 
 class Observer:
-    """What a run calls, in its main process alone; a class that inherits it defines what it needs.
+    """Base class for callbacks of a run; override the methods you need.
 
-    What is called has happened, and its files are written; the next step waits for the answer.
+    A run calls them in its main process, after the files of the event are written, and waits for
+    them to return.
     """
 
     def after_log(self, line: Mapping[str, float | None]) -> None:
-        """Take note of a line of the training in log.jsonl."""
+        """Handle a training line of log.jsonl."""
 
     def after_evaluation(self, measured: Measured) -> None:
-        """Take note of an evaluation."""
+        """Handle an evaluation."""
 
     def after_calibration(
         self, calibration: Calibration, examples: Sequence[Example], settings: DecodingSettings
     ) -> None:
-        """Take note of the temperature of the best model, which comes after the end.
+        """Handle the calibration of the best model, which comes after the end.
 
         Args:
+            calibration: the temperature and its effect.
             examples: the validation questions.
             settings: how their answers were decoded, with that temperature.
         """
 
     def at_end(self, progress: Progress) -> None:
-        """Take note that the run has come to its end: the last step, or an early stop.
-
-        A run that is stopped by a signal has not.
-        """
+        """Handle the end of the run: the last step or early stopping, not a stop by a signal."""
 
 
 def measure(
     model: BertForQuestionAnswering, evaluator: Evaluator | None, plan: Plan, progress: Progress
 ) -> Measured:
-    """Measure a model after some steps, and note in ``progress`` what came of it.
+    """Evaluate a model, and record the result in ``progress``.
 
-    All processes call it together. Without an evaluator the row tells the training loss alone.
+    All processes must call it. Without an evaluator the row only has the training loss.
     """
     row: dict[str, float] = {
         "epoch": round(plan.epoch(progress.step), 2),
@@ -76,32 +75,32 @@ def measure(
     progress.losses_since_evaluation = []
     progress.evaluations.append(row)
     if evaluator is None:
-        return Measured(row, is_best=True)  # the last model is the one to keep
+        return Measured(row, is_best=True)  # keep the last model
     evaluation = evaluator(model)
     row |= {
         "validation_loss": evaluation.loss,
         "exact_match": evaluation.exact_match,
         "f1": evaluation.f1,
     }
-    # Of equal ones the first is the best.
+    # In a tie, the earlier model is kept.
     is_best = progress.best_f1 is None or evaluation.f1 > progress.best_f1
     if is_best:
         progress.best_f1 = evaluation.f1
     return Measured(row, is_best, evaluation, evaluator.examples, evaluator.settings)
 
 
-_FORMS = {
+_FORMATS = {
     "epoch": "{:.2f}", "step": "{:,.0f}", "training_loss": "{:.4f}", "validation_loss": "{:.4f}",
     "exact_match": "{:.2f}", "f1": "{:.2f}",
 }  # fmt: skip
 
 
 def figures_of(row: Mapping[str, float]) -> list[str]:
-    """The figures of an evaluation as text, by column; "-" for what was not measured."""
-    return [form.format(row[key]) if key in row else "-" for key, form in _FORMS.items()]
+    """Format the columns of an evaluation; "-" for missing values."""
+    return [style.format(row[key]) if key in row else "-" for key, style in _FORMATS.items()]
 
 
 def evaluation_table(rows: Sequence[Mapping[str, float]]) -> str:
-    """The evaluations of a run as a table, a line each."""
-    lines = [[key.replace("_", " ") for key in _FORMS], *map(figures_of, rows)]
+    """Format the evaluations of a run as a table, one line each."""
+    lines = [[key.replace("_", " ") for key in _FORMATS], *map(figures_of, rows)]
     return "\n".join("".join(f"{cell:>17}" for cell in line) for line in lines)

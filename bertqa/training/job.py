@@ -1,9 +1,9 @@
-"""A whole training: from the names of a model and of data to a folder that answers questions.
+"""A complete training: from the names of model and data to a fine-tuned model's folder.
 
     data = DataSettings(train_file=Path("my.json"), validation_split_percentage=10)
     train("bert-base-uncased", data, Path("runs/mine"), settings=TrainingSettings(seed=1))
 
-``bertqa train`` is this with flags.
+``bertqa train`` calls it with its flags.
 """
 
 from collections.abc import Sequence
@@ -45,32 +45,32 @@ def train(
     observer: Observer | None = None,
     say: Say = print,
 ) -> Progress:
-    """Fine-tune a model; it is in ``output_dir`` afterwards, the best one by F1.
+    """Fine-tune a model, and save the best one by F1 in ``output_dir``.
 
-    Where there are validation questions, its probabilities are calibrated on them at the end.
+    With validation questions, its probabilities are calibrated on them at the end.
 
     Args:
         model: a checkpoint folder, a name under weights/, or one on the hub.
-        data: what to train on, and what to evaluate on.
-        output_dir: a new folder; see run_folder.py for what it will hold.
-        settings, windows, decoding: how; their defaults where None.
-        runtime: device, precision and processes; None settles them for one process.
-        choose_threshold: where some questions have no answer and a part is held out by
-            ``validation_split_percentage``, let it choose the threshold of "no answer" in place
-            of ``decoding``. Of questions that training never saw that may be learned. They are
-            weighted to ``settings.unanswerable_share``.
-        resume: go on with the run in ``output_dir``, if there is one.
+        data: training and validation data.
+        output_dir: a new folder; run_folder.py lists its files.
+        settings, windows, decoding: settings; None for the defaults.
+        runtime: device, precision and processes; None for one process on the best device.
+        choose_threshold: with ``decoding.version_2_with_negative`` and
+            ``validation_split_percentage``, choose the threshold of "no answer" on the held-out
+            part, which training does not use, weighted to ``settings.unanswerable_share``.
+        resume: continue the run in ``output_dir``, if there is one.
         revision: branch, tag or commit of a model on the hub; None is its newest commit.
-        allow_bin: read pytorch_model.bin, which is a pickle (only tensors are unpickled).
-        teachers: fine-tuned models to learn from besides the labels, named as ``model`` is; their
-            tokenizer must be the model's. See distillation.py.
-        observer: is told of log lines, evaluations and the end; ``RunReport(output_dir)`` of
-            report/training_page.py draws report.html from them, as ``bertqa train`` does.
-        say: is given each line to print.
+        allow_bin: allow pytorch_model.bin, which is a pickle (only tensors are unpickled).
+        teachers: names of fine-tuned models for distillation, with the model's tokenizer. See
+            distillation.py.
+        observer: callbacks for log lines, evaluations and the end; ``RunReport(output_dir)`` of
+            report/training_page.py writes report.html, as ``bertqa train`` does.
+        say: called with each line to print.
 
     Raises:
-        UserError: data, model, folder or disk are not as they must be, or a loss is not finite.
-        Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
+        UserError: data, model or folder are invalid, a file cannot be written, or a loss is not
+            finite.
+        Stopped: SIGINT or SIGTERM was received; the step was finished and a checkpoint saved.
     """
     output_dir = Path(output_dir)
     settings, runtime = settings or TrainingSettings(), runtime or local_runtime()
@@ -78,7 +78,7 @@ def train(
     tell: Say = say if runtime.is_main else lambda what: None
     check_free(output_dir, resume)
     if resume and not (output_dir / "run.json").exists():
-        tell(f"--resume: {output_dir} holds no run yet, so one begins there")
+        tell(f"--resume: no run in {output_dir} yet, starting a new one")
 
     negative = decoding.version_2_with_negative
     parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=tell))
@@ -87,7 +87,7 @@ def train(
         lambda: load_for_training(model, seed=settings.seed, revision=revision, allow_bin=allow_bin)
     )
     check_window_fits(student.config, windows)
-    taught = runtime.main_first(
+    loaded_teachers = runtime.main_first(
         lambda: load_teachers(teachers, settings, tokenizer, windows, negative, allow_bin=allow_bin)
     )
     tell(report)
@@ -97,22 +97,22 @@ def train(
     share = None if began_unweighted(output_dir) else settings.unanswerable_share
     evaluator = make_evaluator(validation, decoding, runtime, chooses, share, tell)
 
-    ran = _description(settings, runtime, training, validation, windows, decoding)
-    ran["settings"] |= {
+    description = _description(settings, runtime, training, validation, windows, decoding)
+    description["settings"] |= {
         "model": model,
         "model_commit": commit_of(report.source.parent),
         "teachers": list(teachers),
-        "teacher_digests": [teacher.digest for teacher in taught],
+        "teacher_digests": [teacher.digest for teacher in loaded_teachers],
     }
-    ran["data"] |= {
+    description["data"] |= {
         "chooses_threshold": bool(evaluator and evaluator.chooses_threshold),
         "added_tokens": tokenizer.markers,
     }
-    folder = RunFolder(output_dir, ran)
+    folder = RunFolder(output_dir, description)
     run = Run(
         student, tokenizer, training.windows, evaluator, settings, runtime, folder,
         [example.id for example in training.examples], observer,
-        taught,
+        loaded_teachers,
     )  # fmt: skip
     run.start(resume)
     if runtime.is_main:
@@ -121,16 +121,16 @@ def train(
     tell(_first_line(run, runtime))
     progress = run.train()
     tell(_last_lines(run))
-    del run, student, taught  # free the optimiser before calibration loads the best model
+    del run, student, loaded_teachers  # free the optimiser before calibration loads the best model
     if runtime.is_main and validation.examples:
-        told = observer or Observer()
-        calibrate_best(folder, validation.examples, windows, decoding, runtime, told, tell)
+        observer = observer or Observer()
+        calibrate_best(folder, validation.examples, windows, decoding, runtime, observer, tell)
     runtime.wait_for_all()
     return progress
 
 
 def _first_line(run: Run, runtime: Runtime) -> str:
-    """What is to be done."""
+    """Describe the steps to run."""
     plan = run.loop.plan
     steps, windows = counted(plan.total_steps, "step"), counted(plan.windows_per_step, "window")
     first = run.progress.step
@@ -138,13 +138,13 @@ def _first_line(run: Run, runtime: Runtime) -> str:
 
 
 def _last_lines(run: Run) -> str:
-    """What was measured, and why the run is over."""
+    """Format the evaluations, and the reason for early stopping."""
     progress, total = run.progress, run.loop.plan.total_steps
     lines = [evaluation_table(progress.evaluations)]
     if progress.step < total:
         lines.append(
             f"stopped early after step {progress.step} of {total}: F1 has not improved in "
-            f"{counted(progress.evaluations_since_best, 'evaluation')}; the best model is kept"
+            f"{counted(progress.evaluations_since_best, 'evaluation')}; kept the best model"
         )
     return "\n".join(lines)
 
@@ -157,7 +157,7 @@ def _description(
     windows: WindowSettings,
     decoding: DecodingSettings,
 ) -> dict[str, Any]:
-    """What run.json says of a run, but for its model, tokenizer and choice of a threshold."""
+    """Return the contents of run.json, except for model, tokenizer and choice of a threshold."""
     return {
         "settings": asdict(settings)
         | {

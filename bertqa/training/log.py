@@ -1,7 +1,4 @@
-"""Steps -> lines of log.jsonl: mean loss, learning rate, gradient norm, speed.
-
-Of a step that failed: one sentence, and failure.json.
-"""
+"""Log of the training: lines of log.jsonl, and failure.json with a message for a failed step."""
 
 import math
 import time
@@ -21,13 +18,14 @@ from bertqa.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Failures:
-    """Turns what came of a step into one sentence that says how to go on.
+    """Error messages for failed steps, with advice how to continue.
 
     Attributes:
-        folder: gets failure.json, if this process ``is_main``.
-        checkpoints: of the run.
-        plan, windows: which examples a step saw.
-        example_ids: of the examples that the windows are of; their numbers if none.
+        folder: the run's folder, for failure.json.
+        checkpoints: checkpoints of the run.
+        plan, windows: to find the examples of a step.
+        example_ids: ids of the examples; if empty, their indices are used.
+        is_main: whether this process writes failure.json.
     """
 
     folder: RunFolder
@@ -38,32 +36,32 @@ class Failures:
     is_main: bool = True
 
     def of_loss(self, step: int, loss: float, grad_norm: float) -> UserError:
-        """The error for a step, from 1, whose loss or gradient is not finite."""
-        message = f"step {step} has loss {loss} and gradient norm {grad_norm}"
+        """Return the error for a step, counted from 1, with a non-finite loss or gradient."""
+        message = f"step {step}: loss and gradient norm must be finite, got {loss} and {grad_norm}"
         return self._of_step(step, message, {"loss": str(loss), "gradient_norm": str(grad_norm)})
 
     @contextmanager
     def while_saving(self, step: int) -> Iterator[None]:
-        """Say of a model that is not written after ``step`` how the run can go on.
+        """Context for saving a model after ``step``; adds advice to errors.
 
         Raises:
-            UserError: the weights are no numbers that can be loaded, or the disk refuses them.
+            UserError: the weights are invalid, or cannot be written.
         """
         try:
             yield
         except BadWeights as error:
-            message = f"at step {step}, or at one since the last checkpoint, {error.fault}"
+            message = f"step {step}, or one since the last checkpoint: {error.fault}"
             raise self._of_step(step, message, {"weights": error.fault}) from error
         except UserError as error:
             last = self.checkpoints.last()
             if last is None:
                 raise
             raise UserError(
-                f"{error}; {last} is whole, and the same command with --resume goes on from there"
+                f"{error}; to continue from {last}, run the same command with --resume"
             ) from error
 
     def _of_step(self, step: int, message: str, found: Mapping[str, str]) -> UserError:
-        """The error for a step; the questions that all processes saw in it go into a file."""
+        """Return the error for a step; write the questions of all processes to failure.json."""
         chosen = self.plan.windows_of(step - 1)
         examples = sorted(set(self.windows.example[chosen].tolist()))
         ids = [self.example_ids[i] if self.example_ids else str(i) for i in examples]
@@ -74,24 +72,24 @@ class Failures:
             listed_in = self.folder.keep_failure(failure)
             message += f" (of {counted(len(ids), 'question')}, listed in {listed_in})"
         advice = (
-            f"or begin a new run with --model {last}, the checkpoint from before, another "
+            f"or start a new run from the last checkpoint with --model {last}, another "
             "--output_dir and a lower --learning_rate"
             if last
-            else "or begin anew with a lower --learning_rate; there is no checkpoint yet"
+            else "or start again with a lower --learning_rate; there is no checkpoint yet"
         )
-        return UserError(f"{message}: look at the questions, {advice}")
+        return UserError(f"{message}: check the questions, {advice}")
 
 
 class TrainingLog:
-    """What is known of the steps since the last line.
+    """Losses, gradient norms and throughput of the steps since the last log line.
 
     Losses and gradient norms stay on the device until a line, an evaluation or a checkpoint needs
-    them as numbers.
+    them.
 
     Args:
-        plan: of the run.
-        failures: say what to do about a step that failed.
-        skips_overflow: an infinite gradient is no failure: fp16's scaler skips the step.
+        plan: plan of the run.
+        failures: makes the errors for failed steps.
+        skips_overflow: accept infinite gradients, since fp16's scaler skips such a step.
     """
 
     def __init__(self, plan: Plan, failures: Failures, skips_overflow: bool) -> None:
@@ -100,24 +98,24 @@ class TrainingLog:
         self._started = time.perf_counter()
 
     def start_clock(self) -> None:
-        """Count the time from here on."""
+        """Start measuring time."""
         self._started = time.perf_counter()
 
     def stop_clock(self, progress: Progress) -> None:
-        """Put the time since the clock was started down to the training."""
+        """Add the time since the clock was started to the training time."""
         progress.seconds_since_log += time.perf_counter() - self._started
         self.start_clock()
 
     def add(self, step: Step, progress: Progress) -> None:
-        """Note a step that is done."""
+        """Add a completed step."""
         self._pending.append(step)
         progress.tokens_since_log += step.tokens
 
     def settle(self, progress: Progress) -> None:
-        """Turn the pending losses into numbers.
+        """Read the pending losses from the device.
 
         Raises:
-            UserError: a loss or a gradient is not finite; nothing that came of it has been saved.
+            UserError: a loss or gradient is not finite; nothing computed from it has been saved.
         """
         for step in self._pending:
             loss, progress.grad_norm = float(step.loss), float(step.grad_norm)
@@ -129,10 +127,10 @@ class TrainingLog:
         self._pending = []
 
     def line(self, progress: Progress) -> dict[str, float | None]:
-        """The log line of the steps since the last one; the next one begins after it.
+        """Return the log line of the steps since the last line, and start the next.
 
         Raises:
-            UserError: as ``settle``.
+            UserError: see ``settle``.
         """
         self.settle(progress)
         self.stop_clock(progress)
@@ -144,7 +142,7 @@ class TrainingLog:
             "learning_rate": self._plan.learning_rate(progress.step - 1),
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": round(progress.tokens_since_log * self._plan.world_size / seconds),
-            "seconds": round(seconds, 4),  # evaluations and checkpoints apart
+            "seconds": round(seconds, 4),  # without evaluations and checkpoints
         }
         progress.losses_since_log = []
         progress.seconds_since_log, progress.tokens_since_log = 0.0, 0
@@ -152,12 +150,12 @@ class TrainingLog:
 
 
 def bar_text(line: Mapping[str, Any]) -> str:
-    """A log line as it stands beside the progress bar."""
+    """Format a log line for the progress bar."""
     return "loss {loss:.3f}, lr {learning_rate:.1e}, {tokens_per_second:,.0f} tokens/s".format(
         **line
     )
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of at least one value."""
+    """Return the mean of at least one value."""
     return sum(values) / len(values)

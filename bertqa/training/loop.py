@@ -1,26 +1,25 @@
-"""The training loop: one optimiser step after another.
+"""The training loop: a generator of optimiser steps.
 
 B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
 
     choose      seed, step       -> (B,) windows                      data/batching.py
-    split       (N,) windows     -> a share of them for each CPU core replicas.py
+    split       (N,) windows     -> a part for each CPU core          replicas.py
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
-    forward     (T,) tokens      -> (T,) scores of start and of end   model/bert.py
-    loss        scores, labels   -> (N,) losses; their mean over B    model/bert.py
-    distil      scores, teachers -> (N,) losses, if there are any     distillation.py
-    backward    the mean         -> a gradient for each parameter, summed over batches, processes
-    clip        all gradients    -> of a norm of at most max_grad_norm (Pascanu et al. 2013)
+    forward     (T,) tokens      -> (T,) start and end logits         model/bert.py
+    loss        logits, labels   -> (N,) losses; their mean over B    model/bert.py
+    distil      logits, teachers -> (N,) losses, if there are any     distillation.py
+    backward    mean loss        -> gradients, summed over batches and processes
+    clip        gradients        -> gradient clipping to norm max_grad_norm (Pascanu et al. 2013)
     update      gradients, rate  -> parameters, by AdamW              optim.py
-    average     parameters       -> their moving average, if asked    ema.py
+    average     parameters       -> moving average, if --ema_decay    ema.py
 
-The recipe is that of BERT's fine-tuning (Devlin et al. 2019, section 4.2 and appendix A.3), in the
-form of transformers' run_qa: AdamW with its bias correction, a learning rate that falls in a line.
+The recipe is BERT's (Devlin et al. 2019, section 4.2 and appendix A.3), in the form of
+transformers' run_qa: AdamW with bias correction and linear decay of the learning rate.
 
-Everything random in step k is a function of the seed and k: the windows of its batch, what dropout
-zeroes. So a run that is resumed is the same run, bit for bit, and no state of a random number
-generator need be kept.
+All randomness in step k (windows of the batch, dropout) is a function of the seed and k. A resumed
+run is therefore identical, bit for bit, and no state of a random number generator is saved.
 
-Logging, evaluation and saving come between the steps: see run.py, which takes them one by one.
+Logging, evaluation and saving happen between the steps, in run.py.
 """
 
 import math
@@ -43,14 +42,14 @@ from bertqa.training.replicas import Replicas
 
 
 class Step(NamedTuple):
-    """An optimiser step that is done.
+    """A completed optimiser step.
 
     Attributes:
-        number: from 1: so many are done.
-        loss: ``()``, mean over the B windows. It is on the device, as is the norm: asking a GPU
-            for a number at every step would make it wait.
-        grad_norm: ``()``, of all gradients together, before they were clipped.
-        tokens: that this process has seen.
+        number: number of the step, from 1.
+        loss: ``()``, mean over the B windows. Loss and norm stay on the device: reading them at
+            every step would synchronise a GPU.
+        grad_norm: ``()``, norm of all gradients, before gradient clipping.
+        tokens: tokens processed by this process.
     """
 
     number: int
@@ -65,15 +64,16 @@ class TrainingLoop:
     Args:
         model: in float32; it is moved to the runtime's device and trained in place.
         windows: the training set.
-        settings, runtime: how and where.
-        teachers: models to learn from besides the labels, see distillation.py.
+        settings: training settings.
+        runtime: device, precision and processes.
+        teachers: models for distillation, see distillation.py.
 
     Attributes:
-        plan: how many steps there are.
+        plan: number of steps and learning rates.
         optimizer: AdamW.
-        scaler: keeps small gradients of fp16 from becoming 0; without effect in other precisions.
-        ema: the average of the weights; None without ``ema_decay``.
-        distillation: the loss with teachers; None without.
+        scaler: loss scaler for fp16, against gradient underflow; disabled in other precisions.
+        ema: the moving average of the weights; None without ``ema_decay``.
+        distillation: the loss with teachers; None without teachers.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class TrainingLoop:
 
     @property
     def result(self) -> BertForQuestionAnswering:
-        """The model to evaluate and keep: of averaged weights, if they are averaged."""
+        """The model to evaluate and keep: with averaged weights if ``ema_decay`` is set."""
         return self.ema.model if self.ema else self.model
 
     def steps(self, first: int = 0) -> Iterator[Step]:
-        """Do the steps from ``first``, counted from 0, to the last; yield after each of them."""
+        """Run the steps from ``first``, counted from 0, to the last; yield after each."""
         self.model.train()
         for step in range(first, self.plan.total_steps):
             torch.manual_seed(mix_seed(self.settings.seed, step, self.runtime.rank))
@@ -134,26 +134,27 @@ class TrainingLoop:
             yield Step(step + 1, loss, grad_norm, tokens)
 
     def _batches(self, chosen: Tensor) -> Iterator[Tensor]:
-        """This process's share of a step's windows ``(B,)``, in batches ``(N,)``."""
-        mine = chosen[self.runtime.rank :: self.runtime.world_size]
-        for batch in mine.split(self.settings.per_device_train_batch_size):
+        """Yield this process's windows of a step ``(B,)``, in batches ``(N,)``."""
+        local = chosen[self.runtime.rank :: self.runtime.world_size]
+        for batch in local.split(self.settings.per_device_train_batch_size):
             if len(batch):  # the last step of an epoch may have no window for this process
                 yield batch
 
     def _backward(self, chosen: Tensor, weight: float) -> list[tuple[Tensor, int]]:
-        """Run forward and backward passes of the windows ``(N,)``, a share on each core.
+        """Run forward and backward passes of a batch ``(N,)``, split among the cores.
 
         Args:
-            weight: what a window's loss is multiplied by.
+            chosen: indices of the windows.
+            weight: factor of a window's loss.
 
         Returns:
-            The weighted loss of each share, ``()``, and the number of its tokens.
+            The weighted loss ``()`` and the number of tokens of each part.
         """
 
         def backward(model: BertForQuestionAnswering, share: Tensor) -> tuple[Tensor, int]:
             batch = training_batch(self.windows, chosen[share]).to(self.runtime.device)
             with self.runtime.autocast():
-                output = model(batch.tokens)  # (T,) scores of start and of end
+                output = model(batch.tokens)  # (T,) start and end logits
             losses = window_losses(
                 output, batch.tokens.lengths, batch.start_positions, batch.end_positions
             )  # (N,)
@@ -166,7 +167,7 @@ class TrainingLoop:
         return self.replicas.map(backward, self.replicas.split(self.windows.lengths[chosen]))
 
     def _gradients(self) -> list[Tensor]:
-        """The gradient of every trained parameter; zero where this process had no window."""
+        """Return the gradients of all trained parameters; zeros if this process had no window."""
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""AdamW as BERT is fine-tuned with it: what decays, and how fast it learns at each step."""
+"""AdamW for fine-tuning BERT: weight decay and learning rate schedules."""
 
 import math
 from typing import Any
@@ -10,17 +10,17 @@ from torch import nn
 def learning_rate(
     step: int, peak: float, total_steps: int, warmup_steps: int, schedule: str = "linear"
 ) -> float:
-    """Return the learning rate of optimiser step ``step``, from 0.
+    """Return the learning rate of optimiser step ``step``, counted from 0.
 
-    Warm-up is a line from 0 to ``peak``; without it the first step has the peak. What follows are
-    transformers' schedules of the same names:
+    Warmup is linear from 0 to ``peak``; without it the first step has the peak. Then follows one of
+    transformers' schedules:
 
-        linear                  a line down to 0; the step after the last would have 0
-        cosine                  half a cosine down to 0 (Loshchilov and Hutter, "SGDR", 2017)
+        linear                  linear decay to 0, reached one step after the last
+        cosine                  half a cosine to 0 (Loshchilov and Hutter, "SGDR", 2017)
         constant_with_warmup    the peak
         constant                the peak from the first step on; ``warmup_steps`` is ignored
 
-    In Google's run_squad the line down begins at step 0, so that the rate drops where warm-up ends.
+    In Google's run_squad linear decay begins at step 0, so the rate drops where warmup ends.
     """
     if schedule == "constant":
         return peak
@@ -37,31 +37,31 @@ def learning_rate(
 def parameter_groups(
     model: nn.Module, weight_decay: float, layerwise_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Weights decay; biases and LayerNorm do not, as in Google's code (optimization.py).
+    """Return AdamW's parameter groups: no weight decay of biases and LayerNorm.
 
-    Each group has in ``lr_scale`` what its learning rate is multiplied by: 1 for S and E,
-    ``layerwise_lr_decay`` for the last layer, its square for the one before, and so on down to the
-    embeddings (Clark et al., "ELECTRA", 2020, appendix B; Howard and Ruder, "ULMFiT", 2018).
-    Parameters that are not trained are in none of the groups.
+    As in Google's code (optimization.py). ``lr_scale`` is a group's factor of the learning rate: 1
+    for S and E, ``layerwise_lr_decay`` for the last layer, its square for the one before, and so on
+    down to the embeddings (Clark et al., "ELECTRA", 2020, appendix B; Howard and Ruder, "ULMFiT",
+    2018). Frozen parameters are in no group.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_spared = name.endswith("bias") or "norm." in name
+            no_decay = name.endswith("bias") or "norm." in name
             depth = _depth(name, model) if layerwise_lr_decay != 1 else 0
-            groups.setdefault((depth, is_spared), []).append(parameter)
+            groups.setdefault((depth, no_decay), []).append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": 0.0 if is_spared else weight_decay,
+            "weight_decay": 0.0 if no_decay else weight_decay,
             "lr_scale": layerwise_lr_decay**depth,
         }
-        for (depth, is_spared), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (depth, no_decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
 def _depth(name: str, model: nn.Module) -> int:
-    """How many layers a parameter is below S and E: 0 for those, 1 for the last layer."""
+    """Return how many layers a parameter is below S and E: 0 for those, 1 for the last layer."""
     part, _, rest = name.partition(".")
     layers = len(model.get_submodule("layers"))  # type: ignore[arg-type]
     if part == "layers":
@@ -72,13 +72,13 @@ def _depth(name: str, model: nn.Module) -> int:
 def make_optimizer(
     model: nn.Module, weight_decay: float, epsilon: float, layerwise_lr_decay: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); the loop sets the learning rate before each step."""
+    """Make AdamW (Loshchilov and Hutter 2019); the loop sets the learning rate of each step."""
     device = next(model.parameters()).device
     groups = parameter_groups(model, weight_decay, layerwise_lr_decay)
     return torch.optim.AdamW(groups, lr=0.0, eps=epsilon, fused=device.type in ("cpu", "cuda"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each parameter group the rate times its own ``lr_scale``."""
+    """Set the learning rate of each parameter group to ``rate`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

@@ -1,4 +1,4 @@
-"""How many steps a run has, how fast it learns in each, and what comes after which of them."""
+"""Plan of a run: its steps, learning rates, and when to log, evaluate and save."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Plan:
     """The steps of a run.
 
     Attributes:
-        settings: what was asked for.
-        num_windows: of the training set.
+        settings: training settings.
+        num_windows: windows of the training set.
         world_size: processes that share the windows of a step.
     """
 
@@ -26,12 +26,12 @@ class Plan:
 
     @property
     def windows_per_step(self) -> int:
-        """Windows of a step over all processes; the last step of an epoch may have fewer."""
+        """Batch size of a step over all processes; the last step of an epoch may have fewer."""
         return self.settings.windows_per_step(self.world_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that show every window once."""
+        """Steps to use every window once."""
         return steps_per_epoch(self.num_windows, self.windows_per_step)
 
     @property
@@ -43,33 +43,33 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of linear warmup: as many as are set, else their share of all steps."""
-        share = math.ceil(self.total_steps * self.settings.warmup_ratio)
-        return self.settings.warmup_steps or share
+        """Steps of linear warmup: ``warmup_steps`` if set, else ``warmup_ratio`` of all steps."""
+        by_ratio = math.ceil(self.total_steps * self.settings.warmup_ratio)
+        return self.settings.warmup_steps or by_ratio
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of ``step``, from 0."""
+        """Return the learning rate of ``step``, counted from 0."""
         peak, schedule = self.settings.learning_rate, self.settings.lr_scheduler_type
         return learning_rate(step, peak, self.total_steps, self.warmup_steps, schedule)
 
     def windows_of(self, step: int) -> Tensor:
-        """Indices of the windows that ``step``, from 0, sees over all processes."""
+        """Return the indices of the windows of ``step``, counted from 0, over all processes."""
         return step_windows(self.num_windows, self.windows_per_step, self.settings.seed, step)
 
     def epoch(self, done: int) -> float:
-        """Passes over the training set after so many steps."""
+        """Return the epochs completed after ``done`` steps."""
         return done / self.steps_per_epoch
 
     def logs_after(self, done: int) -> bool:
-        """Whether a log line is due after so many steps."""
+        """Return whether to log after ``done`` steps."""
         return self._is_due(done, self.settings.logging_steps)
 
     def evaluates_after(self, done: int) -> bool:
-        """Whether an evaluation is due after so many steps; by default after each epoch."""
+        """Return whether to evaluate after ``done`` steps; by default after each epoch."""
         return self._is_due(done, self.settings.eval_steps or self.steps_per_epoch)
 
     def saves_after(self, done: int) -> bool:
-        """Whether a checkpoint is due after so many steps: at its time, and with an evaluation."""
+        """Return whether to save after ``done`` steps: every ``save_steps``, and to evaluate."""
         return self._is_due(done, self.settings.save_steps) or self.evaluates_after(done)
 
     def _is_due(self, done: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a run depends on besides its settings and data: versions, commit, command line, device."""
+"""Provenance of a run: versions, commit, command line, device."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def surroundings(runtime: Runtime) -> dict[str, Any]:
-    """What goes into run.json of them."""
+    """Return the provenance as entries of run.json."""
     packages = ("torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm")
     versions = {"python": sys.version.split()[0], "bertqa": __version__}
     return {
@@ -26,7 +26,7 @@ def surroundings(runtime: Runtime) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -34,16 +34,16 @@ def version_of(package: str) -> str | None:
 
 
 def git_commit(package: Path = _PACKAGE) -> str | None:
-    """The commit of the source tree that a package is in, marked if files differ from it.
+    """Return the commit of a package's source tree, marked if files were modified.
 
-    None outside git, and for an installed copy: it may lie in a virtual environment inside the
-    user's own repository, whose commit says nothing of this code.
+    None outside git, and for an installed copy: it may be in a virtual environment inside the
+    user's repository, which has unrelated commits.
     """
     tree = package.parent
     project = tree / "pyproject.toml"
     if not project.is_file() or 'name = "bertqa"' not in project.read_text(encoding="utf-8"):
         return None
-    if _git(tree, "rev-parse", "--show-prefix") != "":  # the tree is not the repository's top
+    if _git(tree, "rev-parse", "--show-prefix") != "":  # the tree is not the repository's root
         return None
     if not _git(tree, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"):
         return None
@@ -51,7 +51,7 @@ def git_commit(package: Path = _PACKAGE) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in a folder; None where it refuses or is not installed."""
+    """Return the output of git in a folder; None if it fails or is not installed."""
     try:
         result = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True

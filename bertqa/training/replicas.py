@@ -88,6 +88,6 @@ class Replicas:
 
 
 def _replica(model: BertForQuestionAnswering) -> BertForQuestionAnswering:
-    """A copy of the modules around the same weights, with gradients of its own."""
+    """Copy the modules, with the same weights and separate gradients."""
     shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
     return deepcopy(model, shared)

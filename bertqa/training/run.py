@@ -1,4 +1,4 @@
-"""A training run: the steps of loop.py, and what comes between them."""
+"""A training run: the steps of loop.py, with logging, evaluation and checkpoints between them."""
 
 import signal
 from collections.abc import Sequence
@@ -28,18 +28,19 @@ class Run:
 
     Args:
         model: in float32; it is moved to the runtime's device and trained in place.
-        tokenizer: saved beside the model.
+        tokenizer: saved with the model.
         windows: the training set.
-        evaluator: measures the model on the validation set; None trains without.
-        settings, runtime: how and where.
-        folder: where the run leaves what it makes.
-        example_ids: of the examples that the windows are of, for messages; their numbers if none.
-        observer: is told of log lines, evaluations and the end.
-        teachers: models to learn from besides the labels.
+        evaluator: evaluates the model on the validation set; None for no evaluation.
+        settings: training settings.
+        runtime: device, precision and processes.
+        folder: the run's folder.
+        example_ids: ids of the examples, for messages; if empty, their indices are used.
+        observer: callbacks for log lines, evaluations and the end.
+        teachers: models for distillation.
 
     Attributes:
         loop: model, optimiser and plan.
-        progress: how far it has come.
+        progress: state of the run.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Run:
         self._log = TrainingLog(plan, self._failures, self.loop.scaler.is_enabled())
 
     def start(self, resume: bool) -> None:
-        """Open the folder; with ``resume`` go on from the last checkpoint in it, if there is one.
+        """Open the folder; with ``resume`` load its last checkpoint, if any.
 
         Raises:
-            UserError: the model has modules that could not be saved, the folder holds something and
-                ``resume`` is not asked for, or another run, or is not the same for all processes.
+            UserError: the model cannot be saved; the folder is not empty and ``resume`` is False,
+                contains another run, or is not the same for all processes.
         """
         check_saveable(self.loop.model)
         check_free(self.folder.path, resume)
@@ -83,27 +84,27 @@ class Run:
                 self.loop.scaler.load_state_dict(self.progress.scaler)
         if len(set(self.runtime.gather(self.progress.step))) > 1:
             raise UserError(
-                f"--output_dir {self.folder.path} holds other checkpoints for one process than for "
-                "another: give one folder that all machines of the run share"
+                "--output_dir: must have the same checkpoints for all processes, got different "
+                f"ones in {self.folder.path}: pass a folder that all machines of the run share"
             )
-        self.runtime.wait_for_all()  # all have looked before one writes
+        self.runtime.wait_for_all()  # all processes read before one writes
         if self.runtime.is_main:
             self.folder.open(self.progress.step)
             self.checkpoints.open()
 
     def train(self) -> Progress:
-        """Train to the last step, or until it stops early; log, evaluate and save on the way.
+        """Train to the last step or early stopping; log, evaluate and save.
 
         Raises:
-            UserError: the loss is no longer a finite number, or the disk refuses a file.
-            Stopped: SIGINT or SIGTERM came; the step was finished and everything is saved.
+            UserError: the loss is not finite, or a file cannot be written.
+            Stopped: SIGINT or SIGTERM was received; the step was finished and a checkpoint saved.
         """
         plan, progress = self.loop.plan, self.progress
         bar = tqdm(
             total=plan.total_steps, initial=progress.step, unit="step",
             disable=not self.runtime.is_main, dynamic_ncols=True,
         )  # fmt: skip
-        with Interrupts() as interrupts, bar:  # an error comes after the bar, on a line of its own
+        with Interrupts() as interrupts, bar:  # errors are printed on a new line after the bar
             self._log.start_clock()
             for step in () if self._stops_early() else self.loop.steps(first=progress.step):
                 progress.step = step.number
@@ -111,15 +112,15 @@ class Run:
                 self._log.add(step, progress)
                 if plan.logs_after(progress.step):
                     self._write_log(bar)
-                self._log.stop_clock(progress)  # what follows is not the training itself
+                self._log.stop_clock(progress)  # do not count evaluation and saving
                 if plan.evaluates_after(progress.step):
                     self._evaluate(bar)
                 if plan.saves_after(progress.step):
                     self._save()
                 self._log.start_clock()
-                if self._stops_early():  # all processes know the same evaluations
+                if self._stops_early():  # the same in all processes
                     break
-                # Processes get a signal at different steps, and must end after the same one.
+                # Processes may receive a signal at different steps, but must stop at the same one.
                 if number := self.runtime.max_over_ranks(interrupts.number):
                     self._stop(number)
         if self.runtime.is_main:
@@ -127,12 +128,12 @@ class Run:
         return progress
 
     def _stops_early(self) -> bool:
-        """Whether so many evaluations as are set have brought no better model."""
+        """Return whether early stopping ends the run now."""
         patience = self.loop.settings.early_stopping_patience
         return patience is not None and self.progress.evaluations_since_best >= patience
 
     def _write_log(self, bar: Any) -> None:
-        """Add a line to log.jsonl and beside the progress bar."""
+        """Write a line to log.jsonl and the progress bar."""
         line = self._log.line(self.progress)
         bar.set_postfix_str(bar_text(line))
         if self.runtime.is_main:
@@ -140,7 +141,7 @@ class Run:
             self.observer.after_log(line)
 
     def _evaluate(self, bar: Any) -> None:
-        """Measure the model; keep it at the folder's top if it is the best so far."""
+        """Evaluate the model; save it if it is the best so far."""
         self._log.settle(self.progress)
         measured = measure(self.loop.result, self.evaluator, self.loop.plan, self.progress)
         if not self.runtime.is_main:
@@ -168,17 +169,17 @@ class Run:
                 )
 
     def _stop(self, number: int) -> None:
-        """Save, and end the run.
+        """Save a checkpoint and stop the run; do nothing after the last step.
 
         Raises:
-            Stopped: always, but after the last step, where there is nothing left to stop.
+            Stopped: before the last step.
         """
         step, total = self.progress.step, self.loop.plan.total_steps
         if step == total:
             return
         self._save()
         raise Stopped(
-            f"stopped by {signal.Signals(number).name} after step {step} of {total}, which is "
-            "saved: the same command with --resume goes on",
+            f"stopped by {signal.Signals(number).name} after step {step} of {total}, saved: to "
+            "continue, run the same command with --resume",
             number,
         )

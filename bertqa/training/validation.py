@@ -1,4 +1,4 @@
-"""What a training does with its validation questions: choose a threshold, and calibrate."""
+"""Use of the validation questions: choice of a threshold, and calibration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,15 +18,15 @@ from bertqa.training.run_folder import RunFolder
 
 
 def check_patience(settings: TrainingSettings, validation: Sequence[Example]) -> None:
-    """Refuse to stop early without questions that tell when.
+    """Check that early stopping has validation questions.
 
     Raises:
         UserError: there are none.
     """
     if settings.early_stopping_patience and not validation:
         raise UserError(
-            f"--early_stopping_patience {settings.early_stopping_patience} needs questions to "
-            "evaluate on: pass --validation_file or --validation_split_percentage beside it"
+            f"--early_stopping_patience {settings.early_stopping_patience} requires validation "
+            "questions: pass --validation_file or --validation_split_percentage"
         )
 
 
@@ -38,15 +38,15 @@ def make_evaluator(
     share: float | None,
     tell: Say,
 ) -> Evaluator | None:
-    """Make what measures the model; None without questions.
+    """Make the evaluator of the model; None without validation questions.
 
     Args:
-        chooses: let them choose the threshold of "no answer", if they can.
-        share: of unanswerable questions that it is chosen for; None for theirs.
+        chooses: choose the threshold of "no answer" if both kinds of questions are present.
+        share: fraction of unanswerable questions to choose it for; None for that of the data.
     """
     examples = validation.examples
     if chooses and not has_both_kinds(examples):
-        tell("the held-out part cannot choose a threshold: it lacks one kind of question")
+        tell("no threshold is chosen: it requires held-out questions with and without an answer")
         chooses = False
     if not examples:
         return None
@@ -70,7 +70,7 @@ def calibrate_best(
     observer: Observer,
     tell: Say,
 ) -> None:
-    """Fit the temperature of the best model to the validation questions; it changes no answer."""
+    """Fit the temperature of the best model on the validation questions; answers stay the same."""
     model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
     threshold = read_decoding_file(folder.path)[1].null_score_diff_threshold
     settings = replace(decoding, null_score_diff_threshold=threshold)
@@ -78,7 +78,7 @@ def calibrate_best(
     try:
         calibration, predictions = calibrate(qa, examples, "the validation data")
     except UserError as error:
-        tell(f"the probabilities are not calibrated: {error}")
+        tell(f"probabilities are not calibrated: {error}")
         return
     settings = replace(settings, temperature=calibration.temperature)
     folder.keep_calibration(calibration, predictions, settings, windows)

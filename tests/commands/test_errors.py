@@ -79,7 +79,7 @@ def cut(path: Path) -> bytes:
 CASES: list[Case] = [
     # The files of questions.
     infer_file("missing", lambda w: w.folder / "no.json", "no.json does not exist"),
-    infer_file("a folder", lambda w: w.folder, "is a directory"),
+    infer_file("a folder", lambda w: w.folder, "got a directory"),
     infer_file("another kind", lambda w: w.write("d.docx", "x"), "d.docx", "'.docx'", ".json"),
     infer_file("malformed", lambda w: w.write("m.json", '{"data": [\n{"id" 1}]}'), "m.json, line"),
     infer_file("no UTF-8", lambda w: w.write("u.jsonl", b'{"a": "\xff"}\n'), "u.jsonl, line 1"),
@@ -91,7 +91,7 @@ CASES: list[Case] = [
     infer_file("one id twice", lambda w: w.rows("i.json", ROW, ROW), "i.json", "'first'"),
     infer_file("v2.0 as v1.1", lambda w: w.row(answers=[]), "rows.json", V2),
     infer_file(
-        "a long question", lambda w: w.row(question=LONG), "60 tokens", "--max_seq_length 64"
+        "a long question", lambda w: w.row(question=LONG), "got 60", "--max_seq_length 64"
     ),
     (
         "validation file: a misplaced answer", "train",
@@ -104,10 +104,10 @@ CASES: list[Case] = [
     ),
     ("check: missing", "check", lambda w: ["--train_file", w.folder / "no.json"], ["no.json"]),
     # Values and combinations of flags.
-    infer_flags("--doc_stride", 60, words=["--max_seq_length 64", "--doc_stride 60"]),
+    infer_flags("--doc_stride", 60, words=["--max_seq_length", "--doc_stride", "got 64 and 60"]),
     infer_flags("--max_seq_length", 385, words=["--max_seq_length", "384 positions", "got 385"]),
     infer_flags("--max_answer_length", 10**20, words=["--max_answer_length", str(10**20)]),
-    infer_flags("--n_best_size", 0, words=["--n_best_size 0"]),
+    infer_flags("--n_best_size", 0, words=["--n_best_size must be at least 1, got 0"]),
     infer_flags("--top_k", 0, words=["--top_k must be at least 1, got 0"]),
     infer_flags("--decoder", "beam", words=["--decoder", "'beam'", "exact"]),
     infer_flags("--null_score_diff_threshold", 1, words=["--null_score_diff_threshold 1.0", V2]),
@@ -118,7 +118,7 @@ CASES: list[Case] = [
         words=["--always_answer and --null_score_diff_threshold"],
     ),
     infer_flags("--always_answer", "--score_threshold", 0.5, words=["--score_threshold exclude"]),
-    infer_flags("--score_threshold", 1.5, words=["--score_threshold 1.5", "0 to 1"]),
+    infer_flags("--score_threshold", 1.5, words=["--score_threshold must be in [0, 1], got 1.5"]),
     infer_flags("--explain", "--score_threshold", 0.5, words=["--explain and --score_threshold"]),
     infer_flags("--max_seq", 64, words=["--max_seq"]),  # flags cannot be abbreviated
     infer_flags("two\nlines", words=["two lines"]),
@@ -142,9 +142,9 @@ CASES: list[Case] = [
     ),
     infer_flags("--skip_bad", words=["--skip_bad", "--input"]),
     ("go on with a file", "infer", lambda w: w.file(w.row(), "--resume"), ["--resume", ".jsonl"]),
-    train_flags("--learning_rate", "nan", words=["--learning_rate nan"]),
-    train_flags("--layerwise_lr_decay", 1.5, words=["--layerwise_lr_decay 1.5"]),
-    train_flags("--dropout", -0.1, words=["--dropout -0.1"]),
+    train_flags("--learning_rate", "nan", words=["--learning_rate must be", "got nan"]),
+    train_flags("--layerwise_lr_decay", 1.5, words=["--layerwise_lr_decay must be", "got 1.5"]),
+    train_flags("--dropout", -0.1, words=["--dropout must be in [0, 1), got -0.1"]),
     train_flags(
         "--lr_scheduler_type", "constant", "--warmup_steps", 5,
         words=["--lr_scheduler_type constant", "--warmup_steps 5", "constant_with_warmup"],
@@ -158,7 +158,7 @@ CASES: list[Case] = [
     train_flags("--check", "--show", 1, words=["--check and --show"]),
     train_flags("--repair", "a.json", words=["--repair", "--check"]),
     train_flags("--dataset", "squad", words=["--dataset", "--train_file"]),
-    train_flags("--validation_split_percentage", 10, words=["one article"]),
+    train_flags("--validation_split_percentage", 10, words=["requires several articles"]),
     # Teachers.
     train_flags("--distillation_weight", 0.5, words=["--distillation_weight 0.5", "--teacher"]),
     train_flags("--unanswerable_share", 0.3, words=["--unanswerable_share 0.3", "requires"]),
@@ -202,8 +202,8 @@ CASES: list[Case] = [
         for flag in ("--repair", "--report")
         for name, make, words in (
             ("of another kind", lambda w: w.folder / "f.txt", ["f.txt"]),
-            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json", "already"]),
-            ("below a file", lambda w: w.write("note", "mine") / "f.json", ["note is a file"]),
+            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json must be a new file"]),
+            ("below a file", lambda w: w.write("note", "mine") / "f.json", ["note must be"]),
         )
     ),
     (
@@ -215,9 +215,9 @@ CASES: list[Case] = [
     (
         "output: not empty", "train",
         lambda w: w.train("--output_dir", w.write("thesis/a.txt", "years").parent),
-        ["--output_dir", "thesis is not empty"],
+        ["--output_dir", "thesis, which contains files"],
     ),
-    ("output: a run", "train", lambda w: w.resumed()[:-1], ["out holds a run", "--resume"]),
+    ("output: a run", "train", lambda w: w.resumed()[:-1], ["contains a run", "--resume"]),
     (
         "output: below a file", "train",
         lambda w: w.train("--output_dir", w.write("a.txt", "years") / "run"), ["a.txt/run"],
@@ -225,7 +225,7 @@ CASES: list[Case] = [
     (
         "output: no run to go on with", "train",
         lambda w: w.train("--resume", "--output_dir", w.write("thesis/a.txt", "years").parent),
-        ["--output_dir", "thesis is not empty", "no run.json"],
+        ["--output_dir", "thesis, which contains files", "no run.json"],
     ),
     (
         "output: predictions are there", "infer",
@@ -242,58 +242,58 @@ CASES: list[Case] = [
     model("an empty folder", lambda w: w.write("e/x/y", "").parent, "e/x/config.json is missing"),
     model("half a config", lambda w: w.checkpoint("config.json", "{"), "config.json is not valid"),
     model("a foreign config", lambda w: w.config(model_type="roberta"), "config.json", "'roberta'"),
-    model("odd heads", lambda w: w.config(num_attention_heads=5), "num_attention_heads 5"),
+    model("odd heads", lambda w: w.config(num_attention_heads=5), "num_attention_heads (5)"),
     model("deeper", lambda w: w.config(num_hidden_layers=4), "model.safetensors", "layer.3."),
-    model("no weights", lambda w: w.checkpoint("model.safetensors"), "broken holds no weights"),
+    model("no weights", lambda w: w.checkpoint("model.safetensors"), "broken: must contain"),
     model(
         "cut weights",
         lambda w: w.checkpoint("model.safetensors", cut(w.good / "model.safetensors")),
-        "model.safetensors is corrupt",
+        "model.safetensors: corrupt file",
     ),
     model(
         "foreign tensors", lambda w: w.tensors(lambda t: t.update(extra=torch.ones(1))),
-        "model.safetensors holds", "extra",
+        "model.safetensors: must contain only", "extra",
     ),
     model(
         "not finite",
         lambda w: w.tensors(lambda t: t["bert.embeddings.LayerNorm.bias"].fill_(torch.nan)),
-        "model.safetensors", "bert.embeddings.LayerNorm.bias", "not finite",
+        "model.safetensors", "bert.embeddings.LayerNorm.bias must be finite",
     ),
     model("never fine-tuned", lambda w: w.tensors(without_head), "model.safetensors", "train it"),
-    model("a pickle", lambda w: w.pickle(), "pytorch_model.bin is a pickle", "--allow_bin"),
-    model("no tokenizer", lambda w: w.checkpoint("vocab.txt"), "broken holds no tokenizer"),
+    model("a pickle", lambda w: w.pickle(), "pytorch_model.bin", "got a pickle", "--allow_bin"),
+    model("no tokenizer", lambda w: w.checkpoint("vocab.txt"), "broken: must contain"),
     model(
         "no tokenizer in the file", lambda w: w.checkpoint("tokenizer.json", '{"a": 1}'),
-        "tokenizer.json is no tokenizer",
+        "tokenizer.json is not a tokenizer",
     ),
     # A resumed run.
-    resumed("another rate", ["--learning_rate", 1e-4], "learning_rate 2e-05, not 0.0001"),
+    resumed("another rate", ["--learning_rate", 1e-4], "learning_rate must be 2e-05, got 0.0001"),
     resumed("another precision", ["--precision", "bf16"], "precision"),
-    resumed("larger batches", ["--gradient_accumulation_steps", 2], "windows_per_step 16, not 32"),
+    resumed("larger batches", ["--gradient_accumulation_steps", 2], "must be 16, got 32"),
     (
         "resumed: with a teacher", "train", lambda w: w.resumed("--teacher", w.good),
-        ["--resume", "began with other teachers"],
+        ["--resume", "teachers must be the same"],
     ),
-    resumed("other windows", ["--doc_stride", 15], "doc_stride 16, not 15"),
+    resumed("other windows", ["--doc_stride", 15], "doc_stride must be 16, got 15"),
     (
         "resumed: other data", "train",
         lambda w: w.resumed("--train_file", w.row(question="Who swept it?")),
-        ["--resume", "other train questions"],
+        ["--resume", "train questions must be the same"],
     ),
     damaged("no run.json", lambda out: (out / "run.json").write_text("{"), "run.json is not valid"),
     damaged("no weights", lambda out: (out / STEP / "model.safetensors").unlink(), STEP),
     damaged(
         "cut moments", lambda out: (out / STEP / "optimizer.safetensors").write_bytes(b"{}"),
-        f"{STEP} is damaged", "optimizer.safetensors is corrupt", "remove it",
+        f"{STEP} is damaged", "optimizer.safetensors: corrupt file", "remove it",
     ),
     damaged(
         "a moment too few",
         lambda out: rewrite(out / STEP / "optimizer.safetensors", lambda t: t.popitem()),
-        f"{STEP} is damaged (not whole, or of another model)",
+        f"{STEP} is damaged (incomplete, or of another model)",
     ),
     damaged(
         "foreign progress", lambda out: (out / STEP / "progress.json").write_text('{"epoch": 3}'),
-        f"{STEP} is damaged (not whole, or of another model)",
+        f"{STEP} is damaged (incomplete, or of another model)",
     ),
 ]  # fmt: skip
 

@@ -87,10 +87,10 @@ def test_no_answer_is_a_line_of_the_table(notes, checkpoint, capsys):
     ("entries", "words"),
     [
         ([{"text": "a"}, "{"], ["line 2", "must be JSON"]),
-        ([{"text": "a"}, {"txt": "b"}], ["line 2", 'with the key "text"']),
-        (["[1]"], ["line 1", 'with the key "text"']),
-        ([{"text": None}], ["line 1", 'with the key "text"']),
-        ([""], ["must hold documents, got none"]),
+        ([{"text": "a"}, {"txt": "b"}], ["line 2", 'a string "text"']),
+        (["[1]"], ["line 1", 'a string "text"']),
+        ([{"text": None}], ["line 1", 'a string "text"']),
+        ([""], ["must contain documents, got none"]),
     ],
 )
 def test_invalid_lines_are_rejected(tmp_path, entries, words):
@@ -105,13 +105,13 @@ def test_invalid_paths_of_documents_are_rejected(tmp_path, notes):
     os.mkfifo(tmp_path / "pipe")
     (notes / "latin.txt").write_bytes(b"caf\xe9")
     for path, words in {
-        tmp_path / "empty": "must hold documents",
-        tmp_path / "none": "must be a folder or file that exists, and no pipe",
-        tmp_path / "none.jsonl": "must be a folder or file that exists, and no pipe",
-        tmp_path / "pipe.jsonl": "must be a folder or file that exists, and no pipe",
-        tmp_path / "pipe": "must be a folder or file that exists, and no pipe",
+        tmp_path / "empty": "must contain documents",
+        tmp_path / "none": "must be an existing folder or file, not a pipe",
+        tmp_path / "none.jsonl": "must be an existing folder or file, not a pipe",
+        tmp_path / "pipe.jsonl": "must be an existing folder or file, not a pipe",
+        tmp_path / "pipe": "must be an existing folder or file, not a pipe",
         notes / "picture.png": "must be a folder, JSON lines",
-        notes: r"latin.txt is not UTF-8",
+        notes: r"latin.txt must be UTF-8",
     }.items():
         with pytest.raises(UserError, match=words):
             list(iter_documents(path))

@@ -1,4 +1,4 @@
-"""Batches: every window once an epoch, in an order of its own; budgets kept; streams as windows."""
+"""Batches: every window once per epoch, in random order; token budgets; packing."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
 @pytest.fixture(scope="module")
 def windows(tmp_path_factory):
-    """Windows of stories and of texts with nothing in them."""
+    """Windows of stories and of empty texts."""
     tokenizer = write_tokenizer(tmp_path_factory.mktemp("words"))
     nothing = [Example("a", "", "the river"), Example("b", "who", "\u200b"), Example("c", "", "")]
     examples = read_examples(STORIES)[:40] + nothing + read_examples(STORIES_V2)[::7]
@@ -30,7 +30,7 @@ def windows(tmp_path_factory):
 
 
 def epoch_of(num_windows, batch_size, seed, epoch):
-    """The batches of one epoch, as lists."""
+    """Return the batches of one epoch as lists."""
     steps = steps_per_epoch(num_windows, batch_size)
     return [
         step_windows(num_windows, batch_size, seed, epoch * steps + step).tolist()
@@ -55,7 +55,7 @@ def flat(batches):
         (3, 1, [1, 1, 1]),
     ],
 )
-def test_an_epoch_shows_every_window_once(num_windows, batch_size, sizes):
+def test_an_epoch_has_every_window_once(num_windows, batch_size, sizes):
     assert steps_per_epoch(num_windows, batch_size) == len(sizes)
     for epoch in range(3):
         batches = epoch_of(num_windows, batch_size, 1, epoch)
@@ -63,7 +63,7 @@ def test_an_epoch_shows_every_window_once(num_windows, batch_size, sizes):
         assert sorted(flat(batches)) == list(range(num_windows))
 
 
-def test_orders_are_of_the_epoch_and_the_seed():
+def test_the_order_depends_on_epoch_and_seed():
     orders = {
         (seed, epoch): tuple(flat(epoch_of(100, 16, seed, epoch)))
         for seed in range(4)
@@ -73,12 +73,12 @@ def test_orders_are_of_the_epoch_and_the_seed():
     assert tuple(range(100)) not in orders.values()
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for():
-    # A resumed run, or one shared among other numbers of processes, asks in another order.
+def test_steps_are_the_same_in_any_order():
+    # A resumed run, or one with another number of processes, computes them in another order.
     steps = list(range(3 * steps_per_epoch(50, 8)))
     expected = [step_windows(50, 8, 3, step).tolist() for step in steps]
     state = torch.get_rng_state()
-    torch.manual_seed(99)  # nor do torch's own numbers matter
+    torch.manual_seed(99)  # torch's global generator does not matter either
     for step in [*reversed(steps), *steps[::5], steps[-1], steps[0]]:
         step_windows(50, 8, 4, step)  # another run in between
         step_windows(49, 8, 3, step)
@@ -86,17 +86,17 @@ def test_a_step_is_the_same_whenever_it_is_asked_for():
     torch.manual_seed(99)
     before = torch.get_rng_state()
     step_windows(77, 8, 3, 0)
-    assert torch.equal(torch.get_rng_state(), before)  # nor are they used up
+    assert torch.equal(torch.get_rng_state(), before)  # and is not changed
     torch.set_rng_state(state)
 
 
 def test_the_order_does_not_depend_on_the_batch_size():
-    # So that the batch can be cut among other numbers of processes.
+    # So that a step can be split among any number of processes.
     assert flat(epoch_of(50, 8, 3, 1)) == flat(epoch_of(50, 13, 3, 1))
 
 
-def test_orders_do_not_change_from_version_to_version():
-    # Else a run that was stopped before would go on with other batches.
+def test_orders_do_not_change_between_versions():
+    # Otherwise a run of an older version would be resumed with other batches.
     assert mix_seed(42, 1) == 2316104898883309923
     order = torch.randperm(10, generator=torch.Generator().manual_seed(mix_seed(42, 1)))
     assert torch.equal(step_windows(10, 10, 42, 1), order)
@@ -110,22 +110,22 @@ def test_mixed_seeds_are_distinct():
     assert max(seeds) > 2**62
     assert mix_seed(1, 2) == mix_seed(1, 2) != mix_seed(2, 1)
     assert mix_seed(1, 23) != mix_seed(12, 3)
-    torch.Generator().manual_seed(max(seeds))  # torch takes them all
+    torch.Generator().manual_seed(max(seeds))  # torch accepts all of them
 
 
-# --- batches of a token budget -------------------------------------------------------------------
+# --- batches with a token budget -----------------------------------------------------------------
 
 
 def check_budget(lengths, budget):
     batches = [batch.tolist() for batch in token_budget_batches(torch.tensor(lengths), budget)]
     assert all(batches)
     order = flat(batches)
-    # Every window once, the longest first, equals in their order.
+    # Every window once, the longest first; ties in order.
     assert order == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     totals = [sum(lengths[i] for i in batch) for batch in batches]
     for batch, total in zip(batches, totals, strict=True):
         assert total <= budget or len(batch) == 1
-    # None could have taken the next window as well.
+    # No batch has capacity for the next window.
     for total, following in zip(totals, batches[1:], strict=False):
         assert total + lengths[following[0]] > budget
     return batches
@@ -139,7 +139,7 @@ def test_budgets_are_kept(lengths, budget):
 
 def test_budgets_by_hand():
     lengths = [3, 9, 4, 4, 2, 12, 1]
-    assert check_budget(lengths, 10) == [[5], [1], [2, 3], [0, 4, 6]]  # 12 is beyond the budget
+    assert check_budget(lengths, 10) == [[5], [1], [2, 3], [0, 4, 6]]  # 12 exceeds the budget
     assert check_budget(lengths, 1000) == [[5, 1, 2, 3, 0, 4, 6]]
     assert check_budget(lengths, 1) == [[i] for i in (5, 1, 2, 3, 0, 4, 6)]
     assert check_budget([], 10) == []
@@ -153,10 +153,10 @@ def test_budgets_of_real_windows(windows):
         assert len(collate(windows, torch.tensor(batch)).input_ids) <= 2000
 
 
-# --- streams -------------------------------------------------------------------------------------
+# --- packing -------------------------------------------------------------------------------------
 
 
-def check_stream(windows, chosen):
+def check_packing(windows, chosen):
     batch = collate(windows, torch.tensor(chosen, dtype=torch.int64))
     views = [windows[i] for i in chosen]
     assert batch.lengths == tuple(len(view.input_ids) for view in views)
@@ -168,16 +168,16 @@ def check_stream(windows, chosen):
     return batch
 
 
-def test_a_stream_is_its_windows(windows):
-    check_stream(windows, list(range(len(windows))))
-    check_stream(windows, list(reversed(range(len(windows)))))
-    check_stream(windows, [7, 7, 3])
+def test_a_packed_batch_contains_its_windows(windows):
+    check_packing(windows, list(range(len(windows))))
+    check_packing(windows, list(reversed(range(len(windows)))))
+    check_packing(windows, [7, 7, 3])
     for i in range(len(windows)):
-        check_stream(windows, [i])
-    assert check_stream(windows, []).lengths == ()
+        check_packing(windows, [i])
+    assert check_packing(windows, []).lengths == ()
 
 
-def test_labels_go_with_their_windows(windows):
+def test_labels_match_their_windows(windows):
     chosen = torch.arange(len(windows)).flip(0)
     batch = training_batch(windows, chosen)
     labels = [windows.label_of(i) for i in chosen.tolist()]

@@ -1,4 +1,4 @@
-"""The digest by which a run knows its data: of all that is in the examples, and of nothing else."""
+"""The fingerprint of a run's data depends on all contents of the examples, and nothing else."""
 
 import dataclasses
 
@@ -21,13 +21,13 @@ CHANGED = [
     [PLAIN, dataclasses.replace(PLAIN, id="b")],
     [dataclasses.replace(PLAIN, id="b"), PLAIN],
     [],
-    # Fields whose texts run together.
+    # Fields whose concatenated texts are equal.
     [Example("a", "who", "le town")],
     [Example("a", "whole", " town")],
     [Example("aw", "ho", "le town")],
     [Example("a", "', '", "', '")],
     [Example("a", "', '', '", "'")],
-    # Half a surrogate pair, and what it could be taken for.
+    # A lone surrogate, and texts it could be confused with.
     [Example("a", "\ud800", "x")],
     [Example("a", "\\ud800", "x")],
     [Example("a", "\ufffd", "x")],

@@ -1,4 +1,4 @@
-"""Slices are widened to whole grapheme clusters, and never further."""
+"""Slices are widened to whole grapheme clusters, and not further."""
 
 import re
 import unicodedata
@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertqa.data.graphemes import (
-    _ALONE,
     _CLUSTERS,
+    _SINGLE,
     grapheme_clusters,
     joined_clusters,
     snap_to_graphemes,
@@ -21,7 +21,7 @@ FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 COOK = "\U0001f469\U0001f3fe\u200d\U0001f373"
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
 
-# Each is one grapheme cluster, however many code points it has.
+# Each is one grapheme cluster.
 CHARACTERS = (
     *("a", "Z", "1", " ", "\n", "-", "[", "\u00a0", "é", "ß", "中", "か", "각", "н", "\U00020000"),
     *("e\u0301", "e\u0302\u0323", "E\u0301\u0302\u0303\u0304", "x\u20d7", "l\u0336", "n\u0303"),
@@ -52,7 +52,7 @@ CHARACTERS = (
 
 
 def plain_snap(characters, start, end):
-    """The same by looking at where the characters were joined."""
+    """Widen a slice to the bounds of the joined characters."""
     bounds = list(accumulate(map(len, characters), initial=0))
     return max(b for b in bounds if b <= start), min(b for b in bounds if b >= end)
 
@@ -67,7 +67,7 @@ def texts_and_slices(draw, characters):
 
 @settings(derandomize=True, max_examples=300)
 @given(texts_and_slices(CHARACTERS))
-def test_slices_end_where_written_characters_do(case):
+def test_slices_end_at_grapheme_clusters(case):
     characters, start, end = case
     ours = snap_to_graphemes("".join(characters), start, end)
     assert ours == plain_snap(characters, start, end)
@@ -83,14 +83,14 @@ def test_decomposed_text_is_cut_where_composed_text_is(case):
     text = "".join(characters)
     first, last = snap_to_graphemes(text, start, end)
     assert (first, last) == plain_snap(characters, start, end)
-    # Nothing that composes was cut.
+    # No composed character was cut.
     parts = text[:first], text[first:last], text[last:]
     composed = [unicodedata.normalize("NFC", part) for part in parts]
     assert "".join(composed) == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize("character", CHARACTERS)
-def test_every_cut_into_a_character_takes_it_whole(character):
+def test_every_cut_inside_a_character_includes_all_of_it(character):
     text = f"b{character}b"
     for start in range(1, len(character) + 1):
         for end in range(start + 1, len(character) + 2):
@@ -102,16 +102,16 @@ def test_every_cut_into_a_character_takes_it_whole(character):
 @pytest.mark.parametrize(
     ("text", "start", "end", "expected"),
     [
-        # A dropped accent: the offsets of "cafe" end before it.
+        # A stripped accent: the offsets of "cafe" end before it.
         ("un cafe\u0301 noir", 3, 7, "cafe\u0301"),
         ("un cafe\u0301 noir", 3, 8, "cafe\u0301"),
         ("un cafe\u0301", 3, 7, "cafe\u0301"),
-        # A mark at the very start has nothing to belong to.
+        # A mark at the start is a cluster.
         ("\u0301a", 0, 1, "\u0301"),
         ("\u0301a", 1, 2, "a"),
-        # Digits, signs and ASCII never go on.
+        # Digits, signs and ASCII do not join.
         ("a1+`^", 1, 3, "1+"),
-        # A joiner ties an emoji to an emoji, but no letter to the one before.
+        # A joiner joins emoji, but not letters.
         ("a\u200db", 0, 1, "a\u200d"),
         ("a\u200db", 2, 3, "b"),
         ("а\u200dб", 0, 1, "а\u200d"),
@@ -119,12 +119,12 @@ def test_every_cut_into_a_character_takes_it_whole(character):
         ("", 0, 0, ""),
     ],
 )
-def test_written_cases(text, start, end, expected):
+def test_cases(text, start, end, expected):
     first, last = snap_to_graphemes(text, start, end)
     assert text[first:last] == expected
 
 
-# Of every rule some, but viramas: since Unicode 15.1 they join consonants, here they do not.
+# Characters for every rule except viramas, which join consonants only since Unicode 15.1.
 ANY = st.sampled_from(
     [
         *"a1 \r\n\x00\u0300\u0301\u00ad\u200b\u200c\u200d\u2028\ufe0f\u20e3👍👩🍳❤\U0001f3fb",
@@ -139,26 +139,26 @@ ANY = st.sampled_from(
 @example("a\u0301b\u0301bc\r\n\r\nd\u0301")
 @example("🇦" * 199 + "\u0301🇧🇨")
 def test_the_clusters_are_those_of_unicode(text):
-    """The regex package's \\X, its own reading of UAX 29."""
+    """Compare with \\X of the regex package, another implementation of UAX 29."""
     theirs = [match.span() for match in regex.finditer(r"\X", text)]
     assert list(grapheme_clusters(text)) == theirs
     assert list(joined_clusters(text)) == [(i, j) for i, j in theirs if j - i > 1]
     for start in range(len(text)):
         for end in range(start + 1, len(text) + 1):
-            wanted = [(i, j) for i, j in theirs if j > start and i < end]
-            assert snap_to_graphemes(text, start, end) == (wanted[0][0], wanted[-1][1])
+            expected = [(i, j) for i, j in theirs if j > start and i < end]
+            assert snap_to_graphemes(text, start, end) == (expected[0][0], expected[-1][1])
 
 
-def test_what_is_not_taken_apart_joins_nothing():
-    """Each of those code points beside itself and beside others of them."""
-    alone = [chr(i) for i in range(0x10000) if re.fullmatch(f"[{_ALONE}]", chr(i))]
-    for one in alone:
+def test_code_points_that_are_not_segmented_do_not_join():
+    """Each of these code points next to itself and to others of them."""
+    single = [chr(i) for i in range(0x10000) if re.fullmatch(f"[{_SINGLE}]", chr(i))]
+    for one in single:
         text = one.join("a1 \n\xa9\xadжדاか가각中！") + one + one
         assert len(regex.findall(r"\X", text)) == len(text), f"{ord(one):04x}"
 
 
 def test_a_virama_ends_a_cluster():
-    """Where the rules here are older than Unicode 15.1."""
+    """The rules are older than Unicode 15.1."""
     assert list(grapheme_clusters("क\u094dष")) == [(0, 2), (2, 3)]
 
 
@@ -172,7 +172,7 @@ def test_any_text_at_all(text, data):
     assert snap_to_graphemes(text, first, last) == (first, last)
 
 
-def test_half_a_surrogate_pair_is_alone():
+def test_a_lone_surrogate_is_a_cluster():
     assert list(grapheme_clusters("a\ud83d\u0301e\u0301")) == [(0, 1), (1, 2), (2, 3), (3, 5)]
 
 
@@ -180,16 +180,16 @@ RUNS = ("🇫🇷", "🇫", "\u0301", "👍\u200d", "©\u200d", "\u1100", "\u060
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_long_run_takes_time_as_it_is_long(run, monkeypatch):
-    """Pieces, not seconds: no run of flags that reaches the library is long (see _FLAGS)."""
+def test_a_long_run_takes_linear_time(run, monkeypatch):
+    """The library gets only short runs of flags (see _FLAGS)."""
     pieces = []
 
-    class Watched:
+    class Recorder:
         def pre_tokenize_str(self, text):
             pieces.append(text)
             return _CLUSTERS.pre_tokenize_str(text)
 
-    monkeypatch.setattr("bertqa.data.graphemes._CLUSTERS", Watched())
+    monkeypatch.setattr("bertqa.data.graphemes._CLUSTERS", Recorder())
     text = run * (3000 // len(run))
     theirs = [match.span() for match in regex.finditer(r"\X", text)]
     assert list(grapheme_clusters(text)) == theirs

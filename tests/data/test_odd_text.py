@@ -1,4 +1,4 @@
-"""Whatever stands in question and context: an answer that is a piece of the text, cut whole."""
+"""For any question and context, the answer is a slice of the context in whole graphemes."""
 
 import pytest
 import regex
@@ -35,7 +35,7 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
     return QuestionAnswerer.from_pretrained(folder, windows=windows, device="cpu", precision="fp32")
 
 
-def assert_is_cut_whole(context: str, answer: dict[str, object]) -> None:
+def assert_is_a_slice(context: str, answer: dict[str, object]) -> None:
     start, end = answer["start"], answer["end"]
     assert answer["answer"] == context[start:end]
     ends = {0, *(match.end() for match in regex.finditer(r"\X", context))}
@@ -46,7 +46,7 @@ def assert_is_cut_whole(context: str, answer: dict[str, object]) -> None:
 def test_odd_contexts_are_answered(qa, context):
     answers = qa("Who built it?", context, top_k=20)
     for answer in answers:
-        assert_is_cut_whole(context, answer)
+        assert_is_a_slice(context, answer)
     assert any(answer["answer"] for answer in answers)
 
 
@@ -77,7 +77,7 @@ def test_any_two_texts_give_an_answer_unless_one_is_blank(qa, question, context)
         return
     answers = qa(question, context, top_k=3)
     for answer in answers:
-        assert_is_cut_whole(context, answer)
+        assert_is_a_slice(context, answer)
     assert answers[0]["answer"]
 
 
@@ -95,10 +95,10 @@ def test_the_text_of_a_special_token_stays_text(qa, parts):
 
 
 def test_a_context_of_two_megabytes(qa):
-    """Its answer may stand anywhere; the rows of it are told apart by their numbers."""
+    """Its rows differ by their numbers."""
     rows = (f"In {1000 + i % 9000} the ship of the town was in the river. " for i in range(50_000))
     context = "".join(rows)[: 2 * 2**20]
     assert len(context) == 2 * 2**20
     answer = qa("Where was the ship?", context)
-    assert_is_cut_whole(context[: answer["end"]], answer)
+    assert_is_a_slice(context[: answer["end"]], answer)
     assert answer["answer"] and answer["end"] - answer["start"] < 200

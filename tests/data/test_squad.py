@@ -1,4 +1,4 @@
-"""``bertqa.data.squad``: every form reads back the same, every fault is one sentence."""
+"""Reading of data: every format gives the same examples, every fault one message."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ from bertqa.data.readers import iter_rows, load_hub_dataset, read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, split_by_article
 from bertqa.errors import UserError
 
-# A character beyond 16 bits stands before the answers, and line ends of every kind between them.
+# Has a character beyond 16 bits before the answers, and line ends of every kind between them.
 MILL = (
     'The old mill at Ørebro, 🏚\ufe0f\u200d painted red, grinds "rye" and\toats;\r\n\u2028'
     "it's 212 years old. "
@@ -51,7 +51,7 @@ ONE_ANSWER = [
 ]
 
 
-# --- the same examples, written in every form ----------------------------------------------------
+# --- the same examples in every format -----------------------------------------------------------
 
 
 def _pairs(example: Example) -> list[dict]:
@@ -76,7 +76,7 @@ def _rows(examples: list[Example], answers=_lists) -> list[dict]:
 
 
 def _articles(examples: list[Example], v2: bool) -> list[dict]:
-    """SQuAD's own form, with the extra keys met in it."""
+    """Return SQuAD's nested format, with extra keys."""
     paragraphs: dict[str, list] = {}
     for e in examples:
         qa = {"id": e.id, "question": e.question, "answers": _pairs(e)}
@@ -125,13 +125,13 @@ def _single(examples: list[Example]) -> list[dict]:
 
 
 def _numpy_literal(answers: dict) -> str:
-    """As pandas writes a cell that came from Arrow."""
+    """Write answers as pandas writes a cell from Arrow."""
     starts = ", ".join(f"np.int64({start})" for start in answers["answer_start"])
     texts = f"array({answers['text']!r},\n dtype=object)"
     return f"{{'text': {texts}, 'answer_start': array([{starts}], dtype=object)}}"
 
 
-FORMS = {
+FORMATS = {
     "nested-v1": ("x.json", json.dumps({"version": "1.1", "data": ARTICLES["1.1"]}), GOLD),
     "nested-v2": ("x.json", json.dumps({"data": ARTICLES["v2.0"]}), GOLD),
     "articles": ("x.json", json.dumps(ARTICLES["v2.0"]), GOLD),
@@ -176,17 +176,17 @@ FORMS = {
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_reads_back(tmp_path, form, compressed):
-    name, text, expected = FORMS[form]
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_same_examples(tmp_path, form, compressed):
+    name, text, expected = FORMATS[form]
     path = tmp_path / (name + ".gz" if compressed else name)
     path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
     assert read_examples(path) == expected
 
 
 @pytest.mark.parametrize("form", ["nested-v2", "flat", "lines", "lines-in-json", "csv-json"])
-def test_a_byte_order_mark_is_no_text(tmp_path, form):
-    name, text, expected = FORMS[form]
+def test_a_byte_order_mark_is_dropped(tmp_path, form):
+    name, text, expected = FORMATS[form]
     (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     assert read_examples(tmp_path / name) == expected
 
@@ -197,16 +197,16 @@ def test_a_byte_order_mark_on_a_later_line_is_text(tmp_path):
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_gzip_is_known_by_content_not_by_name(tmp_path, compressed):
+def test_gzip_is_detected_by_content_not_by_name(tmp_path, compressed):
     path = tmp_path / ("x.jsonl" if compressed else "x.jsonl.gz")
-    text = FORMS["lines"][1].encode()
+    text = FORMATS["lines"][1].encode()
     path.write_bytes(gzip.compress(text) if compressed else text)
     assert read_examples(path) == GOLD
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_equal_texts_are_one_object(tmp_path, form):
-    name, text, _ = FORMS[form]
+    name, text, _ = FORMATS[form]
     (tmp_path / name).write_text(text, newline="")
     examples = read_examples(tmp_path / name)
     for key in ("context", "question"):
@@ -245,32 +245,32 @@ def test_ids_under_their_usual_names(tmp_path, name, key):
     assert [e.id for e in read_examples(tmp_path / name)] == ["b7", "12"]
 
 
-def test_an_id_that_is_made_up_is_no_other_row_s(tmp_path):
+def test_generated_ids_are_unique(tmp_path):
     rows = [{"question": "a?", "context": "A"} for _ in range(4)]
     for number, name in [(1, 0), (3, "row 0")]:
         rows[number]["id"] = name
     (tmp_path / "x.jsonl").write_text(_json_lines(rows))
-    said = []
-    examples = read_examples(tmp_path / "x.jsonl", say=said.append)
+    printed = []
+    examples = read_examples(tmp_path / "x.jsonl", say=printed.append)
     assert [e.id for e in examples] == ["row row 0", "0", "2", "row 0"]
-    (line,) = said
+    (line,) = printed
     assert "x.jsonl: 4 questions; 2 without an id" in line and "4 without gold answers" in line
     lines = [r.example.id for r in iter_rows(tmp_path / "x.jsonl", one_by_one=True)]
     assert lines == ["line 1", "0", "line 3", "row 0"]
 
 
 def _said(path: Path) -> list[str]:
-    said: list[str] = []
-    read_examples(path, say=said.append)
-    return said
+    printed: list[str] = []
+    read_examples(path, say=printed.append)
+    return printed
 
 
-def test_what_is_missing_and_what_is_not_read_is_said(tmp_path):
+def test_missing_values_and_ignored_keys_are_reported(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"question": "?", "context": "A", "id": 1, "target": "A"}]))
     assert _said(path) == [
-        f"{path}: 1 question; 1 without gold answers, so that EM and F1 leave them out; keys that "
-        "are not read: 'target'"
+        f"{path}: 1 question; 1 without gold answers, excluded from EM and F1; ignored keys: "
+        "'target'"
     ]
 
 
@@ -286,13 +286,13 @@ UNREAD = [
 
 @pytest.mark.parametrize(("gold", "names"), UNREAD)
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_whatever_is_not_used_is_named(tmp_path, datasets, name, gold, names):
+def test_ignored_keys_are_listed(tmp_path, datasets, name, gold, names):
     _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
     (line,) = _said(tmp_path / name)
-    assert f"x.{name[2:]}: 1 question; keys that are not read: {names}" in line
+    assert f"x.{name[2:]}: 1 question; ignored keys: {names}" in line
 
 
-def test_whatever_is_not_used_is_named_on_every_level(tmp_path):
+def test_ignored_keys_are_listed_on_every_level(tmp_path):
     qas = [_row(GOLD[0], answers=_lists(GOLD[0]), answerable=True, plausible_answers=[])]
     del qas[0]["context"]
     paragraph = {"context": MILL, "qas": qas, "source": "x"}
@@ -301,7 +301,7 @@ def test_whatever_is_not_used_is_named_on_every_level(tmp_path):
     path.write_text(json.dumps({"version": "2", "data": [article], "license": "z"}))
     (line,) = _said(path)
     assert line.endswith(
-        "not read: 'document.license', 'article.url', 'article.qas', 'paragraph.source', "
+        "ignored keys: 'document.license', 'article.url', 'article.qas', 'paragraph.source', "
         "'answerable'"
     )
     squad = json.loads(json.dumps(ARTICLES["v2.0"]), object_hook=_only_squad)
@@ -310,7 +310,7 @@ def test_whatever_is_not_used_is_named_on_every_level(tmp_path):
 
 
 def _only_squad(entry: dict) -> dict:
-    """The keys that SQuAD has on any level."""
+    """Return only the keys of SQuAD."""
     return {key: entry[key] for key in entry if key not in ("topic", "source", "start_guessed")}
 
 
@@ -321,7 +321,7 @@ DIFFERENT = [
     ({"answers": ["A", "b"], "answer": ["b", "C"]}, "'A', 'b' and 'b', 'C'"),
     (
         {"answers": {"text": ["A"], "answer_start": [0]}, "answer_start": 3},
-        "answer_start is [0] in the answers and [3] beside them",
+        "answer_start must agree with the answers, got [3] and [0]",
     ),
     (
         {
@@ -339,7 +339,7 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "words"), DIFFERENT)
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_gold_that_contradicts_other_gold_is_refused(tmp_path, datasets, name, gold, words):
+def test_contradictory_gold_is_rejected(tmp_path, datasets, name, gold, words):
     _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
     assert words in _message(tmp_path / name)
 
@@ -364,14 +364,14 @@ def test_gold_that_contradicts_other_gold_is_refused(tmp_path, datasets, name, g
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_gold_that_agrees_with_other_gold_is_read(tmp_path, datasets, name, gold, answers, starts):
+def test_consistent_gold_is_read(tmp_path, datasets, name, gold, answers, starts):
     _write(tmp_path / name, _row(GOLD[0]) | gold, datasets)
     (example,) = read_examples(tmp_path / name)
     assert (example.answers, example.answer_starts) == (answers, starts)
 
 
 def _write(path: Path, row: dict, datasets) -> None:
-    """A file of one row."""
+    """Write a file of one row."""
     if path.suffix == ".parquet":
         datasets.Dataset.from_list([row]).to_parquet(path)
     else:
@@ -379,11 +379,11 @@ def _write(path: Path, row: dict, datasets) -> None:
         path.write_text(write([row]))
 
 
-def test_what_contradicts_what_it_is_nested_in_is_refused(tmp_path):
+def test_a_row_that_contradicts_its_paragraph_is_rejected(tmp_path):
     path = tmp_path / "x.json"
     qas = [{"question": "?", "context": "B", "title": "own"}]
     path.write_text(json.dumps([{"context": "A", "qas": qas, "title": "mine"}]))
-    assert ", [0].qas[0]: context must be its paragraph's" in _message(path)
+    assert ", [0].qas[0]: context must be the paragraph's" in _message(path)
     path.write_text(json.dumps([{"paragraphs": [{"context": "B", "qas": qas, "title": "mine"}]}]))
     assert [e.title for e in read_examples(path)] == ["mine"]
 
@@ -398,16 +398,17 @@ def test_rows_with_a_fault_can_be_kept(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(rows))
     examples = read_examples(tmp_path / "x.json", keep_faulty=True)
     assert examples[0] == GOLD[0] and not GOLD[0].fault
-    assert [e.fault.partition(",")[0] for e in examples[1:]] == [
-        "is_impossible is true",
-        "question is 5 (int)",
-        "answer is 7 (int)",
-        "is 5 (int)",
+    faults = [
+        "answers must be empty if is_impossible is true, got 'A'",
+        "question must be a string, got 5 (int)",
+        "answer must be a list, got 7 (int)",
+        "must be an object with question and context, got 5 (int)",
     ]
+    assert [e.fault.partition(";")[0] for e in examples[1:]] == faults
     assert examples[4].id == f"{tmp_path / 'x.json'}, [4]"
 
 
-def test_a_missing_id_in_the_nested_form_counts_through_the_file(tmp_path):
+def test_a_missing_id_in_the_nested_format_is_the_number_of_the_row(tmp_path):
     paragraph = {"context": "A", "qas": [{"question": "a?"}, {"question": "b?"}]}
     articles = [{"paragraphs": [paragraph, paragraph]}, {"paragraphs": [paragraph]}]
     (tmp_path / "x.json").write_text(json.dumps({"data": articles}))
@@ -440,12 +441,12 @@ def test_a_missing_id_in_the_nested_form_counts_through_the_file(tmp_path):
             ("B", "C"),
             (2, -1),
         ),
-        # A start that is not known, and one that pandas made a float.
+        # An unknown start, and one that pandas made a float.
         ({"answers": {"text": ["A", "B"], "answer_start": [None, -1]}}, ("A", "B"), ()),
         ({"answers": [{"text": "A"}, {"text": "B", "answer_start": 2.0}]}, ("A", "B"), (-1, 2)),
         ({"answers": {"text": ["A"], "answer_start": [float("nan")]}}, ("A",), ()),
         ({"answers": float("nan"), "is_impossible": float("nan")}, None, ()),
-        # A blank answer beside others, or at a place, is a fault of the data.
+        # A blank answer among others, or with a position, is an error in the data.
         ({"answers": {"text": ["", "A"], "answer_start": [0, 0]}}, ("", "A"), (0, 0)),
         ({"answers": {"text": [""], "answer_start": [5]}}, ("",), (5,)),
     ],
@@ -457,7 +458,7 @@ def test_gold(tmp_path, gold, answers, starts):
     assert example.is_impossible == (answers == ())
 
 
-def test_gold_is_read_as_the_documentation_says(tmp_path):
+def test_gold_is_read_as_documented(tmp_path):
     text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\".*)` \| `(.*)` \| `(.*)` \|$", text, re.MULTILINE)
     assert len(rows) > 20
@@ -485,8 +486,8 @@ NO_ANSWER = [
 
 
 @pytest.mark.parametrize("gold", NO_ANSWER, ids=str)
-def test_no_answer_is_written_in_many_ways(tmp_path, gold):
-    """With ``is_impossible`` false they all say that an answer was not given."""
+def test_all_ways_to_write_no_answer(tmp_path, gold):
+    """With ``is_impossible`` false they all mean that no answer is given."""
     for impossible, answers in [(None, ()), (True, ()), (False, None)]:
         row = {"question": "?", "context": "A B", "is_impossible": impossible} | gold
         (tmp_path / "x.jsonl").write_text(json.dumps(row))
@@ -504,7 +505,7 @@ def test_no_answer_is_written_in_many_ways(tmp_path, gold):
     ],
 )
 @pytest.mark.parametrize("name", ["answers", "answer", "answer_text"])
-def test_csv_cells_that_could_mean_anything_are_refused(tmp_path, cell, name):
+def test_ambiguous_csv_cells_are_rejected(tmp_path, cell, name):
     (tmp_path / "x.csv").write_text(_table([{"question": "?", "context": "A", name: cell}]))
     assert ", line 2: an" in _message(tmp_path / "x.csv")
 
@@ -554,7 +555,7 @@ def test_csv_with_a_huge_field_blank_lines_and_unnamed_columns(tmp_path):
     assert read_examples(tmp_path / "x.csv") == [Example("0", "?", context)]
 
 
-# Not the null character: the csv module of Python 3.10 refuses it.
+# Without the null character, which Python 3.10's csv module rejects.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 _ODD = st.text(st.sampled_from("a\"',\t\r\n\\ \u2028\x85\ufeff\u0301é🏚{[:"), max_size=12)
 _EXAMPLE = st.builds(
@@ -602,11 +603,11 @@ def test_iter_rows_stops_reading_at_the_line_it_yields(tmp_path):
     assert "x.jsonl, line 2, " in next(lines).fault
 
 
-def test_a_broken_parquet_file_is_told_once(tmp_path, caplog):
-    """By the error alone, not by a line that the library logs as well."""
+def test_a_broken_parquet_file_is_reported_once(tmp_path, caplog):
+    """Only by the error, not also by a log line of the library."""
     path = tmp_path / "broken.parquet"
     path.write_text("no table")
-    with pytest.raises(UserError, match=r"broken\.parquet is not readable as parquet"):
+    with pytest.raises(UserError, match=r"broken\.parquet cannot be read as parquet"):
         read_examples(path)
     assert not [record for record in caplog.records if record.name.startswith("datasets")]
 
@@ -624,7 +625,7 @@ def test_a_device_is_not_read(tmp_path, ending):
 def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
     path = tmp_path / "x.jsonl"
     os.mkfifo(path)
-    # The writer ends only when told: a reader that waited for the end would never return.
+    # The writer waits for input before it ends: a reader that waited for the end would hang.
     script = "import sys; f = open(sys.argv[1], 'w'); f.write(sys.argv[2]); f.flush(); input()"
     command = [sys.executable, "-c", script, str(path), _json_lines(_rows(GOLD[:2]))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as writer:
@@ -638,7 +639,7 @@ def test_iter_rows_yields_before_the_file_has_an_end(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["plain", "gz", "parquet"])
-def test_iter_rows_holds_little_of_a_large_file(tmp_path, form):
+def test_iter_rows_needs_constant_memory(tmp_path, form):
     rows = [{"question": f"{n}?", "context": f"{n} " * 500} for n in range(4000)]
     text = _json_lines(rows).encode()
     path = tmp_path / ("x.parquet" if form == "parquet" else "x.jsonl")
@@ -657,26 +658,27 @@ def test_iter_rows_holds_little_of_a_large_file(tmp_path, form):
     assert peak < 1_000_000
 
 
-def test_lines_with_several_questions_are_not_read_one_by_one(tmp_path):
-    """What predictions.jsonl says of a line is one answer."""
+def test_lines_with_several_questions_are_not_streamed(tmp_path):
+    """predictions.jsonl has one answer per line."""
     path = tmp_path / "x.jsonl"
     for first, is_row in [({"header": {}}, False), (PARAGRAPHS[0], False), (_row(GOLD[0]), True)]:
         path.write_text(_json_lines([first, *PARAGRAPHS]))
         assert has_row_each(path) == is_row
-    assert "line 2 has 3 questions" in list(iter_rows(path, one_by_one=True))[1].fault
+    fault = list(iter_rows(path, one_by_one=True))[1].fault
+    assert "line 2: must have one question, got 3" in fault
     assert len(list(iter_rows(path))) == 1 + len(GOLD)
     path.write_text("{broken")
     assert has_row_each(path) and has_row_each(tmp_path / "missing.jsonl")
 
 
-def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
+def test_iter_rows_continues_after_faulty_lines(tmp_path):
     path = tmp_path / "x.jsonl"
     good = _json_lines(_rows(GOLD[:2])).encode().splitlines(keepends=True)
     bad = {
         b"{broken\n": "malformed JSON",
         b'{"question": "\xff", "context": "x"}\n': "0xff",
         b"[" * 100_000 + b"\n": "nested too deeply",
-        b'{"question": "Who?"}\n': "lacks context",
+        b'{"question": "Who?"}\n': "must have context",
         b'{"question": " ", "context": "x"}\n': "blank question",
         b'{"question": "Who?", "context": "\\u200b\\n "}\n': "blank context",  # of zero width
         b'{"question": "Who?", "context": "\\u0378"}\n': "",  # not assigned yet
@@ -693,11 +695,11 @@ def test_iter_rows_goes_on_after_lines_that_are_no_questions(tmp_path):
         assert not line.fault or f"x.jsonl, line {line.number}" in line.fault
 
 
-# --- errors of form ------------------------------------------------------------------------------
+# --- faulty files --------------------------------------------------------------------------------
 
 
 def _message(path: Path, read=read_examples) -> str:
-    """What is said of a file: one line that begins with its name."""
+    """Return the error message of a file without its name, with which it begins."""
     with pytest.raises(UserError) as caught:
         read(path)
     message = str(caught.value)
@@ -712,16 +714,16 @@ ZIPPED = gzip.compress(b'[{"question": "who", "context": "long"}]' * 99)
 PARAGRAPH = b'{"data": [{"paragraphs": [%s]}]}'
 HEADER = b"question,context,answers\n"
 
-# What the file holds, and the words that must be in the sentence.
+# Contents of a file, and words of the message.
 FAULTY_FILES = [
     # The file as a whole.
     ("x.json", b"", "is empty"),
     ("x.jsonl.gz", gzip.compress(b""), "is empty"),
     ("x.txt", b"hello", "'.txt'", ".json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
-    ("x.gz", b"{}", "the ending ''"),
-    ("cut.json.gz", ZIPPED[:-20], "damaged gzip"),
-    ("crc.json.gz", ZIPPED[:-8] + bytes(8), "damaged gzip", "CRC"),
-    ("noise.csv.gz", ZIPPED[:10] + b"\xff" * 30, "damaged gzip"),
+    ("x.gz", b"{}", "must end in", "got ''"),
+    ("cut.json.gz", ZIPPED[:-20], "corrupt gzip"),
+    ("crc.json.gz", ZIPPED[:-8] + bytes(8), "corrupt gzip", "CRC"),
+    ("noise.csv.gz", ZIPPED[:10] + b"\xff" * 30, "corrupt gzip"),
     ("x.parquet.gz", gzip.compress(b"PAR1"), "gunzip"),
     # Encoding.
     ("x.json", b'[\n{"question": "caf\xe9?"}]', "line 2", "0xe9"),
@@ -738,91 +740,107 @@ FAULTY_FILES = [
     ("x.json", DEEP, "line 1", "nested too deeply"),
     ("x.json", DEEP + b"\n[]", "line 1", "nested too deeply"),
     ("x.jsonl", GOOD + b'\n{"question":' + DEEP, "line 2", "nested too deeply"),
-    ("x.json", b"[" + b"9" * 5000 + b"]", "line 1", "unreadable JSON"),
-    ("x.json", b'[{"id": 1, "question": "?", "question": "!"}]', "has the key 'question' 2 times"),
-    ("x.jsonl", GOOD + b'\n{"answers": {"text": [], "text": []}}', "line 2", "'text' 2 times"),
-    # JSON that is no data set.
-    ("x.json", b'{"foo": 1, "b\\nar": 2}', "no data set", "'foo', 'b\\nar'"),
-    ("x.json", b"{}", "no data set", "nothing"),
-    ("x.json", b"12", "no data set", "12"),
+    ("x.json", b"[" + b"9" * 5000 + b"]", "line 1", "invalid JSON"),
+    ("x.json", b'[{"id": 1, "question": "?", "question": "!"}]', "key 'question', 2 times"),
+    ("x.jsonl", GOOD + b'\n{"answers": {"text": [], "text": []}}', "line 2", "'text', 2 times"),
+    # JSON that is not a data set.
+    ("x.json", b'{"foo": 1, "b\\nar": 2}', "must be a data set", "'foo', 'b\\nar'"),
+    ("x.json", b"{}", "must be a data set", "nothing"),
+    ("x.json", b"12", "must be a data set", "12"),
     ("x.json", json.dumps({f"id{n}": "x" for n in range(12)}).encode(), "'id9', 2 more"),
-    ("x.json", b'{"data": "x"}', "data is 'x' (str)", "a list"),
-    # The nested form.
+    ("x.json", b'{"data": "x"}', "data must be a list, got 'x' (str)"),
+    # The nested format.
     (
         "x.json",
         b'{"data": [{"paragraphs": []}, {"title": "t"}]}',
-        "data[1] lacks question and context",
-        "'title'",
+        "data[1]: must have question and context, got 'title'",
     ),
-    ("x.json", b'{"data": [{"paragraphs": []}, []]}', "data[1] is [] (list)", "an object"),
-    ("x.json", b'{"data": [{"paragraphs": {}}]}', "data[0]: paragraphs is {} (dict)", "a list"),
-    ("x.json", PARAGRAPH % b'{"qas": [{}]}', "data[0].paragraphs[0] lacks context", "'qas'"),
-    ("x.json", PARAGRAPH % b'{"text": ""}', "lacks qas", "'text'"),
-    ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas is 5 (int)"),
-    ("x.json", PARAGRAPH % b'{"context": null, "qas": [{}]}', "context is None", "a string"),
+    (
+        "x.json",
+        b'{"data": [{"paragraphs": []}, []]}',
+        "data[1]: must be an object",
+        "got [] (list)",
+    ),
+    (
+        "x.json",
+        b'{"data": [{"paragraphs": {}}]}',
+        "data[0]: paragraphs must be a list",
+        "{} (dict)",
+    ),
+    ("x.json", PARAGRAPH % b'{"qas": [{}]}', "paragraphs[0]: must have context, got 'qas'"),
+    ("x.json", PARAGRAPH % b'{"text": ""}', "must have qas, got 'text'"),
+    ("x.json", PARAGRAPH % b'{"context": "A", "qas": 5}', "paragraphs[0]: qas", "got 5 (int)"),
+    ("x.json", PARAGRAPH % b'{"context": null, "qas": [{}]}', "context must be a string, got None"),
     (
         "x.json",
         PARAGRAPH % b'{"context": "A", "qas": [{"question": "?"}, {"id": "i"}]}',
-        "data[0].paragraphs[0].qas[1] lacks question",
+        "data[0].paragraphs[0].qas[1]: must have question",
     ),
-    ("x.json", b'[{"context_text": "A", "qas": [{}]}]', "[0] lacks context", "CMRC"),
-    ("x.json", b'{"data": [{"story": "A", "questions": []}]}', "data[0] lacks", "CoQA"),
+    ("x.json", b'[{"context_text": "A", "qas": [{}]}]', "[0]: must have context", "CMRC"),
+    ("x.json", b'{"data": [{"story": "A", "questions": []}]}', "data[0]: must have", "CoQA"),
     # Rows.
-    ("x.json", b'{"data": [{"question": "?"}]}', "data[0] lacks context", "'question'"),
-    ("x.json", b'[%s, "?"]' % GOOD, "[1] is '?' (str)", "an object"),
-    ("x.jsonl", b'\n{"Question": "?", "text": "A"}', "line 2 lacks question and context"),
-    ("x.jsonl", b"[1, 2]", "line 1 is [1, 2] (list)", "an object"),
+    ("x.json", b'{"data": [{"question": "?"}]}', "data[0]: must have context, got 'question'"),
+    ("x.json", b'[%s, "?"]' % GOOD, "[1]: must be an object", "got '?' (str)"),
+    ("x.jsonl", b'\n{"Question": "?", "text": "A"}', "line 2: must have question and context"),
+    ("x.jsonl", b"[1, 2]", "line 1: must be an object", "got [1, 2] (list)"),
     (
         "x.jsonl",
         b'{"question": "?", "context": [%s1]}' % (b"1, " * 5000),
         "[1, 1, 1, 1, 1, 1, ...]",
     ),
     # CSV.
-    ("x.csv", b"question|context\n", "line 1", "lacks question and context"),
-    ("x.csv", b"question;context\n?;A;B\n", "line 2 has 3 fields", "hold ';'"),
-    ("x.csv", b"\n\nid,question,text\n", "line 3", "lacks context"),
-    ("x.csv", b"\n", "lacks question and context", "nothing"),
+    ("x.csv", b"question|context\n", "line 1", "must have question and context"),
+    ("x.csv", b"question;context\n?;A;B\n", "line 2: must have 2 fields", "got 3", "contain ';'"),
+    ("x.csv", b"\n\nid,question,text\n", "line 3", "must have context"),
+    ("x.csv", b"\n", "must have question and context", "nothing"),
     ("x.csv", b"question,context,question\n", "line 1", "'question' twice"),
-    ("x.csv", HEADER + b"7,?\n", "line 2 has 2 fields", "3", "'7'"),
-    ("x.csv", HEADER + b'1,"two\nlines",\n\n8,?,A, b\n', "line 5 has 4 fields", "'8'"),
+    ("x.csv", HEADER + b"7,?\n", "line 2: must have 3 fields", "got 2", "'7'"),
+    ("x.csv", HEADER + b'1,"two\nlines",\n\n8,?,A, b\n', "line 5", "got 4", "'8'"),
     ("x.csv", HEADER + b'1,A,\n2,"never\nclosed\n', "line 3", "malformed CSV"),
     ("x.csv", HEADER + b'1,"A" b,\n', "line 2", "malformed CSV"),
     ("x.csv", b"question,context\r?,A\r", "line 1", "malformed CSV", "line ends"),
-    ("x.csv", HEADER + b"?,A,Paris\n", "line 2", "'Paris', neither JSON nor a Python literal"),
-    ("x.csv", HEADER + b"?,A,__import__('os').getcwd()\n", "line 2", "neither JSON nor"),
-    ("x.csv", HEADER + b"?,A," + b"[" * 9999 + b"\n", "line 2", "[[...[[", "neither JSON nor"),
-    ("x.csv", HEADER + b"?,A,'red' 'mill'\n", "answers is ('red', 'mill') (tuple)", "a list"),
-    ("x.csv", HEADER + b"?,A,5\n", "line 2", "answers is 5 (int)", "a list"),
-    ("x.csv", b"question,context,answer_text,answer_start\n?,A,A,1.5\n", "answer_start is '1.5'"),
-    ("x.csv", b"question,context,is_impossible\n?,A,maybe\n", "is_impossible is 'maybe'"),
-    ("x.tsv", b"question\tcontext\n?\ta\tb\n", "line 2 has 3 fields", r"'\t'"),
+    ("x.csv", HEADER + b"?,A,Paris\n", "line 2", "JSON or a Python literal, got 'Paris'"),
+    ("x.csv", HEADER + b"?,A,__import__('os').getcwd()\n", "line 2", "JSON or a Python literal"),
+    ("x.csv", HEADER + b"?,A," + b"[" * 9999 + b"\n", "line 2", "[[...[[", "JSON or a Python"),
+    (
+        "x.csv",
+        HEADER + b"?,A,'red' 'mill'\n",
+        "answers must be a list, got ('red', 'mill') (tuple)",
+    ),
+    ("x.csv", HEADER + b"?,A,5\n", "line 2", "answers must be a list, got 5 (int)"),
+    ("x.csv", b"question,context,answer_text,answer_start\n?,A,A,1.5\n", "answer_start", "'1.5'"),
+    ("x.csv", b"question,context,is_impossible\n?,A,maybe\n", "is_impossible", "got 'maybe'"),
+    ("x.tsv", b"question\tcontext\n?\ta\tb\n", "line 2: must have 2 fields", r"'\t'"),
 ]
 
 # Faults inside a row.
 FAULTY_ROWS = [
-    (b'"question": 12, "context": "A"', "question is 12 (int)", "a string"),
-    (b'"question": "?", "context": ["A"]', "context is ['A'] (list)", "a string"),
-    (b'"question": "?", "context": "\\ud83d"', "context holds half a surrogate pair"),
-    (b'"question": "\\udc00", "context": ""', "question holds half a surrogate pair"),
-    (b'"id": 1.5, ' + ROW, "id is 1.5 (float)", "a string or a whole number"),
-    (b'"id": true, ' + ROW, "id is True (bool)"),
-    (b'"id": "\\ud83d", ' + ROW, "id holds half a surrogate pair"),
-    (b'"is_impossible": "no", ' + ROW, "is_impossible is 'no' (str)", "true or false"),
-    (b'"is_impossible": 1, ' + ROW, "is_impossible is 1 (int)"),
+    (b'"question": 12, "context": "A"', "question must be a string, got 12 (int)"),
+    (b'"question": "?", "context": ["A"]', "context must be a string, got ['A'] (list)"),
+    (b'"question": "?", "context": "\\ud83d"', "context must not contain a lone surrogate"),
+    (b'"question": "\\udc00", "context": ""', "question must not contain a lone surrogate"),
+    (b'"id": 1.5, ' + ROW, "id must be a string or a whole number, got 1.5 (float)"),
+    (b'"id": true, ' + ROW, "id must be", "got True (bool)"),
+    (b'"id": "\\ud83d", ' + ROW, "id must not contain a lone surrogate"),
+    (b'"is_impossible": "no", ' + ROW, "is_impossible must be true or false, got 'no' (str)"),
+    (b'"is_impossible": 1, ' + ROW, "is_impossible must be", "got 1 (int)"),
     (b'"is_impossible": true, "answers": ["A"], ' + ROW, "is_impossible is true", "'A'"),
-    (b'"answers": 5, ' + ROW, "answers is 5 (int)", "a list"),
-    (b'"answers": ["A", 5], ' + ROW, "an answer is 5 (int)", "a string"),
-    (b'"answers": ["A", {"text": "A"}], ' + ROW, "an answer is 'A' (str)", "an object"),
-    (b'"answers": [{"answer_start": 0}], ' + ROW, "an answer lacks text"),
-    (b'"answers": [{"text": "A", "answer_start": "12"}], ' + ROW, "answer_start is '12' (str)"),
-    (b'"answers": {"answer_start": [0]}, ' + ROW, "answers lacks text"),
-    (b'"answer": 5, ' + ROW, "answer is 5 (int)", "a list"),
-    (b'"answers": {"text": 7, "answer_start": 0}, ' + ROW, "text is 7 (int)", "a list"),
-    (b'"answers": ["A"], "detected_answers": ["A"], ' + ROW, "detected_answers is ['A'] (list)"),
-    (b'"qid": 1.5, ' + ROW, "qid is 1.5 (float)", "a string or a whole number"),
-    (b'"answers": {"text": ["A"], "answer_start": [12.5]}, ' + ROW, "answer_start is 12.5"),
-    (b'"answers": {"text": ["A"], "answer_start": [true]}, ' + ROW, "answer_start is True"),
-    (b'"answers": {"text": ["\\ud83d"], "answer_start": [0]}, ' + ROW, "an answer holds half"),
+    (b'"answers": 5, ' + ROW, "answers must be a list, got 5 (int)"),
+    (b'"answers": ["A", 5], ' + ROW, "an answer must be a string, got 5 (int)"),
+    (b'"answers": ["A", {"text": "A"}], ' + ROW, "an answer: must be an object", "'A' (str)"),
+    (b'"answers": [{"answer_start": 0}], ' + ROW, "an answer: must have text"),
+    (b'"answers": [{"text": "A", "answer_start": "12"}], ' + ROW, "answer_start", "'12' (str)"),
+    (b'"answers": {"answer_start": [0]}, ' + ROW, "answers: must have text"),
+    (b'"answer": 5, ' + ROW, "answer must be a list, got 5 (int)"),
+    (b'"answers": {"text": 7, "answer_start": 0}, ' + ROW, "text must be a list, got 7 (int)"),
+    (b'"answers": ["A"], "detected_answers": ["A"], ' + ROW, "detected_answers", "['A'] (list)"),
+    (b'"qid": 1.5, ' + ROW, "qid must be a string or a whole number, got 1.5 (float)"),
+    (b'"answers": {"text": ["A"], "answer_start": [12.5]}, ' + ROW, "answer_start", "got 12.5"),
+    (b'"answers": {"text": ["A"], "answer_start": [true]}, ' + ROW, "answer_start", "got True"),
+    (
+        b'"answers": {"text": ["\\ud83d"], "answer_start": [0]}, ' + ROW,
+        "an answer must not contain",
+    ),
 ]
 
 
@@ -850,7 +868,7 @@ def test_faulty_rows(tmp_path, row, words):
 def test_files_that_cannot_be_opened(tmp_path, read):
     assert "does not exist" in _message(tmp_path / "none.jsonl", read)
     (tmp_path / "folder.jsonl").mkdir()
-    assert "is a directory" in _message(tmp_path / "folder.jsonl", read)
+    assert "got a directory" in _message(tmp_path / "folder.jsonl", read)
     loop = tmp_path / "loop.jsonl"
     loop.symlink_to(loop)
     assert "Too many levels of symbolic links" in _message(loop, read)
@@ -869,7 +887,7 @@ def test_a_file_without_permission(tmp_path):
 
 @pytest.fixture
 def datasets(tmp_path, monkeypatch):
-    """The library, quiet and with its cache in a temporary place."""
+    """The library, without progress bars and with a temporary cache."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -909,11 +927,11 @@ def test_parquet_of_more_rows_than_a_batch(tmp_path, datasets):
 def test_faulty_parquet(tmp_path, datasets):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing of parquet PAR1")
-    assert "is not readable as parquet" in _message(path)
+    assert "cannot be read as parquet" in _message(path)
     datasets.Dataset.from_list([{"question": "?", "text": "A"}]).to_parquet(path)
-    assert ", row 0 lacks context (found: 'question', 'text')" in _message(path)
+    assert ", row 0: must have context, got 'question', 'text'" in _message(path)
     datasets.Dataset.from_list([{"question": "?", "context": 5}]).to_parquet(path)
-    assert ", row 0: context is 5 (int)" in _message(path)
+    assert ", row 0: context must be a string, got 5 (int)" in _message(path)
 
 
 def test_csv_as_the_datasets_library_writes_it(tmp_path, datasets):
@@ -929,7 +947,7 @@ def test_json_as_the_datasets_library_writes_it(tmp_path, datasets):
 
 @pytest.fixture
 def hub_set(tmp_path, datasets):
-    """A folder that the library takes for a data set: two splits, two configurations."""
+    """A folder that the library loads as a data set: two splits, two configurations."""
     folder = tmp_path / "tiny"
     for config, examples in [("full", GOLD), ("short", GOLD[:2])]:
         table = datasets.Dataset.from_list(_rows(examples))
@@ -973,7 +991,7 @@ def test_hub_errors(tmp_path, hub_set, datasets):
     ]:
         message = _hub_message(name, split)
         assert message.startswith(f"--dataset {name!r}: its split {split!r} ")
-        assert detail in message.partition("cannot be loaded (")[2]  # the library's own words
+        assert detail in message.partition("cannot be loaded (")[2]  # the library's message
 
 
 def test_without_a_network_the_client_does_not_warn_of_each_attempt(monkeypatch):
@@ -998,8 +1016,8 @@ def test_without_a_network_the_client_does_not_warn_of_each_attempt(monkeypatch)
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"passage": "A", "answers": ["A"]}, "'train', row 0 lacks context (found: 'question', "),
-        ({"context": "A", "answers": 5}, "split 'train', row 0: answers is 5 (int)"),
+        ({"passage": "A", "answers": ["A"]}, "'train', row 0: must have context, got 'question', "),
+        ({"context": "A", "answers": 5}, "'train', row 0: answers must be a list, got 5 (int)"),
     ],
 )
 def test_hub_columns(tmp_path, datasets, row, words):
@@ -1008,10 +1026,10 @@ def test_hub_columns(tmp_path, datasets, row, words):
     assert words in _hub_message(str(tmp_path / "columns"), "train")
 
 
-# --- what the examples hold ----------------------------------------------------------------------
+# --- contents of examples ------------------------------------------------------------------------
 
 
-def test_good_examples_pass():
+def test_valid_examples_pass():
     check_examples(GOLD, "x.json")
     check_examples(WITHOUT_GOLD, "x.json")
     check_answers(GOLD, "x.json")
@@ -1024,8 +1042,8 @@ def _example(**changes) -> Example:
 @pytest.mark.parametrize(
     ("check", "examples", "words"),
     [
-        (check_examples, [], "holds no examples"),
-        (check_examples, [_example(id=i) for i in "abcbdabe"], "'a' stands 2 times (2 repeated"),
+        (check_examples, [], "got no examples"),
+        (check_examples, [_example(id=i) for i in "abcbdabe"], "got 'a' 2 times (2 repeated"),
         (
             check_examples,
             [_example(id="a"), _example(question=""), _example(id="c", question="\n\u3000")],
@@ -1033,53 +1051,53 @@ def _example(**changes) -> Example:
         ),
         (check_examples, [_example(id="b\n", context="\t\u00a0")], r"'b\n' has a blank context"),
         (check_answers, [_example(), _example()], "'b' has no gold answers (2 such"),
-        (check_answers, [_example(answers=("A",))], "different numbers, 1 and 0 (1 such"),
+        (check_answers, [_example(answers=("A",))], "answer texts, got 0 and 1 (1 such"),
         (
             check_answers,
             [
                 _example(answers=(), answer_starts=(0,)),
                 _example(answers=("A",) * 2, answer_starts=(0,)),
             ],
-            "different numbers, 0 and 1 (2 such",
+            "answer texts, got 1 and 0 (2 such",
         ),
-        (check_answers, [_example(answers=("A",) * 2, answer_starts=(0, -1))], "numbers, 2 and 1"),
+        (check_answers, [_example(answers=("A",) * 2, answer_starts=(0, -1))], "got 1 and 2"),
         (check_answers, [_example(answers=("A", ""), answer_starts=(0, 1))], "a blank answer text"),
         (
             # Counted in UTF-16 units, not in code points.
             check_answers,
             [_example(context="🏚 red\ndoor", answers=("🏚", "red"), answer_starts=(0, 4))],
-            r"the answer 'red', but its context has 'd\nd' at answer_start 4",
+            r"its answer 'red' at answer_start 4, got 'd\nd'",
         ),
         (
-            # From the end, the text would be there; past the end, nothing is.
+            # Counted from the end, the text would be there; after the end there is none.
             check_answers,
             [
                 _example(context="red door", answers=("red",), answer_starts=(-8,)),
                 _example(answers=("A",), answer_starts=(9,)),
             ],
-            "the answer 'red', but its context has '' at answer_start -8 (2 such",
+            "its answer 'red' at answer_start -8, got '' (2 such",
         ),
     ],
 )
-def test_what_the_examples_may_not_hold(check, examples, words):
+def test_invalid_examples(check, examples, words):
     with pytest.raises(UserError) as caught:
         check([*GOLD, *examples] if examples else [], "x.json")
     assert str(caught.value).startswith("x.json") and words in str(caught.value)
 
 
-# --- holding out ---------------------------------------------------------------------------------
+# --- splitting -----------------------------------------------------------------------------------
 
 
 def _about(*titles: str) -> list[Example]:
-    """A question about each title, each with a context of its own."""
+    """Make a question about each title, with different contexts."""
     return [
         Example(str(i), "Who?", f"{title} {i}", ("x",), (0,), title)
         for i, title in enumerate(titles)
     ]
 
 
-def test_whole_articles_are_held_out_evenly_and_nothing_is_lost():
-    examples = _about(*"aabbccddeeffgghhiijja")  # ten articles, the first is taken up again
+def test_whole_articles_are_held_out_evenly():
+    examples = _about(*"aabbccddeeffgghhiijja")  # ten articles; the first occurs again at the end
     train, held = split_by_article(examples, 20)
     assert {e.title for e in held} == {"e", "j"}
     assert {e.title for e in train} == set("abcdfghi")
@@ -1088,7 +1106,7 @@ def test_whole_articles_are_held_out_evenly_and_nothing_is_lost():
 
 
 @pytest.mark.parametrize(("percentage", "number"), [(1, 2), (10, 20), (33, 66), (50, 100)])
-def test_as_many_articles_are_held_out_as_asked_for(percentage, number):
+def test_the_number_of_held_out_articles(percentage, number):
     train, held = split_by_article(_about(*map(str, range(200))), percentage)
     assert (len(held), len(train)) == (number, 200 - number)
 
@@ -1105,12 +1123,12 @@ def test_without_titles_contexts_are_kept_together():
     assert len(train) == 27
 
 
-def test_one_article_cannot_be_divided():
-    with pytest.raises(UserError, match=r"--validation_split_percentage 10 .* about one article"):
+def test_one_article_cannot_be_split():
+    with pytest.raises(UserError, match=r"--validation_split_percentage 10 .* got one"):
         split_by_article(_about("a", "a"), 10)
 
 
-def test_titles_are_read_from_both_forms_and_anything_may_stand_there(tmp_path):
+def test_titles_of_any_type_are_read_from_both_formats(tmp_path):
     qas = [{"question": "Who?", "id": "1"}]
     nested = {"data": [{"title": "River", "paragraphs": [{"context": "Ada.", "qas": qas}]}]}
     flat = {"data": [{"question": "Who?", "context": "Ada.", "title": t} for t in ("River", 7)]}

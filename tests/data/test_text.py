@@ -1,4 +1,4 @@
-"""Offsets as other programs count them."""
+"""Offsets in UTF-16 units and UTF-8 bytes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +18,8 @@ def test_an_emoji_has_two_units_and_four_bytes():
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=20), st.data())
-def test_each_cuts_the_same_piece_out_of_its_own_coding(text: str, data: st.DataObject):
-    """Also around halves of surrogate pairs, which JSON can bring."""
+def test_each_gives_the_same_slice_in_its_encoding(text: str, data: st.DataObject):
+    """Also next to lone surrogates, which JSON can contain."""
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, len(text)))
     found = other_offsets(text, start, end)

@@ -1,4 +1,4 @@
-"""Ids and offsets equal transformers', from every form of a tokenizer; texts stay texts."""
+"""Ids and offsets equal transformers', for every format of a tokenizer."""
 
 import json
 from itertools import chain
@@ -28,20 +28,20 @@ SETTINGS = [
 
 
 def add_settings(folder, **changes):
-    """Change what tokenizer_config.json says."""
+    """Change tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def rows(table):
-    """Ids and offsets of each text, as lists."""
+    """Return ids and offsets of each text as lists."""
     columns = table.ids.tolist(), table.starts.tolist(), table.ends.tolist()
     texts = ([c[table.rows(i)] for c in columns] for i in range(len(table.lengths)))
     return [(ids, list(zip(starts, ends, strict=True))) for ids, starts, ends in texts]
 
 
 def their_rows(tokenizer, texts):
-    """The same of transformers' tokenizer, told to leave special tokens in a text alone."""
+    """Return those of transformers' tokenizer, with special tokens in a text as plain text."""
     encoding = tokenizer(
         texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
@@ -70,8 +70,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 @pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
-def test_every_form_is_read_alike_by_all(tmp_path, lowercase, changes):
-    """vocab.txt, the tokenizer.json that transformers makes of it, and what is saved of both."""
+def test_every_format_gives_the_same_tokens(tmp_path, lowercase, changes):
+    """vocab.txt, transformers' tokenizer.json of it, and both saved again."""
     write_tokenizer(tmp_path / "words", lowercase)
     add_settings(tmp_path / "words", **changes)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "words")
@@ -97,7 +97,7 @@ def test_every_form_is_read_alike_by_all(tmp_path, lowercase, changes):
 
 
 def test_the_settings_make_a_difference(tmp_path):
-    # Else the test above would hold for a reader that ignores them.
+    # Otherwise the test above would pass for a reader that ignores them.
     found = {}
     for lowercase in LOWERCASE:
         for number, changes in enumerate(SETTINGS):
@@ -105,7 +105,7 @@ def test_the_settings_make_a_difference(tmp_path):
             write_tokenizer(folder, lowercase)
             add_settings(folder, **changes)
             found[lowercase, number] = str(rows(BertTokenizer.load(folder).encode(TEXTS)))
-    # To strip accents is the default where letters are made small, and only there.
+    # By default, accents are stripped only if text is lowercased.
     assert found[True, 0] == found[True, 1] == found[True, 3]
     assert found[False, 0] == found[False, 2] == found[False, 3]
     assert found[False, 4] == found[False, 5]
@@ -132,7 +132,7 @@ def test_any_text_at_all(both, text):
     ours, theirs = both
     table = ours.encode([text])
     assert rows(table) == their_rows(theirs, [text])
-    # The labels are found by bisection, so offsets must not go back.
+    # Labels are found by binary search, so offsets must be sorted.
     assert (table.starts.diff() >= 0).all()
     assert (table.ends.diff() >= 0).all()
     assert (table.starts < table.ends).all()
@@ -150,11 +150,11 @@ def test_special_tokens_in_a_text_are_text(both):
     assert not special & set(ids)
     assert ours.tokens(ids[:7]) == ["the", "[", "s", "##e", "##p", "]", "in"]
     assert offsets[1:6] == [(4, 5), (5, 6), (6, 7), (7, 8), (8, 9)]
-    # Unless told otherwise, transformers takes the user's word for its own.
+    # By default, transformers recognises special tokens in a user's text.
     assert theirs.sep_token_id in theirs(text, add_special_tokens=False)["input_ids"]
 
 
-def test_special_tokens_that_a_file_calls_plain_are_special_all_the_same(tmp_path):
+def test_special_tokens_declared_as_plain_are_still_special(tmp_path):
     write_tokenizer(tmp_path).save(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     entries = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -194,17 +194,17 @@ def test_lone_surrogates_keep_offsets(folder):
     assert "river" in words
     assert "the" in words
     assert "town" in words
-    # A pair of them is no lone one.
+    # Surrogate pairs are not affected.
     assert rows(ours.encode(["a 👍 b"]))[0][1] == [(0, 1), (2, 3), (4, 5)]
 
 
-def test_many_texts_are_the_texts_one_by_one(folder, monkeypatch):
+def test_many_texts_equal_single_texts(folder, monkeypatch):
     ours = BertTokenizer.load(folder)
-    alone = [rows(ours.encode([text]))[0] for text in TEXTS]
-    assert rows(ours.encode(TEXTS)) == alone
-    for at_once in (1, 3, len(TEXTS)):
-        monkeypatch.setattr("bertqa.data.tokenization._AT_ONCE", at_once)
-        assert rows(ours.encode(TEXTS)) == alone
+    single = [rows(ours.encode([text]))[0] for text in TEXTS]
+    assert rows(ours.encode(TEXTS)) == single
+    for batch_size in (1, 3, len(TEXTS)):
+        monkeypatch.setattr("bertqa.data.tokenization._BATCH_SIZE", batch_size)
+        assert rows(ours.encode(TEXTS)) == single
 
 
 def test_tokens(folder):
@@ -215,12 +215,12 @@ def test_tokens(folder):
     assert ours.tokens([ours.vocab_size, 10**6, 0]) == ["[?]", "[?]", "[PAD]"]
 
 
-# --- what a folder may hold ----------------------------------------------------------------------
+# --- valid folders -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("end_of_line", "end"), [("\r\n", "\r\n\r\n\n"), ("\n", "")])
-def test_the_line_is_the_id(folder, end_of_line, end):
-    """Also with carriage returns, blank lines at the end, or none."""
+def test_the_line_number_is_the_id(folder, end_of_line, end):
+    """Also with carriage returns, with or without blank lines at the end."""
     tokens, expected = vocabulary(), rows(BertTokenizer.load(folder).encode(TEXTS))
     (folder / "vocab.txt").write_bytes((end_of_line.join(tokens) + end).encode("utf-8"))
     ours = BertTokenizer.load(folder)
@@ -229,7 +229,7 @@ def test_the_line_is_the_id(folder, end_of_line, end):
     assert (ours.cls_id, ours.sep_id, ours.vocab_size) == (2, 3, len(tokens))
 
 
-def test_without_settings_letters_are_made_small(folder):
+def test_without_settings_text_is_lowercased(folder):
     (folder / "tokenizer_config.json").unlink()
     ours, theirs = BertTokenizer.load(folder), TheirTokenizer.from_pretrained(folder)
     assert rows(ours.encode(TEXTS)) == their_rows(theirs, TEXTS)
@@ -248,7 +248,7 @@ def test_special_tokens_of_other_names(folder):
     assert ours.encode(["\u1234"]).ids.tolist() == [1]
 
 
-# --- refusals ------------------------------------------------------------------------------------
+# --- invalid folders -----------------------------------------------------------------------------
 
 
 def test_no_tokenizer(tmp_path):
@@ -263,7 +263,7 @@ LINES = "\n".join(vocabulary())
     ("name", "content", "words"),
     [
         *(
-            ("tokenizer.json", content, ["is no tokenizer"])
+            ("tokenizer.json", content, ["is not a tokenizer"])
             for content in (b"", b"{", b"{}", b"[]", b"\xff\xfe", b'{\n"version": "1.0"\n}')
         ),
         *(
@@ -302,7 +302,7 @@ def test_a_tokenizer_json_that_lacks_a_special_token(folder, name):
     refusal(folder, "tokenizer.json", repr(name))
 
 
-def test_a_folder_in_place_of_a_vocabulary(folder):
+def test_a_folder_instead_of_a_vocabulary(folder):
     (folder / "vocab.txt").unlink()
     (folder / "vocab.txt").mkdir()
     refusal(folder, "vocab.txt")
@@ -325,7 +325,7 @@ def test_settings_that_are_neither_true_nor_false(folder, key, value):
 
 @pytest.mark.parametrize("key", ["unk_token", "cls_token", "sep_token"])
 @pytest.mark.parametrize("value", [None, ["[UNK]"], 7, {"text": "[CLS]"}, "[none]"])
-def test_special_tokens_that_are_no_tokens(folder, key, value):
+def test_invalid_special_tokens(folder, key, value):
     add_settings(folder, **{key: value})
     refusal(folder, repr(value))
 
@@ -385,7 +385,7 @@ def test_settings_are_kept(folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 256
 
 
-def test_where_nothing_can_be_written(folder):
+def test_a_path_that_cannot_be_written(folder):
     with pytest.raises(UserError, match="cannot be written") as caught:
         BertTokenizer.load(folder).save(folder / "vocab.txt")
     assert str(folder / "vocab.txt" / "tokenizer.json") in str(caught.value)

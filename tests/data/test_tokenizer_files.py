@@ -1,4 +1,4 @@
-"""What the files of a folder say of its tokenizer is read as transformers reads it, or refused."""
+"""Tokenizer files are read as transformers reads them, or rejected."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from tests.data.test_tokenization import LOWERCASE, refusal, rows
 from tests.helpers import vocabulary, write_tokenizer
 
 SIZES = {lowercase: len(vocabulary(lowercase)) for lowercase in LOWERCASE}
-SIZE = 10**6  # below, it stands for one of them: the id of the first added token
-# Of all that the folders below add, and of what is no token though it looks like one.
+SIZE = 10**6  # placeholder for the id of the first added token, one of SIZES
+# Contains all tokens that the folders below add, and similar texts that are not tokens.
 TEXT = "The river [E1] was ZORK[E1]a zork,zorks [un1]  <q> in[E2] [E3]zórk [unused] Ångström"
-# transformers' default settings take such a text's word for it, these do not.
+# Texts without special tokens, which transformers recognises by default.
 PLAIN_TEXTS = [TEXT, *(t for t in TEXTS if not re.search(r"\[(PAD|UNK|CLS|SEP|MASK)\]", t))]
 
 
@@ -70,12 +70,12 @@ FOLDERS = {
 
 
 def add(path, **entries):
-    """Add to a JSON file, or make it."""
+    """Add entries to a JSON file, or create it."""
     write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | entries)
 
 
 def write(folder, files, lowercase=True):
-    """A folder with vocab.txt, and these files or additions to them."""
+    """Write a folder with vocab.txt, and these files or additions to them."""
     write_tokenizer(folder, lowercase)
     text = json.dumps(files)
     for i in (0, 1):
@@ -86,7 +86,7 @@ def write(folder, files, lowercase=True):
 
 
 def their_default_rows(tokenizer, texts):
-    """As a user gets them, who sets nothing."""
+    """Return their ids and offsets with default arguments."""
     encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
 
@@ -120,7 +120,7 @@ def test_added_tokens(tmp_path, name, lowercase, form):
     ("kind", "number"), [("BertTokenizer", SIZES[True]), ("TokenizersBackend", SIZES[True] + 1)]
 )
 def test_two_files_with_tokens(tmp_path, kind, number):
-    """A class with rules takes those of tokenizer_config.json alone, one without takes both."""
+    """A class with rules uses only those of tokenizer_config.json, a generic class uses both."""
     BertTokenizer.load(write(tmp_path / "words", FOLDERS["added_tokens.json"])).save(tmp_path)
     listed = {number: token("[E1]", lstrip=True)}
     add(tmp_path / CONFIG, added_tokens_decoder=listed, tokenizer_class=kind)
@@ -129,8 +129,8 @@ def test_two_files_with_tokens(tmp_path, kind, number):
     assert ours.vocab_size == len(theirs) == number + 1
 
 
-def test_what_makes_a_sequence_is_text_in_a_text(tmp_path):
-    """Whatever the files call it; a marker beside it is one token."""
+def test_special_tokens_are_text_in_a_text(tmp_path):
+    """Whatever the files declare; an added marker is one token."""
     files = {CONFIG: {"additional_special_tokens": ["[E1]", "[SEP]"], "bos_token": "[CLS]"}}
     ours = BertTokenizer.load(write(tmp_path, files))
     ids = ours.encode(["the [SEP][E1] in [CLS]"]).ids.tolist()
@@ -139,7 +139,7 @@ def test_what_makes_a_sequence_is_text_in_a_text(tmp_path):
 
 
 def test_a_vocabulary_without_a_mask(tmp_path):
-    """transformers adds it, and then the marker; without a marker nobody needs the row."""
+    """transformers adds it, then the marker; without a marker its row is not needed."""
     files = {CONFIG: {"additional_special_tokens": ["[E1]"]}}
     for name, more in (("marked", files), ("plain", {})):
         folder = write(tmp_path / name, more)
@@ -159,7 +159,7 @@ def test_a_vocabulary_without_a_mask(tmp_path):
 @pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast", None])
 @pytest.mark.parametrize("lowercase", LOWERCASE, ids=LOWERCASE.get)
 def test_two_files_with_rules(tmp_path, lowercase, kind, settings):
-    """tokenizer_config.json decides, with its defaults; a class without rules has the others."""
+    """tokenizer_config.json and its defaults apply; for a generic class those of tokenizer.json."""
     write_tokenizer(tmp_path / "words", lowercase).save(tmp_path)
     write_json(tmp_path / CONFIG, settings | ({"tokenizer_class": kind} if kind else {}))
     write_json(tmp_path / "config.json", {"model_type": "bert"})
@@ -170,40 +170,40 @@ def test_two_files_with_rules(tmp_path, lowercase, kind, settings):
     assert rows(ours.encode(PLAIN_TEXTS)) == their_default_rows(theirs, PLAIN_TEXTS)
 
 
-@pytest.mark.parametrize("place", [CONFIG, "config.json"])
+@pytest.mark.parametrize("file", [CONFIG, "config.json"])
 @pytest.mark.parametrize(
     "kind",
     """BertTokenizer BertTokenizerFast ConvBertTokenizer DistilBertTokenizer ElectraTokenizerFast
     LayoutLMTokenizer LxmertTokenizer MobileBertTokenizer SqueezeBertTokenizer""".split(),
 )
-def test_classes_with_the_same_rules(tmp_path, kind, place):
+def test_classes_with_the_same_rules(tmp_path, kind, file):
     write_tokenizer(tmp_path, lowercase=False)
     write_json(tmp_path / CONFIG, {"do_lower_case": False, "additional_special_tokens": ["[E1]"]})
-    add(tmp_path / place, tokenizer_class=kind)
+    add(tmp_path / file, tokenizer_class=kind)
     add(tmp_path / "config.json", model_type="bert")
     ours, theirs = BertTokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert isinstance(theirs, TheirTokenizer)
     assert rows(ours.encode(PLAIN_TEXTS)) == their_default_rows(theirs, PLAIN_TEXTS)
 
 
-@pytest.mark.parametrize("place", [CONFIG, "config.json"])
+@pytest.mark.parametrize("file", [CONFIG, "config.json"])
 @pytest.mark.parametrize(
     "kind", ["BertJapaneseTokenizer", "TapasTokenizer", "MPNetTokenizerFast", "Mine", ["x"], 7]
 )
-def test_classes_with_other_rules(tmp_path, kind, place):
+def test_classes_with_other_rules(tmp_path, kind, file):
     for form in ("vocab.txt", "tokenizer.json"):
         tokenizer = write_tokenizer(tmp_path)
         if form == "tokenizer.json":
             tokenizer.save(tmp_path)
         write_json(tmp_path / CONFIG, {})
-        add(tmp_path / place, tokenizer_class=kind)
-        refusal(tmp_path, place, repr(kind), "BertTokenizer")
+        add(tmp_path / file, tokenizer_class=kind)
+        refusal(tmp_path, file, repr(kind), "BertTokenizer")
 
 
 @pytest.mark.parametrize(
     "own", [{"AutoTokenizer": ["mine.Slow", None]}, ["mine.Slow", "mine.Fast"]]
 )
-def test_code_of_its_own(tmp_path, own):
+def test_custom_code(tmp_path, own):
     write_tokenizer(tmp_path)
     add(tmp_path / CONFIG, auto_map=own)
     refusal(tmp_path, CONFIG, "auto_map", "mine.Slow")
@@ -212,7 +212,7 @@ def test_code_of_its_own(tmp_path, own):
 
 
 def test_a_class_without_rules(tmp_path):
-    """It needs a tokenizer.json that has BERT's."""
+    """A generic class requires a tokenizer.json with BERT's rules."""
     tokenizer = write_tokenizer(tmp_path)
     add(tmp_path / CONFIG, tokenizer_class="PreTrainedTokenizerFast")
     refusal(tmp_path, CONFIG, "'PreTrainedTokenizerFast'", "tokenizer.json")
@@ -225,7 +225,7 @@ def test_a_class_without_rules(tmp_path):
     tokenizer.save(tmp_path)
     add(tmp_path / CONFIG, tokenizer_class="PreTrainedTokenizerFast")
     add(tmp_path / "tokenizer.json", normalizer=rules)
-    refusal(tmp_path, "tokenizer.json: lowercase is 'yes'")
+    refusal(tmp_path, "tokenizer.json: lowercase must be true or false, got 'yes'")
 
 
 # --- faulty files --------------------------------------------------------------------------------
@@ -234,21 +234,21 @@ def test_a_class_without_rules(tmp_path):
 @pytest.mark.parametrize(
     ("name", "entries", "words"),
     [
-        (OLD_ADDED, {"zork": 7}, "'zork' has the number 7"),
-        (OLD_ADDED, {"zork": "x"}, "is no tokenizer"),
-        (OLD_ADDED, {"zork": None}, "is no tokenizer"),
-        (CONFIG, {"added_tokens_decoder": {"7": PLAIN}}, "'zork' has the number 7"),
-        (CONFIG, {"added_tokens_decoder": {"x": PLAIN}}, "is no tokenizer"),
-        (CONFIG, {"added_tokens_decoder": {"7": ["zork"]}}, "is no tokenizer"),
-        (CONFIG, {"added_tokens_decoder": {"7": {"special": True}}}, "is no tokenizer"),
-        (CONFIG, {"added_tokens_decoder": 7}, "is no tokenizer"),
-        (CONFIG, {"additional_special_tokens": 7}, "is no tokenizer"),
-        (CONFIG, {"additional_special_tokens": [7]}, "is no tokenizer"),
-        (CONFIG, {"additional_special_tokens": [{"content": ["x"]}]}, "is no tokenizer"),
-        (CONFIG, {"extra_special_tokens": [{"content": "x", "special": 7}]}, "is no tokenizer"),
-        (OLD_MAP, {"additional_special_tokens": [None]}, "is no tokenizer"),
-        (OLD_MAP, {"cls_token": ["[CLS]"]}, "has no token ['[CLS]']"),
+        (OLD_ADDED, {"zork": 7}, "got 7"),
+        (OLD_ADDED, {"zork": "x"}, "is not a tokenizer"),
+        (OLD_ADDED, {"zork": None}, "is not a tokenizer"),
+        (CONFIG, {"added_tokens_decoder": {"7": PLAIN}}, "'zork' must have the id"),
+        (CONFIG, {"added_tokens_decoder": {"x": PLAIN}}, "is not a tokenizer"),
+        (CONFIG, {"added_tokens_decoder": {"7": ["zork"]}}, "is not a tokenizer"),
+        (CONFIG, {"added_tokens_decoder": {"7": {"special": True}}}, "is not a tokenizer"),
+        (CONFIG, {"added_tokens_decoder": 7}, "is not a tokenizer"),
+        (CONFIG, {"additional_special_tokens": 7}, "is not a tokenizer"),
+        (CONFIG, {"additional_special_tokens": [7]}, "is not a tokenizer"),
+        (CONFIG, {"additional_special_tokens": [{"content": ["x"]}]}, "is not a tokenizer"),
+        (CONFIG, {"extra_special_tokens": [{"content": "x", "special": 7}]}, "is not a tokenizer"),
+        (OLD_MAP, {"additional_special_tokens": [None]}, "is not a tokenizer"),
+        (OLD_MAP, {"cls_token": ["[CLS]"]}, "the token ['[CLS]']"),
     ],
 )  # fmt: skip
-def test_added_tokens_that_are_none(tmp_path, name, entries, words):
+def test_invalid_added_tokens(tmp_path, name, entries, words):
     refusal(write(tmp_path, {name: entries}), words)

@@ -1,7 +1,6 @@
-"""Windows equal transformers' token for token; labels equal the well-known rule where it is right.
+"""Windows equal transformers', token for token; labels equal run_qa's rule where that is right.
 
-Where that rule is known to be wrong, its result is asserted as well, so that nobody mends ours
-towards it.
+Where the rule is wrong, its result is asserted as well, to document the difference.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ from tests.helpers import STORIES, STORIES_V2, write_tokenizer
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Our tokenizer and theirs, of the same files."""
+    """Our tokenizer and theirs, from the same files."""
     folder = tmp_path_factory.mktemp("both")
     return write_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
 
@@ -49,7 +48,7 @@ def stories():
 
 
 def their_windows(tokenizer, examples, sizes):
-    """transformers' windows of the same pairs."""
+    """Cut windows with transformers' tokenizer."""
     return tokenizer(
         [e.question for e in examples], [e.context for e in examples],
         truncation="only_second", max_length=sizes.max_seq_length, stride=sizes.doc_stride,
@@ -76,7 +75,7 @@ def asked(*pairs):
 
 
 def fitting(tokenizer, examples, sizes):
-    """The examples whose question leaves more room than the overlap; else theirs panics."""
+    """Return the examples whose windows exceed the overlap; for others their tokenizer panics."""
     lengths = tokenizer.encode([e.question for e in examples]).lengths.tolist()
     return [e for e, n in zip(examples, lengths, strict=True) if n <= sizes.longest_question]
 
@@ -116,12 +115,12 @@ def test_tiny_windows(both, doc_stride):
         assert windows.lengths.max() <= longest
 
 
-def plain_windows(length, room, doc_stride):
-    """First token and number of tokens of each window, one after the other."""
-    windows = [(0, min(room, length))]
+def plain_windows(length, capacity, doc_stride):
+    """Slide a window step by step; return first token and token count of each window."""
+    windows = [(0, min(capacity, length))]
     while sum(windows[-1]) < length:
-        first = windows[-1][0] + room - doc_stride
-        windows.append((first, min(room, length - first)))
+        first = windows[-1][0] + capacity - doc_stride
+        windows.append((first, min(capacity, length - first)))
     return windows
 
 
@@ -131,7 +130,7 @@ def plain_windows(length, room, doc_stride):
     doc_stride=st.integers(0, 12),
     more=st.integers(1, 20),
 )
-def test_where_windows_begin_and_end(ours, shapes, doc_stride, more):
+def test_bounds_of_windows(ours, shapes, doc_stride, more):
     sizes = WindowSettings(3 + max(n for n, _ in shapes) + doc_stride + 1 + more, doc_stride)
     windows = make_labelled_windows(
         asked(*(("who " * n, "the " * m) for n, m in shapes)), ours, sizes
@@ -170,7 +169,7 @@ def test_each_text_is_tokenised_once(both, stories, monkeypatch):
 # --- questions that are too long -----------------------------------------------------------------
 
 
-def test_a_question_that_leaves_no_room(ours):
+def test_a_question_that_is_too_long(ours):
     sizes = WindowSettings(20, 6)
     assert sizes.longest_question == 10
     make_labelled_windows(asked(("who " * 10, "the river " * 20)), ours, sizes)
@@ -180,14 +179,14 @@ def test_a_question_that_leaves_no_room(ours):
         make_labelled_windows(examples, ours, sizes)
     message = str(caught.value)
     assert "\n" not in message
-    for word in ("'2'", "12 tokens", "room for 10", "--max_seq_length 20", "--doc_stride 6"):
+    for word in ("'2'", "at most 10 tokens", "got 12", "--max_seq_length 20", "--doc_stride 6"):
         assert word in message
     assert "--max_query_length" in message
 
 
 @pytest.mark.parametrize("doc_stride", [0, 6, 15])
-def test_a_question_may_fill_the_one_window_of_a_short_context(both, doc_stride):
-    """Where nothing overlaps, the overlap takes no room: as in transformers, at each length."""
+def test_a_question_may_fill_the_only_window_of_a_short_context(both, doc_stride):
+    """A single window has no overlap: as in transformers, for each length."""
     sizes = WindowSettings(20, doc_stride)
     words = "the river in a town was".split() * 5
     for question in range(1, 20):
@@ -197,15 +196,15 @@ def test_a_question_may_fill_the_one_window_of_a_short_context(both, doc_stride)
                 windows = make_labelled_windows(case, both[0], sizes)
                 assert_equal_windows(windows, their_windows(both[1], case, sizes))
             else:
-                with pytest.raises(UserError, match=f"{question} tokens"):
+                with pytest.raises(UserError, match=f"got {question}"):
                     make_labelled_windows(case, both[0], sizes)
 
 
 @pytest.mark.parametrize(
     ("context", "limit", "kept"), [(2, 20, 15), (3, 20, 10), (3, 14, 14), (4, 14, 10), (4, 9, 9)]
 )
-def test_a_limit_cuts_a_question_first(ours, context, limit, kept):
-    """Then it stays whole in one window, or is cut to the room beside an overlap."""
+def test_max_query_length_is_applied_first(ours, context, limit, kept):
+    """Then the question is kept if one window suffices, or truncated to fit beside an overlap."""
     words = " ".join("the river in a town".split()[:context])
     case = one(words, "river", question="who " * 15)
     windows = make_labelled_windows([case], ours, WindowSettings(20, 6, limit))
@@ -217,7 +216,7 @@ def test_a_limit_cuts_a_question_first(ours, context, limit, kept):
 @pytest.mark.parametrize(
     ("max_query_length", "kept"), [(1, (1, 1, 0, 1)), (4, (1, 4, 0, 4)), (99, (1, 10, 0, 7))]
 )
-def test_questions_are_cut(both, max_query_length, kept):
+def test_questions_are_truncated(both, max_query_length, kept):
     questions = ["who", "who did what when where how many ship is to in of", "", "a b c d e f g"]
     lengths = [1, 12, 0, 7]
     context = "the river in the town " * 8
@@ -229,7 +228,7 @@ def test_questions_are_cut(both, max_query_length, kept):
     assert windows.cut_questions.tolist() == cut
     report = label_report(examples, windows.outcome, windows.cut_questions)
     assert report.cut_questions == [str(i) for i in range(4) if cut[i]]
-    # What is left is the question's beginning, and the windows are as if it were the question.
+    # The beginning of the question is kept, and windows are as for that shorter question.
     words = [" ".join(question.split()[:n]) for question, n in zip(questions, kept, strict=True)]
     shorter = asked(*((question, context) for question in words))
     assert_equal_windows(windows, their_windows(both[1], shorter, sizes))
@@ -238,27 +237,27 @@ def test_questions_are_cut(both, max_query_length, kept):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((384, -1), ("--doc_stride -1",)),
-        ((384, 128, 0), ("--max_query_length 0",)),
-        ((384, 128, -3), ("--max_query_length -3",)),
-        ((132, 128), ("--max_seq_length 132", "--doc_stride 128", "5 tokens")),
-        ((128, 384), ("--max_seq_length 128", "--doc_stride 384")),
-        ((4, 0), ("--max_seq_length 4",)),
-        ((-1, 0), ("--max_seq_length -1",)),
+        ((384, -1), ("--doc_stride", "got -1")),
+        ((384, 128, 0), ("--max_query_length", "got 0")),
+        ((384, 128, -3), ("--max_query_length", "got -3")),
+        ((132, 128), ("--max_seq_length", "--doc_stride", "at least 5", "got 132 and 128")),
+        ((128, 384), ("--max_seq_length", "--doc_stride", "got 128 and 384")),
+        ((4, 0), ("--max_seq_length", "got 4 and 0")),
+        ((-1, 0), ("--max_seq_length", "got -1 and 0")),
     ],
 )
-def test_settings_that_cannot_be(values, words):
+def test_invalid_settings(values, words):
     with pytest.raises(UserError) as caught:
         WindowSettings(*values)
     for word in words:
         assert word in str(caught.value)
 
 
-# --- labels: the well-known rule -----------------------------------------------------------------
+# --- labels: run_qa's rule -----------------------------------------------------------------------
 
 
 def run_qa_label(offsets, sequence_ids, start_char, end_char):
-    """Label of one window by the rule of run_qa.py and of many a tutorial, faults and all."""
+    """Label one window by the rule of run_qa.py and many tutorials, including its errors."""
     first = 0
     while sequence_ids[first] != 1:
         first += 1
@@ -275,7 +274,7 @@ def run_qa_label(offsets, sequence_ids, start_char, end_char):
 
 
 def their_labels(tokenizer, examples, sizes):
-    """By the rule, of each window the label of the first gold that has one there."""
+    """Label each window by the rule with the first gold answer that it contains."""
     theirs = their_windows(tokenizer, examples, sizes)
     labels = []
     for i, row in enumerate(theirs["overflow_to_sample_mapping"]):
@@ -331,14 +330,14 @@ def test_stories_without_answers(ours):
 
 
 def one(context, answer, start=None, question="who"):
-    """One example; the answer stands where it first occurs."""
+    """Make an example; by default the answer is at its first occurrence."""
     start = context.index(answer) if start is None else start
     assert context[start : start + len(answer)] == answer
     return Example("x", question, context, (answer,), (start,))
 
 
 def labelled(tokenizer, one_example, sizes=None):
-    """The windows of an example, the text of each label, and the outcome."""
+    """Return the labels of an example's windows, their texts, and the outcome."""
     windows = make_labelled_windows([one_example], tokenizer, sizes or WindowSettings())
     texts = [label_text(windows, i, one_example.context) for i in range(len(windows))]
     return our_labels(windows), texts, Outcome(int(windows.outcome[0]))
@@ -348,7 +347,7 @@ def labelled(tokenizer, one_example, sizes=None):
     ("case", "sizes", "labels", "texts", "outcome", "theirs"),
     [
         # [CLS] who [SEP] the river in a [SEP] | [CLS] who [SEP] town was in the [SEP]
-        # The rule's start is [SEP], or the last [PAD] where there is padding: after its end.
+        # The rule's start is [SEP], or the last [PAD] if there is padding: after its end.
         (
             one("the river in a town was in the", "a"), WindowSettings(8, 0),
             [(6, 6), (0, 0)], ["a", ""], Outcome.EXACT, [(7, 6), (0, 0)],
@@ -372,7 +371,7 @@ def labelled(tokenizer, one_example, sizes=None):
     ],
     ids=["last of a window", "last of all", "leading blank", "trailing blank", "accent"],
 )  # fmt: skip
-def test_where_the_well_known_rule_is_wrong(both, case, sizes, labels, texts, outcome, theirs):
+def test_where_run_qas_rule_is_wrong(both, case, sizes, labels, texts, outcome, theirs):
     assert labelled(both[0], case, sizes) == (labels, texts, outcome)
     assert their_labels(both[1], [case], sizes) == theirs
 
@@ -441,7 +440,7 @@ def test_outcomes(ours, context, answer, label, outcome):
     ],
     ids=["in none", "in one", "in two"],
 )  # fmt: skip
-def test_windows_that_hold_an_answer(ours, answer, sizes, labels, texts, outcome):
+def test_windows_that_contain_an_answer(ours, answer, sizes, labels, texts, outcome):
     case = one("the river in a town was in the town", answer)
     assert labelled(ours, case, WindowSettings(*sizes)) == (labels, texts, outcome)
 
@@ -461,7 +460,7 @@ def test_windows_that_hold_an_answer(ours, answer, sizes, labels, texts, outcome
     ],
 )
 def test_several_golds(ours, golds, texts, used, outcome):
-    """Each window has the first that it holds; the outcome is that of the first label."""
+    """A window has the first one it contains; the outcome is that of the first labelled window."""
     answers, starts = zip(*golds, strict=True)
     several = Example("x", "who", "the river in a town was in the", answers, starts)
     other = one("the town", "town")
@@ -477,13 +476,13 @@ def test_several_golds(ours, golds, texts, used, outcome):
     ("answers", "outcome"),
     [(None, Outcome.UNLABELLED), (("river",), Outcome.UNLABELLED), ((), Outcome.UNANSWERABLE)],
 )
-def test_examples_without_a_place(ours, answers, outcome):
+def test_examples_without_a_position(ours, answers, outcome):
     case = Example("x", "who", "the river", answers)
     assert labelled(ours, case) == ([(0, 0)], [""], outcome)
 
 
 def numbered(cases):
-    """Examples with the ids 0, 1, 2 ..."""
+    """Return examples with the ids 0, 1, 2, ..."""
     return [dataclasses.replace(case, id=str(i)) for i, case in enumerate(cases)]
 
 
@@ -529,7 +528,7 @@ contexts = st.lists(st.sampled_from(ATOMS), max_size=14).map("".join)
 
 @st.composite
 def example_lists(draw):
-    """Some questions about a few contexts, their answers slices of the context, or missing."""
+    """Draw questions about a few contexts; their answers are slices of the context, or missing."""
     examples = []
     for context in draw(st.lists(contexts, min_size=1, max_size=3)):
         for _ in range(draw(st.integers(1, 3))):
@@ -549,7 +548,7 @@ def example_lists(draw):
 
 
 def check_labels(windows, i, e, offsets):
-    """One example's labels and outcome, by looking at every token of its context."""
+    """Check an example's labels and outcome against every token of its context."""
     outcome = Outcome(int(windows.outcome[i]))
     rows = range(*windows.of_examples(i, i + 1))
     labels = our_labels(windows)
@@ -567,9 +566,9 @@ def check_labels(windows, i, e, offsets):
     used = []
     for w in rows:
         first, count = int(windows.first[w]), int(windows.count[w])
-        place = int(windows.context_starts[w]) - first
+        shift = int(windows.context_starts[w]) - first
         whole = [
-            (number, (covering[0] + place, covering[-1] + place))
+            (number, (covering[0] + shift, covering[-1] + shift))
             for number, (*_, covering) in enumerate(golds)
             if covering and first <= covering[0] and covering[-1] < first + count
         ]

@@ -1,4 +1,4 @@
-"""Which tokens are the pieces of one word: the same as the tokenizers library says."""
+"""The tokens of each word equal those of the tokenizers library."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -9,7 +9,7 @@ from tests.helpers import write_tokenizer
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_words_are_those_of_the_library(tmp_path, lowercase):
+def test_words_equal_the_librarys(tmp_path, lowercase):
     texts = [text for text in [*TEXTS, *(context for _, context in PAIRS)] if "[" not in text]
     ours = write_tokenizer(tmp_path, lowercase)
     theirs = AutoTokenizer.from_pretrained(tmp_path)

@@ -1,9 +1,9 @@
 """The model equals transformers' BertForQuestionAnswering, part by part, in float32 on the CPU.
 
-``theirs`` gets the windows padded and masked, ``ours`` as one stream. Both hold the same random
-weights, which went through our own loader. Their loss is half of ours: they take the mean of the
-start's and the end's, the paper their sum. It also counts padding among the places where an answer
-may start, so wherever their loss is needed they are given one window at a time.
+``theirs`` gets windows with padding and attention mask, ``ours`` a packed batch. Both have the same
+random weights, which our loader converted. Their loss is half of ours: it is the mean of start loss
+and end loss, the paper's the sum. Their softmax also includes padding, so their loss is computed on
+one window at a time.
 """
 
 import math
@@ -41,7 +41,7 @@ from tests.helpers import (
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
-# The right answer of each window of LENGTHS: within it, at both of its ends, and [CLS].
+# Labels of the windows of LENGTHS: inside, at both ends, and [CLS].
 STARTS = torch.tensor([2, 30, 0, 0, 63])
 ENDS = torch.tensor([4, 32, 0, 0, 63])
 
@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, object]] = {
 
 @dataclass
 class Pair:
-    """The same weights twice."""
+    """Two models with the same weights."""
 
     theirs: TheirModel
     ours: BertForQuestionAnswering
@@ -101,7 +101,7 @@ def with_hidden_states(
 
 
 def their_loss(theirs: TheirModel, twice: bool = True) -> torch.Tensor:
-    """The mean over the windows of their loss on one window, doubled to be the sum that ours is."""
+    """Return the mean of their loss on single windows, doubled to be a sum as ours."""
     losses = []
     windows = zip(*random_windows(), STARTS, ENDS, strict=True)
     for ids, types, start, end in windows:
@@ -115,7 +115,7 @@ def our_loss(ours: BertForQuestionAnswering, batch: PackedBatch) -> torch.Tensor
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The gradient of every parameter, under the name that a checkpoint gives it."""
+    """Return the gradient of every parameter, by its name in a checkpoint."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters)
     is_ours = isinstance(model, BertForQuestionAnswering)
@@ -130,18 +130,18 @@ def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def is_unseen(name: str, ours: BertForQuestionAnswering) -> bool:
-    """Whether a parameter only shifts what goes into a softmax, so that its gradient is zero.
+def has_no_gradient(name: str, ours: BertForQuestionAnswering) -> bool:
+    """Return whether a parameter only shifts the inputs of a softmax, so that its gradient is 0.
 
-    The bias of the keys adds the same to all scores of a token that looks; the biases of the head
-    and of the last LayerNorm add the same to all logits. Their gradients are rounding.
+    The bias of the keys shifts all attention scores of a query equally; the biases of the head and
+    of the last LayerNorm shift all logits equally. Their gradients are rounding errors.
     """
     last = f"bert.encoder.layer.{ours.config.num_hidden_layers - 1}.output.LayerNorm.bias"
     return name.endswith("self.key.bias") or name in ("qa_outputs.bias", last)
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], **bounds) -> None:
-    """Every named tensor of one is that of the other; a failure names it."""
+    """Compare all tensors by name; a failure names the tensor."""
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         assert_close(tensor, theirs[name], msg=lambda text, n=name: f"{n}: {text}", **bounds)
@@ -183,25 +183,25 @@ def test_gradient_of_every_parameter(pair, batch):
     ours = gradients(pair.ours, our_loss(pair.ours, batch))
     theirs = gradients(pair.theirs, their_loss(pair.theirs))
     assert_same(ours, theirs, atol=3e-6)
-    # Zero would equal zero, so see that nothing else is.
+    # Equal gradients could all be zero, so check that only these are.
     for name, gradient in ours.items():
         largest = gradient.abs().max()
-        assert largest < 1e-6 if is_unseen(name, pair.ours) else largest > 1e-4, name
+        assert largest < 1e-6 if has_no_gradient(name, pair.ours) else largest > 1e-4, name
 
 
-@pytest.mark.parametrize("how", ["epsilon doubled", "gradient halved"])
-def test_adamw_steps(tiny, batch, how):
+@pytest.mark.parametrize("change", ["epsilon doubled", "gradient halved"])
+def test_adamw_steps(tiny, batch, change):
     """Our gradient is twice theirs, and so are AdamW's m and sqrt(v).
 
-    The step m / (sqrt(v) + eps) is then theirs if eps is doubled as well, or if the gradient is
-    halved. The eps here is far larger than a real one, about as large as the gradients, so that
-    it matters, and so that a gradient which is nothing but rounding does not become a step.
+    The step m / (sqrt(v) + eps) then equals theirs if eps is doubled or the gradient halved. The
+    eps here is about as large as the gradients, so that it matters, and so that gradients that are
+    only rounding errors cause no steps.
     """
     epsilon, decay, rates = 1e-2, 0.3, (0.05, 0.03, 0.01)
-    spared = ("bias", "LayerNorm.weight")  # run_qa's no_decay
+    no_decay = ("bias", "LayerNorm.weight")  # as in run_qa
     groups = [
-        [p for n, p in tiny.theirs.named_parameters() if not n.endswith(spared)],
-        [p for n, p in tiny.theirs.named_parameters() if n.endswith(spared)],
+        [p for n, p in tiny.theirs.named_parameters() if not n.endswith(no_decay)],
+        [p for n, p in tiny.theirs.named_parameters() if n.endswith(no_decay)],
     ]
     theirs = torch.optim.AdamW(
         [
@@ -211,7 +211,7 @@ def test_adamw_steps(tiny, batch, how):
         eps=epsilon,
         fused=False,
     )
-    factor = 2.0 if how == "epsilon doubled" else 1.0
+    factor = 2.0 if change == "epsilon doubled" else 1.0
     ours = make_optimizer(tiny.ours, decay, epsilon * factor)
     before = parameters(tiny.ours)
     for rate in rates:
@@ -227,14 +227,14 @@ def test_adamw_steps(tiny, batch, how):
     assert_same(after, parameters(tiny.theirs))
     for name, parameter in after.items():
         moved = (parameter - before[name]).abs().max()
-        assert moved < 1e-4 if is_unseen(name, tiny.ours) else moved > 1e-3, name
+        assert moved < 1e-4 if has_no_gradient(name, tiny.ours) else moved > 1e-3, name
 
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_dropout_acts_where_theirs_does(tmp_path, batch, monkeypatch, implementation):
-    """With one and the same multiplier instead of random ones, training equals theirs.
+def test_dropout_is_applied_where_theirs_is(tmp_path, batch, monkeypatch, implementation):
+    """With a constant factor instead of random masks, training equals theirs.
 
-    The two rates differ, so that one in place of the other is seen too.
+    The two dropout rates differ, so that exchanging them fails.
     """
 
     def their_dropout(x, p=0.5, training=True, inplace=False):
@@ -289,8 +289,8 @@ def test_gelu_is_the_erf_form():
     assert_close(found, torch.tensor(exact), rtol=0, atol=1e-6)
 
 
-def test_fresh_weights():
-    """Normal with the config's deviation, biases 0, LayerNorm the identity."""
+def test_initial_weights():
+    """Normal with the config's standard deviation, biases 0, LayerNorm the identity."""
     torch.manual_seed(0)
     config = BertConfig(**(TINY | {"hidden_size": 64, "initializer_range": 0.05}))
     drawn = []
@@ -307,10 +307,10 @@ def test_fresh_weights():
     assert len(torch.stack(drawn).unique(dim=0)) == len(drawn)  # no two alike
 
 
-def by_hand(logits: list[float], place: int) -> float:
-    """Minus the logarithm of a softmax."""
+def by_hand(logits: list[float], label: int) -> float:
+    """Return the cross-entropy loss."""
     top = max(logits)
-    return math.log(sum(math.exp(x - top) for x in logits)) - (logits[place] - top)
+    return math.log(sum(math.exp(x - top) for x in logits)) - (logits[label] - top)
 
 
 @pytest.mark.parametrize("scale", [1.0, 400.0])
@@ -330,7 +330,7 @@ def test_window_losses_by_hand(scale):
     assert len(set(expected)) == len(LENGTHS)
 
 
-# --- windows do not see each other ---------------------------------------------------------------
+# --- windows are independent ---------------------------------------------------------------------
 
 
 @pytest.fixture(params=["fused", "reference"])
@@ -340,7 +340,7 @@ def either(request, ours) -> BertForQuestionAnswering:
 
 
 def split_logits(model: BertForQuestionAnswering, ids, types) -> list[torch.Tensor]:
-    """Both logits of each window, ``(2, L)``."""
+    """Return both logits of each window, ``(2, L)``."""
     batch = our_batch(ids, types)
     output = model(batch)
     return list(
@@ -348,24 +348,24 @@ def split_logits(model: BertForQuestionAnswering, ids, types) -> list[torch.Tens
     )
 
 
-def test_a_window_alone_and_in_a_batch(either):
+def test_a_single_window_and_a_batch(either):
     ids, types = random_windows()
     together = split_logits(either, ids, types)
     for i in range(len(ids)):
-        [alone] = split_logits(either, ids[i : i + 1], types[i : i + 1])
-        assert_close(alone, together[i])
+        [single] = split_logits(either, ids[i : i + 1], types[i : i + 1])
+        assert_close(single, together[i])
 
 
 def test_the_order_of_the_windows(either):
     ids, types = random_windows()
     order = [3, 0, 4, 2, 1]
-    straight = split_logits(either, ids, types)
+    in_order = split_logits(either, ids, types)
     mixed = split_logits(either, [ids[i] for i in order], [types[i] for i in order])
-    for place, i in enumerate(order):
-        assert_close(mixed[place], straight[i])
+    for position, i in enumerate(order):
+        assert_close(mixed[position], in_order[i])
 
 
-def test_what_stands_in_the_other_windows(either):
+def test_the_contents_of_other_windows(either):
     ids, types = random_windows()
     before = split_logits(either, ids, types)
     for changed in range(len(ids)):
@@ -383,7 +383,7 @@ def test_what_stands_in_the_other_windows(either):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_fused_and_reference_attention(ours, batch, training):
-    """With the same seed also the same numbers are dropped."""
+    """With the same seed, dropout masks are also the same."""
     ours.train(training)
     results = []
     for implementation in ("fused", "reference"):
@@ -398,7 +398,7 @@ def test_fused_and_reference_attention(ours, batch, training):
     assert_same(fused_gradients, reference_gradients)
 
 
-def test_training_drops_and_eval_does_not(ours, batch):
+def test_dropout_acts_only_in_training(ours, batch):
     first, second = ours.eval()(batch), ours(batch)
     assert torch.equal(first.start_logits, second.start_logits)
     ours.train()
@@ -408,7 +408,7 @@ def test_training_drops_and_eval_does_not(ours, batch):
 
 @pytest.fixture
 def calls(monkeypatch) -> Iterator[list[float]]:
-    """The dropout rates with which the fused attention of the CPU was called."""
+    """The dropout rates of all calls of the CPU's fused attention."""
     rates: list[float] = []
     fused = kernels.cpu_attention
 
@@ -428,7 +428,7 @@ def test_which_attention_runs(ours, batch, calls):
     calls.clear()
     with record(ours, ["layers.1.attention.probabilities"]):
         ours(batch)
-    assert len(calls) == 2  # of the two layers that nobody looks at
+    assert len(calls) == 2  # the two layers that are not recorded
     ours.set_attention_implementation("reference")
     ours(batch)
     assert len(calls) == 2
@@ -459,12 +459,12 @@ def test_bf16_autocast_is_close(ours, batch, implementation):
     half_gradients = gradients(ours, window_losses(half, batch.lengths, STARTS, ENDS).mean())
     for name, gradient in half_gradients.items():
         assert gradient.dtype == torch.float32
-        if not is_unseen(name, ours):
+        if not has_no_gradient(name, ours):
             assert distance(gradient, exact_gradients[name]) < 0.1, name
 
 
 def test_head_is_never_rounded(ours):
-    """The scores are those of float32, whatever the precision around."""
+    """Its logits are float32, whatever the precision of the model."""
     hidden = torch.randn(7, 36, generator=torch.Generator().manual_seed(0))
     exact = ours.head(hidden)
     with torch.autocast("cpu", torch.bfloat16):
@@ -476,10 +476,10 @@ def test_head_is_never_rounded(ours):
     assert_close(converted[0], hidden.bfloat16().float() @ weight[0] + bias[0])
 
 
-# --- the stream ----------------------------------------------------------------------------------
+# --- packing -------------------------------------------------------------------------------------
 
 
-def test_stream_lays_windows_end_to_end():
+def test_packing_lays_windows_end_to_end():
     batch = PackedBatch.from_windows([[7, 8, 9], [5], [6, 4]], [[0, 0, 1], [0], [0, 1]])
     assert batch.input_ids.tolist() == [7, 8, 9, 5, 6, 4]
     assert batch.token_type_ids.tolist() == [0, 0, 1, 0, 0, 1]
@@ -491,13 +491,13 @@ def test_stream_lays_windows_end_to_end():
 
 
 @pytest.mark.parametrize("lengths", [(3, 2), (3, 4), (3, 3, 0), (7, -1), ()])
-def test_stream_refuses_lengths_that_do_not_fit(lengths):
+def test_lengths_must_sum_to_the_tokens(lengths):
     ids = torch.arange(6)
-    with pytest.raises(ValueError, match="do not cut 6 tokens"):
+    with pytest.raises(ValueError, match="sum to 6 tokens, got"):
         PackedBatch(ids, torch.zeros_like(ids), ids, lengths)
 
 
-def test_stream_moves_to_a_device(batch):
+def test_a_packed_batch_moves_to_a_device(batch):
     assert batch.to(torch.device("cpu")) is batch
     moved = batch.to(torch.device("meta"))
     fields = (moved.input_ids, moved.token_type_ids, moved.position_ids)

@@ -1,8 +1,8 @@
-"""A training run of ours is a training run of transformers' Trainer, step for step.
+"""Training equals that of transformers' Trainer, step by step.
 
-Same weights, same batches, no dropout, float32, on the CPU. What differs is said once: our loss,
-the sum of the start's and the end's, is twice theirs, their mean. So our gradients are twice
-theirs, our clipping norm is twice theirs, and so is AdamW's eps.
+Same weights, same batches, no dropout, float32, on the CPU. Our loss, the sum of start loss and end
+loss, is twice theirs, the mean. Therefore our gradients, the norm of gradient clipping and AdamW's
+eps are twice theirs.
 """
 
 import json
@@ -33,22 +33,22 @@ SEED = 7
 BATCH = 4
 PEAK = 1e-3
 DECAY = 0.01
-CLIP = 3.0  # theirs; lies among the gradient norms of the runs
+CLIP = 3.0  # theirs; some gradient norms of the runs are above, some below
 
 
 @dataclass(frozen=True)
 class Case:
-    """How both train.
+    """Settings of both trainings.
 
     Attributes:
-        one_by_one: theirs takes one window at a time, with their model's own loss, and sums up the
-            gradients; otherwise it takes a padded batch.
-        attention: their form of attention.
-        at_once: windows of one forward pass of ours; a step has BATCH of them in any case.
-        epsilon: AdamW's, theirs. A large one matters in every step; a usual one turns a gradient
-            that is nothing but rounding into a step.
-        steps, warmup_steps: of the optimiser.
-    schedule: of the learning rate.
+        one_by_one: whether theirs has a batch size of one, with their model's loss and gradient
+            accumulation; otherwise it uses a padded batch.
+        attention: their attention implementation.
+        at_once: our batch size; a step always has BATCH windows.
+        epsilon: their AdamW's eps. A large one matters in every step; a usual one turns gradients
+            that are rounding errors into steps.
+        steps, warmup_steps: optimiser steps, and those of warmup.
+        schedule: learning rate schedule.
     """
 
     one_by_one: bool
@@ -70,7 +70,7 @@ CASES = {
 
 @dataclass
 class Task:
-    """A checkpoint folder without dropout, and windows to train on."""
+    """A checkpoint folder without dropout, and training windows."""
 
     folder: Path
     tokenizer: BertTokenizer
@@ -91,7 +91,7 @@ def task(tmp_path_factory) -> Task:
 
 @dataclass
 class Outcome:
-    """What a run leaves: loss and gradient norm of each step, and the weights."""
+    """Result of a run: loss and gradient norm of each step, and the weights."""
 
     losses: list[float]
     norms: list[float]
@@ -102,7 +102,7 @@ class Outcome:
 
 
 def padded(windows: LabelledWindows, chosen: list[int]) -> dict[str, Tensor]:
-    """Windows as their model takes them."""
+    """Pad windows for their model."""
     rows = [windows[i] for i in chosen]
     longest = max(len(row.input_ids) for row in rows)
 
@@ -119,7 +119,7 @@ def padded(windows: LabelledWindows, chosen: list[int]) -> dict[str, Tensor]:
 
 
 class StepTrainer(Trainer):
-    """A Trainer that takes its batches in order and remembers the loss of each."""
+    """A Trainer that uses batches in order and records losses."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -135,10 +135,7 @@ class StepTrainer(Trainer):
 
 
 class MaskedTrainer(StepTrainer):
-    """Their loss on a padded batch, with padding no place for an answer.
-
-    Their model's own loss takes the softmax over the padding too.
-    """
+    """A Trainer whose loss excludes padding from the softmax, unlike their model's loss."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         start, end = inputs.pop("start_positions"), inputs.pop("end_positions")
@@ -160,7 +157,7 @@ def train_theirs(task: Task, folder: Path, case: Case) -> Outcome:
     accumulated = BATCH if case.one_by_one else 1
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=1,  # an item of the data set is a whole batch
+        per_device_train_batch_size=1,  # an item of the data set is a batch
         gradient_accumulation_steps=accumulated,
         max_steps=case.steps,
         learning_rate=PEAK,
@@ -230,12 +227,12 @@ def train_ours(task: Task, folder: Path, case: Case) -> Outcome:
     return Outcome([x["loss"] for x in lines], [x["grad_norm"] for x in lines], weights)
 
 
-# --- they are equal ------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------
 
 
 @dataclass
 class Runs:
-    """The same training twice."""
+    """The same training, theirs and ours."""
 
     case: Case
     theirs: Outcome
@@ -249,18 +246,18 @@ def runs(request, task, tmp_path_factory) -> Runs:
     return Runs(case, theirs, train_ours(task, folder / "ours", case))
 
 
-def is_unseen(name: str) -> bool:
-    """Whether a parameter only shifts what goes into a softmax, so that its gradient is zero.
+def has_no_gradient(name: str) -> bool:
+    """Return whether a parameter only shifts the inputs of a softmax, so that its gradient is 0.
 
-    What stands there instead is rounding, and AdamW with a small eps makes whole steps of it, in
-    their run as in ours. The model computes the same whatever these parameters are.
+    The computed gradient is a rounding error, which AdamW with a small eps turns into whole steps,
+    in both runs. The model's output does not depend on these parameters.
     """
     last = "bert.encoder.layer.2.output.LayerNorm.bias"
     return name.endswith("self.key.bias") or name in ("qa_outputs.bias", last)
 
 
-def test_the_task_is_a_fair_one(task):
-    """Windows of several lengths, with and without an answer, and a last batch that is not full."""
+def test_the_task_has_all_cases(task):
+    """Windows of several lengths, with and without an answer, and an incomplete last batch."""
     assert len(task.windows.lengths.unique()) > 3
     answered = (task.windows.start_position > 0).sum().item()
     assert 4 <= answered <= len(task.windows) - 4
@@ -270,7 +267,7 @@ def test_the_task_is_a_fair_one(task):
 def test_losses(runs):
     assert len(runs.ours.losses) == runs.case.steps
     assert runs.ours.losses == pytest.approx([2 * x for x in runs.theirs.losses], rel=2e-6)
-    assert runs.ours.losses[-1] < runs.ours.losses[0] - 1  # something was learnt
+    assert runs.ours.losses[-1] < runs.ours.losses[0] - 1
 
 
 def test_gradient_norms(runs):
@@ -293,9 +290,9 @@ def test_final_weights(runs, task):
     for name, ours in runs.ours.weights.items():
         off = (ours - theirs[name]).abs().max().item()
         moved = (ours - before[name]).abs().max().item()
-        if is_unseen(name) and small_epsilon:
+        if has_no_gradient(name) and small_epsilon:
             assert off < 2 * furthest, name
-        elif is_unseen(name):
+        elif has_no_gradient(name):
             assert off < bound and moved < 1e-4, name
         else:
             assert off < bound and moved > 1e-4, name

@@ -1,4 +1,4 @@
-"""The proof beside transformers: it holds for every form of checkpoint, and each row can fail."""
+"""``bertqa verify`` passes for every format of checkpoint, and each row can fail."""
 
 import json
 import math
@@ -67,34 +67,34 @@ def rows_of(report: str) -> Rows:
 def run(
     checkpoint: Path, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, Rows, str]]:
-    """The command on two questions: its exit code, the rows that it printed, its verdict."""
+    """Runs the command on two questions; returns exit code, table rows and verdict."""
 
     def call_it(folder: Path = checkpoint, *more: object) -> tuple[int, Rows, str]:
         code = call(folder, "--input", questions, *WINDOWS, *more)
-        said = capsys.readouterr().out
-        assert not said or "such as [SEP]: 1 question" in said
-        return code, rows_of(said), said.strip().splitlines()[-1] if said else ""
+        printed = capsys.readouterr().out
+        assert not printed or "such as [SEP]: 1 question" in printed
+        return code, rows_of(printed), printed.strip().splitlines()[-1] if printed else ""
 
     return call_it
 
 
-# --- it holds ------------------------------------------------------------------------------------
+# --- passing -------------------------------------------------------------------------------------
 
 
 def test_all_quantities_on_its_own_texts(checkpoint, tmp_path, capsys):
     page = tmp_path / "report.md"
     assert call(checkpoint, "--markdown", page) == 0
-    said = capsys.readouterr().out
-    assert f"{checkpoint / 'model.safetensors'}: " in said and " to 384 tokens" in said
-    rows = rows_of(said)
+    printed = capsys.readouterr().out
+    assert f"{checkpoint / 'model.safetensors'}: " in printed and " to 384 tokens" in printed
+    rows = rows_of(printed)
     assert list(rows) == list(QUANTITIES)
     assert all(result == "ok" and not first for _, _, result, first in rows.values())
     rounding = [float(rows[name][0]) for name, times in QUANTITIES.items() if times]
     assert all(0 < largest < 2e-5 for largest in rounding)  # the bounds are 5e-5 and 5e-4
-    assert page.read_text().endswith(said)
+    assert page.read_text().endswith(printed)
 
 
-def test_its_own_texts_have_one_that_is_longer_than_a_window(checkpoint):
+def test_one_of_its_texts_is_longer_than_a_window(checkpoint):
     windows = make_windows(SAMPLES, BertTokenizer.load(checkpoint), WindowSettings())
     counts = torch.bincount(windows.example)
     assert counts.min() == 1 and counts.max() > 1
@@ -126,7 +126,7 @@ def test_shards_and_a_pickle(checkpoint, tmp_path, run):
 
 @pytest.fixture
 def marked(tmp_path: Path) -> Path:
-    """A checkpoint whose folder adds tokens to the vocabulary."""
+    """A checkpoint with added tokens."""
     size = len(vocabulary()) + 2
     folder = write_checkpoint(tmp_path / "marked", num_hidden_layers=LAYERS, vocab_size=size)
     write_json(folder / "added_tokens.json", {"zork": size - 2})
@@ -135,7 +135,7 @@ def marked(tmp_path: Path) -> Path:
     return folder
 
 
-def test_tokens_that_a_folder_adds(marked, monkeypatch, capsys):
+def test_added_tokens(marked, monkeypatch, capsys):
     assert call(marked, *WINDOWS) == 0
     assert "data: 6 questions" in capsys.readouterr().out
     monkeypatch.setattr(tokenizer_files, "_added_tokens", lambda *a: [])
@@ -143,7 +143,7 @@ def test_tokens_that_a_folder_adds(marked, monkeypatch, capsys):
     assert rows_of(capsys.readouterr().out)["token ids"][3] == "question 'added tokens'"
 
 
-# --- and it can fail -----------------------------------------------------------------------------
+# --- failing -------------------------------------------------------------------------------------
 
 FUSED, PROBABILITIES = kernels.cpu_attention, bert.AttentionProbabilities.forward
 LOSSES, WINDOWS_OF, HEAD = verification.window_losses, make_windows, bert.SpanHead.forward
@@ -157,7 +157,7 @@ def shifted(*arguments: Any) -> Any:
 
 
 def loaded(change: Callable[[Any], object]) -> Callable[..., Any]:
-    """``load_checkpoint`` with one linear layer of layer 1 changed."""
+    """Return ``load_checkpoint`` with a change of one linear layer of layer 1."""
 
     def load(*arguments: Any, **flags: Any) -> Any:
         ours, report = LOAD(*arguments, **flags)
@@ -179,7 +179,7 @@ def other_answer(self: Any, examples: Any, score: float = 99.0) -> Iterator[Pred
 
 
 DAMAGES: dict[str, tuple[Any, str, Any, str]] = {
-    # quantity -> owner and name of a function, what it is replaced by, where it differs first
+    # quantity -> owner and name of a function, its replacement, location of the first difference
     "token ids": (verification, "make_windows", shifted, "question 'a'"),
     "weights": (
         answering, "load_checkpoint", loaded(spoil), "bert.encoder.layer.1.output.dense.weight of ",
@@ -210,21 +210,22 @@ DAMAGES: dict[str, tuple[Any, str, Any, str]] = {
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_each_quantity_differs_where_it_is_damaged(run, monkeypatch, quantity):
+def test_each_quantity_can_differ(run, monkeypatch, quantity):
     owner, name, fault, first = DAMAGES[quantity]
     monkeypatch.setattr(owner, name, fault)
     code, rows, verdict = run()
     assert code == 1
-    _, _, result, where = rows[quantity]
-    assert result == "DIFFERS" and where.startswith(first)
+    _, _, result, location = rows[quantity]
+    assert result == "DIFFERS" and location.startswith(first)
     earlier = list(QUANTITIES)[: list(QUANTITIES).index(quantity)]
     if quantity == "attention":
-        earlier.remove("hidden states")  # of the layer that the probabilities are of
+        earlier.remove("hidden states")  # those of the same layer also differ
     assert all(rows[name][2] == "ok" for name in earlier)
-    assert verdict.startswith("NOT equal in ") and verdict.endswith(f"first: {quantity}, {where}")
+    assert verdict.startswith("NOT equal in ")
+    assert verdict.endswith(f"first: {quantity}, {location}")
 
 
-def test_the_fused_attention_has_its_own_proof(run, monkeypatch):
+def test_the_fused_attention_is_verified_separately(run, monkeypatch):
     monkeypatch.setattr(kernels, "cpu_attention", lambda *a: 1.001 * FUSED(*a))
     code, rows, _ = run()
     assert code == 1
@@ -232,7 +233,7 @@ def test_the_fused_attention_has_its_own_proof(run, monkeypatch):
     assert rows["attention"][2] == "ok"
 
 
-def test_two_answers_of_one_score_count_as_the_same(run, monkeypatch):
+def test_answers_that_tie_count_as_equal(run, monkeypatch):
     def tied(self: Any, examples: Any) -> Iterator[Prediction]:
         for prediction in ANSWER(self, examples):
             yield Prediction(prediction.id, "another", prediction.answers, "another", None)
@@ -252,7 +253,7 @@ def test_a_smaller_bound_is_passed(run, checkpoint):
 @pytest.mark.parametrize(
     ("ours", "theirs", "share"),
     [
-        ([100.0, 1e-9], [100.0, 0.5], 0.005),  # of the largest of the tensor
+        ([100.0, 1e-9], [100.0, 0.5], 0.005),  # relative to the largest value of the tensor
         ([0.0, 0.0], [0.0, 0.0], 0.0),
         ([1e-30, 0.0], [0.0, 0.0], math.inf),
         ([math.nan, 1.0], [1.0, 1.0], math.inf),
@@ -260,7 +261,7 @@ def test_a_smaller_bound_is_passed(run, checkpoint):
         ([1.0, 1.0], [math.nan, 1.0], math.inf),
     ],
 )
-def test_a_difference_is_a_share_of_the_largest(ours, theirs, share):
+def test_a_difference_is_relative_to_the_largest_value(ours, theirs, share):
     row = Row("q", bound=1e9)
     row.see(torch.tensor(ours), torch.tensor(theirs), "there")
     row.see(torch.ones(1), torch.ones(1), "elsewhere")
@@ -268,25 +269,25 @@ def test_a_difference_is_a_share_of_the_largest(ours, theirs, share):
     assert row.first == ("there" if share == math.inf else "")
 
 
-# --- what it refuses -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "printed"),
     [
         (["--bound", 0], "--bound must be finite and above 0, got 0.0"),
         (["--bound", "nan"], "--bound must be finite and above 0, got nan"),
         (["--max_samples", 0], "--max_samples must be at least 1, got 0"),
         (["--max_seq_length", 385], "384 positions"),
         (["--input", "absent.json"], "absent.json does not exist"),
-        (["--markdown", Path(__file__).parent], "equivalence is there already"),
-        (["--markdown", f"{__file__}/x.md"], "test_verify.py is a file, name a folder"),
+        (["--markdown", Path(__file__).parent], "equivalence must be a new file"),
+        (["--markdown", f"{__file__}/x.md"], "test_verify.py must be a folder, got a file"),
     ],
 )
-def test_bad_flags(checkpoint, flags, said, capsys):
+def test_bad_flags(checkpoint, flags, printed, capsys):
     assert call(checkpoint, *flags) == 2
     captured = capsys.readouterr()
-    assert said in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert printed in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 def closed(patch: pytest.MonkeyPatch) -> None:
@@ -298,7 +299,7 @@ def closed(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "said"),
+    ("prepare", "printed"),
     [
         (
             lambda patch: patch.setitem(sys.modules, "transformers", None),
@@ -308,10 +309,10 @@ def closed(patch: pytest.MonkeyPatch) -> None:
     ],
     ids=["not installed", "closed"],
 )
-def test_without_the_other_side(checkpoint, monkeypatch, capsys, prepare, said):
+def test_without_transformers(checkpoint, monkeypatch, capsys, prepare, printed):
     prepare(monkeypatch)
     assert call(checkpoint) == 2
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_their_tokenizer_fails(checkpoint, monkeypatch, capsys):
@@ -320,5 +321,5 @@ def test_their_tokenizer_fails(checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr(TheirTokenizer, "__call__", fail)
     assert call(checkpoint) == 2
-    said = capsys.readouterr().err
-    assert "NotImplementedError: no offsets here)" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "NotImplementedError: no offsets here)" in printed and printed.count("\n") == 1

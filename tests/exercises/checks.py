@@ -1,7 +1,7 @@
-"""A check for each exercise: it raises AssertionError if a solution is wrong.
+"""Checks of the exercises, which raise AssertionError if a solution is wrong.
 
-The names, arguments and results of the solutions are those of docs/exercises.md. Where PyTorch or
-arithmetic by hand has the answer, the check takes it from there and not from bertqa.
+Names, arguments and results of the solutions are those of docs/exercises.md. If possible, the
+expected result comes from PyTorch or from arithmetic by hand, not from bertqa.
 """
 
 import itertools
@@ -26,7 +26,7 @@ close = torch.testing.assert_close
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers, always the same."""
+    """Return normally distributed numbers from a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -47,11 +47,11 @@ def dropout(solution: Solution) -> None:
     first, second = solution(x, 0.1), solution(x, 0.1)
     kept = first != 0
     close(first[kept], x[kept] / 0.9, rtol=1e-4, atol=0)
-    assert abs(kept.double().mean() - 0.9) < 0.005, "not one number in ten is zero"
+    assert abs(kept.double().mean() - 0.9) < 0.005, "one number in ten must be zero"
     for dim in (0, 1):
         rates = kept.double().mean(dim=dim)
-        assert rates.min() > 0.75 and rates.max() < 0.99, "numbers must be dropped one by one"
-    assert not torch.equal(kept, second != 0), "each call must draw anew"
+        assert rates.min() > 0.75 and rates.max() < 0.99, "numbers must be dropped independently"
+    assert not torch.equal(kept, second != 0), "each call must draw a new mask"
     close(solution(x, 0.0), x)
 
 
@@ -81,12 +81,12 @@ def label_positions(solution: Solution) -> None:
         (" built ", 4, (1, 1)),  # blanks belong to no token
         ("Japan", 28, (7, 7)),  # inside a token: the token
         ("style.", 37, (8, 9)),  # the last token
-        ("  ", 3, None),  # no token at all
+        ("  ", 3, None),  # no token
     ]
     for answer, start, label in cases:
         assert context[start : start + len(answer)] == answer
         found = solution(offsets, start, answer)
-        assert found == label, f"{answer!r}: {label} is right, got {found}"
+        assert found == label, f"{answer!r}: must be {label}, got {found}"
 
 
 def sliding_windows(solution: Solution) -> None:
@@ -100,7 +100,7 @@ def sliding_windows(solution: Solution) -> None:
     ]
     for arguments, windows in cases:
         found = [tuple(window) for window in solution(*arguments)]
-        assert found == windows, f"{arguments}: {windows} is right, got {found}"
+        assert found == windows, f"{arguments}: must be {windows}, got {found}"
 
 
 def best_span(solution: Solution) -> None:
@@ -119,13 +119,13 @@ def f1(solution: Solution) -> None:
         ("The Orlo bridge", "orlo bridge", 1.0),
         ("Orlo bridge, Lund", "the Orlo bridge!", 0.8),
         ("Lund", "Orlo", 0.0),
-        ("bora bora", "bora", 2 / 3),  # words count as often as they occur
+        ("bora bora", "bora", 2 / 3),  # repeated words count repeatedly
         ("1931", "in 1931", 2 / 3),
-        ("Pan-Am", "PanAm", 1.0),  # punctuation goes before words are split
+        ("Pan-Am", "PanAm", 1.0),  # punctuation is removed before words are split
     ]
     for prediction, gold, right in cases:
         found = solution(prediction, gold)
-        assert math.isclose(found, right), f"{prediction!r}, {gold!r}: {right}, not {found}"
+        assert math.isclose(found, right), f"{prediction!r}, {gold!r}: must be {right}, got {found}"
 
 
 def learning_rate(solution: Solution) -> None:

@@ -1,4 +1,4 @@
-"""The option that names a reader's own solutions."""
+"""The option ``--solutions`` for a reader's own solutions."""
 
 import importlib.util
 from pathlib import Path
@@ -15,12 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def solutions(request: pytest.FixtureRequest) -> ModuleType:
-    """The reader's file, or the project's own functions."""
+    """The reader's file, or the reference solutions."""
     path = request.config.getoption("--solutions", default=None)
     if path is None:
         return right
     if not path.is_file():
-        raise pytest.UsageError(f"--solutions {path} must be a Python file, got none there")
+        raise pytest.UsageError(f"--solutions {path} must be an existing Python file")
     spec = importlib.util.spec_from_file_location("solutions", path)
     assert spec is not None and spec.loader is not None, f"{path} must be a Python file"
     module = importlib.util.module_from_spec(spec)

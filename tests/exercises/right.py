@@ -1,4 +1,4 @@
-"""Right solutions of the exercises: the project's own functions where it has them."""
+"""Right solutions of the exercises, from bertqa's functions if it has them."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Each exercise's check passes a right solution, or the reader's own, and fails a wrong one."""
+"""Each exercise's check passes a right solution, or the reader's, and fails a wrong one."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_solution(solutions, exercise):
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
-def test_a_typical_mistake_is_noticed(exercise):
+def test_a_typical_mistake_fails(exercise):
     with pytest.raises(AssertionError):
         getattr(checks, exercise)(getattr(wrong, exercise))
 

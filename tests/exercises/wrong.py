@@ -42,7 +42,7 @@ def label_positions(
 
 
 def sliding_windows(length: int, room: int, doc_stride: int) -> list[tuple[int, int]]:
-    # doc_stride taken for the step.
+    # doc_stride used as the step.
     return [(i, min(room, length - i)) for i in range(0, max(1, length), max(1, doc_stride))]
 
 
@@ -67,14 +67,14 @@ def f1(prediction: str, gold: str) -> float:
 def learning_rate(step: int, peak: float, total_steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return peak * step / warmup_steps
-    return peak * (1 - step / total_steps)  # falls from step 0 on, so the rate drops after warmup
+    return peak * (1 - step / total_steps)  # decays from step 0, so the rate drops after warmup
 
 
 def adamw_step(
     parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: int, rate: float,
     weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    # Adam with L2 regularisation: the decay goes through the moments.
+    # Adam with L2 regularisation: the weight decay enters the moments.
     return right.adamw_step(
         parameter, gradient + weight_decay * parameter, mean, square, step, rate, 0.0
     )
@@ -88,6 +88,6 @@ def checkpoint_name(name: str) -> str:
 def integrated_gradients(
     function: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, steps: int
 ) -> Tensor:
-    point = x.clone().requires_grad_()  # gradient times input, at the end of the path alone
+    point = x.clone().requires_grad_()  # gradient times input, only at the end of the path
     (gradient,) = torch.autograd.grad(function(point[None]).sum(), point)
     return (x - baseline) * gradient

@@ -203,8 +203,8 @@ def test_questions_without_an_answer(folder, tmp_path):
     [
         (["--max_samples", 0], "--max_samples must be at least 1, got 0"),
         (["--show", 0], "--show must be at least 1, got 0"),
-        (["--max_seq_length", 4], "--max_seq_length 4"),
-        (["--n_best_size", 0], "--n_best_size 0"),
+        (["--max_seq_length", 4], "--max_seq_length must"),
+        (["--n_best_size", 0], "--n_best_size must be at least 1, got 0"),
         (["--output_dir", "FULL"], "ablation.svg already exists"),
         (["--output_dir", "FULL/ablation.svg"], "cannot be made"),
     ],
@@ -220,7 +220,7 @@ def test_bad_flags(folder, tmp_path, flags, message, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bare.json", "gold"), (STORIES_V2, "without an answer"), ("absent.json", "exist")],
+    [("bare.json", "gold"), (STORIES_V2, "unanswerable question"), ("absent.json", "exist")],
 )
 def test_bad_data(folder, tmp_path, name, message, capsys):
     bare = {"data": [{"question": "Who?", "context": "Ada."}]}

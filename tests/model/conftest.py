@@ -1,4 +1,4 @@
-"""A tiny random model, all of whose parts matter, a batch for it, and its scores."""
+"""A tiny random model, a batch for it, and its scores."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def model() -> BertForQuestionAnswering:
     torch.manual_seed(0)
     model = BertForQuestionAnswering(BertConfig(**TINY)).eval()
     for name, parameter in model.named_parameters():
-        if "norm" not in name:  # large enough that each part matters
+        if "norm" not in name:  # so large that each part affects the output
             nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -26,7 +26,7 @@ def batch() -> PackedBatch:
 
 
 def scores(model: BertForQuestionAnswering, batch: PackedBatch) -> Tensor:
-    """Both logits; dropout, if there is any, always drops the same."""
+    """Return both logits; dropout masks, if any, are always the same."""
     torch.manual_seed(3)
     with torch.inference_mode(not model.training):
         return torch.stack(tuple(model(batch)))

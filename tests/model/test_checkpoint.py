@@ -1,4 +1,4 @@
-"""Checkpoint folders: read as transformers reads them, written as it writes them, else refused."""
+"""Checkpoint folders are read and written as transformers does; others are rejected."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def saved(theirs, tmp_path_factory):
-    """A folder as transformers writes it; not to be changed."""
+    """A folder written by transformers; do not change it."""
     folder = tmp_path_factory.mktemp("saved")
     theirs.save_pretrained(folder)
     return folder
@@ -58,7 +58,7 @@ def config(saved):
 
 @pytest.fixture
 def make(tmp_path, config, tensors):
-    """Writes a checkpoint folder: the tensors given, and config.json with changes."""
+    """Writes a checkpoint folder: the given tensors, and config.json with changes."""
 
     def write(changed=None, **changes):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
@@ -69,7 +69,7 @@ def make(tmp_path, config, tensors):
 
 
 def refusal(folder, *words, **options):
-    """The one sentence with which a folder is refused; it has these words in it."""
+    """Return the error message of a folder; it contains these words."""
     with pytest.raises(UserError) as caught:
         load_checkpoint(folder, **options)
     message = str(caught.value)
@@ -79,8 +79,8 @@ def refusal(folder, *words, **options):
     return message
 
 
-def test_loading_does_not_wait_for_torchs_compiler(saved):
-    """Drawing weights on the meta device would import it, for seconds."""
+def test_loading_does_not_import_torchs_compiler(saved):
+    """Initialising weights on the meta device would import it, for seconds."""
     code = (
         "import sys; from pathlib import Path\n"
         "from bertqa.model.checkpoint import load_checkpoint\n"
@@ -109,14 +109,14 @@ def assert_equal_logits(ours, theirs):
 
 
 def assert_same_weights(model, other):
-    """Bit for bit."""
+    """Check that all weights are identical."""
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
 
 
-# --- what transformers wrote ---------------------------------------------------------------------
+# --- reading of transformers' folders ------------------------------------------------------------
 
 
 def test_a_folder_of_transformers(saved, theirs):
@@ -150,20 +150,20 @@ def test_shards(tmp_path, theirs):
     assert set(report.loaded) == set(theirs.state_dict())
 
 
-def test_safetensors_are_taken_before_all_else(make, theirs, tmp_path):
+def test_safetensors_are_preferred(make, theirs, tmp_path):
     make()
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not a pickle")
     model, report = load_checkpoint(tmp_path, allow_bin=True)
     assert report.source == tmp_path / "model.safetensors"
     assert_equal_logits(model, theirs)
 
 
-# --- what we write -------------------------------------------------------------------------------
+# --- writing -------------------------------------------------------------------------------------
 
 
 def odd_config():
-    """No value is a default, neither ours nor theirs."""
+    """Return a config without any default value, ours or theirs."""
     return BertConfig(
         **(TINY | {"type_vocab_size": 3}),
         hidden_dropout_prob=0.25,
@@ -204,7 +204,7 @@ def test_half_precision_saves(tmp_path, dtype):
     again, _ = load_checkpoint(tmp_path)
     for before, after in zip(ours.parameters(), again.parameters(), strict=True):
         assert torch.equal(before.to(dtype).float(), after)
-        assert before.dtype == torch.float32  # the model itself is as it was
+        assert before.dtype == torch.float32  # the model itself is unchanged
     theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path, dtype=torch.float32)
     assert_equal_logits(again, theirs.eval())
 
@@ -225,7 +225,7 @@ def test_saving_over_what_was_loaded(tmp_path):
     save_model(tmp_path, random_model(seed=5))
     loaded, _ = load_checkpoint(tmp_path)
     save_model(tmp_path, random_model(seed=6))
-    assert_same_weights(loaded, random_model(seed=5))  # which the old file may still back
+    assert_same_weights(loaded, random_model(seed=5))  # even if they are mapped from the old file
     assert_same_weights(load_checkpoint(tmp_path)[0], random_model(seed=6))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -260,7 +260,7 @@ def test_tensor_files(tmp_path):
         write_tensors(path, tensors)
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644  # safetensors alone would make it 0600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644  # safetensors itself makes it 0600
     again = read_tensors(path)
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -291,7 +291,7 @@ def bin_folder(tmp_path, config):
     return write
 
 
-# Most BERT files of the Hub's first years are of the older format.
+# Most BERT files of the Hub's first years have the legacy format.
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_a_pickle_is_read_only_when_allowed(bin_folder, theirs, tmp_path, is_zip):
     def save(path):
@@ -311,12 +311,12 @@ def test_pickles_of_something_else(bin_folder, tmp_path):
     for value in ([zeros], {"a": 1}, {"a": zeros, "b": 1}, {"state": {"a": zeros}}, zeros):
         folder = bin_folder(lambda path, value=value: torch.save(value, path))
         refusal(folder, "pytorch_model.bin", "dictionary of tensors", allow_bin=True)
-    for content in (b"", b"garbage", b"PK\x03\x04 and no zip", b"\x80\x02}."):
+    for content in (b"", b"garbage", b"PK\x03\x04 but not a zip", b"\x80\x02}."):
         folder = bin_folder(lambda path, content=content: path.write_bytes(content))
         refusal(folder, "pytorch_model.bin", allow_bin=True)
 
 
-# --- other spellings -----------------------------------------------------------------------------
+# --- old names -----------------------------------------------------------------------------------
 
 
 def _old_norms(name):
@@ -354,7 +354,7 @@ def test_parts_of_other_models_are_left_over(make, tensors, theirs, prefix):
         f"{prefix}pooler.dense.bias": torch.ones(36),
         f"{prefix}embeddings.token_type_ids": torch.zeros(1, 64, dtype=torch.int64),
         f"{prefix}embeddings.position_ids": torch.arange(64)[None],
-        "cls.predictions.bias": torch.full((101,), float("nan")),  # nobody looks at it
+        "cls.predictions.bias": torch.full((101,), float("nan")),  # not read
         "cls.predictions.transform.LayerNorm.gamma": torch.ones(36),
         "cls.seq_relationship.weight": torch.ones(2, 36),
         "classifier.weight": torch.ones(2, 36),
@@ -392,9 +392,9 @@ def test_position_ids_must_be_in_order(make, tensors, positions, in_order):
         ("bert.encoder.layer.1.output.LayerNorm.bias", "encoder.layer.1.output.LayerNorm.bias"),
     ],
 )
-def test_both_spellings_of_one_tensor(make, tensors, name, spelling):
+def test_both_names_of_one_tensor(make, tensors, name, spelling):
     tensors[spelling] = tensors[name].clone()
-    refusal(make(tensors), "model.safetensors", name, spelling, "twice")
+    refusal(make(tensors), "model.safetensors", name, spelling, "unique")
 
 
 # --- the head ------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_an_encoder_without_a_head(make, tensors, theirs):
     model, report = load_checkpoint(folder, require_head=False)
     assert report.initialised == HEAD
     assert set(report.loaded) == set(tensors) - set(HEAD)
-    # Drawn from torch's numbers: the same after the same seed, others after another.
+    # Initialised from torch's generator: equal for equal seeds, different for others.
     torch.manual_seed(7)
     again, _ = load_checkpoint(folder, require_head=False)
     other, _ = load_checkpoint(folder, require_head=False)
@@ -447,7 +447,7 @@ def test_half_a_head(make, tensors, half):
 def test_every_tensor_is_needed(make, tensors):
     for name in tensors:
         folder = make(without(tensors, name))
-        refusal(folder, "model.safetensors", f"lacks {name}")
+        refusal(folder, "model.safetensors", f"must contain {name}")
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_every_tensor_is_needed(make, tensors):
 )
 def test_unknown_tensors(make, tensors, name):
     folder = make({**tensors, name: torch.zeros(36)})
-    refusal(folder, "model.safetensors", repr(name)[1:-1], "no part of this BERT")
+    refusal(folder, "model.safetensors", repr(name)[1:-1], "only tensors of a BERT")
 
 
 @pytest.mark.parametrize(
@@ -477,35 +477,35 @@ def test_unknown_tensors(make, tensors, name):
     ],
 )
 def test_wrong_shapes(make, tensors, name, shape):
-    wanted = tuple(tensors[name].shape)
+    expected = tuple(tensors[name].shape)
     tensors[name] = torch.zeros(shape)
-    refusal(make(tensors), "model.safetensors", name, str(shape), str(wanted), "config.json")
+    refusal(make(tensors), "model.safetensors", name, str(shape), str(expected), "config.json")
 
 
 def test_no_weights(make):
     folder = make()
     (folder / "model.safetensors").unlink()
-    refusal(folder, "holds no weights", "model.safetensors")
+    refusal(folder, "must contain model.safetensors", "no weights")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("adapter_config.json", ["an adapter, such as LoRA's", "merge_and_unload"]),
-        ("language_model_config.json", ["a model of FARM", "convert_to_transformers"]),
-        ("modules.json", ["a model of sentence-transformers", "Transformer module"]),
-        ("tf_model.h5", ["weights of TensorFlow", "from_tf=True"]),
-        ("bert_model.ckpt.index", ["a checkpoint of Google's BERT", "convert it to PyTorch"]),
+        ("language_model_config.json", ["FARM", "convert_to_transformers"]),
+        ("modules.json", ["sentence-transformers", "Transformer module"]),
+        ("tf_model.h5", ["TensorFlow", "from_tf=True"]),
+        ("bert_model.ckpt.index", ["Google's BERT", "convert it to PyTorch"]),
     ],
 )
 def test_folders_of_other_libraries_are_named(make, name, words):
     folder = make()
     (folder / name).write_text("{}")
-    load_checkpoint(folder)  # what lies beside a BERT's weights is no matter
+    load_checkpoint(folder)  # other files are ignored if there are a BERT's weights
     (folder / "model.safetensors").unlink()
-    refusal(folder, "must hold model.safetensors", name, *words)
+    refusal(folder, "must contain a BERT's model.safetensors", name, *words)
     (folder / "config.json").unlink()
-    refusal(folder, "must hold model.safetensors", name, *words)
+    refusal(folder, "must contain a BERT's model.safetensors", name, *words)
 
 
 # --- shards --------------------------------------------------------------------------------------
@@ -513,7 +513,7 @@ def test_folders_of_other_libraries_are_named(make, name, words):
 
 @pytest.fixture
 def shards(tmp_path, config, tensors):
-    """A folder of two shards with a right index; returns the folder and a way to change it."""
+    """Writes a folder of two shards with their index, with changes."""
     names = sorted(tensors)
     parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
     for shard, held in parts.items():
@@ -544,7 +544,7 @@ def test_an_index_that_does_not_fit(shards, tensors, tmp_path):
     refusal(shards(more="a.safetensors"), "index.json", "a.safetensors", "'more'")
     refusal(shards(**{LAST: None}), "index.json", "b.safetensors", repr(LAST))
     refusal(shards(**{LAST: "a.safetensors"}), "index.json", "a.safetensors", repr(LAST))
-    # One tensor in two shards: which of the two would be the right one?
+    # One tensor in two shards: which one would be right?
     save_file({LAST: -tensors[LAST], FIRST: tensors[FIRST]}, tmp_path / "c.safetensors")
     refusal(shards(**{FIRST: "c.safetensors"}), "index.json", repr(FIRST))
 
@@ -553,7 +553,7 @@ def test_an_index_that_does_not_fit(shards, tensors, tmp_path):
     "content",
     ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": null}'],
 )
-def test_an_index_that_is_none(shards, content):
+def test_an_invalid_index(shards, content):
     folder = shards()
     (folder / "model.safetensors.index.json").write_text(content)
     refusal(folder, "model.safetensors.index.json")
@@ -604,18 +604,18 @@ def test_no_config(make):
         ),
     ],
 )
-def test_values_that_cannot_be_honoured(make, key, value):
+def test_unsupported_values(make, key, value):
     message = refusal(make(**{key: value}), "config.json", key)
     assert shown(value) in message
 
 
 @pytest.mark.parametrize("heads", [5, 7, 8, 72])
-def test_heads_that_do_not_share_the_width(make, heads):
+def test_hidden_size_must_be_a_multiple_of_the_heads(make, heads):
     folder = make(num_attention_heads=heads)
-    refusal(folder, "config.json", "hidden_size 36", f"num_attention_heads {heads}")
+    refusal(folder, "config.json", "hidden_size", f"num_attention_heads ({heads}), got 36")
 
 
-def test_values_that_say_the_usual(make, theirs):
+def test_explicit_default_values(make, theirs):
     usual = {
         "position_embedding_type": None,
         "is_decoder": None,
@@ -639,7 +639,7 @@ def test_unknown_keys_are_reported(make, theirs):
     assert_equal_logits(model, theirs)
 
 
-def test_missing_keys_mean_what_they_mean_to_transformers(tmp_path):
+def test_missing_keys_have_transformers_defaults(tmp_path):
     ours, unknown = parse_config({}, "x")
     assert unknown == []
     theirs = TheirConfig()
@@ -661,5 +661,5 @@ def test_a_report_with_everything_in_it(make, tensors, tmp_path):
         f"  renamed: 14, such as {old} -> {new}",
         "  left over: cls.predictions.bias",
         "  newly initialised: qa_outputs.bias, qa_outputs.weight",
-        "  config keys not understood: novelty",
+        "  unknown config keys: novelty",
     ]

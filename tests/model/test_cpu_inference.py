@@ -1,4 +1,4 @@
-"""A prepacked model computes what the model computes."""
+"""A prepacked model gives the same results as the model."""
 
 import copy
 from functools import partial
@@ -28,7 +28,7 @@ exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 pytestmark = pytest.mark.skipif(not can_prepack(CPU), reason="this torch has no oneDNN")
 needs_bf16 = pytest.mark.skipif(
-    not can_prepack(CPU, torch.bfloat16), reason="this processor has no products of bf16"
+    not can_prepack(CPU, torch.bfloat16), reason="this processor has no bf16 products"
 )
 needs_int8 = pytest.mark.skipif(
     not can_prepack(CPU, int8=True), reason="this processor has no 8-bit products"
@@ -42,7 +42,7 @@ def test_a_prepacked_model_gives_the_same_scores(model, batch):
     assert_close(scores(model, batch), expected)
 
 
-def test_a_prepacked_model_shows_the_same_inside(model, batch):
+def test_a_prepacked_model_records_the_same_activations(model, batch):
     names = [*hidden_state_names(model), *attention_names(model)]
     with torch.inference_mode(), record(model, names) as expected:
         model(batch)
@@ -59,7 +59,7 @@ def test_prepacking_in_half_precision_changes_no_score(model, batch):
     plain.layers.bfloat16()
     ready = make_ready(model, CPU, torch.bfloat16)
     assert isinstance(ready.layers[0].feed_forward.up, PrepackedLinear)
-    # One rounding in the products may fall the other way.
+    # The products may round differently.
     torch.testing.assert_close(scores(ready, batch), scores(plain, batch), rtol=0, atol=0.01)
     assert ready.head.weight.dtype is torch.float32
 
@@ -75,9 +75,9 @@ def test_a_prepacked_layer_is_the_linear_layer(dtype):
 
 
 @pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
-def test_prepacked_layers_refuse_to_give_no_gradient(model, batch, int8):
+def test_prepacked_layers_raise_if_a_gradient_is_required(model, batch, int8):
     prepack(model, int8=int8)
-    with pytest.raises(RuntimeError, match=r"^prepacked layers give no gradients"):
+    with pytest.raises(RuntimeError, match=r"^prepacked layers have no gradients"):
         model(batch)
 
 
@@ -94,7 +94,7 @@ def test_query_key_and_value_are_one_product_and_still_three_layers(model):
         assert_close(list(linears(x, parts)), expected)
 
 
-def test_a_processor_without_the_instructions_is_not_given_them(model, batch, monkeypatch):
+def test_a_processor_without_the_instructions_does_not_prepack(model, batch, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert can_prepack(CPU) and not can_prepack(torch.device("cuda"))
@@ -109,7 +109,7 @@ def test_a_processor_without_the_instructions_is_not_given_them(model, batch, mo
 def test_a_prepacked_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
     ready = make_ready(model, CPU, torch.float32, int8=int8)
     before = scores(ready, batch)
-    with pytest.raises(ValueError, match="a prepacked model cannot be saved"):
+    with pytest.raises(ValueError, match="cannot save a prepacked model"):
         save_model(tmp_path / "folder", ready)
     assert not (tmp_path / "folder").exists()
     assert make_ready(ready, CPU, torch.float32, int8=int8) is ready
@@ -124,7 +124,7 @@ def test_a_prepacked_model_cannot_be_saved_and_is_ready_already(model, batch, tm
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
-def test_a_token_in_integers_is_the_token_but_for_rounding(dtype, size):
+def test_a_token_in_integers_is_the_token_up_to_rounding(dtype, size):
     torch.manual_seed(2)
     x = (torch.randn(50, 64) * size).to(dtype)
     integers, scale = quantize_tokens(x)
@@ -138,10 +138,10 @@ def test_a_token_in_integers_is_the_token_but_for_rounding(dtype, size):
 def test_a_tokens_integers_do_not_depend_on_the_other_tokens():
     torch.manual_seed(3)
     x = torch.randn(8, 32)
-    alone = quantize_tokens(x[:1])
+    single = quantize_tokens(x[:1])
     together = quantize_tokens(x * torch.tensor([1.0] + [100.0] * 7)[:, None])
-    exactly(together[0][:1], alone[0])
-    exactly(together[1][:1], alone[1])
+    exactly(together[0][:1], single[0])
+    exactly(together[1][:1], single[1])
 
 
 def test_a_token_of_zeros():
@@ -164,7 +164,7 @@ def test_a_layer_in_integers_is_close_to_the_linear_layer(dtype):
 
 @needs_int8
 def test_outputs_and_tokens_of_very_different_size_keep_their_precision():
-    """One scale for all would round the small ones to nothing."""
+    """A single scale would round the small ones to zero."""
     torch.manual_seed(5)
     x, weight = torch.randn(16, 64), torch.randn(8, 64)
     x[0] *= 1e-3

@@ -1,8 +1,8 @@
-"""What runs on CUDA, checked without a GPU: fake tensors have device, dtype and shape, no numbers.
+"""The CUDA code path, tested without a GPU by fake tensors: device, dtype and shape, no numbers.
 
-Each operator's own shape function checks its arguments as on a GPU. Autograd does not run on fake
-CUDA tensors in a CPU build of torch, so the backward operator of attention is called by itself.
-The tests marked ``gpu`` in test_kernels.py compare the numbers.
+Each operator's shape function checks its arguments as on a GPU. Autograd does not run on fake CUDA
+tensors in a CPU build of torch, so the backward operator of attention is called directly. The tests
+marked ``gpu`` in test_kernels.py compare numbers.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertqa.model import kernels
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
-from bertqa.model.checkpoint import _shapes_of
+from bertqa.model.checkpoint import _meta_model
 from bertqa.model.config import BertConfig
 from bertqa.model.packing import PackedBatch
 from bertqa.training.optim import make_optimizer, set_learning_rate
@@ -25,12 +25,12 @@ CUDA = torch.device("cuda:0")
 LENGTHS = (3, 4)
 LAYERS, HEADS, SIZE = 2, 4, 16
 CONFIG = BertConfig(101, HEADS * SIZE, LAYERS, HEADS, 96, 64, 2)
-# Operators whose result the processor waits for. A copy from the GPU is one, too.
+# Operators that synchronise with the GPU; a copy from the GPU also does.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
 
 
 class Operators(TorchDispatchMode):
-    """Records the operators that are called, and refuses those that wait for the GPU."""
+    """Records called operators, and fails for those that synchronise with the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,27 +38,27 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition("::")[2].partition(".")[0]
-        assert not name.startswith(WAITS), f"{name} waits for the GPU"
+        assert not name.startswith(WAITS), f"{name} synchronises with the GPU"
         output = func(*args, **(kwargs or {}))
         given = [x for x in args if isinstance(x, Tensor)]
         made = [x for x in (output if isinstance(output, tuple) else [output])
                 if isinstance(x, Tensor)]  # fmt: skip
         leaves = any(x.is_cuda for x in given) and not all(x.is_cuda for x in made)
-        assert not leaves, f"{name} waits for the GPU"
+        assert not leaves, f"{name} synchronises with the GPU"
         self.calls.append((name, given))
         return output
 
     def named(self, name: str) -> list[list[Tensor]]:
-        """The tensors of each call of an operator."""
+        """Return the tensors of each call of an operator."""
         return [given for called, given in self.calls if called == name]
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """An H100, as far as the choice of kernels asks."""
+    """An H100, as far as the choice of kernels depends on it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    # A parameter of fake tensors has a type of its own.
+    # Parameters of fake tensors have another type.
     monkeypatch.setattr(kernels, "is_plain_linear", lambda layer: isinstance(layer, nn.Linear))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield
@@ -66,7 +66,7 @@ def fake_gpu(monkeypatch):
 
 @contextmanager
 def autocast_to_bf16() -> Iterator[None]:
-    """As ``torch.autocast("cuda", torch.bfloat16)``, which does nothing without a GPU."""
+    """Do what ``torch.autocast("cuda", torch.bfloat16)`` does, which needs a GPU."""
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)
     torch.autocast_increment_nesting()
@@ -79,8 +79,8 @@ def autocast_to_bf16() -> Iterator[None]:
 
 
 def fake_model(dtype: torch.dtype = torch.float32) -> BertForQuestionAnswering:
-    """A model on the GPU without numbers; S and E are in float32, as ``make_ready`` leaves them."""
-    model = _shapes_of(CONFIG)
+    """Make a fake model on the GPU; S and E are in float32, as after ``make_ready``."""
+    model = _meta_model(CONFIG)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             kind = torch.float32 if path == "head" else dtype
@@ -94,7 +94,7 @@ def fake_batch() -> PackedBatch:
 
 
 def check_attention(operators: Operators) -> None:
-    """One flash call for each layer, of all windows at once, and no other softmax of theirs."""
+    """Check that there is one flash call for each layer, with all windows, and no other softmax."""
     calls = operators.named("_flash_attention_forward")
     assert len(calls) == LAYERS
     for query, key, value, *bounds in calls:
@@ -126,7 +126,7 @@ def test_forward_of_answering():
     for logits in output:
         assert (logits.shape, logits.dtype) == ((sum(LENGTHS),), torch.float32)
     check_attention(operators)
-    # Of what is on the GPU only the last hidden states are converted, for S and E; no weights are.
+    # On the GPU, only the last hidden states are converted, for S and E; no weights are.
     converted = [x.shape for [x] in operators.named("_to_copy") if x.is_cuda]
     assert converted == [(sum(LENGTHS), HEADS * SIZE)]
 
@@ -149,7 +149,7 @@ def test_backward_of_attention():
 
 
 @pytest.mark.usefixtures("fake_gpu")
-def test_clipping_and_the_step_of_adamw():
+def test_gradient_clipping_and_the_step_of_adamw():
     model = fake_model()
     for parameter in model.parameters():
         parameter.requires_grad_()
@@ -164,8 +164,8 @@ def test_clipping_and_the_step_of_adamw():
 
 @pytest.mark.parametrize("wait", [lambda x: float(x.sum()), lambda x: x.nonzero(), Tensor.cpu])
 @pytest.mark.usefixtures("fake_gpu")
-def test_an_operator_that_waits_is_noticed(wait):
+def test_an_operator_that_synchronises_fails(wait):
     x = torch.empty(3, device=CUDA)
-    # A build without CUDA refuses some of them before they are dispatched.
-    with pytest.raises((AssertionError, RuntimeError), match=r"waits for|not linked"), Operators():
+    # A build without CUDA rejects some of them before they are dispatched.
+    with pytest.raises((AssertionError, RuntimeError), match=r"synchron|not linked"), Operators():
         wait(x)

@@ -1,4 +1,4 @@
-"""The real hub client against a hub on this machine: what is fetched, kept, refused and said."""
+"""The real hub client against a local hub: downloads, cache, rejections and messages."""
 
 import subprocess
 import sys
@@ -45,12 +45,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 def refusal(name: str, **options: object) -> str:
-    """What the user is told: one sentence."""
+    """Return the error message."""
     with pytest.raises(UserError) as caught:
         find_folder(name, **options)  # type: ignore[arg-type]
-    said = str(caught.value)
-    assert said.isprintable() and not said.endswith(".")
-    return said
+    message = str(caught.value)
+    assert message.isprintable() and not message.endswith(".")
+    return message
 
 
 def start_find(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
@@ -60,7 +60,7 @@ def start_find(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]
     )  # fmt: skip
 
 
-# --- what is fetched -----------------------------------------------------------------------------
+# --- downloads -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def start_find(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]
         (NEEDED, BIN | OTHERS | INDEX),
         (CONFIG | VOCABULARY | WEIGHTS, {}),
         (NEEDED | {"decoding.json": b'{"a": 1}'}, OTHERS),
-        (CONFIG | TOKENIZER | INDEX, BIN | OTHERS | {"adapter.safetensors": b"no shard"}),
+        (CONFIG | TOKENIZER | INDEX, BIN | OTHERS | {"adapter.safetensors": b"not a shard"}),
         (CONFIG | TOKENIZER | BIN, OTHERS),
     ],
-    ids=["one file", "vocab.txt alone", "decoding.json", "shards", "a pickle"],
+    ids=["one file", "only vocab.txt", "decoding.json", "shards", "a pickle"],
 )
-def test_only_the_needed_files_are_fetched(
+def test_only_the_needed_files_are_downloaded(
     hub: HubServer, tmp_path: Path, needed: Files, more: Files
 ) -> None:
     commit = hub.add("org/bert", needed | more)
@@ -86,8 +86,8 @@ def test_only_the_needed_files_are_fetched(
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_process_of_its_own(hub: HubServer, tmp_path: Path) -> None:
-    """As the user has it: the environment alone says where the hub and the cache are."""
+def test_a_new_process(hub: HubServer, tmp_path: Path) -> None:
+    """Only environment variables give the addresses of hub and cache, as for a user."""
     hub.add("org/bert", NEEDED | OTHERS)
     environment = hub_environment(hub.url, tmp_path / "home") | {"HOME": str(tmp_path / "user")}
     with start_find("org/bert", environment) as process:
@@ -119,43 +119,43 @@ def test_revisions(hub: HubServer) -> None:
     for revision in ("v1", old):
         folder = find_folder("bert", revision=revision)
         assert commit_of(folder) == old and contents(folder) == NEEDED
-    said = refusal("bert", revision="v2")
-    assert said.startswith("--revision: ") and "'v2'" in said and f"{hub.url}/bert" in said
+    message = refusal("bert", revision="v2")
+    assert message.startswith("--revision: ") and "'v2'" in message and f"{hub.url}/bert" in message
 
 
-@pytest.mark.parametrize("where", ["variable", "file", "argument"])
-def test_the_users_token_opens_a_private_model(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize("source", ["variable", "file", "argument"])
+def test_a_private_model_with_the_users_token(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     hub.add("org/bert", NEEDED)
     hub.token = "hf_secret"
     assert "unknown or private" in refusal("org/bert")
-    if where == "variable":
+    if source == "variable":
         monkeypatch.setenv("HF_TOKEN", hub.token)
-    elif where == "file":
+    elif source == "file":
         file = Path(constants.HF_TOKEN_PATH)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(hub.token)
-    token = hub.token if where == "argument" else None
+    token = hub.token if source == "argument" else None
     assert contents(find_folder("org/bert", token=token)) == NEEDED
 
 
-# --- what is on this machine ---------------------------------------------------------------------
+# --- local folders -------------------------------------------------------------------------------
 
 
-def test_folders_here_go_before_the_hub(
+def test_local_folders_are_preferred_to_the_hub(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("bert", NEEDED)
     monkeypatch.chdir(tmp_path)
     ours = tmp_path / "weights" / "bert"
     ours.mkdir(parents=True)
-    assert commit_of(find_folder("bert"))  # an empty folder is no model
+    assert commit_of(find_folder("bert"))  # an empty folder is ignored
     (ours / "config.json").write_bytes(b"ours")
     assert find_folder("bert") == ours and commit_of(ours) is None
-    said = refusal("bert", revision="v1")
-    assert said.startswith("--revision: ") and str(ours) in said
-    # A name that the hub could not have, but that somebody gave to a folder.
+    message = refusal("bert", revision="v1")
+    assert message.startswith("--revision: ") and str(ours) in message
+    # A name that is invalid on the hub, but possible for a folder.
     ours.rename(ours.with_name("my--bert"))
     assert find_folder("my--bert") == ours.with_name("my--bert")
     (tmp_path / "my--bert").mkdir()
@@ -177,15 +177,16 @@ def test_a_name_that_leads_elsewhere_is_refused(
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere" / "deep")
     before = contents(tmp_path)
-    said = refusal(name)
-    assert repr(name) in said and ("folder or the name" in said or name == "out/config.json")
+    message = refusal(name)
+    invalid = "folder or a model's name"
+    assert repr(name) in message and (invalid in message or name == "out/config.json")
     assert contents(tmp_path) == before
 
 
 # --- interrupted downloads -----------------------------------------------------------------------
 
 
-def test_a_killed_download_is_no_model_and_goes_on(
+def test_a_killed_download_is_rejected_and_continued(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("bert", NEEDED)
@@ -197,7 +198,7 @@ def test_a_killed_download_is_no_model_and_goes_on(
         process.kill()
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert "must be whole" in refusal("bert")
+        assert "must be complete" in refusal("bert")
     hub.broken.clear()
     hub.fetched.clear()
     assert contents(find_folder("bert")) == NEEDED
@@ -217,7 +218,7 @@ def test_two_processes_at_once_download_once(hub: HubServer, tmp_path: Path) -> 
     assert hub.fetched.count("model.safetensors") == 1
 
 
-# --- models that are no checkpoints, and hostile ones --------------------------------------------
+# --- incomplete and malicious models -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -239,15 +240,18 @@ def test_what_a_model_lacks_is_named(hub: HubServer, files: Files, lacks: str) -
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (b'{"model_type": "distilbert", "dim": 32}', "model_type is 'distilbert'"),
-        (b'{"model_type": "roberta", "hidden_size": 32}', "model_type is 'roberta'"),
-        (b'{"model_type": "bert", "is_decoder": true}', "is_decoder is True"),
-        (b"[1]", "holds no JSON object"),
+        (b'{"model_type": "distilbert", "dim": 32}', "model_type must be 'bert', got 'distilbert'"),
+        (
+            b'{"model_type": "roberta", "hidden_size": 32}',
+            "model_type must be 'bert', got 'roberta",
+        ),
+        (b'{"model_type": "bert", "is_decoder": true}', "is_decoder must be False, got True"),
+        (b"[1]", "must be a JSON object"),
         (b"{", "is not valid JSON"),
     ],
 )
 @pytest.mark.parametrize("rest", [TOKENIZER | WEIGHTS, INDEX, BIN], ids=["one", "shards", "pickle"])
-def test_another_model_is_refused_before_its_weights_are_fetched(
+def test_another_model_is_rejected_before_its_weights_are_downloaded(
     hub: HubServer, rest: Files, config: bytes, words: str
 ) -> None:
     hub.add("org/other", {"config.json": config} | rest)
@@ -274,7 +278,7 @@ def test_file_names_that_lead_elsewhere_write_nothing_there(
     assert not Path("/tmp/bertqa-model-1.safetensors").exists()
 
 
-# --- failures, one sentence each -----------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
 def broken(what: str, answer: tuple[int, bytes]) -> Callable[[HubServer], object]:
@@ -291,7 +295,7 @@ def a_full_disk(hub: HubServer) -> None:
 
 
 def offline(hub: HubServer) -> None:
-    constants.HF_HUB_OFFLINE = True  # which ``use_hub`` puts back
+    constants.HF_HUB_OFFLINE = True  # ``use_hub`` restores it
 
 
 LISTING = "/api/models/org/bert"
@@ -305,11 +309,11 @@ LISTING = "/api/models/org/bert"
         (broken(LISTING, (503, b"")), ["HTTP status 503"]),
         (broken("config.json", (429, b"")), ["HTTP status 429"]),
         (broken("model.safetensors", (404, b"")), ["HTTP status 404"]),
-        (broken(LISTING, (200, b"<html>Log in")), ["got another answer", "log-in page"]),
-        (broken(LISTING, (200, b"[]")), ["got another answer"]),
-        (broken(LISTING, (200, b'{"id": "x", "sha": "../../../x"}')), ["got another answer"]),
-        (broken("config.json", (200, b"<html>")), ["got another answer"]),
-        (nowhere, ["got none that works"]),
+        (broken(LISTING, (200, b"<html>Log in")), ["invalid response", "log-in page"]),
+        (broken(LISTING, (200, b"[]")), ["invalid response"]),
+        (broken(LISTING, (200, b'{"id": "x", "sha": "../../../x"}')), ["invalid response"]),
+        (broken("config.json", (200, b"<html>")), ["invalid response"]),
+        (nowhere, ["requires a connection"]),
         (offline, ["HF_HUB_OFFLINE is set"]),
         (a_full_disk, ["must fit into", "HF_HOME"]),
     ],
@@ -319,10 +323,10 @@ def test_a_failure_is_one_sentence(
 ) -> None:
     hub.add("org/bert", NEEDED)
     fail(hub)
-    said = refusal("org/bert")
-    assert "'org/bert'" in said
+    message = refusal("org/bert")
+    assert "'org/bert'" in message
     for word in words:
-        assert word in said
+        assert word in message
 
 
 # --- the commands --------------------------------------------------------------------------------
@@ -346,6 +350,6 @@ def test_every_command_takes_a_revision(
 ) -> None:
     flags = [flag.format(tmp_path, new=tmp_path / "new") for flag in flags]
     assert run_script(command.main, command.parse_flags([*flags, "--revision", "v1"])) == 2
-    assert f"--revision: must go with a model of the hub, got 'v1' for the folder {tmp_path}" in (
+    assert f"--revision: requires a model of the hub, got 'v1' for the folder {tmp_path}" in (
         capsys.readouterr().err
     )

@@ -20,7 +20,7 @@ exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
-    """What dropout multiplies the numbers of a tensor like ``x`` by."""
+    """Return the factors that dropout applies to a tensor like ``x``."""
     return dropout(torch.ones(x.shape, dtype=x.dtype), rate)
 
 
@@ -29,7 +29,7 @@ def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
 
 @pytest.fixture
 def every_number(monkeypatch) -> Tensor:
-    """A tensor for which "random" words hold each of the 2**16 sixteen-bit numbers once."""
+    """A tensor for which the "random" words are all 2**16 sixteen-bit numbers, once each."""
 
     def each_once(words: Tensor, *bounds: object) -> Tensor:
         numbers = torch.arange(-(2**15), 2**15).to(torch.int16)
@@ -43,7 +43,7 @@ RATES = [0.1, 0.5, 0.9, 1 / 3, 0.001, 0.0, 1e-7, 2**-16, 1 - 2**-16, 1 - 1e-7]
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_share_of_the_random_numbers_that_drop(every_number, rate):
+def test_fraction_of_dropped_numbers(every_number, rate):
     """The threshold is exact to half a step of 2**-16, and the expectation is 1."""
     multiplier = dropout_multiplier(every_number, rate)
     dropped = (multiplier == 0).sum().item()
@@ -56,7 +56,7 @@ def test_share_of_the_random_numbers_that_drop(every_number, rate):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_neighbours_are_independent(rate):
-    """Four numbers come out of one random word; each lane drops as often, and no two agree."""
+    """Each random word gives four numbers: they have equal rates and no correlation."""
     torch.manual_seed(1)
     number = 2**20
     dropped = (dropout_multiplier(torch.empty(number), rate) == 0).double()
@@ -71,7 +71,7 @@ def test_neighbours_are_independent(rate):
     assert (within - torch.eye(4)).abs().max() < 0.02
 
 
-def test_seed_decides():
+def test_dropout_depends_on_the_seed():
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return torch.stack([dropout_multiplier(torch.empty(50, 7), 0.5) for _ in range(2)])
@@ -92,24 +92,24 @@ def test_shape_and_dtype(shape, dtype):
     assert set(multiplier.flatten().tolist()) <= {0.0, 2.0}
 
 
-def test_all_of_an_odd_size_is_drawn():
-    """No number is kept, or dropped, in every draw."""
+def test_every_element_of_an_odd_size_is_random():
+    """No element is kept, or dropped, in every draw."""
     torch.manual_seed(0)
     draws = torch.stack([dropout_multiplier(torch.empty(3, 7), 0.5) for _ in range(60)])
     assert (draws.amin(0) == 0).all() and (draws.amax(0) == 2).all()
 
 
-def test_views_are_drawn_by_place():
-    """A transposed tensor gets the mask of its own shape, not an error."""
+def test_dropout_of_a_view():
+    """A transposed tensor gets a mask of its shape."""
     torch.manual_seed(0)
-    turned = dropout(torch.ones(7, 50).T, 0.5)
+    transposed = dropout(torch.ones(7, 50).T, 0.5)
     torch.manual_seed(0)
-    exactly(turned, dropout(torch.ones(50, 7), 0.5))
+    exactly(transposed, dropout(torch.ones(50, 7), 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    """The same mask as in float32; the scale is the nearest number of that type."""
+    """The mask is that of float32; the scale is rounded to the dtype."""
     found = []
     for each in (dtype, torch.float32):
         torch.manual_seed(0)
@@ -157,7 +157,7 @@ def lay(lengths: tuple[int, ...]) -> PackedBatch:
 
 
 def draw(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dtype, seed: int = 0):
-    """Query, key and value as the model makes them, parts of one matrix, and the stream."""
+    """Return query, key and value, as in the model parts of one matrix, and the batch."""
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randn(sum(lengths), 3 * heads * size, generator=generator, dtype=torch.float64)
     whole = whole.mul_(1.5).to(dtype).requires_grad_()
@@ -166,14 +166,14 @@ def draw(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dtype, se
 
 
 def both_implementations(lengths, heads, size, dtype, rate, seed=7):
-    """Value and gradient of the fused and of the reference implementation, with the same masks."""
+    """Compute value and gradient of fused and reference implementation, with the same masks."""
     results = []
     for implementation in (cpu_attention, reference):
         whole, parts, batch = draw(lengths, heads, size, dtype)
         torch.manual_seed(seed)
         out = implementation(*parts, batch, rate)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
-        # A gradient that is no plain contiguous tensor, as behind a transpose.
+        # A gradient that is not contiguous, as after a transpose.
         weight = weight.transpose(0, 2).contiguous().transpose(0, 2)
         [gradient] = torch.autograd.grad(out, whole, weight)
         results.append((out.detach(), gradient))
@@ -181,7 +181,7 @@ def both_implementations(lengths, heads, size, dtype, rate, seed=7):
 
 
 def self_attention(rate: float) -> SelfAttention:
-    with torch.random.fork_rng([]):  # its linear layers draw numbers, and dropout is seeded
+    with torch.random.fork_rng([]):  # initialising linear layers must not change dropout's seed
         return SelfAttention(BertConfig(**TINY | {"attention_probs_dropout_prob": rate}))
 
 
@@ -205,15 +205,15 @@ def test_cpu_attention(shape, rate, dtype):
 def test_cpu_attention_in_bf16():
     exact, _ = both_implementations(LENGTHS, 4, 9, torch.float64, 0.1)
     half, _ = both_implementations(LENGTHS, 4, 9, torch.bfloat16, 0.1)
-    for found, wanted in zip(half, exact, strict=True):
+    for found, expected in zip(half, exact, strict=True):
         assert found.dtype == torch.bfloat16
-        assert ((found.double() - wanted).norm() / wanted.norm()).item() < 0.02
+        assert ((found.double() - expected).norm() / expected.norm()).item() < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("size", [30.0, -30.0], ids=["too large", "too small"])
-def test_scores_whose_exponentials_leave_the_range(dtype, size):
-    """A row whose scores are all far from 0 has the usual softmax, with the same gradients."""
+def test_scores_with_overflowing_exponentials(dtype, size):
+    """If all scores of a row are far from 0, softmax and gradients are still right."""
     lengths, heads, number = (6, 9, 4), 2, 16
     batch = lay(lengths)
     generator = torch.Generator().manual_seed(0)
@@ -228,15 +228,14 @@ def test_scores_whose_exponentials_leave_the_range(dtype, size):
     assert ((parts[0, 7, 0] @ parts[1, 6:15, 0].T) / 4).abs().min() > 100
     for fused, plain in zip(*found, strict=True):
         assert fused.isfinite().all()
-        # In float32 a score near 900 is known to one part in ten thousand.
+        # In float32 a score near 900 has a relative error of 1e-4.
         bound = 1e-4 if dtype is torch.float32 else 1e-12
         assert (fused - plain).norm() <= bound * plain.norm()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("implementation", [cpu_attention, reference], ids=["fused", "reference"])
-def test_gradient_is_the_slope(implementation, rate):
-    """The gradient written by hand against finite differences, in float64."""
+def test_gradient_equals_finite_differences(implementation, rate):
     _, parts, batch = draw((3, 1, 4), 2, 3, torch.float64, seed=4)
 
     def run(*parts: Tensor) -> Tensor:
@@ -247,7 +246,7 @@ def test_gradient_is_the_slope(implementation, rate):
 
 
 def test_backward_twice_gives_the_same():
-    """Nothing that the first backward pass needed was overwritten by it."""
+    """The first backward pass overwrites no saved tensor."""
     whole, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
     loss = cpu_attention(*parts, batch, 0.2).square().sum()
     first, second = (torch.autograd.grad(loss, whole, retain_graph=True)[0] for _ in range(2))
@@ -267,26 +266,26 @@ def test_reference_attention_by_hand():
     attn_output = module.reference(query, key, value, lengths)
     first = 0
     for window, length in enumerate(lengths):
-        places = range(first, first + length)
+        tokens = range(first, first + length)
         for head in range(2):
             q, k, v = (x[:, head].tolist() for x in (query, key, value))
-            for i in places:
+            for i in tokens:
                 scores = [
                     sum(a * b for a, b in zip(q[i], k[j], strict=True)) / math.sqrt(3)
-                    for j in places
+                    for j in tokens
                 ]
                 total = sum(map(math.exp, scores))
                 weights = [math.exp(score) / total for score in scores]
                 found = probabilities[window][head, i - first].tolist()
                 assert found == pytest.approx(weights)
-                wanted = [
-                    sum(w * v[j][d] for w, j in zip(weights, places, strict=True)) for d in range(3)
+                expected = [
+                    sum(w * v[j][d] for w, j in zip(weights, tokens, strict=True)) for d in range(3)
                 ]
-                assert attn_output[i, head].tolist() == pytest.approx(wanted)
+                assert attn_output[i, head].tolist() == pytest.approx(expected)
         first += length
 
 
-def test_dropout_acts_on_the_probabilities_and_leaves_them_as_they_are():
+def test_dropout_of_the_probabilities_is_not_in_place():
     _, parts, batch = draw(LENGTHS, 4, 9, torch.float32)
     found = []
     for rate in (0.0, 0.5):
@@ -328,7 +327,7 @@ def test_linears(widths):
 # --- which implementation runs -------------------------------------------------------------------
 
 
-def test_only_cpu_tensors_take_the_cpu_implementation():
+def test_only_cpu_tensors_use_the_cpu_implementation():
     for dtype in (torch.float32, torch.bfloat16):
         assert choose_attention(*torch.empty(3, 3, 2, 8, dtype=dtype)) is cpu_attention
     assert choose_attention(*torch.empty(3, 3, 2, 8, device="meta")) is None
@@ -342,13 +341,13 @@ def test_only_cpu_tensors_take_the_cpu_implementation():
         (torch.bfloat16, 256, (8, 6), flash_attention),
         (torch.bfloat16, 8, (12, 0), flash_attention),
         (torch.float32, 64, (9, 0), None),  # FlashAttention has no float32
-        (torch.bfloat16, 64, (7, 5), None),  # nor runs before Ampere
+        (torch.bfloat16, 64, (7, 5), None),  # and requires Ampere
         (torch.bfloat16, 9, (9, 0), None),
         (torch.bfloat16, 264, (9, 0), None),
     ],
 )
 def test_cuda_tensors(monkeypatch, dtype, head_size, capability, implementation):
-    """What is asked of a tensor, asked of a stand-in, for there need be no such device here."""
+    """The choice for CUDA tensors, tested with mocks that need no GPU."""
     built = torch.backends.cuda
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(built, "is_flash_attention_available", lambda: True)
@@ -363,19 +362,19 @@ def test_cuda_tensors(monkeypatch, dtype, head_size, capability, implementation)
 
 def gpu(test):
     """Mark a test that needs a CUDA device."""
-    there = torch.cuda.is_available()
-    return pytest.mark.gpu(pytest.mark.skipif(not there, reason="needs a CUDA device")(test))
+    available = torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(not available, reason="needs a CUDA device")(test))
 
 
 @pytest.fixture
 def ampere():
-    """FlashAttention needs Ampere or later."""
+    """Skip the test on GPUs before Ampere."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("FlashAttention needs Ampere or later")
 
 
 def draw_on_gpu(heads: int = 4, size: int = 32):
-    """As ``draw``, in bf16 on the GPU."""
+    """Return the tensors of ``draw`` in bf16 on the GPU."""
     whole, _, batch = draw(LENGTHS, heads, size, torch.bfloat16)
     whole = whole.detach().cuda().requires_grad_()
     parts = [x.view(-1, heads, size) for x in whole.split(heads * size, dim=-1)]
@@ -383,7 +382,7 @@ def draw_on_gpu(heads: int = 4, size: int = 32):
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """How far two tensors are from each other, relative to the second."""
+    """Return the distance of two tensors, relative to the second."""
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
@@ -404,7 +403,7 @@ def test_flash_attention_equals_the_reference():
 @gpu
 @pytest.mark.usefixtures("ampere")
 def test_flash_attention_drops_without_bias():
-    """The mean of many draws approaches what comes without dropout, in value and gradient."""
+    """The mean over many masks approaches the result without dropout, in value and gradient."""
     whole, parts, batch = draw_on_gpu()
     torch.manual_seed(0)
     weight = torch.randn_like(parts[2])
@@ -421,7 +420,7 @@ def test_flash_attention_drops_without_bias():
         mean = torch.stack([draw[part] for draw in draws]).mean(0)
         single = apart(draws[0][part], without[part])
         assert single > 0.05
-        # The error of a mean of 400 is a twentieth of that of one draw; bf16 adds a little.
+        # The error of a mean of 400 is 1/20 of that of one mask; bf16 adds a little.
         assert apart(mean, without[part]) < single / 20 * 1.5 + 0.005
     torch.manual_seed(11)
     first = run(0.2)[0]
@@ -430,39 +429,39 @@ def test_flash_attention_drops_without_bias():
 
 
 def model_on_both(**changes: object) -> tuple[BertForQuestionAnswering, BertForQuestionAnswering]:
-    """The same random weights on the CPU and on the GPU."""
+    """Make models with the same random weights on the CPU and on the GPU."""
     torch.manual_seed(0)
     config = BertConfig(**(TINY | changes))
-    here, there = BertForQuestionAnswering(config).eval(), BertForQuestionAnswering(config).eval()
+    cpu, gpu = BertForQuestionAnswering(config).eval(), BertForQuestionAnswering(config).eval()
     with torch.no_grad():
-        for parameter in here.parameters():
+        for parameter in cpu.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    there.load_state_dict(here.state_dict())
-    return here, there.cuda()
+    gpu.load_state_dict(cpu.state_dict())
+    return cpu, gpu.cuda()
 
 
 def logits_and_gradients(model: BertForQuestionAnswering, batch: PackedBatch) -> list[Tensor]:
-    """Start logits, end logits and the gradient of every parameter, on the CPU."""
-    places = torch.tensor([length - 1 for length in LENGTHS], device=batch.input_ids.device)
+    """Return start logits, end logits and the gradient of every parameter, on the CPU."""
+    ends = torch.tensor([length - 1 for length in LENGTHS], device=batch.input_ids.device)
     output = model(batch)
-    loss = window_losses(output, batch.lengths, places // 2, places).mean()
+    loss = window_losses(output, batch.lengths, ends // 2, ends).mean()
     found = torch.autograd.grad(loss, list(model.parameters()))
     return [x.detach().cpu() for x in (output.start_logits, output.end_logits, *found)]
 
 
 @gpu
 def test_whole_model_on_the_gpu_in_fp32():
-    here, there = model_on_both()
+    on_cpu, on_gpu = model_on_both()
     batch = lay(LENGTHS)
-    ours = logits_and_gradients(there, batch.to(torch.device("cuda")))
-    for found, wanted in zip(ours, logits_and_gradients(here, batch), strict=True):
-        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    ours = logits_and_gradients(on_gpu, batch.to(torch.device("cuda")))
+    for found, expected in zip(ours, logits_and_gradients(on_cpu, batch), strict=True):
+        assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @gpu
 def test_whole_model_on_the_gpu_in_bf16(monkeypatch):
-    """Through FlashAttention, where the device has it."""
-    here, there = model_on_both(hidden_size=64, num_attention_heads=4)
+    """With FlashAttention, if the device supports it."""
+    on_cpu, on_gpu = model_on_both(hidden_size=64, num_attention_heads=4)
     batch = lay(LENGTHS)
     calls = []
 
@@ -472,10 +471,10 @@ def test_whole_model_on_the_gpu_in_bf16(monkeypatch):
 
     monkeypatch.setattr(kernels, "flash_attention", counted)
     with torch.autocast("cuda", torch.bfloat16):
-        output = there(batch.to(torch.device("cuda")))
+        output = on_gpu(batch.to(torch.device("cuda")))
     capable = torch.cuda.get_device_capability() >= (8, 0)
     assert len(calls) == (TINY["num_hidden_layers"] if capable else 0)
-    wanted = here(batch)
+    expected = on_cpu(batch)
     assert output.start_logits.dtype == torch.float32
-    assert apart(output.start_logits.cpu(), wanted.start_logits) < 0.05
-    assert apart(output.end_logits.cpu(), wanted.end_logits) < 0.05
+    assert apart(output.start_logits.cpu(), expected.start_logits) < 0.05
+    assert apart(output.end_logits.cpu(), expected.end_logits) < 0.05

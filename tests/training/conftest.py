@@ -1,4 +1,4 @@
-"""What the tests of the training share."""
+"""Fixtures of the tests of training."""
 
 import json
 import multiprocessing
@@ -17,9 +17,7 @@ from tests.training.runs import make_run, trained
 
 @pytest.fixture(scope="package", autouse=True)
 def nothing_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches go into a temporary folder, and one thread works: what is equal bit for bit is so
-    with the same number of threads.
-    """
+    """Use temporary caches, and one thread: runs are identical for the same number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def still_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without dropout."""
+    """The same checkpoint without dropout."""
     return write_checkpoint(
         tmp_path_factory.mktemp("checkpoint") / "still",
         hidden_dropout_prob=0.0,
@@ -50,7 +48,7 @@ def still_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of other sizes than the checkpoint's, with dropout, which they must not use."""
+    """Two models of other sizes, whose configs have dropout, which teachers must not use."""
     folder = tmp_path_factory.mktemp("teachers")
     large = write_checkpoint(folder / "large", seed=3, hidden_size=44, num_hidden_layers=4)
     return large, write_checkpoint(folder / "small", seed=4, hidden_size=20, num_hidden_layers=1)
@@ -58,13 +56,13 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="package")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Run:
-    """A run of twelve steps, never stopped."""
+    """A run of twelve steps that was never stopped."""
     return trained(make_run(tmp_path_factory.mktemp("runs") / "whole", checkpoint))
 
 
 @pytest.fixture
-def alone_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of two hears nothing of the other one, and waits for it nowhere."""
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of two, without communication."""
     monkeypatch.setattr(Runtime, "wait_for_all", lambda runtime: None)
     monkeypatch.setattr(Runtime, "gather", lambda runtime, value: [value])
     monkeypatch.setattr(Runtime, "sum_over_ranks", lambda runtime, tensors: None)
@@ -75,7 +73,7 @@ def alone_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[multiprocessing.context.BaseContext]:
-    """Processes that begin with everything imported: a start takes a moment, not seconds."""
+    """A fork server with everything imported, so that processes start quickly."""
     home = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))

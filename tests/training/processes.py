@@ -1,4 +1,4 @@
-"""Processes that train or answer: started in a moment, with an accident if one is asked for."""
+"""Processes that run a command, with an optional accident."""
 
 import multiprocessing
 import os
@@ -20,20 +20,20 @@ from bertqa.answering import blocks, parquet_file
 from bertqa.commands.flags import run_script
 from bertqa.training import loop
 
-PATIENCE = 600  # seconds until a process hangs, also where the machine has much else to do
+PATIENCE = 600  # seconds after which a process is considered to hang; the machine may be busy
 
 
 def child(
-    flags: list[str], said: str, *, killed_at_sync: int = 0, killed_at_step: int = 0,
+    flags: list[str], output: str, *, killed_at_sync: int = 0, killed_at_step: int = 0,
     calls_later: int = 0, file_size: int = 0, environment: dict[str, str] | None = None,
     number: int = signal.SIGKILL, command: str = "train", block: int = blocks.BLOCK,
 ) -> None:  # fmt: skip
-    """A command in a process of its own, with its accident; infer in blocks of so many rows."""
+    """Run a command in this process, with an accident; infer uses blocks of ``block`` rows."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with Path(said).open("w") as file:
+    with Path(output).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if file_size:
@@ -51,9 +51,9 @@ def child(
 def count_down(
     module: object, name: str, calls: int, calls_later: int = 0, number: int = signal.SIGKILL
 ) -> None:
-    """Signal this process in a function's n-th call, or so many calls of any function later.
+    """Signal this process in a function's n-th call, or ``calls_later`` calls of any later.
 
-    Calls and not seconds, so that a fast machine gets no further than a slow one. 0 is never.
+    Counts calls, not seconds, so that it does not depend on the machine's speed. 0 means never.
     """
     real, left, later = getattr(module, name), [calls], [calls_later]
 
@@ -77,34 +77,32 @@ def count_down(
 
 
 def start(
-    server: multiprocessing.context.BaseContext, flags: list[str], said: Path, **accident: Any
+    server: multiprocessing.context.BaseContext, flags: list[str], output: Path, **accident: Any
 ) -> BaseProcess:
     """Start a command; see ``child`` for the accidents."""
-    process = server.Process(target=child, args=(flags, str(said)), kwargs=accident)
+    process = server.Process(target=child, args=(flags, str(output)), kwargs=accident)
     process.start()
     return process
 
 
-def ended(process: BaseProcess, said: Path) -> tuple[int, str]:
-    """The exit code and the last words of a process."""
+def ended(process: BaseProcess, output: Path) -> tuple[int, str]:
+    """Wait for a process; return its exit code and output."""
     process.join(PATIENCE)
     if process.is_alive():
         process.kill()
-        pytest.fail(f"it hangs; it said: {said.read_text()}")
-    return process.exitcode or 0, said.read_text()
+        pytest.fail(f"the process hangs; its output: {output.read_text()}")
+    return process.exitcode or 0, output.read_text()
 
 
 @contextmanager
 def meeting(processes: int = 2) -> Iterator[list[dict[str, str]]]:
-    """The environments of processes that meet as torchrun arranges it: at a port that is taken
-    before they start.
-    """
+    """Yield the environments of processes that form a group, as with torchrun."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {
+    shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(processes),
     }
-    yield [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    del store  # which closes it
+    yield [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    del store  # closes it

@@ -1,4 +1,4 @@
-"""Runs of twelve steps on a tiny model, and what the tests of the training ask of their folders."""
+"""Runs of twelve steps on a tiny model, and helpers to read their folders."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class ScaledRuntime(Runtime):
-    """Scales the loss as for fp16, and computes in float32, since fp16 is for GPUs."""
+    """Scales the loss as for fp16, but computes in float32, since fp16 requires a GPU."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -44,7 +44,7 @@ WINDOWS = WindowSettings(max_seq_length=96, doc_stride=16, max_query_length=24)
 EXAMPLES = read_examples(STORIES)
 TRAINING, VALIDATION = EXAMPLES[:5], EXAMPLES[60:63]
 
-# Twelve steps; logs, evaluations and saves fall on the same step only here and there.
+# Twelve steps, with logs, evaluations and saves mostly at different steps.
 SETTINGS = TrainingSettings(
     max_steps=12,
     learning_rate=5e-3,
@@ -54,8 +54,8 @@ SETTINGS = TrainingSettings(
     logging_steps=3,
     eval_steps=7,
     save_steps=4,
-    # The keys' biases move nothing, so that their gradient is rounding alone; a smaller epsilon
-    # would make steps of it, other ones for another order of the same sum.
+    # The gradients of the keys' biases are rounding errors; a smaller epsilon would turn them into
+    # steps, which depend on the order of summation.
     adam_epsilon=1e-4,
 )
 DESCRIPTION = {"settings": {"seed": 42, "model": "tiny"}, "data": {"train": "0123"}}
@@ -67,7 +67,7 @@ def make_loop(
     runtime: Runtime = FP32,
     teachers: Sequence[Path] = (),
 ) -> TrainingLoop:
-    """The loop alone: no folder, no log, no evaluation."""
+    """Make only the loop: no folder, no log, no evaluation."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
     windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
     return TrainingLoop(
@@ -88,7 +88,7 @@ def make_run(
     observer: Observer | None = None,
     teachers: Sequence[Path] = (),
 ) -> Run:
-    """A run from the checkpoint, as a fresh process would make it; evaluator False for none."""
+    """Make a run from the checkpoint, as a new process would; evaluator False for none."""
     model, tokenizer, _ = load_for_training(str(checkpoint), seed=settings.seed)
     windows = make_labelled_windows(TRAINING, tokenizer, WINDOWS)
     if evaluator is None:
@@ -111,11 +111,11 @@ def trained(run: Run, resume: bool = False) -> Run:
 
 
 class Stop(Exception):
-    """As if the machine had gone down."""
+    """Simulates a crash of the machine."""
 
 
 def in_step(run: Run, step: int, act: Callable[[], object]) -> None:
-    """Let something happen in the middle of an optimiser step, from 0: before its update."""
+    """Call ``act`` in an optimiser step, counted from 0, before its update."""
 
     def hook(*arguments: object) -> None:
         if run.progress.step == step:
@@ -124,26 +124,26 @@ def in_step(run: Run, step: int, act: Callable[[], object]) -> None:
     run.loop.optimizer.register_step_pre_hook(hook)
 
 
-def goes_down(run: Run, step: int, resume: bool = False) -> None:
-    """Train until the machine goes down in the middle of an optimiser step, from 0."""
+def crash(run: Run, step: int, resume: bool = False) -> None:
+    """Train until a crash in an optimiser step, counted from 0."""
 
-    def down() -> None:
+    def stop() -> None:
         raise Stop
 
-    in_step(run, step, down)
+    in_step(run, step, stop)
     with pytest.raises(Stop):
         trained(run, resume)
 
 
-# --- what a run left -----------------------------------------------------------------------------
+# --- results of a run ----------------------------------------------------------------------------
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
-    """The lines of the log without what differs from run to run."""
+    """Return the lines of the log without times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in lines:
-        for of_the_clock in ("tokens_per_second", "seconds"):
-            line.pop(of_the_clock, None)
+        for key in ("tokens_per_second", "seconds"):
+            line.pop(key, None)
     return lines
 
 
@@ -152,15 +152,15 @@ def losses_of(folder: Path) -> list[float]:
 
 
 def check_clock(run: Run) -> None:
-    """That speed and seconds of each line in the log are of all steps since the line before."""
+    """Check that the times of each log line are those of all steps since the previous line."""
     text = (run.folder.path / "log.jsonl").read_text()
     logged = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
     assert logged
     plan, lengths = run.loop.plan, run.loop.windows.lengths
     for before, line in zip([{"step": 0}, *logged], logged, strict=False):
         seen = torch.cat([plan.windows_of(step) for step in range(before["step"], line["step"])])
-        by_the_clock = line["tokens_per_second"] * line["seconds"]
-        assert by_the_clock == pytest.approx(int(lengths[seen].sum()), rel=0.05)
+        tokens = line["tokens_per_second"] * line["seconds"]
+        assert tokens == pytest.approx(int(lengths[seen].sum()), rel=0.05)
 
 
 def weights_of(loop: TrainingLoop | Run) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def weights_of(loop: TrainingLoop | Run) -> dict[str, Tensor]:
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Return whether all tensors are identical."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -178,7 +178,7 @@ def checkpoints_of(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files; of a checkpoint's progress without the time that it took."""
+    """Read all files; remove the time from progress.json."""
     files = helpers.contents(folder)
     for name in files:
         if name.endswith("progress.json"):
@@ -189,5 +189,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def every_step(settings: TrainingSettings = SETTINGS) -> TrainingSettings:
-    """The same with a log line for each step."""
+    """Return the settings with a log line for each step."""
     return replace(settings, logging_steps=1)

@@ -1,4 +1,4 @@
-"""A run that goes down at any moment goes on from its last checkpoint as if nothing had been."""
+"""A run that crashes at any time continues from its last checkpoint with the same result."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from tests.training.runs import (
     check_clock,
     checkpoints_of,
     contents,
-    goes_down,
+    crash,
     log_of,
     make_run,
     same,
@@ -42,28 +42,28 @@ from tests.training.runs import (
     ids=["at a save", "between saves", "before the first save", "after an evaluation",
          "at a save after an evaluation", "before the last step", "three times"],
 )  # fmt: skip
-def test_a_resumed_run_is_the_same_run(
+def test_a_resumed_run_is_identical(
     tmp_path: Path, checkpoint: Path, whole_run: Run, stops: list[int]
 ) -> None:
     folder = tmp_path / "run"
     for number, stop in enumerate(stops):
-        goes_down(make_run(folder, checkpoint), stop, resume=number > 0)
-    torch.manual_seed(99)  # another process, another state of the random numbers
+        crash(make_run(folder, checkpoint), stop, resume=number > 0)
+    torch.manual_seed(99)  # as in another process
     run = trained(make_run(folder, checkpoint), resume=True)
     assert same(weights_of(run), weights_of(whole_run))
     assert log_of(folder) == log_of(whole_run.folder.path)
     check_clock(run)
     assert run.progress == whole_run.progress
     ours, theirs = contents(folder), contents(whole_run.folder.path)
-    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they tell the speed
-    assert ours == theirs  # the kept model, its answers, the last checkpoint with its moments
+    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they contain times
+    assert ours == theirs  # the best model, its answers, the last checkpoint with moments
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "frozen embeddings", "averaged", "distilled"])
-def test_other_ways_to_train_go_on_as_well(
+def test_other_kinds_of_training_resume(
     tmp_path: Path, checkpoint: Path, teachers: tuple[Path, Path], kind: str
 ) -> None:
-    """The scaler of fp16 has skipped a step and halved its factor twice by then."""
+    """fp16's scaler has skipped a step and halved its scale twice before the crash."""
     changes: dict[str, dict[str, Any]] = {
         "frozen embeddings": {"freeze_word_embeddings": True},
         "averaged": {"freeze_word_embeddings": True, "ema_decay": 0.4},
@@ -71,19 +71,19 @@ def test_other_ways_to_train_go_on_as_well(
     settings = replace(SETTINGS, logging_steps=1, **changes.get(kind, {}))
     runtime = {"bf16": BF16, "fp16": SCALED}.get(kind, FP32)
 
-    def begun(folder: Path) -> Run:
-        # fp16 is for GPUs: here only the training computes in float32 for it.
+    def make(folder: Path) -> Run:
+        # fp16 requires a GPU; only training works here, in float32.
         evaluator = False if kind == "fp16" else None
-        learns_from = teachers if kind == "distilled" else ()
-        run = make_run(folder, checkpoint, settings, runtime, evaluator, teachers=learns_from)
+        models = teachers if kind == "distilled" else ()
+        run = make_run(folder, checkpoint, settings, runtime, evaluator, teachers=models)
         if kind == "fp16":
             run.loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
         return run
 
     folders = tmp_path / "whole", tmp_path / "resumed"
-    whole = trained(begun(folders[0]))
-    goes_down(begun(folders[1]), 6)
-    resumed = begun(folders[1])
+    whole = trained(make(folders[0]))
+    crash(make(folders[1]), 6)
+    resumed = make(folders[1])
     resumed.start(resume=True)
     assert resumed.progress.step == 4
     if kind == "fp16":
@@ -94,18 +94,18 @@ def test_other_ways_to_train_go_on_as_well(
     assert log_of(folders[0]) == log_of(folders[1])
     assert resumed.progress == whole.progress
     ours, theirs = (contents(folder) for folder in folders)
-    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they tell the speed
+    assert ours.pop("log.jsonl") and theirs.pop("log.jsonl")  # they contain times
     assert ours == theirs
 
 
-# --- which there are -----------------------------------------------------------------------------
+# --- which checkpoints are kept ------------------------------------------------------------------
 
 
-def test_the_newest_checkpoints_are_kept_and_gone_on_from(
+def test_the_newest_checkpoints_are_kept_and_resumed_from(
     tmp_path: Path, checkpoint: Path, whole_run: Run
 ) -> None:
     settings = replace(SETTINGS, save_steps=2, save_total_limit=3)
-    goes_down(make_run(tmp_path / "run", checkpoint, settings), 7)
+    crash(make_run(tmp_path / "run", checkpoint, settings), 7)
     assert checkpoints_of(tmp_path / "run") == [f"step-{n:08}" for n in (4, 6, 7)]
     run = make_run(tmp_path / "run", checkpoint, settings)
     run.start(resume=True)
@@ -115,7 +115,9 @@ def test_the_newest_checkpoints_are_kept_and_gone_on_from(
     assert checkpoints_of(tmp_path / "run") == [f"step-{n:08}" for n in (8, 10, 12)]
 
 
-def test_a_run_that_is_done_is_done(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    tmp_path: Path, checkpoint: Path, whole_run: Run
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole_run.folder.path, folder)
     before = contents(folder)
@@ -124,21 +126,21 @@ def test_a_run_that_is_done_is_done(tmp_path: Path, checkpoint: Path, whole_run:
     assert contents(folder) == before
 
 
-def test_what_changes_no_number_may_change(tmp_path: Path, still_checkpoint: Path) -> None:
-    """How often to log and save, and how a step's windows are shared out."""
+def test_settings_that_may_change(tmp_path: Path, still_checkpoint: Path) -> None:
+    """How often to log and save, and batch size and accumulation for the same step."""
     whole = trained(make_run(tmp_path / "whole", still_checkpoint))
-    goes_down(make_run(tmp_path / "run", still_checkpoint), 6)
+    crash(make_run(tmp_path / "run", still_checkpoint), 6)
     other = replace(
         SETTINGS, logging_steps=5, save_steps=5, save_total_limit=2,
         per_device_train_batch_size=6, gradient_accumulation_steps=1,
     )  # fmt: skip
     run = trained(make_run(tmp_path / "run", still_checkpoint, other), resume=True)
-    # The same sums in another order: AdamW enlarges what is rounded where gradients are small.
+    # The order of summation differs: AdamW amplifies rounding errors of small gradients.
     for name, value in weights_of(whole).items():
         torch.testing.assert_close(weights_of(run)[name], value, rtol=0, atol=1e-5)
 
 
-# --- accidents while it writes -------------------------------------------------------------------
+# --- crashes while writing -----------------------------------------------------------------------
 
 
 def stop(*arguments: object) -> None:
@@ -146,7 +148,7 @@ def stop(*arguments: object) -> None:
 
 
 def stop_in_progress_json(path: Path, value: Any) -> None:
-    """``write_json`` until the checkpoint of step 8."""
+    """Call ``write_json``, but raise at the checkpoint of step 8."""
     if value["step"] == 8:
         raise Stop
     write_json(path, value)
@@ -170,7 +172,7 @@ def stop_after_half_a_line(folder: RunFolder, line: dict[str, Any]) -> None:
     ],
     ids=["in a checkpoint", "between model and predictions", "after half a line"],
 )
-def test_a_run_that_goes_down_while_it_writes(
+def test_a_crash_while_writing(
     tmp_path: Path, checkpoint: Path, whole_run: Run, monkeypatch: pytest.MonkeyPatch,
     owner: object, name: str, accident: Callable[..., None],
 ) -> None:  # fmt: skip
@@ -188,7 +190,7 @@ def test_a_run_that_goes_down_while_it_writes(
 def test_a_disk_that_is_full_at_any_write_loses_nothing(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever file it is that the disk has no room for: one sentence, and the run goes on."""
+    """Whichever file cannot be written: one message, and the run can be resumed."""
     sync, calls = os.fsync, 0
     settings = replace(SETTINGS, max_steps=4, logging_steps=1, eval_steps=3, save_steps=2)
 
@@ -208,26 +210,24 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(
     monkeypatch.setattr(os, "fsync", full_at(0))
     whole = trained(observed(tmp_path / "counted"))
     assert calls > 40
-    said = set()
+    printed = set()
     for last in range(1, calls + 1, 7):
         calls, folder = 0, tmp_path / f"full-{last}"
         monkeypatch.setattr(os, "fsync", full_at(last))
         with pytest.raises(UserError, match="cannot be written: No space left on device") as error:
             trained(observed(folder))
-        said.add(str(error.value).partition(" cannot be")[0].rpartition("/")[2])
+        printed.add(str(error.value).partition(" cannot be")[0].rpartition("/")[2])
         monkeypatch.setattr(os, "fsync", sync)
         resumed = trained(observed(folder), resume=(folder / "run.json").exists())
         assert same(weights_of(resumed), weights_of(whole)), last
         assert log_of(folder) == log_of(whole.folder.path)
         assert (folder / "report.html").exists()
-    assert len(said) > 4, said  # different files
+    assert len(printed) > 4, printed  # different files
 
 
-def test_a_checkpoint_that_was_never_finished_is_swept_away(
-    tmp_path: Path, checkpoint: Path, whole_run: Run
-) -> None:
+def test_a_partial_checkpoint_is_removed(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
     folder = tmp_path / "run"
-    goes_down(make_run(folder, checkpoint), 6)
+    crash(make_run(folder, checkpoint), 6)
     partial = folder / "checkpoints" / ".step-00000006.4711.partial"
     partial.mkdir()
     (partial / "config.json").write_text("{")

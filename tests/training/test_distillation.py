@@ -1,4 +1,4 @@
-"""What a model learns from its teachers: the loss, written out, and which models may teach."""
+"""Distillation: its loss, compared with a plain implementation, and its teachers."""
 
 import math
 import shutil
@@ -34,33 +34,33 @@ def reference(
     weight: float,
     spans_only: Sequence[bool] = (False,) * 3,
 ) -> Tensor:
-    """The loss of each window, token by token, in float64."""
+    """Compute the loss of each window, token by token, in float64."""
     totals, first = [], 0
     for window, length in enumerate(lengths):
         hard = soft = torch.zeros((), dtype=torch.float64)
-        heard = [
+        used = [
             teacher
-            for teacher, is_mute in zip(theirs, spans_only, strict=False)
-            if labels[0][window] or not is_mute
+            for teacher, needs_answer in zip(theirs, spans_only, strict=False)
+            if labels[0][window] or not needs_answer
         ]
         for side in (0, 1):  # start, end
             z = output[side][first : first + length].double()
             hard = hard - (z[labels[side][window]] - z.exp().sum().log())
             q = (z / temperature).exp() / (z / temperature).exp().sum()
             p = torch.zeros(length, dtype=torch.float64)
-            for teacher in heard:
+            for teacher in used:
                 t = (teacher[side][first : first + length].double() / temperature).exp()
-                p += t / t.sum() / len(heard)
-            for i in range(length if heard else 0):
+                p += t / t.sum() / len(used)
+            for i in range(length if used else 0):
                 soft = soft + p[i] * (p[i].log() - q[i].log())
-        share = weight if heard else 0
-        totals.append((1 - share) * hard + share * temperature**2 * soft)
+        soft_weight = weight if used else 0
+        totals.append((1 - soft_weight) * hard + soft_weight * temperature**2 * soft)
         first += length
     return torch.stack(totals)
 
 
 class Scripted(torch.nn.Module):
-    """A teacher that gives the scores that it was made with."""
+    """A teacher with fixed logits."""
 
     def __init__(self, output: BertOutput) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Scripted(torch.nn.Module):
 @pytest.mark.parametrize(
     "spans_only", [(False,), (False,) * 3, (True,), (True, True), (True, False, False)]
 )
-def test_the_loss_and_its_gradient_are_those_written_out(
+def test_the_loss_and_its_gradient_equal_the_reference(
     monkeypatch: pytest.MonkeyPatch,
     temperature: float,
     weight: float,
@@ -107,40 +107,38 @@ def test_the_loss_and_its_gradient_are_those_written_out(
         torch.testing.assert_close(mine.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_equal_scores_diverge_by_nothing_however_sure_they_are() -> None:
-    """A probability that underflows to 0 adds 0, and no NaN, to divergence and gradient."""
-    scores = torch.tensor([300.0, 0.0, -300.0, 5.0], requires_grad=True)
+def test_equal_logits_have_no_divergence() -> None:
+    """A probability that underflows to 0 adds 0, not NaN, to divergence and gradient."""
+    logits = torch.tensor([300.0, 0.0, -300.0, 5.0], requires_grad=True)
     distillation = Distillation([], SETTINGS, FP32)
-    heard = torch.ones(1, 2, dtype=torch.bool)
-    divergence = distillation._divergence(scores, [scores.detach()], (3, 1), heard)
+    used = torch.ones(1, 2, dtype=torch.bool)
+    divergence = distillation._divergence(logits, [logits.detach()], (3, 1), used)
     assert divergence.tolist() == [0, 0]
     divergence.sum().backward()
-    assert scores.grad is not None and scores.grad.abs().max() == 0
+    assert logits.grad is not None and logits.grad.abs().max() == 0
 
 
-def test_the_loop_learns_from_its_teachers(
-    still_checkpoint: Path, teachers: tuple[Path, Path]
-) -> None:
-    """Models of other sizes; the first step's loss is that of their scores."""
+def test_the_loop_uses_its_teachers(still_checkpoint: Path, teachers: tuple[Path, Path]) -> None:
+    """Teachers of other sizes; the first step's loss is that of their logits."""
     loop = make_loop(still_checkpoint, teachers=teachers)
     batch = training_batch(loop.windows, loop.plan.windows_of(0))
     labels = batch.start_positions, batch.end_positions
     with torch.inference_mode():
         ours, *theirs = (load(each).eval()(batch.tokens) for each in (still_checkpoint, *teachers))
         expected = reference(ours, theirs, batch.tokens.lengths, labels, 2.0, 0.9).mean()
-        alone = window_losses(ours, batch.tokens.lengths, *labels).mean()
+        span_loss = window_losses(ours, batch.tokens.lengths, *labels).mean()
     found = [float(step.loss) for step in loop.steps()]
-    assert found[0] == pytest.approx(float(expected), rel=1e-5) != pytest.approx(float(alone))
+    assert found[0] == pytest.approx(float(expected), rel=1e-5) != pytest.approx(float(span_loss))
     assert found[-1] < found[0]
 
 
-def test_teachers_stay_as_they_are(checkpoint: Path, teachers: tuple[Path, Path]) -> None:
-    """Neither trained nor given dropout, in the precision of the run."""
+def test_teachers_do_not_change(checkpoint: Path, teachers: tuple[Path, Path]) -> None:
+    """They are not trained, have no dropout, and use the precision of the run."""
 
-    def taught(runtime: Runtime) -> TrainingLoop:
+    def make(runtime: Runtime) -> TrainingLoop:
         return make_loop(checkpoint, SETTINGS, runtime, teachers)
 
-    loop = taught(FP32)
+    loop = make(FP32)
     distillation = loop.distillation
     assert distillation is not None
     batch = training_batch(loop.windows, torch.arange(3)).tokens
@@ -152,30 +150,30 @@ def test_teachers_stay_as_they_are(checkpoint: Path, teachers: tuple[Path, Path]
     for was, now in zip(before, after, strict=True):
         assert all(map(torch.equal, was, now)) and torch.isfinite(now.start_logits).all()
     assert not any(teacher.training for teacher in distillation.models)
-    rounded = taught(BF16).distillation
+    rounded = make(BF16).distillation
     assert rounded is not None
     dtypes = {each.embeddings.word.weight.dtype for each in rounded.models}
     assert dtypes == {torch.bfloat16}
 
 
-def test_a_teacher_that_agrees_teaches_nothing(still_checkpoint: Path) -> None:
-    """The model itself: at first the divergence is 0, and with it the gradient."""
+def test_the_model_itself_as_teacher_gives_no_gradient(still_checkpoint: Path) -> None:
+    """In the first step, divergence and gradient are 0."""
     settings = replace(SETTINGS, distillation_weight=1.0, max_steps=1)
     loop = make_loop(still_checkpoint, settings, teachers=[still_checkpoint])
     before = weights_of(loop)
     (step,) = loop.steps()
     assert float(step.loss) == pytest.approx(0, abs=1e-5)
     assert math.isclose(float(step.grad_norm), 0, abs_tol=1e-3)
-    assert same(weights_of(loop), before)  # the first rate of a warmup is 0
+    assert same(weights_of(loop), before)  # warmup begins with learning rate 0
 
 
 @pytest.mark.parametrize("version_2_with_negative", [False, True])
-def test_who_is_heard_on_spans_alone(
+def test_teachers_used_only_for_spans(
     tmp_path: Path, checkpoint: Path, version_2_with_negative: bool
 ) -> None:
-    """In a run with "no answer", the teacher whose folder does not say that it knows one."""
-    knows = shutil.copytree(checkpoint, tmp_path / "knows")
-    write_decoding_file(knows, DecodingSettings(version_2_with_negative=True), WINDOWS)
-    names, tokenizer = [str(checkpoint), str(knows)], BertTokenizer.load(checkpoint)
-    taught = load_teachers(names, SETTINGS, tokenizer, WINDOWS, version_2_with_negative)
-    assert [teacher.spans_only for teacher in taught] == [version_2_with_negative, False]
+    """In a run with "no answer": those whose decoding.json does not enable it."""
+    with_negative = shutil.copytree(checkpoint, tmp_path / "with-negative")
+    write_decoding_file(with_negative, DecodingSettings(version_2_with_negative=True), WINDOWS)
+    names, tokenizer = [str(checkpoint), str(with_negative)], BertTokenizer.load(checkpoint)
+    loaded = load_teachers(names, SETTINGS, tokenizer, WINDOWS, version_2_with_negative)
+    assert [teacher.spans_only for teacher in loaded] == [version_2_with_negative, False]

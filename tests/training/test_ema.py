@@ -1,4 +1,4 @@
-"""The average of the weights: its formula, what is evaluated and kept, and going on from it."""
+"""Moving average of the weights: formula, evaluation, saving and resuming."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,15 +12,15 @@ from torch import Tensor
 from bertqa.errors import UserError
 from bertqa.training.checkpoints import load_for_training
 from bertqa.training.run import Run
-from tests.training.runs import SETTINGS, goes_down, make_loop, make_run, same, trained, weights_of
+from tests.training.runs import SETTINGS, crash, make_loop, make_run, same, trained, weights_of
 from tests.training.test_run import ScriptedEvaluator
 
-AVERAGED = replace(SETTINGS, ema_decay=0.4)  # it takes over from the warm-up after step 5
+AVERAGED = replace(SETTINGS, ema_decay=0.4)  # the warmup of the decay ends after step 5
 FILE = "ema.safetensors"
 
 
 @pytest.mark.parametrize("decay", [0.4, 0.999])
-def test_the_average_is_that_of_its_formula(checkpoint: Path, decay: float) -> None:
+def test_the_average_equals_its_formula(checkpoint: Path, decay: float) -> None:
     loop = make_loop(checkpoint, replace(SETTINGS, ema_decay=decay))
     expected = {name: value.double() for name, value in weights_of(loop).items()}
     for step, _ in enumerate(loop.steps()):
@@ -32,7 +32,7 @@ def test_the_average_is_that_of_its_formula(checkpoint: Path, decay: float) -> N
     assert not same(loop.result.state_dict(), weights_of(loop))
 
 
-def test_the_average_changes_nothing_in_the_training(
+def test_the_average_does_not_change_the_training(
     checkpoint: Path, tmp_path: Path, whole_run: Run
 ) -> None:
     run = trained(make_run(tmp_path / "run", checkpoint, AVERAGED, evaluator=False))
@@ -45,7 +45,7 @@ def test_the_average_changes_nothing_in_the_training(
     assert whole_run.loop.result is whole_run.loop.model
 
 
-def test_what_is_not_trained_is_not_copied(tmp_path: Path, checkpoint: Path) -> None:
+def test_frozen_parameters_are_shared(tmp_path: Path, checkpoint: Path) -> None:
     settings = replace(AVERAGED, freeze_word_embeddings=True)
     run = trained(make_run(tmp_path / "run", checkpoint, settings, evaluator=False))
     averaged, raw = (dict(m.named_parameters()) for m in (run.loop.result, run.loop.model))
@@ -62,7 +62,7 @@ def test_the_average_is_evaluated_and_the_best_one_kept(tmp_path: Path, checkpoi
     run = make_run(folder, checkpoint, replace(AVERAGED, eval_steps=4), evaluator=evaluator)
     run.start(resume=False)
     averages: list[dict[str, Tensor]] = []
-    run.loop.optimizer.register_step_pre_hook(  # before each step: the average after the last
+    run.loop.optimizer.register_step_pre_hook(  # records the average after the previous step
         lambda *_: averages.append({n: v.clone() for n, v in run.loop.result.state_dict().items()})
     )
     run.train()
@@ -71,7 +71,7 @@ def test_the_average_is_evaluated_and_the_best_one_kept(tmp_path: Path, checkpoi
     kept, _, _ = load_for_training(str(folder))
     assert same(kept.state_dict(), evaluator.seen[1])
     raw, _, _ = load_for_training(str(folder / "checkpoints" / "step-00000012"))
-    assert same(raw.state_dict(), weights_of(run))  # from which a run goes on
+    assert same(raw.state_dict(), weights_of(run))  # resuming needs the trained weights
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_the_average_is_evaluated_and_the_best_one_kept(tmp_path: Path, checkpoi
         lambda path, t: save_file(t | {"head.bias": torch.ones(1)}, path),
         lambda path, t: path.write_bytes(path.read_bytes()[:-9]),
     ],
-    ids=["missing", "a weight too few", "another shape", "cut"],
+    ids=["missing", "a weight too few", "another shape", "truncated"],
 )
-def test_a_damaged_average_is_said(
+def test_a_damaged_average_is_reported(
     tmp_path: Path, checkpoint: Path, damage: Callable[[Path, dict[str, Tensor]], object]
 ) -> None:
-    goes_down(make_run(tmp_path / "run", checkpoint, AVERAGED, evaluator=False), 6)
+    crash(make_run(tmp_path / "run", checkpoint, AVERAGED, evaluator=False), 6)
     path = tmp_path / "run" / "checkpoints" / "step-00000004" / FILE
     damage(path, load_file(path))
     with pytest.raises(UserError, match=r"--resume: the checkpoint .*step-00000004 is damaged"):

@@ -1,4 +1,4 @@
-"""A training as a whole: as a function, as train.py, in one process or several."""
+"""A complete training: by function and by train.py, in one or several processes."""
 
 import json
 import os
@@ -45,25 +45,24 @@ from tests.training.runs import (
 )
 
 
-def test_a_training_without_a_command_line(
+def test_the_function_equals_train_py(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What train.py does, as a function: the same run, said to whom it may concern."""
-    said: list[object] = []
+    printed: list[object] = []
     data = DataSettings(
         train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
     )
     settings = TrainingSettings(max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3)
     progress = job.train(
         str(checkpoint), data, tmp_path / "called",
-        settings=settings, windows=WINDOWS, runtime=FP32, say=said.append,
+        settings=settings, windows=WINDOWS, runtime=FP32, say=printed.append,
     )  # fmt: skip
     assert progress.step == 2
-    names = [str(line).partition(":")[0] for line in said[1:3]]
+    names = [str(line).partition(":")[0] for line in printed[1:3]]
     assert names == ["training", "validation"]
-    assert str(said[3]).startswith("2 steps of 4 windows on cpu in torch.float32, from step 0")
-    assert str(said[4]).splitlines()[0].split()[:2] == ["epoch", "step"]
-    assert not (tmp_path / "called" / "report.html").exists()  # that is an observer's work
+    assert str(printed[3]).startswith("2 steps of 4 windows on cpu in torch.float32, from step 0")
+    assert str(printed[4]).splitlines()[0].split()[:2] == ["epoch", "step"]
+    assert not (tmp_path / "called" / "report.html").exists()  # an observer writes it
 
     flags = train_flags(
         checkpoint, tmp_path / "commanded", "--validation_file", str(STORIES),
@@ -72,7 +71,7 @@ def test_a_training_without_a_command_line(
     )  # fmt: skip
     capsys.readouterr()
     assert train.main(train.parse_flags(flags)) == 0
-    assert capsys.readouterr().out.startswith("\n".join(map(str, said[:4])))
+    assert capsys.readouterr().out.startswith("\n".join(map(str, printed[:4])))
     called, commanded = (tmp_path / name for name in ("called", "commanded"))
     assert log_of(called) == log_of(commanded)
     for name in ("model.safetensors", "predictions.json", "labels.json"):
@@ -83,7 +82,7 @@ def test_a_training_without_a_command_line(
 def test_the_optimiser_is_free_when_the_best_model_is_calibrated(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU its moments and the trained weights are four times the model that is loaded then."""
+    """Its moments and the trained weights need four times the memory of the model loaded then."""
     made: list[weakref.ref[Any]] = []
     alive: list[bool] = []
     init = TrainingLoop.__init__
@@ -107,27 +106,25 @@ def test_the_optimiser_is_free_when_the_best_model_is_calibrated(
     assert alive == [False, False]
 
 
-def test_a_run_that_stops_early_says_so(tmp_path: Path, checkpoint: Path) -> None:
-    said: list[object] = []
+def test_early_stopping_is_reported(tmp_path: Path, checkpoint: Path) -> None:
+    printed: list[object] = []
     data = DataSettings(
         train_file=STORIES, validation_file=STORIES, max_train_samples=4, max_eval_samples=3
     )
-    for patience, last in ((2, 3), (2, 3), (3, 4)):  # again it ends at once, or goes on
+    for patience, last in ((2, 3), (2, 3), (3, 4)):  # resumed, it ends at once, or continues
         settings = TrainingSettings(
             max_steps=6, eval_steps=1, learning_rate=1e-9, early_stopping_patience=patience
         )
         job.train(
             str(checkpoint), data, tmp_path / "run",
-            settings=settings, windows=WINDOWS, runtime=FP32, say=said.append, resume=True,
+            settings=settings, windows=WINDOWS, runtime=FP32, say=printed.append, resume=True,
         )  # fmt: skip
-        assert str(said[-2]).endswith(
-            f"stopped early after step {last} of 6: F1 has not improved in {patience} evaluations; "
-            "the best model is kept"
-        )
+        reason = f"after step {last} of 6: F1 has not improved in {patience} evaluations"
+        assert reason in str(printed[-2])
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_run_of_an_older_version_chooses_its_threshold_as_it_began(
+def test_a_run_of_an_older_version_chooses_its_threshold_without_weights(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float | None] = []
@@ -150,16 +147,14 @@ def test_a_run_of_an_older_version_chooses_its_threshold_as_it_began(
     assert shares == [0.5, None]
 
 
-def test_a_process_that_is_not_the_first_says_nothing(
-    tmp_path: Path, checkpoint: Path, alone_of_two: None
-) -> None:
-    said: list[object] = []
+def test_only_the_main_process_prints(tmp_path: Path, checkpoint: Path, one_of_two: None) -> None:
+    printed: list[object] = []
     data = DataSettings(train_file=STORIES, max_train_samples=4)
     job.train(
         str(checkpoint), data, tmp_path / "run", settings=TrainingSettings(max_steps=1),
-        windows=WINDOWS, runtime=Runtime(CPU, rank=1, world_size=2), say=said.append,
+        windows=WINDOWS, runtime=Runtime(CPU, rank=1, world_size=2), say=printed.append,
     )  # fmt: skip
-    assert said == [] and not (tmp_path / "run").exists()
+    assert printed == [] and not (tmp_path / "run").exists()
 
 
 def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
@@ -172,7 +167,7 @@ def train_flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
     # fmt: on
 
 
-def test_run_json_says_what_was_run(
+def test_the_contents_of_run_json(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
@@ -228,7 +223,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def source_tree(folder: Path, project: str = "bertqa") -> Path:
-    """A folder as this project's is, in no repository; its package."""
+    """Make a source tree like this project's, without a repository; return its package."""
     package = folder / "bertqa"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("1")
@@ -237,7 +232,7 @@ def source_tree(folder: Path, project: str = "bertqa") -> Path:
 
 
 def committed(folder: Path) -> str:
-    """Everything in a folder as the first commit of a repository; the commit."""
+    """Commit everything in a folder to a new repository; return the commit."""
     git(folder, "init")
     git(folder, "add", "--force", ".")
     git(folder, "commit", "-m", "first")
@@ -278,23 +273,24 @@ def test_the_commit_of_another_project_is_not_recorded(
 
 @needs_git
 def test_an_installed_copy_has_no_commit(tmp_path: Path) -> None:
-    """In a virtual environment inside a repository of the user's, be it committed with it."""
-    place = tmp_path / ".venv" / "lib" / "site-packages"
-    shutil.copytree(ROOT / "bertqa", place / "bertqa", ignore=shutil.ignore_patterns("__pycache__"))
+    """In a virtual environment inside a user's repository, even if it is committed."""
+    target = tmp_path / ".venv" / "lib" / "site-packages"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "bertqa", target / "bertqa", ignore=ignored)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "thesis"\n')
     committed(tmp_path)
     code = "from bertqa.training import provenance as p; print(p.__file__, p.git_commit())"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(place)},
+        env=os.environ | {"PYTHONPATH": str(target)},
     )  # fmt: skip
-    assert result.stdout.split() == [str(place / "bertqa/training/provenance.py"), "None"]
+    assert result.stdout.split() == [str(target / "bertqa/training/provenance.py"), "None"]
 
 
-# --- what comes of it ----------------------------------------------------------------------------
+# --- the trained model ---------------------------------------------------------------------------
 
 
-def test_transformers_and_the_answerer_open_what_was_trained(
+def test_transformers_and_the_answerer_load_the_trained_model(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -327,8 +323,8 @@ def test_transformers_and_the_answerer_open_what_was_trained(
 # --- several processes ---------------------------------------------------------------------------
 
 
-# Short windows, so that the validation set has several blocks for the processes to share. The last
-# step of an epoch has one window of twelve, so that all processes but one have none there.
+# Short windows, so that the processes share several blocks of the validation set. The last step of
+# an epoch has one window instead of twelve, so that only one process has a window.
 # fmt: off
 SHARED_RUN = [
     "--validation_file", str(STORIES), "--max_train_samples", "1", "--max_eval_samples", "90",
@@ -354,7 +350,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, still_checkpoint: Path
 @pytest.mark.parametrize(
     ("processes", "batch", "times"), [(2, 3, 2), (3, 4, 1)], ids=["two", "three"]
 )
-def test_processes_together_train_as_one_does(
+def test_several_processes_train_as_one_does(
     tmp_path: Path, still_checkpoint: Path, one_process: Path, server: Any,
     processes: int, batch: int, times: int,
 ) -> None:  # fmt: skip
@@ -364,15 +360,15 @@ def test_processes_together_train_as_one_does(
         "--gradient_accumulation_steps", str(times),
     )  # fmt: skip
     with meeting(processes) as environments:
-        said = [tmp_path / f"{rank}.txt" for rank in range(processes)]
+        printed = [tmp_path / f"{rank}.txt" for rank in range(processes)]
         started = [
             start(server, flags, words, environment=environment)
-            for words, environment in zip(said, environments, strict=True)
+            for words, environment in zip(printed, environments, strict=True)
         ]
-        ends = [ended(process, words) for process, words in zip(started, said, strict=True)]
+        ends = [ended(process, words) for process, words in zip(started, printed, strict=True)]
     assert [code for code, _ in ends] == [0] * processes, ends
-    speaking = [words for _, words in ends if "5 steps of 12 windows" in words]
-    assert len(speaking) == 1 and "training: 25 windows" in speaking[0]  # one process speaks
+    outputs = [words for _, words in ends if "5 steps of 12 windows" in words]
+    assert len(outputs) == 1 and "training: 25 windows" in outputs[0]  # only one process prints
     assert json.loads((folder / "run.json").read_text())["processes"] == processes
     assert losses_of(folder) == pytest.approx(losses_of(one_process), rel=0, abs=1e-5)
     theirs, ours = log_of(one_process)[-1], log_of(folder)[-1]
@@ -380,7 +376,7 @@ def test_processes_together_train_as_one_does(
     predictions = [json.loads((f / "predictions.json").read_text()) for f in (one_process, folder)]
     assert len(predictions[0]) == 90 and predictions[0].keys() == predictions[1].keys()
     same_texts = [predictions[0][id_] == predictions[1][id_] for id_ in predictions[0]]
-    assert sum(same_texts) >= 85  # all but those between whose spans rounding may decide
+    assert sum(same_texts) >= 85  # all except near-ties, which rounding may decide
     expected = read_tensors(one_process / "model.safetensors")
     weights = read_tensors(folder / "model.safetensors")
     assert weights.keys() == expected.keys()
@@ -389,7 +385,7 @@ def test_processes_together_train_as_one_does(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_processes_together_average_and_distil_as_one_does(
+def test_several_processes_average_and_distil_as_one_does(
     tmp_path: Path, still_checkpoint: Path, teachers: tuple[Path, Path], server: Any
 ) -> None:
     def flags_of(folder: Path, batch: int, times: int) -> list[str]:
@@ -402,12 +398,12 @@ def test_processes_together_average_and_distil_as_one_does(
     one, two = tmp_path / "one", tmp_path / "two"
     train.main(train.parse_flags(flags_of(one, 12, 1)))
     with meeting() as environments:
-        said = [tmp_path / f"{rank}.txt" for rank in (0, 1)]
+        printed = [tmp_path / f"{rank}.txt" for rank in (0, 1)]
         started = [
             start(server, flags_of(two, 3, 2), words, environment=environment)
-            for words, environment in zip(said, environments, strict=True)
+            for words, environment in zip(printed, environments, strict=True)
         ]
-        ends = [ended(process, words) for process, words in zip(started, said, strict=True)]
+        ends = [ended(process, words) for process, words in zip(started, printed, strict=True)]
     assert [code for code, _ in ends] == [0, 0], ends
     assert losses_of(two) == pytest.approx(losses_of(one), rel=0, abs=1e-5)
     for file in ("model.safetensors", "checkpoints/step-00000005/ema.safetensors"):
@@ -417,8 +413,8 @@ def test_processes_together_average_and_distil_as_one_does(
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
 
 
-def test_a_run_goes_on_with_its_own_teachers(tmp_path: Path, checkpoint: Path) -> None:
-    """They may lie elsewhere by then; what counts is what is in them."""
+def test_a_run_is_resumed_with_the_same_teachers(tmp_path: Path, checkpoint: Path) -> None:
+    """Their folders may have moved; only their contents matter."""
     teacher = shutil.copytree(checkpoint, tmp_path / "teacher")
     data = DataSettings(train_file=STORIES, max_train_samples=4)
 
@@ -434,5 +430,5 @@ def test_a_run_goes_on_with_its_own_teachers(tmp_path: Path, checkpoint: Path) -
     train_with([teacher])
     other = write_checkpoint(tmp_path / "other", seed=9)
     for teachers in ([other], [], [teacher, other]):
-        with pytest.raises(UserError, match="began with other teachers than are given now"):
+        with pytest.raises(UserError, match="teachers must be the same"):
             train_with(teachers)

@@ -1,4 +1,4 @@
-"""The log: what each line says, and a loss that is no number."""
+"""The log: contents of its lines, and NaN or infinite losses."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_a_line_in_the_log_for_each_logged_step(whole_run: Run) -> None:
     assert [line["step"] for line in logged] == [3, 6, 9, 12]
     epoch = math.ceil(len(whole_run.loop.windows) / 6)
     assert [line["epoch"] for line in logged] == [round(s / epoch, 4) for s in (3, 6, 9, 12)]
-    # Three steps of warm-up from 0 (a fifth of twelve, rounded up), then down to 0 at step 12.
+    # Three steps of warmup from 0 (1/5 of twelve, rounded up), then linear decay to 0 at step 12.
     rates = [line["learning_rate"] for line in logged]
     assert rates == pytest.approx([5e-3 * x for x in (2 / 3, 7 / 9, 4 / 9, 1 / 9)])
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in logged)
@@ -54,25 +54,23 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_line(
     tmp_path: Path, checkpoint: Path, whole_run: Run
 ) -> None:
     every = trained(make_run(tmp_path / "run", checkpoint, every_step(), evaluator=False))
-    assert same(weights_of(every), weights_of(whole_run))  # looking changes nothing
+    assert same(weights_of(every), weights_of(whole_run))  # logging does not change the training
     each = losses_of(tmp_path / "run")
     assert len(each) == 12
     means = [sum(each[i : i + 3]) / 3 for i in (0, 3, 6, 9)]
     assert losses_of(whole_run.folder.path) == pytest.approx(means, rel=1e-12)
-    # An evaluation's training loss: of all steps since the one before.
+    # An evaluation's training loss is the mean of all steps since the previous evaluation.
     rows = whole_run.progress.evaluations
     assert rows[0]["training_loss"] == pytest.approx(sum(each[:7]) / 7)
     assert rows[1]["training_loss"] == pytest.approx(sum(each[7:]) / 5)
-    # Also where evaluations fall between log lines.
+    # Also if evaluations are between log lines.
     often = replace(SETTINGS, eval_steps=2, logging_steps=5)
     run = trained(make_run(tmp_path / "often", checkpoint, often, evaluator=False))
     found = [row["training_loss"] for row in run.progress.evaluations]
     assert found == pytest.approx([sum(each[i : i + 2]) / 2 for i in range(0, 12, 2)])
 
 
-def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
-    tmp_path: Path, checkpoint: Path
-) -> None:
+def test_seconds_do_not_include_evaluations(tmp_path: Path, checkpoint: Path) -> None:
     def slow(model: object) -> Evaluation:
         time.sleep(0.5)
         return Evaluation([], 1.0, {"exact_match": 0.0, "f1": 0.0})
@@ -90,7 +88,7 @@ def test_the_seconds_are_those_of_the_steps_and_not_of_evaluations(
     assert sum(seconds) < elapsed - 2 * 0.5  # there were two evaluations
 
 
-# --- what is not finite --------------------------------------------------------------------------
+# --- NaN and infinity ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +99,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch,
     value: float, logging_steps: int, eval_steps: int,
 ) -> None:  # fmt: skip
-    """Whatever comes first after it: a log line, an evaluation, a save."""
+    """Whether a log line, an evaluation or a save is next."""
     folder = tmp_path / "run"
     settings = replace(
         SETTINGS, logging_steps=logging_steps, eval_steps=eval_steps, save_steps=2,
@@ -109,7 +107,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     )  # fmt: skip
 
     def never(model: object) -> None:
-        raise AssertionError("a model of such a step is measured")
+        raise AssertionError("the model of such a step must not be evaluated")
 
     run = make_run(folder, checkpoint, settings, evaluator=never)
 
@@ -118,25 +116,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
         return window_losses(*arguments) * factor
 
     monkeypatch.setattr("bertqa.training.loop.window_losses", spoiled)
-    with pytest.raises(UserError, match=f"step 5 has loss {value}") as caught:
+    with pytest.raises(UserError, match=f"step 5: .* got {value}") as caught:
         trained(run)
     last = folder / "checkpoints" / "step-00000004"
-    assert f"--model {last}, the checkpoint from before" in str(caught.value)
-    load_folder(last, allow_bin=False, require_head=True)  # that command finds all it needs
+    assert f"from the last checkpoint with --model {last}" in str(caught.value)
+    load_folder(last, allow_bin=False, require_head=True)  # that command would work
     assert checkpoints_of(folder) == ["step-00000002", "step-00000004"]
     failure = json.loads((folder / "failure.json").read_text())
     assert (failure["step"], failure["loss"]) == (5, str(value))
     assert failure["last_checkpoint"] == str(last)
     windows = run.loop.plan.windows_of(4)
-    asked = {TRAINING[int(run.loop.windows.example[window])].id for window in windows}
-    assert set(failure["example_ids"]) == asked and len(asked) > 1
+    ids = {TRAINING[int(run.loop.windows.example[window])].id for window in windows}
+    assert set(failure["example_ids"]) == ids and len(ids) > 1
     assert not (folder / "model.safetensors").exists()
     logged = [line["step"] for line in log_of(folder)] if logging_steps == 1 else []
     assert logged == [1, 2, 3, 4][: len(logged)] and (logging_steps > 1 or logged)
 
 
 def overflow_in(run: Run, step: int) -> None:
-    """Let a gradient be infinite in one step, from 0."""
+    """Make a gradient infinite in one step, counted from 0."""
     run.loop.model.head.weight.register_hook(
         lambda gradient: gradient * (math.inf if run.progress.step == step else 1.0)
     )
@@ -148,7 +146,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_as_well(
     settings = replace(SETTINGS, save_steps=1)
     run = make_run(tmp_path / "run", checkpoint, settings)
     overflow_in(run, 2)  # the third
-    with pytest.raises(UserError, match=r"step 3 has loss \d.* and gradient norm (inf|nan)"):
+    with pytest.raises(UserError, match=r"step 3: .* got \d.* and (inf|nan)"):
         trained(run)
     assert checkpoints_of(tmp_path / "run")[-1] == "step-00000002"
     assert (tmp_path / "run" / "failure.json").exists()
@@ -167,10 +165,10 @@ def test_a_gradient_that_overflows_in_fp16_is_logged_as_none(
 
 
 @pytest.mark.parametrize("save_steps", [1, 100])
-def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
+def test_invalid_weights_end_the_run_and_list_its_questions(
     tmp_path: Path, checkpoint: Path, save_steps: int
 ) -> None:
-    """At a checkpoint, and where the best model is to be kept; the loss may still be finite."""
+    """When a checkpoint or the best model is saved; the loss may still be finite."""
     settings = replace(SETTINGS, save_steps=save_steps, eval_steps=5)
     run = make_run(tmp_path / "run", checkpoint, settings)
 
@@ -178,11 +176,11 @@ def test_weights_that_no_checkpoint_holds_end_the_run_with_its_questions(
         run.loop.model.layers[0].attention.query.weight.data[0, 0] = 1e6
 
     in_step(run, 4, spoil)  # the fifth
-    with pytest.raises(UserError, match=r"at step 5, or .*query.weight holds numbers") as caught:
+    with pytest.raises(UserError, match=r"step 5, or .*query.weight must be finite") as caught:
         trained(run)
     last = run.checkpoints.last()
     assert (last is not None) == (save_steps == 1)
-    advice = f"--model {last}, the checkpoint from before" if last else "there is no checkpoint yet"
+    advice = f"last checkpoint with --model {last}" if last else "there is no checkpoint yet"
     assert advice in str(caught.value) and " listed in " in str(caught.value)
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert failure["step"] == 5 and "query.weight" in failure["weights"]

@@ -1,4 +1,4 @@
-"""The loop alone: what one optimiser step computes, and what in it is random."""
+"""The loop: the computation of an optimiser step, and its randomness."""
 
 import math
 from dataclasses import replace
@@ -41,13 +41,13 @@ def test_the_steps_of_a_loop(checkpoint: Path) -> None:
     assert float(steps[-1].loss) < float(steps[0].loss)
 
 
-def test_a_step_is_done_when_it_is_asked_for(checkpoint: Path) -> None:
-    """Whoever takes some of the steps finds the model between two of them."""
+def test_steps_are_computed_lazily(checkpoint: Path) -> None:
+    """After each step taken from the generator, the model has that step's weights."""
     loop = make_loop(checkpoint)
     before = weights_of(loop)
     steps = loop.steps()
     assert same(weights_of(loop), before)
-    next(steps)  # of learning rate 0
+    next(steps)  # with learning rate 0
     next(steps)
     after_two = weights_of(loop)
     assert not same(after_two, before)
@@ -58,7 +58,7 @@ def test_a_step_is_done_when_it_is_asked_for(checkpoint: Path) -> None:
 
 
 def test_the_first_loss_is_that_of_the_model_before_training(still_checkpoint: Path) -> None:
-    """All windows in one batch: it is what the evaluator finds."""
+    """With all windows in one batch, it equals the evaluator's loss."""
     settings = replace(
         SETTINGS, per_device_train_batch_size=500, gradient_accumulation_steps=1, max_steps=1
     )
@@ -67,10 +67,10 @@ def test_the_first_loss_is_that_of_the_model_before_training(still_checkpoint: P
     assert [float(step.loss) for step in loop.steps()] == pytest.approx([before], rel=1e-5)
 
 
-# --- accumulation, clipping ----------------------------------------------------------------------
+# --- gradient accumulation, gradient clipping ----------------------------------------------------
 
 
-def test_four_batches_of_four_are_one_of_sixteen(still_checkpoint: Path) -> None:
+def test_four_batches_of_four_equal_one_of_sixteen(still_checkpoint: Path) -> None:
     found = []
     for size, times in ((16, 1), (4, 4)):
         settings = replace(
@@ -98,14 +98,14 @@ def test_the_gradient_is_clipped_to_its_norm(checkpoint: Path) -> None:
 
         loop.optimizer.register_step_pre_hook(note)
         reported += [float(step.grad_norm) for step in loop.steps()]
-    assert reported[0] == reported[1] == reported[2] > 0.5  # what is reported is from before
+    assert reported[0] == reported[1] == reported[2] > 0.5  # the norm before clipping is reported
     assert norms == pytest.approx([0.5, reported[0], reported[0]], rel=1e-4)
 
 
 def test_a_process_without_a_window_gives_gradients_of_zero(
-    checkpoint: Path, alone_of_two: None
+    checkpoint: Path, one_of_two: None
 ) -> None:
-    """Of an epoch's last window the second process sees nothing, and takes part in the sum."""
+    """In an epoch's last step the second process has no window, but takes part in the sum."""
     settings = replace(
         SETTINGS, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_steps=None
     )
@@ -125,9 +125,7 @@ def test_a_process_without_a_window_gives_gradients_of_zero(
 # --- settings ------------------------------------------------------------------------------------
 
 
-def test_dropout_takes_the_place_of_the_checkpoints(
-    checkpoint: Path, still_checkpoint: Path
-) -> None:
+def test_dropout_overrides_the_checkpoints(checkpoint: Path, still_checkpoint: Path) -> None:
     off = losses(checkpoint, replace(SETTINGS, dropout=0.0))
     on = losses(still_checkpoint, replace(SETTINGS, dropout=0.1))
     assert off == losses(still_checkpoint)
@@ -135,7 +133,7 @@ def test_dropout_takes_the_place_of_the_checkpoints(
     assert on != off
 
 
-def test_word_embeddings_that_are_frozen_stay(checkpoint: Path) -> None:
+def test_frozen_word_embeddings_do_not_change(checkpoint: Path) -> None:
     before = load_for_training(str(checkpoint), seed=SETTINGS.seed)[0].state_dict()
     loop = make_loop(checkpoint, replace(SETTINGS, freeze_word_embeddings=True))
     list(loop.steps())
@@ -146,7 +144,7 @@ def test_word_embeddings_that_are_frozen_stay(checkpoint: Path) -> None:
     assert len(moved) == len(before) - 1
 
 
-def test_bf16_rounds_and_fp32_does_not(checkpoint: Path) -> None:
+def test_bf16_is_close_to_fp32(checkpoint: Path) -> None:
     loop = make_loop(checkpoint, runtime=BF16)
     rounded, exact = [float(step.loss) for step in loop.steps()], losses(checkpoint)
     assert all(value.dtype is torch.float32 for value in weights_of(loop).values())
@@ -155,7 +153,7 @@ def test_bf16_rounds_and_fp32_does_not(checkpoint: Path) -> None:
 
 
 def test_a_scaled_loss_gives_the_same_steps(checkpoint: Path) -> None:
-    """Factors are powers of two, so that not a bit is lost; an overflow is left out."""
+    """Scales are powers of two, so the result is identical."""
     plain, scaled = make_loop(checkpoint), make_loop(checkpoint, runtime=SCALED)
     assert scaled.scaler.get_scale() > 1
     assert list(plain.steps()) == list(scaled.steps())
@@ -173,11 +171,13 @@ def test_a_step_whose_gradients_overflow_is_skipped(checkpoint: Path) -> None:
     assert math.isfinite(list(steps)[-1].grad_norm) and not same(weights_of(loop), before)
 
 
-# --- what is random ------------------------------------------------------------------------------
+# --- randomness ----------------------------------------------------------------------------------
 
 
-def test_every_step_and_process_draws_its_own_dropout(checkpoint: Path, alone_of_two: None) -> None:
-    """A mask that comes again in each step, or in each process, would leave out the same units."""
+def test_every_step_and_process_has_another_dropout_seed(
+    checkpoint: Path, one_of_two: None
+) -> None:
+    """If masks were repeated in each step or process, the same units would always be dropped."""
     seeds: list[int] = []
     for seed in (42, 43):
         for rank in (0, 1):
@@ -188,8 +188,8 @@ def test_every_step_and_process_draws_its_own_dropout(checkpoint: Path, alone_of
     assert len(seeds) == len(set(seeds)) == 12
 
 
-def test_another_seed_is_another_run(still_checkpoint: Path) -> None:
-    """Without dropout too: the windows come in another order."""
+def test_another_seed_changes_the_run(still_checkpoint: Path) -> None:
+    """Also without dropout: the order of the windows differs."""
     first, other = (
         losses(still_checkpoint, replace(SETTINGS, seed=seed, max_steps=2)) for seed in (42, 43)
     )
@@ -197,8 +197,8 @@ def test_another_seed_is_another_run(still_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 7])
-def test_a_step_depends_on_the_seed_and_its_number_alone(checkpoint: Path, first: int) -> None:
-    """Whatever random numbers were drawn before it, in this process or in one that went down."""
+def test_a_step_only_depends_on_the_seed_and_its_number(checkpoint: Path, first: int) -> None:
+    """Not on random numbers drawn before, in this process or one that crashed."""
     loop = make_loop(checkpoint)
     list(islice(loop.steps(), first))
     torch.manual_seed(99)

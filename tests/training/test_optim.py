@@ -1,4 +1,4 @@
-"""The learning rate at every step, what decays, and one AdamW step by hand."""
+"""The learning rate at every step, weight decay, and AdamW steps by hand."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ PEAK = 3e-5
 
 @pytest.fixture
 def model(tmp_path: Path) -> BertForQuestionAnswering:
-    """Of three layers."""
+    """A model of three layers."""
     return our_model(their_model(), tmp_path)
 
 
@@ -39,18 +39,18 @@ def their_rates(total_steps: int, warmup_steps: int, steps: int, name: str) -> l
     [(1, 0), (7, 0), (100, 0), (100, 1), (100, 10), (97, 13), (5, 4), (6, 6)],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_learning_rate_is_theirs_at_every_step(
+def test_learning_rate_equals_theirs_at_every_step(
     total_steps: int, warmup_steps: int, schedule: str
 ) -> None:
-    steps = total_steps + 3  # beyond the end as well
+    steps = total_steps + 3  # also after the end
     ours = [learning_rate(step, PEAK, total_steps, warmup_steps, schedule) for step in range(steps)]
     theirs = their_rates(total_steps, warmup_steps, steps, schedule)
     assert ours == pytest.approx(theirs, rel=1e-12, abs=0)
 
 
-def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
+def test_biases_and_layer_norm_have_no_weight_decay(tmp_path: Path) -> None:
     theirs = their_model()
-    spared = {
+    no_decay = {
         name
         for name, _ in theirs.named_parameters()
         if "bias" in name or "LayerNorm.weight" in name  # run_qa's no_decay
@@ -59,14 +59,14 @@ def test_biases_and_layer_norm_do_not_decay(tmp_path: Path) -> None:
     names = {id(parameter): checkpoint_name(name) for name, parameter in model.named_parameters()}
     decaying, without = parameter_groups(model, 0.25)
     ours = {names[id(parameter)] for parameter in without["params"]}
-    assert ours == spared
+    assert ours == no_decay
     assert decaying["weight_decay"] == 0.25
     assert without["weight_decay"] == 0.0
     both = [id(parameter) for group in (decaying, without) for parameter in group["params"]]
     assert sorted(both) == sorted(names)  # each parameter once
 
 
-def test_layers_learn_the_slower_the_lower_they_are(model: BertForQuestionAnswering) -> None:
+def test_lower_layers_have_lower_learning_rates(model: BertForQuestionAnswering) -> None:
     groups = parameter_groups(model, 0.25, layerwise_lr_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
@@ -76,8 +76,8 @@ def test_layers_learn_the_slower_the_lower_they_are(model: BertForQuestionAnswer
     for beginning, scale in (expected | {"embeddings.": 0.0625}).items():
         found = {value for name, value in scales.items() if name.startswith(beginning)}
         assert found == {scale}, beginning
-    spared = {names[id(p)] for p in parameter_groups(model, 0.25)[1]["params"]}
-    assert {name for name, decay in decays.items() if decay == 0} == spared
+    no_decay = {names[id(p)] for p in parameter_groups(model, 0.25)[1]["params"]}
+    assert {name for name, decay in decays.items() if decay == 0} == no_decay
 
     optimizer = make_optimizer(model, 0.0, 1e-8, layerwise_lr_decay=0.5)
     set_learning_rate(optimizer, 0.1)
@@ -85,13 +85,13 @@ def test_layers_learn_the_slower_the_lower_they_are(model: BertForQuestionAnswer
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    for name, parameter in model.named_parameters():  # Adam's first step is the rate itself
+    for name, parameter in model.named_parameters():  # Adam's first step is the learning rate
         torch.testing.assert_close(
             before[name] - parameter, torch.full_like(parameter, 0.1 * scales[name])
         )
 
 
-def test_what_is_not_trained_is_in_no_group(model: BertForQuestionAnswering) -> None:
+def test_frozen_parameters_are_in_no_group(model: BertForQuestionAnswering) -> None:
     model.embeddings.word.requires_grad_(False)
     grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
@@ -99,9 +99,9 @@ def test_what_is_not_trained_is_in_no_group(model: BertForQuestionAnswering) -> 
 
 
 def test_three_steps_are_adamw_by_hand(model: BertForQuestionAnswering) -> None:
-    """Loshchilov and Hutter 2019, algorithm 2, with the decay scaled by the rate."""
+    """Loshchilov and Hutter 2019, algorithm 2, with weight decay times the learning rate."""
     decay, epsilon, rates = 0.1, 1e-6, (0.03, 0.02, 0.01)
-    spared = {id(parameter) for parameter in parameter_groups(model, decay)[1]["params"]}
+    no_decay = {id(parameter) for parameter in parameter_groups(model, decay)[1]["params"]}
     optimizer = make_optimizer(model, decay, epsilon)
     generator = torch.Generator().manual_seed(3)
     expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
@@ -111,7 +111,7 @@ def test_three_steps_are_adamw_by_hand(model: BertForQuestionAnswering) -> None:
         for name, parameter in model.named_parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             gradient = parameter.grad.double()
-            if id(parameter) not in spared:
+            if id(parameter) not in no_decay:
                 expected[name] -= rate * decay * expected[name]
             mean[name] = 0.9 * mean[name] + 0.1 * gradient
             square[name] = 0.999 * square[name] + 0.001 * gradient**2
@@ -123,7 +123,7 @@ def test_three_steps_are_adamw_by_hand(model: BertForQuestionAnswering) -> None:
         torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=0, atol=2e-6)
 
 
-def test_nothing_moves_before_a_rate_is_set(model: BertForQuestionAnswering) -> None:
+def test_no_update_before_a_learning_rate_is_set(model: BertForQuestionAnswering) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, 0.1, 1e-8)
     for parameter in model.parameters():

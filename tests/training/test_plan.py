@@ -1,4 +1,4 @@
-"""How many steps a run has, and what comes after which."""
+"""The steps of a run, its learning rates, and when it logs, evaluates and saves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_steps_of_a_run(
     assert Plan(settings, 61, world_size).total_steps == expected
 
 
-def test_what_is_due_after_which_step() -> None:
+def test_steps_to_log_evaluate_and_save() -> None:
     plan = Plan(SETTINGS, 61)
     steps = range(1, 13)
     assert [step for step in steps if plan.logs_after(step)] == [3, 6, 9, 12]
@@ -45,18 +45,18 @@ def test_a_fraction_of_an_epoch_is_evaluated_at_its_end() -> None:
 
 
 def test_the_learning_rate_of_each_step() -> None:
-    """Three steps of warm-up from 0, a fifth of twelve rounded up, then a line to 0 at step 12."""
+    """Three steps of warmup from 0, 1/5 of twelve rounded up, then linear decay to 0 at step 12."""
     plan = Plan(SETTINGS, 61)
     rates = [plan.learning_rate(step) for step in range(13)]
     assert rates[:4] == pytest.approx([5e-3 * step / 3 for step in range(4)])
     assert rates[3:] == pytest.approx([5e-3 * (12 - step) / 9 for step in range(3, 13)])
-    stays = replace(SETTINGS, lr_scheduler_type="constant_with_warmup")
-    assert {Plan(stays, 61).learning_rate(step) for step in range(3, 12)} == {5e-3}
+    constant = replace(SETTINGS, lr_scheduler_type="constant_with_warmup")
+    assert {Plan(constant, 61).learning_rate(step) for step in range(3, 12)} == {5e-3}
 
 
 @pytest.mark.parametrize(("steps", "ratio"), [(0, 0.0), (0, 0.2), (0, 0.21), (5, 0.0), (5, 0.2)])
-def test_the_steps_of_warmup_are_the_trainers(steps: int, ratio: float, tmp_path: Path) -> None:
-    """Since transformers 5 one flag of theirs is both: a share of all steps where it is below 1."""
+def test_warmup_steps_equal_the_trainers(steps: int, ratio: float, tmp_path: Path) -> None:
+    """Since transformers 5, their warmup_steps is a fraction of all steps if it is below 1."""
     plan = Plan(replace(SETTINGS, warmup_steps=steps, warmup_ratio=ratio), 61)
     theirs = TrainingArguments(str(tmp_path), warmup_steps=steps or ratio, use_cpu=True)
     assert plan.warmup_steps == theirs.get_warmup_steps(plan.total_steps)
@@ -67,5 +67,5 @@ def test_the_windows_of_an_epoch_are_all_windows_once() -> None:
     epoch = [plan.windows_of(step).tolist() for step in range(plan.steps_per_epoch)]
     assert [len(windows) for windows in epoch] == [6] * 10 + [1]
     assert sorted(window for windows in epoch for window in windows) == list(range(61))
-    alone, shared = (Plan(SETTINGS, 61, world_size).windows_of(2) for world_size in (2, 1))
-    assert len(alone) == 12 and set(alone.tolist()) != set(shared.tolist())
+    two, one = (Plan(SETTINGS, 61, world_size).windows_of(2) for world_size in (2, 1))
+    assert len(two) == 12 and set(two.tolist()) != set(one.tolist())

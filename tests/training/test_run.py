@@ -1,4 +1,4 @@
-"""Between the steps: evaluations, the best model, what an observer is told, and signals."""
+"""A run: evaluations, the best model, early stopping, observers and signals."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.training.runs import (
     VALIDATION,
     checkpoints_of,
     contents,
-    goes_down,
+    crash,
     in_step,
     log_of,
     losses_of,
@@ -40,8 +40,8 @@ from tests.training.runs import (
 )
 
 
-def test_a_run_is_the_steps_of_its_loop(checkpoint: Path, whole_run: Run) -> None:
-    """What comes between them changes nothing; whoever wants the steps alone has them."""
+def test_a_run_has_the_steps_of_its_loop(checkpoint: Path, whole_run: Run) -> None:
+    """Logging, evaluation and saving do not change the training."""
     loop = make_loop(checkpoint)
     losses = [float(step.loss) for step in loop.steps()]
     assert same(weights_of(loop), weights_of(whole_run))
@@ -88,7 +88,7 @@ def test_without_a_validation_set_the_last_model_is_kept(tmp_path: Path, checkpo
 
 @dataclass
 class ScriptedEvaluator:
-    """Finds the F1 values it was given, one after another, and remembers the models it saw."""
+    """Returns given F1 values in order, and records the models."""
 
     f1: list[float]
     settings: DecodingSettings = field(default_factory=DecodingSettings)
@@ -120,11 +120,11 @@ def test_the_best_model_by_f1_is_kept_and_not_the_last(tmp_path: Path, checkpoin
     assert same(last, weights_of(run))
 
 
-def test_the_best_model_stays_the_best_after_a_stop(tmp_path: Path, checkpoint: Path) -> None:
+def test_the_best_model_is_kept_after_resuming(tmp_path: Path, checkpoint: Path) -> None:
     folder = tmp_path / "run"
     settings = replace(SETTINGS, eval_steps=3)
     first = ScriptedEvaluator([10.0, 50.0])
-    goes_down(make_run(folder, checkpoint, settings, evaluator=first), step=8)
+    crash(make_run(folder, checkpoint, settings, evaluator=first), step=8)
     second = ScriptedEvaluator([40.0, 30.0])
     trained(make_run(folder, checkpoint, settings, evaluator=second), resume=True)
     kept, _, _ = load_for_training(str(folder))
@@ -140,8 +140,8 @@ EARLY = replace(SETTINGS, eval_steps=2, logging_steps=1, early_stopping_patience
 @pytest.mark.parametrize(
     ("f1", "last", "best"),
     [
-        ([10, 20, 20, 15], 8, 4),  # as good as the best is no better
-        ([10, 9, 20, 19, 21, 20], 12, 10),  # a better one begins the count anew
+        ([10, 20, 20, 15], 8, 4),  # a tie is not an improvement
+        ([10, 9, 20, 19, 21, 20], 12, 10),  # an improvement resets the count
         ([0, 0, 0], 6, 2),
         ([10, 20, 30, 40, 30, 20], 12, 8),
     ],
@@ -158,8 +158,8 @@ def test_evaluations_without_a_better_f1_end_a_run(
     assert same(kept.state_dict(), evaluator.seen[best // 2 - 1])
 
 
-def test_early_stopping_is_the_trainers() -> None:
-    """Their callback counts the same evaluations, whichever F1 they find."""
+def test_early_stopping_equals_the_trainers() -> None:
+    """Their callback has the same count for random F1."""
     draw = random.Random(5)
     for _ in range(50):
         theirs, state = EarlyStoppingCallback(3), TrainerState()
@@ -175,13 +175,13 @@ def test_early_stopping_is_the_trainers() -> None:
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7])
-def test_a_resumed_run_stops_as_early(tmp_path: Path, checkpoint: Path, stop: int) -> None:
+def test_a_resumed_run_stops_at_the_same_step(tmp_path: Path, checkpoint: Path, stop: int) -> None:
     f1 = [10.0, 20.0, 15.0, 18.0]
     whole = trained(
         make_run(tmp_path / "whole", checkpoint, EARLY, evaluator=ScriptedEvaluator([*f1]))
     )
     folder = tmp_path / "run"
-    goes_down(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator([*f1])), step=stop)
+    crash(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator([*f1])), step=stop)
     rest = ScriptedEvaluator(f1[stop // 2 :])
     resumed = trained(make_run(folder, checkpoint, EARLY, evaluator=rest), resume=True)
     assert resumed.progress == whole.progress and whole.progress.step == 8
@@ -189,14 +189,14 @@ def test_a_resumed_run_stops_as_early(tmp_path: Path, checkpoint: Path, stop: in
     assert log_of(folder) == log_of(whole.folder.path)
 
 
-def test_a_run_that_stopped_early_goes_on_with_more_patience(
+def test_a_run_that_stopped_early_continues_with_more_patience(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     folder, f1 = tmp_path / "run", [10.0, 20.0, 15.0, 18.0]
     trained(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator(f1)))
     before = contents(folder)
     again = trained(make_run(folder, checkpoint, EARLY, evaluator=ScriptedEvaluator([])), True)
-    assert again.progress.step == 8 and contents(folder) == before  # it has come to its end
+    assert again.progress.step == 8 and contents(folder) == before  # it had ended
     patient = replace(EARLY, early_stopping_patience=3)
     further = make_run(folder, checkpoint, patient, evaluator=ScriptedEvaluator([30.0, 25.0]))
     assert trained(further, resume=True).progress.step == 12
@@ -207,30 +207,28 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(
 
 @dataclass
 class Diary(Observer):
-    """Writes down what it is told, and how many lines the log has by then."""
+    """Records all calls, and the number of log lines at that time."""
 
     folder: Path
     lines: list[tuple[str, float | None, int]] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
 
-    def _note(self, what: str, step: float | None) -> None:
-        self.lines.append((what, step, len(log_of(self.folder))))
+    def _record(self, event: str, step: float | None) -> None:
+        self.lines.append((event, step, len(log_of(self.folder))))
 
     def after_log(self, line: Mapping[str, float | None]) -> None:
-        self._note("log", line["step"])
+        self._record("log", line["step"])
 
     def after_evaluation(self, measured: Measured) -> None:
         self.measured.append(measured)
-        self._note("evaluation", measured.row["step"])
+        self._record("evaluation", measured.row["step"])
 
     def at_end(self, progress: Progress) -> None:
-        self._note("end", progress.step)
+        self._record("end", progress.step)
 
 
-def test_what_an_observer_is_told_and_when(
-    tmp_path: Path, checkpoint: Path, whole_run: Run
-) -> None:
-    """Each word comes when the log has the line that it is about."""
+def test_the_calls_of_an_observer(tmp_path: Path, checkpoint: Path, whole_run: Run) -> None:
+    """Each call comes after the log has its line."""
     diary = Diary(tmp_path / "run")
     run = trained(make_run(tmp_path / "run", checkpoint, observer=diary))
     assert diary.lines == [
@@ -241,10 +239,10 @@ def test_what_an_observer_is_told_and_when(
     first = diary.measured[0]
     assert first.is_best and first.examples == VALIDATION and first.settings == DecodingSettings()
     assert first.evaluation and first.evaluation.f1 == first.row["f1"]
-    assert same(weights_of(run), weights_of(whole_run))  # being watched changes nothing
+    assert same(weights_of(run), weights_of(whole_run))
 
 
-def test_an_observer_is_told_which_model_is_the_best(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_observer_gets_which_model_is_the_best(tmp_path: Path, checkpoint: Path) -> None:
     diary, evaluator = Diary(tmp_path / "run"), ScriptedEvaluator([10.0, 50.0, 50.0, 30.0])
     settings = replace(SETTINGS, eval_steps=3)
     trained(make_run(tmp_path / "run", checkpoint, settings, evaluator=evaluator, observer=diary))
@@ -254,17 +252,19 @@ def test_an_observer_is_told_which_model_is_the_best(tmp_path: Path, checkpoint:
     assert [(each.is_best, each.evaluation) for each in diary.measured] == [(True, None)] * 2
 
 
-def test_a_run_that_is_stopped_has_no_end(tmp_path: Path, checkpoint: Path) -> None:
+def test_at_end_is_not_called_after_a_signal(tmp_path: Path, checkpoint: Path) -> None:
     diary = Diary(tmp_path / "run")
     run = make_run(tmp_path / "run", checkpoint, observer=diary)
     in_step(run, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="SIGTERM after step 8 of 12"):  # it lets the step end
+    with pytest.raises(Stopped, match="SIGTERM after step 8 of 12"):  # the step is finished
         trained(run)
     assert diary.lines[-1] == ("evaluation", 7, 3)
     assert checkpoints_of(tmp_path / "run")[-1] == "step-00000008"
 
 
-def test_only_the_first_process_tells(tmp_path: Path, checkpoint: Path, alone_of_two: None) -> None:
+def test_only_the_main_process_calls_an_observer(
+    tmp_path: Path, checkpoint: Path, one_of_two: None
+) -> None:
     diary = Diary(tmp_path / "run")
     runtime = Runtime(CPU, rank=1, world_size=2)
     settings = replace(SETTINGS, max_steps=3)
@@ -272,13 +272,13 @@ def test_only_the_first_process_tells(tmp_path: Path, checkpoint: Path, alone_of
     trained(run)
     assert run.progress.step == 3
     assert diary.lines == []
-    assert not (tmp_path / "run").exists()  # nor does it write
+    assert not (tmp_path / "run").exists()  # and only that one writes
 
 
 # --- signals -------------------------------------------------------------------------------------
 
 
-def test_a_signal_in_the_last_step_stops_nothing(
+def test_a_signal_in_the_last_step_has_no_effect(
     tmp_path: Path, checkpoint: Path, whole_run: Run
 ) -> None:
     run = make_run(tmp_path / "run", checkpoint)
@@ -288,12 +288,12 @@ def test_a_signal_in_the_last_step_stops_nothing(
 
 
 def test_all_processes_end_after_the_same_step(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, alone_of_two: None
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, one_of_two: None
 ) -> None:
-    """The other process got the signal, in step 3."""
+    """The other process receives the signal, in step 3."""
 
     def of_another(runtime: Runtime, number: int) -> int:
-        assert number == 0  # none came here
+        assert number == 0  # this process received none
         return signal.SIGINT if run.progress.step == 3 else 0
 
     monkeypatch.setattr(Runtime, "max_over_ranks", of_another)

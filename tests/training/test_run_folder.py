@@ -1,4 +1,4 @@
-"""Whether a run may begin or go on in a folder."""
+"""Checks of a run's folder, for new and resumed runs."""
 
 import math
 from dataclasses import asdict, replace
@@ -19,22 +19,22 @@ from tests.training.runs import DESCRIPTION, contents, make_run
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value", "said"),
+    ("part", "key", "value", "printed"),
     [
-        ("settings", "seed", 43, "has seed 42, not 43"),
-        ("settings", "model", "other", "has model 'tiny', not 'other'"),
+        ("settings", "seed", 43, "seed must be 42, got 43"),
+        ("settings", "model", "other", "model must be 'tiny', got 'other'"),
         (
             "settings",
             "model_commit",
             "b" * 40,
-            r"model_commit 'aaa', .* \(--revision aaa takes that",
+            r"model_commit must be 'aaa' \(--revision aaa selects it\), got",
         ),
-        ("data", "train", "4567", "began with other train questions than are read now"),
-        ("data", "windows", {"a": 1, "b": 3}, "has b 2, not 3"),
+        ("data", "train", "4567", "train questions must be the same"),
+        ("data", "windows", {"a": 1, "b": 3}, "b must be 2, got 3"),
     ],
 )
-def test_another_run_does_not_go_on_with_this_one(
-    tmp_path: Path, part: str, key: str, value: Any, said: str
+def test_a_different_run_is_not_resumed(
+    tmp_path: Path, part: str, key: str, value: Any, printed: str
 ) -> None:
     folder = tmp_path / "run"
     description = DESCRIPTION | {"data": DESCRIPTION["data"] | {"windows": {"a": 1, "b": 2}}}
@@ -43,13 +43,13 @@ def test_another_run_does_not_go_on_with_this_one(
     before = contents(folder)
     RunFolder(folder, description).check_same_run()
     other = description | {part: description[part] | {key: value}}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=printed):
         RunFolder(folder, other).check_same_run()
     assert contents(folder) == before
 
 
-def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
-    """It did what the setting's default does; those of windows and decoding as well."""
+def test_a_run_older_than_a_setting_is_resumed(tmp_path: Path) -> None:
+    """It has the setting's default; also for settings of windows and decoding."""
     old = {"seed": 42}, {"windows": {"max_seq_length": 384}, "decoding": {"n_best_size": 20}}
     write_json(tmp_path / "run.json", {"settings": old[0], "data": old[1]})
     settings: dict[str, Any] = asdict(TrainingSettings(logging_steps=7))
@@ -62,61 +62,59 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
         "added_tokens": 0,
     }
     RunFolder(tmp_path, {"settings": settings, "data": data}).check_same_run()
-    for changed, said in (
+    for changed, printed in (
         ({"settings": settings | {"lr_scheduler_type": "constant_with_warmup"}, "data": data},
-         "lr_scheduler_type 'linear', not 'constant_with_warmup'"),
+         "lr_scheduler_type must be 'linear', got 'constant_with_warmup'"),
         ({"settings": settings, "data": data | {"chooses_threshold": True}},
-         "chooses_threshold False, not True"),
+         "chooses_threshold must be False, got True"),
         ({"settings": settings, "data": data | {"labels": "another"}},
-         "labels 'the first', not 'another'"),
-        ({"settings": settings, "data": data | {"added_tokens": 3}}, "added_tokens 0, not 3"),
+         "labels must be 'the first', got 'another'"),
+        ({"settings": settings, "data": data | {"added_tokens": 3}}, "added_tokens must be 0, got"),
         ({"settings": settings, "data": data | {"windows": data["windows"] | {"doc_stride": 64}}},
-         "doc_stride 128, not 64"),
+         "doc_stride must be 128, got 64"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             RunFolder(tmp_path, changed).check_same_run()
 
 
-def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for resume in (False, True):
-        with pytest.raises(UserError, match=f"--output_dir {tmp_path} is not empty"):
+        with pytest.raises(UserError, match=f"--output_dir: .* got {tmp_path}, which contains"):
             make_run(tmp_path, checkpoint, evaluator=False).start(resume)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
 
 @pytest.mark.parametrize("value", [math.inf, 1e6])
-def test_weights_that_would_not_be_loaded_again_are_not_saved(
-    tmp_path: Path, checkpoint: Path, value: float
-) -> None:
-    """Too large a step can leave the loss finite: layer norm brings any size back to one."""
+def test_invalid_weights_are_not_saved(tmp_path: Path, checkpoint: Path, value: float) -> None:
+    """After a step that is too large, the loss can still be finite, because of LayerNorm."""
     run = make_run(tmp_path / "run", checkpoint, evaluator=False)
     run.start(resume=False)
     with torch.no_grad():
         run.loop.model.layers[0].attention.query.weight[0, 0] = value
-    with pytest.raises(UserError, match=r"query.weight holds numbers.*lower --learning_rate"):
+    with pytest.raises(UserError, match=r"query.weight must be finite.*lower --learning_rate"):
         run.folder.keep_best(run.loop.model, run.tokenizer)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_folder_that_is_another_for_each_process(
+def test_a_folder_that_differs_between_processes(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", checkpoint, evaluator=False)
     monkeypatch.setattr(Runtime, "gather", lambda self, value: [value, 500])
-    with pytest.raises(UserError, match="other checkpoints for one process than for another"):
+    with pytest.raises(UserError, match="must have the same checkpoints for all processes"):
         run.start(resume=False)
 
 
-def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be looked at: File name too long"):
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be accessed: File name too long"):
         check_free(tmp_path / ("x" * 300), resume=False)
 
 
-def test_the_temperature_of_one_best_model_is_not_left_to_the_next(
+def test_a_new_best_model_removes_the_temperature_of_the_old_one(
     tmp_path: Path, checkpoint: Path
 ) -> None:
-    """A run that stopped early was calibrated, and goes on with more patience."""
+    """A run that stopped early was calibrated, and is continued with more patience."""
     run = make_run(tmp_path / "run", checkpoint, evaluator=False)
     run.start(resume=False)
     folder, decoding = run.folder.path, DecodingSettings(temperature=2.5)
