@@ -26,6 +26,7 @@ _ON_CPU = (
     "whole_job --questions 1000 --batch_sizes 1 8 --rounds 1",
     "startup --rounds 9",
     "memory",
+    "growth",
     "operators",
     "operators --precision int8",
     "operators --training",

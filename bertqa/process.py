@@ -1,4 +1,4 @@
-"""The id of the process that imported bertqa; runtime.py recognises forked children by it."""
+"""The id of the process that imported bertqa; runtime.py recognizes forked children by it."""
 
 import os
 

@@ -30,7 +30,7 @@ class Runtime:
 
     Attributes:
         device: the device.
-        dtype: dtype of matrix products; in training, weights and optimiser are always float32.
+        dtype: dtype of matrix products; in training, weights and optimizer are always float32.
         rank, world_size: index of this process, and number of processes.
         int8: whether linear layers use 8-bit integers, for inference only.
     """
@@ -211,7 +211,7 @@ def adapt_to_fork(device: str | torch.device) -> None:
 
     GNU OpenMP's threads, which torch uses for products, do not exist in a forked child, which would
     wait for them for ever. So a child uses one thread, even if more were requested. A child is
-    recognised only if its parent imported bertqa.
+    recognized only if its parent imported bertqa.
 
     Raises:
         UserError: the device is a GPU, which a forked child cannot use.
@@ -265,7 +265,7 @@ def start_runtime(
         precision: see ``select_precision``.
         backend: backend of torch.distributed; None for the fastest one of the device.
         longest_wait: timeout of collective operations. The other processes wait while rank 0 reads
-            and tokenises a large data set.
+            and tokenizes a large data set.
 
     Raises:
         UserError: the device or precision is not available.

@@ -316,5 +316,5 @@ class TrainingSettings(Settings):
             )
 
     def windows_per_step(self, world_size: int) -> int:
-        """Return the total batch size of an optimiser step, in windows."""
+        """Return the total batch size of an optimizer step, in windows."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size

@@ -17,6 +17,7 @@ from benchmarks import all as every
 from benchmarks import (
     equal_training,
     forward,
+    growth,
     harness,
     inference,
     memory,
@@ -118,7 +119,7 @@ def test_every_table_has_markers_on_the_page():
     page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     names = [
         "inference minilm", "inference minilm one", "inference base", "training minilm",
-        "whole job", "startup", "memory",
+        "whole job", "startup", "memory", "growth",
         "inference base gpu",
         "inference large gpu", "training base batch 32 gpu", "training large batch 32 gpu",
         "training large batch 64 gpu", "profile bf16", "profile int8", "profile training",
@@ -140,7 +141,7 @@ def test_all_passes_valid_flags_to_each_benchmark(on_gpu, monkeypatch, tmp_path)
     found = list(every.commands(given, tmp_path / "f"))
     if on_gpu:
         assert found.pop()[1:] == ["-m", "pytest", "-m", "gpu"]
-    assert len(found) == (5 if on_gpu else 10)
+    assert len(found) == (5 if on_gpu else 11)
     for command in found:
         benchmark = importlib.import_module(command[2])
         taken: list[list[str]] = []
@@ -337,6 +338,16 @@ def test_the_table_of_memory(model: str, no_process: None) -> None:
     assert [row[0] for row in rows[:3]] == ["1", "2", "20"]
     assert all(float(row[2]) >= 0 and row[4] == "1.00" for row in rows[:3]), rows
     assert [row[0] for row in rows[-3:]] == ["1", "3", "3, oneDNN's own limits"], rows
+
+
+def test_the_tables_of_growth(model: str, no_process: None) -> None:
+    flags = ["--model", model, "--questions", "100", "--characters", "10000", "--threads", "1"]
+    found = printed_table(growth.main, [*flags, "--tables", "questions", "context", "n_best_size"])
+    rows = [row for row in found if row[0][0].isdigit()]
+    sizes = ["10", "100", "1,000", "10,000", "1", "10", "100", "1,000"]
+    assert [row[0] for row in rows] == sizes
+    assert all(float(row[1]) > 0 for row in rows), rows
+    assert [bool(row[2]) for row in rows[:5]] == [False, True, False, True, False], rows
 
 
 class Once(InThisProcess):

@@ -16,7 +16,7 @@ from bertqa.commands.flags import run_script
 from bertqa.settings import DecodingSettings, WindowSettings
 from tests.helpers import DATA
 
-STOPPED, LAST = 23, 40  # optimiser steps of the run
+STOPPED, LAST = 23, 40  # optimizer steps of the run
 WINDOWS = WindowSettings(max_seq_length=48, doc_stride=8, max_query_length=16)
 DECODING = DecodingSettings(
     version_2_with_negative=True, null_score_diff_threshold=0.645775318145752

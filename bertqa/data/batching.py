@@ -73,7 +73,7 @@ def steps_per_epoch(num_windows: int, batch_size: int) -> int:
 
 
 def step_windows(num_windows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Return the windows of optimiser step ``step``, counted from 0, over all ranks.
+    """Return the windows of optimizer step ``step``, counted from 0, over all ranks.
 
     Each epoch is a new random order of all windows. The order depends only on seed and epoch, so a
     run that is resumed, or uses another number of processes, has the same batches.

@@ -78,7 +78,7 @@ class BertTokenizer:
         vocab_size: number of ids; the word embedding needs as many rows.
         settings: tokenizer_config.json, completed by defaults.
         source: the file with the vocabulary.
-        markers: number of added tokens that are recognised in a text.
+        markers: number of added tokens that are recognized in a text.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -110,7 +110,7 @@ class BertTokenizer:
         return cls(read_tokenizer_files(folder))
 
     def encode(self, texts: Sequence[str]) -> TokenTable:
-        """Tokenise texts, without adding special tokens; return ids and offsets."""
+        """Tokenize texts, without adding special tokens; return ids and offsets."""
         ids, spans, lengths = array("i"), array("i"), array("q")
         parts = [texts[first : first + _BATCH_SIZE] for first in range(0, len(texts), _BATCH_SIZE)]
         for encodings in _prefetch(self._encode_part, parts):
@@ -126,7 +126,7 @@ class BertTokenizer:
     def encode_contexts(self, texts: Sequence[str]) -> TokenTable:
         """Encode distinct texts with a cache of the most recently used.
 
-        A context is tokenised once for consecutive questions about it, also in several calls. The
+        A context is tokenized once for consecutive questions about it, also in several calls. The
         cache has at most ``KEPT_CONTEXTS`` texts with ``KEPT_CHARACTERS`` characters in total.
         """
         kept = dict(self._kept)  # a copy, since several threads may call this at once

@@ -55,7 +55,7 @@ class Added(NamedTuple):
     """A token added to the vocabulary.
 
     Attributes:
-        token: the token; ``token.special`` marks those of ``_STRUCTURE``, which are not recognised
+        token: the token; ``token.special`` marks those of ``_STRUCTURE``, which are not recognized
             in a user's text.
         number: its id in the file; None for the next free one.
         is_special: whether transformers omits it in decoding.

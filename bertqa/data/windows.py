@@ -1,4 +1,4 @@
-"""Windows: tokenised examples cut by a sliding window into the sequences that the model processes.
+"""Windows: tokenized examples cut by a sliding window into the sequences that the model processes.
 
 A window is ``[CLS] question [SEP] part of the context [SEP]``. A context too long for one window is
 cut into several, each of which repeats the last ``doc_stride`` context tokens of the previous one
@@ -6,7 +6,7 @@ cut into several, each of which repeats the last ``doc_stride`` context tokens o
 
 E  examples      W  windows      C  distinct contexts      L  tokens of one window
 
-Each question and each distinct context is tokenised and stored once; a window only refers to a
+Each question and each distinct context is tokenized and stored once; a window only refers to a
 question and a part of a context. Training, evaluation and inference use the same windows; labels.py
 adds labels for training.
 """
@@ -108,7 +108,7 @@ class WindowSet:
 def make_windows(
     examples: Sequence[Example], tokenizer: BertTokenizer, settings: WindowSettings
 ) -> WindowSet:
-    """Tokenise examples and cut them into windows.
+    """Tokenize examples and cut them into windows.
 
     The windows equal, token for token, those of transformers' tokenizer with
     ``truncation="only_second"``, ``stride`` and ``return_overflowing_tokens``.

@@ -284,7 +284,7 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
     def heads(kept: int) -> tuple[str, ...]:
         values, chosen = squares.topk(kept, dim=-1)
         bytes_ = torch.zeros_like(squares, dtype=torch.uint8)
-        bytes_.scatter_(-1, chosen, quantised(values))
+        bytes_.scatter_(-1, chosen, quantized(values))
         return tuple(_base64(zlib.compress(square.numpy().tobytes())) for square in bytes_)
 
     fitting = bisect_right(ladder, budget, lo=1, key=lambda kept: sum(map(len, heads(kept))))
@@ -292,8 +292,8 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
     return PackedAttention(heads(kept), kept, float(shares[kept - 1]))
 
 
-def quantised(probabilities: Tensor) -> Tensor:
-    """Quantise probabilities to bytes b, (b / 255)^2, with the finest steps near zero."""
+def quantized(probabilities: Tensor) -> Tensor:
+    """Quantize probabilities to bytes b, (b / 255)^2, with the finest steps near zero."""
     return (probabilities.clamp(0, 1).sqrt() * 255).round().to(torch.uint8)
 
 
@@ -311,7 +311,7 @@ def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
         "context": [e.context_tokens.start, e.context_tokens.stop],
         "answer": [e.answer.first, e.answer.last],
         "strongest": e.inside.strongest_head,
-        "lens": _base64(quantised(e.layer_logits.softmax(dim=-1)).numpy().tobytes()),  # (n, 2, L)
+        "lens": _base64(quantized(e.layer_logits.softmax(dim=-1)).numpy().tobytes()),  # (n, 2, L)
         "bests": [r.best and (r.best.first, r.best.last) for r in e.layers],
         "parts": {
             name: [round(value, 4) for value in values.tolist()]

@@ -120,7 +120,7 @@ class ScoredText:
         """Yield the best span that ``_search_each`` found in each window, or None.
 
         Args:
-            log_totals: logarithm of the normaliser of each probability.
+            log_totals: logarithm of the normalizer of each probability.
         """
         rows = torch.searchsorted(spans.question, torch.arange(len(numbers) + 1)).tolist()
         for (row, beyond), number, log_total in zip(

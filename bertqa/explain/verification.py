@@ -107,7 +107,7 @@ def compare_checkpoint(
     if questions is None:
         examples += _added_token_example(their_tokenizer)
     windows = make_windows(examples, tokenizer, settings)
-    if report.initialised:
+    if report.initialized:
         theirs.qa_outputs.load_state_dict(ours.head.state_dict())
     rows = {name: Row(name, times * bound) for name, times in QUANTITIES.items()}
     left_out = compare_windows(rows["token ids"], examples, windows, settings, their_tokenizer)
@@ -121,7 +121,7 @@ def compare_checkpoint(
     facts = [
         f"{report.source}: {len(report.loaded)} tensors; torch {torch.__version__}, "
         f"transformers {library.__version__}, float32 on the CPU",
-        f"S and E: {'random, the checkpoint has none' if report.initialised else 'loaded'}",
+        f"S and E: {'random, the checkpoint has none' if report.initialized else 'loaded'}",
         f"data: {counted(len(examples), 'question')}, {counted(len(lengths), 'window')} of "
         f"{min(lengths)} to {max(lengths)} tokens, from {questions or 'this command'}",
     ]

@@ -210,7 +210,7 @@ class BertForQuestionAnswering(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise weights as transformers does: normal, biases 0, LayerNorm the identity.
+        """Initialize weights as transformers does: normal, biases 0, LayerNorm the identity.
 
         BERT's authors used a normal distribution truncated at two standard deviations.
         """
@@ -258,7 +258,7 @@ def window_losses(
 
     ``-log P_start(start) - log P_end(end)``, where P_start is the softmax of S.T_i over the tokens
     of one window and P_end that of E.T_i (Devlin et al. 2019, section 4.2). transformers halves
-    this sum; the paper does not. Training minimises its mean over the windows of a step.
+    this sum; the paper does not. Training minimizes its mean over the windows of a step.
 
     Args:
         output: logits of N windows, laid end to end.

@@ -51,7 +51,7 @@ class LoadReport:
         loaded: tensors loaded into the model, by their current names in checkpoints.
         renamed: old name in the file -> current name.
         left_over: ignored tensors, by their current names.
-        initialised: parameters missing in the file, randomly initialised.
+        initialized: parameters missing in the file, randomly initialized.
         unknown_config_keys: unknown keys of config.json.
     """
 
@@ -59,7 +59,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     renamed: Mapping[str, str]
     left_over: tuple[str, ...]
-    initialised: tuple[str, ...]
+    initialized: tuple[str, ...]
     unknown_config_keys: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class LoadReport:
             lines.append(f"  renamed: {len(self.renamed)}, such as {example}")
         for title, names in (
             ("left over", self.left_over),
-            ("newly initialised", self.initialised),
+            ("newly initialized", self.initialized),
             ("unknown config keys", self.unknown_config_keys),
         ):
             if names:
@@ -86,7 +86,7 @@ def load_checkpoint(
     Args:
         folder: config.json with model.safetensors, shards and their index, or pytorch_model.bin.
         allow_bin: allow pytorch_model.bin, which is a pickle (only tensors are unpickled).
-        require_head: reject a checkpoint without S and E. If False, missing S and E are initialised
+        require_head: reject a checkpoint without S and E. If False, missing S and E are initialized
             with torch's random number generator, for training.
 
     Raises:
@@ -171,24 +171,24 @@ def _build(
     """Build the model of a config from these tensors; each must belong to it."""
     renamed = _rename(tensors, source)
     # A corrupt config may declare millions of layers, so check the names before building the model.
-    initialised = _check_names(tensors, config.num_hidden_layers, source, require_head)
+    initialized = _check_names(tensors, config.num_hidden_layers, source, require_head)
     model = _meta_model(config)
     expected = {checkpoint_name(name): p for name, p in model.named_parameters()}
     for name, parameter in expected.items():
-        if name not in initialised:
+        if name not in initialized:
             _check_dtype_and_shape(name, tensors[name], parameter.shape)
     fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
     head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
     state = {
-        name: _read_weights(theirs, tensors[theirs]) if theirs not in initialised else head[theirs]
+        name: _read_weights(theirs, tensors[theirs]) if theirs not in initialized else head[theirs]
         for name, theirs in zip(dict(model.named_parameters()), expected, strict=True)
     }
     left_over = tuple(sorted(set(tensors) - set(expected)))
     if _POSITION_IDS in left_over:
         _check_position_ids(tensors[_POSITION_IDS], config.max_position_embeddings)
     model.load_state_dict(state, assign=True)
-    loaded = tuple(sorted(set(expected) - set(initialised)))
-    report = LoadReport(source, loaded, renamed, left_over, initialised, tuple(unknown_keys))
+    loaded = tuple(sorted(set(expected) - set(initialized)))
+    report = LoadReport(source, loaded, renamed, left_over, initialized, tuple(unknown_keys))
     return model.eval(), report
 
 
@@ -325,7 +325,7 @@ def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
 def _check_names(
     tensors: Tensors, num_layers: int, source: Path, require_head: bool
 ) -> tuple[str, ...]:
-    """Check that names and tensors match one to one; return the names to initialise."""
+    """Check that names and tensors match one to one; return the names to initialize."""
     # Read only as many names as the file may contain: the config may declare millions of layers.
     expected = set(islice(checkpoint_names(num_layers), len(tensors) + 1000))
     for name in sorted(set(tensors) - expected):
@@ -354,7 +354,7 @@ def _check_dtype_and_shape(name: str, stored: StoredTensor, shape: torch.Size) -
     if stored.dtype not in FLOATS:
         raise UserError(
             f"{stored.file}: {name} must be floating point, got {stored.dtype}: use the checkpoint "
-            "that is not quantised"
+            "that is not quantized"
         )
     if stored.shape != tuple(shape):
         raise UserError(

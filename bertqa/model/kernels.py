@@ -236,7 +236,7 @@ class _WindowAttention(torch.autograd.Function):
 
     A softmax divides exponentials by the sum of their row. The division is applied to the output,
     whose rows have K elements, not to the exponentials, whose rows have L. Below, ``weights`` are
-    the unnormalised exponentials, and ``scale`` is the factor of each row: one over its sum and,
+    the unnormalized exponentials, and ``scale`` is the factor of each row: one over its sum and,
     with dropout, over the fraction kept.
     """
 

@@ -38,7 +38,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 def load_for_training(
     name: str, *, seed: int = 42, revision: str | None = None, allow_bin: bool = False
 ) -> tuple[BertForQuestionAnswering, BertTokenizer, LoadReport]:
-    """Load a model and its tokenizer; missing S and E are initialised from ``seed``.
+    """Load a model and its tokenizer; missing S and E are initialized from ``seed``.
 
     Raises:
         UserError: the model is not available, corrupt, or not a BERT.
@@ -50,10 +50,10 @@ def load_for_training(
 
 @dataclass
 class Progress:
-    """State of a run besides weights and optimiser; saved in each checkpoint.
+    """State of a run besides weights and optimizer; saved in each checkpoint.
 
     Attributes:
-        step: completed optimiser steps.
+        step: completed optimizer steps.
         losses_since_log, losses_since_evaluation: loss of each step since then.
         tokens_since_log, seconds_since_log: of this process, without evaluations.
         grad_norm: gradient norm of the last step.

@@ -1,11 +1,11 @@
 """Exponential moving average (EMA) of the weights.
 
-After each optimiser step, counted from 0:
+After each optimizer step, counted from 0:
 
     d = min(decay, (1 + step) / (10 + step))
     average = d * average + (1 - d) * weight
 
-Averaged iterates generalise better than the last one (Polyak and Juditsky 1992). The fraction is
+Averaged iterates generalize better than the last one (Polyak and Juditsky 1992). The fraction is
 the warmup of TensorFlow's tf.train.ExponentialMovingAverage: without it the initial weights would
 dominate the average for about 1 / (1 - decay) steps.
 """
@@ -20,7 +20,7 @@ from bertqa.model.bert import BertForQuestionAnswering
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Return the decay of the average at optimiser step ``step``, counted from 0."""
+    """Return the decay of the average at optimizer step ``step``, counted from 0."""
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -48,7 +48,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average after optimiser step ``step``, counted from 0."""
+        """Update the average after optimizer step ``step``, counted from 0."""
         decay = decay_at(step, self.decay)
         for name, average in self.averages.items():
             average.lerp_(self._weights[name], 1 - decay)

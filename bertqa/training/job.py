@@ -121,7 +121,7 @@ def train(
     tell(_first_line(run, runtime))
     progress = run.train()
     tell(_last_lines(run))
-    del run, student, loaded_teachers  # free the optimiser before calibration loads the best model
+    del run, student, loaded_teachers  # free the optimizer before calibration loads the best model
     if runtime.is_main and validation.examples:
         observer = observer or Observer()
         calibrate_best(folder, validation.examples, windows, decoding, runtime, observer, tell)

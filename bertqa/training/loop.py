@@ -1,4 +1,4 @@
-"""The training loop: a generator of optimiser steps.
+"""The training loop: a generator of optimizer steps.
 
 B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
 
@@ -42,7 +42,7 @@ from bertqa.training.replicas import Replicas
 
 
 class Step(NamedTuple):
-    """A completed optimiser step.
+    """A completed optimizer step.
 
     Attributes:
         number: number of the step, from 1.

@@ -10,7 +10,7 @@ from torch import nn
 def learning_rate(
     step: int, peak: float, total_steps: int, warmup_steps: int, schedule: str = "linear"
 ) -> float:
-    """Return the learning rate of optimiser step ``step``, counted from 0.
+    """Return the learning rate of optimizer step ``step``, counted from 0.
 
     Warmup is linear from 0 to ``peak``; without it the first step has the peak. Then follows one of
     transformers' schedules:

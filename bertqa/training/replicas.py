@@ -5,7 +5,7 @@
     add        S gradients     -> the model's gradients, summed in the order of the shares
 
 Cores that split every matrix product of a batch wait for each other after each product. Cores with
-windows of their own wait once per batch. The replicas share the model's weights, so the optimiser
+windows of their own wait once per batch. The replicas share the model's weights, so the optimizer
 updates all of them at once; each has its own gradients.
 """
 

@@ -39,7 +39,7 @@ class Run:
         teachers: models for distillation.
 
     Attributes:
-        loop: model, optimiser and plan.
+        loop: model, optimizer and plan.
         progress: state of the run.
     """
 

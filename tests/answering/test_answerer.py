@@ -346,7 +346,7 @@ def test_the_weights_folder_is_in_the_source_tree(monkeypatch, tmp_path):
 def test_the_seed_initializes_a_missing_head(folder, tmp_path):
     headless = World(tmp_path, folder).tensors(without_head)
     first, again, other = (load_for_training(str(headless), seed=seed) for seed in (1, 1, 2))
-    assert first[2].initialised == ("qa_outputs.bias", "qa_outputs.weight")
+    assert first[2].initialized == ("qa_outputs.bias", "qa_outputs.weight")
     assert first[1].vocab_size == first[0].config.vocab_size
     assert torch.equal(first[0].head.weight, again[0].head.weight)
     assert not torch.equal(first[0].head.weight, other[0].head.weight)

@@ -625,7 +625,7 @@ def test_a_checkpoint_without_head_can_be_trained(
 ) -> None:
     assert call("train", *world.train("--model", world.tensors(without_head))) == 0
     out = capsys.readouterr().out
-    assert "newly initialised: qa_outputs.bias, qa_outputs.weight" in out
+    assert "newly initialized: qa_outputs.bias, qa_outputs.weight" in out
     assert call("infer", *world.ask("--model", world.out)) == 0
 
 

@@ -150,7 +150,7 @@ def test_special_tokens_in_a_text_are_text(both):
     assert not special & set(ids)
     assert ours.tokens(ids[:7]) == ["the", "[", "s", "##e", "##p", "]", "in"]
     assert offsets[1:6] == [(4, 5), (5, 6), (6, 7), (7, 8), (8, 9)]
-    # By default, transformers recognises special tokens in a user's text.
+    # By default, transformers recognizes special tokens in a user's text.
     assert theirs.sep_token_id in theirs(text, add_special_tokens=False)["input_ids"]
 
 

@@ -17,7 +17,7 @@ SIZES = {lowercase: len(vocabulary(lowercase)) for lowercase in LOWERCASE}
 SIZE = 10**6  # placeholder for the id of the first added token, one of SIZES
 # Contains all tokens that the folders below add, and similar texts that are not tokens.
 TEXT = "The river [E1] was ZORK[E1]a zork,zorks [un1]  <q> in[E2] [E3]zórk [unused] Ångström"
-# Texts without special tokens, which transformers recognises by default.
+# Texts without special tokens, which transformers recognizes by default.
 PLAIN_TEXTS = [TEXT, *(t for t in TEXTS if not re.search(r"\[(PAD|UNK|CLS|SEP|MASK)\]", t))]
 
 

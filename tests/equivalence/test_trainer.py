@@ -47,7 +47,7 @@ class Case:
         at_once: our batch size; a step always has BATCH windows.
         epsilon: their AdamW's eps. A large one matters in every step; a usual one turns gradients
             that are rounding errors into steps.
-        steps, warmup_steps: optimiser steps, and those of warmup.
+        steps, warmup_steps: optimizer steps, and those of warmup.
         schedule: learning rate schedule.
     """
 

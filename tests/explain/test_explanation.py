@@ -19,7 +19,7 @@ from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.explanation import answer_text
 from bertqa.explain.hooks import record
-from bertqa.explain.page_data import packed_attention, quantised
+from bertqa.explain.page_data import packed_attention, quantized
 from bertqa.explain.sources import sources
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.checkpoint import load_checkpoint
@@ -267,9 +267,9 @@ def test_packed_attention_stays_within_its_budget():
         assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
 
 
-def test_quantised_probabilities():
+def test_quantized_probabilities():
     given = torch.tensor([0.0, 1e-5, 0.25, 1.0, 1.1])
-    assert quantised(given).tolist() == [0, 1, 128, 255, 255]
+    assert quantized(given).tolist() == [0, 1, 128, 255, 255]
 
 
 def test_clean_replaces_characters_that_html_forbids():

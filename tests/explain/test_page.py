@@ -14,7 +14,7 @@ from bertqa.answering.answers import Prediction
 from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.page import page
-from bertqa.explain.page_data import BUDGET, direction_of, packed_attention, percent, quantised
+from bertqa.explain.page_data import BUDGET, direction_of, packed_attention, percent, quantized
 from bertqa.explain.sources import sources
 from bertqa.report.page import clean
 from bertqa.settings import WindowSettings
@@ -445,7 +445,7 @@ def test_attention_of_any_head_and_token(tab, e):
         assert f"“\u2068{e.tokens[token]}\u2069”" in text_of(tab, "#attention-summary")
         square = e.inside.attentions[layer, head]
         for key, values in (("from", square[token]), ("to", square[:, token])):
-            bytes_ = quantised(values)
+            bytes_ = quantized(values)
             most = max(bytes_[i] for i in words)
             best = next(i for i in words if bytes_[i] == most)  # the first of a tie
             row = text_of(tab, f"#attention-{key} tr")

@@ -80,7 +80,7 @@ def refusal(folder, *words, **options):
 
 
 def test_loading_does_not_import_torchs_compiler(saved):
-    """Initialising weights on the meta device would import it, for seconds."""
+    """Initializing weights on the meta device would import it, for seconds."""
     code = (
         "import sys; from pathlib import Path\n"
         "from bertqa.model.checkpoint import load_checkpoint\n"
@@ -126,7 +126,7 @@ def test_a_folder_of_transformers(saved, theirs):
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
     assert report.source == saved / "model.safetensors"
     assert set(report.loaded) == set(theirs.state_dict())
-    assert (report.renamed, report.left_over, report.initialised) == ({}, (), ())
+    assert (report.renamed, report.left_over, report.initialized) == ({}, (), ())
     assert report.unknown_config_keys == ()
     assert str(report) == f"{saved / 'model.safetensors'}: {len(report.loaded)} tensors loaded"
 
@@ -409,9 +409,9 @@ def test_an_encoder_without_a_head(make, tensors, theirs):
     refusal(folder, "model.safetensors", "qa_outputs", "train")
     torch.manual_seed(7)
     model, report = load_checkpoint(folder, require_head=False)
-    assert report.initialised == HEAD
+    assert report.initialized == HEAD
     assert set(report.loaded) == set(tensors) - set(HEAD)
-    # Initialised from torch's generator: equal for equal seeds, different for others.
+    # Initialized from torch's generator: equal for equal seeds, different for others.
     torch.manual_seed(7)
     again, _ = load_checkpoint(folder, require_head=False)
     other, _ = load_checkpoint(folder, require_head=False)
@@ -660,6 +660,6 @@ def test_a_report_with_everything_in_it(make, tensors, tmp_path):
         f"{tmp_path / 'model.safetensors'}: 53 tensors loaded",
         f"  renamed: 14, such as {old} -> {new}",
         "  left over: cls.predictions.bias",
-        "  newly initialised: qa_outputs.bias, qa_outputs.weight",
+        "  newly initialized: qa_outputs.bias, qa_outputs.weight",
         "  unknown config keys: novelty",
     ]

@@ -257,7 +257,7 @@ def subclass(linear: nn.Linear) -> nn.Module:
 
 
 class OwnWeight(torch.Tensor):
-    """A weight that defines its own product, as quantised ones do."""
+    """A weight that defines its own product, as quantized ones do."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -401,7 +401,7 @@ class Scaled(Wrapper):
 
 
 class OnlyFloat32(Wrapper):
-    """Rejects other inputs, as dynamically quantised layers do."""
+    """Rejects other inputs, as dynamically quantized layers do."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype is torch.float32

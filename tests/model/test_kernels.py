@@ -31,7 +31,7 @@ def dropout_multiplier(x: Tensor, rate: float) -> Tensor:
 def every_number(monkeypatch) -> Tensor:
     """A tensor for which the "random" words are all 2**16 sixteen-bit numbers, once each."""
 
-    def each_once(words: Tensor, *bounds: object) -> Tensor:
+    def each_once(words: Tensor, *bounds: object, generator: object) -> Tensor:
         numbers = torch.arange(-(2**15), 2**15).to(torch.int16)
         return words.copy_(numbers.view(torch.int64))
 
@@ -181,7 +181,7 @@ def both_implementations(lengths, heads, size, dtype, rate, seed=7):
 
 
 def self_attention(rate: float) -> SelfAttention:
-    with torch.random.fork_rng([]):  # initialising linear layers must not change dropout's seed
+    with torch.random.fork_rng([]):  # initializing linear layers must not change dropout's seed
         return SelfAttention(BertConfig(**TINY | {"attention_probs_dropout_prob": rate}))
 
 

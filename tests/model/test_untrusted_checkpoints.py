@@ -368,7 +368,7 @@ def test_scores_that_are_not_finite(folder):
     qa = QuestionAnswerer.from_pretrained(folder, device="cpu", precision="fp32")
     with torch.no_grad():
         qa.model.head.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="scores that are not finite"):
+    with pytest.raises(UserError, match="scores must be finite"):
         qa("who", "the quick brown fox")
 
 
@@ -463,10 +463,10 @@ TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
         ("", {"added_tokens": [added(id=7)]}, "got 7"),
         ("", {"added_tokens": [added(id=-1)]}, "got -1"),
         ("", {"added_tokens": [added(content=7)]}, "is not a tokenizer"),
-        ("", {"added_tokens": [added(novelty=7)]}, f"has {len(WORDS) + 1} tokens"),
+        ("", {"added_tokens": [added(novelty=7)]}, f"({len(WORDS)}), got {len(WORDS) + 1}"),
         ("", {"added_tokens": [{}]}, "is not a tokenizer"),
         ("", {"added_tokens": {"a": 1}}, "is not a tokenizer"),
-        ("", {"added_tokens": [added()]}, f"has {len(WORDS) + 1} tokens"),
+        ("", {"added_tokens": [added()]}, f"({len(WORDS)}), got {len(WORDS) + 1}"),
         ("", {"model": None}, "no model"),
         ("", {"model": {"type": "WordPiece"}}, "no vocabulary"),
         ("", {"model": {"type": ["BPE"]}}, "type must be WordPiece, got ['BPE']"),
@@ -518,7 +518,7 @@ def test_parts_that_are_not_read(folder, change):
             for number in (-1, 7.5, True, "7", None, 10**30, (1 << 31) - 1)
         ),
         (8, "got 2 tokens with the id 8"),
-        (len(WORDS), f"has {len(WORDS) + 1} tokens"),  # no embedding
+        (len(WORDS), f"({len(WORDS)}), got {len(WORDS) + 1}"),  # no embedding
     ],
 )
 def test_an_invalid_token_id(folder, number, words):

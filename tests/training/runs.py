@@ -115,7 +115,7 @@ class Stop(Exception):
 
 
 def in_step(run: Run, step: int, act: Callable[[], object]) -> None:
-    """Call ``act`` in an optimiser step, counted from 0, before its update."""
+    """Call ``act`` in an optimizer step, counted from 0, before its update."""
 
     def hook(*arguments: object) -> None:
         if run.progress.step == step:
@@ -125,7 +125,7 @@ def in_step(run: Run, step: int, act: Callable[[], object]) -> None:
 
 
 def crash(run: Run, step: int, resume: bool = False) -> None:
-    """Train until a crash in an optimiser step, counted from 0."""
+    """Train until a crash in an optimizer step, counted from 0."""
 
     def stop() -> None:
         raise Stop

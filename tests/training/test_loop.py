@@ -1,4 +1,4 @@
-"""The loop: the computation of an optimiser step, and its randomness."""
+"""The loop: the computation of an optimizer step, and its randomness."""
 
 import math
 from dataclasses import replace
