@@ -62,7 +62,8 @@ class Runtime:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context for matrix products in ``dtype``; sums and norms stay in float32."""
         enabled = self.dtype is not torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+        # No cache of converted weights: all threads would share it, and each weight is used once.
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
 
     def map_batches(
         self, work: Callable[[Item], Result], batches: Iterable[Item]

@@ -2,7 +2,7 @@
 
 optim         AdamW: weight decay, learning rate schedule, learning rate of each layer
 plan          number of steps, and when to log, evaluate and save
-replicas      data parallelism over the cores of a CPU
+shares        data parallelism over the cores of a CPU
 loop          the optimizer step: windows, forward, loss, backward, gradient clipping, update
 distillation  the loss with teachers
 ema           exponential moving average of the weights

@@ -3,7 +3,7 @@
 B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
 
     choose      seed, step       -> (B,) windows                      data/batching.py
-    split       (N,) windows     -> a part for each CPU core          replicas.py
+    split       (N,) windows     -> a part for each CPU core          shares.py
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
     forward     (T,) tokens      -> (T,) start and end logits         model/bert.py
     loss        logits, labels   -> (N,) losses; their mean over B    model/bert.py
@@ -34,11 +34,11 @@ from bertqa.data.labels import LabelledWindows
 from bertqa.model.bert import BertForQuestionAnswering, window_losses
 from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
+from bertqa.training import shares
 from bertqa.training.distillation import Distillation, Teacher
 from bertqa.training.ema import ExponentialMovingAverage
 from bertqa.training.optim import make_optimizer, set_learning_rate
 from bertqa.training.plan import Plan
-from bertqa.training.replicas import Replicas
 
 
 class Step(NamedTuple):
@@ -98,7 +98,6 @@ class TrainingLoop:
             runtime.device.type, enabled=runtime.dtype is torch.float16
         )
         self.distillation = Distillation(teachers, settings, runtime) if teachers else None
-        self.replicas = Replicas(self.model, runtime)
         decay = settings.ema_decay
         self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
 
@@ -120,7 +119,6 @@ class TrainingLoop:
                 for part, count in self._backward(batch, 1 / len(chosen)):
                     loss += part
                     tokens += count
-            self.replicas.add_gradients()
 
             self.runtime.sum_over_ranks([loss, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
@@ -151,20 +149,20 @@ class TrainingLoop:
             The weighted loss ``()`` and the number of tokens of each part.
         """
 
-        def backward(model: BertForQuestionAnswering, share: Tensor) -> tuple[Tensor, int]:
+        def loss_of(share: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
             batch = training_batch(self.windows, chosen[share]).to(self.runtime.device)
             with self.runtime.autocast():
-                output = model(batch.tokens)  # (T,) start and end logits
+                output = self.model(batch.tokens)  # (T,) start and end logits
             losses = window_losses(
                 output, batch.tokens.lengths, batch.start_positions, batch.end_positions
             )  # (N,)
             if self.distillation:
                 losses = self.distillation(batch, output, losses)  # (N,)
             loss = losses.sum() * weight
-            self.scaler.scale(loss).backward()
-            return loss.detach(), len(batch.tokens.input_ids)
+            return self.scaler.scale(loss), (loss.detach(), len(batch.tokens.input_ids))
 
-        return self.replicas.map(backward, self.replicas.split(self.windows.lengths[chosen]))
+        parts = shares.split(self.model, self.windows.lengths[chosen], self.runtime)
+        return shares.backward(self.model, loss_of, parts, self.runtime)
 
     def _gradients(self) -> list[Tensor]:
         """Return the gradients of all trained parameters; zeros if this process had no window."""
