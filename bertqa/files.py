@@ -1,5 +1,6 @@
 """Names of files, reading of JSON, and atomic writing."""
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 
 LARGEST = 1 << 24  # bytes of a JSON file; 10 times the largest known
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DEEPEST = 64  # levels of nesting in JSON; recursive functions may write it again
 
 
@@ -35,9 +37,8 @@ def said_plainly(path: Path, act: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} cannot be {act}: {reason}; free space or choose another path"
-        ) from error
+        cure = "free space or " if error.errno in _NO_SPACE else ""
+        raise UserError(f"{path} cannot be {act}: {reason}; {cure}choose another path") from error
 
 
 def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:

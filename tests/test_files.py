@@ -1,8 +1,10 @@
 """Files and folders are written atomically, and errors are one sentence."""
 
+import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -277,3 +279,11 @@ def test_a_partial_folder_of_a_killed_writer_is_ignored(tmp_path):
     partial.rmdir()
     with pytest.raises(UserError):
         stopped.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("code", "space"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_only_a_full_disk_is_answered_with_free_space(code: int, space: bool) -> None:
+    with pytest.raises(UserError) as caught, said_plainly(Path("x"), "written"):
+        raise OSError(code, os.strerror(code))
+    assert ("free space" in str(caught.value)) == space
+    assert "choose another path" in str(caught.value)

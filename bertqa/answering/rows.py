@@ -85,7 +85,7 @@ def refuse_faulty(
     faulty = (row.fault for row in rows if row.fault)
     if first := next(faulty, ""):
         more = sum(1 for _ in faulty)
-        others = f" ({counted(more, 'more faulty row')})" if more else ""
+        others = f" ({counted(more, 'more invalid row')})" if more else ""
         raise UserError(f"{first}{others}; nothing was answered: {cure}")
 
 

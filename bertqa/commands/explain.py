@@ -9,6 +9,7 @@ each token. It needs neither network nor scripts.
 """
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -112,3 +113,5 @@ def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: boo
         raise UserError(f"{flag}{file}: folder {file.parent} does not exist: create it first")
     if file.exists() and not overwrite:
         raise UserError(f"{flag}{file} already exists: name another file, or pass {overwrite_flag}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"{flag}{file}: no write permission: choose another path")

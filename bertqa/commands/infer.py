@@ -130,7 +130,8 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
     if has_context(flags) and given and given[0] != "--question":
         raise UserError(f"--context and {given[0]} exclude each other: pass one")
     if has_context(flags) and not given and not has_terminal:
-        raise UserError("--context requires --question if stdin is not a terminal: add --question")
+        name = "--context" if flags.context is not None else "--context_file"
+        raise UserError(f"{name} requires --question if stdin is not a terminal: add --question")
     has_file = bool(flags.input or flags.dataset)
     if has_file != bool(flags.output_dir):
         name = "--dataset" if flags.dataset else "--input"

@@ -47,7 +47,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("data")
     add("--show", type=int, metavar="N", help="print N random training examples and exit")
     add("--check", action="store_true",
-        help="validate the data and exit, as bertqa check does; the other flags are ignored")
+        help="validate the data and exit, as bertqa check does; training flags are ignored")
     add_model_flags(parser, ENCODER, answers_only=False)
     others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS + DECODING_SETTINGS
     recipe = [f.name for f in fields(TrainingSettings) if f.name not in others]

@@ -56,6 +56,8 @@ def find_folder(
         )
     if local:
         return local[0]
+    if os.path.isfile(name):  # noqa: PTH113 (as above)
+        raise UserError(f"model: must be a checkpoint folder, got the file {name}: pass its folder")
     if name == SHIPPED_MODEL:
         raise UserError(
             f"model: {name} must be in {parents[0].resolve()} or {parents[1]}, got neither: clone "

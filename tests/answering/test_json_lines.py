@@ -146,7 +146,7 @@ def test_answers_with_no_answer(qa, tmp_path):
 def test_an_invalid_line_of_a_file_is_reported_before_answering(ask, qa, tmp_path, line, words):
     good = list(map(row, questions(8)))
     write_lines(tmp_path / "in.jsonl", [*good[:6], line, *good[6:], "{}"])
-    with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more faulty row.*--skip_bad"):
+    with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more invalid row.*--skip_bad"):
         ask(like(qa, lambda examples: pytest.fail("asked")))
     assert not any((tmp_path / "out").iterdir())
 

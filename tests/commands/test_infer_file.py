@@ -143,7 +143,7 @@ def test_invalid_rows_are_counted_in_any_format(
     flags = ["--model", world.good, *WINDOWS, *HERE, "--output_dir", world.out]
     flags += ["--input", world.write(name, form([GOOD[0], *bad]))]
     assert call("infer", *flags) == 2
-    assert "(4 more faulty rows)" in capsys.readouterr().err
+    assert "(4 more invalid rows)" in capsys.readouterr().err
     assert call("infer", *flags, "--skip_bad") == 0
     assert len((world.out / "rejects.jsonl").read_text().splitlines()) == 5
 

@@ -353,3 +353,10 @@ def test_every_command_takes_a_revision(
     assert f"--revision: requires a model of the hub, got 'v1' for the folder {tmp_path}" in (
         capsys.readouterr().err
     )
+
+
+def test_a_file_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(UserError, match=f"must be a checkpoint folder, got the file {file}"):
+        find_folder(str(file))
