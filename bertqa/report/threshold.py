@@ -1,5 +1,6 @@
 """Choice of the "no answer" threshold of an existing model."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
     """Return the folder of a model that may be written to.
 
     Raises:
-        UserError: the folder does not exist, is shipped with the project, or is in the hub's cache.
+        UserError: the folder does not exist, is shipped with the project, is in the hub's cache, or
+            there is no write permission.
     """
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     if is_shipped(folder) or commit_of(folder):
@@ -29,6 +31,11 @@ def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
         raise UserError(
             f"{model}: the model's folder must be your own, got {folder}, which {origin}: copy the "
             "folder, and name the copy"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{model}: the model's folder must be writable, got {folder} without write permission: "
+            "copy the folder, and name the copy"
         )
     return folder
 

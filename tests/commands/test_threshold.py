@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -230,6 +231,18 @@ def test_the_shipped_model_is_not_changed(
     assert call(command, copied, held_out_file, *HERE) == 2
     assert "is shipped with the project" in capsys.readouterr().err
     assert sorted(copied.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["threshold", "calibrate"])
+def test_a_folder_without_write_permission_is_rejected_before_answering(
+    copied: Path, held_out_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], command: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(os, "access", lambda path, mode: path != copied)  # also for root
+    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    assert call(command, copied, held_out_file, *HERE) == 2
+    error = capsys.readouterr().err
+    assert str(copied) in error and "without write permission" in error
 
 
 @pytest.mark.parametrize("command", ["threshold", "calibrate"])
