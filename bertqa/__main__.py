@@ -13,7 +13,7 @@ from bertqa import __version__
 COMMANDS = {  # modules of bertqa.commands, with parse_flags and main
     "train": "fine-tune BERT for extractive question answering",
     "infer": "answer questions about texts: one question, many, or a whole file",
-    "check": "validate a data set, and repair unambiguous errors",
+    "check": "validate a dataset, and repair unambiguous errors",
     "explain": "explain one answer, as a page or in the terminal",
     "verify": "compare a checkpoint with transformers, number by number",
     "ablate": "measure accuracy without each attention head and each layer",

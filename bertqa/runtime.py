@@ -266,7 +266,7 @@ def start_runtime(
         precision: see ``select_precision``.
         backend: backend of torch.distributed; None for the fastest one of the device.
         longest_wait: timeout of collective operations. The other processes wait while rank 0 reads
-            and tokenizes a large data set.
+            and tokenizes a large dataset.
 
     Raises:
         UserError: the device or precision is not available.

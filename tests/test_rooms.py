@@ -169,7 +169,7 @@ def test_third_party_imports_are_dependencies() -> None:
 
 
 def test_a_plain_question_only_imports_what_it_needs() -> None:
-    """No page, chart, explanation or audit, and no library for data sets."""
+    """No page, chart, explanation or audit, and no library for datasets."""
     code = (
         "import sys\nfrom bertqa.__main__ import main\n"
         "code = main(['infer', '--question', 'Who built it?', '--context', 'Ada built it.', "

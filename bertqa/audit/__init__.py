@@ -1,1 +1,1 @@
-"""Audit of a data set: its faults, and unambiguous repairs."""
+"""Audit of a dataset: its faults, and unambiguous repairs."""

@@ -1,4 +1,4 @@
-"""Kinds of data set faults, their meaning, and what ``--repair`` does about them."""
+"""Kinds of dataset faults, their meaning, and what ``--repair`` does about them."""
 
 from enum import Enum
 
@@ -75,7 +75,7 @@ class Cause(str, Enum):
     )  # fmt: skip
 
 
-# Training refuses a data set with these.
+# Training refuses a dataset with these.
 REFUSED = frozenset(
     {
         Cause.UNREADABLE, Cause.DUPLICATE_ID, Cause.EMPTY, Cause.NO_GOLD, Cause.UNEVEN,

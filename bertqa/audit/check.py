@@ -30,7 +30,7 @@ def check_data(
     report_file: Path | None = None,
     say: Callable[[str], object],
 ) -> bool:
-    """Report the faults of a data set; optionally write a report and a repaired copy.
+    """Report the faults of a dataset; optionally write a report and a repaired copy.
 
     Args:
         model: checkpoint folder or name, for its tokenizer.

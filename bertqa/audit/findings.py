@@ -1,4 +1,4 @@
-"""Audit of a data set: all its faults by cause, and statistics of its windows.
+"""Audit of a dataset: all its faults by cause, and statistics of its windows.
 
     from bertqa.audit.findings import audit
     found = audit(read_examples(path), tokenizer)
@@ -42,7 +42,7 @@ class Finding:
 
     Attributes:
         cause: kind of fault.
-        row: row of the data set, from 0.
+        row: row of the dataset, from 0.
         id, question: those of the row.
         detail: description of the fault.
         excerpt: the context around the answer; ``NOWHERE`` if the fault does not concern one.
@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class WindowFigures:
-    """Statistics of the sliding windows of a data set, with long questions truncated.
+    """Statistics of the sliding windows of a dataset, with long questions truncated.
 
     Attributes:
         lengths: ``lengths[n]`` windows have n tokens.
@@ -115,7 +115,7 @@ class Audit:
     """Result of an audit.
 
     Attributes:
-        source: name of the data set.
+        source: name of the dataset.
         settings: sliding-window settings.
         version_2_with_negative: whether questions without an answer are allowed.
         examples, contexts, titles: number of questions, distinct contexts and titles.
@@ -155,7 +155,7 @@ class Audit:
 
     @property
     def refused(self) -> int:
-        """Number of questions for which training refuses the data set; 0 if it accepts it."""
+        """Number of questions for which training refuses the dataset; 0 if it accepts it."""
         return len({finding.row for finding in self.findings if finding.cause in REFUSED})
 
 
@@ -164,14 +164,14 @@ def audit(
     tokenizer: BertTokenizer,
     settings: WindowSettings | None = None,
     *,
-    source: str = "the data set",
+    source: str = "the dataset",
     version_2_with_negative: bool = False,
 ) -> Audit:
-    """Find all faults of a data set.
+    """Find all faults of a dataset.
 
     Args:
         settings: sliding-window settings; None uses the defaults.
-        source: name of the data set in reports.
+        source: name of the dataset in reports.
         version_2_with_negative: whether questions without an answer are allowed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Unambiguous repairs of a data set, and the repaired copy.
+"""Unambiguous repairs of a dataset, and the repaired copy.
 
     answer elsewhere       moved, if its text occurs exactly once in the context
     answer absent          replaced by text of the context, if that differs only in case, whitespace
@@ -39,7 +39,7 @@ class Change:
     """A repair.
 
     Attributes:
-        row: row of the original data set, from 0.
+        row: row of the original dataset, from 0.
         id: id of that row.
         what: description of the repair.
         excerpt: the context around the repaired answer; ``NOWHERE`` if it does not concern one.
@@ -53,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Repaired:
-    """A repaired data set and its changes, in the order of rows."""
+    """A repaired dataset and its changes, in the order of rows."""
 
     examples: list[Example]
     changes: tuple[Change, ...]

@@ -27,7 +27,7 @@ def audit_text(audit: Audit) -> str:
 
 
 def figures_text(audit: Audit) -> str:
-    """Return the statistics of the data set and its windows."""
+    """Return the statistics of the dataset and its windows."""
     (count, questions), *figures = [*holdings(audit), *windows(audit)]
     widest = max(len(number) for number, _ in figures)
     lines = [f"  {number:>{widest}} {what}" for number, what in figures]
@@ -35,7 +35,7 @@ def figures_text(audit: Audit) -> str:
 
 
 def holdings(audit: Audit) -> list[tuple[str, str]]:
-    """Return the statistics of the data set, as number and description, without zeros."""
+    """Return the statistics of the dataset, as number and description, without zeros."""
     answered = audit.examples - audit.unanswerable
     figures = [
         _figure(audit.examples, "question"),
@@ -85,7 +85,7 @@ def windows(audit: Audit) -> list[tuple[str, str]]:
 
 
 def verdict(audit: Audit) -> str:
-    """Return one line that states whether training accepts the data set."""
+    """Return one line that states whether training accepts the dataset."""
     if audit.refused:
         return f"bertqa train refuses it because of {counted(audit.refused, 'question')}"
     if audit.findings:

@@ -1,4 +1,4 @@
-"""Reading of files and hub data sets into entries.
+"""Reading of files and hub datasets into entries.
 
 File formats, all except parquet also gzip-compressed (detected by the first bytes):
 
@@ -98,7 +98,7 @@ def _parsed(text: str, line: int, source: str) -> Any:
         ) from error
     except RecursionError as error:
         raise UserError(
-            f"{source}, line {line}: JSON is nested too deeply; pass a data set"
+            f"{source}, line {line}: JSON is nested too deeply; pass a dataset"
         ) from error
     except ValueError as error:  # a repeated key, or a number of thousands of digits
         raise UserError(f"{source}, line {line}: invalid JSON ({error}); correct it") from error
@@ -214,7 +214,7 @@ def _parquet(stream: io.BufferedReader, source: str) -> Entries:
 
 
 def hub_entries(name: str, split: str) -> tuple[Entries, str]:
-    """Return the rows of one split of a data set, and its location for messages."""
+    """Return the rows of one split of a dataset, and its location for messages."""
     from datasets import load_dataset  # late: takes seconds, for the hub only
 
     path, _, config = name.partition(":")
@@ -231,7 +231,7 @@ def hub_entries(name: str, split: str) -> tuple[Entries, str]:
         ) from error
     finally:
         client.setLevel(level)
-    location = f"data set {shown(name)}, split {shown(split)}"
+    location = f"dataset {shown(name)}, split {shown(split)}"
     # As Arrow tables, so that images and audio are not decoded.
     return _table_rows(table.with_format("arrow").iter(batch_size=1000), location), location
 

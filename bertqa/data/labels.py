@@ -251,7 +251,7 @@ def _compare(example: Example, answer: str, start: int, end: int) -> Outcome:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Report of the labels of a data set.
+    """Report of the labels of a dataset.
 
     Attributes:
         counts: number of examples by outcome.

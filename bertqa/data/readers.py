@@ -112,7 +112,7 @@ def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
 
 
 def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> list[Row]:
-    """Read all rows of one split of a data set, as ``read_rows``; see ``load_hub_dataset``."""
+    """Read all rows of one split of a dataset, as ``read_rows``; see ``load_hub_dataset``."""
     rows, location = hub_entries(name, split)
     return _together([_usable(row) for row in _rows(flat_rows(rows))], location, say)
 
@@ -138,9 +138,9 @@ def read_examples(
 def load_hub_dataset(
     name: str, split: str, *, say: _Say = lambda line: None, keep_faulty: bool = False
 ) -> list[Example]:
-    """Load the examples of one split of a data set of the Hugging Face hub or a local folder.
+    """Load the examples of one split of a dataset of the Hugging Face hub or a local folder.
 
-    ``name`` is "squad", "squad_v2" or any data set with the columns of rows.py; "name:config"
+    ``name`` is "squad", "squad_v2" or any dataset with the columns of rows.py; "name:config"
     selects a configuration. ``say`` and ``keep_faulty`` are as in ``read_examples``.
 
     Raises:

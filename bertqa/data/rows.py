@@ -1,4 +1,4 @@
-"""Conversion of a row of a file or data set to an ``Example``: strictly checked, never guessed.
+"""Conversion of a row of a file or dataset to an ``Example``: strictly checked, never guessed.
 
 A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``, gold
 answers under ``GOLD_KEYS``, and ``is_impossible``. Gold answers under two keys must agree. Other
@@ -27,7 +27,7 @@ from bertqa.data.graphemes import SURROGATES
 from bertqa.data.squad import Example
 from bertqa.errors import UserError, shown
 
-# Advice for keys that other data sets use instead of question and context.
+# Advice for keys that other datasets use instead of question and context.
 CURES = dict.fromkeys(
     ("context_text", "query_text"),
     "this is CMRC 2018's original format: use its SQuAD format, or rename context_text to context, "
@@ -107,7 +107,7 @@ def _is_null(value: Any) -> bool:
 
 
 def _start(value: Any, location: str) -> int:
-    """Return a start; -1, as in some data sets, if it is unknown."""
+    """Return a start; -1, as in some datasets, if it is unknown."""
     if _is_null(value):
         return -1
     if isinstance(value, float) and value.is_integer():  # pandas, if a cell of the column is null

@@ -1,4 +1,4 @@
-"""Examples of extractive question answering, and validation of a data set.
+"""Examples of extractive question answering, and validation of a dataset.
 
 Offsets are code points of the context, as in SQuAD (Rajpurkar et al. 2016).
 """
@@ -71,14 +71,14 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
 def split_by_article(
     examples: Sequence[Example], percentage: int
 ) -> tuple[list[Example], list[Example]]:
-    """Split a data set into training and held-out examples.
+    """Split a dataset into training and held-out examples.
 
     Questions about the same article, or context if there are no titles, stay together, since they
     ask for the same facts. Every n-th article is held out, so the split is deterministic and spread
-    over the data set.
+    over the dataset.
 
     Args:
-        examples: the data set.
+        examples: the dataset.
         percentage: percentage of articles to hold out, 1 to 50.
 
     Returns:

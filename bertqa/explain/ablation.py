@@ -1,4 +1,4 @@
-"""Head and layer ablation on a data set: the implementation of ``bertqa ablate``."""
+"""Head and layer ablation on a dataset: the implementation of ``bertqa ablate``."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -31,7 +31,7 @@ class PackedBatch:
         token_type_ids: ``(T,)`` int64, 0 up to the question's [SEP], 1 from the context on.
         position_ids: ``(T,)`` int64, position of each token in its own window.
         lengths: tokens of each of the N windows; their sum is T. Python integers, so that reading
-            them needs no device synchronisation.
+            them needs no device synchronization.
     """
 
     input_ids: Tensor

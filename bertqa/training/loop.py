@@ -47,7 +47,7 @@ class Step(NamedTuple):
     Attributes:
         number: number of the step, from 1.
         loss: ``()``, mean over the B windows. Loss and norm stay on the device: reading them at
-            every step would synchronise a GPU.
+            every step would synchronize a GPU.
         grad_norm: ``()``, norm of all gradients, before gradient clipping.
         tokens: tokens processed by this process.
     """

@@ -228,7 +228,7 @@ def test_an_empty_data_set_raises(tokenizer):
 
 
 def refuses(rows: list[Example], tokenizer: BertTokenizer, negative: bool) -> bool:
-    """Return whether training refuses a data set."""
+    """Return whether training refuses a dataset."""
     try:
         check_examples(rows, "x")
         check_answers(rows, "x")

@@ -146,7 +146,7 @@ def test_loose_occurrences(context, text, found):
     assert loose_occurrences(context, text) == found
 
 
-# --- random data sets ----------------------------------------------------------------------------
+# --- random datasets ----------------------------------------------------------------------------
 
 LETTERS = st.text(st.sampled_from('aAb \u00e9e\u0301\u00a0\n\u2028"\\'), max_size=6)
 TEXTS = LETTERS | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -743,10 +743,10 @@ FAULTY_FILES = [
     ("x.json", b"[" + b"9" * 5000 + b"]", "line 1", "invalid JSON"),
     ("x.json", b'[{"id": 1, "question": "?", "question": "!"}]', "key 'question', 2 times"),
     ("x.jsonl", GOOD + b'\n{"answers": {"text": [], "text": []}}', "line 2", "'text', 2 times"),
-    # JSON that is not a data set.
-    ("x.json", b'{"foo": 1, "b\\nar": 2}', "must be a data set", "'foo', 'b\\nar'"),
-    ("x.json", b"{}", "must be a data set", "nothing"),
-    ("x.json", b"12", "must be a data set", "12"),
+    # JSON that is not a dataset.
+    ("x.json", b'{"foo": 1, "b\\nar": 2}', "must be a dataset", "'foo', 'b\\nar'"),
+    ("x.json", b"{}", "must be a dataset", "nothing"),
+    ("x.json", b"12", "must be a dataset", "12"),
     ("x.json", json.dumps({f"id{n}": "x" for n in range(12)}).encode(), "'id9', 2 more"),
     ("x.json", b'{"data": "x"}', "data must be a list, got 'x' (str)"),
     # The nested format.
@@ -947,7 +947,7 @@ def test_json_as_the_datasets_library_writes_it(tmp_path, datasets):
 
 @pytest.fixture
 def hub_set(tmp_path, datasets):
-    """A folder that the library loads as a data set: two splits, two configurations."""
+    """A folder that the library loads as a dataset: two splits, two configurations."""
     folder = tmp_path / "tiny"
     for config, examples in [("full", GOLD), ("short", GOLD[:2])]:
         table = datasets.Dataset.from_list(_rows(examples))

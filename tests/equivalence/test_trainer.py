@@ -157,7 +157,7 @@ def train_theirs(task: Task, folder: Path, case: Case) -> Outcome:
     accumulated = BATCH if case.one_by_one else 1
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=1,  # an item of the data set is a batch
+        per_device_train_batch_size=1,  # an item of the dataset is a batch
         gradient_accumulation_steps=accumulated,
         max_steps=case.steps,
         learning_rate=PEAK,

@@ -25,12 +25,12 @@ CUDA = torch.device("cuda:0")
 LENGTHS = (3, 4)
 LAYERS, HEADS, SIZE = 2, 4, 16
 CONFIG = BertConfig(101, HEADS * SIZE, LAYERS, HEADS, 96, 64, 2)
-# Operators that synchronise with the GPU; a copy from the GPU also does.
+# Operators that synchronize with the GPU; a copy from the GPU also does.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
 
 
 class Operators(TorchDispatchMode):
-    """Records called operators, and fails for those that synchronise with the GPU."""
+    """Records called operators, and fails for those that synchronize with the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition("::")[2].partition(".")[0]
-        assert not name.startswith(WAITS), f"{name} synchronises with the GPU"
+        assert not name.startswith(WAITS), f"{name} synchronizes with the GPU"
         output = func(*args, **(kwargs or {}))
         given = [x for x in args if isinstance(x, Tensor)]
         made = [x for x in (output if isinstance(output, tuple) else [output])
                 if isinstance(x, Tensor)]  # fmt: skip
         leaves = any(x.is_cuda for x in given) and not all(x.is_cuda for x in made)
-        assert not leaves, f"{name} synchronises with the GPU"
+        assert not leaves, f"{name} synchronizes with the GPU"
         self.calls.append((name, given))
         return output
 
