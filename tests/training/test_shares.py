@@ -110,6 +110,12 @@ def test_a_step_depends_on_the_seed_and_its_number_alone(
     assert same(weights_of(resumed), weights_of(whole))
 
 
+def test_threads_do_not_share_converted_weights() -> None:
+    """torch's cache of them is one for all threads, and hands out parts of another's graph."""
+    with BF16.autocast():
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
+
+
 class LowRank(nn.Module):
     """A linear layer with LoRA, whose dropout draws from torch's generator."""
 
