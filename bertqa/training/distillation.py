@@ -16,7 +16,8 @@ an ensemble of readers in this way.
 
 A teacher trained without "no answer" also predicts a span for an unanswerable question. If the
 model in training can predict "no answer", such a teacher is used only on windows that contain an
-answer; the loss of a window without a usable teacher is the span loss.
+answer; the loss of a window without a usable teacher is the span loss. A teacher's decoding.json
+tells which kind it is; without the file, it counts as trained without "no answer".
 """
 
 from collections.abc import Sequence
@@ -49,8 +50,8 @@ class Teacher(NamedTuple):
     Attributes:
         model: the model.
         spans_only: use it only on windows with an answer, see above.
-        digest: digest of its files except decoding.json, which does not affect logits; a resumed
-            run must have the same.
+        digest: digest of its files, and of ``spans_only`` instead of decoding.json, whose other
+            entries do not affect training; a resumed run must have the same.
     """
 
     model: BertForQuestionAnswering
@@ -162,4 +163,5 @@ def _load_teacher(
         )
     check_window_fits(model.config, windows, model=f"--teacher {name}")
     spans_only = version_2_with_negative and not decoding.version_2_with_negative
-    return Teacher(model, spans_only, CheckpointFiles(folder).digest(decoding=False))
+    digest = CheckpointFiles(folder).digest(decoding=False) + " spans_only" * spans_only
+    return Teacher(model, spans_only, digest)

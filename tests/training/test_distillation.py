@@ -177,3 +177,5 @@ def test_teachers_used_only_for_spans(
     names, tokenizer = [str(checkpoint), str(with_negative)], BertTokenizer.load(checkpoint)
     loaded = load_teachers(names, SETTINGS, tokenizer, WINDOWS, version_2_with_negative)
     assert [teacher.spans_only for teacher in loaded] == [version_2_with_negative, False]
+    # The same files but for decoding.json: a run is resumed only if both are used alike.
+    assert (len({teacher.digest for teacher in loaded}) == 1) == (not version_2_with_negative)
