@@ -129,7 +129,7 @@ FORMS: dict[str, Callable[..., Any]] = {
     "transform": lambda qa, q, c, p, make: qa.transform(rows(q, c)[0]),
     "objects": lambda qa, q, c, p, make: qa([*map(make, q, c)], **p),
     "generator": lambda qa, q, c, p, make: qa((row for row in rows(q, c)), **p),
-    "dataset": lambda qa, q, c, p, make: qa(Rows([r | {"id": 1} for r in rows(q, c)]), **p),
+    "data set": lambda qa, q, c, p, make: qa(Rows([r | {"id": 1} for r in rows(q, c)]), **p),
 }
 
 
