@@ -113,7 +113,7 @@ def assert_same(ours, recorded, context):
 def test_scores_of_transformers(made, number):
     call, recorded = CALLS[number], RECORD["answers"][number]
     answers = call.run(made(call.model, call.construction), make_object)
-    is_lazy = call.form in ("generator", "dataset")
+    is_lazy = call.form in ("generator", "data set")
     if call.form in SINGLE or (len(call.questions) == 1 and not is_lazy):
         assert_same(answers, recorded, call.contexts[0])
         return
