@@ -127,7 +127,11 @@ CASES: list[Case] = [
     infer_flags("--context_file", "x.txt", words=["--context and --context_file"]),
     infer_flags("--question", "\t", words=[r"question must be", r"got '\t'"]),
     infer_flags("--context", "", words=["context must be", "got ''"]),
-    ("a context alone", "infer", lambda w: ["--context", "x"], ["--context", "--question"]),
+    ("a context alone", "infer", lambda w: ["--context", "x"], ["--context requires --question"]),
+    (
+        "a context file alone", "infer", lambda w: ["--context_file", w.write("x.txt", "x")],
+        ["--context_file requires --question"],
+    ),
     ("input alone", "infer", lambda w: ["--input", w.row()], ["--input", "--output_dir"]),
     ("top_k of a file", "infer", lambda w: w.file(w.row(), "--top_k", 2), ["--top_k 2"]),
     ("go on with a set", "infer", lambda w: w.set("--resume"), ["--resume", "--dataset squad"]),

@@ -112,11 +112,22 @@ def test_the_card_has_the_training_run(run: Path, folder: Path) -> None:
         card,
     )
     commit = json.loads((run / "run.json").read_text())["git_commit"]
-    assert f"commit: `{commit}`" in card and f"torch {torch.__version__}" in card
+    assert (
+        f"- commit: {f'`{commit}`' if commit else 'unknown'}\n" in card
+        and f"torch {torch.__version__}" in card
+    )
     for setting in ("max_steps | 6", "doc_stride | 16", "dropout | None"):
         assert f"\n| {setting} |\n" in card
     assert "not those of stories.json: the figures cannot be compared." in card
     assert str(run.parent) not in card
+
+
+def test_the_card_of_a_run_without_a_commit(copied: Path, tmp_path: Path) -> None:
+    """bertqa was installed, not a repository."""
+    description = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(description | {"git_commit": None}))
+    assert released(copied, tmp_path / "out") == 0
+    assert "\n- commit: unknown\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_card_has_the_calibration(run: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The explanation page: well-formed, self-contained, and functional in a browser."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
 from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
@@ -286,6 +288,20 @@ def test_the_command_explains_as_infer_does(run, tmp_path):
     )
     code, _, message = run("explain", *ASKED[:-4])
     assert code == 2 and "--question" in message
+
+
+@pytest.mark.parametrize("name", ["new.html", "there.html"])
+def test_a_page_without_write_permission_is_rejected_before_the_work(
+    run, tmp_path, monkeypatch, name
+):
+    (tmp_path / "there.html").write_text("mine")
+    page = tmp_path / name
+    locked = page if page.exists() else tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)  # also for root
+    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    code, _, message = run("explain", *ASKED, page, "--overwrite")
+    assert code == 2 and str(page) in message and "no write permission" in message
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])
