@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bertqa import __version__
+from bertqa.errors import did_you_mean
 
 COMMANDS = {  # modules of bertqa.commands, with parse_flags and main
     "train": "fine-tune BERT for extractive question answering",
@@ -87,10 +88,7 @@ def mistake(name: str) -> str:
     """Describe an unknown command, and suggest a similar one."""
     if name.startswith("-"):
         return f"{name} must follow a command"
-    import difflib  # late: only for unknown commands
-
-    near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
-    return f"unknown command {name!r}" + "".join(f" (did you mean {word!r}?)" for word in near)
+    return f"unknown command {name!r}{did_you_mean(name, [*COMMANDS, '--help', '--version'])}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The exception for errors that a user can fix, and formatting of its messages."""
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _repr = reprlib.Repr()
@@ -18,6 +19,14 @@ class UserError(ValueError):
     """
 
     is_said = False
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known word most similar to ``word``; "" if none is."""
+    import difflib  # late: only for a misspelt word
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return "".join(f" (did you mean {each!r}?)" for each in near)
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from bertqa.answering.metrics import evaluate_pairs
 from bertqa.data.formats import is_parquet
 from bertqa.data.readers import Lacks, iter_rows
 from bertqa.errors import UserError, shown
-from bertqa.files import append_json_lines, json_lines, read_json_object, write_json
+from bertqa.files import append_json_lines, json_lines, read_json_object, said_plainly, write_json
 from bertqa.settings import DecodingSettings
 
 PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings.json"
@@ -36,15 +36,21 @@ class LineFiles:
 
     def begin(self, sizes: tuple[int, int], settings: Mapping[str, Any]) -> None:
         """Truncate answers and rejects to these sizes in bytes, and write the settings."""
-        for name, size in zip((PREDICTIONS, REJECTS), sizes, strict=True):
-            append_json_lines(self.folder / name, (), size)
+        answers, rejects = sizes
+        append_json_lines(self.folder / PREDICTIONS, (), answers)
+        if rejects:
+            append_json_lines(self.folder / REJECTS, (), rejects)
+        else:
+            with said_plainly(self.folder / REJECTS, "removed"):
+                (self.folder / REJECTS).unlink(missing_ok=True)
         write_json(self.folder / SETTINGS, settings)  # after old answers are removed
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
         """Write the entries of a block; return the numbers of answers and rejects."""
         good = [entry for entry in entries if "fault" not in entry]
         bad = [entry for entry in entries if "fault" in entry]
-        append_json_lines(self.folder / REJECTS, bad)
+        if bad:
+            append_json_lines(self.folder / REJECTS, bad)
         append_json_lines(self.folder / PREDICTIONS, good)
         return len(good), len(bad)
 

@@ -37,7 +37,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         "dataset", "train_file", "validation_file", "validation_split_percentage",
     )  # fmt: skip
     add_settings_flags(parser, "data", DecodingSettings, "version_2_with_negative")
-    add_model_flags(parser, ENCODER, computes=False)
+    add_model_flags(parser, ENCODER, note="; only its tokenizer is loaded", computes=False)
     add_window_flags(parser)
     add_check_flags(parser)
     return parser.parse(arguments)

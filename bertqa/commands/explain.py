@@ -109,6 +109,8 @@ def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: boo
         return
     if file.is_dir():
         raise UserError(f"{flag}{file} is a folder: name a file in it, such as answer.html")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{flag}{file} must end in .html: name another file, such as answer.html")
     if not file.parent.is_dir():
         raise UserError(f"{flag}{file}: folder {file.parent} does not exist: create it first")
     if file.exists() and not overwrite:

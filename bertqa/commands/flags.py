@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import NoReturn, TypeVar, get_args, get_type_hints
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, did_you_mean
 from bertqa.interrupts import Stopped
 from bertqa.settings import (
     INT8,
@@ -61,7 +61,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line."""
-        flags = self.parse_args(_joined([self._with_underscores(each) for each in arguments]))
+        joined = _joined([self._with_underscores(each) for each in arguments])
+        flags, unknown = self.parse_known_args(joined)
+        if unknown:
+            first = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            near = did_you_mean(first, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         for name, value in vars(flags).items():
             if isinstance(value, int) and value >= _TOO_LARGE:
                 self.error(f"argument --{name}: must be less than {_TOO_LARGE}, got {value}")

@@ -76,7 +76,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         help="with --input or --dataset: folder for the answers: predictions.jsonl for JSON lines, "
         "predictions.parquet for parquet, else run_qa's predictions.json, nbest_predictions.json "
         "and, with --version_2_with_negative, null_odds.json; with gold answers also "
-        "metrics.json, with --skip_bad also rejects.jsonl")
+        "metrics.json, and rejects.jsonl if --skip_bad rejects rows")
     add("--overwrite_output_dir", action="store_true",
         help="overwrite existing predictions in --output_dir, or the page of --explain")
     # fmt: on

@@ -2,11 +2,10 @@
 
 import os
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError, reason
+from bertqa.errors import UserError, did_you_mean, reason
 from bertqa.files import (
     BIN_FILE,
     CONFIG_FILE,
@@ -67,10 +66,7 @@ def find_folder(
         return _download(name, revision, allow_bin, token)
     except UserError as error:
         names = [f.name for parent in parents for f in parent.glob("*") if is_checkpoint(f)]
-        meant = get_close_matches(name, names, n=1)
-        if not meant:
-            raise
-        raise UserError(f"{error}; did you mean {meant[0]!r}?") from error
+        raise UserError(f"{error}{did_you_mean(name, names)}") from error
 
 
 def weights_dir() -> Path:
@@ -186,7 +182,8 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the client's "not in the cache" hides the cause
-    hub, elsewhere = constants.ENDPOINT, f"put its folder at {weights_dir() / name}"
+    hub = constants.ENDPOINT
+    elsewhere = f"put its folder at {weights_dir() / name}, or pass another checkpoint folder"
     match error:
         case errors.GatedRepoError():
             return (

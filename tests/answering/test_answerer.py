@@ -316,7 +316,7 @@ def test_a_misspelled_name_gets_a_suggestion(folder, monkeypatch):
     (folder.parent / f"{folder.name}s").mkdir()  # without a model, so it is not suggested
     with pytest.raises(UserError) as mistyped:
         find_folder(f"{folder.name}s!")
-    assert str(mistyped.value).endswith(f"; did you mean {folder.name!r}?")
+    assert str(mistyped.value).endswith(f" (did you mean {folder.name!r}?)")
     with pytest.raises(UserError) as other:
         find_folder("quite another!")
     assert "here" not in str(other.value)

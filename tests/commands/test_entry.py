@@ -129,7 +129,12 @@ def test_version_prints_bertqa_and_torch(
         (["hlep"], "bertqa: unknown command 'hlep' (did you mean '--help'?)"),
         (["version"], "bertqa: unknown command 'version' (did you mean '--version'?)"),
         (["--model", "x"], "bertqa: --model must follow a command"),
-        (["train", "--trian"], "bertqa train: unrecognized arguments: --trian"),
+        (
+            ["train", "--trian-file=x"],
+            "bertqa train: unrecognized arguments: --trian-file=x (did you mean '--train_file'?)",
+        ),
+        (["train", "--qqq"], "bertqa train: unrecognized arguments: --qqq"),
+        (["infer", "some.json"], "bertqa infer: unrecognized arguments: some.json"),
         (["infer", "--top_k", "x"], "bertqa infer: argument --top_k: invalid int value: 'x'"),
         (["threshold"], "bertqa threshold: the following arguments are required: MODEL, FILE"),
     ],

@@ -281,6 +281,8 @@ def test_the_command_explains_as_infer_does(run, tmp_path):
     code, _, message = run("explain", *ASKED, second)
     assert code == 2 and second.name in message and "--overwrite" in message
     assert run("explain", *ASKED, second, "--overwrite")[0] == 0
+    code, _, message = run("explain", *ASKED, tmp_path / "answer.txt")
+    assert code == 2 and "answer.txt must end in .html" in message
     in_terminal = run("explain", *ASKED)
     assert in_terminal[1].startswith(QUESTION) and "\x1b" not in in_terminal[1]
     assert (
