@@ -15,10 +15,10 @@ class UserError(ValueError):
     Scripts print the message to stderr and exit with code 2. Any other exception is a bug.
 
     Attributes:
-        is_said: whether another process of the run prints it.
+        is_printed_elsewhere: whether another process of the run prints it.
     """
 
-    is_said = False
+    is_printed_elsewhere = False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ _DEEPEST = 64  # levels of nesting in JSON; recursive functions may write it aga
 
 
 @contextmanager
-def said_plainly(path: Path, act: str) -> Iterator[None]:
+def os_errors_as_user_errors(path: Path, act: str) -> Iterator[None]:
     """Turn errors of the operating system (disk full, no permission) into a UserError."""
     try:
         yield
@@ -69,7 +69,7 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
         )
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Return whether a path exists, also as a broken link."""
     return path.is_symlink() or path.exists()
 
@@ -177,7 +177,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         UserError: it cannot be written; an existing file is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with said_plainly(path, "written"):
+    with os_errors_as_user_errors(path, "written"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # In an untrusted folder it may be a link to a user's file, or a pipe.
@@ -231,7 +231,7 @@ def append_json_lines(
     Raises:
         UserError: it cannot be written; previous lines, and perhaps some new ones, are kept.
     """
-    with said_plainly(path, "written"), path.open("ab") as file:
+    with os_errors_as_user_errors(path, "written"), path.open("ab") as file:
         if size is not None:
             file.truncate(size)
         for entry in entries:
@@ -251,7 +251,7 @@ def json_lines(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
     end = 0
-    with said_plainly(path, "read"), path.open("rb") as file:
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 return
@@ -281,7 +281,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; nothing is left at ``path``.
     """
-    with said_plainly(path, "written"):
+    with os_errors_as_user_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A random name: process ids recur, in containers at each start.
         name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)

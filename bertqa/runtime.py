@@ -159,7 +159,7 @@ class Runtime:
                 failure = error
         value, failure = self.gather((value, failure))[0]  # the other processes wait here
         if failure:
-            failure.is_said = not self.is_main
+            failure.is_printed_elsewhere = not self.is_main
             raise failure
         return cast(Result, value)
 

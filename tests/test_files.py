@@ -12,7 +12,7 @@ from bertqa.errors import UserError
 from bertqa.files import (
     check_new_file,
     new_folder,
-    said_plainly,
+    os_errors_as_user_errors,
     write_file,
     write_json,
     write_text,
@@ -143,7 +143,7 @@ def test_an_existing_temporary_file_is_removed(tmp_path, kind):
 
 def test_an_error_without_errno(tmp_path):
     def act():
-        with said_plainly(tmp_path, "read"):
+        with os_errors_as_user_errors(tmp_path, "read"):
             raise OSError("the tape is torn")
 
     assert refusal(act).startswith(f"{tmp_path} cannot be read: the tape is torn;")
@@ -283,7 +283,7 @@ def test_a_partial_folder_of_a_killed_writer_is_ignored(tmp_path):
 
 @pytest.mark.parametrize(("code", "space"), [(errno.ENOSPC, True), (errno.EACCES, False)])
 def test_only_a_full_disk_is_answered_with_free_space(code: int, space: bool) -> None:
-    with pytest.raises(UserError) as caught, said_plainly(Path("x"), "written"):
+    with pytest.raises(UserError) as caught, os_errors_as_user_errors(Path("x"), "written"):
         raise OSError(code, os.strerror(code))
     assert ("free space" in str(caught.value)) == space
     assert "choose another path" in str(caught.value)

@@ -10,7 +10,13 @@ from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.documents import ReadEntry, ReadSettings, read_documents
 from bertqa.answering.evaluation import predict
-from bertqa.answering.pickling import CheckpointFiles, Origin, PickledAsRecipe, Recipe, lasting_name
+from bertqa.answering.pickling import (
+    CheckpointFiles,
+    Origin,
+    PickledAsRecipe,
+    Recipe,
+    absolute_name,
+)
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
@@ -190,7 +196,7 @@ class QuestionAnswerer(PickledAsRecipe):
         windows, decoding = settings_of(folder, model.config, overrides, windows, decoding)
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
-        lasting = lasting_name(name, folder)
+        lasting = absolute_name(name, folder)
         recipe = Recipe(lasting, revision, allow_bin, device, precision, windows, decoding, "")
         answerer.origin = Origin(recipe, files, answerer)
         return answerer

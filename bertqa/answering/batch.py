@@ -16,7 +16,7 @@ import torch
 
 from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked, settings_of
 from bertqa.answering.answers import Prediction, answer_entries
-from bertqa.answering.pickling import CheckpointFiles, Recipe, lasting_name, load_once
+from bertqa.answering.pickling import CheckpointFiles, Recipe, absolute_name, load_once
 from bertqa.errors import UserError, shown
 from bertqa.fields import check_kind, whole_number
 from bertqa.model.config import load_config
@@ -63,7 +63,7 @@ class AnswerBatch:
         windows, decoding = settings_of(folder, load_config(folder)[0], overrides)
         decoding = replace(decoding, n_best_size=max(decoding.n_best_size, top_k))
         digest = CheckpointFiles(folder).digest()
-        name = lasting_name(model, folder)
+        name = absolute_name(model, folder)
         recipe = Recipe(name, revision, allow_bin, device, precision, windows, decoding, digest)
         self.question, self.context, self.top_k, self.threads = question, context, top_k, threads
         self._recipe = recipe.to_json()

@@ -10,7 +10,7 @@ from bertqa.answering.reliability import Reliability, finite_numbers, measure
 from bertqa.answering.temperature import ScoredQuestions, fit_temperature
 from bertqa.data.squad import Example, split_by_article
 from bertqa.errors import UserError
-from bertqa.files import read_json_object, said_plainly, write_json
+from bertqa.files import os_errors_as_user_errors, read_json_object, write_json
 
 CALIBRATION_FILE, CALIBRATION_PICTURE = "calibration.json", "calibration.svg"
 
@@ -83,7 +83,7 @@ def remove_calibration(folder: Path) -> list[Path]:
     found = [folder / name for name in (CALIBRATION_FILE, CALIBRATION_PICTURE)]
     found = [path for path in found if path.exists()]
     for path in found:
-        with said_plainly(path, "removed"):
+        with os_errors_as_user_errors(path, "removed"):
             path.unlink()
     return found
 

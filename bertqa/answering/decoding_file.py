@@ -15,7 +15,7 @@ from typing import Any
 
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.errors import UserError, shown
-from bertqa.files import DECODING_FILE, is_there, read_json_object, write_json
+from bertqa.files import DECODING_FILE, path_exists, read_json_object, write_json
 from bertqa.settings import DecodingSettings, WindowSettings
 
 _KINDS = {
@@ -70,7 +70,7 @@ def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
     Raises:
         UserError: the file is corrupt.
     """
-    if folder is None or not is_there(folder / DECODING_FILE):
+    if folder is None or not path_exists(folder / DECODING_FILE):
         return None
     stored = read_decoding_file(folder)[1]
     if stored.null_score_diff_threshold != settings.null_score_diff_threshold:
@@ -86,7 +86,7 @@ def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSe
         UserError: the file cannot be read or written.
     """
     path = folder / DECODING_FILE
-    if is_there(path):
+    if path_exists(path):
         write_json(path, read_json_object(path) | {"temperature": settings.temperature})
     else:
         write_decoding_file(folder, settings, windows)
@@ -99,7 +99,7 @@ def read_decoding_file(folder: Path) -> tuple[WindowSettings | None, DecodingSet
         UserError: the file is invalid.
     """
     path = folder / DECODING_FILE
-    if not is_there(path):
+    if not path_exists(path):
         return None, DecodingSettings()
     entries = read_json_object(path)
     names = {field.name for field in fields(WindowSettings)}

@@ -16,7 +16,13 @@ from bertqa.answering.metrics import evaluate_pairs
 from bertqa.data.formats import is_parquet
 from bertqa.data.readers import Lacks, iter_rows
 from bertqa.errors import UserError, shown
-from bertqa.files import append_json_lines, json_lines, read_json_object, said_plainly, write_json
+from bertqa.files import (
+    append_json_lines,
+    json_lines,
+    os_errors_as_user_errors,
+    read_json_object,
+    write_json,
+)
 from bertqa.settings import DecodingSettings
 
 PREDICTIONS, REJECTS, SETTINGS = "predictions.jsonl", "rejects.jsonl", "settings.json"
@@ -41,7 +47,7 @@ class LineFiles:
         if rejects:
             append_json_lines(self.folder / REJECTS, (), rejects)
         else:
-            with said_plainly(self.folder / REJECTS, "removed"):
+            with os_errors_as_user_errors(self.folder / REJECTS, "removed"):
                 (self.folder / REJECTS).unlink(missing_ok=True)
         write_json(self.folder / SETTINGS, settings)  # after old answers are removed
 

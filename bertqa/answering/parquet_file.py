@@ -12,7 +12,7 @@ from typing import Any
 from bertqa.answering.blocks import BLOCK
 from bertqa.answering.line_files import PREDICTIONS
 from bertqa.errors import UserError, reason
-from bertqa.files import append_json_lines, json_lines, said_plainly, write_file
+from bertqa.files import append_json_lines, json_lines, os_errors_as_user_errors, write_file
 
 PARQUET = "predictions.parquet"
 _COLUMNS = {  # of a file without rows; otherwise the columns are those of the lines
@@ -43,7 +43,7 @@ def pack(folder: Path) -> None:
                 writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
     write_file(folder / PARQUET, write)
-    with said_plainly(folder / PREDICTIONS, "removed"):
+    with os_errors_as_user_errors(folder / PREDICTIONS, "removed"):
         (folder / PREDICTIONS).unlink()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from bertqa.answering.blocks import Block, BlockAnswerer, digest, iter_blocks
 from bertqa.answering.rows import checked
 from bertqa.errors import UserError
-from bertqa.files import append_json_lines, json_lines, said_plainly, write_file
+from bertqa.files import append_json_lines, json_lines, os_errors_as_user_errors, write_file
 from bertqa.interrupts import Interrupts
 from bertqa.runtime import Runtime
 
@@ -56,13 +56,13 @@ class Parts:
                     "questions: pass the input file of the earlier run"
                 )
             if len(entries) < len(block.rows):
-                with said_plainly(path, "removed"):
+                with os_errors_as_user_errors(path, "removed"):
                     path.unlink()
 
     def remove(self) -> None:
         """Remove all parts."""
         if self.folder.exists():
-            with said_plainly(self.folder, "removed"):
+            with os_errors_as_user_errors(self.folder, "removed"):
                 shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:

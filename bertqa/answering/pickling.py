@@ -25,7 +25,7 @@ from bertqa.files import (
     DECODING_FILE,
     OPTIONAL_FILES,
     TOKENIZER_FILES,
-    said_plainly,
+    os_errors_as_user_errors,
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.runtime import Runtime
@@ -72,7 +72,7 @@ class Recipe:
         return kind.from_pretrained(arguments.pop("name"), **arguments)
 
 
-def lasting_name(name: str | Path, folder: Path) -> str:
+def absolute_name(name: str | Path, folder: Path) -> str:
     """Return the name of a model, or the absolute path of its folder if it was named by a path.
 
     A relative path would fail in processes with another working directory.
@@ -105,7 +105,7 @@ class CheckpointFiles:
         return sorted({*weights, *(path for path in named if path.is_file())})
 
     def _stamped(self) -> list[tuple[str, int, int, int]]:
-        with said_plainly(self.folder, "read"):
+        with os_errors_as_user_errors(self.folder, "read"):
             stats = [(path.name, path.stat()) for path in self._paths()]
         return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
@@ -129,7 +129,7 @@ class CheckpointFiles:
                 continue
             if not decoding and path.name == DECODING_FILE:
                 continue
-            with said_plainly(path, "read"), path.open("rb") as file:
+            with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
                 part = sha256()
                 while block := file.read(1 << 20):
                     part.update(block)

@@ -228,7 +228,7 @@ def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse
     except UserError as error:
         if flags.debug:
             traceback.print_exc()
-        if not error.is_said:
+        if not error.is_printed_elsewhere:
             rank = os.environ.get("RANK", "0")  # set by torchrun
             where = "" if rank == "0" else f" in process {rank}"
             print(f"error{where}: {_one_line(str(error))}", file=sys.stderr)

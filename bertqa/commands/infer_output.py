@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import said_plainly, write_text
+from bertqa.files import os_errors_as_user_errors, write_text
 
 METRICS = "metrics.json"
 
@@ -35,7 +35,7 @@ def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool 
 
 def make_folder(flags: argparse.Namespace) -> None:
     """Create --output_dir."""
-    with said_plainly(flags.output_dir, "made"):
+    with os_errors_as_user_errors(flags.output_dir, "made"):
         flags.output_dir.mkdir(parents=True, exist_ok=True)
 
 
@@ -57,6 +57,6 @@ def keep(path: Path, text: str) -> list[Path]:
     if text:
         write_text(path, text)
         return [path]
-    with said_plainly(path, "removed"):
+    with os_errors_as_user_errors(path, "removed"):
         path.unlink(missing_ok=True)
     return []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError, reason, shown
-from bertqa.files import parse_json, said_plainly
+from bertqa.files import os_errors_as_user_errors, parse_json
 
 SUFFIXES = (".txt", ".md", ".markdown")
 LINES = (".jsonl", ".ndjson")
@@ -85,7 +85,7 @@ def _texts(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with said_plainly(path, "read"), path.open("rb") as file:
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 
 from bertqa.errors import UserError, reason, shown
-from bertqa.files import CONFIG_FILE, is_there, parse_json, read_json_object, read_whole
+from bertqa.files import CONFIG_FILE, parse_json, path_exists, read_json_object, read_whole
 
 # The classes of transformers with BERT's rules, and those whose rules are in tokenizer.json.
 _NAMES = "Bert ConvBert DistilBert Electra LayoutLM Lxmert MobileBert SqueezeBert".split()
@@ -94,12 +94,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     settings = _read_settings(folder)
     is_generic = _check_class(folder, settings)
     listed: Any = []
-    if is_there(source := folder / "tokenizer.json"):
+    if path_exists(source := folder / "tokenizer.json"):
         entries = _read_json(source)
         vocabulary, listed = entries["model"]["vocab"], entries.get("added_tokens") or []
         if is_generic:
             settings |= _own_rules(entries, source)
-    elif is_there(source := folder / "vocab.txt"):
+    elif path_exists(source := folder / "vocab.txt"):
         vocabulary = _read_vocabulary(source)
     else:
         raise UserError(
@@ -122,7 +122,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read tokenizer_config.json, completed by an old special_tokens_map.json and defaults."""
     files = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
-    settings, old = (read_json_object(file) if is_there(file) else {} for file in files)
+    settings, old = (read_json_object(file) if path_exists(file) else {} for file in files)
     if "added_tokens_decoder" not in settings:  # otherwise transformers ignores the old file
         settings |= old | {key: settings[key] for key in _MARKERS if settings.get(key)}
     return {**_DEFAULTS, **settings}
@@ -153,7 +153,7 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
             "does not run: choose a BERT whose tokenizer_class is BertTokenizer"
         )
     name = settings.get("tokenizer_class")
-    if name is None and is_there(config):
+    if name is None and path_exists(config):
         source, name = config, read_json_object(config).get("tokenizer_class")
     if name is None or name in _CLASSES:
         return False
@@ -162,7 +162,7 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
             f"{source}: tokenizer_class must be BertTokenizer, got {shown(name)}: choose a BERT "
             "that has it"
         )
-    if not is_there(folder / "tokenizer.json"):
+    if not path_exists(folder / "tokenizer.json"):
         raise UserError(
             f"{source}: tokenizer_class {shown(name)} requires tokenizer.json, got none: copy it, "
             "too"
@@ -282,7 +282,7 @@ def _added_tokens(
         )
         names = {token.content for token in structure}
     found: dict[int, tuple[AddedToken, Path]] = {}
-    if decoder is None and is_there(old := folder / "added_tokens.json"):
+    if decoder is None and path_exists(old := folder / "added_tokens.json"):
         special = names | {marker.content for marker in markers}
         numbers = read_json_object(old).items()
         rows = [{"id": n, "content": text, "special": text in special} for text, n in numbers]

@@ -15,7 +15,7 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
 from bertqa.errors import counted
 from bertqa.explain.hooks import intervene
-from bertqa.files import said_plainly, write_json, write_text
+from bertqa.files import os_errors_as_user_errors, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.report.charts import heat_map
 from bertqa.settings import Overrides
@@ -163,7 +163,7 @@ def ablate(
         allow_bin=allow_bin,
     )  # fmt: skip
     check_version(examples, str(data), qa.decoding.version_2_with_negative)
-    with said_plainly(figures_file.parent, "made"):  # fail before the long computation
+    with os_errors_as_user_errors(figures_file.parent, "made"):  # fail before the long computation
         figures_file.parent.mkdir(parents=True, exist_ok=True)
     windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)

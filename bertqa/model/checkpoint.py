@@ -23,14 +23,14 @@ from bertqa.files import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
-    is_there,
+    path_exists,
     write_file,
     write_json,
 )
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.config import BertConfig, config_entries, load_config, parse_config
 from bertqa.model.cpu_inference import is_prepacked
-from bertqa.model.names import checkpoint_name, checkpoint_names, todays_name
+from bertqa.model.names import checkpoint_name, checkpoint_names, current_name
 from bertqa.model.weights import FLOATS, StoredTensor, Tensors, open_safetensors, open_weights
 
 # Parts of other BERT models, which are ignored and listed in the report.
@@ -130,10 +130,10 @@ def _refuse_other_kinds(folder: Path) -> None:
     Raises:
         UserError: the folder has no BERT weights, but a file of another library.
     """
-    if any(is_there(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE)):
+    if any(path_exists(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE)):
         return
     for name, (kind, advice) in _OTHER_KINDS.items():
-        if is_there(folder / name):
+        if path_exists(folder / name):
             raise UserError(
                 f"{folder}: must contain a BERT's {WEIGHTS_FILE}, got {kind} ({name}): {advice}"
             )
@@ -311,7 +311,7 @@ class _SkipInit(TorchFunctionMode):
 
 def _rename(tensors: Tensors, source: Path) -> dict[str, str]:
     """Rename tensors to their current names, in place; return old name -> new name."""
-    renamed = {name: new for name in tensors if (new := todays_name(name)) != name}
+    renamed = {name: new for name in tensors if (new := current_name(name)) != name}
     for old, new in renamed.items():
         if new in tensors:
             raise UserError(

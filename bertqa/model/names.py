@@ -40,7 +40,7 @@ def checkpoint_names(num_layers: int) -> Iterator[str]:
             yield f"{module}.bias"
 
 
-def todays_name(name: str) -> str:
+def current_name(name: str) -> str:
     """Return the current form of an old name: gamma, beta (TensorFlow), or without ``bert.``."""
     if name.startswith(("embeddings.", "encoder.", "pooler.")):
         name = f"bert.{name}"

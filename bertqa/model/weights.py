@@ -23,8 +23,8 @@ from bertqa.files import (
     INDEX_FILE,
     WEIGHTS_FILE,
     check_regular,
-    is_there,
     parse_json,
+    path_exists,
     read_json_object,
 )
 
@@ -81,11 +81,11 @@ def open_weights(folder: Path, allow_bin: bool) -> tuple[Path, Tensors]:
     Raises:
         UserError: there are no weights, or they are corrupt; the message names the file.
     """
-    if is_there(folder / WEIGHTS_FILE):
+    if path_exists(folder / WEIGHTS_FILE):
         return folder / WEIGHTS_FILE, open_safetensors(folder / WEIGHTS_FILE)
-    if is_there(folder / INDEX_FILE):
+    if path_exists(folder / INDEX_FILE):
         return folder / INDEX_FILE, _open_shards(folder / INDEX_FILE)
-    if is_there(folder / BIN_FILE):
+    if path_exists(folder / BIN_FILE):
         if allow_bin:
             return folder / BIN_FILE, _open_bin(folder / BIN_FILE)
         raise UserError(

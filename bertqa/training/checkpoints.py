@@ -20,7 +20,7 @@ import torch
 from bertqa.answering.answerer import load_folder
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
-from bertqa.files import new_folder, read_json_object, said_plainly, write_json
+from bertqa.files import new_folder, os_errors_as_user_errors, read_json_object, write_json
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import (
     LoadReport,
@@ -94,7 +94,7 @@ class Checkpoints:
 
     def open(self) -> None:
         """Create the folder, and remove partial checkpoints of a killed run."""
-        with said_plainly(self.path, "made"):
+        with os_errors_as_user_errors(self.path, "made"):
             self.path.mkdir(parents=True, exist_ok=True)
             for partial in self.path.glob(".*.partial"):
                 shutil.rmtree(partial)
@@ -136,7 +136,7 @@ class Checkpoints:
         for old in sorted(self.path.glob("step-*"))[: -self.keep]:
             # Rename it first, so that a killed run leaves no partial checkpoint under this name.
             dropped = old.with_name(f".{old.name}.partial")
-            with said_plainly(old, "removed"):
+            with os_errors_as_user_errors(old, "removed"):
                 old.rename(dropped)
                 shutil.rmtree(dropped)
 

@@ -36,8 +36,8 @@ from bertqa.files import (
     DECODING_FILE,
     append_json_lines,
     json_lines,
+    os_errors_as_user_errors,
     read_json_object,
-    said_plainly,
     write_json,
     write_json_map,
 )
@@ -82,7 +82,7 @@ def check_free(path: Path, resume: bool) -> None:
     Raises:
         UserError: the folder contains other files, or a run and ``resume`` is False.
     """
-    with said_plainly(path, "accessed"):  # no permission, or a name that is too long
+    with os_errors_as_user_errors(path, "accessed"):  # no permission, or a name that is too long
         is_run = (path / "run.json").exists()
         has_more = path.is_dir() and any(path.iterdir())
     if is_run and resume:
@@ -158,11 +158,11 @@ class RunFolder:
         """Create the folder, or remove results of steps after ``step``, which will be repeated."""
         if not (self.path / "run.json").exists():  # first, since it marks the folder as a run's
             write_json(self.path / "run.json", self.description)
-        with said_plainly(self.path, "written"):
+        with os_errors_as_user_errors(self.path, "written"):
             (self.path / "failure.json").unlink(missing_ok=True)
         for answers in (self.path / "evaluations").glob("step-*.json"):
             if answers > _answers_of(answers.parent, step):
-                with said_plainly(answers, "removed"):
+                with os_errors_as_user_errors(answers, "removed"):
                     answers.unlink()
         lines = json_lines(self.path / "log.jsonl", "step")
         kept = max((end for end, line in lines if line["step"] <= step), default=0)
@@ -195,7 +195,7 @@ class RunFolder:
             windows, decoding = read_decoding_file(self.path)
             default = replace(decoding, temperature=DecodingSettings.temperature)
             keep_temperature(self.path, default, windows or WindowSettings())
-            with said_plainly(self.path / CALIBRATION_FILE, "removed"):
+            with os_errors_as_user_errors(self.path / CALIBRATION_FILE, "removed"):
                 (self.path / CALIBRATION_FILE).unlink()
         tokenizer.save(self.path)
         save_model(self.path, model)
@@ -235,7 +235,7 @@ class RunFolder:
         folder = self.path / "evaluations"
         write_json_map(_answers_of(folder, step), ((p.id, p.text) for p in predictions))
         for old in sorted(folder.glob("step-*.json"))[:-2]:
-            with said_plainly(old, "removed"):
+            with os_errors_as_user_errors(old, "removed"):
                 old.unlink()
 
     def keep_failure(self, failure: Mapping[str, Any]) -> Path:

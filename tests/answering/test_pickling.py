@@ -97,7 +97,7 @@ def test_a_forked_child_answers_with_one_thread(before):
         "bf16": can_prepack(cpu, torch.bfloat16),
         "int8": can_prepack(cpu, int8=True),
     }
-    precisions = [precision for precision, is_there in ready.items() if is_there]
+    precisions = [precision for precision, is_ready in ready.items() if is_ready]
     seen = run(FORKS, before, *precisions)
     assert seen == ["Ada", "1931", "1", "Ada", "0"] * len(precisions)
 

@@ -377,7 +377,7 @@ def test_unexpected_exceptions_are_not_caught() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "is_said", "message"),
+    ("rank", "is_printed_elsewhere", "message"),
     [
         ("0", False, "error: a.json is empty\n"),
         ("1", False, "error in process 1: a.json is empty\n"),
@@ -388,11 +388,11 @@ def test_a_mistake_in_several_processes_is_reported_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     rank: str,
-    is_said: bool,
+    is_printed_elsewhere: bool,
     message: str,
 ) -> None:
     failure = UserError("a.json is\nempty")
-    failure.is_said = is_said
+    failure.is_printed_elsewhere = is_printed_elsewhere
 
     def mistaken(flags: Any) -> None:
         raise failure
