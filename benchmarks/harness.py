@@ -260,14 +260,11 @@ def machine() -> str:
     """Return one line with the processor, GPU and versions."""
     import torch
 
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
+    from bertqa.training.provenance import processor
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{model}, {os.cpu_count()} cores, {device}; Python {platform.python_version()}, "
+        f"{processor(torch.device('cpu'))}, {device}; Python {platform.python_version()}, "
         f"torch {torch.__version__}"
     )
 

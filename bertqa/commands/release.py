@@ -2,9 +2,9 @@
 
 bertqa release RUN --output_dir weights/NAME --encoder TEXT --data TEXT --eval_file FILE
 
-The card, README.md, has the run's command, settings, versions, commit and curves, and EM and F1 of
-the released file, measured with the run's windows. For a folder without a run, it has only EM and
-F1.
+The card, README.md, has the run's command, settings, versions, commit, machine, hours and curves,
+and EM and F1 of the released file with 95 % intervals, measured with the run's windows. For a
+folder without a run, it has only EM and F1.
 """
 
 import argparse
@@ -25,8 +25,9 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         help="for the card: the pretrained encoder and its licence")
     add("--data", required=True, metavar="TEXT",
         help="for the card: the training data and their licence")
-    add("--eval_file", type=Path, required=True, metavar="FILE",
-        help="questions with gold answers to evaluate the released model")
+    add("--eval_file", type=Path, required=True, nargs="+", metavar="FILE",
+        help="files of questions with gold answers to evaluate the released model; without "
+        "unanswerable questions in a file, every answer is a span")
     add = parser.group("output")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="new folder for the model")
     # fmt: on
@@ -37,8 +38,10 @@ def main(flags: argparse.Namespace) -> None:
     """Release the model, and print its EM and F1."""
     from bertqa.report.card import release  # late: --help needs no torch
 
-    exact_match, f1 = release(
+    reports = release(
         flags.source, flags.output_dir, encoder=flags.encoder, data=flags.data,
-        eval_file=flags.eval_file,
+        eval_files=flags.eval_file,
     )  # fmt: skip
-    print(f"EM {exact_match:.2f}, F1 {f1:.2f}: wrote {flags.output_dir}")
+    for each in reports:
+        print(f"{each.name}: EM {each.every.exact_match:.2f}, F1 {each.every.f1:.2f}")
+    print(f"wrote {flags.output_dir}")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from bertqa.answering.metrics import question_scores
 from bertqa.data.squad import Example
 
@@ -20,6 +22,7 @@ _KINDS = {
 _AMOUNTS = {"many", "much", "long", "far", "old", "often", "large", "tall", "big", "high"}
 _LENGTHS = ((1, "1 word"), (2, "2 words"), (4, "3-4 words"), (8, "5-8 words"))
 _POSITIONS = (250, 500, 1000)  # characters
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -103,3 +106,18 @@ def breakdown(
             if found
         ]
     return groups
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a mean, by the percentile bootstrap (Efron 1979).
+
+    It covers the choice of the questions, not that of the training's seed. The resamples are the
+    same at every call.
+    """
+    given, generator = torch.tensor(values, dtype=torch.float64), torch.Generator().manual_seed(0)
+    means = torch.stack([
+        given[torch.randint(len(given), given.shape, generator=generator)].mean()
+        for _ in range(_RESAMPLES)
+    ])  # fmt: skip
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

@@ -8,7 +8,9 @@ import hashlib
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ import torch
 from bertqa.answering.answerer import QuestionAnswerer, load_folder
 from bertqa.answering.calibration import CALIBRATION_FILE, CALIBRATION_PICTURE, read_calibration
 from bertqa.answering.decoding_file import read_decoding_file
-from bertqa.answering.evaluation import score
 from bertqa.answering.metrics import question_scores
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
@@ -33,29 +34,79 @@ from bertqa.files import (
     write_text,
 )
 from bertqa.model.checkpoint import save_model
-from bertqa.report.analysis import breakdown
+from bertqa.report.analysis import Group, bootstrap_interval, breakdown
 from bertqa.report.calibration import reliability_diagram
-from bertqa.report.training_page import draw_series, run_figures
+from bertqa.report.training_page import draw_series, in_words, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, WindowSettings
 
 _SUREST = 5  # number of wrong answers that the card names
-# Shown instead of the machine's folders.
+# Shown instead of the machine's folders; a name without a folder is shown.
 _SHOWN_AS = {"--model": "ENCODER", "--teacher": "TEACHER", "--output_dir": "RUN"}
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """EM and F1 of some questions in percent, with 95 % intervals by the bootstrap."""
+
+    count: int
+    exact_match: float
+    f1: float
+    exact_match_interval: tuple[float, float]
+    f1_interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, scores: Iterable[tuple[float, float]]) -> "Metrics":
+        """Compute them from the EM and F1 of each question, from 0 to 1."""
+        exact, overlap = ([100 * value for value in part] for part in zip(*scores, strict=True))
+        return cls(
+            len(exact), statistics.fmean(exact), statistics.fmean(overlap),
+            bootstrap_interval(exact), bootstrap_interval(overlap),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """Figures of the card on one file of questions.
+
+    Attributes:
+        name: the file's name.
+        is_forced: whether "no answer" was excluded from a model that knows it.
+        every: metrics of all questions.
+        answerable, unanswerable: the same of each kind, if the file has both and the model knows
+            "no answer".
+        groups: EM and F1 by group.
+        wrong: number of answers that share no word with a gold answer.
+        surest: ids of the wrong answers with the highest probability.
+        precision: dtype of the model.
+    """
+
+    name: str
+    is_forced: bool
+    every: Metrics
+    answerable: Metrics | None
+    unanswerable: Metrics | None
+    groups: Sequence[Group]
+    wrong: int
+    surest: Sequence[str]
+    precision: str
+
+
 def release(
-    source: Path, output_dir: Path, *, encoder: str, data: str, eval_file: Path
-) -> tuple[float, float]:
+    source: Path, output_dir: Path, *, encoder: str, data: str, eval_files: Sequence[Path]
+) -> list[FileReport]:
     """Write the released model, evaluate it, and add the card.
+
+    A model with "no answer" must return a span for each question of a file without unanswerable
+    questions, such as dev of SQuAD v1.1: its published metrics are defined so.
 
     Args:
         source: output folder of training, or another folder with a fine-tuned model.
         encoder, data: pretrained encoder and training data, with their licences, for the card.
-        eval_file: questions with gold answers on which the model was not trained.
+        eval_files: files of questions with gold answers on which the model was not trained.
 
     Returns:
-        EM and F1 in percent.
+        The figures on each file.
 
     Raises:
         UserError: a file or folder is missing or invalid.
@@ -64,13 +115,14 @@ def release(
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
     run = read_run(source)
     windows, decoding = read_decoding_file(source)
-    examples = _questions(eval_file, source, decoding)
-    fingerprint = data_fingerprint(examples)
-    if run and run["train"] == fingerprint:
-        raise UserError(
-            f"--eval_file: must not contain the training questions, got {eval_file}; pass another "
-            "file"
-        )
+    asked = {file: _questions(file, source, decoding) for file in eval_files}
+    fingerprints = {file: data_fingerprint(examples) for file, examples in asked.items()}
+    for file, fingerprint in fingerprints.items():
+        if run and run["train"] == fingerprint:
+            raise UserError(
+                f"--eval_file: must not contain the training questions, got {file}; pass another "
+                "file"
+            )
     limit_onednn_cache()
     with new_folder(output_dir) as folder:
         model, tokenizer, _ = load_folder(source, allow_bin=False, require_head=True)
@@ -81,17 +133,21 @@ def release(
                 shutil.copyfile(source / name, folder / name)
         if calibration := read_calibration(folder):
             write_text(folder / CALIBRATION_PICTURE, reliability_diagram(calibration))
-        found = measure(folder, examples, run["windows"] if run else windows)
+        if run:
+            windows = run["windows"]
+        reports = [measure(folder, file.name, asked[file], windows) for file in asked]
         card = _template("card.md.jinja").render(
-            found, counted=counted, name=output_dir.name, encoder=encoder, data=data,
-            eval_name=eval_file.name,
+            reports=reports, decoding=decoding, counted=counted, in_words=in_words,
+            name=output_dir.name, encoder=encoder, data=data,
             run=run, curves=write_curves(folder, run["log"]) if run else [], weights=WEIGHTS_FILE,
             calibration=calibration, diagram=CALIBRATION_PICTURE,
-            same_questions=run and run["validation"] == fingerprint,
+            chose_step=[
+                file.name for file in asked if run and run["validation"] == fingerprints[file]
+            ],
             digest=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         )  # fmt: skip
         write_text(folder / "README.md", card)
-    return found["exact_match"], found["f1"]
+    return reports
 
 
 def _questions(file: Path, source: Path, decoding: DecodingSettings) -> list[Example]:
@@ -123,31 +179,35 @@ def _literal(text: str) -> str:
 
 
 def measure(
-    folder: Path, examples: Sequence[Example], windows: WindowSettings | None
-) -> dict[str, Any]:
-    """Evaluate the model in a folder as ``bertqa infer`` does, and return figures for the card.
-
-    EM and F1 are in percent; ``wrong`` counts the answers that share no word with a gold answer,
-    ``surest`` has the ids of the wrong answers with the highest probability.
-    """
+    folder: Path, name: str, examples: Sequence[Example], windows: WindowSettings | None
+) -> FileReport:
+    """Evaluate the model in a folder on the questions of a file, as ``bertqa infer`` does."""
     qa = QuestionAnswerer.from_pretrained(folder, windows=windows)
+    has_null = any(not example.answers for example in examples)
+    knows_null = qa.decoding.version_2_with_negative
+    v2 = knows_null and has_null
+    qa.decoding = replace(qa.decoding, version_2_with_negative=v2)
     predictions = list(qa.answer(examples))
-    v2 = qa.decoding.version_2_with_negative
-    figures = score(examples, predictions, qa.decoding)
     texts = {prediction.id: prediction.text for prediction in predictions}
     scores = question_scores(texts, {e.id: e.answers or () for e in examples}, v2=v2)
     wrong = [prediction for prediction in predictions if scores[prediction.id][1] == 0]
     wrong.sort(key=lambda p: max((a.probability for a in p.answers), default=0.0), reverse=True)
-    return {
-        "exact_match": figures["exact" if v2 else "exact_match"],
-        "f1": figures["f1"],
-        "total": len(examples),
-        "groups": breakdown(examples, texts, v2=v2),
-        "wrong": len(wrong),
-        "surest": [prediction.id for prediction in wrong[:_SUREST]],
-        "precision": str(qa.runtime.dtype).removeprefix("torch."),
-        "decoding": qa.decoding,
-    }
+    kinds = [
+        [scores[e.id] for e in examples if bool(e.answers) is has_answer]
+        for has_answer in (True, False)
+    ]
+    answerable, unanswerable = (Metrics.of(kind) if v2 and all(kinds) else None for kind in kinds)
+    return FileReport(
+        name,
+        is_forced=knows_null and not v2,
+        every=Metrics.of(scores[e.id] for e in examples),
+        answerable=answerable,
+        unanswerable=unanswerable,
+        groups=breakdown(examples, texts, v2=v2),
+        wrong=len(wrong),
+        surest=[prediction.id for prediction in wrong[:_SUREST]],
+        precision=str(qa.runtime.dtype).removeprefix("torch."),
+    )
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -167,18 +227,24 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     try:
         data, settings = description["data"], description["settings"]
         keys = ("git_commit", "versions", "device", "processes")
-        return {key: description[key] for key in keys} | {
-            "settings": settings | data["windows"],
-            "windows_per_step": settings["windows_per_step"],
-            "precision": settings["precision"].removeprefix("torch."),
-            "windows": WindowSettings(**data["windows"]),
-            "train": data["train"],
-            "validation": data["validation"],
-            "command": _command(description["command"], description["processes"]),
-            **run_figures(log),
-            "log": log,
-            "epochs": max(line["epoch"] for line in log),
-        }
+        # Runs of 0.1 have no processor and threads.
+        machine = {key: description.get(key) for key in ("processor", "threads")}
+        return (
+            {key: description[key] for key in keys}
+            | machine
+            | {
+                "settings": settings | data["windows"],
+                "windows_per_step": settings["windows_per_step"],
+                "precision": settings["precision"].removeprefix("torch."),
+                "windows": WindowSettings(**data["windows"]),
+                "train": data["train"],
+                "validation": data["validation"],
+                "command": _command(description["command"], description["processes"]),
+                **run_figures(log),
+                "log": log,
+                "epochs": max(line["epoch"] for line in log),
+            }
+        )
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} and {log_file.name}: must be as bertqa train writes them after the first "
@@ -207,7 +273,9 @@ def _command(words: Sequence[str], processes: int) -> str:
         flag = "--" + given[2:].replace("-", "_") if given else flag
         if value and flag in ("--train_file", "--validation_file"):
             value = Path(value).name
-        shown.append(given + equals + (_SHOWN_AS.get(flag, value) if value else ""))
+        if Path(value).name != value:
+            value = _SHOWN_AS.get(flag, value)
+        shown.append(given + equals + value)
     return shlex.join(word for word in shown if word != "--resume")
 
 

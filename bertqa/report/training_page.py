@@ -232,6 +232,6 @@ def _settings(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for part in ("settings", "data", "versions"):
         for key, value in description.get(part, {}).items():
             yield f"{part}: {key}", str(value)
-    for key in ("git_commit", "device", "processes"):
+    for key in ("git_commit", "device", "processor", "threads", "processes"):
         if key in description:
             yield key, str(description[key])

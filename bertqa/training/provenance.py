@@ -1,10 +1,14 @@
-"""Provenance of a run: versions, commit, command line, device."""
+"""Provenance of a run: versions, commit, command line, machine."""
 
+import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bertqa import __version__
 from bertqa.runtime import Runtime
@@ -21,8 +25,22 @@ def surroundings(runtime: Runtime) -> dict[str, Any]:
         "git_commit": git_commit(),
         "command": sys.argv,
         "device": str(runtime.device),
+        "processor": processor(runtime.device),
+        "threads": torch.get_num_threads(),
         "processes": runtime.world_size,
     }
+
+
+def processor(device: torch.device) -> str:
+    """Return the names of the CPU and, for a CUDA device, of the GPU."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(names, name)
+    cpu = f"{name}, {os.cpu_count()} cores"
+    return f"{torch.cuda.get_device_name(device)}; {cpu}" if device.type == "cuda" else cpu
 
 
 def version_of(package: str) -> str | None:

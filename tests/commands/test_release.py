@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def trained(folder: Path, source: Path = STORIES, *more: object) -> Path:
     return folder
 
 
-def released(run: Path, output: Path, eval_file: Path = STORIES) -> int:
-    flags = [run, "--output_dir", output, *TEXTS, "--eval_file", eval_file]
+def released(run: Path, output: Path, *eval_files: Path) -> int:
+    flags = [run, "--output_dir", output, *TEXTS, "--eval_file", *(eval_files or [STORIES])]
     return run_script(release.main, release.parse_flags(list(map(str, flags))))
 
 
@@ -93,6 +94,10 @@ def test_the_card_has_the_metrics_of_the_released_model(folder: Path) -> None:
         if not any(f1(p.text, gold) for gold in e.answers)
     }
     assert f"- {len(wrong)} of 174 answers share no word with a gold answer;" in card
+    value = r"([\d.]+) \(([\d.]+) to ([\d.]+)\)"
+    (row,) = re.findall(rf"^\| stories\.json \| 174 \| {value} \| {value} \|$", card, re.MULTILINE)
+    for mean, low, high in (map(float, row[:3]), map(float, row[3:])):
+        assert low <= mean <= high
     (surest,) = re.findall(r"; those to (.+) \(ids in .*\) have the highest probability", card)
     assert surest.split(", ") == sorted(wrong, key=wrong.__getitem__, reverse=True)[:5]
 
@@ -107,8 +112,9 @@ def test_the_card_has_the_training_run(run: Path, folder: Path) -> None:
         "--device cpu --precision fp32 --output_dir RUN --validation_split_percentage 30\n"
     ) in card
     assert re.search(
-        r"\n- 6 steps of 16 windows \([\d.]+ epochs\) in float32, [\d,.]+ s, [\d,]+ tokens/s"
-        r"(, kept: step 3)?, the last logged loss( until then)? \d+\.\d{3}\n- machine: cpu, 1 proc",
+        r"\n- 6 steps of 16 windows \([\d.]+ epochs\) in float32, [\d.]+ s without evaluations, "
+        r"[\d,]+ tokens/s(, kept: step 3)?, the last logged loss( until then)? \d+\.\d{3}\n"
+        r"- machine: .+, \d+ cores, \d+ threads?; cpu, 1 process\n",
         card,
     )
     commit = json.loads((run / "run.json").read_text())["git_commit"]
@@ -157,11 +163,32 @@ def test_a_model_with_no_answer_is_released_with_its_threshold(tmp_path: Path) -
     examples = json.loads(STORIES_V2.read_text())
     examples["data"] = examples["data"][:-1]  # not the training questions
     (tmp_path / "asked.json").write_text(json.dumps(examples))
-    assert released(run, tmp_path / "new", tmp_path / "asked.json") == 0
+    assert released(run, tmp_path / "new", tmp_path / "asked.json", STORIES) == 0
     assert read_decoding_file(tmp_path / "new") == read_decoding_file(run)
     card = (tmp_path / "new" / "README.md").read_text()
     assert 'answers "no answer" if the null score exceeds the threshold' in card
     assert "](threshold.svg)" in card and "--version_2_with_negative" in card
+    windows, decoding = WindowSettings(96, 16, 24), read_decoding_file(tmp_path / "new")[1]
+    qa = QuestionAnswerer.from_pretrained(tmp_path / "new", windows=windows)
+    asked = read_examples(tmp_path / "asked.json")
+    figures = score(asked, list(qa.answer(asked)), decoding)
+    for kind, prefix in (("", ""), (", answerable", "HasAns_"), (", unanswerable", "NoAns_")):
+        assert (
+            f"| asked.json{kind} | {figures[f'{prefix}total']:.0f} | "
+            f"{figures[f'{prefix}exact']:.2f} ("
+        ) in card
+        assert f" | {figures[f'{prefix}f1']:.2f} (" in card
+    # Every question of the second file has an answer: "no answer" is excluded.
+    qa.decoding = replace(qa.decoding, version_2_with_negative=False)
+    examples = read_examples(STORIES)
+    forced = score(examples, list(qa.answer(examples)), qa.decoding)
+    figures = f"EM {forced['exact_match']:.2f}, F1 {forced['f1']:.2f}"
+    assert re.search(
+        rf"- stories\.json: \*\*{figures}\*\* on 174 questions, in \w+, with a span for every "
+        r'question \("no answer" excluded\)\n',
+        card,
+    )
+    assert "By group, on asked.json:" in card and "By group, on stories.json:" in card
 
 
 def test_a_folder_without_a_run_is_released_with_its_metrics(run: Path, tmp_path: Path) -> None:
@@ -227,9 +254,12 @@ def test_invalid_releases_are_rejected(
 def test_the_card_has_a_command_that_runs(
     copied: Path, program: list[str], processes: int, shown: str
 ) -> None:
-    given = ["--model", "/home/me/base", "--train-file=/data/a.json", "--resume", "--seed", "7"]
+    given = [
+        "--model", "/home/me/base", "--teacher", "/home/me/one", "minilm-l6-squad",
+        "--train-file=/data/a.json", "--resume", "--seed", "7",
+    ]  # fmt: skip
     change_description(copied, command=[*program, *given], processes=processes)
-    flags = "--model ENCODER --train-file=a.json --seed 7"
+    flags = "--model ENCODER --teacher TEACHER minilm-l6-squad --train-file=a.json --seed 7"
     assert cards.read_run(copied)["command"] == f"{shown} {flags}"
     assert train.parse_flags(shlex.split(flags)).train_file == Path("a.json")
 
@@ -277,4 +307,4 @@ def test_a_run_of_version_0_1_is_read() -> None:
     found = cards.read_run(DATA / "version-0.1" / "run")
     assert found is not None
     assert (found["steps"], found["kept"], found["windows"].doc_stride) == (21, 10, 8)
-    assert found["command"].startswith("python train.py --model ENCODER --train_file questions")
+    assert found["command"].startswith("python train.py --model encoder --train_file questions")

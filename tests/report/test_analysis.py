@@ -1,11 +1,19 @@
 """Error analysis: groups of questions, and EM and F1 of each."""
 
+import math
+
 import pytest
 
 from bertqa.answering.metrics import evaluate_v1, evaluate_v2
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example
-from bertqa.report.analysis import answer_length, answer_position, breakdown, question_kind
+from bertqa.report.analysis import (
+    answer_length,
+    answer_position,
+    bootstrap_interval,
+    breakdown,
+    question_kind,
+)  # fmt: skip
 from tests.helpers import STORIES, STORIES_V2
 
 
@@ -62,3 +70,13 @@ def test_a_gold_answer_that_normalizes_to_nothing_counts_as_in_the_official_scri
     examples = [Example("1", "Who?", "the oak", ("the", "oak"), (0, 4))]
     (group, *_) = breakdown(examples, {"1": ""}, v2=True)
     assert (group.exact_match, group.f1) == (0.0, 0.0)
+
+
+def test_the_interval_of_many_answers_is_that_of_a_binomial() -> None:
+    values = [100.0] * 750 + [0.0] * 250
+    low, high = bootstrap_interval(values)
+    deviation = 100 * math.sqrt(0.75 * 0.25 / 1000)
+    assert low == pytest.approx(75 - 1.96 * deviation, abs=0.4)
+    assert high == pytest.approx(75 + 1.96 * deviation, abs=0.4)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval([40.0]) == bootstrap_interval([40.0] * 9) == (40.0, 40.0)

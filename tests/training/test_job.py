@@ -26,7 +26,7 @@ from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training import job
 from bertqa.training.loop import TrainingLoop
-from bertqa.training.provenance import git_commit
+from bertqa.training.provenance import git_commit, processor
 from bertqa.training.validation import make_evaluator
 from tests.fuzz_checkpoints import read_files
 from tests.helpers import STORIES, STORIES_V2, their_batch, unpadded, write_checkpoint
@@ -209,6 +209,8 @@ def test_the_contents_of_run_json(
         "git_commit": git_commit(),
         "command": ["train.py", *flags],
         "device": "cpu",
+        "processor": processor(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
         "processes": 1,
     }
 
