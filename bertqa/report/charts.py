@@ -133,12 +133,11 @@ def draw_curve(
         Line("F1", [(p.threshold, p.f1) for p in shown]),
         Line("exact match", [(p.threshold, p.exact) for p in shown]),
     ]
-    title = (
-        f"EM and F1 over the threshold of the null score, %; best {drawable[best].threshold:.3f}"
-    )
+    title = f"EM and F1 by threshold, %; best {drawable[best].threshold:.3f}"
     if unanswerable_share is not None:
-        title += f", {100 * unanswerable_share:g} % unanswerable"
-    write_text(folder / "threshold.svg", line_chart(title, "threshold", lines))
+        title += f", {100 * unanswerable_share:.3g} % unanswerable"
+    chart = line_chart(title, "threshold of the null score", lines)
+    write_text(folder / "threshold.svg", chart)
 
 
 def histogram(title: str, x_label: str, bars: Sequence[Bar]) -> str:
