@@ -9,7 +9,7 @@ from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictio
 from bertqa.answering.line_files import REJECTS
 from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.flags import check_one_process
-from bertqa.commands.infer_output import check_free, keep, keep_metrics, make_folder, say
+from bertqa.commands.infer_output import check_free, keep, keep_metrics, output_folder, say
 from bertqa.commands.infer_rows import answer_rows
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import has_row_each
@@ -66,9 +66,9 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     rejects = [json.dumps(reject_entry(row), ensure_ascii=False) for row in rows if row.fault]
     del rows, given  # free the parsed file
     has_gold = any(example.answers is not None for example in examples)
-    make_folder(flags)
     answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
-    predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
+    with output_folder(flags.output_dir):
+        predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
     files += keep(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
     files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
     if rejects:

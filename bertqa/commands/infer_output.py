@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bertqa.errors import UserError
@@ -33,10 +34,18 @@ def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool 
         raise UserError("--resume and --overwrite_output_dir exclude each other: pass one")
 
 
-def make_folder(flags: argparse.Namespace) -> None:
-    """Create --output_dir."""
-    with os_errors_as_user_errors(flags.output_dir, "made"):
-        flags.output_dir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def output_folder(path: Path) -> Iterator[None]:
+    """Context that creates --output_dir, and removes it again if it is left empty."""
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with os_errors_as_user_errors(path, "made"):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or removed by the user
+            for folder in created:
+                folder.rmdir()
 
 
 def say(line: str) -> None:

@@ -4,6 +4,7 @@ The rows are streamed, and processes started by torchrun share them.
 """
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +15,7 @@ from bertqa.answering.json_lines import answer_lines
 from bertqa.answering.line_files import PREDICTIONS, REJECTS, SETTINGS, score_lines, unit_of
 from bertqa.answering.parquet_file import PARQUET, pack, unpack
 from bertqa.answering.parts import PARTS
-from bertqa.commands.infer_output import check_free, keep_metrics, make_folder, say
+from bertqa.commands.infer_output import check_free, keep_metrics, output_folder, say
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import is_parquet
 from bertqa.errors import counted
@@ -31,21 +32,23 @@ def answer_rows(flags: argparse.Namespace) -> None:
         flags.device, flags.precision, backend="gloo", longest_wait=timedelta(days=30)
     )
     try:
-        runtime.on_main(lambda: prepare(flags))
-        qa = runtime.main_first(lambda: load_answerer(flags, str(runtime.device)))
-        qa.decoding = replace(qa.decoding, n_best_size=max(flags.top_k, qa.decoding.n_best_size))
-        answered, rejected = share(flags, qa, runtime)
+        with ExitStack() as stack:
+            runtime.on_main(lambda: prepare(flags, stack))
+            qa = runtime.main_first(lambda: load_answerer(flags, str(runtime.device)))
+            n_best_size = max(flags.top_k, qa.decoding.n_best_size)
+            qa.decoding = replace(qa.decoding, n_best_size=n_best_size)
+            answered, rejected = share(flags, qa, runtime)
     finally:
         stop_runtime()
     if runtime.is_main:
         finish(flags, qa.decoding.version_2_with_negative, answered, rejected)
 
 
-def prepare(flags: argparse.Namespace) -> None:
-    """Prepare the output folder."""
+def prepare(flags: argparse.Namespace, stack: ExitStack) -> None:
+    """Prepare the output folder; ``stack`` removes it again if it is left empty."""
     packs = is_parquet(flags.input)
     check_free(flags, (*LINE_FILES, *[PARQUET] * packs), resumable=True)
-    make_folder(flags)
+    stack.enter_context(output_folder(flags.output_dir))
     if flags.resume and packs:
         unpack(flags.output_dir)
 

@@ -98,12 +98,12 @@ def compare_checkpoint(
     check_examples(examples, str(questions))
     examples = examples[:max_samples]
     limit_onednn_cache()
-    library = their_library()
+    library = import_transformers()
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
     settings = overrides.windows(read_decoding_file(folder)[0] or usual_windows(ours.config))
     check_window_fits(ours.config, settings)
-    theirs, their_tokenizer = load_theirs(library, folder)
+    theirs, their_tokenizer = load_with_transformers(library, folder)
     if questions is None:
         examples += _added_token_example(their_tokenizer)
     windows = make_windows(examples, tokenizer, settings)
@@ -133,7 +133,7 @@ def compare_checkpoint(
     return Comparison(tuple(facts), tuple(rows.values()))
 
 
-def their_library() -> Any:
+def import_transformers() -> Any:
     """Import transformers, an optional dependency, and silence its log.
 
     Raises:
@@ -151,7 +151,7 @@ def their_library() -> Any:
     return transformers
 
 
-def load_theirs(library: Any, folder: Path) -> tuple[Any, Any]:
+def load_with_transformers(library: Any, folder: Path) -> tuple[Any, Any]:
     """Load model and tokenizer of a checkpoint folder with transformers.
 
     Raises:

@@ -103,7 +103,8 @@ def release(
     Args:
         source: output folder of training, or another folder with a fine-tuned model.
         encoder, data: pretrained encoder and training data, with their licences, for the card.
-        eval_files: files of questions with gold answers on which the model was not trained.
+        eval_files: files of questions with gold answers on which the model was not trained; their
+            names differ.
 
     Returns:
         The figures on each file.
@@ -113,6 +114,12 @@ def release(
     """
     if output_dir.exists():
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
+    names = [file.name for file in eval_files]
+    if len(set(names)) < len(names):
+        raise UserError(
+            "--eval_file: the files must have different names, as the card calls them by name, got "
+            f"{', '.join(names)}; rename one"
+        )
     run = read_run(source)
     windows, decoding = read_decoding_file(source)
     asked = {file: _questions(file, source, decoding) for file in eval_files}

@@ -148,6 +148,28 @@ def test_invalid_rows_are_counted_in_any_format(
     assert len((world.out / "rejects.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
+def test_a_folder_without_answers_is_removed(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    form = as_squad if name == "in.json" else as_lines
+    source = world.write(name, form(GOOD))
+    out = world.out / "new" / "newer"
+    flags = ["--input", source, *WINDOWS, *HERE, "--output_dir", out, "--model"]
+    assert call("infer", *flags, world.folder / "missing") == 2
+    assert not world.out.exists()
+    monkeypatch.setattr(QuestionAnswerer, "answer", interrupted)
+    assert call("infer", *flags, world.good) == 130
+    assert out.exists() == (name == "in.jsonl")  # it has settings.json, for --resume
+    world.out.mkdir(exist_ok=True)
+    assert call("infer", *flags, world.folder / "missing") == 2
+    assert world.out.exists()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_without_rejects_none_are_mentioned(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:

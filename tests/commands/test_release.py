@@ -221,19 +221,20 @@ def test_the_card_tells_if_the_eval_file_chose_the_best_step(copied: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("output", "eval_file", "words"),
+    ("output", "eval_files", "words"),
     [
-        (".", STORIES, "--output_dir: must be a new folder"),
-        ("new", STORIES_V2, "--eval_file: every question must have an answer"),
-        ("new", STORIES, "--eval_file: must not contain the training questions"),
+        (".", [STORIES], "--output_dir: must be a new folder"),
+        ("new", [STORIES_V2], "--eval_file: every question must have an answer"),
+        ("new", [STORIES], "--eval_file: must not contain the training questions"),
+        ("new", [STORIES_V2, Path("b", STORIES_V2.name)], "must have different names"),
     ],
 )
 def test_invalid_releases_are_rejected(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    output: str, eval_file: Path, words: str,
+    output: str, eval_files: list[Path], words: str,
 ) -> None:  # fmt: skip
     change_description(copied, data={"train": data_fingerprint(read_examples(STORIES))})
-    assert released(copied, tmp_path / output, eval_file) == 2
+    assert released(copied, tmp_path / output, *eval_files) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [copied]
 

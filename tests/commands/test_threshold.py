@@ -295,6 +295,18 @@ def test_the_picture_has_the_best_and_the_last_point(tmp_path: Path) -> None:
     assert "best 1197.000" in svg
 
 
+def test_the_title_of_the_picture_fits(tmp_path: Path) -> None:
+    draw_curve(tmp_path, [ThresholdPoint(-12.3456, 50.0, 50.0)], unanswerable_share=1 / 3)
+    svg = ET.fromstring((tmp_path / "threshold.svg").read_text())
+    title = next(
+        e for e in svg.iter("{http://www.w3.org/2000/svg}text") if "title" in e.attrib.values()
+    )
+    assert title.text and "-12.346" in title.text and "33.3 % unanswerable" in title.text
+    pixels_per_letter = 8.5  # at 14 pixels, semibold: more than the average of any system font
+    width = int(svg.attrib["viewBox"].split()[2])
+    assert float(title.attrib["x"]) + pixels_per_letter * len(title.text) <= width
+
+
 def test_an_infinite_threshold_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="null_score_diff_threshold must be finite, got inf"):
         write_decoding_file(

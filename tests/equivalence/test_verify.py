@@ -295,7 +295,7 @@ def closed(patch: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str) -> Any:
             raise ValueError("no such model")
 
-    patch.setattr(verification, "their_library", Closed)
+    patch.setattr(verification, "import_transformers", Closed)
 
 
 @pytest.mark.parametrize(
