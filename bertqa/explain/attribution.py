@@ -81,9 +81,12 @@ def integrated_gradients(
         progress: called after each batch of steps with their number.
 
     Raises:
-        UserError: several windows, windows of different lengths, or a position outside the window.
+        UserError: several windows, windows of different lengths, a position outside the window, or
+            no steps.
     """
     _check(batch, position)
+    if steps < 1:
+        raise UserError(f"steps: must be at least 1, got {steps}")
     if baseline.lengths != batch.lengths:
         raise UserError(
             f"baseline: must have the same length as the window, {batch.lengths}, got "

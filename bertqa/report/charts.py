@@ -93,8 +93,9 @@ def line_chart(
         raise ValueError("all numbers of a chart must be finite")
     x_ticks, free_ticks = (ticks(min(v), max(v)) for v in zip(*points, strict=True))
     frame = _Frame(range(len(x_names)) or x_ticks, y_ticks or free_ticks, x_names)
+    step = min(0.01, frame.y_ticks[1] - frame.y_ticks[0])
     label = "; ".join(
-        f"{line.name} ends at {_shown(line.points[-1][1])}" for line in named.values()
+        f"{line.name} ends at {_shown(line.points[-1][1], step)}" for line in named.values()
     )
     svg = frame.draw(title, x_label, label)
     colours = {name: f"s{number}" for number, name in enumerate(named)}
@@ -280,7 +281,8 @@ class _Frame:
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Return about ``about`` round numbers that span ``low`` to ``high``."""
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        margin = abs(low) / 2 or 0.5
+        low, high = low - margin, high + margin
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -288,7 +290,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _shown(number: float, step: float = 0.01) -> str:
+def _shown(number: float, step: float) -> str:
     """Format a number with enough decimals to differ from its neighbours, ``step`` away."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{number:,.{decimals}f}"

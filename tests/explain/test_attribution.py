@@ -106,6 +106,7 @@ def test_invalid_windows_and_positions_raise(model, window, baseline):
         (lambda: integrated_gradients(model, window, baseline, LENGTH), "0 to 20, got 21"),
         (lambda: layer_effects(model, window, 3, -1), "got -1"),
         (lambda: integrated_gradients(model, window, short, 3), "same length"),
+        (lambda: integrated_gradients(model, window, baseline, 3, steps=0), "steps: .* got 0"),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -86,9 +86,17 @@ def test_invalid_charts_are_rejected(lines: list[Line]) -> None:
         histogram("t", "x", [])
 
 
-def test_a_chart_of_a_single_point() -> None:
-    ((x, y),) = points_of(ET.fromstring(line_chart("t", "x", [Line("a", [(3, 7)])])))
+@pytest.mark.parametrize("value", [7, 3e-5, 1e30, 0])
+def test_a_chart_of_equal_values_has_ticks_of_their_size(value: float) -> None:
+    root = ET.fromstring(line_chart("t", "x", [Line("a", [(3, value)])]))
+    ((x, y),) = points_of(root)
     assert 0 < x < 680 and 0 < y < 300
+    assert max(ticks_of(root)) <= 2 * value or value == 0
+
+
+def test_the_description_of_small_numbers_has_their_digits() -> None:
+    root = ET.fromstring(line_chart("t", "x", [Line("a", [(0, 3e-5), (1, 1e-5)])]))
+    assert root.attrib["aria-label"] == "t: a ends at 0.000010"
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
