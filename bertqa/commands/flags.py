@@ -206,7 +206,11 @@ def overrides(flags: argparse.Namespace) -> Overrides:
 
 
 def check_one_process() -> None:
-    """Raise UserError if torchrun started several processes."""
+    """Check that the command is a single process.
+
+    Raises:
+        UserError: torchrun started several.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
         raise UserError(
             "torchrun: --input must be JSON lines or parquet with several processes: pass such a "
@@ -248,6 +252,6 @@ def run_script(main: Callable[[argparse.Namespace], int | None], flags: argparse
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         where = error.filename or "standard output"
-        print(f"error: cannot write {where}: {error.strerror}; free some space", file=sys.stderr)
+        print(f"error: cannot write {where}: {error.strerror}: free some space", file=sys.stderr)
         return 2
     return code

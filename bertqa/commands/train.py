@@ -115,7 +115,11 @@ def run(
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for flags that contradict each other or have no effect."""
+    """Check that the flags do not contradict each other and have an effect.
+
+    Raises:
+        UserError: they do not, or a value is out of range.
+    """
     threshold = flags.null_score_diff_threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(

@@ -72,7 +72,11 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for invalid flags, before the work."""
+    """Check the flags before the work.
+
+    Raises:
+        UserError: a value is out of range, or --markdown cannot be written.
+    """
     if not (math.isfinite(flags.bound) and flags.bound > 0):
         raise UserError(f"--bound must be finite and above 0, got {flags.bound}")
     if flags.max_samples < 1:

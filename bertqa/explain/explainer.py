@@ -79,7 +79,7 @@ def explain(
     """
     if is_prepacked(model) or next(model.parameters()).dtype is not torch.float32:
         raise UserError(
-            "model: must be in float32 and not prepacked, got one prepared for inference; "
+            "model: must be in float32 and not prepacked, got one prepared for inference: "
             "load it with bertqa.model.checkpoint.load_checkpoint"
         )
     examples = asked(question, context)

@@ -162,7 +162,7 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
     """
     if isinstance(names, str):
         raise UserError(
-            f"names: must be a list of module names, got the string {shown(names)}; pass "
+            f"names: must be a list of module names, got the string {shown(names)}: pass "
             f"[{shown(names)}]"
         )
     seen, passes = Recording(), _Passes()
@@ -203,12 +203,12 @@ def _module(model: nn.Module, name: str) -> nn.Module:
     if name not in modules:
         (nearest,) = get_close_matches(name, modules, n=1, cutoff=0)
         raise UserError(
-            f"module: must be a name in the model, got {shown(name)}; did you mean {nearest!r}?"
+            f"module: must be a name in the model, got {shown(name)}: did you mean {nearest!r}?"
         )
     module = modules[name]
     if type(module).forward is nn.Module.forward:
         raise UserError(
-            f"module: must have a forward pass, got the container {name!r}; name a module in it"
+            f"module: must have a forward pass, got the container {name!r}: name a module in it"
         )
     return module
 
@@ -348,7 +348,11 @@ def _check(
     skip_layers: set[int],
     patch: Mapping[str, Patch],
 ) -> None:
-    """Raise UserError for layers, heads and modules that the model does not have."""
+    """Check that layers, heads and modules exist in the model.
+
+    Raises:
+        UserError: one does not, or a head is both masked and averaged.
+    """
     layers, heads = len(model.layers), model.config.num_attention_heads
     for layer in skip_layers | {layer for layer, _ in mask_heads | mean_heads}:
         if not 0 <= layer < layers:

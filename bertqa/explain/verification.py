@@ -143,7 +143,7 @@ def import_transformers() -> Any:
         import transformers  # late: optional, and takes seconds
     except ImportError as error:
         raise UserError(
-            f"transformers: must be installed for the comparison, got {error}; run "
+            f"transformers: must be installed for the comparison, got {error}: run "
             'pip install "transformers>=5.0"'
         ) from error
     transformers.logging.set_verbosity_error()
@@ -165,7 +165,7 @@ def load_with_transformers(library: Any, folder: Path) -> tuple[Any, Any]:
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many types
         raise UserError(
-            f"{folder}: transformers cannot load it ({type(error).__name__}: {reason(error)}); "
+            f"{folder}: transformers cannot load it ({type(error).__name__}: {reason(error)}): "
             "complete config.json, weights and tokenizer"
         ) from error
     return model.eval(), tokenizer
@@ -231,7 +231,7 @@ def _their_windows(
     except Exception as error:  # of many types
         raise UserError(
             f"question {example.id!r}: transformers' {type(tokenizer).__name__} fails on it "
-            f"({type(error).__name__}: {reason(error)}); use a model with another tokenizer"
+            f"({type(error).__name__}: {reason(error)}): use a model with another tokenizer"
         ) from error
     for i, (ids, types) in enumerate(
         zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)

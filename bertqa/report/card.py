@@ -71,10 +71,10 @@ class FileReport:
 
     Attributes:
         name: the file's name.
-        is_forced: whether "no answer" was excluded from a model that knows it.
+        is_forced: whether "no answer" was excluded from a model that supports it.
         every: metrics of all questions.
-        answerable, unanswerable: the same of each kind, if the file has both and the model knows
-            "no answer".
+        answerable, unanswerable: metrics of each kind, if the file has both and the model
+            supports "no answer".
         groups: EM and F1 by group.
         wrong: number of answers that share no word with a gold answer.
         surest: ids of the wrong answers with the highest probability.
@@ -113,12 +113,12 @@ def release(
         UserError: a file or folder is missing or invalid.
     """
     if output_dir.exists():
-        raise UserError(f"--output_dir: must be a new folder, got {output_dir}; name another")
+        raise UserError(f"--output_dir: must be a new folder, got {output_dir}: name another")
     names = [file.name for file in eval_files]
     if len(set(names)) < len(names):
         raise UserError(
             "--eval_file: the files must have different names, as the card calls them by name, got "
-            f"{', '.join(names)}; rename one"
+            f"{', '.join(names)}: rename one"
         )
     run = read_run(source)
     windows, decoding = read_decoding_file(source)
@@ -127,7 +127,7 @@ def release(
     for file, fingerprint in fingerprints.items():
         if run and run["train"] == fingerprint:
             raise UserError(
-                f"--eval_file: must not contain the training questions, got {file}; pass another "
+                f"--eval_file: must not contain the training questions, got {file}: pass another "
                 "file"
             )
     limit_onednn_cache()
@@ -165,7 +165,7 @@ def _questions(file: Path, source: Path, decoding: DecodingSettings) -> list[Exa
     if not decoding.version_2_with_negative and any(example.is_impossible for example in examples):
         raise UserError(
             f"--eval_file: every question must have an answer, as {source} was trained without "
-            f'"no answer", got unanswerable questions in {file}; pass another file'
+            f'"no answer", got unanswerable questions in {file}: pass another file'
         )
     return examples
 
@@ -255,7 +255,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} and {log_file.name}: must be as bertqa train writes them after the first "
-            f"logged step, got {type(error).__name__} ({error}); copy the run again, or name "
+            f"logged step, got {type(error).__name__} ({error}): copy the run again, or name "
             "another"
         ) from error
 

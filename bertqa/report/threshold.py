@@ -75,7 +75,7 @@ def choose_threshold(
     check_answers(examples, str(file))
     if not has_both_kinds(examples):
         raise UserError(
-            f"{file}: must have both answerable and unanswerable questions, as in SQuAD v2.0; "
+            f"{file}: must have both answerable and unanswerable questions, as in SQuAD v2.0: "
             "pass another file"
         )
     folder = find_own_folder(model, revision, allow_bin)
