@@ -15,7 +15,7 @@ CONTEXT = (
     "The Orlo bridge was opened in 1931. It was built by Marta Venn, an engineer from Lund. "
     "The stone came from a quarry that her brother Anton owned."
 )
-SCHEMES = {"dark": 0, "light": 1}  # Blink's numbers of preferred colour schemes
+SCHEMES = {"dark": 0, "light": 1}  # Blink's numbers of preferred color schemes
 SIZE = "1000,720"
 
 

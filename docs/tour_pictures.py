@@ -65,7 +65,7 @@ class Picture:
     def box(
         self, x: float, y: float, width: float, height: float, lines: Sequence[str], kind: str
     ) -> None:
-        """Add a box with centred lines of text, the first in bold."""
+        """Add a box with centered lines of text, the first in bold."""
         self.rect(x, y, width, height, kind)
         top = y + height / 2 - 8 * len(lines) + 12
         for i, line in enumerate(lines):
@@ -285,7 +285,7 @@ def _spans(names: Names) -> Picture:
     picture.rect(left + j * size - 1, top + i * size - 1, size + 1, size + 1, "mark")
     picture.text(left + 20, top + side - 60, "j < i: the end is before", "b")
     picture.text(left + 20, top + side - 42, "the start, not a span", "b")
-    picture.text(left, top + side + 22, f"rows: first token i; columns: last token j; colour: "
+    picture.text(left, top + side + 22, f"rows: first token i; columns: last token j; color: "
                  f"score S.T_i + E.T_j, from {low:.1f} to {high:.1f}")  # fmt: skip
     text = names["context"][names["offsets"][i][0] : names["offsets"][j][1]]
     picture.text(left, top + side + 42, f"framed: the best span, “{text}”")

@@ -77,7 +77,7 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
     from bertqa.commands.infer_questions import print_found  # late: --help needs no torch
     from bertqa.explain.explainer import explain_checkpoint  # late: --help needs no torch
     from bertqa.explain.page import page  # late: --help needs no torch
-    from bertqa.explain.terminal import has_colours, render  # late: --help needs no torch
+    from bertqa.explain.terminal import has_colors, render  # late: --help needs no torch
 
     found = explain_checkpoint(
         flags.model, flags.question, context, top_k=flags.top_k, overrides=overrides(flags),
@@ -86,7 +86,7 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
     )  # fmt: skip
     if file is None:
         width = shutil.get_terminal_size().columns
-        print(render(found, width, flags.top_k, colour=has_colours()), end="")
+        print(render(found, width, flags.top_k, color=has_colors()), end="")
         return
     print_found(flags, context, as_pipeline(found.prediction, flags.top_k))
     write_text(file, page(found))

@@ -22,9 +22,9 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("source", type=Path, metavar="RUN_OR_FOLDER",
         help="output folder of bertqa train, or another folder with a fine-tuned model")
     add("--encoder", required=True, metavar="TEXT",
-        help="for the card: the pretrained encoder and its licence")
+        help="for the card: the pretrained encoder and its license")
     add("--data", required=True, metavar="TEXT",
-        help="for the card: the training data and their licence")
+        help="for the card: the training data and their license")
     add("--eval_file", type=Path, required=True, nargs="+", metavar="FILE",
         help="files of questions with gold answers to evaluate the released model; without "
         "unanswerable questions in a file, every answer is a span")

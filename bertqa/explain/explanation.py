@@ -251,11 +251,11 @@ class Explanation:
         Args:
             reach: number of tokens before the start and after the end.
         """
-        centre = self.answer if not self.is_null else self.best_spans[self.window]
-        if centre is None:
+        center = self.answer if not self.is_null else self.best_spans[self.window]
+        if center is None:
             return None
         tokens, (start, end) = self.context_tokens, self.logits
-        first, last = max(tokens.start, centre.first - reach), centre.last + reach
+        first, last = max(tokens.start, center.first - reach), center.last + reach
         around = range(first, min(tokens.stop, last + 1))
         starts, ends = around[:_MATRIX], around[-_MATRIX:]
         i, j = torch.tensor(starts)[:, None], torch.tensor(ends)

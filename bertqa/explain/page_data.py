@@ -83,7 +83,7 @@ def percent(probability: float) -> str:
 
 
 def strength(value: float) -> float:
-    """Return the colour intensity, from 0 to 1; the square root makes small values visible."""
+    """Return the color intensity, from 0 to 1; the square root makes small values visible."""
     return round(min(1.0, max(0.0, value)) ** 0.5, 2)
 
 
@@ -192,7 +192,7 @@ def _lens_chart(e: Explanation) -> str:
 
 
 def _heads(e: Explanation) -> dict[str, Any]:
-    """Return the effects of heads and layers, each with the maximum of its colour scale."""
+    """Return the effects of heads and layers, each with the maximum of its color scale."""
     heads, layers = e.inside.head_effects, e.inside.layer_effects
     most, deepest = float(heads.abs().max()), float(layers.abs().max())
     return {

@@ -1,4 +1,4 @@
-"""Text of an explanation for a terminal, with or without colours."""
+"""Text of an explanation for a terminal, with or without colors."""
 
 import os
 import re
@@ -13,13 +13,13 @@ from bertqa.explain.explanation import Candidate, Cell, Explanation, answer_text
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 _ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 _ANSWER, _HEADING = "\x1b[1;7m", "\x1b[1;36m"
-_BLUES = (0, 153, 75, 33, 27)  # of the 256 colours, in order of intensity
+_BLUES = (0, 153, 75, 33, 27)  # of the 256 colors, in order of intensity
 _SHOWN = 5  # rows of each list
-_NEIGHBOURHOOD = 400  # characters of the context on either side of the answer
+_NEIGHBORHOOD = 400  # characters of the context on either side of the answer
 
 
-def has_colours() -> bool:
-    """Return whether stdout is a terminal that supports colours (see no-color.org)."""
+def has_colors() -> bool:
+    """Return whether stdout is a terminal that supports colors (see no-color.org)."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not plain
 
@@ -30,14 +30,14 @@ def on_one_line(text: str) -> str:
 
 
 def render(
-    explanation: Explanation, width: int = 80, top_k: int = 1, *, colour: bool = False
+    explanation: Explanation, width: int = 80, top_k: int = 1, *, color: bool = False
 ) -> str:
     """Return the explanation as lines of text.
 
     Args:
         width: columns of the terminal.
         top_k: number of answers to show, at least ``_SHOWN``.
-        colour: whether to use escape sequences.
+        color: whether to use escape sequences.
     """
     parts = [
         _answer(explanation),
@@ -48,7 +48,7 @@ def render(
         _parts(explanation),
     ]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
-    return text if colour else _ESCAPE.sub("", text)  # those of the user are escaped already
+    return text if color else _ESCAPE.sub("", text)  # those of the user are escaped already
 
 
 def _paint(style: str, text: str) -> str:
@@ -56,7 +56,7 @@ def _paint(style: str, text: str) -> str:
 
 
 def _heat(probability: float, text: str) -> str:
-    """Colour a piece of text with an intensity that increases with its probability."""
+    """Color a piece of text with an intensity that increases with its probability."""
     step = min(len(_BLUES) - 1, int(probability**0.5 * len(_BLUES)))
     return _paint(f"\x1b[38;5;{_BLUES[step]}m", text) if step else text
 
@@ -92,10 +92,10 @@ def _in_fp32(e: Explanation) -> str:
 
 
 def _context(e: Explanation, width: int) -> list[str]:
-    """Return the text around the answer, coloured by probability, with the answer in brackets."""
+    """Return the text around the answer, colored by probability, with the answer in brackets."""
     where = f", window {e.window + 1} of {len(e.null_scores)}" if len(e.null_scores) > 1 else ""
     kind = "" if e.is_in_fp32 else ", in fp32"
-    title = _paint(_HEADING, f"Context (colour: mean of P_start and P_end{kind}{where})")
+    title = _paint(_HEADING, f"Context (color: mean of P_start and P_end{kind}{where})")
     heat = e.probabilities.mean(dim=0)
     span = e.answer.tokens
     cells, text, closing = _around(e)
@@ -118,7 +118,7 @@ def _around(e: Explanation) -> tuple[list[Cell], str, str]:
         return [], "", ""
     begins = list(accumulate((len(cell.text) for cell in cells), initial=e.window_start))
     answer = next((i for i, cell in enumerate(cells) if e.answer.first in cell.tokens), 0)
-    near = [i for i in range(len(cells)) if abs(begins[i] - begins[answer]) <= _NEIGHBOURHOOD]
+    near = [i for i in range(len(cells)) if abs(begins[i] - begins[answer]) <= _NEIGHBORHOOD]
     before, after = e.context[: begins[near[0]]], e.context[begins[near[-1] + 1] :]
     return [cells[i] for i in near], "…" * bool(before.strip()), "…" * bool(after.strip())
 

@@ -102,7 +102,7 @@ def release(
 
     Args:
         source: output folder of training, or another folder with a fine-tuned model.
-        encoder, data: pretrained encoder and training data, with their licences, for the card.
+        encoder, data: pretrained encoder and training data, with their licenses, for the card.
         eval_files: files of questions with gold answers on which the model was not trained; their
             names differ.
 

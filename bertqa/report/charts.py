@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 40, 48  # margins; lines are named on th
 _LINE_HEIGHT = 15
 _DOTTED = 30  # lines with at most so many points have markers
 
-# Blue, orange, green: distinguishable with colour blindness, on white and on black.
+# Blue, orange, green: distinguishable with color blindness, on white and on black.
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #333 }
   .title { font-size: 14px; font-weight: 600 }
@@ -34,12 +34,12 @@ _STYLE = """
     .cell { fill: none; stroke: #555 } .less { fill: #62b0f4 } .more { fill: #f59150 }
   }
 """.strip("\n")
-_COLOURS = 3
+_COLORS = 3
 _SMOOTHED = 10  # points averaged into one point of a smoothed curve
 _DRAWN = 400  # maximum points of the drawn threshold curve
 
 _MAP_WIDTH, _BAR_WIDTH, _ROW_HEIGHT = 416, 120, 26  # pixels: all cells, the longest bar, a row
-_LABELLED = 16  # maximum labels of an axis
+_MOST_LABELS = 16  # maximum labels of an axis
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: label at its right end. Lines with the same name share a colour, and only the last
+        name: label at its right end. Lines with the same name share a color, and only the last
             has the label.
         points: ``(x, y)``, x ascending.
     """
@@ -80,13 +80,13 @@ def line_chart(
         y_ticks: ticks of the y axis (default: from the points).
 
     Raises:
-        ValueError: more names than colours, no point, or a number that is not finite.
+        ValueError: more names than colors, no point, or a number that is not finite.
     """
     points = [point for line in lines for point in line.points]
     named = {line.name: line for line in lines}  # the last of each name
-    if not points or len(named) > _COLOURS:
+    if not points or len(named) > _COLORS:
         raise ValueError(
-            f"a chart must have 1 to {_COLOURS} names and at least 1 point, got {len(named)} and "
+            f"a chart must have 1 to {_COLORS} names and at least 1 point, got {len(named)} and "
             f"{len(points)}"
         )
     if not all(math.isfinite(number) for point in points for number in point):
@@ -98,13 +98,13 @@ def line_chart(
         f"{line.name} ends at {_shown(line.points[-1][1], step)}" for line in named.values()
     )
     svg = frame.draw(title, x_label, label)
-    colours = {name: f"s{number}" for number, name in enumerate(named)}
+    colors = {name: f"s{number}" for number, name in enumerate(named)}
     for line in lines:
         pixels = [frame.to_pixels(*point) for point in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
-        _add(svg, "polyline", colours[line.name], points=path)
+        _add(svg, "polyline", colors[line.name], points=path)
         for x, y in pixels if len(pixels) <= _DOTTED else ():
-            _add(svg, "circle", colours[line.name], cx=x, cy=y, r=3)
+            _add(svg, "circle", colors[line.name], cx=x, cy=y, r=3)
     ends = [frame.to_pixels(*line.points[-1]) for line in named.values()]
     for name, (x, _), height in zip(named, ends, _apart([y for _, y in ends]), strict=True):
         _write(svg, name, x + 8, height + 4)
@@ -158,7 +158,7 @@ def histogram(title: str, x_label: str, bars: Sequence[Bar]) -> str:
     for bar in bars:
         left, top = frame.to_pixels(bar.start, bar.count)
         right, bottom = frame.to_pixels(bar.end, 0)
-        width = max(1.0, right - left - 1)  # a gap between neighbours
+        width = max(1.0, right - left - 1)  # a gap between neighbors
         rect = _add(svg, "rect", x=left, y=top, width=width, height=bottom - top)
         note = f"{_shown(bar.start, 1)} to {_shown(bar.end, 1)}: {_shown(bar.count, 1)}"
         _add(rect, "title", text=note)
@@ -207,7 +207,7 @@ def heat_map(
     legend = f"{column}; orange above 0, blue below, full at {farthest:.2f}"
     _write(svg, legend, _LEFT, bottom + 24)
     width = _MAP_WIDTH / len(cells[0])
-    for number in range(0, len(cells[0]), -(-len(cells[0]) // _LABELLED)):
+    for number in range(0, len(cells[0]), -(-len(cells[0]) // _MOST_LABELS)):
         _write(svg, str(number), _LEFT + (number + 0.5) * width, top - 8, "middle")
     for (i, j), x in at.items():
         box = (_LEFT + j * width, top + i * _ROW_HEIGHT + 1, width - 2, _ROW_HEIGHT - 2)
@@ -223,7 +223,7 @@ def heat_map(
 def _fill(
     svg: ET.Element, box: tuple[float, ...], number: float, opacity: float, label: str
 ) -> None:
-    """Draw a rectangle (x, y, width, height) in the colour of a number, over its outline."""
+    """Draw a rectangle (x, y, width, height) in the color of a number, over its outline."""
     x, y, width, height = box
     _add(svg, "rect", "cell", x=x, y=y, width=width, height=height)
     kind = "less" if number < 0 else "more"
@@ -233,7 +233,7 @@ def _fill(
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average neighbouring points if there are many."""
+    """Average neighboring points if there are many."""
     size = _SMOOTHED if len(points) > 5 * _SMOOTHED else 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
@@ -272,7 +272,7 @@ class _Frame:
         labels = self.x_names or [
             _shown(x, self.x_ticks[1] - self.x_ticks[0]) for x in self.x_ticks
         ]
-        every = -(-len(labels) // _LABELLED)
+        every = -(-len(labels) // _MOST_LABELS)
         for x, label in list(zip(self.x_ticks, labels, strict=True))[::every]:
             _write(svg, label, self.to_pixels(x, self.y_ticks[0])[0], bottom + 18, "middle")
         return svg
@@ -291,7 +291,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _shown(number: float, step: float) -> str:
-    """Format a number with enough decimals to differ from its neighbours, ``step`` away."""
+    """Format a number with enough decimals to differ from its neighbors, ``step`` away."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{number:,.{decimals}f}"
 

@@ -316,9 +316,9 @@ def test_terminal_output(found):
     assert max(map(len, text)) <= 60
     words = " ".join(text).replace("[", "").replace("]", "")
     assert words.strip("…") in CONTEXT
-    coloured = render(found, 60, colour=True)
-    assert "\x1b[1;7m" in coloured and coloured.count("\x1b[0m") > 5
-    for line in coloured.splitlines():  # every colour is reset
+    colored = render(found, 60, color=True)
+    assert "\x1b[1;7m" in colored and colored.count("\x1b[0m") > 5
+    for line in colored.splitlines():  # every color is reset
         assert line.count("\x1b[0m") == line.count("\x1b[") / 2
 
 

@@ -307,7 +307,7 @@ def test_a_page_without_write_permission_is_rejected_before_the_work(
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])
-def test_colours_in_a_terminal(run, variable, monkeypatch):
+def test_colors_in_a_terminal(run, variable, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     if variable:
@@ -569,5 +569,5 @@ def test_light_and_dark_screenshots(show, pages, tmp_path, dark):
     tab = show(pages["plain"], dark=dark)
     tab.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
-    colour = tab.run("getComputedStyle(document.body).backgroundColor")
-    assert (int(re.findall(r"\d+", colour)[0]) < 128) == dark
+    color = tab.run("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", color)[0]) < 128) == dark

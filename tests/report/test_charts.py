@@ -60,7 +60,7 @@ def test_labels_of_lines_that_end_close_together_do_not_overlap() -> None:
     assert all(below - above >= 14.9 for above, below in pairwise(heights))
 
 
-def test_lines_with_the_same_name_share_a_colour_and_one_label() -> None:
+def test_lines_with_the_same_name_share_a_color_and_one_label() -> None:
     lines = [Line("a", [(0, 0), (1, 5)]), Line("b", [(0, 9), (1, 9)]), Line("a", [(1, 5), (2, 2)])]
     root = ET.fromstring(line_chart("t", "x", lines))
     assert [line.attrib["class"] for line in root.iter(f"{SVG}polyline")] == ["s0", "s1", "s0"]
@@ -110,7 +110,7 @@ def test_ticks_are_few_evenly_spaced_and_span_the_range(low: float, width: float
     assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-3)
 
 
-def test_neighbouring_ticks_have_different_labels() -> None:
+def test_neighboring_ticks_have_different_labels() -> None:
     root = ET.fromstring(line_chart("t", "x", [Line("a", [(0, 72.501), (4000, 72.509)])]))
     heights = [t.text for t in root.iter(f"{SVG}text") if t.attrib["text-anchor"] == "end"]
     assert len(heights) == len(set(heights)) > 3
@@ -155,7 +155,7 @@ def heat_map_of(cells: list[list[float]], bars: list[float]) -> ET.Element:
     return ET.fromstring(heat_map("Lost <F1>", cells, bars, **names))
 
 
-def coloured(root: ET.Element) -> dict[str, ET.Element]:
+def colored(root: ET.Element) -> dict[str, ET.Element]:
     """Title of each rectangle of a number -> the rectangle."""
     found = {}
     for rect in root.iter(f"{SVG}rect"):
@@ -167,7 +167,7 @@ def coloured(root: ET.Element) -> dict[str, ET.Element]:
 
 def test_larger_numbers_are_more_opaque_in_a_heat_map() -> None:
     root = heat_map_of(CELLS, BARS)
-    found = coloured(root)
+    found = colored(root)
     assert list(found) == [
         "layer 0, head 0: 0.50", "layer 0, head 1: -2.00", "layer 0, head 2: 0.00",
         "layer 1, head 0: 1.00", "layer 1, head 1: 0.25", "layer 1, head 2: 4.00",
@@ -188,7 +188,7 @@ def test_larger_numbers_are_more_opaque_in_a_heat_map() -> None:
 
 
 def test_cells_of_a_heat_map_are_in_their_row_and_column() -> None:
-    found = coloured(heat_map_of(CELLS, BARS))
+    found = colored(heat_map_of(CELLS, BARS))
     at = {name: (float(r.attrib["x"]), float(r.attrib["y"])) for name, r in found.items()}
     first, second = at["layer 0, head 1: -2.00"], at["layer 1, head 2: 4.00"]
     assert first[0] < second[0] and first[1] < second[1]
@@ -198,7 +198,7 @@ def test_cells_of_a_heat_map_are_in_their_row_and_column() -> None:
 
 
 def test_a_heat_map_of_zeros_and_of_many_columns() -> None:
-    found = coloured(heat_map_of([[0.0] * 40], [0.0]))
+    found = colored(heat_map_of([[0.0] * 40], [0.0]))
     assert {rect.attrib["fill-opacity"] for rect in found.values()} == {"0.000", "1.000"}
     root = heat_map_of([[1.0] * 40], [1.0])
     numbers = [text for text in texts(root) if text.isdigit()]
