@@ -52,15 +52,15 @@ class Contender:
         name: label of the row.
         factory: ``module:function``; called with ``arguments`` in the worker, returns a Task.
         arguments: plain values, sent as JSON.
-        precision: of its matrix products, which selects the tolerance and the roof.
-        is_roof: whether it only measures matrix products and has no logits.
+        precision: of its matrix products, which selects the tolerance and the peak GEMM throughput.
+        is_gemm: whether it only measures matrix products and has no logits.
     """
 
     name: str
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict)
     precision: str = ""
-    is_roof: bool = False
+    is_gemm: bool = False
 
 
 # Compares the result of a contender with the reference: (contender, result, reference) -> reason

@@ -22,7 +22,7 @@ from benchmarks.models import (
     checkpoint,
     device,
     forward_flops,
-    roof_flops,
+    gemm_flops,
     window_source,
     windows_of,
 )
@@ -79,12 +79,12 @@ def _transformers(shared: dict[str, Any], one: bool, on_gpu: bool) -> list[Conte
     return [transformers_row("benchmarks.forward:transformers", shared, *row) for row in rows]
 
 
-def roof_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contender]:
-    """Return a roof for each precision."""
+def gemm_rows(size: str, tokens: int, precisions: Sequence[str]) -> list[Contender]:
+    """Return the contender of matrix products only for each precision."""
     return [
         Contender(
-            f"roof: matrix products in {precision}", "benchmarks.models:Roof",
-            {"size": size, "precision": precision, "tokens": tokens}, precision, is_roof=True,
+            f"peak GEMM: {precision}", "benchmarks.models:Gemm",
+            {"size": size, "precision": precision, "tokens": tokens}, precision, is_gemm=True,
         )
         for precision in precisions
     ]  # fmt: skip
@@ -99,14 +99,14 @@ def throughput(flags: argparse.Namespace, model: Path, folder: Path, native: boo
     rows = rows_of(model, source, one=False, native_bf16=native)
     precisions = [p for p in TOLERANCE if p in {row.precision for row in rows}]
     tokens = Runtime(device()).tokens_per_batch
-    rows += roof_rows(flags.size, tokens, precisions)
+    rows += gemm_rows(flags.size, tokens, precisions)
     agreement = Agreement(TOLERANCE)
     measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=agreement)
     lengths = windows_of(str(model), **source).lengths
     amount = Amount(len(lengths), int(lengths.sum()), forward_flops(SIZES[flags.size], lengths))
     text = speed_table(
         measured, [amount] * flags.rounds, agreement, _compared(rows),
-        roof_flops(flags.size, tokens), flags.peak,
+        gemm_flops(flags.size, tokens), flags.peak,
     )  # fmt: skip
     return (
         f"{text}\n\n{amount.windows} windows of {amount.tokens / amount.windows:.0f} tokens on "

@@ -1,4 +1,4 @@
-"""Checkpoints, windows, FLOPs and roofs for the benchmarks of the model only.
+"""Checkpoints, windows, FLOPs and peak GEMM throughput for the benchmarks of the model only.
 
 T  tokens in a packed batch     D  hidden_size     F  intermediate_size     L  tokens of one window
 
@@ -39,7 +39,7 @@ LONGEST, OVERLAP = 384, 128  # tokens per window, as in run_qa
 
 _LENGTHS = Path(__file__).with_name("lengths.json")
 _SEED = 0
-ROOF_FLOPS = 60e9  # approximate FLOPs of one round of a roof, enough for accurate timing
+GEMM_FLOPS = 60e9  # approximate FLOPs of one round of matrix products, enough for accurate timing
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -181,19 +181,19 @@ def _linear_flops(config: BertConfig) -> float:
     return 2 * (4 * width * width + 2 * width * inner)
 
 
-# --- roof: peak GEMM throughput ------------------------------------------------------------------
+# --- peak GEMM throughput ------------------------------------------------------------------------
 
 
-def roof_flops(size: str, tokens: int) -> float:
-    """Return the FLOPs of one round of the roof."""
-    return _roof_passes(size, tokens) * tokens * _linear_flops(SIZES[size])
+def gemm_flops(size: str, tokens: int) -> float:
+    """Return the FLOPs of one round of ``Gemm``."""
+    return _gemm_passes(size, tokens) * tokens * _linear_flops(SIZES[size])
 
 
-def _roof_passes(size: str, tokens: int) -> int:
-    return max(1, round(ROOF_FLOPS / (tokens * _linear_flops(SIZES[size]))))
+def _gemm_passes(size: str, tokens: int) -> int:
+    return max(1, round(GEMM_FLOPS / (tokens * _linear_flops(SIZES[size]))))
 
 
-class Roof:
+class Gemm:
     """Contender that only repeats the matrix products of one layer: the peak GEMM throughput."""
 
     def __init__(self, size: str, precision: str, tokens: int) -> None:
@@ -202,7 +202,7 @@ class Roof:
         shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
         make = _int8_product if precision == "int8" else _float_product
         self.products = [make(tokens, *shape, precision) for shape in shapes]
-        self.passes = _roof_passes(size, tokens)
+        self.passes = _gemm_passes(size, tokens)
 
     def work(self) -> None:
         """Run one round."""

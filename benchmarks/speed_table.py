@@ -38,7 +38,7 @@ class Agreement:
         self, row: Contender, result: dict[str, list[Any]], reference: dict[str, list[Any]]
     ) -> str:
         """Return the reason for rejecting a row, or ""."""
-        if row.is_roof:
+        if row.is_gemm:
             return ""
         squares: list[float] = []
         for key, expected in reference.items():
@@ -67,7 +67,7 @@ def speed_table(
     amounts: Sequence[Amount],
     agreement: Agreement,
     ours: Sequence[str],
-    roof_flops: float,
+    gemm_flops: float,
     peak: float | None = None,
 ) -> str:
     """Return the table of throughputs.
@@ -75,16 +75,16 @@ def speed_table(
     Args:
         amounts: work of each round.
         ours: the rows to which all others are compared.
-        roof_flops: FLOPs of a round of a roof.
+        gemm_flops: FLOPs of a round of a contender of matrix products only.
         peak: nominal TFLOP/s of the device, for an additional column.
     """
-    roofs = {
-        found.contender.precision: [roof_flops / seconds for seconds in found.seconds]
+    gemm_rates = {
+        found.contender.precision: [gemm_flops / seconds for seconds in found.seconds]
         for found in measured
-        if found.contender.is_roof
+        if found.contender.is_gemm
     }
     compared = {found.name: found for found in measured if found.name in ours}
-    header = ["contender", "windows/s", "tokens/s", "GFLOP/s", "% of roof"]
+    header = ["contender", "windows/s", "tokens/s", "GFLOP/s", "% of peak GEMM"]
     if peak is not None:
         header.append(f"% of {peak:g} TFLOP/s")
     header += [*(f"{name} / it" for name in ours), "off by", "peak MiB"]
@@ -94,14 +94,14 @@ def speed_table(
         if found.failure:
             lines.append([name, found.failure, *[""] * (len(header) - 2)])
             continue
-        flops = [roof_flops if row.is_roof else amount.flops for amount in amounts]
+        flops = [gemm_flops if row.is_gemm else amount.flops for amount in amounts]
         rates = [f / seconds for f, seconds in zip(flops, found.seconds, strict=True)]
-        line = [name, "", ""] if row.is_roof else [name, *_throughputs(found, amounts)]
+        line = [name, "", ""] if row.is_gemm else [name, *_throughputs(found, amounts)]
         line.append(f"{statistics.median(rates) / 1e9:,.0f}")
-        line.append(_share(rates, roofs.get(row.precision, [])))
+        line.append(_share(rates, gemm_rates.get(row.precision, [])))
         if peak is not None:
             line.append(f"{statistics.median(rates) / (peak * 1e10):.1f}")
-        line += ["" if row.is_roof else compared[name].ratio_text(found) for name in ours]
+        line += ["" if row.is_gemm else compared[name].ratio_text(found) for name in ours]
         line.append(f"{agreement.off[name]:.1g}" if name in agreement.off else "")
         lines.append([*line, f"{found.peak_mib:,.0f}"])
     return table(header, lines)
@@ -115,8 +115,8 @@ def _throughputs(found: Measured, amounts: Sequence[Amount]) -> list[str]:
     return [f"{windows:,.1f}", f"{tokens:,.0f}"]
 
 
-def _share(rates: Sequence[float], roof: Sequence[float]) -> str:
-    """Return the median percentage of the roof in the same round; "" without a roof."""
-    if not roof:
+def _share(rates: Sequence[float], gemm_rates: Sequence[float]) -> str:
+    """Return the median percentage of the peak in the same round; "" if it was not measured."""
+    if not gemm_rates:
         return ""
-    return f"{100 * statistics.median(a / b for a, b in zip(rates, roof, strict=True)):.0f}"
+    return f"{100 * statistics.median(a / b for a, b in zip(rates, gemm_rates, strict=True)):.0f}"

@@ -21,7 +21,7 @@ from benchmarks.inference import (
     bf16_note,
     has_native_bf16,
     model_parser,
-    roof_rows,
+    gemm_rows,
     transformers_row,
 )
 from benchmarks.models import (
@@ -31,7 +31,7 @@ from benchmarks.models import (
     checkpoint,
     device,
     forward_flops,
-    roof_flops,
+    gemm_flops,
     synchronize,
     window_source,
     windows_of,
@@ -217,12 +217,12 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
     amounts = amounts_of(windows_of(str(model), **source), flags)
     rows = rows_of(model, source, flags, native)
     tokens = round(sum(amount.tokens for amount in amounts) / (flags.steps * len(amounts)))
-    rows += roof_rows(flags.size, tokens, ("fp32", "bf16") if native else ("fp32",))
+    rows += gemm_rows(flags.size, tokens, ("fp32", "bf16") if native else ("fp32",))
     agreement = Agreement(TOLERANCE)
     measured = measure(rows, rounds=flags.rounds, threads=flags.threads, compare=agreement)
     text = speed_table(
         measured, amounts, agreement, ["bertqa bf16" if native else "bertqa fp32"],
-        roof_flops(flags.size, tokens), flags.peak,
+        gemm_flops(flags.size, tokens), flags.peak,
     )  # fmt: skip
     return (
         f"{text}\n\nBatches of {flags.batch_size} windows of SQuAD v1.1's training set, {tokens} "

@@ -231,7 +231,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags for a tiny model; without a compiler, which would be slowest."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     monkeypatch.setitem(SIZES, "base", BertConfig(intermediate_size=16, **sizes))
-    monkeypatch.setattr(models, "ROOF_FLOPS", 1e6)
+    monkeypatch.setattr(models, "GEMM_FLOPS", 1e6)
     monkeypatch.setattr(harness, "Worker", InThisProcess)
     monkeypatch.setattr(forward.shutil, "which", lambda name: None)
     return ["--size", "base", "--folder", str(tmp_path), "--threads", "1"]
@@ -279,7 +279,7 @@ def test_the_table_of_the_forward_pass(tiny: list[str]) -> None:
     for name in ("transformers eager fp32 padded", "transformers sdpa fp32 sorted", "bertqa fp32"):
         assert by_name[name][0] == "3.0", rows  # windows per second; not rejected
         assert float(by_name[name][-2]) < 1e-4, rows  # off by
-    assert "roof: matrix products in fp32" in by_name
+    assert "peak GEMM: fp32" in by_name
     assert ("bertqa bf16" in by_name) == native
 
 
