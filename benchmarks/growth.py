@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import add_model_flag, first_questions, read_pairs, squad_file
-from benchmarks.harness import ROOT, Contender, Measured, measure, parser, positive, run, table
+from benchmarks.harness import (
+    ROOT,
+    Contender,
+    Measured,
+    conditions,
+    measure,
+    parser,
+    positive,
+    run,
+    table,
+)
 from benchmarks.models import SIZES, checkpoint, model_folder
 from benchmarks.processes import ProcessTask
 
@@ -122,7 +132,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
         if name == "processes":  # the launcher's memory is not that of its processes
             lines = [[*line[:2], "", ""] for line in lines]
         parts.append(table(header, lines))
-    return "\n\n".join([*parts, f"{flags.threads} threads; median of {flags.rounds} rounds."])
+    return "\n\n".join([*parts, f"{conditions(flags)}; seconds are medians."])
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ over the rounds, and the range.
 A contender is a function ``module:function`` that prepares a ``Task``. Separate processes isolate
 thread pools, allocators and peak memory. Idle workers wait for a line on stdin.
 
-Only the standard library is imported, so that a worker which starts processes stays small: on Linux
-the peak memory of a process includes that of its parent when it was started.
+Only the standard library and bertqa.errors are imported, so that a worker which starts processes
+stays small: on Linux the peak memory of a process includes that of its parent when it was started.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from bertqa.errors import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -252,8 +254,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ratio_text(ratios: Sequence[float]) -> str:
-    """Return the median and, in brackets, the smallest and the largest ratio."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    """Return the median and, of several rounds, in brackets the smallest and the largest ratio."""
+    spread = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{spread}"
+
+
+def conditions(flags: argparse.Namespace) -> str:
+    """Return the numbers of threads and rounds, for the text below a table."""
+    return f"{counted(flags.threads, 'thread')}, {counted(flags.rounds, 'round')}"
 
 
 def machine() -> str:

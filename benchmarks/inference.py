@@ -16,7 +16,17 @@ from typing import Any
 import torch
 
 from benchmarks.forward import onnx_file
-from benchmarks.harness import Contender, Measured, measure, parser, positive, run, say, table
+from benchmarks.harness import (
+    Contender,
+    Measured,
+    conditions,
+    measure,
+    parser,
+    positive,
+    run,
+    say,
+    table,
+)
 from benchmarks.models import (
     SIZES,
     checkpoint,
@@ -110,7 +120,7 @@ def throughput(flags: argparse.Namespace, model: Path, folder: Path, native: boo
     )  # fmt: skip
     return (
         f"{text}\n\n{amount.windows} windows of {amount.tokens / amount.windows:.0f} tokens on "
-        f"average, {flags.threads} threads, {flags.rounds} rounds. {agreement.text()}"
+        f"average, {conditions(flags)}. {agreement.text()}"
     )
 
 
@@ -135,7 +145,7 @@ def latency(flags: argparse.Namespace, model: Path, native: bool) -> str:
         lines.append(line)
     return (
         f"{table(header, lines)}\n\nEach call has one window; {ONE_CALLS} calls in a round, "
-        f"{flags.threads} threads, {flags.rounds} rounds. {agreement.text()}"
+        f"{conditions(flags)}. {agreement.text()}"
     )
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import add_model_flag, first_questions, squad_file
-from benchmarks.harness import Contender, Measured, measure, parser, positive, run, table
+from benchmarks.harness import (
+    Contender,
+    Measured,
+    conditions,
+    measure,
+    parser,
+    positive,
+    run,
+    table,
+)
 from benchmarks.models import model_folder
 from benchmarks.processes import infer, process
 
@@ -85,7 +94,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
     header = ["questions", "input MiB", "output MiB", "peak MiB", "ratio", "seconds"]
     text = table(header, [line_of(row, measured[1], folder) for row in measured])
     text += f"\n\n{singly(flags, model)}"
-    return f"{text}\n\n{flags.threads} threads; {flags.rounds} rounds, the largest peak of them."
+    return f"{text}\n\n{conditions(flags)}; peaks are the largest of all rounds."
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import add_model_flag, add_peer_flag
-from benchmarks.harness import ROOT, Contender, measure, parser, run, table
+from benchmarks.harness import ROOT, Contender, conditions, measure, parser, run, table
 from benchmarks.models import model_folder
 from benchmarks.processes import PIPELINE, has_peer, process
 
@@ -52,7 +52,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
         for row in measured
     ]  # fmt: skip
     header = ["whole process", "seconds", "times the floor's", "peak MiB"]
-    return f"{table(header, lines)}\n\n{flags.threads} threads, {flags.rounds} rounds."
+    return f"{table(header, lines)}\n\n{conditions(flags)}."
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.forward import ForwardTask, compiled, load_transformers, padded
-from benchmarks.harness import Contender, measure, positive, run
+from benchmarks.harness import Contender, conditions, measure, positive, run
 from benchmarks.inference import (
     bf16_note,
+    gemm_rows,
     has_native_bf16,
     model_parser,
-    gemm_rows,
     transformers_row,
 )
 from benchmarks.models import (
@@ -39,6 +39,7 @@ from benchmarks.models import (
 from benchmarks.speed_table import Agreement, Amount, speed_table
 from bertqa.data.batching import collate, step_windows
 from bertqa.data.labels import LabelledWindows
+from bertqa.errors import counted
 from bertqa.runtime import local_runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import load_for_training
@@ -226,8 +227,8 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
     )  # fmt: skip
     return (
         f"{text}\n\nBatches of {flags.batch_size} windows of SQuAD v1.1's training set, {tokens} "
-        f"tokens on average; {flags.steps} steps in a round, {flags.threads} threads, "
-        f"{flags.rounds} rounds. {agreement.text()}{bf16_note(native)}"
+        f"tokens on average; {counted(flags.steps, 'step')} in a round, {conditions(flags)}. "
+        f"{agreement.text()}{bf16_note(native)}"
     )
 
 

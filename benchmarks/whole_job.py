@@ -16,12 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import add_model_flag, add_peer_flag, random_questions, squad_file
-from benchmarks.harness import Contender, Measured, measure, parser, positive, run, table
+from benchmarks.harness import (
+    Contender,
+    Measured,
+    conditions,
+    measure,
+    parser,
+    positive,
+    run,
+    table,
+)
 from benchmarks.models import model_folder
 from benchmarks.processes import PIPELINE, has_peer, infer, process
 from bertqa.data.readers import read_examples
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
+from bertqa.errors import counted
 from bertqa.settings import WindowSettings
 
 EXACT, DEFAULT, INTEGERS = "bertqa, fp32", "bertqa, default precision", "bertqa, int8"
@@ -123,7 +133,7 @@ def work(flags: argparse.Namespace, folder: Path) -> str:
         "% answers as bertqa fp32", "% as bertqa default", "peak MiB",
     ]  # fmt: skip
     text = table(header, [line_of(row, measured, agreement, questions) for row in measured])
-    return f"{text}\n\n{questions} questions, {flags.threads} threads, {flags.rounds} rounds."
+    return f"{text}\n\n{counted(questions, 'question')}, {conditions(flags)}."
 
 
 def main() -> None:

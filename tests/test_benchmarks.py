@@ -99,6 +99,12 @@ def test_ratios_are_computed_within_a_round():
     assert ours.ratios(theirs) == [2.0, 3.0, 1.0]
     assert ratio_text(ours.ratios(theirs)) == "2.00 (1.00–3.00)"
     assert ours.median == 2.0
+    assert ratio_text([2.0]) == "2.00"  # one round has no range
+
+
+def test_the_conditions_of_a_table_agree_in_number():
+    conditions = [harness.conditions(Namespace(threads=n, rounds=3 - n)) for n in (1, 2)]
+    assert conditions == ["1 thread, 2 rounds", "2 threads, 1 round"]
 
 
 def test_a_table_is_published_between_its_markers(tmp_path, monkeypatch):
