@@ -46,15 +46,8 @@ class Effect:
     @classmethod
     def of(cls, part: Part, without: Evaluation, whole: Evaluation) -> "Effect":
         """Return the metrics without a part and their difference to the whole model."""
-        return cls(
-            *part,
-            without.exact_match,
-            without.f1,
-            without.loss,
-            whole.exact_match - without.exact_match,
-            whole.f1 - without.f1,
-            without.loss - whole.loss,
-        )
+        em, f1, loss = without.exact_match, without.f1, without.loss
+        return cls(*part, em, f1, loss, whole.exact_match - em, whole.f1 - f1, loss - whole.loss)
 
     @property
     def name(self) -> str:

@@ -109,10 +109,8 @@ class ScoredText:
         return self._search(WindowScores.of_batch(starts, ends, *sizes))
 
     def _search(self, scores: WindowScores) -> BestSpans:
-        settings = self.decoding
-        decode = DECODERS[settings.decoder]
-        limits = settings.n_best_size, settings.max_answer_length
-        return decode(scores, *limits, settings.temperature)
+        s = self.decoding
+        return DECODERS[s.decoder](scores, s.n_best_size, s.max_answer_length, s.temperature)
 
     def _candidates(
         self, spans: BestSpans, numbers: Sequence[int], log_totals: Sequence[float]

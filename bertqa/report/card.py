@@ -236,22 +236,20 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         keys = ("git_commit", "versions", "device", "processes")
         # Runs of 0.1 have no processor and threads.
         machine = {key: description.get(key) for key in ("processor", "threads")}
-        return (
-            {key: description[key] for key in keys}
-            | machine
-            | {
-                "settings": settings | data["windows"],
-                "windows_per_step": settings["windows_per_step"],
-                "precision": settings["precision"].removeprefix("torch."),
-                "windows": WindowSettings(**data["windows"]),
-                "train": data["train"],
-                "validation": data["validation"],
-                "command": _command(description["command"], description["processes"]),
-                **run_figures(log),
-                "log": log,
-                "epochs": max(line["epoch"] for line in log),
-            }
-        )
+        return {
+            **{key: description[key] for key in keys},
+            **machine,
+            "settings": settings | data["windows"],
+            "windows_per_step": settings["windows_per_step"],
+            "precision": settings["precision"].removeprefix("torch."),
+            "windows": WindowSettings(**data["windows"]),
+            "train": data["train"],
+            "validation": data["validation"],
+            "command": _command(description["command"], description["processes"]),
+            **run_figures(log),
+            "log": log,
+            "epochs": max(line["epoch"] for line in log),
+        }
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} and {log_file.name}: must be as bertqa train writes them after the first "

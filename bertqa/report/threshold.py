@@ -26,18 +26,18 @@ def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
             there is no write permission.
     """
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
-    if is_shipped(folder) or commit_of(folder):
-        origin = "is shipped with the project" if is_shipped(folder) else "is in the hub's cache"
-        raise UserError(
-            f"{model}: the model's folder must be your own, got {folder}, which {origin}: copy the "
-            "folder, and name the copy"
-        )
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{model}: the model's folder must be writable, got {folder} without write permission: "
-            "copy the folder, and name the copy"
-        )
-    return folder
+    if is_shipped(folder):
+        reason = "is shipped with the project"
+    elif commit_of(folder):
+        reason = "is in the hub's cache"
+    elif not os.access(folder, os.W_OK):
+        reason = "has no write permission"
+    else:
+        return folder
+    raise UserError(
+        f"{model}: must have a folder of your own, got {folder}, which {reason}: copy the folder, "
+        "and name the copy"
+    )
 
 
 def choose_threshold(

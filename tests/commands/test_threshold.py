@@ -242,7 +242,7 @@ def test_a_folder_without_write_permission_is_rejected_before_answering(
     monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     assert call(command, copied, held_out_file, *HERE) == 2
     error = capsys.readouterr().err
-    assert str(copied) in error and "without write permission" in error
+    assert str(copied) in error and "has no write permission" in error
 
 
 @pytest.mark.parametrize("command", ["threshold", "calibrate"])
