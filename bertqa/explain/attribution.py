@@ -27,7 +27,8 @@ class Attribution:
     """Contribution of each token of a window to a score, relative to a baseline.
 
     Attributes:
-        tokens: ``(L,)``, on the CPU; their sum is ``score - baseline``, up to ``gap``.
+        tokens: ``(L,)``, on the CPU; their sum is ``score - baseline``, up to
+            ``convergence_delta``.
         score, baseline: the score of the window and of the baseline.
     """
 
@@ -36,9 +37,9 @@ class Attribution:
     baseline: float
 
     @property
-    def gap(self) -> float:
-        """``score - baseline`` minus the sum of ``tokens``: the numerical integration error."""
-        return self.score - self.baseline - float(self.tokens.sum())
+    def convergence_delta(self) -> float:
+        """Sum of ``tokens`` minus ``score - baseline``: the error of the numerical integration."""
+        return float(self.tokens.sum()) - (self.score - self.baseline)
 
 
 def without_words(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> PackedBatch:

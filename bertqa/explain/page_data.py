@@ -241,7 +241,7 @@ def _parts(e: Explanation) -> dict[str, Any]:
         "marks": [Mark(signed(v), {"v": strength(abs(v) / most)}, v < 0) for v in total.tolist()],
         "rows": [(e.tokens[i], e.part_of(i), *(float(v[i]) for v in values)) for i in order],
         "sums": [
-            (name, part.score, part.baseline, float(part.tokens.sum()), part.gap)
+            (name, part.score, part.baseline, float(part.tokens.sum()), part.convergence_delta)
             for name, part in (("start", start), ("end", end))
         ],
     }

@@ -173,8 +173,8 @@ def _heads(e: Explanation) -> list[str]:
 
 def _parts(e: Explanation) -> list[str]:
     """Return the tokens with the largest contributions to the answer's score."""
-    gap = e.inside.start_parts.gap + e.inside.end_parts.gap
-    heading = f"contribution to the score (integrated gradients; gap {gap:+.4f})"
+    delta = e.inside.start_parts.convergence_delta + e.inside.end_parts.convergence_delta
+    heading = f"contribution to the score (integrated gradients; convergence delta {delta:+.4f})"
     lines = [_paint(_HEADING, heading + _in_fp32(e))]
     for i in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
         lines.append(

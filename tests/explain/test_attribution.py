@@ -53,9 +53,9 @@ def test_contributions_sum_to_the_score_difference(model, window, baseline, posi
         ]
     assert (found.score, found.baseline) == pytest.approx([float(s) for s in scores], abs=1e-5)
     assert abs(found.score - found.baseline) > 0.05  # not trivially zero
-    assert abs(found.gap) < 1e-3 * abs(found.score - found.baseline)
+    assert abs(found.convergence_delta) < 1e-3 * abs(found.score - found.baseline)
     coarse = integrated_gradients(model, window, baseline, position, of_end=of_end, steps=4)
-    assert abs(found.gap) < max(abs(coarse.gap), 1e-4)
+    assert abs(found.convergence_delta) < max(abs(coarse.convergence_delta), 1e-4)
 
 
 def test_unchanged_tokens_contribute_zero(model, window, baseline):
@@ -76,8 +76,9 @@ def test_a_linear_score_gives_input_times_gradient(model, window, baseline):
     torch.testing.assert_close(found.tokens, expected)
 
 
-def test_the_gap_is_the_difference_to_the_sum():
-    assert Attribution(torch.tensor([1.0, 0.5]), score=3.0, baseline=1.0).gap == pytest.approx(0.5)
+def test_the_convergence_delta_is_the_sum_minus_the_score_difference():
+    found = Attribution(torch.tensor([1.0, 0.5]), score=3.0, baseline=1.0)
+    assert found.convergence_delta == pytest.approx(-0.5)
 
 
 def test_effects_are_loss_differences_without_each_head_and_layer(model, window):
