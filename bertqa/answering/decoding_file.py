@@ -64,7 +64,7 @@ def write_decoding_file(
     write_json(folder / DECODING_FILE, entries)
 
 
-def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
+def stored_unanswerable_share(folder: Path | None, settings: DecodingSettings) -> float | None:
     """Return the share of unanswerable questions of a threshold, if decoding.json has it.
 
     Raises:
@@ -79,7 +79,7 @@ def share_of(folder: Path | None, settings: DecodingSettings) -> float | None:
     return share
 
 
-def keep_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
+def update_temperature(folder: Path, settings: DecodingSettings, windows: WindowSettings) -> None:
     """Update the temperature in decoding.json; its other entries stay.
 
     Raises:

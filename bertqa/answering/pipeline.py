@@ -16,7 +16,7 @@ import torch
 from bertqa.answering.answerer import QuestionAnswerer, check_window_fits
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding import WindowScores
-from bertqa.answering.decoding_file import share_of, write_decoding_file
+from bertqa.answering.decoding_file import stored_unanswerable_share, write_decoding_file
 from bertqa.answering.evaluation import Block, predictions_of, scored_blocks
 from bertqa.answering.per_window import PerWindowSettings, per_window_answers
 from bertqa.answering.pipeline_inputs import INPUTS, LazyExamples, read_inputs
@@ -215,7 +215,7 @@ class QuestionAnsweringPipeline:
         save_model(folder, self._reload())
         self.tokenizer.save(folder)
         if decoding.version_2_with_negative or decoding.temperature != 1:
-            share = share_of(self.answerer.folder, decoding)
+            share = stored_unanswerable_share(self.answerer.folder, decoding)
             write_decoding_file(folder, decoding, self.answerer.windows, share)
 
     def _windows(self, settings: CallSettings) -> WindowSettings:

@@ -42,7 +42,7 @@ class Attribution:
         return float(self.tokens.sum()) - (self.score - self.baseline)
 
 
-def without_words(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> PackedBatch:
+def masked_baseline(batch: PackedBatch, replacement: int, kept: Iterable[int]) -> PackedBatch:
     """Return the window with every token replaced by one id, such as [MASK]'s.
 
     Args:

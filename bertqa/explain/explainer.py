@@ -32,7 +32,7 @@ from bertqa.explain.attribution import (
     head_effects,
     integrated_gradients,
     layer_effects,
-    without_words,
+    masked_baseline,
 )
 from bertqa.explain.explanation import Candidate, Explanation, Inside
 from bertqa.explain.hooks import attention_names, hidden_state_names, logit_lens, record
@@ -141,14 +141,14 @@ def _inside(
 ) -> Inside:
     """Compute the effects of heads, layers and tokens on the answer."""
     first, last = answer.first, answer.last
-    baseline = without_words(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
+    baseline = masked_baseline(batch, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id))
     parts = partial(integrated_gradients, model, batch, baseline, steps=steps, progress=progress)
     return Inside(
         attentions=attentions,
         head_effects=head_effects(model, batch, first, last, progress),
         layer_effects=layer_effects(model, batch, first, last, progress),
-        start_parts=parts(first),
-        end_parts=parts(last, of_end=True),
+        start_attribution=parts(first),
+        end_attribution=parts(last, of_end=True),
         replacement=tokenizer.tokens([tokenizer.mask_id])[0],
         steps=steps,
     )

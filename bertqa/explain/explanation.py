@@ -103,7 +103,8 @@ class Inside:
         attentions: attention probabilities ``(layers, H, L, L)``, from query token to key token.
         head_effects: ``(layers, H)``, decrease of the answer's log-likelihood without a head.
         layer_effects: ``(layers,)``, the same when a layer is skipped.
-        start_parts, end_parts: contribution of each token to S.T_start and E.T_end of the answer.
+        start_attribution, end_attribution: contribution of each token to S.T_start and E.T_end of
+            the answer.
         replacement: the word piece that replaces every word in the baseline of the attributions.
         steps: steps of integrated gradients.
     """
@@ -111,8 +112,8 @@ class Inside:
     attentions: Tensor
     head_effects: Tensor
     layer_effects: Tensor
-    start_parts: Attribution
-    end_parts: Attribution
+    start_attribution: Attribution
+    end_attribution: Attribution
     replacement: str
     steps: int
 
@@ -129,9 +130,9 @@ class Inside:
         return [(layer, head, float(self.head_effects[layer, head])) for layer, head in heads]
 
     @property
-    def parts(self) -> Tensor:
+    def attributions(self) -> Tensor:
         """``(L,)``, contribution of each token to the span score, the sum of start and end."""
-        return self.start_parts.tokens + self.end_parts.tokens
+        return self.start_attribution.tokens + self.end_attribution.tokens
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 def page_data(explanation: Explanation) -> dict[str, Any]:
     """Return the variables of page.jinja."""
     e = explanation
-    packed = packed_attention(e.inside.attentions)
+    compressed = compressed_attention(e.inside.attentions)
     return {
         "e": e,
         "tokens": list(_tokens(e)),
@@ -56,9 +56,9 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
         "lens_marks": [_start_and_end(*p) for p in e.probabilities.T.tolist()],
         "heads": _heads(e),
         "attention": _attention(e),
-        "packed": packed,
+        "compressed": compressed,
         "parts": _parts(e),
-        "for_script": script_data(e, packed),
+        "for_script": script_data(e, compressed),
     }
 
 
@@ -233,7 +233,7 @@ def _strongest(
 
 def _parts(e: Explanation) -> dict[str, Any]:
     """Return the contribution of each token to the score, and the sums that check them."""
-    start, end, total = e.inside.start_parts, e.inside.end_parts, e.inside.parts
+    start, end, total = e.inside.start_attribution, e.inside.end_attribution, e.inside.attributions
     most = float(total.abs().max()) or 1.0
     order = total.abs().argsort(descending=True)[:12].tolist()
     values = (start.tokens, end.tokens, total)
@@ -250,7 +250,7 @@ def _parts(e: Explanation) -> dict[str, Any]:
 # --- for the script ------------------------------------------------------------------------------
 
 
-class PackedAttention(NamedTuple):
+class CompressedAttention(NamedTuple):
     """Attention of all heads as text.
 
     Attributes:
@@ -264,7 +264,7 @@ class PackedAttention(NamedTuple):
     share: float
 
 
-def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttention:
+def compressed_attention(attentions: Tensor, budget: int = BUDGET) -> CompressedAttention:
     """Keep as many of the largest weights as fit into ``budget`` characters, at least one.
 
     The full attention has layers * H * L * L elements: 56 million for BERT-large and 384 tokens.
@@ -289,7 +289,7 @@ def packed_attention(attentions: Tensor, budget: int = BUDGET) -> PackedAttentio
 
     fitting = bisect_right(ladder, budget, lo=1, key=lambda kept: sum(map(len, heads(kept))))
     kept = ladder[fitting - 1]
-    return PackedAttention(heads(kept), kept, float(shares[kept - 1]))
+    return CompressedAttention(heads(kept), kept, float(shares[kept - 1]))
 
 
 def quantized(probabilities: Tensor) -> Tensor:
@@ -301,9 +301,9 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
+def script_data(e: Explanation, compressed: CompressedAttention) -> dict[str, Any]:
     """Return the data that page.js reads: numbers and tokens."""
-    parts = {"start": e.inside.start_parts.tokens, "end": e.inside.end_parts.tokens}
+    parts = {"start": e.inside.start_attribution.tokens, "end": e.inside.end_attribution.tokens}
     return {
         "tokens": [clean(token) for token in e.tokens],
         "heads": e.inside.attentions.shape[1],
@@ -315,7 +315,7 @@ def script_data(e: Explanation, packed: PackedAttention) -> dict[str, Any]:
         "bests": [r.best and (r.best.first, r.best.last) for r in e.layers],
         "parts": {
             name: [round(value, 4) for value in values.tolist()]
-            for name, values in (parts | {"span": e.inside.parts}).items()
+            for name, values in (parts | {"span": e.inside.attributions}).items()
         },
-        "attention": packed.heads,
+        "attention": compressed.heads,
     }

@@ -173,11 +173,11 @@ def _heads(e: Explanation) -> list[str]:
 
 def _parts(e: Explanation) -> list[str]:
     """Return the tokens with the largest contributions to the answer's score."""
-    delta = e.inside.start_parts.convergence_delta + e.inside.end_parts.convergence_delta
+    inside = e.inside
+    delta = inside.start_attribution.convergence_delta + inside.end_attribution.convergence_delta
     heading = f"contribution to the score (integrated gradients; convergence delta {delta:+.4f})"
     lines = [_paint(_HEADING, heading + _in_fp32(e))]
-    for i in e.inside.parts.abs().argsort(descending=True)[:_SHOWN].tolist():
-        lines.append(
-            f"{float(e.inside.parts[i]):+9.3f}  {on_one_line(e.tokens[i])}  ({e.part_of(i)})"
-        )
+    for i in inside.attributions.abs().argsort(descending=True)[:_SHOWN].tolist():
+        value = float(inside.attributions[i])
+        lines.append(f"{value:+9.3f}  {on_one_line(e.tokens[i])}  ({e.part_of(i)})")
     return lines

@@ -10,13 +10,13 @@ from bertqa.answering.calibration import (
     calibrate,
     write_calibration,
 )
-from bertqa.answering.decoding_file import keep_temperature
+from bertqa.answering.decoding_file import update_temperature
 from bertqa.answering.reliability import Reliability, measure
 from bertqa.answering.temperature import ScoredQuestions
 from bertqa.data.readers import read_examples
 from bertqa.files import DECODING_FILE, write_text
 from bertqa.report.charts import Line, line_chart
-from bertqa.report.threshold import find_own_folder
+from bertqa.report.threshold import find_writable_folder
 
 
 def calibrate_model(
@@ -42,7 +42,7 @@ def calibrate_model(
             with the project, or is in the hub's cache.
     """
     examples = read_examples(file)
-    folder = find_own_folder(model, revision, allow_bin)
+    folder = find_writable_folder(model, revision, allow_bin)
     qa = QuestionAnswerer.from_pretrained(
         folder, device=device, precision=precision, allow_bin=allow_bin
     )
@@ -50,7 +50,7 @@ def calibrate_model(
     write_calibration(folder, calibration)
     write_text(folder / CALIBRATION_PICTURE, reliability_diagram(calibration))
     settings = replace(qa.decoding, temperature=calibration.temperature)
-    keep_temperature(folder, settings, qa.windows)
+    update_temperature(folder, settings, qa.windows)
     return calibration, folder / DECODING_FILE
 
 

@@ -36,7 +36,7 @@ from bertqa.files import (
 from bertqa.model.checkpoint import save_model
 from bertqa.report.analysis import Group, bootstrap_interval, breakdown
 from bertqa.report.calibration import reliability_diagram
-from bertqa.report.training_page import draw_series, in_words, run_figures
+from bertqa.report.training_page import draw_series, format_duration, run_figures
 from bertqa.runtime import limit_onednn_cache
 from bertqa.settings import DecodingSettings, WindowSettings
 
@@ -144,7 +144,7 @@ def release(
             windows = run["windows"]
         reports = [measure(folder, file.name, asked[file], windows) for file in asked]
         card = _template("card.md.jinja").render(
-            reports=reports, decoding=decoding, counted=counted, in_words=in_words,
+            reports=reports, decoding=decoding, counted=counted, format_duration=format_duration,
             name=output_dir.name, encoder=encoder, data=data,
             run=run, curves=write_curves(folder, run["log"]) if run else [], weights=WEIGHTS_FILE,
             calibration=calibration, diagram=CALIBRATION_PICTURE,

@@ -18,7 +18,7 @@ from bertqa.report.charts import draw_curve
 from bertqa.settings import Overrides
 
 
-def find_own_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
+def find_writable_folder(model: str, revision: str | None, allow_bin: bool) -> Path:
     """Return the folder of a model that may be written to.
 
     Raises:
@@ -78,7 +78,7 @@ def choose_threshold(
             f"{file}: must have both answerable and unanswerable questions, as in SQuAD v2.0: "
             "pass another file"
         )
-    folder = find_own_folder(model, revision, allow_bin)
+    folder = find_writable_folder(model, revision, allow_bin)
     before = read_decoding_file(folder)
     stored = replace(before[1], version_2_with_negative=True)
     qa = QuestionAnswerer.from_pretrained(

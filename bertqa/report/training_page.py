@@ -166,13 +166,13 @@ def _summary(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if figures["rate"] is not None:
         yield f"{figures['rate']:,.0f}", "tokens per second (median)"
     if figures["seconds"] is not None:
-        yield in_words(figures["seconds"]), "of training, without evaluations"
+        yield format_duration(figures["seconds"]), "of training, without evaluations"
     if best := figures["best"]:
         yield f"{best['exact_match']:.2f}", "exact match of the best model, %"
         yield f"{best['f1']:.2f}", f"F1, %, at step {best['step']:,}"
 
 
-def in_words(total: float) -> str:
+def format_duration(total: float) -> str:
     """Format seconds as "2 h 08 min", "12 min 40 s" or "3.1 s"."""
     minutes, seconds = divmod(round(total), 60)
     if total < 59.95:

@@ -22,9 +22,9 @@ from bertqa.training.checkpoints import Progress, load_for_training
 from bertqa.training.data import Part, Say, label_part, load_data
 from bertqa.training.distillation import load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
-from bertqa.training.provenance import surroundings
+from bertqa.training.provenance import run_metadata
 from bertqa.training.run import Run
-from bertqa.training.run_folder import RunFolder, began_unweighted, check_free
+from bertqa.training.run_folder import RunFolder, check_free, lacks_unanswerable_share
 from bertqa.training.validation import calibrate_best, check_patience, make_evaluator
 
 
@@ -94,7 +94,7 @@ def train(
     training, validation = (label_part(part, tokenizer, windows, runtime) for part in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
-    share = None if began_unweighted(output_dir) else settings.unanswerable_share
+    share = None if lacks_unanswerable_share(output_dir) else settings.unanswerable_share
     evaluator = make_evaluator(validation, decoding, runtime, chooses, share, tell)
 
     description = _description(settings, runtime, training, validation, windows, decoding)
@@ -171,5 +171,5 @@ def _description(
             "windows": asdict(windows),
             "decoding": asdict(decoding),
         },
-        **surroundings(runtime),
+        **run_metadata(runtime),
     }

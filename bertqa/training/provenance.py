@@ -16,7 +16,7 @@ from bertqa.runtime import Runtime
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def surroundings(runtime: Runtime) -> dict[str, Any]:
+def run_metadata(runtime: Runtime) -> dict[str, Any]:
     """Return the provenance as entries of run.json."""
     packages = ("torch", "tokenizers", "datasets", "safetensors", "huggingface_hub", "tqdm")
     versions = {"python": sys.version.split()[0], "bertqa": __version__}

@@ -23,8 +23,8 @@ from typing import Any
 from bertqa.answering.answers import Prediction
 from bertqa.answering.calibration import CALIBRATION_FILE, Calibration, write_calibration
 from bertqa.answering.decoding_file import (
-    keep_temperature,
     read_decoding_file,
+    update_temperature,
     write_curve,
     write_decoding_file,
 )
@@ -67,7 +67,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
 }
 
 
-def began_unweighted(path: Path) -> bool:
+def lacks_unanswerable_share(path: Path) -> bool:
     """Return whether a folder has a run of a version without ``unanswerable_share``.
 
     Such a run is resumed without weights: the threshold fits the held-out questions as they are.
@@ -194,7 +194,7 @@ class RunFolder:
         if (self.path / CALIBRATION_FILE).exists():
             windows, decoding = read_decoding_file(self.path)
             default = replace(decoding, temperature=DecodingSettings.temperature)
-            keep_temperature(self.path, default, windows or WindowSettings())
+            update_temperature(self.path, default, windows or WindowSettings())
             with os_errors_as_user_errors(self.path / CALIBRATION_FILE, "removed"):
                 (self.path / CALIBRATION_FILE).unlink()
         tokenizer.save(self.path)
@@ -228,7 +228,7 @@ class RunFolder:
         """
         write_predictions(self.path, predictions, settings)
         write_calibration(self.path, calibration)
-        keep_temperature(self.path, settings, windows)
+        update_temperature(self.path, settings, windows)
 
     def keep_answers(self, step: int, predictions: Sequence[Prediction]) -> None:
         """Write the answers of an evaluation; keep those of the previous one."""

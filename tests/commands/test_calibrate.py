@@ -11,7 +11,7 @@ import pytest
 from bertqa.answering import temperature
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.calibration import read_calibration
-from bertqa.answering.decoding_file import keep_temperature, read_decoding_file
+from bertqa.answering.decoding_file import read_decoding_file, update_temperature
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import split_by_article
 from bertqa.settings import Overrides
@@ -118,7 +118,7 @@ def test_the_other_entries_of_decoding_json_are_kept(tmp_path: Path) -> None:
     (tmp_path / "decoding.json").write_text(json.dumps(before))
     windows, decoding = read_decoding_file(tmp_path)
     assert windows
-    keep_temperature(tmp_path, replace(decoding, temperature=2.5), windows)
+    update_temperature(tmp_path, replace(decoding, temperature=2.5), windows)
     assert read_json(tmp_path / "decoding.json") == before | {"temperature": 2.5}
 
 

@@ -16,8 +16,8 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
 from bertqa.answering.calibration import calibrate
 from bertqa.answering.decoding_file import (
-    keep_temperature,
     read_decoding_file,
+    update_temperature,
     write_curve,
     write_decoding_file,
 )
@@ -193,7 +193,7 @@ def test_another_threshold_keeps_the_temperature_and_removes_the_calibration(
     flags = [copied, held_out_file, *HERE, "--unanswerable_share"]
     assert call("threshold", *flags, 0.02) == 0
     before = replace(stored_decoding(copied), temperature=2.5)
-    keep_temperature(copied, before, WindowSettings())
+    update_temperature(copied, before, WindowSettings())
     files = [copied / "calibration.json", copied / "calibration.svg"]
     for file in files:
         file.write_text("measured with the first threshold")

@@ -13,7 +13,7 @@ from bertqa.explain.attribution import (
     head_effects,
     integrated_gradients,
     layer_effects,
-    without_words,
+    masked_baseline,
 )
 from bertqa.explain.hooks import intervene
 from bertqa.model.bert import window_losses
@@ -33,7 +33,7 @@ def window() -> PackedBatch:
 
 @pytest.fixture(scope="module")
 def baseline(window: PackedBatch) -> PackedBatch:
-    return without_words(window, MASK, (CLS, SEP))
+    return masked_baseline(window, MASK, (CLS, SEP))
 
 
 def test_the_baseline_replaces_all_but_special_tokens(window, baseline):

@@ -19,7 +19,7 @@ from bertqa.explain.attribution import head_effects
 from bertqa.explain.explainer import explain, passes
 from bertqa.explain.explanation import answer_text
 from bertqa.explain.hooks import record
-from bertqa.explain.page_data import packed_attention, quantized
+from bertqa.explain.page_data import compressed_attention, quantized
 from bertqa.explain.sources import sources
 from bertqa.explain.terminal import on_one_line, render
 from bertqa.model.checkpoint import load_checkpoint
@@ -160,10 +160,10 @@ def test_inside_belongs_to_the_answer(found, model, tokenizer):
     (probabilities,) = seen["layers.1.attention.probabilities"]
     torch.testing.assert_close(inside.attentions[1], probabilities)
     torch.testing.assert_close(found.logits, torch.stack(tuple(output)))
-    start, end = inside.start_parts, inside.end_parts
+    start, end = inside.start_attribution, inside.end_attribution
     scores = float(output.start_logits[first]), float(output.end_logits[last])
     assert (start.score, end.score) == pytest.approx(scores, abs=1e-4)
-    torch.testing.assert_close(inside.parts, start.tokens + end.tokens)
+    torch.testing.assert_close(inside.attributions, start.tokens + end.tokens)
     assert inside.replacement == "[MASK]"
 
 
@@ -242,29 +242,31 @@ def unpacked(text: str, length: int) -> torch.Tensor:
     return (torch.frombuffer(data, dtype=torch.uint8).view(length, length) / 255) ** 2
 
 
-def test_packed_attention_round_trip(found):
-    packed = packed_attention(found.inside.attentions)
+def test_compressed_attention_round_trip(found):
+    compressed = compressed_attention(found.inside.attentions)
     length = len(found.tokens)
-    assert len(packed.heads) == 3 * 4 and packed.share > 0.99
-    for text, square in zip(packed.heads, found.inside.attentions.flatten(0, 1), strict=True):
+    assert len(compressed.heads) == 3 * 4 and compressed.share > 0.99
+    for text, square in zip(compressed.heads, found.inside.attentions.flatten(0, 1), strict=True):
         shown = unpacked(text, length)
         kept = shown > 0
-        assert (kept.sum(dim=1) <= packed.kept).all()
+        assert (kept.sum(dim=1) <= compressed.kept).all()
         torch.testing.assert_close(shown[kept], square[kept], atol=0.004, rtol=0)
         strongest = square.argmax(dim=1)
         assert kept[torch.arange(length), strongest].all()
 
 
-def test_packed_attention_stays_within_its_budget():
+def test_compressed_attention_stays_within_its_budget():
     generator = torch.Generator().manual_seed(0)
     attentions = torch.randn(2, 3, 64, 64, generator=generator).softmax(dim=-1)
-    found = {budget: packed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)}
-    kept = [packed.kept for packed in found.values()]
+    found = {
+        budget: compressed_attention(attentions, budget) for budget in (10, 4_000, 12_000, 10**6)
+    }
+    kept = [compressed.kept for compressed in found.values()]
     assert kept[0] == 1 and kept == sorted(set(kept)) and 0.99 <= found[10**6].share < 0.995
-    for budget, packed in found.items():
-        assert packed.kept == 1 or sum(map(len, packed.heads)) <= budget
-        values = attentions.topk(packed.kept, dim=-1).values
-        assert packed.share == pytest.approx(float(values.sum() / attentions.sum()))
+    for budget, compressed in found.items():
+        assert compressed.kept == 1 or sum(map(len, compressed.heads)) <= budget
+        values = attentions.topk(compressed.kept, dim=-1).values
+        assert compressed.share == pytest.approx(float(values.sum() / attentions.sum()))
 
 
 def test_quantized_probabilities():

@@ -16,7 +16,7 @@ from bertqa.answering.answers import Prediction
 from bertqa.explain import page_data
 from bertqa.explain.explanation import Explanation
 from bertqa.explain.page import page
-from bertqa.explain.page_data import BUDGET, direction_of, packed_attention, percent, quantized
+from bertqa.explain.page_data import BUDGET, compressed_attention, direction_of, percent, quantized
 from bertqa.explain.sources import sources
 from bertqa.report.page import clean
 from bertqa.settings import WindowSettings
@@ -498,7 +498,7 @@ def test_a_key_press_changes_each_of_384_tokens_a_few_times(show, large):
 
 @in_browser
 def test_the_summary_states_that_attention_is_incomplete(show, e, monkeypatch):
-    monkeypatch.setattr(page_data, "packed_attention", lambda a: packed_attention(a, 1))
+    monkeypatch.setattr(page_data, "compressed_attention", lambda a: compressed_attention(a, 1))
     summary = text_of(show(page(e)), "#attention-summary")
     assert re.search(r"At least .* the page contains \d+% of it\.$", summary), summary
 
@@ -528,7 +528,7 @@ def test_a_focused_candidate_is_highlighted_in_the_text(tab, e):
 
 @in_browser
 def test_attributions_of_start_and_end(tab, e):
-    ends = e.inside.end_parts.tokens
+    ends = e.inside.end_attribution.tokens
     strongest = int(ends.abs().argmax())
     tab.run("document.getElementById('parts-of-end').click()")
     token = f"document.querySelectorAll('#parts-tokens .t')[{strongest}]"

@@ -10,7 +10,7 @@ from bertqa.data.squad import Example
 from bertqa.report.analysis import breakdown
 from bertqa.report.training_page import (
     Answered,
-    in_words,
+    format_duration,
     report_page,
     run_figures,
     write_report,
@@ -67,7 +67,7 @@ def shown(answered: Answered | None = ANSWERED, log: object = LOG) -> Page:
 def test_the_training_time(seconds: list[float], text: str) -> None:
     log = [{"step": i, "loss": 2.0, "seconds": each} for i, each in enumerate(seconds)]
     measured = {"step": 9, "training_loss": 7.0}
-    assert in_words(run_figures([*log, measured])["seconds"]) == text
+    assert format_duration(run_figures([*log, measured])["seconds"]) == text
     assert any(text in part for part in shown(log=[line | LOG[0] for line in log]).texts)
     assert run_figures([*log, {"step": 9, "loss": 7.0}])["seconds"] is None
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from bertqa import QuestionAnswerer
-from bertqa.answering.decoding_file import keep_temperature
+from bertqa.answering.decoding_file import update_temperature
 from bertqa.commands import train
 from bertqa.data.batching import collate
 from bertqa.data.labels import make_labelled_windows
@@ -428,7 +428,7 @@ def test_a_run_is_resumed_with_the_same_teachers(tmp_path: Path, checkpoint: Pat
 
     train_with([teacher])
     teacher = teacher.rename(tmp_path / "elsewhere")
-    keep_temperature(teacher, DecodingSettings(temperature=2.0), WINDOWS)  # its scores stay
+    update_temperature(teacher, DecodingSettings(temperature=2.0), WINDOWS)  # its scores stay
     train_with([teacher])
     other = write_checkpoint(tmp_path / "other", seed=9)
     for teachers in ([other], [], [teacher, other]):
