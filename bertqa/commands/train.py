@@ -25,13 +25,7 @@ from bertqa.commands.flags import (
     settings_of,
 )
 from bertqa.errors import UserError
-from bertqa.settings import (
-    ENCODER,
-    DataSettings,
-    DecodingSettings,
-    TrainingSettings,
-    WindowSettings,
-)
+from bertqa.settings import ENCODER, DataSettings, TrainingSettings
 
 # The fields of ``TrainingSettings`` that do not change what is learned.
 OUTPUT_SETTINGS = ("logging_steps", "eval_steps", "save_steps", "save_total_limit")
@@ -81,19 +75,7 @@ def main(flags: argparse.Namespace) -> int:
         from bertqa.commands.train_show import show  # late: --help needs no torch
 
         show(flags, data, windows, decoding)
-    else:
-        run(flags, data, settings, windows, decoding)
-    return 0
-
-
-def run(
-    flags: argparse.Namespace,
-    data: DataSettings,
-    settings: TrainingSettings,
-    windows: WindowSettings,
-    decoding: DecodingSettings,
-) -> None:
-    """Train, and print where the model is."""
+        return 0
     from bertqa.report.training_page import RunReport  # late: --help needs no torch
     from bertqa.runtime import start_runtime, stop_runtime  # late: as above
     from bertqa.training.job import train  # late: as above
@@ -112,13 +94,14 @@ def run(
         stop_runtime()
     if runtime.is_main:
         say(f"saved in {flags.output_dir}; ask it: bertqa infer --model {flags.output_dir}")
+    return 0
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Check that the flags do not contradict each other and have an effect.
+    """Check the flags before the work.
 
     Raises:
-        UserError: they do not, or a value is out of range.
+        UserError: flags contradict each other or have no effect, or a value is out of range.
     """
     threshold = flags.null_score_diff_threshold
     if threshold is not None and not math.isfinite(threshold):
