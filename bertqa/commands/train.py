@@ -2,7 +2,7 @@
 
 bertqa train                                       bert-base-uncased on SQuAD, 3 epochs
 bertqa train --train_file my.json --validation_file dev.json --output_dir runs/mine
-bertqa train --resume ...                          continue a stopped run
+bertqa train --resume --output_dir runs/mine       continue a stopped run
 torchrun --nproc_per_node=2 -m bertqa train ...    the same on several processes
 bertqa train --check ...                           bertqa check: validate the data
 """
@@ -25,6 +25,7 @@ from bertqa.commands.flags import (
     settings_of,
 )
 from bertqa.errors import UserError
+from bertqa.files import read_json_object
 from bertqa.settings import ENCODER, DataSettings, TrainingSettings
 
 # The fields of ``TrainingSettings`` that do not change what is learned.
@@ -56,15 +57,49 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add = parser.group("output")
     add("--output_dir", type=Path, default=Path("runs/bertqa"), metavar="DIR",
         help="new folder for the model, log and checkpoints (default: %(default)s)")
-    add("--resume", action="store_true", help="continue the run in --output_dir")
+    add("--resume", action="store_true",
+        help="continue the run in --output_dir, or start it if there is none; without flags other "
+        "than --output_dir, with the flags of its first call")
     add_settings_flags(parser, "output", TrainingSettings, *OUTPUT_SETTINGS)
     check.add_check_flags(parser, "with --check: ")
     # fmt: on
     return parser.parse(arguments)
 
 
+def resumed(flags: argparse.Namespace) -> argparse.Namespace:
+    """Return the flags of a run's first call for a --resume without flags other than --output_dir.
+
+    Raises:
+        UserError: another program began the run.
+    """
+    bare = ["--resume", "--output_dir", str(flags.output_dir)]
+    run = flags.output_dir / "run.json"
+    if flags != parse_flags(bare) or not run.exists():
+        return flags
+    return parse_flags([*flags_of_run(run), *bare])
+
+
+def flags_of_run(run: Path) -> list[str]:
+    """Return the flags of the ``bertqa train`` that began a run, from its run.json.
+
+    Raises:
+        UserError: another program began the run.
+    """
+    match read_json_object(run).get("command"):
+        case [str(program), *words] if all(isinstance(word, str) for word in words):
+            if words[:1] == ["train"]:
+                return words[1:]
+            if Path(program).name == "train.py":
+                return words
+    raise UserError(
+        f"--resume: {run} must have the command of a bertqa train, got another program's: pass the "
+        "flags of the run, or resume it with that program"
+    )
+
+
 def main(flags: argparse.Namespace) -> int:
     """Check, show or train, and return the exit code."""
+    flags = resumed(flags)
     settings = settings_of(flags, TrainingSettings)
     windows, decoding = overrides(flags).windows(), overrides(flags).decoding()
     data = settings_of(flags, DataSettings)

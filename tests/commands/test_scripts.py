@@ -594,6 +594,34 @@ def test_an_interrupted_run_saves_a_checkpoint_and_resumes(
     assert (tmp_path / "run" / last).read_bytes() == (whole / last).read_bytes()
 
 
+@pytest.mark.parametrize("program", [["train.py"], ["bertqa", "train"]])
+def test_resume_alone_has_the_flags_of_the_first_call(
+    checkpoint: Path, tmp_path: Path, trained: Any, after_log: Any,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: list[str],
+) -> None:  # fmt: skip
+    flags = ["--model", checkpoint, "--output_dir", tmp_path / "first", *STORY_RUN]
+    monkeypatch.setattr(sys, "argv", [*program, *map(str, flags)])
+    after_log(6, interrupt)
+    assert call("train", *flags) == 130
+    (tmp_path / "first").rename(tmp_path / "moved")
+    bare = ["--resume", "--output_dir", tmp_path / "moved"]
+    monkeypatch.setattr(sys, "argv", [*program, *map(str, bare)])
+    for _ in range(2):  # the second finds it finished
+        assert call("train", *bare) == 0
+    assert ", from step 6" in capsys.readouterr().out
+    assert log_of(tmp_path / "moved") == log_of(trained[0])
+
+
+@pytest.mark.parametrize("command", [["mine.py", "--steps", "3"], [], ["train.py", 3], "train.py"])
+def test_resume_alone_requires_a_run_of_bertqa_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: object
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"command": command}))
+    assert call("train", "--resume", "--output_dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'run.json'} must have the command of a bertqa train" in error
+
+
 def test_a_second_interrupt_stops_at_once(
     checkpoint: Path, tmp_path: Path, after_log: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
