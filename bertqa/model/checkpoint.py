@@ -177,8 +177,8 @@ def _build(
     for name, parameter in expected.items():
         if name not in initialized:
             _check_dtype_and_shape(name, tensors[name], parameter.shape)
-    fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
-    head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
+    # Loading a fine-tuned model must not advance torch's generator.
+    head = _fresh_head(config) if initialized else {}
     state = {
         name: _read_weights(theirs, tensors[theirs]) if theirs not in initialized else head[theirs]
         for name, theirs in zip(dict(model.named_parameters()), expected, strict=True)
@@ -190,6 +190,12 @@ def _build(
     loaded = tuple(sorted(set(expected) - set(initialized)))
     report = LoadReport(source, loaded, renamed, left_over, initialized, tuple(unknown_keys))
     return model.eval(), report
+
+
+def _fresh_head(config: BertConfig) -> dict[str, Tensor]:
+    """Initialize S and E from torch's generator, by name."""
+    weight = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
+    return {"qa_outputs.weight": weight, "qa_outputs.bias": torch.zeros(2)}
 
 
 class BadWeights(UserError):
