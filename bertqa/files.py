@@ -26,7 +26,11 @@ INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 
 LARGEST = 1 << 24  # bytes of a JSON file; 10 times the largest known
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = {
+    errno.EACCES: "check its permissions or ",
+    errno.EDQUOT: "free space or ",
+    errno.ENOSPC: "free space or ",
+}
 _DEEPEST = 64  # levels of nesting in JSON; recursive functions may write it again
 
 
@@ -36,9 +40,8 @@ def os_errors_as_user_errors(path: Path, act: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        cure = "free space or " if error.errno in _NO_SPACE else ""
-        raise UserError(f"{path} cannot be {act}: {reason}; {cure}choose another path") from error
+        cause, advice = error.strerror or str(error), _ADVICE.get(error.errno or 0, "")
+        raise UserError(f"{path} cannot be {act}: {cause}: {advice}choose another path") from error
 
 
 def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
@@ -71,7 +74,7 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
 
 def path_exists(path: Path) -> bool:
     """Return whether a path exists, also as a broken link."""
-    return path.is_symlink() or path.exists()
+    return os.path.lexists(path)  # unlike Path.exists, never raises PermissionError
 
 
 def check_regular(path: Path) -> None:
@@ -82,12 +85,11 @@ def check_regular(path: Path) -> None:
     Raises:
         UserError: it is missing, or not a file.
     """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the folder is incomplete, copy it again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    with os_errors_as_user_errors(path, "read"):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            raise UserError(f"{path} must exist: copy the incomplete folder again") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise UserError(f"{path} must be a file, got {kind}: replace it by the file")
@@ -100,13 +102,8 @@ def read_whole(path: Path, largest: int = LARGEST) -> bytes:
         UserError: it is missing, larger, or cannot be read.
     """
     check_regular(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
-        ) from error
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
+        content = file.read(largest + 1)
     if len(content) > largest:
         raise UserError(f"{path} must have at most {largest} bytes, got more: copy it again")
     return content

@@ -23,6 +23,7 @@ from bertqa.files import (
     INDEX_FILE,
     WEIGHTS_FILE,
     check_regular,
+    os_errors_as_user_errors,
     parse_json,
     path_exists,
     read_json_object,
@@ -105,12 +106,13 @@ def open_safetensors(path: Path) -> Tensors:
         UserError: the file is missing or corrupt.
     """
     check_regular(path)
-    try:
-        _check_header(path)
-        file = safe_open(path, framework="pt")
-        return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: corrupt file ({reason(error)}): copy it again") from error
+    with os_errors_as_user_errors(path, "read"):
+        try:
+            _check_header(path)
+            file = safe_open(path, framework="pt")
+            return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError) as error:
+            raise UserError(f"{path}: corrupt file ({reason(error)}): copy it again") from error
 
 
 def _check_header(path: Path) -> None:
@@ -177,9 +179,9 @@ def _is_plain(shard: str) -> bool:
 def _open_bin(path: Path) -> Tensors:
     """Open a pytorch_model.bin; return its tensors. The unpickler builds only tensors."""
     check_regular(path)
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files have the legacy format
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files have the legacy format
         (_check_zip if is_zip else _check_legacy)(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many types for a corrupt or unsafe pickle

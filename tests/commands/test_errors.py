@@ -243,7 +243,7 @@ CASES: list[Case] = [
     # The model.
     model("no such folder", lambda w: w.folder / "nothing", "nothing", "checkpoint folder"),
     model("no such name", lambda w: "no-such-model", "'no-such-model'", "weights"),
-    model("an empty folder", lambda w: w.write("e/x/y", "").parent, "e/x/config.json is missing"),
+    model("an empty folder", lambda w: w.write("e/x/y", "").parent, "e/x/config.json must exist"),
     model("half a config", lambda w: w.checkpoint("config.json", "{"), "config.json is not valid"),
     model("a foreign config", lambda w: w.config(model_type="roberta"), "config.json", "'roberta'"),
     model("odd heads", lambda w: w.config(num_attention_heads=5), "num_attention_heads (5)"),

@@ -572,9 +572,9 @@ def test_an_invalid_index(shards, content):
 def test_no_config(make):
     folder = make()
     (folder / "config.json").unlink()
-    refusal(folder, "config.json", "missing")
+    refusal(folder, "config.json", "must exist")
     shutil.rmtree(folder)
-    refusal(folder, "config.json", "missing")
+    refusal(folder, "config.json", "must exist")
 
 
 @pytest.mark.parametrize(
