@@ -4,7 +4,6 @@ commands/flags.py makes a flag of each field, with its help, metavar, choices an
 This module does not import torch, so that ``--help`` is fast.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bertqa.fields import (
     BELOW_1,
     FROM_0,
     FROM_1,
+    NOT_NAN,
     PER_CENT,
     PROBABILITY,
     SHARE,
@@ -100,6 +100,7 @@ class DecodingSettings(Settings):
         "score by more than this (default: chosen on held-out questions or read from the model's "
         "decoding.json, else 0)",
         "X",
+        NOT_NAN,
     )
     temperature: float = setting(
         1.0,
@@ -151,8 +152,6 @@ class Overrides:
         """
         settings = replace(stored or DecodingSettings(), **self._given(DecodingSettings))
         threshold = self.null_score_diff_threshold
-        if threshold is not None and math.isnan(threshold):
-            raise UserError(f"--null_score_diff_threshold must be a number, got {threshold}")
         if threshold is not None and not settings.version_2_with_negative:
             raise UserError(
                 f"--null_score_diff_threshold {threshold} requires --version_2_with_negative: pass "
