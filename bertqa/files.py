@@ -16,10 +16,12 @@ from bertqa.errors import UserError, reason, shown
 
 # The files of a checkpoint folder.
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is required
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.txt")  # one of them is required
 DECODING_FILE = "decoding.json"  # bertqa's window and decoding settings of a model
 OPTIONAL_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
+    TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
 )  # fmt: skip
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -121,7 +123,7 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
         ValueError: it is not valid JSON, repeats a key, or is nested too deeply.
     """
     try:
-        hook = _unique_keys if unique else None
+        hook = unique_keys if unique else None
         value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -133,12 +135,16 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, as ``object_pairs_hook`` of ``json.loads``.
+
+    Raises:
+        ValueError: a key is repeated; json would silently keep the last value.
+    """
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        repeated = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"repeated key {shown(repeated)}")
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"repeated key {shown(key)}, {count} times in one object")
     return entries
 
 
@@ -202,10 +208,10 @@ def write_json_map(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
     def lines() -> Iterator[str]:
         separator = "{\n  "
         for key, value in entries:
-            shown = _dumps(value)
+            text = _dumps(value)
             if isinstance(value, list) and value:
-                shown = "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
-            yield f"{separator}{_dumps(key)}: {shown}"
+                text = "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
+            yield f"{separator}{_dumps(key)}: {text}"
             separator = ",\n  "
         yield "{}\n" if separator.startswith("{") else "\n}\n"
 

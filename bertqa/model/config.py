@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError, shown
-from bertqa.files import read_json_object
+from bertqa.files import CONFIG_FILE, read_json_object
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load_config(folder: Path) -> tuple[BertConfig, list[str]]:
     Raises:
         UserError: the file is missing, malformed or describes an unsupported model.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     return parse_config(read_json_object(path), str(path))
 
 
