@@ -7,7 +7,7 @@
         progress.json                                   Progress
 
 A checkpoint is written atomically, and nothing in it is pickled. No state of a random number
-generator is saved: the randomness of a step is a function of the seed and the step.
+generator is saved, since each step seeds its own, see loop.py.
 """
 
 import shutil
