@@ -52,7 +52,7 @@ class WindowSettings(Settings):
     )
     doc_stride: int = setting(
         128,
-        "overlap of neighbouring sliding windows, as in run_qa; in Google's script, it is the "
+        "overlap of neighboring sliding windows, as in run_qa; in Google's script, it is the "
         "stride from one window to the next",
         "TOKENS",
         FROM_0,
@@ -254,7 +254,8 @@ class TrainingSettings(Settings):
         "X",
         BELOW_1,
     )
-    # S and E have the full learning rate, the last layer that times this, the embeddings the least.
+    # S and E train at the full rate, the last layer at rate x decay, each lower layer at decay
+    # times the rate of the layer above it.
     layerwise_lr_decay: float = setting(
         1.0, "learning rate of each layer relative to the layer above", "X", UP_TO_1
     )

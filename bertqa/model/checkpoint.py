@@ -214,7 +214,7 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     """Check that loading the model's checkpoint would give the same model.
 
     A checkpoint has the weights of the modules of bert.py, by name. A wrapper, a subclass with the
-    same weights, a parametrisation or a replaced ``forward`` computes something else with them.
+    same weights, a parametrization or a replaced ``forward`` computes something else with them.
     Hooks are allowed, although they are not saved, and so is a subclass of the whole model.
 
     Raises:

@@ -27,7 +27,9 @@ def find_folder(
     allow_bin: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the checkpoint folder of a model: the first that exists of
+    """Return the checkpoint folder of a model.
+
+    The first of these that exists:
 
     1. the folder with this path,
     2. the folder with this name in weights/ (see ``weights_dir``),

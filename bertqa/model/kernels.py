@@ -112,7 +112,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
     """Return whether calling a module only runs ``kind.forward``.
 
-    False for subclasses, wrappers and parametrised modules, which have another type; for hooks, on
+    False for subclasses, wrappers and parametrized modules, which have another type; for hooks, on
     the module or global; and for a replaced ``forward``, of the module or its class. Checked at
     every forward pass, so hooks may be added and removed at any time.
     """
