@@ -58,20 +58,17 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
         UserError: it has another suffix, exists already, or its folder is not writable.
     """
     if endings and path.suffix not in endings:
-        raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
+        known, got = " or ".join(endings), shown(path.suffix)
+        raise UserError(f"{flag} {path} must end in {known}, got {got}: rename it")
     if os.path.lexists(path):
-        raise UserError(f"{flag} {path} must be a new file, but exists: choose another name")
+        raise UserError(f"{flag} {path} must be a new file, got one that exists: rename it")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise UserError(
-            f"{flag} {path} cannot be written: {folder} must be a folder, got a file: choose "
-            "another path"
+            f"{flag} {path} must be in a folder, got the file {folder}: choose another path"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{flag} {path} cannot be written: no write permission for {folder}: choose another "
-            "folder"
-        )
+        raise UserError(f"{flag} {path} must be in a writable folder, got {folder}: choose another")
 
 
 def path_exists(path: Path) -> bool:
@@ -164,7 +161,7 @@ def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     try:
         entries = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({reason(error)}): copy it again") from error
+        raise UserError(f"{path} must be valid JSON ({reason(error)}): copy it again") from error
     if not isinstance(entries, dict):
         kind = type(entries).__name__
         raise UserError(f"{path} must be a JSON object, got {kind}: copy it again")

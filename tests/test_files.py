@@ -166,9 +166,9 @@ def test_a_new_file_is_checked(tmp_path):
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     check_new_file(tmp_path / "a" / "b" / "c.json", "--copy", [".json", ".jsonl"])
     for path, words in (
-        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl: rename it"),
+        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl, got '.csv': rename it"),
         (tmp_path / "gone.json", "gone.json must be a new file"),
-        (tmp_path / "note" / "a" / "c.json", "note must be a folder, got a file"),
+        (tmp_path / "note" / "a" / "c.json", "must be in a folder, got the file"),
     ):
         with pytest.raises(UserError) as caught:
             check_new_file(path, "--copy", [".json", ".jsonl"])
@@ -181,7 +181,7 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
-        with pytest.raises(UserError, match="no write permission for"):
+        with pytest.raises(UserError, match="must be in a writable folder, got"):
             check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
         tmp_path.chmod(0o000)
         assert not path_exists(tmp_path / "x.txt")

@@ -93,7 +93,7 @@ def load_checkpoint(
         UserError: a file is missing, corrupt or of another model; the message names the file and
             the key.
     """
-    _refuse_other_kinds(folder)
+    _check_library(folder)
     config, unknown_keys = load_config(folder)
     source, tensors = open_weights(folder, allow_bin)
     return _build(config, tensors, source, unknown_keys, require_head)
@@ -124,8 +124,8 @@ _OTHER_KINDS = {
 }
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Reject a folder of another library.
+def _check_library(folder: Path) -> None:
+    """Check that a folder is not one of another library.
 
     Raises:
         UserError: the folder has no BERT weights, but a file of another library.

@@ -79,7 +79,11 @@ _TOO_LARGE = 1 << 24  # larger than any BERT; torch's element counts do not over
 
 
 def _check_number(name: str, value: Any, whole: bool) -> None:
-    """Reject a value that is not a number, not positive, or a dropout rate outside [0, 1)."""
+    """Check a number of a config.
+
+    Raises:
+        UserError: it is not a number, not positive, or a dropout rate outside [0, 1).
+    """
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if whole else "a number"

@@ -220,8 +220,8 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
         # Errors of HTTP libraries have no errno, so this is an error of the disk.
         case OSError(errno=int()):
             return (
-                f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got: "
-                f"{error.strerror}; free space there, or set HF_HOME to another folder"
+                f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got "
+                f"{error.strerror}: free space there, or set HF_HOME to another folder"
             )
         case _:
             return (

@@ -112,11 +112,17 @@ def open_safetensors(path: Path) -> Tensors:
             file = safe_open(path, framework="pt")
             return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError) as error:
-            raise UserError(f"{path}: corrupt file ({reason(error)}): copy it again") from error
+            raise UserError(
+                f"{path} must be intact, got a corrupt file ({reason(error)}): copy it again"
+            ) from error
 
 
 def _check_header(path: Path) -> None:
-    """Raise ValueError for a huge header or a repeated name, which the library would accept."""
+    """Check the header of a safetensors file beyond what the library checks.
+
+    Raises:
+        ValueError: it is huge, or repeats a name.
+    """
     length = path.stat().st_size
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -137,7 +143,7 @@ def _read(path: Path, file: Any, name: str) -> Tensor:
         tensor: Tensor = file.get_tensor(name)
     except Exception as error:  # the library and torch raise many types for unsupported formats
         raise UserError(
-            f"{path}: cannot read {shown(name)} ({reason(error)}): copy the file again"
+            f"{path}: {shown(name)} must be readable ({reason(error)}): copy the file again"
         ) from error
     return tensor
 
@@ -161,8 +167,8 @@ def _open_shards(index: Path) -> Tensors:
     for name, shard in sorted(set(weight_map.items()) ^ set(held)):
         verb = "lacks" if weight_map.get(name) == shard else "holds"
         raise UserError(
-            f"{index}: must match the shards, but {shard} {verb} {shown(name)}: copy the folder "
-            "again"
+            f"{index}: must match the shards, got {shard}, which {verb} {shown(name)}: copy the "
+            "folder again"
         )
     return {name: tensor for (name, _), tensor in held.items()}
 
@@ -208,7 +214,11 @@ def _open_bin(path: Path) -> Tensors:
 
 
 def _check_zip(path: Path) -> None:
-    """Raise ValueError unless all parts of a zip are stored uncompressed, as torch writes them."""
+    """Check that all parts of a zip are stored uncompressed, as torch writes them.
+
+    Raises:
+        ValueError: a part is compressed, or a pickle fails ``_check_pickle``.
+    """
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
@@ -234,11 +244,14 @@ class _Made:
 
 
 def _check_pickle(file: IO[bytes]) -> None:
-    """Raise ValueError for a pickle that could exhaust time or memory, without running it.
+    """Check that a pickle cannot exhaust time or memory, without running it.
 
     A hundred bytes of nested tuples, each holding the next one twice, have a billion parts, and
     hashing visits every one. So the depth and the number of parts of each object are tracked. Only
     functions that state dictionaries need are allowed: torch's own list has some that fill memory.
+
+    Raises:
+        ValueError: it is too large, nested too deeply, or needs another function.
     """
     stack: list[_Made] = []
     marks: list[int] = []
