@@ -37,7 +37,7 @@ Public names, which are stable; everything else may change in any version:
 
 from importlib import import_module
 
-from bertqa import process as process  # now, before a fork
+from bertqa import process as process  # not lazy: records the pid before any fork
 
 TYPE_CHECKING = False  # not imported from typing, which would delay the handling of Ctrl-C
 if TYPE_CHECKING:

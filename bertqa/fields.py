@@ -17,6 +17,7 @@ ABOVE_0: Allowed = ("in (0, inf)", lambda value: 0 < value < math.inf)
 BELOW_1: Allowed = ("in [0, 1)", lambda value: 0 <= value < 1)
 UP_TO_1: Allowed = ("in (0, 1]", lambda value: 0 < value <= 1)
 TEMPERATURE: Allowed = ("in [0.01, 100]", lambda value: 0.01 <= value <= 100)
+NOT_NAN: Allowed = ("a number", lambda value: not math.isnan(value))
 PROBABILITY: Allowed = ("in [0, 1]", lambda value: 0 <= value <= 1)
 SHARE: Allowed = ("in (0, 1)", lambda value: 0 < value < 1)
 PER_CENT: Allowed = ("from 1 to 50", lambda value: 1 <= value <= 50)
@@ -35,7 +36,7 @@ def setting(
         default: default value.
         help: text for ``--help``, which adds the default if the text does not mention one.
         metavar: name of the value in ``--help``.
-        allowed: allowed values; None is always allowed.
+        allowed: allowed values; None is allowed if the type of the field includes it.
         choices: allowed strings.
     """
     if choices:
@@ -112,7 +113,7 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             value, allowed = getattr(self, each.name), each.metadata["allowed"]
-            if value is None:
+            if value is None and type(None) in get_args(each.type):
                 continue
             needed, is_kind = _KINDS.get((*get_args(each.type), each.type)[0], _ANYTHING)
             if not is_kind(value):

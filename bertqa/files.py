@@ -16,17 +16,23 @@ from bertqa.errors import UserError, reason, shown
 
 # The files of a checkpoint folder.
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # one of them is required
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.txt")  # one of them is required
 DECODING_FILE = "decoding.json"  # bertqa's window and decoding settings of a model
 OPTIONAL_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
+    TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", DECODING_FILE,
 )  # fmt: skip
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 
 LARGEST = 1 << 24  # bytes of a JSON file; 10 times the largest known
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = {
+    errno.EACCES: "check its permissions or ",
+    errno.EDQUOT: "free space or ",
+    errno.ENOSPC: "free space or ",
+}
 _DEEPEST = 64  # levels of nesting in JSON; recursive functions may write it again
 
 
@@ -36,9 +42,8 @@ def os_errors_as_user_errors(path: Path, act: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        cure = "free space or " if error.errno in _NO_SPACE else ""
-        raise UserError(f"{path} cannot be {act}: {reason}; {cure}choose another path") from error
+        cause, advice = error.strerror or str(error), _ADVICE.get(error.errno or 0, "")
+        raise UserError(f"{path} cannot be {act}: {cause}: {advice}choose another path") from error
 
 
 def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
@@ -53,25 +58,22 @@ def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
         UserError: it has another suffix, exists already, or its folder is not writable.
     """
     if endings and path.suffix not in endings:
-        raise UserError(f"{flag} {path} must end in {' or '.join(endings)}: rename it")
+        known, got = " or ".join(endings), shown(path.suffix)
+        raise UserError(f"{flag} {path} must end in {known}, got {got}: rename it")
     if os.path.lexists(path):
-        raise UserError(f"{flag} {path} must be a new file, but exists: choose another name")
+        raise UserError(f"{flag} {path} must be a new file, got one that exists: rename it")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise UserError(
-            f"{flag} {path} cannot be written: {folder} must be a folder, got a file: choose "
-            "another path"
+            f"{flag} {path} must be in a folder, got the file {folder}: choose another path"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{flag} {path} cannot be written: no write permission for {folder}: choose another "
-            "folder"
-        )
+        raise UserError(f"{flag} {path} must be in a writable folder, got {folder}: choose another")
 
 
 def path_exists(path: Path) -> bool:
     """Return whether a path exists, also as a broken link."""
-    return path.is_symlink() or path.exists()
+    return os.path.lexists(path)  # unlike Path.exists, never raises PermissionError
 
 
 def check_regular(path: Path) -> None:
@@ -82,12 +84,11 @@ def check_regular(path: Path) -> None:
     Raises:
         UserError: it is missing, or not a file.
     """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the folder is incomplete, copy it again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    with os_errors_as_user_errors(path, "read"):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            raise UserError(f"{path} must exist: copy the incomplete folder again") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise UserError(f"{path} must be a file, got {kind}: replace it by the file")
@@ -100,13 +101,8 @@ def read_whole(path: Path, largest: int = LARGEST) -> bytes:
         UserError: it is missing, larger, or cannot be read.
     """
     check_regular(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
-        ) from error
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
+        content = file.read(largest + 1)
     if len(content) > largest:
         raise UserError(f"{path} must have at most {largest} bytes, got more: copy it again")
     return content
@@ -124,7 +120,7 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
         ValueError: it is not valid JSON, repeats a key, or is nested too deeply.
     """
     try:
-        hook = _unique_keys if unique else None
+        hook = unique_keys if unique else None
         value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -136,12 +132,16 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, as ``object_pairs_hook`` of ``json.loads``.
+
+    Raises:
+        ValueError: a key is repeated; json would silently keep the last value.
+    """
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        repeated = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"repeated key {shown(repeated)}")
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"repeated key {shown(key)}, {count} times in one object")
     return entries
 
 
@@ -161,7 +161,7 @@ def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     try:
         entries = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({reason(error)}): copy it again") from error
+        raise UserError(f"{path} must be valid JSON ({reason(error)}): copy it again") from error
     if not isinstance(entries, dict):
         kind = type(entries).__name__
         raise UserError(f"{path} must be a JSON object, got {kind}: copy it again")
@@ -205,10 +205,10 @@ def write_json_map(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
     def lines() -> Iterator[str]:
         separator = "{\n  "
         for key, value in entries:
-            shown = _dumps(value)
+            text = _dumps(value)
             if isinstance(value, list) and value:
-                shown = "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
-            yield f"{separator}{_dumps(key)}: {shown}"
+                text = "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
+            yield f"{separator}{_dumps(key)}: {text}"
             separator = ",\n  "
         yield "{}\n" if separator.startswith("{") else "\n}\n"
 

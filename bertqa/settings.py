@@ -4,7 +4,6 @@ commands/flags.py makes a flag of each field, with its help, metavar, choices an
 This module does not import torch, so that ``--help`` is fast.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bertqa.fields import (
     BELOW_1,
     FROM_0,
     FROM_1,
+    NOT_NAN,
     PER_CENT,
     PROBABILITY,
     SHARE,
@@ -52,7 +52,7 @@ class WindowSettings(Settings):
     )
     doc_stride: int = setting(
         128,
-        "overlap of neighbouring sliding windows, as in run_qa; in Google's script, it is the "
+        "overlap of neighboring sliding windows, as in run_qa; in Google's script, it is the "
         "stride from one window to the next",
         "TOKENS",
         FROM_0,
@@ -100,6 +100,7 @@ class DecodingSettings(Settings):
         "score by more than this (default: chosen on held-out questions or read from the model's "
         "decoding.json, else 0)",
         "X",
+        NOT_NAN,
     )
     temperature: float = setting(
         1.0,
@@ -151,8 +152,6 @@ class Overrides:
         """
         settings = replace(stored or DecodingSettings(), **self._given(DecodingSettings))
         threshold = self.null_score_diff_threshold
-        if threshold is not None and math.isnan(threshold):
-            raise UserError(f"--null_score_diff_threshold must be a number, got {threshold}")
         if threshold is not None and not settings.version_2_with_negative:
             raise UserError(
                 f"--null_score_diff_threshold {threshold} requires --version_2_with_negative: pass "
@@ -255,7 +254,8 @@ class TrainingSettings(Settings):
         "X",
         BELOW_1,
     )
-    # S and E have the full learning rate, the last layer that times this, the embeddings the least.
+    # S and E train at the full rate, the last layer at rate x decay, each lower layer at decay
+    # times the rate of the layer above it.
     layerwise_lr_decay: float = setting(
         1.0, "learning rate of each layer relative to the layer above", "X", UP_TO_1
     )

@@ -11,8 +11,10 @@ import pytest
 from bertqa.errors import UserError
 from bertqa.files import (
     check_new_file,
+    check_regular,
     new_folder,
     os_errors_as_user_errors,
+    path_exists,
     write_file,
     write_json,
     write_text,
@@ -115,7 +117,7 @@ def test_a_partial_file_does_not_appear(tmp_path, fault, what):
             write_file(path, write)
 
     if isinstance(fault, OSError):
-        assert refusal(act).startswith(f"{path} cannot be written: No space left on device;")
+        assert refusal(act).startswith(f"{path} cannot be written: No space left on device: ")
     else:
         with pytest.raises(type(fault)):
             act()
@@ -146,7 +148,7 @@ def test_an_error_without_errno(tmp_path):
         with os_errors_as_user_errors(tmp_path, "read"):
             raise OSError("the tape is torn")
 
-    assert refusal(act).startswith(f"{tmp_path} cannot be read: the tape is torn;")
+    assert refusal(act).startswith(f"{tmp_path} cannot be read: the tape is torn: ")
 
 
 def test_paths_that_cannot_be_written(tmp_path):
@@ -164,9 +166,9 @@ def test_a_new_file_is_checked(tmp_path):
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     check_new_file(tmp_path / "a" / "b" / "c.json", "--copy", [".json", ".jsonl"])
     for path, words in (
-        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl: rename it"),
+        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl, got '.csv': rename it"),
         (tmp_path / "gone.json", "gone.json must be a new file"),
-        (tmp_path / "note" / "a" / "c.json", "note must be a folder, got a file"),
+        (tmp_path / "note" / "a" / "c.json", "must be in a folder, got the file"),
     ):
         with pytest.raises(UserError) as caught:
             check_new_file(path, "--copy", [".json", ".jsonl"])
@@ -179,8 +181,11 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
-        with pytest.raises(UserError, match="no write permission for"):
+        with pytest.raises(UserError, match="must be in a writable folder, got"):
             check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
+        tmp_path.chmod(0o000)
+        assert not path_exists(tmp_path / "x.txt")
+        assert "check its permissions" in refusal(lambda: check_regular(tmp_path / "x.txt"))
     finally:
         tmp_path.chmod(0o700)
 
@@ -281,9 +286,15 @@ def test_a_partial_folder_of_a_killed_writer_is_ignored(tmp_path):
         stopped.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize(("code", "space"), [(errno.ENOSPC, True), (errno.EACCES, False)])
-def test_only_a_full_disk_is_answered_with_free_space(code: int, space: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free space or choose another path"),
+        (errno.EACCES, "check its permissions or choose another path"),
+        (errno.ELOOP, "choose another path"),
+    ],
+)
+def test_advice_depends_on_the_error(code: int, advice: str) -> None:
     with pytest.raises(UserError) as caught, os_errors_as_user_errors(Path("x"), "written"):
         raise OSError(code, os.strerror(code))
-    assert ("free space" in str(caught.value)) == space
-    assert "choose another path" in str(caught.value)
+    assert str(caught.value) == f"x cannot be written: {os.strerror(code)}: {advice}"

@@ -45,7 +45,8 @@ OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
     DecodingSettings: {
         "n_best_size": [0],
         "max_answer_length": [0, -3],
-        "decoder": ["beam"],
+        "decoder": ["beam", None],
+        "null_score_diff_threshold": [math.nan],
         "temperature": [0.0, -1.0, math.nan, math.inf],
         "score_threshold": [-0.1, 1.1, math.nan],
     },
@@ -84,6 +85,9 @@ def test_a_constant_learning_rate_has_no_warmup(warmup: dict[str, Any]) -> None:
         (DecodingSettings, "null_score_diff_threshold", "0.5", "a number"),
         (WindowSettings, "max_seq_length", "384", "a whole number"),
         (WindowSettings, "max_query_length", [64], "a whole number"),
+        (WindowSettings, "max_seq_length", None, "a whole number"),
+        (DecodingSettings, "version_2_with_negative", None, "True or False"),
+        (TrainingSettings, "learning_rate", None, "a number"),
         (TrainingSettings, "learning_rate", "2e-5", "a number"),
     ],
 )

@@ -28,6 +28,7 @@ from bertqa.files import (
     os_errors_as_user_errors,
 )
 from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.kernels import INTEGERS
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
 
@@ -316,5 +317,4 @@ def _bits(tensor: Tensor) -> int | None:
         return None
     size = tensor.element_size()
     whole = tensor.is_contiguous() and tensor.nbytes % 8 == tensor.storage_offset() * size % 8 == 0
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(tensor.detach().flatten().view(integers[8 if whole else size]).sum())
+    return int(tensor.detach().flatten().view(INTEGERS[8 if whole else size]).sum())

@@ -38,7 +38,7 @@ def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool 
 def output_folder(path: Path) -> Iterator[None]:
     """Context that creates --output_dir, and removes it again if it is left empty."""
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with os_errors_as_user_errors(path, "made"):
+    with os_errors_as_user_errors(path, "created"):
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -27,7 +27,7 @@ from torch import Tensor
 from bertqa.data.graphemes import SURROGATES
 from bertqa.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bertqa.errors import UserError, shown
-from bertqa.files import write_json, write_text
+from bertqa.files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, write_json, write_text
 
 _BATCH_SIZE = 4096  # texts encoded together: bounds memory, and uses all threads
 KEPT_CONTEXTS, KEPT_CHARACTERS = 1024, 2**20  # maximum size of a tokenizer's cache
@@ -178,14 +178,14 @@ class BertTokenizer:
             name: [self._backend.id_to_token(number), number] for name, number in frame.items()
         }
         text = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
-        write_text(folder / "tokenizer.json", text)
+        write_text(folder / TOKENIZER_FILE, text)
         settings = {"model_max_length": 512, **self.settings}
         settings.pop("added_tokens_decoder", None)  # tokenizer.json has them
         if isinstance(markers := settings.get("extra_special_tokens"), list):
             del settings["extra_special_tokens"]  # transformers 4.57 cannot read it as a list
             settings["additional_special_tokens"] = markers
         settings["tokenizer_class"] = "BertTokenizer"
-        write_json(folder / "tokenizer_config.json", settings)
+        write_json(folder / TOKENIZER_CONFIG_FILE, settings)
 
 
 def _prefetch(

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 
 from bertqa.errors import UserError, reason, shown
-from bertqa.files import CONFIG_FILE, parse_json, path_exists, read_json_object, read_whole
+from bertqa.files import (
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    parse_json,
+    path_exists,
+    read_json_object,
+    read_whole,
+)
 
 # The classes of transformers with BERT's rules, and those whose rules are in tokenizer.json.
 _NAMES = "Bert ConvBert DistilBert Electra LayoutLM Lxmert MobileBert SqueezeBert".split()
@@ -94,7 +102,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     settings = _read_settings(folder)
     is_generic = _check_class(folder, settings)
     listed: Any = []
-    if path_exists(source := folder / "tokenizer.json"):
+    if path_exists(source := folder / TOKENIZER_FILE):
         entries = _read_json(source)
         vocabulary, listed = entries["model"]["vocab"], entries.get("added_tokens") or []
         if is_generic:
@@ -105,7 +113,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         raise UserError(
             f"{folder}: must contain tokenizer.json or vocab.txt, got no tokenizer: copy one there"
         )
-    _check_rules(settings, source if is_generic else folder / "tokenizer_config.json")
+    _check_rules(settings, source if is_generic else folder / TOKENIZER_CONFIG_FILE)
     added = _added_tokens(folder, settings, vocabulary, listed, is_generic)
     if (characters := sum(len(each.token.content) for each in added)) > _MOST_ADDED:
         raise UserError(
@@ -121,7 +129,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read tokenizer_config.json, completed by an old special_tokens_map.json and defaults."""
-    files = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
+    files = (folder / TOKENIZER_CONFIG_FILE, folder / "special_tokens_map.json")
     settings, old = (read_json_object(file) if path_exists(file) else {} for file in files)
     if "added_tokens_decoder" not in settings:  # otherwise transformers ignores the old file
         settings |= old | {key: settings[key] for key in _MARKERS if settings.get(key)}
@@ -145,7 +153,7 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
     Raises:
         UserError: it is another class, or the model's own code.
     """
-    source, config = folder / "tokenizer_config.json", folder / CONFIG_FILE
+    source, config = folder / TOKENIZER_CONFIG_FILE, folder / CONFIG_FILE
     own = settings.get("auto_map")
     if own := own.get("AutoTokenizer") if isinstance(own, dict) else own:
         raise UserError(
@@ -162,7 +170,7 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
             f"{source}: tokenizer_class must be BertTokenizer, got {shown(name)}: choose a BERT "
             "that has it"
         )
-    if not path_exists(folder / "tokenizer.json"):
+    if not path_exists(folder / TOKENIZER_FILE):
         raise UserError(
             f"{source}: tokenizer_class {shown(name)} requires tokenizer.json, got none: copy it, "
             "too"
@@ -172,7 +180,7 @@ def _check_class(folder: Path, settings: dict[str, Any]) -> bool:
 
 def _check_rules(settings: dict[str, Any], source: Path) -> None:
     """Check that each rule is a bool, or its default."""
-    names = _NORMALIZER_KEYS if source.name == "tokenizer.json" else _RULES
+    names = _NORMALIZER_KEYS if source.name == TOKENIZER_FILE else _RULES
     for name, (rule, default) in zip(names, _RULES.items(), strict=True):
         value = settings[rule]
         if not isinstance(value, bool) and value is not default:
@@ -275,7 +283,7 @@ def _added_tokens(
             transformers 5 uses ``listed`` only for generic classes, 4.57 always.
         generic: whether the class is generic.
     """
-    source, decoder = folder / "tokenizer_config.json", settings.get("added_tokens_decoder")
+    source, decoder = folder / TOKENIZER_CONFIG_FILE, settings.get("added_tokens_decoder")
     with _errors_of(source):
         structure, markers = (
             [*map(_token, part)] for part in (_structure(settings), _markers(settings))
@@ -288,7 +296,7 @@ def _added_tokens(
         rows = [{"id": n, "content": text, "special": text in special} for text, n in numbers]
         found |= _by_number(rows, old)
     if decoder is None or generic:
-        found |= _by_number(listed, folder / "tokenizer.json")
+        found |= _by_number(listed, folder / TOKENIZER_FILE)
     found |= _by_number(decoder or {}, source)
 
     known = {token.content for token, _ in found.values()}

@@ -156,7 +156,7 @@ def ablate(
         allow_bin=allow_bin,
     )  # fmt: skip
     check_version(examples, str(data), qa.decoding.version_2_with_negative)
-    with os_errors_as_user_errors(figures_file.parent, "made"):  # fail before the long computation
+    with os_errors_as_user_errors(figures_file.parent, "created"):  # before the long computation
         figures_file.parent.mkdir(parents=True, exist_ok=True)
     windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
     evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)

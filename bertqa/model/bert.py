@@ -100,12 +100,9 @@ class SelfAttention(nn.Module):
             x.view(-1, self.num_heads, self.head_size)
             for x in kernels.linears(hidden, (self.query, self.key, self.value))
         )
-        fused = kernels.choose_attention(query, key, value) if self._may_fuse() else None
-        if fused is None:
+        attn_output = self._fused(query, key, value, batch)
+        if attn_output is None:
             attn_output = self.reference(query, key, value, batch.lengths)
-        else:
-            rate = self.dropout.rate if self.dropout.training else 0.0
-            attn_output = fused(query, key, value, batch, rate)
         return self.output(attn_output.flatten(1))  # (T, H, K) -> (T, D) -output-> (T, D)
 
     def reference(
@@ -123,13 +120,19 @@ class SelfAttention(nn.Module):
             attn_outputs.append((probabilities @ v).transpose(0, 1))  # (H, L, K) -> (L, H, K)
         return torch.cat(attn_outputs)
 
-    def _may_fuse(self) -> bool:
-        """Return whether ``probabilities`` and ``dropout`` need not be called."""
-        return (
+    def _fused(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch
+    ) -> Tensor | None:
+        """Compute ``reference`` by a kernel; None if its modules must be called, or none exists."""
+        if not (
             self.implementation == "fused"
             and kernels.is_plain(self.probabilities, AttentionProbabilities)
             and kernels.is_plain(self.dropout, Dropout)
-        )
+        ):
+            return None
+        attend = kernels.choose_attention(query, key, value)
+        rate = self.dropout.rate if self.dropout.training else 0.0
+        return attend(query, key, value, batch, rate) if attend else None
 
 
 class FeedForward(nn.Module):
@@ -212,6 +215,7 @@ class BertForQuestionAnswering(nn.Module):
     def reset_parameters(self) -> None:
         """Initialize weights as transformers does: normal, biases 0, LayerNorm the identity.
 
+        transformers also zeroes the word embedding of [PAD]; packed batches have no padding.
         BERT's authors used a normal distribution truncated at two standard deviations.
         """
         for name, parameter in self.named_parameters():

@@ -93,7 +93,7 @@ def load_checkpoint(
         UserError: a file is missing, corrupt or of another model; the message names the file and
             the key.
     """
-    _refuse_other_kinds(folder)
+    _check_library(folder)
     config, unknown_keys = load_config(folder)
     source, tensors = open_weights(folder, allow_bin)
     return _build(config, tensors, source, unknown_keys, require_head)
@@ -124,8 +124,8 @@ _OTHER_KINDS = {
 }
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Reject a folder of another library.
+def _check_library(folder: Path) -> None:
+    """Check that a folder is not one of another library.
 
     Raises:
         UserError: the folder has no BERT weights, but a file of another library.
@@ -177,8 +177,8 @@ def _build(
     for name, parameter in expected.items():
         if name not in initialized:
             _check_dtype_and_shape(name, tensors[name], parameter.shape)
-    fresh = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
-    head = {"qa_outputs.weight": fresh, "qa_outputs.bias": torch.zeros(2)}
+    # Loading a fine-tuned model must not advance torch's generator.
+    head = _fresh_head(config) if initialized else {}
     state = {
         name: _read_weights(theirs, tensors[theirs]) if theirs not in initialized else head[theirs]
         for name, theirs in zip(dict(model.named_parameters()), expected, strict=True)
@@ -190,6 +190,12 @@ def _build(
     loaded = tuple(sorted(set(expected) - set(initialized)))
     report = LoadReport(source, loaded, renamed, left_over, initialized, tuple(unknown_keys))
     return model.eval(), report
+
+
+def _fresh_head(config: BertConfig) -> dict[str, Tensor]:
+    """Initialize S and E from torch's generator, by name."""
+    weight = torch.empty(2, config.hidden_size).normal_(std=config.initializer_range)
+    return {"qa_outputs.weight": weight, "qa_outputs.bias": torch.zeros(2)}
 
 
 class BadWeights(UserError):
@@ -208,7 +214,7 @@ def check_saveable(model: BertForQuestionAnswering) -> None:
     """Check that loading the model's checkpoint would give the same model.
 
     A checkpoint has the weights of the modules of bert.py, by name. A wrapper, a subclass with the
-    same weights, a parametrisation or a replaced ``forward`` computes something else with them.
+    same weights, a parametrization or a replaced ``forward`` computes something else with them.
     Hooks are allowed, although they are not saved, and so is a subclass of the whole model.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bertqa.errors import UserError, shown
-from bertqa.files import read_json_object
+from bertqa.files import CONFIG_FILE, read_json_object
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ _TOO_LARGE = 1 << 24  # larger than any BERT; torch's element counts do not over
 
 
 def _check_number(name: str, value: Any, whole: bool) -> None:
-    """Reject a value that is not a number, not positive, or a dropout rate outside [0, 1)."""
+    """Check a number of a config.
+
+    Raises:
+        UserError: it is not a number, not positive, or a dropout rate outside [0, 1).
+    """
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if whole else "a number"
@@ -128,7 +132,7 @@ def load_config(folder: Path) -> tuple[BertConfig, list[str]]:
     Raises:
         UserError: the file is missing, malformed or describes an unsupported model.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     return parse_config(read_json_object(path), str(path))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, FeedForward, SelfAttention
-from bertqa.model.kernels import JointPart, Prepacked, is_plain_linear
+from bertqa.model.kernels import INTEGERS, JointPart, Prepacked, is_plain_linear
 
 # The model's attribute that stores its precision. Such a model may have no prepacked layers: on a
 # GPU, or if each layer is wrapped.
@@ -110,7 +110,7 @@ def _largest_magnitude(x: Tensor) -> Tensor:
     Without the sign bit, floating-point numbers are ordered like their bits read as integers, and
     torch's maximum is faster for integers.
     """
-    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    integer = INTEGERS[x.element_size()]
     without_sign = x.view(integer) & torch.iinfo(integer).max
     return without_sign.amax(dim=1, keepdim=True).view(x.dtype)
 

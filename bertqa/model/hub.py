@@ -27,7 +27,9 @@ def find_folder(
     allow_bin: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the checkpoint folder of a model: the first that exists of
+    """Return the checkpoint folder of a model.
+
+    The first of these that exists:
 
     1. the folder with this path,
     2. the folder with this name in weights/ (see ``weights_dir``),
@@ -218,8 +220,8 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
         # Errors of HTTP libraries have no errno, so this is an error of the disk.
         case OSError(errno=int()):
             return (
-                f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got: "
-                f"{error.strerror}; free space there, or set HF_HOME to another folder"
+                f"model: {name!r} must fit into {constants.HF_HUB_CACHE}, got "
+                f"{error.strerror}: free space there, or set HF_HOME to another folder"
             )
         case _:
             return (

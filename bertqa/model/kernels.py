@@ -27,7 +27,8 @@ _STEPS = 2**16  # dropout compares 16 random bits with its rate: an error below 
 # A sum of exponentials between these is accurate: the largest term is far from overflow, and a term
 # that underflows is negligible.
 _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+# The integers of as many bytes as a number, to read its bits.
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 _GENERATOR: ContextVar[torch.Generator | None] = ContextVar("generator", default=None)
@@ -67,7 +68,7 @@ def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
     """Return ``x`` where the mask of ``keep_mask`` is -1, else 0: a bitwise "and" of the two."""
-    bits = _INTEGERS[x.element_size()]
+    bits = INTEGERS[x.element_size()]
     kept: Tensor = (x.view(bits) & mask.to(bits)).view(x.dtype)
     return kept
 
@@ -111,7 +112,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def is_plain(module: nn.Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
     """Return whether calling a module only runs ``kind.forward``.
 
-    False for subclasses, wrappers and parametrised modules, which have another type; for hooks, on
+    False for subclasses, wrappers and parametrized modules, which have another type; for hooks, on
     the module or global; and for a replaced ``forward``, of the module or its class. Checked at
     every forward pass, so hooks may be added and removed at any time.
     """

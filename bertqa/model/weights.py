@@ -23,6 +23,7 @@ from bertqa.files import (
     INDEX_FILE,
     WEIGHTS_FILE,
     check_regular,
+    os_errors_as_user_errors,
     parse_json,
     path_exists,
     read_json_object,
@@ -105,16 +106,23 @@ def open_safetensors(path: Path) -> Tensors:
         UserError: the file is missing or corrupt.
     """
     check_regular(path)
-    try:
-        _check_header(path)
-        file = safe_open(path, framework="pt")
-        return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: corrupt file ({reason(error)}): copy it again") from error
+    with os_errors_as_user_errors(path, "read"):
+        try:
+            _check_header(path)
+            file = safe_open(path, framework="pt")
+            return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError) as error:
+            raise UserError(
+                f"{path} must be intact, got a corrupt file ({reason(error)}): copy it again"
+            ) from error
 
 
 def _check_header(path: Path) -> None:
-    """Raise ValueError for a huge header or a repeated name, which the library would accept."""
+    """Check the header of a safetensors file beyond what the library checks.
+
+    Raises:
+        ValueError: it is huge, or repeats a name.
+    """
     length = path.stat().st_size
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -135,7 +143,7 @@ def _read(path: Path, file: Any, name: str) -> Tensor:
         tensor: Tensor = file.get_tensor(name)
     except Exception as error:  # the library and torch raise many types for unsupported formats
         raise UserError(
-            f"{path}: cannot read {shown(name)} ({reason(error)}): copy the file again"
+            f"{path}: {shown(name)} must be readable ({reason(error)}): copy the file again"
         ) from error
     return tensor
 
@@ -159,8 +167,8 @@ def _open_shards(index: Path) -> Tensors:
     for name, shard in sorted(set(weight_map.items()) ^ set(held)):
         verb = "lacks" if weight_map.get(name) == shard else "holds"
         raise UserError(
-            f"{index}: must match the shards, but {shard} {verb} {shown(name)}: copy the folder "
-            "again"
+            f"{index}: must match the shards, got {shard}, which {verb} {shown(name)}: copy the "
+            "folder again"
         )
     return {name: tensor for (name, _), tensor in held.items()}
 
@@ -177,9 +185,9 @@ def _is_plain(shard: str) -> bool:
 def _open_bin(path: Path) -> Tensors:
     """Open a pytorch_model.bin; return its tensors. The unpickler builds only tensors."""
     check_regular(path)
+    with os_errors_as_user_errors(path, "read"), path.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files have the legacy format
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(len(_ZIP)) == _ZIP  # many BERT files have the legacy format
         (_check_zip if is_zip else _check_legacy)(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many types for a corrupt or unsafe pickle
@@ -206,7 +214,11 @@ def _open_bin(path: Path) -> Tensors:
 
 
 def _check_zip(path: Path) -> None:
-    """Raise ValueError unless all parts of a zip are stored uncompressed, as torch writes them."""
+    """Check that all parts of a zip are stored uncompressed, as torch writes them.
+
+    Raises:
+        ValueError: a part is compressed, or a pickle fails ``_check_pickle``.
+    """
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
@@ -232,11 +244,14 @@ class _Made:
 
 
 def _check_pickle(file: IO[bytes]) -> None:
-    """Raise ValueError for a pickle that could exhaust time or memory, without running it.
+    """Check that a pickle cannot exhaust time or memory, without running it.
 
     A hundred bytes of nested tuples, each holding the next one twice, have a billion parts, and
     hashing visits every one. So the depth and the number of parts of each object are tracked. Only
     functions that state dictionaries need are allowed: torch's own list has some that fill memory.
+
+    Raises:
+        ValueError: it is too large, nested too deeply, or needs another function.
     """
     stack: list[_Made] = []
     marks: list[int] = []

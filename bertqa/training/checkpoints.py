@@ -7,7 +7,7 @@
         progress.json                                   Progress
 
 A checkpoint is written atomically, and nothing in it is pickled. No state of a random number
-generator is saved: the randomness of a step is a function of the seed and the step.
+generator is saved, since each step seeds its own, see loop.py.
 """
 
 import shutil
@@ -94,7 +94,7 @@ class Checkpoints:
 
     def open(self) -> None:
         """Create the folder, and remove partial checkpoints of a killed run."""
-        with os_errors_as_user_errors(self.path, "made"):
+        with os_errors_as_user_errors(self.path, "created"):
             self.path.mkdir(parents=True, exist_ok=True)
             for partial in self.path.glob(".*.partial"):
                 shutil.rmtree(partial)
@@ -149,7 +149,7 @@ class Checkpoints:
         """Load the newest checkpoint into the arguments; do nothing if there is none.
 
         Raises:
-            UserError: the checkpoint is corrupt or of another model.
+            UserError: the checkpoint cannot be read, is corrupt or of another model.
         """
         newest = self.last()
         if newest is None:
@@ -169,9 +169,12 @@ class Checkpoints:
             optimizer.load_state_dict(state)
             if ema:
                 ema.load(read_tensors(newest / "ema.safetensors"))
-        # Drop the advice of a UserError, to copy the file again. The other errors are about names,
-        # shapes or keys.
         except (UserError, KeyError, RuntimeError, TypeError) as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise  # no permission, for example: the checkpoint may be intact
+            # Drop the advice of a UserError, to copy the file again. The other errors are about
+            # names, shapes or keys.
             fault = str(error).rpartition(": ")[0]
             because = fault if isinstance(error, UserError) else "incomplete, or of another model"
             raise UserError(

@@ -58,7 +58,7 @@ def load_data(
             check_examples(examples, source)
             check_answers(examples, source)
         except UserError as error:
-            hint = "; bertqa check lists all errors" if examples else ""
+            hint = " (bertqa check lists all errors)" if examples else ""
             raise UserError(f"{error}{hint}") from error
         check_version(examples, source, version_2_with_negative)
     train = parts[0][1]

@@ -9,18 +9,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.data.labels import label_rule
 from bertqa.data.squad import data_fingerprint
+from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import counted
+from bertqa.model.bert import BertForQuestionAnswering
+from bertqa.model.checkpoint import LoadReport
 from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
 from bertqa.training.data import Part, Say, label_part, load_data
-from bertqa.training.distillation import load_teachers
+from bertqa.training.distillation import Teacher, load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import run_metadata
 from bertqa.training.run import Run
@@ -83,36 +86,26 @@ def train(
     negative = decoding.version_2_with_negative
     parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=tell))
     check_patience(settings, parts[1])
-    student, tokenizer, report = runtime.main_first(
-        lambda: load_for_training(model, seed=settings.seed, revision=revision, allow_bin=allow_bin)
+    loaded = runtime.main_first(
+        lambda: _load(model, teachers, settings, windows, negative, revision, allow_bin)
     )
-    check_window_fits(student.config, windows)
-    loaded_teachers = runtime.main_first(
-        lambda: load_teachers(teachers, settings, tokenizer, windows, negative, allow_bin=allow_bin)
-    )
-    tell(report)
-    training, validation = (label_part(part, tokenizer, windows, runtime) for part in parts)
+    tell(loaded.report)
+    training, validation = (label_part(part, loaded.tokenizer, windows, runtime) for part in parts)
     tell(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     share = None if lacks_unanswerable_share(output_dir) else settings.unanswerable_share
     evaluator = make_evaluator(validation, decoding, runtime, chooses, share, tell)
 
-    description = _description(settings, runtime, training, validation, windows, decoding)
-    description["settings"] |= {
-        "model": model,
-        "model_commit": commit_of(report.source.parent),
-        "teachers": list(teachers),
-        "teacher_digests": [teacher.digest for teacher in loaded_teachers],
-    }
-    description["data"] |= {
-        "chooses_threshold": bool(evaluator and evaluator.chooses_threshold),
-        "added_tokens": tokenizer.markers,
-    }
+    chosen = bool(evaluator and evaluator.chooses_threshold)
+    description = _description(
+        model, teachers, loaded, training, validation, settings, windows, decoding, runtime, chosen
+    )
     folder = RunFolder(output_dir, description)
     run = Run(
-        student, tokenizer, training.windows, evaluator, settings, runtime, folder,
-        [example.id for example in training.examples], observer,
-        loaded_teachers,
+        model=loaded.model, tokenizer=loaded.tokenizer, windows=training.windows,
+        evaluator=evaluator, settings=settings, runtime=runtime, folder=folder,
+        example_ids=[example.id for example in training.examples], observer=observer,
+        teachers=loaded.teachers,
     )  # fmt: skip
     run.start(resume)
     if runtime.is_main:
@@ -121,12 +114,34 @@ def train(
     tell(_first_line(run, runtime))
     progress = run.train()
     tell(_last_lines(run))
-    del run, student, loaded_teachers  # free the optimizer before calibration loads the best model
+    del run, loaded  # free the optimizer before calibration loads the best model
     if runtime.is_main and validation.examples:
         observer = observer or Observer()
         calibrate_best(folder, validation.examples, windows, decoding, runtime, observer, tell)
     runtime.wait_for_all()
     return progress
+
+
+class _Loaded(NamedTuple):
+    """The model to train, and its teachers."""
+
+    model: BertForQuestionAnswering
+    tokenizer: BertTokenizer
+    report: LoadReport
+    teachers: list[Teacher]
+
+
+def _load(
+    model: str, teachers: Sequence[str], settings: TrainingSettings, windows: WindowSettings,
+    negative: bool, revision: str | None, allow_bin: bool,
+) -> _Loaded:  # fmt: skip
+    """Load a model and its teachers; check that they accept the windows."""
+    student, tokenizer, report = load_for_training(
+        model, seed=settings.seed, revision=revision, allow_bin=allow_bin
+    )
+    check_window_fits(student.config, windows)
+    loaded = load_teachers(teachers, settings, tokenizer, windows, negative, allow_bin=allow_bin)
+    return _Loaded(student, tokenizer, report, loaded)
 
 
 def _first_line(run: Run, runtime: Runtime) -> str:
@@ -150,19 +165,20 @@ def _last_lines(run: Run) -> str:
 
 
 def _description(
-    settings: TrainingSettings,
-    runtime: Runtime,
-    training: Part,
-    validation: Part,
-    windows: WindowSettings,
-    decoding: DecodingSettings,
-) -> dict[str, Any]:
-    """Return the contents of run.json, except for model, tokenizer and choice of a threshold."""
+    model: str, teachers: Sequence[str], loaded: _Loaded, training: Part, validation: Part,
+    settings: TrainingSettings, windows: WindowSettings, decoding: DecodingSettings,
+    runtime: Runtime, chooses_threshold: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the contents of run.json."""
     return {
         "settings": asdict(settings)
         | {
             "windows_per_step": settings.windows_per_step(runtime.world_size),
             "precision": str(runtime.dtype),
+            "model": model,
+            "model_commit": commit_of(loaded.report.source.parent),
+            "teachers": list(teachers),
+            "teacher_digests": [teacher.digest for teacher in loaded.teachers],
         },
         "data": {
             "train": data_fingerprint(training.examples),
@@ -170,6 +186,8 @@ def _description(
             "labels": label_rule(training.windows),
             "windows": asdict(windows),
             "decoding": asdict(decoding),
+            "chooses_threshold": chooses_threshold,
+            "added_tokens": loaded.tokenizer.markers,
         },
         **run_metadata(runtime),
     }

@@ -57,7 +57,7 @@ class Failures:
             if last is None:
                 raise
             raise UserError(
-                f"{error}; to continue from {last}, run the same command with --resume"
+                f"{error}, and continue from {last} by the same command with --resume"
             ) from error
 
     def _of_step(self, step: int, message: str, found: Mapping[str, str]) -> UserError:
@@ -75,7 +75,7 @@ class Failures:
             f"or start a new run from the last checkpoint with --model {last}, another "
             "--output_dir and a lower --learning_rate"
             if last
-            else "or start again with a lower --learning_rate; there is no checkpoint yet"
+            else "or start again with a lower --learning_rate (there is no checkpoint yet)"
         )
         return UserError(f"{message}: check the questions, {advice}")
 

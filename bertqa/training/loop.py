@@ -1,13 +1,16 @@
 """The training loop: a generator of optimizer steps.
 
-B  windows of a step, of all processes     N  windows of a batch     T  tokens of a batch
+B  windows of a step, of all processes
+N  windows of a batch, or of a core's share of it
+T  tokens of the N windows
 
     choose      seed, step       -> (B,) windows                      data/batching.py
-    split       (N,) windows     -> a part for each CPU core          shares.py
+    batches     (B,) windows     -> (N,) windows, of this process     see _batches
+    split       (N,) windows     -> a share for each CPU core         shares.py
     collate     (N,) windows     -> (T,) tokens, (N,) labels          data/batching.py
     forward     (T,) tokens      -> (T,) start and end logits         model/bert.py
     loss        logits, labels   -> (N,) losses; their mean over B    model/bert.py
-    distil      logits, teachers -> (N,) losses, if there are any     distillation.py
+    distil      logits, teachers -> (N,) losses, with --teacher       distillation.py
     backward    mean loss        -> gradients, summed over batches and processes
     clip        gradients        -> gradient clipping to norm max_grad_norm (Pascanu et al. 2013)
     update      gradients, rate  -> parameters, by AdamW              optim.py
@@ -16,8 +19,9 @@ B  windows of a step, of all processes     N  windows of a batch     T  tokens o
 The recipe is BERT's (Devlin et al. 2019, section 4.2 and appendix A.3), in the form of
 transformers' run_qa: AdamW with bias correction and linear decay of the learning rate.
 
-All randomness in step k (windows of the batch, dropout) is a function of the seed and k. A resumed
-run is therefore identical, bit for bit, and no state of a random number generator is saved.
+The windows of step k depend only on the seed, k and B. Its dropout masks also depend on the rank of
+the process, its batches and its number of threads. A run resumed with the same ones is therefore
+identical, bit for bit, and no state of a random number generator is saved.
 
 Logging, evaluation and saving happen between the steps, in run.py.
 """
@@ -116,9 +120,9 @@ class TrainingLoop:
             chosen = self.plan.windows_of(step)  # (B,)
             loss, tokens = torch.zeros((), device=self.runtime.device), 0
             for batch in self._batches(chosen):  # (N,)
-                for part, count in self._backward(batch, 1 / len(chosen)):
-                    loss += part
-                    tokens += count
+                for share_loss, share_tokens in self._backward(batch, 1 / len(chosen)):
+                    loss += share_loss
+                    tokens += share_tokens
 
             self.runtime.sum_over_ranks([loss, *self._gradients()])
             self.scaler.unscale_(self.optimizer)
@@ -138,31 +142,31 @@ class TrainingLoop:
             if len(batch):  # the last step of an epoch may have no window for this process
                 yield batch
 
-    def _backward(self, chosen: Tensor, weight: float) -> list[tuple[Tensor, int]]:
-        """Run forward and backward passes of a batch ``(N,)``, split among the cores.
+    def _backward(self, batch: Tensor, weight: float) -> list[tuple[Tensor, int]]:
+        """Run forward and backward passes of a batch ``(N,)``, a share on each core.
 
         Args:
-            chosen: indices of the windows.
+            batch: indices of the windows.
             weight: factor of a window's loss.
 
         Returns:
-            The weighted loss ``()`` and the number of tokens of each part.
+            The weighted loss ``()`` and the number of tokens of each share.
         """
 
         def loss_of(share: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
-            batch = training_batch(self.windows, chosen[share]).to(self.runtime.device)
+            inputs = training_batch(self.windows, batch[share]).to(self.runtime.device)
             with self.runtime.autocast():
-                output = self.model(batch.tokens)  # (T,) start and end logits
+                output = self.model(inputs.tokens)  # (T,) start and end logits
             losses = window_losses(
-                output, batch.tokens.lengths, batch.start_positions, batch.end_positions
+                output, inputs.tokens.lengths, inputs.start_positions, inputs.end_positions
             )  # (N,)
             if self.distillation:
-                losses = self.distillation(batch, output, losses)  # (N,)
+                losses = self.distillation(inputs, output, losses)  # (N,)
             loss = losses.sum() * weight
-            return self.scaler.scale(loss), (loss.detach(), len(batch.tokens.input_ids))
+            return self.scaler.scale(loss), (loss.detach(), len(inputs.tokens.input_ids))
 
-        parts = shares.split(self.model, self.windows.lengths[chosen], self.runtime)
-        return shares.backward(self.model, loss_of, parts, self.runtime)
+        positions = shares.split(self.model, self.windows.lengths[batch], self.runtime)
+        return shares.backward(self.model, loss_of, positions, self.runtime)
 
     def _gradients(self) -> list[Tensor]:
         """Return the gradients of all trained parameters; zeros if this process had no window."""

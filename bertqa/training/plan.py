@@ -69,7 +69,7 @@ class Plan:
         return self._is_due(done, self.settings.eval_steps or self.steps_per_epoch)
 
     def saves_after(self, done: int) -> bool:
-        """Return whether to save after ``done`` steps: every ``save_steps``, and to evaluate."""
+        """Return whether to save after ``done``: every ``save_steps`` and at every evaluation."""
         return self._is_due(done, self.settings.save_steps) or self.evaluates_after(done)
 
     def _is_due(self, done: int, every: int) -> bool:

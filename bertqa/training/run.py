@@ -45,6 +45,7 @@ class Run:
 
     def __init__(
         self,
+        *,
         model: BertForQuestionAnswering,
         tokenizer: BertTokenizer,
         windows: LabelledWindows,

@@ -93,7 +93,7 @@ def check_free(path: Path, resume: bool) -> None:
             "--resume to continue it, or another folder"
         )
     if path.exists() and not path.is_dir():
-        raise UserError(f"--output_dir: must be a folder, got the file {path}")
+        raise UserError(f"--output_dir: must be a folder, got the file {path}: pass another path")
     if has_more:
         raise UserError(
             f"--output_dir: must be a new or empty folder, got {path}, which contains files but no "

@@ -243,8 +243,8 @@ CASES: list[Case] = [
     # The model.
     model("no such folder", lambda w: w.folder / "nothing", "nothing", "checkpoint folder"),
     model("no such name", lambda w: "no-such-model", "'no-such-model'", "weights"),
-    model("an empty folder", lambda w: w.write("e/x/y", "").parent, "e/x/config.json is missing"),
-    model("half a config", lambda w: w.checkpoint("config.json", "{"), "config.json is not valid"),
+    model("an empty folder", lambda w: w.write("e/x/y", "").parent, "e/x/config.json must exist"),
+    model("half a config", lambda w: w.checkpoint("config.json", "{"), "config.json must be valid"),
     model("a foreign config", lambda w: w.config(model_type="roberta"), "config.json", "'roberta'"),
     model("odd heads", lambda w: w.config(num_attention_heads=5), "num_attention_heads (5)"),
     model("deeper", lambda w: w.config(num_hidden_layers=4), "model.safetensors", "layer.3."),
@@ -252,7 +252,7 @@ CASES: list[Case] = [
     model(
         "cut weights",
         lambda w: w.checkpoint("model.safetensors", cut(w.good / "model.safetensors")),
-        "model.safetensors: corrupt file",
+        "model.safetensors must be intact",
     ),
     model(
         "foreign tensors", lambda w: w.tensors(lambda t: t.update(extra=torch.ones(1))),
@@ -284,11 +284,11 @@ CASES: list[Case] = [
         lambda w: w.resumed("--train_file", w.row(question="Who swept it?")),
         ["--resume", "train questions must be the same"],
     ),
-    damaged("no run.json", lambda out: (out / "run.json").write_text("{"), "run.json is not valid"),
+    damaged("no run.json", lambda out: (out / "run.json").write_text("{"), "run.json must be"),
     damaged("no weights", lambda out: (out / STEP / "model.safetensors").unlink(), STEP),
     damaged(
         "cut moments", lambda out: (out / STEP / "optimizer.safetensors").write_bytes(b"{}"),
-        f"{STEP} is damaged", "optimizer.safetensors: corrupt file", "remove it",
+        f"{STEP} is damaged", "optimizer.safetensors must be intact", "remove it",
     ),
     damaged(
         "a moment too few",

@@ -207,13 +207,13 @@ def train_ours(task: Task, folder: Path, case: Case) -> Outcome:
     )
     model, _ = load_checkpoint(task.folder)
     run = Run(
-        model,
-        task.tokenizer,
-        task.windows,
-        None,
-        settings,
-        Runtime(torch.device("cpu")),
-        RunFolder(folder, {"settings": {}, "data": {}}),
+        model=model,
+        tokenizer=task.tokenizer,
+        windows=task.windows,
+        evaluator=None,
+        settings=settings,
+        runtime=Runtime(torch.device("cpu")),
+        folder=RunFolder(folder, {"settings": {}, "data": {}}),
     )
     run.start(resume=False)
     run.train()

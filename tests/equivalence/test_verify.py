@@ -281,7 +281,7 @@ def test_a_difference_is_relative_to_the_largest_value(ours, theirs, share):
         (["--max_seq_length", 385], "384 positions"),
         (["--input", "absent.json"], "absent.json does not exist"),
         (["--markdown", Path(__file__).parent], "equivalence must be a new file"),
-        (["--markdown", f"{__file__}/x.md"], "test_verify.py must be a folder, got a file"),
+        (["--markdown", f"{__file__}/x.md"], "must be in a folder, got the file"),
     ],
 )
 def test_bad_flags(checkpoint, flags, printed, capsys):

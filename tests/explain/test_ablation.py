@@ -206,7 +206,7 @@ def test_questions_without_an_answer(folder, tmp_path):
         (["--max_seq_length", 4], "--max_seq_length must"),
         (["--n_best_size", 0], "--n_best_size must be at least 1, got 0"),
         (["--output_dir", "FULL"], "--output_dir: must not contain ablation.svg yet, got"),
-        (["--output_dir", "FULL/ablation.svg"], "cannot be made"),
+        (["--output_dir", "FULL/ablation.svg"], "cannot be created"),
     ],
 )
 def test_bad_flags(folder, tmp_path, flags, message, capsys):

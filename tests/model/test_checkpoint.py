@@ -426,6 +426,13 @@ def test_an_encoder_without_a_head(make, tensors, theirs):
     assert_equal_logits(model, theirs)
 
 
+@pytest.mark.parametrize("require_head", [True, False])
+def test_loading_a_fine_tuned_model_draws_no_random_numbers(saved, require_head):
+    before = torch.get_rng_state()
+    load_checkpoint(saved, require_head=require_head)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_fresh_head_is_as_wide_as_the_config_says(make, tensors):
     heads = []
     for width in (0.25, 1.0):
@@ -565,9 +572,9 @@ def test_an_invalid_index(shards, content):
 def test_no_config(make):
     folder = make()
     (folder / "config.json").unlink()
-    refusal(folder, "config.json", "missing")
+    refusal(folder, "config.json", "must exist")
     shutil.rmtree(folder)
-    refusal(folder, "config.json", "missing")
+    refusal(folder, "config.json", "must exist")
 
 
 @pytest.mark.parametrize(

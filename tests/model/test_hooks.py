@@ -228,7 +228,7 @@ def put(model: nn.Module, name: str, make: Callable[[Any], nn.Module]) -> None:
 
 
 class Negated(nn.Module):
-    """A parametrisation."""
+    """A parametrization."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return -weight
@@ -470,7 +470,7 @@ def linear(number: int, name: str, make: Callable[[Any], nn.Module]) -> Callable
 REFUSALS: dict[str, tuple[Callable[[Any], object], str]] = {
     "wrapper": (linear(0, "attention.query", LowRank), "layers.0.attention.query .* got LowRank"),
     "subclass": (linear(2, "feed_forward.up", subclass), "layers.2.feed_forward.up .* NegatedLi"),
-    "parametrised": (
+    "parametrized": (
         linear(1, "attention.output", negate_weight), "layers.1.attention.output .* Parametrized",
     ),
     "around a layer": (

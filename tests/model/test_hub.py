@@ -247,7 +247,7 @@ def test_what_a_model_lacks_is_named(hub: HubServer, files: Files, lacks: str) -
         ),
         (b'{"model_type": "bert", "is_decoder": true}', "is_decoder must be False, got True"),
         (b"[1]", "must be a JSON object"),
-        (b"{", "is not valid JSON"),
+        (b"{", "must be valid JSON"),
     ],
 )
 @pytest.mark.parametrize("rest", [TOKENIZER | WEIGHTS, INDEX, BIN], ids=["one", "shards", "pickle"])

@@ -55,7 +55,7 @@ def test_fraction_of_dropped_numbers(every_number, rate):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_neighbours_are_independent(rate):
+def test_neighbors_are_independent(rate):
     """Each random word gives four numbers: they have equal rates and no correlation."""
     torch.manual_seed(1)
     number = 2**20
@@ -63,11 +63,11 @@ def test_neighbours_are_independent(rate):
     lanes = dropped.view(-1, 4)
     spread = math.sqrt(rate * (1 - rate))
     assert (lanes.mean(0) - rate).abs().max() < 5 * spread / math.sqrt(number / 4)
-    centred = (dropped - rate) / spread
+    centered = (dropped - rate) / spread
     for lag in (*range(1, 13), 64, 1024):
-        correlation = (centred[lag:] * centred[:-lag]).mean().item()
+        correlation = (centered[lag:] * centered[:-lag]).mean().item()
         assert abs(correlation) < 5 / math.sqrt(number - lag), lag
-    within = (centred.view(-1, 4).T @ centred.view(-1, 4)) / (number / 4)
+    within = (centered.view(-1, 4).T @ centered.view(-1, 4)) / (number / 4)
     assert (within - torch.eye(4)).abs().max() < 0.02
 
 

@@ -95,9 +95,10 @@ def make_run(
         validation = make_labelled_windows(VALIDATION, tokenizer, WINDOWS)
         evaluator = Evaluator(VALIDATION, validation, DecodingSettings(), runtime)
     return Run(
-        model, tokenizer, windows, evaluator or None, settings, runtime,
-        RunFolder(folder, DESCRIPTION), [example.id for example in TRAINING], observer,
-        [Teacher(load(each)) for each in teachers],
+        model=model, tokenizer=tokenizer, windows=windows, evaluator=evaluator or None,
+        settings=settings, runtime=runtime, folder=RunFolder(folder, DESCRIPTION),
+        example_ids=[example.id for example in TRAINING], observer=observer,
+        teachers=[Teacher(load(each)) for each in teachers],
     )  # fmt: skip
 
 

@@ -234,3 +234,20 @@ def test_a_partial_checkpoint_is_removed(tmp_path: Path, checkpoint: Path, whole
     resumed = trained(make_run(folder, checkpoint), resume=True)
     assert same(weights_of(resumed), weights_of(whole_run))
     assert checkpoints_of(folder) == ["step-00000012"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "optimizer.safetensors", "progress.json"])
+def test_a_checkpoint_without_permission_is_not_called_damaged(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    crash(make_run(tmp_path / "run", checkpoint, evaluator=False), 6)
+    run, usual = make_run(tmp_path / "run", checkpoint, evaluator=False), Path.open
+
+    def opened(path: Path, *arguments: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied: check its"):
+        run.start(resume=True)

@@ -79,7 +79,7 @@ def test_the_function_equals_train_py(
     assert (commanded / "report.html").exists()
 
 
-def test_the_optimiser_is_free_when_the_best_model_is_calibrated(
+def test_the_optimizer_is_free_when_the_best_model_is_calibrated(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its moments and the trained weights need four times the memory of the model loaded then."""
