@@ -21,7 +21,7 @@ from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.errors import UserError, counted, shown
+from bertqa.errors import UserError, counted, flag, shown
 from bertqa.fields import check_kind, probability, true_or_false, whole_number
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
@@ -71,20 +71,23 @@ def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -
 def check_window_fits(
     config: BertConfig,
     settings: WindowSettings,
-    name: str = "--max_seq_length",
+    name: str = "",
     model: str = "this model",
 ) -> None:
-    """Raise UserError if windows are longer than the model's position embeddings.
+    """Check that windows are not longer than the model's position embeddings.
 
     Args:
-        name: name of the setting in messages, by its origin.
+        name: name of the setting in messages, by its origin; "" for the flag.
         model: name of the model in messages.
+
+    Raises:
+        UserError: they are longer.
     """
     limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
-            f"{name} must be at most the {limit} positions of {model}, got "
-            f"{settings.max_seq_length}"
+            f"{name or flag('max_seq_length')} must be at most the {limit} positions of {model}, "
+            f"got {settings.max_seq_length}"
         )
 
 

@@ -24,7 +24,7 @@ from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
-from bertqa.errors import UserError
+from bertqa.errors import UserError, flag
 from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
 from bertqa.model.cpu_inference import is_prepacked, make_ready
@@ -282,7 +282,7 @@ def _run_block(
     if not (start_logits + end_logits).isfinite().all():
         raise UserError(
             "the model's scores must be finite, got NaN or infinity: its weights are corrupt, or "
-            "too large for the precision: pass --precision fp32, or use another model"
+            f"too large for the precision: pass {flag('precision fp32')}, or use another model"
         )
     if start_logits.device.type == "mps":  # it lacks float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()

@@ -4,7 +4,6 @@ The names are those of transformers 4.57. Arguments that do not apply to a BERT 
 rejected here, before a model is loaded.
 """
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import SPELLING, UserError, shown
 from bertqa.fields import probability, true_or_false, whole_number
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
@@ -26,15 +25,14 @@ _DTYPES = {
     "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
 }  # fmt: skip
 _OLD_NAMES = {"use_auth_token": "token"}
-# Name of a flag or precision in messages of the commands -> keyword or value of the pipeline.
+# Flags in messages -> keywords of the pipeline, where they differ.
 _KEYWORDS = {
     "max_seq_length": "max_seq_len",
     "max_query_length": "max_question_len",
-    "precision": "dtype",
+    "precision auto": "dtype auto",
+    "precision fp16": "dtype float16",
+    "precision fp32": "dtype float32",
     "allow_bin": "allow_bin=True",
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
 }
 
 
@@ -220,19 +218,11 @@ def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str,
             )
 
 
-def _keyword(found: re.Match[str]) -> str:
-    """Return the keyword for a flag, or the value for a precision, in a message."""
-    name = found[1] or found[2]
-    return _KEYWORDS.get(name, name)
-
-
 @contextmanager
 def keyword_names() -> Iterator[None]:
-    """Replace names of flags in error messages by keywords."""
+    """Context in which error messages name settings by keywords instead of flags."""
+    before = SPELLING.set(lambda name: _KEYWORDS.get(name, name))
     try:
         yield
-    except UserError as error:
-        text = re.sub(r"--(\w+)|\b((?:fp|bf)\d\d)\b", _keyword, str(error))
-        if text == str(error):
-            raise
-        raise UserError(text) from error
+    finally:
+        SPELLING.reset(before)
