@@ -52,7 +52,7 @@ def load_folder(
 
 
 def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -> None:
-    """Raise UserError if a tokenizer does not match a model.
+    """Check that a tokenizer matches a model.
 
     Args:
         model: name of the model in messages.
@@ -137,12 +137,19 @@ class QuestionAnswerer(PickledAsRecipe):
     returned until it was removed. A loaded answerer can be pickled and copied, see pickling.py, and
     used in forked processes.
 
-    Attributes:
-        model, tokenizer: the loaded model and tokenizer.
+    Args:
+        model: converted to the device and precision of ``runtime`` and prepacked in place (see
+            cpu_inference.py); it has no gradients afterwards.
+        tokenizer: the model's.
         windows, decoding: how contexts are cut and how spans become answers.
+        runtime: device and precision (default: those of ``local_runtime()``).
+
+    Attributes:
+        model, tokenizer, windows, decoding, runtime: the arguments, or their defaults.
         folder: checkpoint folder; None for a model given to the constructor.
-        runtime: device and precision. A model given to the constructor is converted to them and
-            prepacked (see cpu_inference.py), and has no gradients afterwards.
+
+    Raises:
+        UserError: the tokenizer or the windows do not fit the model.
     """
 
     def __init__(
@@ -157,6 +164,7 @@ class QuestionAnswerer(PickledAsRecipe):
         self.windows = windows or usual_windows(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
+        check_vocabulary(tokenizer, model.config, "the model")
         check_window_fits(model.config, self.windows)
         self.model = make_ready(
             model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8

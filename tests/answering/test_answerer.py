@@ -17,6 +17,7 @@ from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model import hub
+from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.hub import find_folder
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from bertqa.training.checkpoints import load_for_training
@@ -373,6 +374,12 @@ def test_windows_are_limited_to_the_position_embeddings(folder, tmp_path):
     long = next(e for e in stories if len(e.context) > 600)
     answer = qa(long.question, long.context)
     assert answer["answer"] == long.context[answer["start"] : answer["end"]] != ""
+
+
+def test_the_constructor_rejects_the_tokenizer_of_another_model(folder):
+    model = load_checkpoint(folder)[0]
+    with pytest.raises(UserError, match="as many tokens as the model has embeddings"):
+        QuestionAnswerer(model, BertTokenizer.load(find_folder(hub.SHIPPED_MODEL)))
 
 
 # --- rejected input ------------------------------------------------------------------------------
