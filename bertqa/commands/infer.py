@@ -127,11 +127,11 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         check_documents_flags(flags)
     else:
         check_question_flags(flags)
+    context = "--context" if flags.context is not None else "--context_file"
     if has_context(flags) and given and given[0] != "--question":
-        raise UserError(f"--context and {given[0]} exclude each other: pass one")
+        raise UserError(f"{context} and {given[0]} exclude each other: pass one")
     if has_context(flags) and not given and not has_terminal:
-        name = "--context" if flags.context is not None else "--context_file"
-        raise UserError(f"{name} requires --question if stdin is not a terminal: add --question")
+        raise UserError(f"{context} requires --question if stdin is not a terminal: add --question")
     has_file = bool(flags.input or flags.dataset)
     if has_file != bool(flags.output_dir):
         name = "--dataset" if flags.dataset else "--input"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.data.text import on_one_line
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain import explainer
@@ -21,7 +22,7 @@ from bertqa.explain.explanation import answer_text
 from bertqa.explain.hooks import record
 from bertqa.explain.page_data import packed_attention, quantized
 from bertqa.explain.sources import sources
-from bertqa.explain.terminal import on_one_line, render
+from bertqa.explain.terminal import render
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
