@@ -6,6 +6,7 @@ by block (blocks.py). Several processes write part files first (parts.py), which
 joins.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -36,8 +37,8 @@ def answer_lines(
 ) -> tuple[int, int]:
     """Answer the questions of a JSON lines or parquet file into a folder.
 
-    All rows are checked before the first is answered; those of a pipe, which can be read only once,
-    are checked as they arrive.
+    All rows that are left are checked before the first is answered; those of a pipe, which can be
+    read only once, as they arrive. With ``skip_bad`` each block is checked before it is answered.
 
     Args:
         model: name of the model in settings.json; resuming requires the same name.
@@ -77,8 +78,11 @@ def answer_lines(
     def begin() -> int:
         last, sizes = files.earlier_run(source, settings) if resume else (-1, (0, 0))
         if not source.is_fifo():
-            rows = checked(iter_rows(source, one_by_one=True), qa)
-            refuse_faulty(row for row in rows if row.number > last and not skip_bad)
+            left = (row for row in iter_rows(source, one_by_one=True) if row.number > last)
+            if skip_bad:
+                deque(left, maxlen=0)  # only read: a broken file raises UserError
+            else:
+                refuse_faulty(checked(left, qa))
         if resume:
             parts.check(source)
         else:
