@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from bertqa.answering.answers import Answer, Prediction
@@ -20,7 +19,7 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
-from bertqa.fields import whole_number
+from bertqa.fields import probability, whole_number
 from bertqa.settings import DecodingSettings
 
 _TOGETHER = 64  # documents per pass through the model
@@ -99,9 +98,7 @@ class ReadSettings:
         if self.top_k_per_document is not None:
             whole_number("top_k_per_document", self.top_k_per_document)
         for name in ("max_overlap", "score_threshold"):
-            share = getattr(self, name)
-            if not (isinstance(share, Real) and 0 <= float(share) <= 1):
-                raise UserError(f"{name} must be a number from 0 to 1, got {shown(share)}")
+            probability(name, getattr(self, name))
         if self.context_window != "sentence":
             whole_number('context_window, if not "sentence",', self.context_window, 0)
 
