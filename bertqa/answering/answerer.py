@@ -230,7 +230,7 @@ class QuestionAnswerer(PickledAsRecipe):
         """Answer examples in order, streamed in constant memory.
 
         Raises:
-            UserError: a question does not fit into a window.
+            UserError: a question does not fit into a window, or a score is not finite.
         """
         adapt_to_fork(self.runtime.device)
         stream = iter(examples)
@@ -401,15 +401,10 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             numbers differ.
     """
     for name, given in (("question", question), ("context", context)):
-        if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        if not isinstance(given, str) and not is_several(given):
             raise UserError(f"{name} must be a text or a list of texts, got {shown(given)}")
     questions = [question] if isinstance(question, str) else list(question)
-    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
-    if len(questions) != len(contexts):
-        raise UserError(
-            "there must be one context, or as many as questions, got "
-            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
-        )
+    contexts = contexts_of(questions, context)
     for name, given, texts in (
         ("question", question, questions),
         ("context", context, contexts),
@@ -422,6 +417,26 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
                 )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
+
+
+def is_several(value: Any) -> bool:
+    """Return whether it is an iterable, such as a list or a column, but not a text or mapping."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def contexts_of(questions: Sequence[Any], context: Any) -> list[Any]:
+    """Return a context for each question: the same for all, or one each.
+
+    Raises:
+        UserError: there are several contexts, but not as many as questions.
+    """
+    contexts = list(context) if is_several(context) else [context] * len(questions)
+    if len(questions) != len(contexts):
+        raise UserError(
+            "there must be one context, or as many as questions, got "
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
+        )
+    return contexts
 
 
 def as_pipeline(prediction: Prediction, top_k: int) -> AnswerEntry | list[AnswerEntry]:

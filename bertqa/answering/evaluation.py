@@ -42,7 +42,11 @@ def predict(
     settings: DecodingSettings,
     runtime: Runtime,
 ) -> Iterator[Prediction]:
-    """Answer each example, in order; ``windows`` are those of ``examples``."""
+    """Answer each example, in order; ``windows`` are those of ``examples``.
+
+    Raises:
+        UserError: a score is not finite.
+    """
     for block, scores in scored_blocks(model, windows, len(examples), runtime):
         yield from predictions_of(examples, windows, block, scores, settings)
 
@@ -175,7 +179,7 @@ def curve_of(
 def _for_metrics(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, float], dict[str, str]]:
-    """Return by id: the gold answers if given, the null odds, and the best answer but ""."""
+    """Return three maps by question id: gold answers, null odds, best non-null answer."""
     references = {e.id: e.answers for e in examples if e.answers is not None}
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
     return references, odds, {p.id: p.best_span for p in predictions}

@@ -201,9 +201,7 @@ class QuestionAnsweringPipeline:
         """Answer questions; for compatibility with scikit-learn."""
         return self(X)
 
-    def transform(self, X: Any) -> Any:
-        """Answer questions; for compatibility with scikit-learn."""
-        return self(X)
+    transform = predict
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write model and tokenizer as loaded, in float32 and transformers' format.

@@ -8,12 +8,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
-from bertqa.errors import SPELLING, UserError, shown
+from bertqa.errors import SPELLING, UserError, did_you_mean, shown
 from bertqa.fields import probability, true_or_false, whole_number
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
@@ -111,13 +110,16 @@ def _value(name: str, value: Any) -> Any:
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UserError for an unknown keyword, with the closest known one."""
+    """Check that keywords are known.
+
+    Raises:
+        UserError: one is not.
+    """
     for name in given:
         if name not in known:
-            old = [_OLD_NAMES[name]] if name in _OLD_NAMES else []
-            near = old or get_close_matches(name, known, n=1, cutoff=0.5)
-            cure = f"did you mean {near[0]}?" if near else f"drop it, or pass {_listed(known)}"
-            raise UserError(f"{name} is not a parameter of this pipeline: {cure}")
+            near = did_you_mean(_OLD_NAMES.get(name, name), known)
+            cure = "correct it" if near else f"drop it, or pass {_listed(known)}"
+            raise UserError(f"{name}: must be a parameter of this pipeline{near}: {cure}")
 
 
 def _listed(names: Iterable[str]) -> str:

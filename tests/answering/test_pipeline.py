@@ -508,7 +508,7 @@ def test_transformers_is_never_imported(folders):
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype"),
         ({"model_kwargs": {"load_in_8bit": True}}, "load_in_8bit"),
         ({"model_kwargs": 3}, "model_kwargs"),
-        ({"use_auth_token": "x"}, "did you mean token"),
+        ({"use_auth_token": "x"}, "did you mean 'token'"),
         (
             {"dtype": "float16", "device": "cpu"},
             "dtype float16 requires a GPU: pass dtype auto",
