@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertqa.answering.answers import Answer, Prediction, make_answer, prediction_of
-from bertqa.answering.decoding import WindowScores, exact_spans
+from bertqa.answering.decoding import BestSpans, WindowScores, exact_spans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.answering.same_text import add_same_text
 from bertqa.answering.top20 import top20_spans
@@ -322,41 +322,53 @@ def predictions_of(
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each example of the block."""
-    longest, temperature = settings.max_answer_length, settings.temperature
-    spans = DECODERS[settings.decoder](scores, settings.n_best_size, longest, temperature)
+    decode, temperature = DECODERS[settings.decoder], settings.temperature
+    spans = decode(scores, settings.n_best_size, settings.max_answer_length, temperature)
+    probabilities, nulls = _probabilities(examples, windows, block, scores, spans, settings)
+    offsets = _character_offsets(windows, block, spans)
+    rows = _rows(*offsets, spans.start_logit, spans.end_logit, probabilities)
+    null_rows = _rows(spans.null_start_logit, spans.null_end_logit, nulls)
+    log_totals = spans.log_total.tolist()
+    bounds = torch.searchsorted(spans.question.cpu(), torch.arange(len(null_rows) + 1)).tolist()
+    for i, number in enumerate(block.examples):
+        context = examples[number].context
+        answers = [
+            make_answer((context[start:end], start, end, start_logit, end_logit, probability))
+            for start, end, start_logit, end_logit, probability in rows[bounds[i] : bounds[i + 1]]
+        ]
+        null = make_answer(("", 0, 0, *null_rows[i]))
+        yield prediction_of(examples[number], answers, null, settings, log_totals[i])
+
+
+def _rows(*columns: Tensor) -> list[tuple[Any, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _probabilities(
+    examples: Sequence[Example],
+    windows: WindowSet,
+    block: Block,
+    scores: WindowScores,
+    spans: BestSpans,
+    settings: DecodingSettings,
+) -> tuple[Tensor, Tensor]:
+    """Return the probability of each span, ``(R,)``, and of "no answer", ``(Q,)``."""
+    temperature = settings.temperature
     null_score = (spans.null_start_logit.double() + spans.null_end_logit.double()) / temperature
-    with_null = spans.log_total.logaddexp(null_score)
     without_span = spans.log_total.isneginf()  # then only "no answer" is left
-    counts_null = without_span | settings.version_2_with_negative
-    total = torch.where(counts_null, with_null, spans.log_total)
+    has_null = without_span | settings.version_2_with_negative
+    total = torch.where(has_null, spans.log_total.logaddexp(null_score), spans.log_total)
     score = spans.score.double() / temperature
     if settings.decoder == "exact":
         of_block = slice(block.examples.start, block.examples.stop)
         contexts = [example.context for example in examples[of_block]]
-        text = windows.context_of[of_block]
+        text, longest = windows.context_of[of_block], settings.max_answer_length
         score = add_same_text(spans, scores, contexts, windows.contexts, text, longest, temperature)
-    weights = (score - total[spans.question]).exp().tolist()
-    owner = spans.question.cpu()
-    row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]
-    start = windows.contexts.starts[row + spans.start.cpu()].tolist()
-    end = windows.contexts.ends[row + spans.end.cpu()].tolist()
-    logits = spans.start_logit.tolist(), spans.end_logit.tolist()
-    rows = list(zip(start, end, *logits, weights, strict=True))
-    bounds = torch.searchsorted(owner, torch.arange(len(block.examples) + 1)).tolist()
-    nulls = [
-        make_answer(("", 0, 0, *columns))
-        for columns in zip(
-            spans.null_start_logit.tolist(),
-            spans.null_end_logit.tolist(),
-            (null_score - total).exp().tolist(),
-            strict=True,
-        )
-    ]
-    log_totals = spans.log_total.tolist()
-    for i, number in enumerate(block.examples):
-        context = examples[number].context
-        answers = [
-            make_answer((context[start:end], start, end, start_logit, end_logit, weight))
-            for start, end, start_logit, end_logit, weight in rows[bounds[i] : bounds[i + 1]]
-        ]
-        yield prediction_of(examples[number], answers, nulls[i], settings, log_totals[i])
+    return (score - total[spans.question]).exp(), (null_score - total).exp()
+
+
+def _character_offsets(windows: WindowSet, block: Block, spans: BestSpans) -> tuple[Tensor, Tensor]:
+    """Return start and end of each span in its context's characters, ``(R,)`` each."""
+    contexts = windows.contexts
+    first = contexts.bounds[windows.context_of[spans.question.cpu() + block.examples.start]]
+    return contexts.starts[first + spans.start.cpu()], contexts.ends[first + spans.end.cpu()]
