@@ -70,7 +70,7 @@ def answer_lines(
     files = LineFiles(folder, unit_of(source))
     if runtime.world_size > 1 and source.is_fifo():
         raise UserError(
-            f"{source}: must be a file with several processes, got a pipe; start one process, or "
+            f"{source}: must be a file with several processes, got a pipe: start one process, or "
             "pass a file"
         )
     answer = BlockAnswerer(qa, top_k, all_offsets)
@@ -126,7 +126,7 @@ def _append(
             answered, rejected = answered + good, rejected + bad
             if interrupts.number and new:
                 raise Stopped(
-                    f"stopped after {unit} {new[-1][unit]} of {source}; continue with --resume",
+                    f"stopped after {unit} {new[-1][unit]} of {source}: continue with --resume",
                     interrupts.number,
                 )
             if fault:

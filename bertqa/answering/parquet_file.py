@@ -66,6 +66,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"{path}: must be a valid parquet file, got an error ({reason(error)}); restore the "
+            f"{path}: must be a valid parquet file, got an error ({reason(error)}): restore the "
             "file, or name another folder"
         ) from error

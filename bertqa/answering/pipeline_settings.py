@@ -199,7 +199,7 @@ def _precision(dtype: Any, scores: str) -> str:
 
 
 def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]) -> None:
-    """Raise UserError for arguments that do not apply to BERT.
+    """Check that no argument is given that does not apply to BERT.
 
     Raises:
         UserError: another task, TensorFlow, a slow tokenizer, or a component that BERT lacks.

@@ -53,7 +53,7 @@ class ScoredQuestions:
         if impossible and not qa.decoding.version_2_with_negative:
             raise UserError(
                 f"{source} must have an answer to every question, as the model has no "
-                f'"no answer" threshold, got {impossible} without; remove them, or run bertqa '
+                f'"no answer" threshold, got {impossible} without: remove them, or run bertqa '
                 "threshold first"
             )
         self.examples = examples
@@ -129,7 +129,7 @@ def fit_temperature(scored: ScoredQuestions, ids: set[str], source: str) -> floa
     usable = chosen & scored.losses(1.0).isfinite()
     if not usable.any():
         raise UserError(
-            f"{source} must have gold answers within the windows to fit a temperature, got none; "
+            f"{source} must have gold answers within the windows to fit a temperature, got none: "
             "pass other questions, or longer windows"
         )
 

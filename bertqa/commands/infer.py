@@ -115,7 +115,11 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
-    """Raise UserError for flags that contradict each other or have no effect."""
+    """Check that flags do not contradict each other, and that each has an effect.
+
+    Raises:
+        UserError: they do not fit together, or a value is invalid.
+    """
     sources = {
         "--input": flags.input, "--dataset": flags.dataset, "--question": flags.question,
         "--demo": flags.demo or None,
@@ -153,7 +157,11 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
 
 
 def check_documents_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for flags that --documents excludes or lacks."""
+    """Check that the other flags fit to --documents.
+
+    Raises:
+        UserError: a flag is missing, excluded or out of range.
+    """
     if flags.question is None:
         raise UserError("--documents requires --question: add it")
     others = ("context", "context_file", "explain", "all_offsets")
@@ -163,7 +171,11 @@ def check_documents_flags(flags: argparse.Namespace) -> None:
 
 
 def check_explain_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError if --explain has no question, or if its page cannot be written."""
+    """Check that --explain has a question, and that its page can be written.
+
+    Raises:
+        UserError: a flag is missing or excluded, or the page cannot be written.
+    """
     if flags.question is None:
         raise UserError("--explain requires --question and --context: add them, or drop --explain")
     if flags.score_threshold is not None:

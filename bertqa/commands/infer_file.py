@@ -30,7 +30,11 @@ def answer_file(flags: argparse.Namespace) -> None:
 
 
 def check_whole_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for flags of files that are answered row by row."""
+    """Check that no flag is given that requires a file answered row by row.
+
+    Raises:
+        UserError: one is.
+    """
     source = f"--input {flags.input}" if flags.input else f"--dataset {flags.dataset}"
     for name in ("resume", "all_offsets"):
         if getattr(flags, name):

@@ -14,13 +14,16 @@ METRICS = "metrics.json"
 
 
 def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
-    """Raise UserError if files exist that would be overwritten or removed.
+    """Check that no file exists that would be overwritten or removed.
 
     The folder may be a model's, with metrics.json of its training.
 
     Args:
         names: the files that would be written, besides metrics.json.
         resumable: --resume can continue these files.
+
+    Raises:
+        UserError: a file exists, without a flag that allows it, or --resume contradicts another.
     """
     names = list(names)
     existing = next((f for n in (*names, METRICS) if (f := flags.output_dir / n).exists()), None)
