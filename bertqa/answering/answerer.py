@@ -27,14 +27,14 @@ from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
-from bertqa.model.cpu_inference import check_int8, make_ready
+from bertqa.model.cpu_inference import check_int8, prepare_for_inference
 from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # unused embeddings that a model may have, such as to round up their number
-NOTHING_ASKED = Overrides()
-AT_ONCE = 1024  # questions cut into windows together
+NO_OVERRIDES = Overrides()
+QUESTIONS_PER_BLOCK = 1024  # questions cut into windows together
 
 
 def load_folder(
@@ -91,7 +91,7 @@ def check_window_fits(
         )
 
 
-def usual_windows(config: BertConfig) -> WindowSettings:
+def default_window_settings(config: BertConfig) -> WindowSettings:
     """Return windows of 384 tokens with an overlap of 128, or of all positions if these are fewer.
 
     Then the overlap is at most a third of a window.
@@ -100,7 +100,7 @@ def usual_windows(config: BertConfig) -> WindowSettings:
     return WindowSettings(longest, doc_stride=min(128, longest // 3))
 
 
-def settings_of(
+def resolve_settings(
     folder: Path,
     config: BertConfig,
     overrides: Overrides,
@@ -121,7 +121,7 @@ def settings_of(
     if decoding is not None:
         check_kind("decoding", decoding, DecodingSettings)
     own_windows, own_decoding = read_decoding_file(folder)
-    windows = overrides.windows(windows or own_windows or usual_windows(config))
+    windows = overrides.windows(windows or own_windows or default_window_settings(config))
     if windows == own_windows:
         check_window_fits(config, windows, f"{folder / DECODING_FILE}: max_seq_length")
     else:
@@ -161,12 +161,12 @@ class QuestionAnswerer(PickledAsRecipe):
         runtime: Runtime | None = None,
     ) -> None:
         limit_onednn_cache()
-        self.windows = windows or usual_windows(model.config)
+        self.windows = windows or default_window_settings(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
         check_vocabulary(tokenizer, model.config, "the model")
         check_window_fits(model.config, self.windows)
-        self.model = make_ready(
+        self.model = prepare_for_inference(
             model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
         )
         self.tokenizer = tokenizer
@@ -180,7 +180,7 @@ class QuestionAnswerer(PickledAsRecipe):
         *,
         windows: WindowSettings | None = None,
         decoding: DecodingSettings | None = None,
-        overrides: Overrides = NOTHING_ASKED,
+        overrides: Overrides = NO_OVERRIDES,
         device: str = "auto",
         precision: str = "auto",
         revision: str | None = None,
@@ -204,7 +204,7 @@ class QuestionAnswerer(PickledAsRecipe):
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
         files = CheckpointFiles(folder.absolute())
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
-        windows, decoding = settings_of(folder, model.config, overrides, windows, decoding)
+        windows, decoding = resolve_settings(folder, model.config, overrides, windows, decoding)
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
         lasting = absolute_name(name, folder)
@@ -234,7 +234,7 @@ class QuestionAnswerer(PickledAsRecipe):
         """
         adapt_to_fork(self.runtime.device)
         stream = iter(examples)
-        while block := list(islice(stream, AT_ONCE)):
+        while block := list(islice(stream, QUESTIONS_PER_BLOCK)):
             windows = make_windows(block, self.tokenizer, self.windows)
             yield from predict(self.model, block, windows, self.decoding, self.runtime)
 
@@ -317,7 +317,7 @@ class QuestionAnswerer(PickledAsRecipe):
                 numbers differ, or a parameter is out of range, such as ``top_k`` below 1.
         """
         adapt_to_fork(self.runtime.device)
-        examples = asked(question, context)
+        examples = make_examples(question, context)
         top_k = whole_number("top_k", top_k)
         decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer, score_threshold)
         predictions = self._predict(examples, decoding)
@@ -360,7 +360,7 @@ class QuestionAnswerer(PickledAsRecipe):
             TypeError: an unknown setting.
         """
         adapt_to_fork(self.runtime.device)
-        questions = [example.question for example in asked(question, "any")]
+        questions = [example.question for example in make_examples(question, "any")]
         decoding = self._decoding(1, max_answer_len, handle_impossible_answer)
         wanted = ReadSettings(**settings)
         found = read_documents(questions, documents, self._predict, decoding, wanted)
@@ -393,7 +393,7 @@ class QuestionAnswerer(PickledAsRecipe):
         return wanted
 
 
-def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
+def make_examples(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
     """Pair questions with one context for all, or with one each.
 
     Raises:
@@ -417,6 +417,9 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
                 )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
+
+
+asked = make_examples  # its name in earlier versions
 
 
 def is_several(value: Any) -> bool:

@@ -22,7 +22,7 @@ from bertqa.errors import UserError, shown
 from bertqa.fields import probability, whole_number
 from bertqa.settings import DecodingSettings
 
-_TOGETHER = 64  # documents per pass through the model
+_DOCUMENTS_PER_BLOCK = 64  # documents per pass through the model
 _SPANS = 20  # n-best spans per document and requested answer in the first search
 _SMALLEST = 1e-300  # smallest probability with full precision
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])|\n\s*\n")
@@ -132,7 +132,7 @@ def read_documents(
         raise UserError(f"documents: must be a list of documents, got {shown(documents)}")
     found = [_Found(decoding, settings) for _ in questions]
     stream = (d for d in map(as_document, count(), documents) if not is_blank(d.text))
-    while block := list(islice(stream, _TOGETHER)):
+    while block := list(islice(stream, _DOCUMENTS_PER_BLOCK)):
         asked = [(which, document) for which in range(len(questions)) for document in block]
         spans = _SPANS * settings.most_of_one
         while asked:

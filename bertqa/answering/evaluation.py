@@ -27,11 +27,11 @@ from bertqa.data.windows import WindowSet
 from bertqa.errors import UserError, flag
 from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
-from bertqa.model.cpu_inference import is_prepacked, make_ready
+from bertqa.model.cpu_inference import is_prepacked, prepare_for_inference
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
-BLOCK_SIZE = 2048  # windows of a block
+WINDOWS_PER_BLOCK = 2048  # windows of a block
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
@@ -52,7 +52,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Block:
+class ExampleBlock:
     """Examples and their windows, as two ranges."""
 
     examples: range
@@ -61,7 +61,7 @@ class Block:
 
 def scored_blocks(
     model: BertForQuestionAnswering, windows: WindowSet, num_examples: int, runtime: Runtime
-) -> Iterator[tuple[Block, WindowScores]]:
+) -> Iterator[tuple[ExampleBlock, WindowScores]]:
     """Run the model on all windows, block by block, in order; see ``_blocks``."""
     for block in _blocks(windows, num_examples):
         yield block, _run_block(model, windows, block, runtime)[0]
@@ -123,10 +123,12 @@ class Evaluator:
         runtime = self.runtime
         # Evaluate the model as an answerer would run it: a copy, converted and prepacked.
         own = model if is_prepacked(model) else copy.deepcopy(model)
-        return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
+        return self.evaluate_prepared(
+            prepare_for_inference(own, runtime.device, runtime.dtype, int8=runtime.int8)
+        )
 
-    def of_ready(self, ready: BertForQuestionAnswering) -> Evaluation:
-        """Evaluate a model that ``make_ready`` returned, such as a ``QuestionAnswerer``'s."""
+    def evaluate_prepared(self, ready: BertForQuestionAnswering) -> Evaluation:
+        """Evaluate a model prepared for inference, such as a ``QuestionAnswerer``'s."""
         runtime = self.runtime
         predictions: list[Prediction] = []
         loss_sum = 0.0
@@ -237,22 +239,22 @@ def write_predictions(
 # --- running the model ---------------------------------------------------------------------------
 
 
-def _blocks(windows: WindowSet, num_examples: int) -> Iterator[Block]:
-    """Split examples, in order, into blocks of about ``BLOCK_SIZE`` windows."""
+def _blocks(windows: WindowSet, num_examples: int) -> Iterator[ExampleBlock]:
+    """Split examples, in order, into blocks of about ``WINDOWS_PER_BLOCK`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
     while first_example < num_examples:
-        last_window = min(first_window + BLOCK_SIZE, len(windows))
+        last_window = min(first_window + WINDOWS_PER_BLOCK, len(windows))
         last_example = int(owner[last_window - 1]) + 1
         last_window = int(torch.searchsorted(owner, last_example))
-        yield Block(range(first_example, last_example), range(first_window, last_window))
+        yield ExampleBlock(range(first_example, last_example), range(first_window, last_window))
         first_example, first_window = last_example, last_window
 
 
 def _run_block(
     model: BertForQuestionAnswering,
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     runtime: Runtime,
     labels: LabelledWindows | None = None,
 ) -> tuple[WindowScores, float]:
@@ -317,7 +319,7 @@ def window_scores(
 def predictions_of(
     examples: Sequence[Example],
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     scores: WindowScores,
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
@@ -347,7 +349,7 @@ def _rows(*columns: Tensor) -> list[tuple[Any, ...]]:
 def _probabilities(
     examples: Sequence[Example],
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     scores: WindowScores,
     spans: BestSpans,
     settings: DecodingSettings,
@@ -367,7 +369,9 @@ def _probabilities(
     return (score - total[spans.question]).exp(), (null_score - total).exp()
 
 
-def _character_offsets(windows: WindowSet, block: Block, spans: BestSpans) -> tuple[Tensor, Tensor]:
+def _character_offsets(
+    windows: WindowSet, block: ExampleBlock, spans: BestSpans
+) -> tuple[Tensor, Tensor]:
     """Return start and end of each span in its context's characters, ``(R,)`` each."""
     contexts = windows.contexts
     first = contexts.bounds[windows.context_of[spans.question.cpu() + block.examples.start]]

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.blocks import Block, BlockAnswerer, iter_blocks
+from bertqa.answering.blocks import BlockAnswerer, RowBlock, iter_blocks
 from bertqa.answering.line_files import LineFiles, unit_of
 from bertqa.answering.parts import PARTS, Parts, answer_parts
 from bertqa.answering.rows import checked, refuse_faulty
@@ -138,7 +138,7 @@ def _append(
 
 
 def _askable(
-    block: Block, qa: QuestionAnswerer, last: int, skip_bad: bool
+    block: RowBlock, qa: QuestionAnswerer, last: int, skip_bad: bool
 ) -> tuple[list[Row], str]:
     """Return the rows of a block up to the first invalid one that stops the run, and its fault."""
     rows = list(checked(block.rows, qa))

@@ -75,7 +75,7 @@ class CallSettings:
         return replace(self, **{name: _value(name, value) for name, value in wanted.items()})
 
     @property
-    def has_usual_windows(self) -> bool:
+    def has_default_windows(self) -> bool:
         """Whether no setting of the windows is given."""
         return self.max_seq_len is self.doc_stride is self.max_question_len is None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from bertqa.answering.answerer import asked
+from bertqa.answering.answerer import make_examples
 from bertqa.answering.documents import ReadEntry
 from bertqa.commands.infer_questions import print_json
 from bertqa.commands.question_flags import load_answerer
@@ -17,7 +17,7 @@ from bertqa.errors import UserError
 
 def answer_from_documents(flags: argparse.Namespace) -> None:
     """Search --documents for the answer to --question, and print the best answers."""
-    asked(flags.question, "any")  # reject an empty question before anything is read
+    make_examples(flags.question, "any")  # reject an empty question before anything is read
     number = sum(1 for _ in iter_documents(flags.documents))  # and an invalid document
     qa = load_answerer(flags)
     documents = tqdm(iter_documents(flags.documents), total=number, unit="doc", disable=None)

@@ -13,7 +13,7 @@ from bertqa.files import os_errors_as_user_errors, write_text
 METRICS = "metrics.json"
 
 
-def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
+def check_outputs(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
     """Check that no file exists that would be overwritten or removed.
 
     The folder may be a model's, with metrics.json of its training.
@@ -56,15 +56,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
+def write_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
     """Write and print the metrics, if there are any."""
     if metrics:
         print(json.dumps(metrics, indent=None if flags.json else 2))
     text = json.dumps(metrics, indent=2) + "\n" if metrics else ""
-    return keep(flags.output_dir / METRICS, text)
+    return write_output(flags.output_dir / METRICS, text)
 
 
-def keep(path: Path, text: str) -> list[Path]:
+def write_output(path: Path, text: str) -> list[Path]:
     """Write a file and return its path in a list; without text, remove an old file."""
     if text:
         write_text(path, text)

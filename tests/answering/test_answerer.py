@@ -213,7 +213,7 @@ def test_a_stream_gives_the_answers_of_single_questions(folder):
 
 @pytest.mark.parametrize("size", [0, 1, 3, 40])
 def test_a_stream_is_read_lazily(qa, monkeypatch, size):
-    monkeypatch.setattr(answering, "AT_ONCE", 3)
+    monkeypatch.setattr(answering, "QUESTIONS_PER_BLOCK", 3)
     read = []
 
     def many():
@@ -272,7 +272,7 @@ def test_a_context_of_consecutive_questions_is_tokenized_once(folder, monkeypatc
     contexts = [CONTEXT] * 5 + [CONTEXT.upper() * 9] * 4 + [CONTEXT[::-1]] * 4
     examples = [Example(str(n), (WHO, WHERE, WHAT)[n % 3], c) for n, c in enumerate(contexts)]
     encode, encoded = BertTokenizer.encode, []
-    monkeypatch.setattr(answering, "AT_ONCE", 3)
+    monkeypatch.setattr(answering, "QUESTIONS_PER_BLOCK", 3)
     monkeypatch.setattr(
         BertTokenizer, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts)
     )

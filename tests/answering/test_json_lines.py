@@ -46,7 +46,7 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "ROWS_PER_BLOCK", 4)
 
 
 def like(qa: QuestionAnswerer, answer: Callable[..., Any]) -> Any:
@@ -387,7 +387,7 @@ def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
             found = Answer("Ada", 0, 3, 0.0, 0.0, 1.0)
             yield Prediction(example.id, "Ada", (found, found), "Ada", None)
 
-    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "ROWS_PER_BLOCK", 64)
     idle = like(qa, answer)
     peaks = []
     for count in (500, 5000):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answerer import QuestionAnswerer, make_examples
 from bertqa.data.text import on_one_line
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
@@ -55,7 +55,7 @@ NUMBERED = "".join(f" {number}." for number in range(999))
 def test_the_explained_answer_is_the_answer_of_infer(explained, folder, decoding):
     model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
     qa = QuestionAnswerer(model, tokenizer, WINDOWS, decoding, CPU)
-    (expected,) = qa.answer(asked(QUESTION, CONTEXT))
+    (expected,) = qa.answer(make_examples(QUESTION, CONTEXT))
     for given in (None, expected):
         e = explained(decoding=decoding, prediction=given)
         assert e.prediction.text == expected.text == e.answer.answer.text
