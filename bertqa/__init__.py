@@ -27,7 +27,7 @@ Public names, which are stable; everything else may change in any version:
     bertqa.data.tokenization     BertTokenizer
     bertqa.data.windows          make_windows
     bertqa.data.batching         collate
-    bertqa.answering.answerer    asked
+    bertqa.answering.answerer    make_examples
     bertqa.training.job          train
     bertqa.explain.explainer     explain
     bertqa.explain.hooks         record, intervene, patch_from, logit_lens

@@ -1,12 +1,15 @@
 """The exception for errors that a user can fix, and formatting of its messages."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 60
 _LONGEST = 200  # characters of a library's own message
+# How messages write the name of a setting; ``pipeline`` sets another function during its calls.
+SPELLING: ContextVar[Callable[[str], str]] = ContextVar("SPELLING", default="--{}".format)
 
 
 class UserError(ValueError):
@@ -19,6 +22,11 @@ class UserError(ValueError):
     """
 
     is_printed_elsewhere = False
+
+
+def flag(name: str) -> str:
+    """Return the name of a setting for a message: the flag, or in ``pipeline`` the keyword."""
+    return SPELLING.get()(name)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

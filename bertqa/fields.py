@@ -7,7 +7,7 @@ from dataclasses import field, fields
 from numbers import Real
 from typing import Any, get_args
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, flag, shown
 
 # The allowed values of a field: "must be ..." in messages, and a test.
 Allowed = tuple[str, Callable[[Any], bool]]
@@ -119,4 +119,4 @@ class Settings:
             if not is_kind(value):
                 raise UserError(f"{each.name} must be {needed}, got {shown(value)}")
             if allowed and not allowed[1](value):
-                raise UserError(f"--{each.name} must be {allowed[0]}, got {value}")
+                raise UserError(f"{flag(each.name)} must be {allowed[0]}, got {value}")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, flag
 from bertqa.process import IMPORTED_IN
 from bertqa.settings import INT8, check_precision
 
@@ -224,7 +224,7 @@ def adapt_to_fork(device: str | torch.device) -> None:
     may_use_cuda = str(device) == "auto" or str(device).startswith("cuda")
     if may_use_cuda and torch.cuda._is_in_bad_fork():  # the parent has used CUDA
         raise UserError(
-            "--device: must be cpu in a forked process whose parent has used CUDA, got "
+            f"{flag('device')}: must be cpu in a forked process whose parent has used CUDA, got "
             f'{device}: start processes by multiprocessing.get_context("spawn"), or pass cpu'
         )
     torch.set_num_threads(1)
@@ -309,7 +309,7 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
         torch.zeros(1, device=device).item()  # fails if the device is not available
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"--device {name} is not available on this machine: pass auto, cpu, cuda or mps"
+            f"{flag('device')} {name} is not available on this machine: pass auto, cpu, cuda or mps"
         ) from error
     return device
 
@@ -323,7 +323,9 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if _has_native_bf16(device) else torch.float32
     if name == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 requires a GPU: pass bf16, fp32 or auto on the CPU")
+        raise UserError(
+            f"{flag('precision fp16')} requires a GPU: pass {flag('precision auto')} on the CPU"
+        )
     return DTYPES[name]
 
 

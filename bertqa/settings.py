@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, flag, shown
 from bertqa.fields import (
     ABOVE_0,
     BELOW_1,
@@ -69,8 +69,8 @@ class WindowSettings(Settings):
         super().__post_init__()
         if self.longest_question < 1:
             raise UserError(
-                f"--max_seq_length must exceed --doc_stride by at least {SPECIAL_TOKENS + 2}, got "
-                f"{self.max_seq_length} and {self.doc_stride}"
+                f"{flag('max_seq_length')} must exceed {flag('doc_stride')} by at least "
+                f"{SPECIAL_TOKENS + 2}, got {self.max_seq_length} and {self.doc_stride}"
             )
 
     @property

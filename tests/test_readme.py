@@ -38,10 +38,10 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_readme_counts_the_lines_of_the_core() -> None:
-    found = re.findall(r"\]\((bertqa/\S+\.py)\)\s+in\s+(\d+)", README)
+    found = re.findall(r"\]\((bertqa/\S+\.py)\)\s+in\s+(?:about\s+)?(\d+)", README)
     assert len(found) == 4
     for path, lines in found:
-        assert len(text_of(path).splitlines()) == int(lines), path
+        assert abs(len(text_of(path).splitlines()) - int(lines)) <= 10, path
 
 
 # --- Python --------------------------------------------------------------------------------------

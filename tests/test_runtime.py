@@ -376,10 +376,10 @@ def test_an_answerer_sets_the_limits_before_the_first_product(
         monkeypatch.delenv(name)
     seen: list[str | None] = []
 
-    def make_ready(model: nn.Module, *arguments: object, **options: object) -> nn.Module:
+    def prepare_for_inference(model: nn.Module, *arguments: object, **options: object) -> nn.Module:
         seen.extend(map(os.environ.get, LIMITS))
         return model
 
-    monkeypatch.setattr(answerer, "make_ready", make_ready)
+    monkeypatch.setattr(answerer, "prepare_for_inference", prepare_for_inference)
     QuestionAnswerer.from_pretrained(write_checkpoint(tmp_path), device="cpu")
     assert seen == ["32", str(32 * torch.get_num_threads())]

@@ -21,20 +21,20 @@ from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.data.windows import make_windows
-from bertqa.errors import UserError, counted, shown
+from bertqa.errors import UserError, counted, flag, shown
 from bertqa.fields import check_kind, probability, true_or_false, whole_number
 from bertqa.files import DECODING_FILE
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport, load_checkpoint
 from bertqa.model.config import BertConfig
-from bertqa.model.cpu_inference import check_int8, make_ready
+from bertqa.model.cpu_inference import check_int8, prepare_for_inference
 from bertqa.model.hub import find_folder
 from bertqa.runtime import Runtime, adapt_to_fork, limit_onednn_cache, local_runtime
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 
 _SPARE_ROWS = 1024  # unused embeddings that a model may have, such as to round up their number
-NOTHING_ASKED = Overrides()
-AT_ONCE = 1024  # questions cut into windows together
+NO_OVERRIDES = Overrides()
+QUESTIONS_PER_BLOCK = 1024  # questions cut into windows together
 
 
 def load_folder(
@@ -52,7 +52,7 @@ def load_folder(
 
 
 def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -> None:
-    """Raise UserError if a tokenizer does not match a model.
+    """Check that a tokenizer matches a model.
 
     Args:
         model: name of the model in messages.
@@ -71,24 +71,27 @@ def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, model: str) -
 def check_window_fits(
     config: BertConfig,
     settings: WindowSettings,
-    name: str = "--max_seq_length",
+    name: str = "",
     model: str = "this model",
 ) -> None:
-    """Raise UserError if windows are longer than the model's position embeddings.
+    """Check that windows are not longer than the model's position embeddings.
 
     Args:
-        name: name of the setting in messages, by its origin.
+        name: name of the setting in messages, by its origin; "" for the flag.
         model: name of the model in messages.
+
+    Raises:
+        UserError: they are longer.
     """
     limit = config.max_position_embeddings
     if settings.max_seq_length > limit:
         raise UserError(
-            f"{name} must be at most the {limit} positions of {model}, got "
-            f"{settings.max_seq_length}"
+            f"{name or flag('max_seq_length')} must be at most the {limit} positions of {model}, "
+            f"got {settings.max_seq_length}"
         )
 
 
-def usual_windows(config: BertConfig) -> WindowSettings:
+def default_window_settings(config: BertConfig) -> WindowSettings:
     """Return windows of 384 tokens with an overlap of 128, or of all positions if these are fewer.
 
     Then the overlap is at most a third of a window.
@@ -97,7 +100,7 @@ def usual_windows(config: BertConfig) -> WindowSettings:
     return WindowSettings(longest, doc_stride=min(128, longest // 3))
 
 
-def settings_of(
+def resolve_settings(
     folder: Path,
     config: BertConfig,
     overrides: Overrides,
@@ -118,7 +121,7 @@ def settings_of(
     if decoding is not None:
         check_kind("decoding", decoding, DecodingSettings)
     own_windows, own_decoding = read_decoding_file(folder)
-    windows = overrides.windows(windows or own_windows or usual_windows(config))
+    windows = overrides.windows(windows or own_windows or default_window_settings(config))
     if windows == own_windows:
         check_window_fits(config, windows, f"{folder / DECODING_FILE}: max_seq_length")
     else:
@@ -134,12 +137,19 @@ class QuestionAnswerer(PickledAsRecipe):
     returned until it was removed. A loaded answerer can be pickled and copied, see pickling.py, and
     used in forked processes.
 
-    Attributes:
-        model, tokenizer: the loaded model and tokenizer.
+    Args:
+        model: converted to the device and precision of ``runtime`` and prepacked in place (see
+            cpu_inference.py); it has no gradients afterwards.
+        tokenizer: the model's.
         windows, decoding: how contexts are cut and how spans become answers.
+        runtime: device and precision (default: those of ``local_runtime()``).
+
+    Attributes:
+        model, tokenizer, windows, decoding, runtime: the arguments, or their defaults.
         folder: checkpoint folder; None for a model given to the constructor.
-        runtime: device and precision. A model given to the constructor is converted to them and
-            prepacked (see cpu_inference.py), and has no gradients afterwards.
+
+    Raises:
+        UserError: the tokenizer or the windows do not fit the model.
     """
 
     def __init__(
@@ -151,11 +161,12 @@ class QuestionAnswerer(PickledAsRecipe):
         runtime: Runtime | None = None,
     ) -> None:
         limit_onednn_cache()
-        self.windows = windows or usual_windows(model.config)
+        self.windows = windows or default_window_settings(model.config)
         self.decoding = decoding or DecodingSettings()
         self.runtime = runtime or local_runtime()
+        check_vocabulary(tokenizer, model.config, "the model")
         check_window_fits(model.config, self.windows)
-        self.model = make_ready(
+        self.model = prepare_for_inference(
             model, self.runtime.device, self.runtime.dtype, int8=self.runtime.int8
         )
         self.tokenizer = tokenizer
@@ -169,7 +180,7 @@ class QuestionAnswerer(PickledAsRecipe):
         *,
         windows: WindowSettings | None = None,
         decoding: DecodingSettings | None = None,
-        overrides: Overrides = NOTHING_ASKED,
+        overrides: Overrides = NO_OVERRIDES,
         device: str = "auto",
         precision: str = "auto",
         revision: str | None = None,
@@ -193,7 +204,7 @@ class QuestionAnswerer(PickledAsRecipe):
         folder = find_folder(str(name), revision=revision, allow_bin=allow_bin, token=token)
         files = CheckpointFiles(folder.absolute())
         model, tokenizer, _ = load_folder(folder, allow_bin, require_head=True)
-        windows, decoding = settings_of(folder, model.config, overrides, windows, decoding)
+        windows, decoding = resolve_settings(folder, model.config, overrides, windows, decoding)
         answerer = cls(model, tokenizer, windows, decoding, runtime)
         answerer.folder = folder
         lasting = absolute_name(name, folder)
@@ -219,11 +230,11 @@ class QuestionAnswerer(PickledAsRecipe):
         """Answer examples in order, streamed in constant memory.
 
         Raises:
-            UserError: a question does not fit into a window.
+            UserError: a question does not fit into a window, or a score is not finite.
         """
         adapt_to_fork(self.runtime.device)
         stream = iter(examples)
-        while block := list(islice(stream, AT_ONCE)):
+        while block := list(islice(stream, QUESTIONS_PER_BLOCK)):
             windows = make_windows(block, self.tokenizer, self.windows)
             yield from predict(self.model, block, windows, self.decoding, self.runtime)
 
@@ -306,7 +317,7 @@ class QuestionAnswerer(PickledAsRecipe):
                 numbers differ, or a parameter is out of range, such as ``top_k`` below 1.
         """
         adapt_to_fork(self.runtime.device)
-        examples = asked(question, context)
+        examples = make_examples(question, context)
         top_k = whole_number("top_k", top_k)
         decoding = self._decoding(top_k, max_answer_len, handle_impossible_answer, score_threshold)
         predictions = self._predict(examples, decoding)
@@ -349,7 +360,7 @@ class QuestionAnswerer(PickledAsRecipe):
             TypeError: an unknown setting.
         """
         adapt_to_fork(self.runtime.device)
-        questions = [example.question for example in asked(question, "any")]
+        questions = [example.question for example in make_examples(question, "any")]
         decoding = self._decoding(1, max_answer_len, handle_impossible_answer)
         wanted = ReadSettings(**settings)
         found = read_documents(questions, documents, self._predict, decoding, wanted)
@@ -382,7 +393,7 @@ class QuestionAnswerer(PickledAsRecipe):
         return wanted
 
 
-def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
+def make_examples(question: str | Sequence[str], context: str | Sequence[str]) -> list[Example]:
     """Pair questions with one context for all, or with one each.
 
     Raises:
@@ -390,15 +401,10 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
             numbers differ.
     """
     for name, given in (("question", question), ("context", context)):
-        if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        if not isinstance(given, str) and not is_several(given):
             raise UserError(f"{name} must be a text or a list of texts, got {shown(given)}")
     questions = [question] if isinstance(question, str) else list(question)
-    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
-    if len(questions) != len(contexts):
-        raise UserError(
-            "there must be one context, or as many as questions, got "
-            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
-        )
+    contexts = contexts_of(questions, context)
     for name, given, texts in (
         ("question", question, questions),
         ("context", context, contexts),
@@ -411,6 +417,29 @@ def asked(question: str | Sequence[str], context: str | Sequence[str]) -> list[E
                 )
     pairs = zip(questions, contexts, strict=True)
     return [Example(str(i), q, c) for i, (q, c) in enumerate(pairs)]
+
+
+asked = make_examples  # its name in earlier versions
+
+
+def is_several(value: Any) -> bool:
+    """Return whether it is an iterable, such as a list or a column, but not a text or mapping."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def contexts_of(questions: Sequence[Any], context: Any) -> list[Any]:
+    """Return a context for each question: the same for all, or one each.
+
+    Raises:
+        UserError: there are several contexts, but not as many as questions.
+    """
+    contexts = list(context) if is_several(context) else [context] * len(questions)
+    if len(questions) != len(contexts):
+        raise UserError(
+            "there must be one context, or as many as questions, got "
+            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
+        )
+    return contexts
 
 
 def as_pipeline(prediction: Prediction, top_k: int) -> AnswerEntry | list[AnswerEntry]:

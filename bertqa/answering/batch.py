@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 
-from bertqa.answering.answerer import NOTHING_ASKED, QuestionAnswerer, asked, settings_of
+from bertqa.answering.answerer import (
+    NO_OVERRIDES,
+    QuestionAnswerer,
+    make_examples,
+    resolve_settings,
+)
 from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.pickling import CheckpointFiles, Recipe, absolute_name, load_once
 from bertqa.errors import UserError, shown
@@ -48,7 +53,7 @@ class AnswerBatch:
         *,
         top_k: int = 1,
         threads: int | None = None,
-        overrides: Overrides = NOTHING_ASKED,
+        overrides: Overrides = NO_OVERRIDES,
         device: str = "auto",
         precision: str = "auto",
         revision: str | None = None,
@@ -60,7 +65,7 @@ class AnswerBatch:
         check_precision(precision)
         overrides.check()
         folder = find_folder(str(model), revision=revision, allow_bin=allow_bin)
-        windows, decoding = settings_of(folder, load_config(folder)[0], overrides)
+        windows, decoding = resolve_settings(folder, load_config(folder)[0], overrides)
         decoding = replace(decoding, n_best_size=max(decoding.n_best_size, top_k))
         digest = CheckpointFiles(folder).digest()
         name = absolute_name(model, folder)
@@ -93,7 +98,7 @@ class AnswerBatch:
         for name, column in ((self.question, questions), (self.context, contexts)):
             if isinstance(column, str) or not isinstance(column, Iterable):
                 raise UserError(f"the column {name!r} must be a list of texts, got {shown(column)}")
-        examples = asked(list(questions), list(contexts))
+        examples = make_examples(list(questions), list(contexts))
         with self._with_threads():
             predictions = list(self._loaded().answer(examples))
         return self._columns(predictions)

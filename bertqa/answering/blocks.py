@@ -19,11 +19,11 @@ from bertqa.answering.rows import reject_entry
 from bertqa.data.readers import Row, iter_rows
 from bertqa.data.text import other_offsets
 
-BLOCK = 256  # rows answered and written together
+ROWS_PER_BLOCK = 256  # rows answered and written together
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Consecutive rows of a file; ``number`` counts the blocks from 0."""
 
     number: int
@@ -34,15 +34,15 @@ class Block:
         return self.rows[-1].number > last
 
 
-def iter_blocks(source: Path) -> Iterator[Block]:
+def iter_blocks(source: Path) -> Iterator[RowBlock]:
     """Yield the blocks of a file, in constant memory.
 
     Raises:
         UserError: the file cannot be opened or read.
     """
     rows, number = iter_rows(source, one_by_one=True), 0
-    while block := list(islice(rows, BLOCK)):
-        yield Block(number, block)
+    while block := list(islice(rows, ROWS_PER_BLOCK)):
+        yield RowBlock(number, block)
         number += 1
 
 

@@ -53,7 +53,7 @@ def calibrate(
     if len({example.title or example.context for example in examples}) < 2:
         raise UserError(
             f"{source} must have questions about at least two articles, one to fit and one to "
-            "measure, got one article; add more"
+            "measure, got one article: add more"
         )
     scored = ScoredQuestions(qa, examples, source)
     fitting, measuring = split_by_article(examples, 50)
@@ -104,6 +104,6 @@ def read_calibration(folder: Path) -> Calibration | None:
         return Calibration(fitted_on, before, after)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: must be as bertqa calibrate writes it, got another format ({error}); remove "
+            f"{path}: must be as bertqa calibrate writes it, got another format ({error}): remove "
             "it, or calibrate again"
         ) from error

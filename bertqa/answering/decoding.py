@@ -114,13 +114,13 @@ def exact_spans(
 
     Ties are broken by the earliest start, then by the shortest span.
     """
-    longest = _longest(scores, max_answer_length)
+    max_length = _max_length(scores, max_answer_length)
     nulls = null_logits(scores)
     log_total = torch.full_like(nulls[0], -math.inf, dtype=torch.double)
     found = []
-    for questions, offset, table in _tables(scores, longest):
-        row, i, length, score = _best_of_table(table, n_best)
-        found.append((questions[row], i + offset, i + offset + length, score))
+    for questions, offset, table in _tables(scores, max_length):
+        group_row, i, m, score = _best_of_table(table, n_best)
+        found.append((questions[group_row], i + offset, i + offset + m, score))
         log_total[questions] = log_total[questions].logaddexp(_log_sum(table, temperature))
     question, i, j, score = map(torch.cat, zip(*found, strict=True))
     best = best_rows(question, score, n_best)
@@ -131,27 +131,27 @@ def exact_spans(
 def log_totals(scores: WindowScores, max_answer_length: int, temperature: float) -> Tensor:
     """Return the ``log_total`` of ``exact_spans``, ``(Q,)`` float64, without searching spans."""
     total = scores.cls.new_full((int(scores.question[-1]) + 1,), -math.inf, dtype=torch.double)
-    for questions, _, table in _tables(scores, _longest(scores, max_answer_length)):
+    for questions, _, table in _tables(scores, _max_length(scores, max_answer_length)):
         total[questions] = total[questions].logaddexp(_log_sum(table, temperature))
     return total
 
 
-def _longest(scores: WindowScores, max_answer_length: int) -> int:
-    """Return the maximum number of tokens of a span."""
+def _max_length(scores: WindowScores, max_answer_length: int) -> int:
+    """Return M, the maximum number of tokens of a span in these contexts."""
     return min(max_answer_length, max(1, int(scores.count.max())))
 
 
-def span_table(start: Tensor, end: Tensor, longest: int) -> Tensor:
+def span_table(start: Tensor, end: Tensor, max_length: int) -> Tensor:
     """Compute S.T_i + E.T_j for i <= j < i + M: ``(N, C)`` each -> ``(N, C, M)``.
 
     ``[n, i, m]`` is the span of m + 1 tokens that starts at token i. Spans that exceed the context
     score -inf.
     """
-    beyond = F.pad(end, (0, longest - 1), value=-math.inf)  # (N, C + M - 1)
-    return start[:, :, None] + beyond.unfold(1, longest, 1)  # a view: (N, C, M)
+    beyond = F.pad(end, (0, max_length - 1), value=-math.inf)  # (N, C + M - 1)
+    return start[:, :, None] + beyond.unfold(1, max_length, 1)  # a view: (N, C, M)
 
 
-def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, Tensor]]:
+def _tables(scores: WindowScores, max_length: int) -> Iterator[tuple[Tensor, int, Tensor]]:
     """Yield the tables of all questions, contexts of similar length together.
 
     A long context is split into several blocks, in order.
@@ -161,11 +161,12 @@ def _tables(scores: WindowScores, longest: int) -> Iterator[tuple[Tensor, int, T
     """
     last = scores.question.bincount().cumsum(0) - 1  # the last window of each question
     tokens = (scores.first + scores.count)[last]
-    rows = max(1, TABLE_SIZE // longest)
+    rows = max(1, TABLE_SIZE // max_length)
     for questions in _groups(tokens, rows):
         size = max(1, int(tokens[questions].max()))
         for low in range(0, size, rows):
-            yield questions, low, _table(scores, questions, low, min(low + rows, size), longest)
+            high = min(low + rows, size)
+            yield questions, low, _table(scores, questions, low, high, max_length)
 
 
 def _groups(tokens: Tensor, rows: int) -> Iterator[Tensor]:
@@ -179,7 +180,7 @@ def _groups(tokens: Tensor, rows: int) -> Iterator[Tensor]:
     yield order[begin:]
 
 
-def _table(scores: WindowScores, questions: Tensor, low: int, high: int, longest: int) -> Tensor:
+def _table(scores: WindowScores, questions: Tensor, low: int, high: int, max_length: int) -> Tensor:
     """Build the rows of context tokens ``low`` to ``high - 1``: ``(Q, C, M)``, padded with -inf.
 
     Where windows overlap, the highest score counts.
@@ -188,36 +189,36 @@ def _table(scores: WindowScores, questions: Tensor, low: int, high: int, longest
     begin = (windows_of.cumsum(0) - windows_of)[questions]  # (Q,), each question's first window
     count, size = windows_of[questions], high - low + 1
     table = scores.start_logits.new_full(
-        (len(questions) * size, longest), -math.inf, dtype=torch.float
+        (len(questions) * size, max_length), -math.inf, dtype=torch.float
     )
     for k in range(int(count.max())):  # each question's k-th window
-        row = (k < count).nonzero().flatten()
-        window = begin[row] + k
+        group_row = (k < count).nonzero().flatten()
+        window = begin[group_row] + k
         first, end = scores.first[window], scores.first[window] + scores.count[window]
         within = (first < high) & (end > low)
-        row, window, first = row[within], window[within], first[within]
-        if not len(row):
+        group_row, window, first = group_row[within], window[within], first[within]
+        if not len(group_row):
             continue
-        own = span_table(*context_scores(scores, window), longest)  # (N, L, M)
+        own = span_table(*context_scores(scores, window), max_length)  # (N, L, M)
         token = first[:, None] + torch.arange(own.shape[1], device=first.device) - low
         token = token.where((token >= 0) & (token < size - 1), size - 1)  # others: the spare row
-        index = (row[:, None] * size + token).flatten()
+        index = (group_row[:, None] * size + token).flatten()
         table[index] = torch.maximum(table[index], own.flatten(0, 1))
-    table = table.view(len(questions), size, longest)
+    table = table.view(len(questions), size, max_length)
     table[:, -1] = -math.inf
     return table
 
 
 def _best_of_table(table: Tensor, n_best: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return row, start, length - 1 and score of the n best of each row of ``(Q, C, M)``."""
+    """Return the row in ``(Q, C, M)``, i and m of ``span_table``, and the score of the n best."""
     flat = table.flatten(1)
     lowest = flat.topk(min(n_best, flat.shape[1])).values[:, -1:]
     # topk returns ties in any order; nonzero returns them by start, then by length.
-    row, index = ((flat >= lowest) & (flat > -math.inf)).nonzero().unbind(1)
-    score = flat[row, index]
-    best = best_rows(row, score, n_best)
-    row, index = row[best], index[best]
-    return row, index // table.shape[2], index % table.shape[2], score[best]
+    group_row, index = ((flat >= lowest) & (flat > -math.inf)).nonzero().unbind(1)
+    score = flat[group_row, index]
+    best = best_rows(group_row, score, n_best)
+    group_row, index = group_row[best], index[best]
+    return group_row, index // table.shape[2], index % table.shape[2], score[best]
 
 
 def _log_sum(table: Tensor, temperature: float) -> Tensor:

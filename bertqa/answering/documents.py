@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from bertqa.answering.answers import Answer, Prediction
@@ -20,10 +19,10 @@ from bertqa.data.graphemes import snap_to_graphemes
 from bertqa.data.squad import Example
 from bertqa.data.text import is_blank
 from bertqa.errors import UserError, shown
-from bertqa.fields import whole_number
+from bertqa.fields import probability, whole_number
 from bertqa.settings import DecodingSettings
 
-_TOGETHER = 64  # documents per pass through the model
+_DOCUMENTS_PER_BLOCK = 64  # documents per pass through the model
 _SPANS = 20  # n-best spans per document and requested answer in the first search
 _SMALLEST = 1e-300  # smallest probability with full precision
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])|\n\s*\n")
@@ -99,9 +98,7 @@ class ReadSettings:
         if self.top_k_per_document is not None:
             whole_number("top_k_per_document", self.top_k_per_document)
         for name in ("max_overlap", "score_threshold"):
-            share = getattr(self, name)
-            if not (isinstance(share, Real) and 0 <= float(share) <= 1):
-                raise UserError(f"{name} must be a number from 0 to 1, got {shown(share)}")
+            probability(name, getattr(self, name))
         if self.context_window != "sentence":
             whole_number('context_window, if not "sentence",', self.context_window, 0)
 
@@ -135,7 +132,7 @@ def read_documents(
         raise UserError(f"documents: must be a list of documents, got {shown(documents)}")
     found = [_Found(decoding, settings) for _ in questions]
     stream = (d for d in map(as_document, count(), documents) if not is_blank(d.text))
-    while block := list(islice(stream, _TOGETHER)):
+    while block := list(islice(stream, _DOCUMENTS_PER_BLOCK)):
         asked = [(which, document) for which in range(len(questions)) for document in block]
         spans = _SPANS * settings.most_of_one
         while asked:

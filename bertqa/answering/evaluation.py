@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertqa.answering.answers import Answer, Prediction, make_answer, prediction_of
-from bertqa.answering.decoding import WindowScores, exact_spans
+from bertqa.answering.decoding import BestSpans, WindowScores, exact_spans
 from bertqa.answering.metrics import ThresholdPoint, evaluate_v1, evaluate_v2, threshold_curve
 from bertqa.answering.same_text import add_same_text
 from bertqa.answering.top20 import top20_spans
@@ -24,14 +24,14 @@ from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.labels import LabelledWindows
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
-from bertqa.errors import UserError
+from bertqa.errors import UserError, flag
 from bertqa.files import write_json_map
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput, window_losses
-from bertqa.model.cpu_inference import is_prepacked, make_ready
+from bertqa.model.cpu_inference import is_prepacked, prepare_for_inference
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 
-BLOCK_SIZE = 2048  # windows of a block
+WINDOWS_PER_BLOCK = 2048  # windows of a block
 DECODERS = {"exact": exact_spans, "top20": top20_spans}
 
 
@@ -42,13 +42,17 @@ def predict(
     settings: DecodingSettings,
     runtime: Runtime,
 ) -> Iterator[Prediction]:
-    """Answer each example, in order; ``windows`` are those of ``examples``."""
+    """Answer each example, in order; ``windows`` are those of ``examples``.
+
+    Raises:
+        UserError: a score is not finite.
+    """
     for block, scores in scored_blocks(model, windows, len(examples), runtime):
         yield from predictions_of(examples, windows, block, scores, settings)
 
 
 @dataclass(frozen=True)
-class Block:
+class ExampleBlock:
     """Examples and their windows, as two ranges."""
 
     examples: range
@@ -57,7 +61,7 @@ class Block:
 
 def scored_blocks(
     model: BertForQuestionAnswering, windows: WindowSet, num_examples: int, runtime: Runtime
-) -> Iterator[tuple[Block, WindowScores]]:
+) -> Iterator[tuple[ExampleBlock, WindowScores]]:
     """Run the model on all windows, block by block, in order; see ``_blocks``."""
     for block in _blocks(windows, num_examples):
         yield block, _run_block(model, windows, block, runtime)[0]
@@ -119,10 +123,12 @@ class Evaluator:
         runtime = self.runtime
         # Evaluate the model as an answerer would run it: a copy, converted and prepacked.
         own = model if is_prepacked(model) else copy.deepcopy(model)
-        return self.of_ready(make_ready(own, runtime.device, runtime.dtype, int8=runtime.int8))
+        return self.evaluate_prepared(
+            prepare_for_inference(own, runtime.device, runtime.dtype, int8=runtime.int8)
+        )
 
-    def of_ready(self, ready: BertForQuestionAnswering) -> Evaluation:
-        """Evaluate a model that ``make_ready`` returned, such as a ``QuestionAnswerer``'s."""
+    def evaluate_prepared(self, ready: BertForQuestionAnswering) -> Evaluation:
+        """Evaluate a model prepared for inference, such as a ``QuestionAnswerer``'s."""
         runtime = self.runtime
         predictions: list[Prediction] = []
         loss_sum = 0.0
@@ -175,7 +181,7 @@ def curve_of(
 def _for_metrics(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, float], dict[str, str]]:
-    """Return by id: the gold answers if given, the null odds, and the best answer but ""."""
+    """Return three maps by question id: gold answers, null odds, best non-null answer."""
     references = {e.id: e.answers for e in examples if e.answers is not None}
     odds = {p.id: p.null_odds for p in predictions if p.null_odds is not None}
     return references, odds, {p.id: p.best_span for p in predictions}
@@ -233,22 +239,22 @@ def write_predictions(
 # --- running the model ---------------------------------------------------------------------------
 
 
-def _blocks(windows: WindowSet, num_examples: int) -> Iterator[Block]:
-    """Split examples, in order, into blocks of about ``BLOCK_SIZE`` windows."""
+def _blocks(windows: WindowSet, num_examples: int) -> Iterator[ExampleBlock]:
+    """Split examples, in order, into blocks of about ``WINDOWS_PER_BLOCK`` windows."""
     owner = windows.example
     first_example, first_window = 0, 0
     while first_example < num_examples:
-        last_window = min(first_window + BLOCK_SIZE, len(windows))
+        last_window = min(first_window + WINDOWS_PER_BLOCK, len(windows))
         last_example = int(owner[last_window - 1]) + 1
         last_window = int(torch.searchsorted(owner, last_example))
-        yield Block(range(first_example, last_example), range(first_window, last_window))
+        yield ExampleBlock(range(first_example, last_example), range(first_window, last_window))
         first_example, first_window = last_example, last_window
 
 
 def _run_block(
     model: BertForQuestionAnswering,
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     runtime: Runtime,
     labels: LabelledWindows | None = None,
 ) -> tuple[WindowScores, float]:
@@ -282,7 +288,7 @@ def _run_block(
     if not (start_logits + end_logits).isfinite().all():
         raise UserError(
             "the model's scores must be finite, got NaN or infinity: its weights are corrupt, or "
-            "too large for the precision: pass --precision fp32, or use another model"
+            f"too large for the precision: pass {flag('precision fp32')}, or use another model"
         )
     if start_logits.device.type == "mps":  # it lacks float64, which the sums need
         start_logits, end_logits = start_logits.cpu(), end_logits.cpu()
@@ -313,46 +319,60 @@ def window_scores(
 def predictions_of(
     examples: Sequence[Example],
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     scores: WindowScores,
     settings: DecodingSettings,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each example of the block."""
-    longest, temperature = settings.max_answer_length, settings.temperature
-    spans = DECODERS[settings.decoder](scores, settings.n_best_size, longest, temperature)
+    decode, temperature = DECODERS[settings.decoder], settings.temperature
+    spans = decode(scores, settings.n_best_size, settings.max_answer_length, temperature)
+    probabilities, nulls = _probabilities(examples, windows, block, scores, spans, settings)
+    offsets = _character_offsets(windows, block, spans)
+    rows = _rows(*offsets, spans.start_logit, spans.end_logit, probabilities)
+    null_rows = _rows(spans.null_start_logit, spans.null_end_logit, nulls)
+    log_totals = spans.log_total.tolist()
+    bounds = torch.searchsorted(spans.question.cpu(), torch.arange(len(null_rows) + 1)).tolist()
+    for i, number in enumerate(block.examples):
+        context = examples[number].context
+        answers = [
+            make_answer((context[start:end], start, end, start_logit, end_logit, probability))
+            for start, end, start_logit, end_logit, probability in rows[bounds[i] : bounds[i + 1]]
+        ]
+        null = make_answer(("", 0, 0, *null_rows[i]))
+        yield prediction_of(examples[number], answers, null, settings, log_totals[i])
+
+
+def _rows(*columns: Tensor) -> list[tuple[Any, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _probabilities(
+    examples: Sequence[Example],
+    windows: WindowSet,
+    block: ExampleBlock,
+    scores: WindowScores,
+    spans: BestSpans,
+    settings: DecodingSettings,
+) -> tuple[Tensor, Tensor]:
+    """Return the probability of each span, ``(R,)``, and of "no answer", ``(Q,)``."""
+    temperature = settings.temperature
     null_score = (spans.null_start_logit.double() + spans.null_end_logit.double()) / temperature
-    with_null = spans.log_total.logaddexp(null_score)
     without_span = spans.log_total.isneginf()  # then only "no answer" is left
-    counts_null = without_span | settings.version_2_with_negative
-    total = torch.where(counts_null, with_null, spans.log_total)
+    has_null = without_span | settings.version_2_with_negative
+    total = torch.where(has_null, spans.log_total.logaddexp(null_score), spans.log_total)
     score = spans.score.double() / temperature
     if settings.decoder == "exact":
         of_block = slice(block.examples.start, block.examples.stop)
         contexts = [example.context for example in examples[of_block]]
-        text = windows.context_of[of_block]
+        text, longest = windows.context_of[of_block], settings.max_answer_length
         score = add_same_text(spans, scores, contexts, windows.contexts, text, longest, temperature)
-    weights = (score - total[spans.question]).exp().tolist()
-    owner = spans.question.cpu()
-    row = windows.contexts.bounds[windows.context_of[owner + block.examples.start]]
-    start = windows.contexts.starts[row + spans.start.cpu()].tolist()
-    end = windows.contexts.ends[row + spans.end.cpu()].tolist()
-    logits = spans.start_logit.tolist(), spans.end_logit.tolist()
-    rows = list(zip(start, end, *logits, weights, strict=True))
-    bounds = torch.searchsorted(owner, torch.arange(len(block.examples) + 1)).tolist()
-    nulls = [
-        make_answer(("", 0, 0, *columns))
-        for columns in zip(
-            spans.null_start_logit.tolist(),
-            spans.null_end_logit.tolist(),
-            (null_score - total).exp().tolist(),
-            strict=True,
-        )
-    ]
-    log_totals = spans.log_total.tolist()
-    for i, number in enumerate(block.examples):
-        context = examples[number].context
-        answers = [
-            make_answer((context[start:end], start, end, start_logit, end_logit, weight))
-            for start, end, start_logit, end_logit, weight in rows[bounds[i] : bounds[i + 1]]
-        ]
-        yield prediction_of(examples[number], answers, nulls[i], settings, log_totals[i])
+    return (score - total[spans.question]).exp(), (null_score - total).exp()
+
+
+def _character_offsets(
+    windows: WindowSet, block: ExampleBlock, spans: BestSpans
+) -> tuple[Tensor, Tensor]:
+    """Return start and end of each span in its context's characters, ``(R,)`` each."""
+    contexts = windows.contexts
+    first = contexts.bounds[windows.context_of[spans.question.cpu() + block.examples.start]]
+    return contexts.starts[first + spans.start.cpu()], contexts.ends[first + spans.end.cpu()]

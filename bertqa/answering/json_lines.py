@@ -6,12 +6,13 @@ by block (blocks.py). Several processes write part files first (parts.py), which
 joins.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from bertqa.answering.answerer import QuestionAnswerer
-from bertqa.answering.blocks import Block, BlockAnswerer, iter_blocks
+from bertqa.answering.blocks import BlockAnswerer, RowBlock, iter_blocks
 from bertqa.answering.line_files import LineFiles, unit_of
 from bertqa.answering.parts import PARTS, Parts, answer_parts
 from bertqa.answering.rows import checked, refuse_faulty
@@ -36,8 +37,8 @@ def answer_lines(
 ) -> tuple[int, int]:
     """Answer the questions of a JSON lines or parquet file into a folder.
 
-    All rows are checked before the first is answered; those of a pipe, which can be read only once,
-    are checked as they arrive.
+    All rows that are left are checked before the first is answered; those of a pipe, which can be
+    read only once, as they arrive. With ``skip_bad`` each block is checked before it is answered.
 
     Args:
         model: name of the model in settings.json; resuming requires the same name.
@@ -69,7 +70,7 @@ def answer_lines(
     files = LineFiles(folder, unit_of(source))
     if runtime.world_size > 1 and source.is_fifo():
         raise UserError(
-            f"{source}: must be a file with several processes, got a pipe; start one process, or "
+            f"{source}: must be a file with several processes, got a pipe: start one process, or "
             "pass a file"
         )
     answer = BlockAnswerer(qa, top_k, all_offsets)
@@ -77,8 +78,11 @@ def answer_lines(
     def begin() -> int:
         last, sizes = files.earlier_run(source, settings) if resume else (-1, (0, 0))
         if not source.is_fifo():
-            rows = checked(iter_rows(source, one_by_one=True), qa)
-            refuse_faulty(row for row in rows if row.number > last and not skip_bad)
+            left = (row for row in iter_rows(source, one_by_one=True) if row.number > last)
+            if skip_bad:
+                deque(left, maxlen=0)  # only read: a broken file raises UserError
+            else:
+                refuse_faulty(checked(left, qa))
         if resume:
             parts.check(source)
         else:
@@ -122,7 +126,7 @@ def _append(
             answered, rejected = answered + good, rejected + bad
             if interrupts.number and new:
                 raise Stopped(
-                    f"stopped after {unit} {new[-1][unit]} of {source}; continue with --resume",
+                    f"stopped after {unit} {new[-1][unit]} of {source}: continue with --resume",
                     interrupts.number,
                 )
             if fault:
@@ -134,7 +138,7 @@ def _append(
 
 
 def _askable(
-    block: Block, qa: QuestionAnswerer, last: int, skip_bad: bool
+    block: RowBlock, qa: QuestionAnswerer, last: int, skip_bad: bool
 ) -> tuple[list[Row], str]:
     """Return the rows of a block up to the first invalid one that stops the run, and its fault."""
     rows = list(checked(block.rows, qa))

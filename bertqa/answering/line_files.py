@@ -43,6 +43,8 @@ class LineFiles:
     def begin(self, sizes: tuple[int, int], settings: Mapping[str, Any]) -> None:
         """Truncate answers and rejects to these sizes in bytes, and write the settings."""
         answers, rejects = sizes
+        with os_errors_as_user_errors(self.folder, "created"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         append_json_lines(self.folder / PREDICTIONS, (), answers)
         if rejects:
             append_json_lines(self.folder / REJECTS, (), rejects)

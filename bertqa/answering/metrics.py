@@ -1,8 +1,8 @@
 """Exact match and F1 by the official SQuAD rules, and the exact no-answer threshold of v2.0.
 
-Follows Rajpurkar et al. 2016 (SQuAD 1.1, `evaluate-v1.1.py`) and Rajpurkar et al. 2018
-(SQuAD 2.0, `evaluate-v2.0.py`). Both compare normalized strings and take the maximum over the gold
-answers of each question. They differ as follows:
+Follows Rajpurkar et al. 2016 (SQuAD 1.1, ``evaluate-v1.1.py``) and Rajpurkar et al. 2018
+(SQuAD 2.0, ``evaluate-v2.0.py``). Both compare normalized strings and take the maximum over the
+gold answers of each question. They differ as follows:
 
                                           v1.1                  v2.0
     F1 if a text normalizes to ""         0                     1 if both do, else 0
@@ -10,8 +10,8 @@ answers of each question. They differ as follows:
     a question without gold answers       an error              unanswerable: gold is [""]
     metrics                               exact_match, f1       exact, f1, per kind, best_*
 
-Deviations from `evaluate-v2.0.py`, where it is wrong or fails, are documented in `evaluate_v2`
-(missing predictions, empty gold answers) and `threshold_curve` (ties of null scores).
+Deviations from ``evaluate-v2.0.py``, where it is wrong or fails, are documented in ``evaluate_v2``
+(missing predictions, empty gold answers) and ``threshold_curve`` (ties of null scores).
 """
 
 import math
@@ -66,7 +66,7 @@ def f1(prediction: str, gold: str) -> float:
 
 
 def f1_v2(prediction: str, gold: str) -> float:
-    """Return the v2.0 F1: as `f1`, but 1.0 if both texts normalize to ""."""
+    """Return the v2.0 F1: as ``f1``, but 1.0 if both texts normalize to ""."""
     if not normalize_answer(prediction) and not normalize_answer(gold):
         return 1.0
     return f1(prediction, gold)
@@ -75,17 +75,20 @@ def f1_v2(prediction: str, gold: str) -> float:
 def evaluate_v1(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Compute the metrics of `evaluate-v1.1.py`: exact_match and f1 in percent, total.
+    """Compute the metrics of ``evaluate-v1.1.py``: exact_match and f1 in percent, total.
 
-    predictions: question id -> answer text; ids that are not in `references` are ignored.
-    references: question id -> gold answers. Questions without a prediction count as wrong.
-    Raises UserError if there are no references, or if one has no gold answer.
+    Args:
+        predictions: question id -> answer text; ids that are not in ``references`` are ignored.
+        references: question id -> gold answers. Questions without a prediction count as wrong.
+
+    Raises:
+        UserError: there are no references, or one has no gold answer.
     """
     _require_references(references)
     for qid, golds in references.items():
         if not golds:
             raise UserError(
-                f"question {qid!r}: must have a gold answer in SQuAD v1.1, got none; evaluate this "
+                f"question {qid!r}: must have a gold answer in SQuAD v1.1, got none: evaluate this "
                 "data as v2.0"
             )
     return evaluate_pairs(((predictions.get(q), g) for q, g in references.items()), v2=False)
@@ -97,19 +100,26 @@ def evaluate_v2(
     null_scores: Mapping[str, float] | None = None,
     best_non_null: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Compute the metrics of `evaluate-v2.0.py`, in percent, with the script's keys.
+    """Compute the metrics of ``evaluate-v2.0.py``, in percent, with the script's keys.
 
-    exact, f1, total; the same with HasAns_ and NoAns_ for answerable and unanswerable questions,
-    if there are any. With `null_scores` and `best_non_null` (see `threshold_curve`) also
-    best_exact, best_exact_thresh, best_f1, best_f1_thresh: the maximum over all thresholds, and
-    the lowest threshold that reaches it; these do not depend on `predictions`.
+    Args:
+        predictions: question id -> answer text, "" for no answer. Questions without a prediction
+            count as wrong, even if unanswerable; the script drops them from the total and then
+            fails.
+        references: question id -> gold answers. Questions whose gold answers all normalize to ""
+            are unanswerable; the script also gives them the gold answer "", but counts them under
+            HasAns.
+        null_scores, best_non_null: see ``threshold_curve``.
 
-    predictions: question id -> answer text, "" for no answer. Questions without a prediction
-    count as wrong, even if unanswerable; the script drops them from the total and then fails.
-    Questions whose gold answers all normalize to "" are unanswerable; the script also gives them
-    the gold answer "", but counts them under HasAns.
-    Raises UserError if there are no references, if only one of `null_scores` and
-    `best_non_null` is given, and as `threshold_curve` does.
+    Returns:
+        exact, f1, total; the same with HasAns_ and NoAns_ for answerable and unanswerable
+        questions, if there are any. With ``null_scores`` also best_exact, best_exact_thresh,
+        best_f1, best_f1_thresh: the maximum over all thresholds, and the lowest threshold that
+        reaches it; these do not depend on ``predictions``.
+
+    Raises:
+        UserError: there are no references, only one of ``null_scores`` and ``best_non_null`` is
+            given, or as in ``threshold_curve``.
     """
     _require_references(references)
     pairs = ((predictions.get(qid), golds) for qid, golds in references.items())
@@ -120,10 +130,12 @@ def evaluate_v2(
 def evaluate_pairs(
     pairs: Iterable[tuple[str | None, Sequence[str] | None]], *, v2: bool
 ) -> dict[str, float]:
-    """Compute the metrics of `evaluate_v1`, or of `evaluate_v2` without best_*, as a stream.
+    """Compute the metrics of ``evaluate_v1``, or of ``evaluate_v2`` without best_*, as a stream.
 
-    pairs: the answer to a question, or None, and its gold answers. Questions whose gold answers are
-    None, or empty in v1.1, do not count; ``without_gold`` is their number, if others count.
+    Args:
+        pairs: the answer to a question, or None, and its gold answers. Questions whose gold answers
+            are None, or empty in v1.1, do not count; ``without_gold`` is their number, if others
+            count.
     """
     sums: dict[str, list[Fraction]] = {}  # kind of question -> EM, F1, count
     without_gold = 0
@@ -152,7 +164,8 @@ def question_scores(
 ) -> dict[str, tuple[float, float]]:
     """Return EM and F1 of each question, from 0 to 1, as in v1.1 or v2.0.
 
-    predictions, references: as in `evaluate_v1` and `evaluate_v2`.
+    Args:
+        predictions, references: as in ``evaluate_v1`` and ``evaluate_v2``.
     """
     return {qid: _pair_scores(predictions.get(qid), golds, v2) for qid, golds in references.items()}
 
@@ -177,18 +190,25 @@ def threshold_curve(
 ) -> list[ThresholdPoint]:
     """Compute the v2.0 metrics at every distinct threshold, in ascending order.
 
-    null_scores: question id -> null score minus score of the best span (any finite scale; the
-    script's null_odds.json). best_non_null: question id -> the best answer that is not "". The
-    first point is below all scores, where every question is answered ""; then follows one point
-    per distinct score, the last of which answers all questions with a span.
-    unanswerable_share: weight the questions so that this fraction of them, between 0 and 1, is
-    unanswerable; None weights all equally.
-
     No threshold separates ties, so their questions change together. The script changes them one by
     one, and can report a best value that its threshold does not reach. Here, without weights, each
-    point equals `evaluate_v2` of the predictions at its threshold, bit for bit. O(n log n). Raises
-    UserError if there are no references, if a null score is missing or not finite, or if all
-    questions to be weighted are answerable, or all unanswerable.
+    point equals ``evaluate_v2`` of the predictions at its threshold, bit for bit. O(n log n).
+
+    Args:
+        references: question id -> gold answers.
+        null_scores: question id -> null score minus score of the best span (any finite scale; the
+            script's null_odds.json).
+        best_non_null: question id -> the best answer that is not "".
+        unanswerable_share: weight the questions so that this fraction of them, between 0 and 1, is
+            unanswerable; None weights all equally.
+
+    Returns:
+        The first point is below all scores, where every question is answered ""; then follows one
+        point per distinct score, the last of which answers all questions with a span.
+
+    Raises:
+        UserError: there are no references, a null score is missing or not finite, or all questions
+            to be weighted are answerable, or all unanswerable.
     """
     _require_references(references)
     scores = {qid: _null_score(null_scores, qid) for qid in references}
@@ -272,7 +292,8 @@ def _sweep(
 
     The running sum uses fractions, so that rounding errors do not accumulate.
 
-    which: 0 for EM, 1 for F1.
+    Args:
+        which: 0 for EM, 1 for F1.
     """
     total = Fraction(0)
     total += sum(weights[qid] * Fraction(scores[which]) for qid, scores in silent.items())

@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from bertqa.answering.blocks import BLOCK
+from bertqa.answering.blocks import ROWS_PER_BLOCK
 from bertqa.answering.line_files import PREDICTIONS
 from bertqa.errors import UserError, reason
 from bertqa.files import append_json_lines, json_lines, os_errors_as_user_errors, write_file
@@ -21,7 +21,7 @@ _COLUMNS = {  # of a file without rows; otherwise the columns are those of the l
 }  # fmt: skip
 
 
-def pack(folder: Path) -> None:
+def to_parquet(folder: Path) -> None:
     """Replace predictions.jsonl by predictions.parquet, with a row group for each block.
 
     Raises:
@@ -31,7 +31,9 @@ def pack(folder: Path) -> None:
     from pyarrow import parquet  # late: as above
 
     entries = (entry for _, entry in json_lines(folder / PREDICTIONS, "row"))
-    blocks = (list(block) for _, block in groupby(entries, lambda entry: entry["row"] // BLOCK))
+    blocks = (
+        list(block) for _, block in groupby(entries, lambda entry: entry["row"] // ROWS_PER_BLOCK)
+    )
     first = next(blocks, [])
     schema = pyarrow.schema([(key, getattr(pyarrow, kind)()) for key, kind in _COLUMNS.items()])
     if first:
@@ -47,7 +49,7 @@ def pack(folder: Path) -> None:
         (folder / PREDICTIONS).unlink()
 
 
-def unpack(folder: Path) -> None:
+def from_parquet(folder: Path) -> None:
     """Write predictions.jsonl from predictions.parquet, which is kept, if only the latter exists.
 
     Raises:
@@ -62,10 +64,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet  # late: for parquet only
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=BLOCK):
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=ROWS_PER_BLOCK):
             yield from batch.to_pylist()
     except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"{path}: must be a valid parquet file, got an error ({reason(error)}); restore the "
+            f"{path}: must be a valid parquet file, got an error ({reason(error)}): restore the "
             "file, or name another folder"
         ) from error

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bertqa.answering.blocks import Block, BlockAnswerer, digest, iter_blocks
+from bertqa.answering.blocks import BlockAnswerer, RowBlock, digest, iter_blocks
 from bertqa.answering.rows import checked
 from bertqa.errors import UserError
 from bertqa.files import append_json_lines, json_lines, os_errors_as_user_errors, write_file
@@ -69,7 +69,7 @@ class Parts:
         return self.folder / f"{number:08}.jsonl"
 
 
-def _begins(entries: list[dict[str, Any]], block: Block) -> bool:
+def _begins(entries: list[dict[str, Any]], block: RowBlock) -> bool:
     """Return whether these are the answers to the first rows of a block, or to all of them."""
     return len(entries) <= len(block.rows) and all(
         entry.get(row.unit) == row.number and entry.get("digest", digest(row)) == digest(row)

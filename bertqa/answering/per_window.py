@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bertqa.answering.answers import AnswerEntry
 from bertqa.answering.decoding import BestSpans, WindowScores, context_scores, exact_spans
-from bertqa.answering.evaluation import Block, scored_blocks
+from bertqa.answering.evaluation import ExampleBlock, scored_blocks
 from bertqa.data.squad import Example
 from bertqa.data.windows import WindowSet
 from bertqa.model.bert import BertForQuestionAnswering
@@ -80,7 +80,7 @@ class _Span(NamedTuple):
 
 @torch.inference_mode()
 def _window_spans(
-    windows: WindowSet, block: Block, scores: WindowScores, settings: PerWindowSettings
+    windows: WindowSet, block: ExampleBlock, scores: WindowScores, settings: PerWindowSettings
 ) -> tuple[list[tuple[int, _Span]], list[float]]:
     """Return the best spans of all windows with their window, in order, and N null scores."""
     window = torch.arange(len(scores.cls), device=scores.cls.device)
@@ -98,7 +98,7 @@ def _window_spans(
 
 
 def _characters(
-    windows: WindowSet, block: Block, spans: BestSpans, words: tuple[Tensor, Tensor] | None
+    windows: WindowSet, block: ExampleBlock, spans: BestSpans, words: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Return start and end in the context of spans of single windows, ``(R,)`` each."""
     window = spans.question.cpu() + block.windows.start

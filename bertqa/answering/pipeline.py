@@ -17,7 +17,7 @@ from bertqa.answering.answerer import QuestionAnswerer, check_window_fits
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding import WindowScores
 from bertqa.answering.decoding_file import stored_unanswerable_share, write_decoding_file
-from bertqa.answering.evaluation import Block, predictions_of, scored_blocks
+from bertqa.answering.evaluation import ExampleBlock, predictions_of, scored_blocks
 from bertqa.answering.per_window import PerWindowSettings, per_window_answers
 from bertqa.answering.pipeline_inputs import INPUTS, LazyExamples, read_inputs
 from bertqa.answering.pipeline_loading import load_name, load_object
@@ -43,7 +43,7 @@ from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.runtime import adapt_to_fork
 from bertqa.settings import DecodingSettings, WindowSettings
 
-_AT_ONCE = 1024  # questions answered together
+_QUESTIONS_PER_BLOCK = 1024  # questions answered together
 
 
 def pipeline(
@@ -194,16 +194,14 @@ class QuestionAnsweringPipeline:
                 return LazyAnswers(
                     lambda rows: self._results(rows, settings, windows, size), examples
                 )
-            results = list(self._results(examples, settings, windows, _AT_ONCE))
+            results = list(self._results(examples, settings, windows, _QUESTIONS_PER_BLOCK))
             return results[0] if len(results) == 1 else results
 
     def predict(self, X: Any) -> Any:
         """Answer questions; for compatibility with scikit-learn."""
         return self(X)
 
-    def transform(self, X: Any) -> Any:
-        """Answer questions; for compatibility with scikit-learn."""
-        return self(X)
+    transform = predict
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write model and tokenizer as loaded, in float32 and transformers' format.
@@ -231,7 +229,7 @@ class QuestionAnsweringPipeline:
             longest = int(min(longest, by_tokenizer))
         as_transformers = self.scores == "transformers"
         is_tuned = answerer.decoding.version_2_with_negative and not as_transformers
-        if is_tuned and settings.has_usual_windows:
+        if is_tuned and settings.has_default_windows:
             return answerer.windows  # of decoding.json, whose threshold is valid for its windows
         windows = settings.windows(longest)
         check_window_fits(config, windows, "max_seq_len")
@@ -284,7 +282,7 @@ class QuestionAnsweringPipeline:
 def _decode(
     examples: list[Example],
     windows: WindowSet,
-    block: Block,
+    block: ExampleBlock,
     scores: WindowScores,
     settings: DecodingSettings,
     top_k: int,

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from bertqa.answering.answerer import contexts_of, is_several
 from bertqa.data.squad import Example
-from bertqa.errors import UserError, counted, shown
+from bertqa.errors import UserError, shown
 
 INPUTS = ("question", "context", "X", "data")
 _FORMS = "pass question= and context=, a dictionary with these keys, or several such dictionaries"
@@ -85,37 +86,22 @@ def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
 
 def _is_text_or_texts(value: Any) -> bool:
     return isinstance(value, str) or (
-        _is_several(value) and all(isinstance(each, str) for each in value)
+        is_several(value) and all(isinstance(each, str) for each in value)
     )
-
-
-def _is_several(value: Any) -> bool:
-    """Return whether it is an iterable, such as a list or a column, but not a text or mapping."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
 def _rows(given: Any) -> list[Any]:
     """Return one row for each question."""
     if _is_row(given):
         question, context = _texts(given)
-        if _is_several(question):
-            return _pairs(list(question), context)
+        if is_several(question):
+            questions = list(question)
+            pairs = zip(questions, contexts_of(questions, context), strict=True)
+            return [{"question": question, "context": context} for question, context in pairs]
         return [given]
-    if _is_several(given):
+    if is_several(given):
         return list(given)
     raise UserError(f"the questions must be texts or dictionaries, got {shown(given)}: {_FORMS}")
-
-
-def _pairs(questions: list[Any], context: Any) -> list[dict[str, Any]]:
-    """Pair several questions with one context, or with one each."""
-    contexts = list(context) if _is_several(context) else [context] * len(questions)
-    if len(questions) != len(contexts):
-        raise UserError(
-            "there must be one context, or as many as questions, got "
-            f"{counted(len(questions), 'question')} and {counted(len(contexts), 'context')}"
-        )
-    pairs = zip(questions, contexts, strict=True)
-    return [{"question": question, "context": context} for question, context in pairs]
 
 
 # --- one row -------------------------------------------------------------------------------------

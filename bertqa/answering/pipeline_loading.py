@@ -40,7 +40,8 @@ def load_name(
         token=token,
     )
     if tokenizer is not None and str(tokenizer) != name:
-        answerer.tokenizer = _load_tokenizer(tokenizer, answerer.model, revision, token)
+        answerer.tokenizer = _load_tokenizer(tokenizer, revision, token)
+        check_vocabulary(answerer.tokenizer, answerer.model.config, f"the model {name}")
     return answerer, answerer.stored_model
 
 
@@ -57,29 +58,22 @@ def load_object(
 
     own = convert_model(model)
     runtime = local_runtime(loading.device, loading.precision)
-    read = _load_tokenizer(tokenizer, own, revision, token)
+    read = _load_tokenizer(tokenizer, revision, token)
     return QuestionAnswerer(own, read, runtime=runtime), partial(convert_model, model)
 
 
 def _load_tokenizer(
-    tokenizer: Any,
-    model: BertForQuestionAnswering,
-    revision: str | None,
-    token: str | bool | None,
+    tokenizer: Any, revision: str | None, token: str | bool | None
 ) -> BertTokenizer:
     """Load a tokenizer from a folder, a name, or a tokenizer of transformers."""
     if isinstance(tokenizer, BertTokenizer):
-        read = tokenizer
-    elif isinstance(tokenizer, str | Path):
-        read = BertTokenizer.load(find_folder(str(tokenizer), revision=revision, token=token))
-    elif hasattr(tokenizer, "save_pretrained"):
+        return tokenizer
+    if isinstance(tokenizer, str | Path):
+        return BertTokenizer.load(find_folder(str(tokenizer), revision=revision, token=token))
+    if hasattr(tokenizer, "save_pretrained"):
         with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
             tokenizer.save_pretrained(folder)
-            read = BertTokenizer.load(Path(folder))
-    else:
-        raise UserError(
-            f"tokenizer must be a folder, a name or a tokenizer of transformers, got "
-            f"{shown(tokenizer)}"
-        )
-    check_vocabulary(read, model.config, "the model")
-    return read
+            return BertTokenizer.load(Path(folder))
+    raise UserError(
+        f"tokenizer must be a folder, a name or a tokenizer of transformers, got {shown(tokenizer)}"
+    )

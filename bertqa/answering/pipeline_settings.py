@@ -4,17 +4,15 @@ The names are those of transformers 4.57. Arguments that do not apply to a BERT 
 rejected here, before a model is loaded.
 """
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import SPELLING, UserError, did_you_mean, shown
 from bertqa.fields import probability, true_or_false, whole_number
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
@@ -26,15 +24,14 @@ _DTYPES = {
     "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
 }  # fmt: skip
 _OLD_NAMES = {"use_auth_token": "token"}
-# Name of a flag or precision in messages of the commands -> keyword or value of the pipeline.
+# Flags in messages -> keywords of the pipeline, where they differ.
 _KEYWORDS = {
     "max_seq_length": "max_seq_len",
     "max_query_length": "max_question_len",
-    "precision": "dtype",
+    "precision auto": "dtype auto",
+    "precision fp16": "dtype float16",
+    "precision fp32": "dtype float32",
     "allow_bin": "allow_bin=True",
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
 }
 
 
@@ -78,7 +75,7 @@ class CallSettings:
         return replace(self, **{name: _value(name, value) for name, value in wanted.items()})
 
     @property
-    def has_usual_windows(self) -> bool:
+    def has_default_windows(self) -> bool:
         """Whether no setting of the windows is given."""
         return self.max_seq_len is self.doc_stride is self.max_question_len is None
 
@@ -113,13 +110,16 @@ def _value(name: str, value: Any) -> Any:
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UserError for an unknown keyword, with the closest known one."""
+    """Check that keywords are known.
+
+    Raises:
+        UserError: one is not.
+    """
     for name in given:
         if name not in known:
-            old = [_OLD_NAMES[name]] if name in _OLD_NAMES else []
-            near = old or get_close_matches(name, known, n=1, cutoff=0.5)
-            cure = f"did you mean {near[0]}?" if near else f"drop it, or pass {_listed(known)}"
-            raise UserError(f"{name} is not a parameter of this pipeline: {cure}")
+            near = did_you_mean(_OLD_NAMES.get(name, name), known)
+            cure = "correct it" if near else f"drop it, or pass {_listed(known)}"
+            raise UserError(f"{name}: must be a parameter of this pipeline{near}: {cure}")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -199,7 +199,7 @@ def _precision(dtype: Any, scores: str) -> str:
 
 
 def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]) -> None:
-    """Raise UserError for arguments that do not apply to BERT.
+    """Check that no argument is given that does not apply to BERT.
 
     Raises:
         UserError: another task, TensorFlow, a slow tokenizer, or a component that BERT lacks.
@@ -220,19 +220,11 @@ def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str,
             )
 
 
-def _keyword(found: re.Match[str]) -> str:
-    """Return the keyword for a flag, or the value for a precision, in a message."""
-    name = found[1] or found[2]
-    return _KEYWORDS.get(name, name)
-
-
 @contextmanager
 def keyword_names() -> Iterator[None]:
-    """Replace names of flags in error messages by keywords."""
+    """Context in which error messages name settings by keywords instead of flags."""
+    before = SPELLING.set(lambda name: _KEYWORDS.get(name, name))
     try:
         yield
-    except UserError as error:
-        text = re.sub(r"--(\w+)|\b((?:fp|bf)\d\d)\b", _keyword, str(error))
-        if text == str(error):
-            raise
-        raise UserError(text) from error
+    finally:
+        SPELLING.reset(before)

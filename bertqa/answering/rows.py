@@ -12,7 +12,7 @@ from bertqa.data.squad import check_version
 from bertqa.data.windows import make_windows
 from bertqa.errors import UserError, counted, shown
 
-_AT_ONCE = 256  # questions tokenized together
+_QUESTIONS_PER_BLOCK = 256  # questions tokenized together
 
 
 def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
@@ -22,7 +22,7 @@ def checked(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
     exclude "no answer".
     """
     stream = iter(rows)
-    while block := [_allowed(row, qa) for row in islice(stream, _AT_ONCE)]:
+    while block := [_allowed(row, qa) for row in islice(stream, _QUESTIONS_PER_BLOCK)]:
         yield from _fitting(block, qa)
 
 

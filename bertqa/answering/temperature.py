@@ -18,7 +18,7 @@ from torch import Tensor
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
 from bertqa.answering.decoding import WindowScores, log_sums, log_totals, logits_of, null_logits
-from bertqa.answering.evaluation import Block, predictions_of, scored_blocks
+from bertqa.answering.evaluation import ExampleBlock, predictions_of, scored_blocks
 from bertqa.data.labels import answer_tokens, only_gold
 from bertqa.data.squad import Example, check_answers, check_examples
 from bertqa.data.windows import WindowSet, make_windows
@@ -53,7 +53,7 @@ class ScoredQuestions:
         if impossible and not qa.decoding.version_2_with_negative:
             raise UserError(
                 f"{source} must have an answer to every question, as the model has no "
-                f'"no answer" threshold, got {impossible} without; remove them, or run bertqa '
+                f'"no answer" threshold, got {impossible} without: remove them, or run bertqa '
                 "threshold first"
             )
         self.examples = examples
@@ -90,7 +90,9 @@ class ScoredQuestions:
         spans = spans[spans[:, 2] - spans[:, 1] < self.settings.max_answer_length]
         return [self._golds_of(block, scores, spans) for block, scores in self.blocks]
 
-    def _golds_of(self, block: Block, scores: WindowScores, spans: Tensor) -> tuple[Tensor, Tensor]:
+    def _golds_of(
+        self, block: ExampleBlock, scores: WindowScores, spans: Tensor
+    ) -> tuple[Tensor, Tensor]:
         asked = block.examples
         here = (spans[:, 0] >= asked.start) & (spans[:, 0] < asked.stop)
         question, first, last = spans[here].to(scores.cls.device).unbind(1)
@@ -129,7 +131,7 @@ def fit_temperature(scored: ScoredQuestions, ids: set[str], source: str) -> floa
     usable = chosen & scored.losses(1.0).isfinite()
     if not usable.any():
         raise UserError(
-            f"{source} must have gold answers within the windows to fit a temperature, got none; "
+            f"{source} must have gold answers within the windows to fit a temperature, got none: "
             "pass other questions, or longer windows"
         )
 

@@ -47,7 +47,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--max_samples", type=int, default=200, metavar="N",
         help="use the first N questions, each once per head and layer (default: %(default)s)")
     add_window_flags(parser)
-    add_decoding_flags(parser, answers_only=True)
+    add_decoding_flags(parser, always_answer_flag=True)
     add = parser.group("output")
     add("--show", type=int, default=20, metavar="N",
         help="heads to print; ablation.json has all (default: %(default)s)")

@@ -20,7 +20,7 @@ from bertqa.commands.flags import (
     add_settings_flags,
     add_window_flags,
     overrides,
-    settings_of,
+    settings_from_flags,
 )
 from bertqa.errors import UserError
 from bertqa.files import check_new_file
@@ -57,7 +57,7 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
 
 def main(flags: argparse.Namespace) -> int:
     """Check the flags, then the data, and return the exit code."""
-    windows, data = overrides(flags).windows(), settings_of(flags, DataSettings)
+    windows, data = overrides(flags).windows(), settings_from_flags(flags, DataSettings)
     check_output_flags(flags)
     if os.environ.get("RANK", "0") != "0":  # the main process checks for all
         return 0

@@ -43,7 +43,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add_question_flags(parser)
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
-    add_decoding_flags(parser, answers_only=True)
+    add_decoding_flags(parser, always_answer_flag=True)
     add_settings_flags(parser, "decoding", DecodingSettings, "temperature")
     add_top_k_flag(parser)
     add = parser.group("output")

@@ -107,7 +107,7 @@ def add_model_flags(
     *,
     note: str = "",
     computes: bool = True,
-    answers_only: bool = True,
+    offer_int8: bool = True,
 ) -> None:
     """Add the flags of the model, its revision, device and precision.
 
@@ -115,7 +115,7 @@ def add_model_flags(
         default: of --model; without one the model is the command's first argument.
         note: appended to the help of the model.
         computes: add --device and --precision.
-        answers_only: offer precisions for inference only, too.
+        offer_int8: offer precisions for inference only, too.
     """
     add = parser.group("model")
     # fmt: off
@@ -131,8 +131,8 @@ def add_model_flags(
     if computes:
         add("--device", default="auto",
             help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps (default: auto)")
-        int8 = "; int8 is for CPUs, faster and slightly less accurate" if answers_only else ""
-        add("--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * answers_only],
+        int8 = "; int8 is for CPUs, faster and slightly less accurate" if offer_int8 else ""
+        add("--precision", default="auto", choices=["auto", *PRECISIONS, *[INT8] * offer_int8],
             help="precision of matrix products; auto uses bf16 if the processor supports "
             f"it{int8} (default: auto)")
     # fmt: on
@@ -164,16 +164,16 @@ def add_window_flags(parser: Parser) -> None:
     add_settings_flags(parser, "windows", WindowSettings)
 
 
-def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
+def add_decoding_flags(parser: Parser, *, always_answer_flag: bool = False) -> None:
     """Add the flags that set how scores become answers.
 
     Args:
-        answers_only: add --always_answer, for models that have a decoding.json.
+        always_answer_flag: add --always_answer, for models that have a decoding.json.
     """
     probability_flags = ("temperature", "score_threshold")  # for commands that show probabilities
     names = [f.name for f in fields(DecodingSettings) if f.name not in probability_flags]
     add_settings_flags(parser, "decoding", DecodingSettings, *names)
-    if answers_only:
+    if always_answer_flag:
         parser.group("decoding")(
             "--always_answer", "--no_version_2_with_negative", action="store_true",
             help='always return a span, even if the model was trained with "no answer"; '
@@ -181,7 +181,7 @@ def add_decoding_flags(parser: Parser, *, answers_only: bool = False) -> None:
         )  # fmt: skip
 
 
-def settings_of(flags: argparse.Namespace, kind: type[Settings]) -> Settings:
+def settings_from_flags(flags: argparse.Namespace, kind: type[Settings]) -> Settings:
     """Return the settings that the flags give; None where the command has no such flag.
 
     Raises:
@@ -196,7 +196,7 @@ def overrides(flags: argparse.Namespace) -> Overrides:
     Raises:
         UserError: --always_answer is given with a flag that allows "no answer".
     """
-    given = settings_of(flags, Overrides)
+    given = settings_from_flags(flags, Overrides)
     if not getattr(flags, "always_answer", False):
         return given
     for name in ("version_2_with_negative", "null_score_diff_threshold", "score_threshold"):

@@ -62,7 +62,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
         "others (default: stop if any row is invalid)")
     add_model_flags(parser, SHIPPED_MODEL)
     add_window_flags(parser)
-    add_decoding_flags(parser, answers_only=True)
+    add_decoding_flags(parser, always_answer_flag=True)
     add_settings_flags(parser, "decoding", DecodingSettings, "temperature", "score_threshold")
     add_top_k_flag(parser)
     add = parser.group("output")
@@ -115,7 +115,11 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
-    """Raise UserError for flags that contradict each other or have no effect."""
+    """Check that flags do not contradict each other, and that each has an effect.
+
+    Raises:
+        UserError: they do not fit together, or a value is invalid.
+    """
     sources = {
         "--input": flags.input, "--dataset": flags.dataset, "--question": flags.question,
         "--demo": flags.demo or None,
@@ -127,11 +131,11 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
         check_documents_flags(flags)
     else:
         check_question_flags(flags)
+    context = "--context" if flags.context is not None else "--context_file"
     if has_context(flags) and given and given[0] != "--question":
-        raise UserError(f"--context and {given[0]} exclude each other: pass one")
+        raise UserError(f"{context} and {given[0]} exclude each other: pass one")
     if has_context(flags) and not given and not has_terminal:
-        name = "--context" if flags.context is not None else "--context_file"
-        raise UserError(f"{name} requires --question if stdin is not a terminal: add --question")
+        raise UserError(f"{context} requires --question if stdin is not a terminal: add --question")
     has_file = bool(flags.input or flags.dataset)
     if has_file != bool(flags.output_dir):
         name = "--dataset" if flags.dataset else "--input"
@@ -153,7 +157,11 @@ def check_flags(flags: argparse.Namespace, has_terminal: bool) -> None:
 
 
 def check_documents_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for flags that --documents excludes or lacks."""
+    """Check that the other flags fit to --documents.
+
+    Raises:
+        UserError: a flag is missing, excluded or out of range.
+    """
     if flags.question is None:
         raise UserError("--documents requires --question: add it")
     others = ("context", "context_file", "explain", "all_offsets")
@@ -163,7 +171,11 @@ def check_documents_flags(flags: argparse.Namespace) -> None:
 
 
 def check_explain_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError if --explain has no question, or if its page cannot be written."""
+    """Check that --explain has a question, and that its page can be written.
+
+    Raises:
+        UserError: a flag is missing or excluded, or the page cannot be written.
+    """
     if flags.question is None:
         raise UserError("--explain requires --question and --context: add them, or drop --explain")
     if flags.score_threshold is not None:

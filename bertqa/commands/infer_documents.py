@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from bertqa.answering.answerer import asked
+from bertqa.answering.answerer import make_examples
 from bertqa.answering.documents import ReadEntry
 from bertqa.commands.infer_questions import print_json
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.documents import iter_documents
-from bertqa.data.text import visible
+from bertqa.data.text import on_one_line, visible
 from bertqa.errors import UserError
 
 
 def answer_from_documents(flags: argparse.Namespace) -> None:
     """Search --documents for the answer to --question, and print the best answers."""
-    asked(flags.question, "any")  # reject an empty question before anything is read
+    make_examples(flags.question, "any")  # reject an empty question before anything is read
     number = sum(1 for _ in iter_documents(flags.documents))  # and an invalid document
     qa = load_answerer(flags)
     documents = tqdm(iter_documents(flags.documents), total=number, unit="doc", disable=None)
@@ -46,12 +46,8 @@ def print_table(found: Sequence[ReadEntry]) -> None:
         name = str(entry["document"])
         name += f" (number {entry['number']})" * (counts[name] > 1)
         location = f"{name}:{entry['start']}-{entry['end']}"
-        print(f"{entry['score']:8.4f}  {visible(location)}  {_line(entry['answer'])}")
+        print(f"{entry['score']:8.4f}  {visible(location)}  {on_one_line(entry['answer'])}")
         first, last = entry["snippet_start"], entry["snippet_end"]
         snippet = entry["snippet"]
         marked = f"{snippet[:first]}[{snippet[first:last]}]{snippet[last:]}"
-        print(f"          {_line(marked)}")
-
-
-def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
+        print(f"          {on_one_line(marked)}")

@@ -9,7 +9,13 @@ from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictio
 from bertqa.answering.line_files import REJECTS
 from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.flags import check_one_process
-from bertqa.commands.infer_output import check_free, keep, keep_metrics, output_folder, say
+from bertqa.commands.infer_output import (
+    check_outputs,
+    output_folder,
+    say,
+    write_metrics,
+    write_output,
+)
 from bertqa.commands.infer_rows import answer_rows
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import has_row_each
@@ -24,13 +30,17 @@ def answer_file(flags: argparse.Namespace) -> None:
         answer_rows(flags)
         return
     check_one_process()
-    check_free(flags, (*PREDICTION_FILES, REJECTS))
+    check_outputs(flags, (*PREDICTION_FILES, REJECTS))
     check_whole_flags(flags)
     answer_whole_file(flags)
 
 
 def check_whole_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for flags of files that are answered row by row."""
+    """Check that no flag is given that requires a file answered row by row.
+
+    Raises:
+        UserError: one is.
+    """
     source = f"--input {flags.input}" if flags.input else f"--dataset {flags.dataset}"
     for name in ("resume", "all_offsets"):
         if getattr(flags, name):
@@ -69,8 +79,8 @@ def answer_whole_file(flags: argparse.Namespace) -> None:
     answers = tqdm(qa.answer(examples), total=len(examples), unit="question", disable=None)
     with output_folder(flags.output_dir):
         predictions, files = write_predictions(flags.output_dir, answers, qa.decoding)
-    files += keep(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
-    files += keep_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
+    files += write_output(flags.output_dir / REJECTS, "".join(f"{reject}\n" for reject in rejects))
+    files += write_metrics(flags, score(examples, predictions, qa.decoding) if has_gold else {})
     if rejects:
         say(f"{counted(len(rejects), 'row')} rejected")
     say(f"wrote {', '.join(str(file) for file in files)}")

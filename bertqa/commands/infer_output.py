@@ -13,14 +13,17 @@ from bertqa.files import os_errors_as_user_errors, write_text
 METRICS = "metrics.json"
 
 
-def check_free(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
-    """Raise UserError if files exist that would be overwritten or removed.
+def check_outputs(flags: argparse.Namespace, names: Iterable[str], resumable: bool = False) -> None:
+    """Check that no file exists that would be overwritten or removed.
 
     The folder may be a model's, with metrics.json of its training.
 
     Args:
         names: the files that would be written, besides metrics.json.
         resumable: --resume can continue these files.
+
+    Raises:
+        UserError: a file exists, without a flag that allows it, or --resume contradicts another.
     """
     names = list(names)
     existing = next((f for n in (*names, METRICS) if (f := flags.output_dir / n).exists()), None)
@@ -53,15 +56,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def keep_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
+def write_metrics(flags: argparse.Namespace, metrics: dict[str, float]) -> list[Path]:
     """Write and print the metrics, if there are any."""
     if metrics:
         print(json.dumps(metrics, indent=None if flags.json else 2))
     text = json.dumps(metrics, indent=2) + "\n" if metrics else ""
-    return keep(flags.output_dir / METRICS, text)
+    return write_output(flags.output_dir / METRICS, text)
 
 
-def keep(path: Path, text: str) -> list[Path]:
+def write_output(path: Path, text: str) -> list[Path]:
     """Write a file and return its path in a list; without text, remove an old file."""
     if text:
         write_text(path, text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.commands.question_flags import load_answerer
-from bertqa.data.text import other_offsets
+from bertqa.data.text import on_one_line, other_offsets
 from bertqa.errors import UserError
 
 DEMO_CONTEXT = (
@@ -78,7 +78,7 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
     """Print a line for each answer: probability, offsets, text."""
     for answer in answers:
         offsets = f"{answer['start']}-{answer['end']}"
-        text = " ".join(answer["answer"].split()) or "(no answer)"
+        text = on_one_line(answer["answer"]) or "(no answer)"
         print(f"{answer['score']:8.4f}  {offsets:>11}  {text}")
 
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.json_lines import answer_lines
 from bertqa.answering.line_files import PREDICTIONS, REJECTS, SETTINGS, score_lines, unit_of
-from bertqa.answering.parquet_file import PARQUET, pack, unpack
+from bertqa.answering.parquet_file import PARQUET, from_parquet, to_parquet
 from bertqa.answering.parts import PARTS
-from bertqa.commands.infer_output import check_free, keep_metrics, output_folder, say
+from bertqa.commands.infer_output import check_outputs, output_folder, say, write_metrics
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import is_parquet
 from bertqa.errors import counted
@@ -47,10 +47,10 @@ def answer_rows(flags: argparse.Namespace) -> None:
 def prepare(flags: argparse.Namespace, stack: ExitStack) -> None:
     """Prepare the output folder; ``stack`` removes it again if it is left empty."""
     packs = is_parquet(flags.input)
-    check_free(flags, (*LINE_FILES, *[PARQUET] * packs), resumable=True)
+    check_outputs(flags, (*LINE_FILES, *[PARQUET] * packs), resumable=True)
     stack.enter_context(output_folder(flags.output_dir))
     if flags.resume and packs:
-        unpack(flags.output_dir)
+        from_parquet(flags.output_dir)
 
 
 def share(flags: argparse.Namespace, qa: QuestionAnswerer, runtime: Runtime) -> tuple[int, int]:
@@ -67,10 +67,10 @@ def finish(flags: argparse.Namespace, v2: bool, answered: int, rejected: int) ->
     """Score the answers, convert them to parquet if the input is, and print where they are."""
     is_rereadable = not flags.input.is_fifo()  # a pipe is not
     metrics = score_lines(flags.input, flags.output_dir, v2=v2, say=say) if is_rereadable else {}
-    keep_metrics(flags, metrics)
+    write_metrics(flags, metrics)
     path = flags.output_dir / PREDICTIONS
     if is_parquet(flags.input):
-        pack(flags.output_dir)
+        to_parquet(flags.output_dir)
         path = flags.output_dir / PARQUET
     others = f", {rejected:,} rejected" if rejected else ""
     say(f"{counted(answered, unit_of(flags.input))} answered in {path}{others}")

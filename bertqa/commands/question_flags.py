@@ -28,7 +28,11 @@ def add_top_k_flag(parser: Parser) -> None:
 
 
 def check_question_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for two texts, a question without text, or top_k below 1."""
+    """Check that there is one text at most, one for a question, and a valid --top_k.
+
+    Raises:
+        UserError: flags contradict each other, or a value is out of range.
+    """
     if flags.context is not None and flags.context_file:
         raise UserError("--context and --context_file exclude each other: pass one")
     if flags.question is not None and not has_context(flags):
@@ -37,7 +41,11 @@ def check_question_flags(flags: argparse.Namespace) -> None:
 
 
 def check_top_k(flags: argparse.Namespace) -> None:
-    """Raise UserError if --top_k is below 1."""
+    """Check that --top_k is at least 1.
+
+    Raises:
+        UserError: it is lower.
+    """
     if flags.top_k < 1:
         raise UserError(f"--top_k must be at least 1, got {flags.top_k}")
 

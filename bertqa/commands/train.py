@@ -22,7 +22,7 @@ from bertqa.commands.flags import (
     add_settings_flags,
     add_window_flags,
     overrides,
-    settings_of,
+    settings_from_flags,
 )
 from bertqa.errors import UserError
 from bertqa.files import read_json_object
@@ -43,7 +43,7 @@ def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.N
     add("--show", type=int, metavar="N", help="print N random training examples and exit")
     add("--check", action="store_true",
         help="validate the data and exit, as bertqa check does; training flags are ignored")
-    add_model_flags(parser, ENCODER, answers_only=False)
+    add_model_flags(parser, ENCODER, offer_int8=False)
     others = OUTPUT_SETTINGS + DISTILLATION_SETTINGS + DECODING_SETTINGS
     recipe = [f.name for f in fields(TrainingSettings) if f.name not in others]
     add_settings_flags(parser, "optimization", TrainingSettings, *recipe)
@@ -100,9 +100,9 @@ def flags_of_run(run: Path) -> list[str]:
 def main(flags: argparse.Namespace) -> int:
     """Check, show or train, and return the exit code."""
     flags = resumed(flags)
-    settings = settings_of(flags, TrainingSettings)
+    settings = settings_from_flags(flags, TrainingSettings)
     windows, decoding = overrides(flags).windows(), overrides(flags).decoding()
-    data = settings_of(flags, DataSettings)
+    data = settings_from_flags(flags, DataSettings)
     check_flags(flags)
     if flags.check:
         return check.main(flags)

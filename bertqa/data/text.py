@@ -87,6 +87,11 @@ def visible(text: str, form: Callable[[str], str] = str) -> str:
     return _HIDDEN.sub(escape, text)
 
 
+def on_one_line(text: str) -> str:
+    """Collapse whitespace and escape characters that control the terminal or text direction."""
+    return visible(" ".join(text.split()))
+
+
 def other_offsets(text: str, start: int, end: int) -> dict[str, int]:
     """Convert the slice ``text[start:end]`` from code points to UTF-16 units and UTF-8 bytes.
 

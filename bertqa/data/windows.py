@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.errors import UserError
+from bertqa.errors import UserError, flag
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 
@@ -154,9 +154,10 @@ def _fit_questions(
         worst = int((lengths - allowed).argmax())
         raise UserError(
             f"the question of {examples[worst].id!r} must have at most {settings.longest_question} "
-            f"tokens with a context of several windows (--max_seq_length {settings.max_seq_length},"
-            f" --doc_stride {settings.doc_stride}), got {int(lengths[worst])}: shorten it, lower "
-            "--doc_stride, or pass --max_query_length 64 to truncate long questions"
+            f"tokens with a context of several windows ({flag('max_seq_length')} "
+            f"{settings.max_seq_length}, {flag('doc_stride')} {settings.doc_stride}), got "
+            f"{int(lengths[worst])}: shorten it, lower {flag('doc_stride')}, or pass "
+            f"{flag('max_query_length')} 64 to truncate long questions"
         )
     cut = lengths - allowed
     if not cut.any():

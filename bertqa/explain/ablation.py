@@ -183,13 +183,13 @@ def _measured(
     questions = counted(len(evaluator.examples), "question")
     asked = f"{questions} in {counted(len(evaluator.windows), 'window')}"
     began = time.monotonic()
-    whole = evaluator.of_ready(model)
+    whole = evaluator.evaluate_prepared(model)
     seconds = (time.monotonic() - began) * len(parts)
     say(f"{asked}, once for each of {len(parts)} heads and layers: about {seconds:.0f} s")
     effects = []
     for part in tqdm(parts, unit="pass", disable=None):
         with without(model, part, how):
-            effects.append(Effect.of(part, evaluator.of_ready(model), whole))
+            effects.append(Effect.of(part, evaluator.evaluate_prepared(model), whole))
     return Ablation(f"{asked} of {data}", whole, ranked(effects))
 
 

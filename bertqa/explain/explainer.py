@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bertqa.answering.answerer import (
-    NOTHING_ASKED,
+    NO_OVERRIDES,
     QuestionAnswerer,
-    asked,
     check_window_fits,
-    usual_windows,
+    default_window_settings,
+    make_examples,
 )
 from bertqa.answering.answers import Prediction
 from bertqa.answering.evaluation import predict
@@ -82,8 +82,8 @@ def explain(
             "model: must be in float32 and not prepacked, got one prepared for inference: "
             "load it with bertqa.model.checkpoint.load_checkpoint"
         )
-    examples = asked(question, context)
-    windows = windows or usual_windows(model.config)
+    examples = make_examples(question, context)
+    windows = windows or default_window_settings(model.config)
     decoding = replace(decoding or DecodingSettings(), score_threshold=0.0)
     check_window_fits(model.config, windows)
     model.eval()
@@ -160,7 +160,7 @@ def explain_checkpoint(
     context: str,
     *,
     top_k: int = 1,
-    overrides: Overrides = NOTHING_ASKED,
+    overrides: Overrides = NO_OVERRIDES,
     device: str = "auto",
     precision: str = "auto",
     revision: str | None = None,
@@ -181,7 +181,7 @@ def explain_checkpoint(
     )  # fmt: skip
     n_best = max(top_k, qa.decoding.n_best_size)
     qa.decoding = replace(qa.decoding, n_best_size=n_best, score_threshold=0.0)
-    (prediction,) = qa.answer(asked(question, context))
+    (prediction,) = qa.answer(make_examples(question, context))
     windows, decoding, tokenizer, runtime = qa.windows, qa.decoding, qa.tokenizer, qa.runtime
     folder = qa.folder
     del qa  # free the prepacked model, which has no gradients, before loading another

@@ -23,14 +23,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bertqa.errors import UserError, shown
+from bertqa.errors import UserError, did_you_mean, shown
 from bertqa.model.bert import BertForQuestionAnswering
 
 Head = tuple[int, int]  # layer and head, both from 0
@@ -201,10 +200,8 @@ def record(model: BertForQuestionAnswering, names: Iterable[str]) -> Iterator[Re
 def _module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        (nearest,) = get_close_matches(name, modules, n=1, cutoff=0)
-        raise UserError(
-            f"module: must be a name in the model, got {shown(name)}: did you mean {nearest!r}?"
-        )
+        near = did_you_mean(name, modules)
+        raise UserError(f"module: must be a name in the model, got {shown(name)}{near}")
     module = modules[name]
     if type(module).forward is nn.Module.forward:
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from textwrap import wrap
 
-from bertqa.data.text import shortened, visible
+from bertqa.data.text import on_one_line, shortened, visible
 from bertqa.explain.explanation import Candidate, Cell, Explanation, answer_text
 
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
@@ -22,11 +22,6 @@ def has_colors() -> bool:
     """Return whether stdout is a terminal that supports colors (see no-color.org)."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not plain
-
-
-def on_one_line(text: str) -> str:
-    """Collapse whitespace and escape characters that control the terminal or text direction."""
-    return visible(" ".join(text.split()))
 
 
 def render(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, usual_windows
+from bertqa.answering.answerer import QuestionAnswerer, check_window_fits, default_window_settings
 from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.data.batching import collate, token_budget_batches
 from bertqa.data.graphemes import snap_to_graphemes
@@ -101,7 +101,9 @@ def compare_checkpoint(
     library = import_transformers()
     folder = find_folder(model, revision=revision, allow_bin=allow_bin)
     ours, tokenizer, report = load_for_training(str(folder), allow_bin=allow_bin)
-    settings = overrides.windows(read_decoding_file(folder)[0] or usual_windows(ours.config))
+    settings = overrides.windows(
+        read_decoding_file(folder)[0] or default_window_settings(ours.config)
+    )
     check_window_fits(ours.config, settings)
     theirs, their_tokenizer = load_with_transformers(library, folder)
     if questions is None:

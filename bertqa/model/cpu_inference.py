@@ -151,7 +151,7 @@ def is_prepacked(model: BertForQuestionAnswering) -> bool:
     return any(isinstance(module, Prepacked) for module in model.modules())
 
 
-def make_ready(
+def prepare_for_inference(
     model: BertForQuestionAnswering, device: torch.device, dtype: torch.dtype, *, int8: bool = False
 ) -> BertForQuestionAnswering:
     """Move and convert a model for inference, in place; prepack it if possible.

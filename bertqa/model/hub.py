@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bertqa.errors import UserError, did_you_mean, reason
+from bertqa.errors import UserError, did_you_mean, flag, reason
 from bertqa.files import (
     BIN_FILE,
     CONFIG_FILE,
@@ -52,7 +52,7 @@ def find_folder(
         local.insert(0, Path(name))
     if local and revision:
         raise UserError(
-            f"--revision: requires a model of the hub, got {revision!r} for the folder "
+            f"{flag('revision')}: requires a model of the hub, got {revision!r} for the folder "
             f"{local[0]}: remove it, or pass the model's name on the hub"
         )
     if local:
@@ -172,7 +172,7 @@ def _needed_files(name: str, listing: set[str], allow_bin: bool) -> list[str]:
     if weights == BIN_FILE and not allow_bin:
         raise UserError(
             f"model: {name!r} must have safetensors, got only {BIN_FILE} on the hub, a pickle, "
-            "which may contain more than weights: pass --allow_bin if you trust its source"
+            f"which may contain more than weights: pass {flag('allow_bin')} if you trust its source"
         )
     shards = ["model-*.safetensors"] if weights == INDEX_FILE else []
     return [CONFIG_FILE, *TOKENIZER_FILES, *OPTIONAL_FILES, weights, *shards]
@@ -199,7 +199,7 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
             )
         case errors.RevisionNotFoundError():
             return (
-                f"--revision: must be a branch, tag or commit of the model {name!r}, got "
+                f"{flag('revision')}: must be a branch, tag or commit of the model {name!r}, got "
                 f"{revision!r}: choose one of {hub}/{name}"
             )
         case errors.HfHubHTTPError():

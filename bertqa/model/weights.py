@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bertqa.errors import UserError, reason, shown
+from bertqa.errors import UserError, flag, reason, shown
 from bertqa.files import (
     BIN_FILE,
     INDEX_FILE,
@@ -91,7 +91,7 @@ def open_weights(folder: Path, allow_bin: bool) -> tuple[Path, Tensors]:
             return folder / BIN_FILE, _open_bin(folder / BIN_FILE)
         raise UserError(
             f"{folder / BIN_FILE}: must be safetensors, got a pickle, which may contain more than "
-            "weights: pass --allow_bin if you trust its source"
+            f"weights: pass {flag('allow_bin')} if you trust its source"
         )
     raise UserError(f"{folder}: must contain {WEIGHTS_FILE}, got no weights: copy it there")
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
+from bertqa.answering.answers import NO_SPAN_ODDS
 from bertqa.answering.evaluation import best_point
 from bertqa.answering.metrics import ThresholdPoint
 from bertqa.files import write_text
@@ -122,8 +121,8 @@ def draw_curve(
     Raises:
         UserError: the folder cannot be written.
     """
-    # The null odds of a question without any span are the largest float32; leave them out.
-    drawable = [p for p in curve if abs(p.threshold) < torch.finfo(torch.float32).max / 2]
+    # Leave out the null odds of a question without any span.
+    drawable = [p for p in curve if abs(p.threshold) < NO_SPAN_ODDS / 2]
     if not drawable:
         return
     best = drawable.index(best_point(drawable))

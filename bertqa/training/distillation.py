@@ -34,7 +34,7 @@ from bertqa.data.batching import TrainingBatch
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model.bert import BertForQuestionAnswering, BertOutput
-from bertqa.model.cpu_inference import make_ready
+from bertqa.model.cpu_inference import prepare_for_inference
 from bertqa.model.hub import find_folder
 from bertqa.model.packing import pad_windows
 from bertqa.runtime import Runtime
@@ -71,7 +71,9 @@ class Distillation:
     def __init__(
         self, teachers: Sequence[Teacher], settings: TrainingSettings, runtime: Runtime
     ) -> None:
-        self.models = [make_ready(each.model, runtime.device, runtime.dtype) for each in teachers]
+        self.models = [
+            prepare_for_inference(each.model, runtime.device, runtime.dtype) for each in teachers
+        ]
         spans_only = [teacher.spans_only for teacher in teachers]
         self.spans_only = torch.tensor(spans_only, device=runtime.device)  # (K,)
         self.temperature = settings.distillation_temperature

@@ -17,6 +17,7 @@ from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.model import hub
+from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.hub import find_folder
 from bertqa.settings import DecodingSettings, Overrides, WindowSettings
 from bertqa.training.checkpoints import load_for_training
@@ -212,7 +213,7 @@ def test_a_stream_gives_the_answers_of_single_questions(folder):
 
 @pytest.mark.parametrize("size", [0, 1, 3, 40])
 def test_a_stream_is_read_lazily(qa, monkeypatch, size):
-    monkeypatch.setattr(answering, "AT_ONCE", 3)
+    monkeypatch.setattr(answering, "QUESTIONS_PER_BLOCK", 3)
     read = []
 
     def many():
@@ -271,7 +272,7 @@ def test_a_context_of_consecutive_questions_is_tokenized_once(folder, monkeypatc
     contexts = [CONTEXT] * 5 + [CONTEXT.upper() * 9] * 4 + [CONTEXT[::-1]] * 4
     examples = [Example(str(n), (WHO, WHERE, WHAT)[n % 3], c) for n, c in enumerate(contexts)]
     encode, encoded = BertTokenizer.encode, []
-    monkeypatch.setattr(answering, "AT_ONCE", 3)
+    monkeypatch.setattr(answering, "QUESTIONS_PER_BLOCK", 3)
     monkeypatch.setattr(
         BertTokenizer, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts)
     )
@@ -373,6 +374,12 @@ def test_windows_are_limited_to_the_position_embeddings(folder, tmp_path):
     long = next(e for e in stories if len(e.context) > 600)
     answer = qa(long.question, long.context)
     assert answer["answer"] == long.context[answer["start"] : answer["end"]] != ""
+
+
+def test_the_constructor_rejects_the_tokenizer_of_another_model(folder):
+    model = load_checkpoint(folder)[0]
+    with pytest.raises(UserError, match="as many tokens as the model has embeddings"):
+        QuestionAnswerer(model, BertTokenizer.load(find_folder(hub.SHIPPED_MODEL)))
 
 
 # --- rejected input ------------------------------------------------------------------------------

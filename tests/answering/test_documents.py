@@ -304,7 +304,7 @@ def test_a_document_without_text_is_rejected(qa, document):
     [
         ("top_k", 0), ("top_k_per_document", 0), ("max_overlap", 1.1), ("max_overlap", -0.1),
         ("score_threshold", 2), ("context_window", -1), ("context_window", "paragraph"),
-        ("top_k", "3"), ("top_k_per_document", 1.5), ("max_overlap", "0.5"),
+        ("top_k", "3"), ("top_k_per_document", 1.5), ("max_overlap", "0.5"), ("max_overlap", True),
         ("score_threshold", None), ("context_window", None),
     ],
 )  # fmt: skip

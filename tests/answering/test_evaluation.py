@@ -24,7 +24,7 @@ from bertqa.data.squad import Example
 from bertqa.errors import UserError
 from bertqa.model.bert import BertOutput
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.cpu_inference import is_prepacked, make_ready
+from bertqa.model.cpu_inference import is_prepacked, prepare_for_inference
 from bertqa.model.packing import PackedBatch
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, WindowSettings
@@ -330,7 +330,7 @@ def test_a_context_without_tokens_is_scored_and_written(tokenizer, tmp_path, dec
 def test_a_prepacked_model_is_evaluated_unchanged(model, labelled):
     evaluator = Evaluator(*labelled, RUNTIME)
     wanted = evaluator(model)
-    ready = make_ready(copy.deepcopy(model), RUNTIME.device, RUNTIME.dtype)
+    ready = prepare_for_inference(copy.deepcopy(model), RUNTIME.device, RUNTIME.dtype)
     assert is_prepacked(ready)
     assert evaluator(ready).predictions == wanted.predictions
 
@@ -452,7 +452,7 @@ def test_blocks_and_batches_do_not_change_answers(tokenizer, monkeypatch, decode
     settings = DecodingSettings(decoder=decoder, version_2_with_negative=True)
     at_once, in_parts = Scripted(jagged), Scripted(jagged)
     wanted = list(predict(at_once, examples, windows, settings, RUNTIME))
-    monkeypatch.setattr(evaluation, "BLOCK_SIZE", block)
+    monkeypatch.setattr(evaluation, "WINDOWS_PER_BLOCK", block)
     monkeypatch.setattr(Runtime, "tokens_per_batch", budget)
     monkeypatch.setattr(decoding, "TABLE_SIZE", 3 * budget)
     found = list(predict(in_parts, examples, windows, settings, RUNTIME))
@@ -485,7 +485,7 @@ def test_the_number_of_cores_does_not_change_answers(tokenizer, model, monkeypat
 
 def test_only_the_windows_of_one_block_are_run_ahead(tokenizer, monkeypatch):
     windows = make_labelled_windows(stories, tokenizer, NARROW)
-    monkeypatch.setattr(evaluation, "BLOCK_SIZE", 10)
+    monkeypatch.setattr(evaluation, "WINDOWS_PER_BLOCK", 10)
     model = Scripted(jagged)
     counts = windows.example.bincount()
     taken = 0
@@ -585,7 +585,7 @@ def labelled(request, tokenizer):
 
 
 def test_the_loss_is_the_mean_over_the_windows(model, labelled, monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK_SIZE", 30)
+    monkeypatch.setattr(evaluation, "WINDOWS_PER_BLOCK", 30)
     examples, windows, settings = labelled
     losses = []
     for number in range(len(windows)):
@@ -629,7 +629,7 @@ def test_evaluation_uses_no_dropout_and_keeps_the_model(checkpoint, model, label
 
 def test_processes_share_the_questions_and_gather_the_whole_result(labelled, monkeypatch):
     examples, windows, settings = labelled
-    monkeypatch.setattr(evaluation, "BLOCK_SIZE", 12)
+    monkeypatch.setattr(evaluation, "WINDOWS_PER_BLOCK", 12)
     parts, models = [], [Scripted(jagged) for _ in range(4)]
     monkeypatch.setattr(Runtime, "gather", lambda self, value: parts.append(value) or parts)
 

@@ -1,5 +1,6 @@
 """Answers to JSON lines: order, completeness, and resuming wherever a run was stopped."""
 
+import gzip
 import json
 import os
 import signal
@@ -15,13 +16,13 @@ from typing import Any
 import pytest
 
 from bertqa import files as file_module
-from bertqa.answering import blocks
+from bertqa.answering import blocks, json_lines
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Answer, Prediction
 from bertqa.answering.evaluation import score
 from bertqa.answering.json_lines import answer_lines
 from bertqa.answering.line_files import score_lines
-from bertqa.data.readers import read_examples
+from bertqa.data.readers import Row, read_examples
 from bertqa.data.squad import Example
 from bertqa.errors import UserError
 from bertqa.interrupts import Stopped
@@ -45,7 +46,7 @@ def qa(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "ROWS_PER_BLOCK", 4)
 
 
 def like(qa: QuestionAnswerer, answer: Callable[..., Any]) -> Any:
@@ -82,7 +83,6 @@ def files(folder: Path) -> list[bytes]:
 @pytest.fixture
 def ask(qa: QuestionAnswerer, tmp_path: Path) -> Callable[..., tuple[int, int]]:
     """Return ``answer_lines`` from in.jsonl into the folder out."""
-    (tmp_path / "out").mkdir()
 
     def call(answerer: Any = qa, model: str = "tiny", **options: Any) -> tuple[int, int]:
         return answer_lines(
@@ -151,7 +151,38 @@ def test_an_invalid_line_of_a_file_is_reported_before_answering(ask, qa, tmp_pat
     write_lines(tmp_path / "in.jsonl", [*good[:6], line, *good[6:], "{}"])
     with pytest.raises(UserError, match=rf"line 7.*{words}.*1 more invalid row.*--skip_bad"):
         ask(like(qa, lambda examples: pytest.fail("asked")))
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_file_is_rejected_before_answering(qa, tmp_path):
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(gzip.compress("\n".join(map(row, questions(9))).encode())[:-9])
+    asked = like(qa, lambda examples: pytest.fail("asked"))
+    with pytest.raises(UserError, match="gzip"):
+        answer_lines(asked, source, tmp_path / "out", model="tiny", skip_bad=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_rows_that_are_left_are_checked_and_those_skipped_once(ask, tmp_path, monkeypatch):
+    checked: list[int] = []
+
+    def recorded(rows: Iterable[Row], qa: QuestionAnswerer) -> Iterator[Row]:
+        for each in real(rows, qa):
+            checked.append(each.number)
+            yield each
+
+    real = json_lines.checked
+    monkeypatch.setattr(json_lines, "checked", recorded)
+    good, source = list(map(row, questions(8))), tmp_path / "in.jsonl"
+    for number, options, expected in (
+        (2, {"skip_bad": True}, [1, 2]),
+        (6, {"resume": True, "skip_bad": True}, [1, 2, 3, 4, 5, 6]),  # the first block again
+        (8, {"resume": True}, [7, 8, 5, 6, 7, 8]),
+    ):
+        write_lines(source, good[:number])
+        ask(**options)
+        assert checked == expected
+        checked.clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -356,7 +387,7 @@ def test_memory_does_not_grow_with_the_lines(qa, tmp_path, monkeypatch):
             found = Answer("Ada", 0, 3, 0.0, 0.0, 1.0)
             yield Prediction(example.id, "Ada", (found, found), "Ada", None)
 
-    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "ROWS_PER_BLOCK", 64)
     idle = like(qa, answer)
     peaks = []
     for count in (500, 5000):

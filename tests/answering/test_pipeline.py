@@ -508,10 +508,10 @@ def test_transformers_is_never_imported(folders):
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype"),
         ({"model_kwargs": {"load_in_8bit": True}}, "load_in_8bit"),
         ({"model_kwargs": 3}, "model_kwargs"),
-        ({"use_auth_token": "x"}, "did you mean token"),
+        ({"use_auth_token": "x"}, "did you mean 'token'"),
         (
             {"dtype": "float16", "device": "cpu"},
-            "float16 requires a GPU: pass bfloat16, float32",
+            "dtype float16 requires a GPU: pass dtype auto",
         ),
         ({"model": str(SHIPPED), "revision": "main"}, "revision"),
         ({"revison": "main"}, "revision"),
@@ -525,6 +525,15 @@ def test_invalid_arguments_of_the_constructor_are_rejected(given, message):
     with pytest.raises(UserError, match=message) as caught:
         pipeline(**given)
     assert "--" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["me/bert-fp16--squad", "./a --resume/bf16", "x --revision"])
+def test_messages_quote_the_caller_verbatim(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        pipeline(model=name)
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -24,5 +24,5 @@ if __name__ == "__main__":
         count_down(os, "fsync", 4)
     else:
         blocks.BlockAnswerer.__call__ = lambda *_: time.sleep(3600)
-    blocks.BLOCK = 4
+    blocks.ROWS_PER_BLOCK = 4
     sys.exit(main(["infer", *sys.argv[1:]]))

@@ -25,7 +25,7 @@ from bertqa.__main__ import COMMANDS, main
 from bertqa.answering import evaluation
 from bertqa.audit import repair
 from bertqa.commands import check
-from bertqa.commands.flags import Parser, overrides, settings_of
+from bertqa.commands.flags import Parser, overrides, settings_from_flags
 from bertqa.interrupts import imports_end_at_once
 from bertqa.settings import (
     DataSettings,
@@ -273,8 +273,8 @@ def test_every_setting_has_a_flag(command: str, kind: type, name: str) -> None:
 
 def test_without_flags_the_settings_are_the_defaults() -> None:
     flags = module_of("train").parse_flags([])
-    assert settings_of(flags, TrainingSettings) == TrainingSettings()
-    assert settings_of(flags, DataSettings) == DataSettings()
+    assert settings_from_flags(flags, TrainingSettings) == TrainingSettings()
+    assert settings_from_flags(flags, DataSettings) == DataSettings()
     assert overrides(flags) == Overrides()
 
 

@@ -132,6 +132,10 @@ CASES: list[Case] = [
         "a context file alone", "infer", lambda w: ["--context_file", w.write("x.txt", "x")],
         ["--context_file requires --question"],
     ),
+    (
+        "a context file and the demo", "infer", lambda w: ["--context_file", "x.txt", "--demo"],
+        ["--context_file and --demo exclude each other"],
+    ),
     ("input alone", "infer", lambda w: ["--input", w.row()], ["--input", "--output_dir"]),
     ("top_k of a file", "infer", lambda w: w.file(w.row(), "--top_k", 2), ["--top_k 2"]),
     ("go on with a set", "infer", lambda w: w.set("--resume"), ["--resume", "--dataset squad"]),

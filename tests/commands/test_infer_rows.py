@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (blocks, parquet_file):
-        monkeypatch.setattr(module, "BLOCK", BLOCK)
+        monkeypatch.setattr(module, "ROWS_PER_BLOCK", BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_parquet_is_written_block_by_block(tmp_path: Path, monkeypatch: pytest.M
         parquet.ParquetWriter, "write_table",
         lambda writer, table: (at_write.append(len(seen)), write(writer, table)),
     )  # fmt: skip
-    parquet_file.pack(tmp_path)
+    parquet_file.to_parquet(tmp_path)
     assert at_write == [BLOCK + 1, *(n * BLOCK + 1 for n in (2, 3, 4)), 5 * BLOCK]
     assert read_rows(tmp_path / PARQUET) == lines
 

@@ -186,6 +186,16 @@ def test_one_question(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [LINE.fullmatch(line)[4] for line in lines] == [entry["answer"] for entry in three]
 
 
+def test_control_characters_of_a_context_are_escaped(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = "Ada\x1b[2J built\u202e\n it."
+    flags = ["--question", "Who?", "--context", context, "--top_k", 30]
+    lines = asked(capsys, checkpoint, *flags).splitlines()
+    assert "Ada\\x1b[2J built\\u202e it" in {line.split("  ")[-1] for line in lines}
+    assert all(line.isprintable() for line in lines)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_json_is_valid_in_any_encoding(
     encoding: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch

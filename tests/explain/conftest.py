@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answerer import QuestionAnswerer, make_examples
 from bertqa.answering.answers import Prediction
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.explain.explainer import explain
@@ -73,5 +73,5 @@ def rough(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Predicti
         for parameter in rounded.parameters():
             parameter.copy_(parameter.bfloat16().float())
     qa = QuestionAnswerer(rounded, tokenizer, WINDOWS, DecodingSettings(), CPU)
-    (prediction,) = qa.answer(asked(QUESTION, CONTEXT))
+    (prediction,) = qa.answer(make_examples(QUESTION, CONTEXT))
     return prediction

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, asked
+from bertqa.answering.answerer import QuestionAnswerer, make_examples
+from bertqa.data.text import on_one_line
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError
 from bertqa.explain import explainer
@@ -21,7 +22,7 @@ from bertqa.explain.explanation import answer_text
 from bertqa.explain.hooks import record
 from bertqa.explain.page_data import compressed_attention, quantized
 from bertqa.explain.sources import sources
-from bertqa.explain.terminal import on_one_line, render
+from bertqa.explain.terminal import render
 from bertqa.model.checkpoint import load_checkpoint
 from bertqa.model.packing import PackedBatch
 from bertqa.report.page import clean
@@ -54,7 +55,7 @@ NUMBERED = "".join(f" {number}." for number in range(999))
 def test_the_explained_answer_is_the_answer_of_infer(explained, folder, decoding):
     model, tokenizer = load_checkpoint(folder)[0], BertTokenizer.load(folder)
     qa = QuestionAnswerer(model, tokenizer, WINDOWS, decoding, CPU)
-    (expected,) = qa.answer(asked(QUESTION, CONTEXT))
+    (expected,) = qa.answer(make_examples(QUESTION, CONTEXT))
     for given in (None, expected):
         e = explained(decoding=decoding, prediction=given)
         assert e.prediction.text == expected.text == e.answer.answer.text

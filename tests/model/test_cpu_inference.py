@@ -14,8 +14,8 @@ from bertqa.model.cpu_inference import (
     PrepackedLinear,
     can_prepack,
     is_prepacked,
-    make_ready,
     prepack,
+    prepare_for_inference,
     quantize_tokens,
 )
 from bertqa.model.kernels import JointPart, linears
@@ -57,7 +57,7 @@ def test_prepacking_in_half_precision_changes_no_score(model, batch):
     plain = copy.deepcopy(model)
     plain.embeddings.bfloat16()
     plain.layers.bfloat16()
-    ready = make_ready(model, CPU, torch.bfloat16)
+    ready = prepare_for_inference(model, CPU, torch.bfloat16)
     assert isinstance(ready.layers[0].feed_forward.up, PrepackedLinear)
     # The products may round differently.
     torch.testing.assert_close(scores(ready, batch), scores(plain, batch), rtol=0, atol=0.01)
@@ -99,24 +99,24 @@ def test_a_processor_without_the_instructions_does_not_prepack(model, batch, mon
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert can_prepack(CPU) and not can_prepack(torch.device("cuda"))
     assert not can_prepack(CPU, torch.bfloat16) and not can_prepack(CPU, int8=True)
-    ready = make_ready(model, CPU, torch.bfloat16)
+    ready = prepare_for_inference(model, CPU, torch.bfloat16)
     assert not is_prepacked(ready) and scores(ready, batch).isfinite().all()
     with pytest.raises(UserError, match="VNNI"):
-        make_ready(model, CPU, torch.float32, int8=True)
+        prepare_for_inference(model, CPU, torch.float32, int8=True)
 
 
 @pytest.mark.parametrize("int8", WITH_OR_WITHOUT_INT8)
 def test_a_prepacked_model_cannot_be_saved_and_is_ready_already(model, batch, tmp_path, int8):
-    ready = make_ready(model, CPU, torch.float32, int8=int8)
+    ready = prepare_for_inference(model, CPU, torch.float32, int8=int8)
     before = scores(ready, batch)
     with pytest.raises(ValueError, match="cannot save a prepacked model"):
         save_model(tmp_path / "folder", ready)
     assert not (tmp_path / "folder").exists()
-    assert make_ready(ready, CPU, torch.float32, int8=int8) is ready
+    assert prepare_for_inference(ready, CPU, torch.float32, int8=int8) is ready
     exactly(scores(ready, batch), before)
     for other in ({"dtype": torch.float32, "int8": not int8}, {"dtype": torch.bfloat16}):
         with pytest.raises(ValueError, match="another precision"):
-            make_ready(ready, CPU, **other)
+            prepare_for_inference(ready, CPU, **other)
 
 
 # --- integers ------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_outputs_and_tokens_of_very_different_size_keep_their_precision():
 @needs_int8
 def test_a_model_in_integers_is_close(model, batch):
     expected = scores(model, batch)
-    ready = make_ready(model, CPU, torch.float32, int8=True)
+    ready = prepare_for_inference(model, CPU, torch.float32, int8=True)
     assert isinstance(ready.layers[0].feed_forward.up, Int8Linear)
     assert isinstance(ready.layers[0].attention.output, Int8Linear)
     result = scores(ready, batch)

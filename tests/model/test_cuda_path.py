@@ -79,7 +79,7 @@ def autocast_to_bf16() -> Iterator[None]:
 
 
 def fake_model(dtype: torch.dtype = torch.float32) -> BertForQuestionAnswering:
-    """Make a fake model on the GPU; S and E are in float32, as after ``make_ready``."""
+    """Make a fake model on the GPU; S and E are in float32, as after ``prepare_for_inference``."""
     model = _meta_model(CONFIG)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -36,7 +36,7 @@ from bertqa.model.cpu_inference import (
     PrepackedLinear,
     can_prepack,
     is_prepacked,
-    make_ready,
+    prepare_for_inference,
 )
 from bertqa.model.kernels import JointPart, linears
 from bertqa.model.packing import PackedBatch
@@ -71,7 +71,7 @@ def way(request: pytest.FixtureRequest) -> str:
 def made_ready(model: BertForQuestionAnswering, way: str) -> BertForQuestionAnswering:
     if way in READY:
         dtype, int8 = READY[way]
-        return make_ready(model, CPU, dtype, int8=int8)
+        return prepare_for_inference(model, CPU, dtype, int8=int8)
     return model.train(way == "train")
 
 
@@ -420,12 +420,12 @@ def test_a_wrapper_of_float32_answers_in_other_precisions(
     dtype, int8 = (torch.bfloat16, True) if name == "int8" else READY[name]
     put(model, LAYER + position, kind)
     expected = scores(model, batch)
-    ready = make_ready(model, CPU, dtype, int8=int8)
+    ready = prepare_for_inference(model, CPU, dtype, int8=int8)
     with torch.autocast("cpu", dtype) if autocast else nullcontext():
         found = scores(ready, batch)
     assert (found - expected).norm() / expected.norm() < 0.1
     assert next(ready.get_submodule(LAYER + position).parameters()).dtype is torch.float32
-    assert make_ready(ready, CPU, dtype, int8=int8) is ready
+    assert prepare_for_inference(ready, CPU, dtype, int8=int8) is ready
 
 
 def test_a_model_of_wrappers_is_made_ready_once(model, batch):
@@ -433,10 +433,10 @@ def test_a_model_of_wrappers_is_made_ready_once(model, batch):
     for layer in range(len(model.layers)):
         for position in POSITIONS:
             put(model, f"layers.{layer}.{position}", OnlyFloat32)
-    ready = make_ready(model, CPU, torch.bfloat16)
+    ready = prepare_for_inference(model, CPU, torch.bfloat16)
     assert not is_prepacked(ready)
     expected = scores(ready, batch)
-    again = make_ready(copy.deepcopy(ready), CPU, torch.bfloat16)
+    again = prepare_for_inference(copy.deepcopy(ready), CPU, torch.bfloat16)
     assert torch.equal(scores(again, batch), expected)
     assert len(again.layers[0].attention.query._forward_hooks) == 1
     for other in (
@@ -444,7 +444,7 @@ def test_a_model_of_wrappers_is_made_ready_once(model, batch):
         {"dtype": torch.bfloat16, "int8": True} if "int8" in AVAILABLE else {"dtype": torch.half},
     ):
         with pytest.raises(ValueError, match="made ready in another precision: load it again"):
-            make_ready(ready, CPU, **other)
+            prepare_for_inference(ready, CPU, **other)
     assert torch.equal(scores(ready, batch), expected)
 
 

@@ -26,7 +26,7 @@ PATIENCE = 600  # seconds after which a process is considered to hang; the machi
 def child(
     flags: list[str], output: str, *, killed_at_sync: int = 0, killed_at_step: int = 0,
     calls_later: int = 0, file_size: int = 0, environment: dict[str, str] | None = None,
-    number: int = signal.SIGKILL, command: str = "train", block: int = blocks.BLOCK,
+    number: int = signal.SIGKILL, command: str = "train", block: int = blocks.ROWS_PER_BLOCK,
 ) -> None:  # fmt: skip
     """Run a command in this process, with an accident; infer uses blocks of ``block`` rows."""
     os.environ.update(environment or {})
@@ -38,7 +38,7 @@ def child(
         os.dup2(file.fileno(), 2)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    blocks.BLOCK = parquet_file.BLOCK = block
+    blocks.ROWS_PER_BLOCK = parquet_file.ROWS_PER_BLOCK = block
     count_down(os, "fsync", killed_at_sync)
     count_down(loop, "set_learning_rate", killed_at_step, calls_later, number)
     module = import_module(f"bertqa.commands.{command}")

@@ -87,7 +87,9 @@ def test_the_loss_and_its_gradient_equal_the_reference(
 
     ours, theirs = scores(), [scores() for _ in spans_only]
     labels = [torch.tensor([4, 7, 0, 17]), torch.tensor([4, 30, 0, 0])]
-    monkeypatch.setattr("bertqa.training.distillation.make_ready", lambda model, *_: model)
+    monkeypatch.setattr(
+        "bertqa.training.distillation.prepare_for_inference", lambda model, *_: model
+    )
     settings = replace(SETTINGS, distillation_temperature=temperature, distillation_weight=weight)
     teachers = [
         Teacher(Scripted(each), *rest) for each, *rest in zip(theirs, spans_only, strict=True)
