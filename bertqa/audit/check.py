@@ -75,7 +75,7 @@ def check_data(
         judged = [copy, *audits[1:]]
         audits = [audits[0], copy, *audits[1:]]
     if report_file:
-        save = save_page if report_file.suffix == ".html" else save_json
+        save = save_page if report_file.suffix.lower() == ".html" else save_json
         save(report_file, audits, changes)
     if written := [str(path) for path in (repair_file, report_file) if path]:
         say(f"wrote {', '.join(written)}")

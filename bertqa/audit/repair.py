@@ -30,8 +30,7 @@ from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError, shown
 from bertqa.files import write_text
-
-COPY_ENDINGS = (".json", ".jsonl")
+from bertqa.settings import COPY_ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +282,13 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
-    if path.suffix not in COPY_ENDINGS:
-        raise UserError(f"{path}: must end in {' or '.join(COPY_ENDINGS)}, got {path.suffix!r}")
+    suffix = path.suffix.lower()
+    if suffix not in COPY_ENDINGS:
+        needed = f"must end in {' or '.join(COPY_ENDINGS)}, got {shown(path.suffix)}"
+        raise UserError(f"{path}: {needed}: rename it")
     rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
     whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
-    write_text(path, whole if path.suffix == ".json" else "\n".join(rows) + "\n")
+    write_text(path, whole if suffix == ".json" else "\n".join(rows) + "\n")
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from bertqa.commands.flags import (
     settings_of,
 )
 from bertqa.errors import UserError
-from bertqa.files import check_new_file
-from bertqa.settings import ENCODER, DataSettings, DecodingSettings
+from bertqa.files import check_output_file
+from bertqa.settings import COPY_ENDINGS, ENCODER, DataSettings, DecodingSettings
 
-COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
+REPORT_ENDINGS = (".html", ".json")
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -73,10 +73,14 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def check_output_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for files that cannot be written, before the work."""
+    """Check that the output files can be written, before the work.
+
+    Raises:
+        UserError: one cannot, or both are the same file.
+    """
     if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
         raise UserError(f"--repair and --report must name two files, got {flags.repair} for both")
     if flags.repair:
-        check_new_file(flags.repair, "--repair", COPY_ENDINGS)
+        check_output_file(flags.repair, "--repair", COPY_ENDINGS)
     if flags.report:
-        check_new_file(flags.report, "--report", REPORT_ENDINGS)
+        check_output_file(flags.report, "--report", REPORT_ENDINGS)

@@ -206,7 +206,7 @@ CASES: list[Case] = [
         for flag in ("--repair", "--report")
         for name, make, words in (
             ("of another kind", lambda w: w.folder / "f.txt", ["f.txt"]),
-            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json must be a new file"]),
+            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json: must be a new file"]),
             ("below a file", lambda w: w.write("note", "mine") / "f.json", ["note must be"]),
         )
     ),
