@@ -64,7 +64,7 @@ def check_data(
     if repair_file and audits[0].counts.get(Cause.UNREADABLE):
         raise UserError(
             f"--repair: all rows must be readable, got {audits[0].counts[Cause.UNREADABLE]} that "
-            f"are not and would be missing in {repair_file}; correct them first"
+            f"are not and would be missing in {repair_file}: correct them first"
         )
     if repair_file:
         repaired = repair(parts[0][1], tokenizer)

@@ -48,7 +48,7 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
     # fmt: off
     add = parser.group("output")
     add("--repair", type=Path, metavar="FILE",
-        help=f"{condition}write the training data, repaired where this needs no guess, to .json "
+        help=f"{condition}write the training data with all unambiguous repairs to .json "
         "(run_qa's flat format) or .jsonl; the exit code is then that of the copy")
     add("--report", type=Path, metavar="FILE",
         help=f"{condition}write all findings to .html or .json")

@@ -71,7 +71,7 @@ def _literal_cell(cell: str, name: str, location: str) -> Any:
         return _literal(cell) if cell.strip() else None
     except ValueError as error:
         raise UserError(
-            f"{location}: {name} must be JSON or a Python literal, got {shown(cell)}; "
+            f"{location}: {name} must be JSON or a Python literal, got {shown(cell)}: "
             'write {"text": [...], "answer_start": [...]}'
         ) from error
 

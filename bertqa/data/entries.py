@@ -49,7 +49,7 @@ def document_entries(document: Any, source: str) -> Entries:
     if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
-            f"{source}: must be a dataset, got JSON with {found}; "
+            f"{source}: must be a dataset, got JSON with {found}: "
             'use {"data": [...]}, as in SQuAD, or rows with question and context'
         )
     if "data" in document:
@@ -117,7 +117,7 @@ def _within(
             raise fault
         row = {**value, **given}
         if value.get("context") not in (None, row.get("context")):
-            raise UserError(f"{location}: context must be the paragraph's; remove one of them")
+            raise UserError(f"{location}: context must be the paragraph's, got another: remove one")
         return row
 
     def item(number: int, value: Any) -> Entry:

@@ -156,7 +156,7 @@ def _single(entry: Entry) -> list[Entry]:
     rows = list(flat_rows(iter([entry])))
     if len(rows) == 1:
         return rows
-    fault = f"{entry.location}: must have one question, got {len(rows)}; write a line for each"
+    fault = f"{entry.location}: must have one question, got {len(rows)}: write a line for each"
     return [entry._replace(value=UserError(fault))]
 
 

@@ -30,18 +30,18 @@ from bertqa.errors import UserError, shown
 # Advice for keys that other datasets use instead of question and context.
 CURES = dict.fromkeys(
     ("context_text", "query_text"),
-    "this is CMRC 2018's original format: use its SQuAD format, or rename context_text to context, "
-    "query_text to question and query_id to id",
+    "use the SQuAD format of CMRC 2018, or rename context_text to context, query_text to question "
+    "and query_id to id",
 ) | dict.fromkeys(
     ("story", "questions"),
-    "this is CoQA, whose questions depend on earlier ones; write rows with question and context",
+    "write rows with question and context; CoQA's questions depend on earlier ones",
 )
 
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
     """Return the error for a value of the wrong type."""
     kind = type(value).__name__
-    return UserError(f"{location}: {key} must be {needed}, got {shown(value)} ({kind}); correct it")
+    return UserError(f"{location}: {key} must be {needed}, got {shown(value)} ({kind}): correct it")
 
 
 def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
@@ -49,12 +49,12 @@ def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
     if not isinstance(row, dict):
         found = f"{shown(row)} ({type(row).__name__})"
         needed = f"an object with {' and '.join(keys)}"
-        raise UserError(f"{location}: must be {needed}, got {found}; correct it")
+        raise UserError(f"{location}: must be {needed}, got {found}: correct it")
     missing = [key for key in keys if key not in row]
     if missing:
         cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
         needed = " and ".join(missing)
-        raise UserError(f"{location}: must have {needed}, got {listed(row)}; {cure}")
+        raise UserError(f"{location}: must have {needed}, got {listed(row)}: {cure}")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -72,7 +72,7 @@ def checked_text(value: Any, key: str, location: str) -> str:
     # JSON can encode a lone surrogate ("\ud83d"), which tokenizers reject.
     if not value.isascii() and SURROGATES.search(value):
         raise UserError(
-            f"{location}: {key} must not contain a lone surrogate, got {shown(value)}; remove it"
+            f"{location}: {key} must not contain a lone surrogate, got {shown(value)}: remove it"
         )
     return value
 
@@ -147,7 +147,7 @@ def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
     if any(start not in known for start in beside if not _is_null(start)):
         raise UserError(
             f"{location}: answer_start must agree with the answers, got {shown(beside)} and "
-            f"{shown(known)} in the answers; remove the wrong one"
+            f"{shown(known)} in the answers: remove the wrong one"
         )
     return inner
 
@@ -213,7 +213,7 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
         if not _is_part(gold, golds[fullest]):
             one, other = (_formatted(golds[each]) for each in (fullest, key))
             raise UserError(
-                f"{location}: {fullest} and {key} must agree, got {one} and {other}; remove the "
+                f"{location}: {fullest} and {key} must agree, got {one} and {other}: remove the "
                 "wrong one"
             )
     return golds[fullest]
@@ -232,7 +232,7 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
         return answers or None, starts
     if answers:
         raise UserError(
-            f"{location}: answers must be empty if is_impossible is true, got {shown(answers[0])}; "
+            f"{location}: answers must be empty if is_impossible is true, got {shown(answers[0])}: "
             "remove one of the two"
         )
     return (), ()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.errors import UserError
+from bertqa.errors import UserError, shown
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 
@@ -153,7 +153,7 @@ def _fit_questions(
     if settings.max_query_length is None and not torch.equal(allowed, lengths):
         worst = int((lengths - allowed).argmax())
         raise UserError(
-            f"the question of {examples[worst].id!r} must have at most {settings.longest_question} "
+            f"question {shown(examples[worst].id)}: must have at most {settings.longest_question} "
             f"tokens with a context of several windows (--max_seq_length {settings.max_seq_length},"
             f" --doc_stride {settings.doc_stride}), got {int(lengths[worst])}: shorten it, lower "
             "--doc_stride, or pass --max_query_length 64 to truncate long questions"

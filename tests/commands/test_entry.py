@@ -223,7 +223,7 @@ def test_the_return_value_of_a_command_is_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "--train_file", str(tmp_path / "none.json")]) == 2
-    assert f"error: {tmp_path / 'none.json'} does not exist" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'none.json'}: must be an existing file" in capsys.readouterr().err
 
 
 def test_flags_of_one_group_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:

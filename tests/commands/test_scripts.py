@@ -478,7 +478,7 @@ def test_every_command_treats_no_answer_alike(
     skipped = world.rows("skipped.json", ROW, none | {"is_impossible": False})
     for flag in ([], ["--version_2_with_negative"]):
         assert call("train", *world.train("--train_file", skipped, *flag)) == 2
-        assert "'none' has no gold answers" in capsys.readouterr().err
+        assert "'none': must have gold answers" in capsys.readouterr().err
         assert checked(world, skipped, *flag) == 1
         assert "no answers given: 1" in capsys.readouterr().out
         answer = world.file(skipped, "--output_dir", tmp_path / f"skipped{len(flag)}", *flag)
