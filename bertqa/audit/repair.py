@@ -79,12 +79,12 @@ def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     folded, origins = _folded(context)
     wanted = _folded(text.strip())[0]
     found = []
-    for first in occurrences(folded, wanted) if wanted else []:
-        last = first + len(wanted)
-        is_whole_start = first == 0 or origins[first - 1] != origins[first]
-        is_whole_end = last == len(folded) or origins[last - 1] != origins[last]
+    for start in occurrences(folded, wanted) if wanted else []:
+        stop = start + len(wanted)
+        is_whole_start = start == 0 or origins[start - 1] != origins[start]
+        is_whole_end = stop == len(folded) or origins[stop - 1] != origins[stop]
         if is_whole_start and is_whole_end:
-            found.append((origins[first][0], origins[last - 1][1]))
+            found.append((origins[start][0], origins[stop - 1][1]))
     return found
 
 
@@ -146,8 +146,8 @@ def _relocated(context: str, text: str, start: int | None) -> _Answer:
         done = "replaced by its only similar text in the context"
     if len(found) != 1:
         return old
-    first, last = found[0]
-    return old._replace(text=context[first:last], start=first, done=done, is_searched=True)
+    start, stop = found[0]
+    return old._replace(text=context[start:stop], start=start, done=done, is_searched=True)
 
 
 def _proposed(example: Example) -> list[_Answer]:

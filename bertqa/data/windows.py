@@ -47,11 +47,11 @@ class WindowSet:
     Attributes:
         questions: tokens of the E questions, truncated to fit into a window.
         contexts: tokens of the distinct contexts.
-        context_of: ``(E,)``, index of each example's context in ``contexts``.
-        example: ``(W,)``, index of each window's example; windows are ordered by example.
-        first: ``(W,)``, position in the context of the window's first context token.
-        count: ``(W,)``, context tokens in the window.
-        cut_questions: ``(E,)``, tokens of each question removed by ``max_query_length``.
+        context_of: ``(E,)`` int32, index of each example's context in ``contexts``.
+        example: ``(W,)`` int32, index of each window's example; windows are ordered by example.
+        first: ``(W,)`` int32, position in the context of the window's first context token.
+        count: ``(W,)`` int32, context tokens in the window.
+        cut_questions: ``(E,)`` int32, tokens of each question removed by ``max_query_length``.
         cls_id, sep_id: ids of [CLS] and [SEP].
     """
 
@@ -83,10 +83,10 @@ class WindowSet:
         """``(W,)``, position of the first context token in each window."""
         return self.question_lengths + 2
 
-    def of_examples(self, first: int, last: int) -> tuple[int, int]:
-        """Return the range of the windows of examples ``first`` to ``last - 1``."""
-        bounds = torch.searchsorted(self.example, torch.tensor([first, last], dtype=torch.int32))
-        return int(bounds[0]), int(bounds[1])
+    def of_examples(self, start: int, stop: int) -> range:
+        """Return the windows of the examples ``start`` to ``stop - 1``."""
+        bounds = torch.searchsorted(self.example, torch.tensor([start, stop], dtype=torch.int32))
+        return range(*bounds.tolist())
 
     def __getitem__(self, window: int) -> Window:
         """Return one window; for display, not for speed."""

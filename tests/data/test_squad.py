@@ -680,7 +680,7 @@ def test_iter_rows_continues_after_faulty_lines(tmp_path):
         b"[" * 100_000 + b"\n": "nested too deeply",
         b'{"question": "Who?"}\n': "must have context",
         b'{"question": " ", "context": "x"}\n': "question with a visible",
-        b'{"question": "Who?", "context": "\\u200b\\n "}\n': "context with a visible",  # of zero width
+        b'{"question": "Who?", "context": "\\u200b\\n "}\n': "a context with",  # of zero width
         b'{"question": "Who?", "context": "\\u0378"}\n': "",  # not assigned yet
         b'{"question": "Who?", "context": "\\ud83d"}': "surrogate",
     }
