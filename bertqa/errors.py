@@ -1,8 +1,10 @@
-"""The exception for errors that a user can fix, and formatting of its messages."""
+"""The exception for errors that a user can fix, and formatting and reporting of messages."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+Say = Callable[[str], object]  # called with each line that a function reports
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 60
@@ -19,6 +21,10 @@ class UserError(ValueError):
     """
 
     is_printed_elsewhere = False
+
+
+def ignore(line: str) -> None:
+    """Do nothing with a line: the ``Say`` of functions that report nothing."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ final, and the rest is done again.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bertqa.answering.blocks import digest
 from bertqa.answering.metrics import evaluate_pairs
 from bertqa.data.formats import is_parquet
 from bertqa.data.readers import Lacks, iter_rows
-from bertqa.errors import UserError, shown
+from bertqa.errors import Say, UserError, ignore, shown
 from bertqa.files import (
     append_json_lines,
     json_lines,
@@ -105,9 +105,7 @@ class LineFiles:
                 )
 
 
-def score_lines(
-    source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
-) -> dict[str, float]:
+def score_lines(source: Path, folder: Path, *, v2: bool, say: Say = ignore) -> dict[str, float]:
     """Compute the metrics of ``evaluate_pairs`` for the answers in a folder, row by row.
 
     Args:

@@ -1,6 +1,5 @@
 """Implementation of ``bertqa check``: audit, reports and repaired copy."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from bertqa.answering.answerer import check_window_fits
@@ -11,7 +10,7 @@ from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError
+from bertqa.errors import Say, UserError
 from bertqa.model.config import load_config
 from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings, WindowSettings
@@ -28,7 +27,7 @@ def check_data(
     allow_bin: bool = False,
     repair_file: Path | None = None,
     report_file: Path | None = None,
-    say: Callable[[str], object],
+    say: Say,
 ) -> bool:
     """Report the faults of a dataset; optionally write a report and a repaired copy.
 

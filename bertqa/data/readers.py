@@ -1,7 +1,7 @@
 """Reading of all formats of formats.py into ``Example``s, or into ``Row``s with their faults."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -11,9 +11,7 @@ from bertqa.data.entries import Entries, Entry, flat_rows
 from bertqa.data.formats import entries_of, hub_entries
 from bertqa.data.rows import id_key, listed, row_example, shared_texts, unread_keys
 from bertqa.data.squad import Example, check_examples
-from bertqa.errors import UserError, counted
-
-_Say = Callable[[str], object]
+from bertqa.errors import Say, UserError, counted, ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Lacks:
             self.without_gold += row.example.answers is None
             self.unread |= dict.fromkeys(row.unread)
 
-    def tell(self, say: _Say) -> None:
+    def tell(self, say: Say) -> None:
         """Report the counts in one line, if any is not zero."""
         parts = [f"{self.source}: {counted(self.questions, 'question')}"]
         if self.made_up:
@@ -102,7 +100,7 @@ def _usable(row: Row) -> Row:
     return row
 
 
-def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
+def read_rows(path: Path, *, say: Say = ignore) -> list[Row]:
     """Read all rows of a file, including faulty ones; ``say`` is as in ``read_examples``.
 
     Raises:
@@ -111,15 +109,13 @@ def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
     return _together(list(iter_rows(path)), str(path), say)
 
 
-def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> list[Row]:
+def read_hub_rows(name: str, split: str, *, say: Say = ignore) -> list[Row]:
     """Read all rows of one split of a dataset, as ``read_rows``; see ``load_hub_dataset``."""
     rows, location = hub_entries(name, split)
     return _together([_usable(row) for row in _rows(flat_rows(rows))], location, say)
 
 
-def read_examples(
-    path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
-) -> list[Example]:
+def read_examples(path: Path, *, say: Say = ignore, keep_faulty: bool = False) -> list[Example]:
     """Read all examples of a file of any supported format; equal texts share memory.
 
     ``check_examples`` and ``check_answers`` check their contents.
@@ -136,7 +132,7 @@ def read_examples(
 
 
 def load_hub_dataset(
-    name: str, split: str, *, say: _Say = lambda line: None, keep_faulty: bool = False
+    name: str, split: str, *, say: Say = ignore, keep_faulty: bool = False
 ) -> list[Example]:
     """Load the examples of one split of a dataset of the Hugging Face hub or a local folder.
 
@@ -175,7 +171,7 @@ def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
             yield Row(line or index, location, raw, example, "", made_up, unread)
 
 
-def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
+def _together(rows: list[Row], source: str, say: Say) -> list[Row]:
     """Make generated ids unique among the rows of a file, and report what is missing."""
     counts = Counter(row.example.id for row in rows if row.example)
     for index, row in enumerate(rows):
@@ -191,7 +187,7 @@ def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
     return rows
 
 
-def _examples(entries: Entries, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
+def _examples(entries: Entries, source: str, say: Say, keep_faulty: bool) -> list[Example]:
     share, rows = shared_texts(), []
     for row in _rows(flat_rows(entries)):
         if row.fault and not keep_faulty:

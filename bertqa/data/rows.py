@@ -45,7 +45,11 @@ def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
 
 
 def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
-    """Raise UserError unless the row is an object with these keys."""
+    """Check that the row is an object with these keys.
+
+    Raises:
+        UserError: it is not an object, or lacks a key.
+    """
     if not isinstance(row, dict):
         found = f"{shown(row)} ({type(row).__name__})"
         needed = f"an object with {' and '.join(keys)}"
@@ -66,7 +70,11 @@ def listed(names: Iterable[str]) -> str:
 
 
 def checked_text(value: Any, key: str, location: str) -> str:
-    """Return the value; raise UserError unless it is a valid string."""
+    """Check that the value is a string without lone surrogates, and return it.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(value, str):
         raise wrong_type(value, key, "a string", location)
     # JSON can encode a lone surrogate ("\ud83d"), which tokenizers reject.
@@ -78,7 +86,11 @@ def checked_text(value: Any, key: str, location: str) -> str:
 
 
 def checked_list(value: Any, key: str, location: str) -> list[Any]:
-    """Return the value; raise UserError unless it is a list."""
+    """Check that the value is a list, and return it.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(value, list):
         raise wrong_type(value, key, "a list", location)
     return value
