@@ -133,7 +133,7 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
         ValueError: it is not valid JSON, repeats a key, or is nested too deeply.
     """
     try:
-        hook = _unique_keys if unique else None
+        hook = unique_keys if unique else None
         value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -145,12 +145,16 @@ def parse_json(content: bytes, *, unique: bool = True) -> Any:
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, as ``object_pairs_hook`` of ``json.loads``.
+
+    Raises:
+        ValueError: a key is repeated; json would silently keep the last value.
+    """
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        repeated = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"repeated key {shown(repeated)}")
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"repeated key {shown(key)}, {count} times in one object")
     return entries
 
 

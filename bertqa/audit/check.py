@@ -5,12 +5,13 @@ from pathlib import Path
 from bertqa.answering.answerer import check_window_fits
 from bertqa.audit.causes import Cause
 from bertqa.audit.findings import Audit, audit
-from bertqa.audit.page import save_page
+from bertqa.audit.page import audit_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import Say, UserError
+from bertqa.files import write_text
 from bertqa.model.config import load_config
 from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings, WindowSettings
@@ -73,9 +74,10 @@ def check_data(
         say(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
         judged = [copy, *audits[1:]]
         audits = [audits[0], copy, *audits[1:]]
-    if report_file:
-        save = save_page if report_file.suffix.lower() == ".html" else save_json
-        save(report_file, audits, changes)
+    if report_file and report_file.suffix.lower() == ".html":
+        write_text(report_file, audit_page(audits, changes))
+    elif report_file:
+        save_json(report_file, audits, changes)
     if written := [str(path) for path in (repair_file, report_file) if path]:
         say(f"wrote {', '.join(written)}")
     return not any(found.refused for found in judged)

@@ -30,6 +30,7 @@ from bertqa.data.csv_cells import csv_row
 from bertqa.data.entries import Entries, Entry, document_entries, value_or_fault
 from bertqa.data.rows import require_keys
 from bertqa.errors import UserError, counted, reason, shown
+from bertqa.files import unique_keys
 
 _NEEDED = ["question", "context"]  # in the header of a CSV file
 _Reader = Callable[[io.BufferedReader, str], Entries]
@@ -77,20 +78,11 @@ def _decoded(raw: bytes, line: int, source: str) -> str:
         ) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; reject repeated keys, of which json would silently keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"repeated key {shown(key)}, {count} times in one object")
-    return found
-
-
 def _parsed(text: str, line: int, source: str) -> Any:
     """Parse the JSON of a text that begins at this line of the source."""
     text = text.rstrip()  # so that an error at the end of truncated JSON has the right line
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         line += error.lineno - 1
         near = shown(text[error.pos : error.pos + 20])

@@ -294,21 +294,14 @@ class LabelReport:
         return "\n".join(lines)
 
 
-def label_report(
-    examples: Sequence[Example], outcome: Tensor, cut_questions: Tensor
-) -> LabelReport:
-    """Count and list all labels that are not their answer, by cause.
-
-    Args:
-        examples: the examples.
-        outcome: ``(E,)``, from ``outcomes``.
-        cut_questions: ``(E,)``, tokens removed from each question.
-    """
+def label_report(examples: Sequence[Example], windows: LabelledWindows) -> LabelReport:
+    """Count and list all labels that are not their answer, by cause."""
+    outcome = windows.outcome
     listed: dict[Outcome, list[str]] = {cause: [] for cause in CAUSES}
     for i in (outcome >= Outcome.BLANKS).nonzero().flatten().tolist():
         listed[Outcome(int(outcome[i]))].append(examples[i].id)
     return LabelReport(
         counts=Counter(Outcome(value) for value in outcome.tolist()),
         listed={cause: ids for cause, ids in listed.items() if ids},
-        cut_questions=[examples[i].id for i in cut_questions.nonzero().flatten().tolist()],
+        cut_questions=[examples[i].id for i in windows.cut_questions.nonzero().flatten().tolist()],
     )

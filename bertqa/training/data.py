@@ -36,7 +36,7 @@ def label_part(
 ) -> Part:
     """Cut examples into labelled windows, in every process; takes seconds."""
     windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
-    return Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
+    return Part(examples, windows, label_report(examples, windows))
 
 
 def load_data(

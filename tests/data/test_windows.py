@@ -227,7 +227,7 @@ def test_questions_are_truncated(both, max_query_length, kept):
     assert windows.questions.lengths.tolist() == list(kept)
     cut = [length - k for length, k in zip(lengths, kept, strict=True)]
     assert windows.cut_questions.tolist() == cut
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     assert report.cut_questions == [str(i) for i in range(4) if cut[i]]
     # The beginning of the question is kept, and windows are as for that shorter question.
     words = [" ".join(question.split()[:n]) for question, n in zip(questions, kept, strict=True)]
@@ -309,7 +309,7 @@ def test_labels_of_stories(both, stories, sizes):
 
 def test_every_story_is_labelled_exactly(ours, stories):
     windows = make_labelled_windows(stories, ours, WindowSettings())
-    report = label_report(stories, windows.outcome, windows.cut_questions)
+    report = label_report(stories, windows)
     assert report.counts == {Outcome.EXACT: 174}
     assert report.listed == {}
     assert report.cut_questions == []
@@ -503,7 +503,7 @@ def test_a_report_of_every_outcome(ours):
         ]
     )
     windows = make_labelled_windows(examples, ours, WindowSettings(14, 4, max_query_length=5))
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     counts = dict(zip(Outcome, (2, 2, 1, 2, 1, 1, 5, 1, 1), strict=True))
     assert report.counts == counts
     assert report.listed == {
@@ -605,7 +605,7 @@ def test_labels_of_any_text(ours, examples, sizes):
         rows = windows.contexts.rows(int(windows.context_of[i]))
         spans = windows.contexts.starts[rows].tolist(), windows.contexts.ends[rows].tolist()
         check_labels(windows, i, e, list(zip(*spans, strict=True)))
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     assert report.counts.total() == len(examples)
     listed = {outcome: len(ids) for outcome, ids in report.listed.items()}
     assert listed == {o: n for o, n in report.counts.items() if o in CAUSES}
