@@ -42,12 +42,7 @@ def os_errors_as_user_errors(path: Path, act: str) -> Iterator[None]:
 
 
 def check_output_file(
-    path: Path,
-    flag: str,
-    endings: Sequence[str] = (),
-    *,
-    overwrite: bool = False,
-    overwrite_flag: str = "",
+    path: Path, flag: str, endings: Sequence[str] = (), force: bool = False, force_flag: str = ""
 ) -> None:
     """Check that a file can be written by ``write_file``, before computing its contents.
 
@@ -55,8 +50,8 @@ def check_output_file(
         path: the file.
         flag: the flag that named it, for messages; "" for a positional argument.
         endings: allowed suffixes in lower case; empty for any.
-        overwrite: accept an existing file.
-        overwrite_flag: the flag for that, "" if there is none.
+        force: accept an existing file.
+        force_flag: the flag for that, "" if there is none.
 
     Raises:
         UserError: it is a folder, has another suffix, exists, or cannot be written.
@@ -67,8 +62,8 @@ def check_output_file(
     if endings and path.suffix.lower() not in endings:
         needed = f"must end in {' or '.join(endings)}, got {shown(path.suffix)}"
         raise UserError(f"{name}: {needed}: rename it")
-    if os.path.lexists(path) and not overwrite:
-        advice = "choose another name" + f", or pass {overwrite_flag}" * bool(overwrite_flag)
+    if os.path.lexists(path) and not force:
+        advice = "choose another name" + f", or pass {force_flag}" * bool(force_flag)
         raise UserError(f"{name}: must be a new file, got an existing one: {advice}")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():

@@ -1,12 +1,4 @@
-"""Unambiguous repairs of a dataset, and the repaired copy.
-
-    answer elsewhere       moved, if its text occurs exactly once in the context
-    answer absent          replaced by text of the context, if that differs only in case, whitespace
-                           or Unicode normalization and occurs exactly once
-    whitespace at its ends stripped, and the start adjusted
-    one of several blank   removed
-    starts missing         searched, if every answer of the question occurs exactly once
-    duplicate id           an exact duplicate is removed, another question gets a new id
+"""Unambiguous repairs of a dataset, listed in causes.py, and the repaired copy.
 
 An answer is moved only to a position at which its label reproduces it: "art" is not found in
 "party". All other faults remain.
@@ -210,9 +202,7 @@ def _is_faulty(example: Example) -> bool:
 
 
 def _change(row: int, example: Example, answer: _Answer) -> Change:
-    old = f"{shown(answer.old_text)}" + (
-        "" if answer.old_start is None else f" at {answer.old_start}"
-    )
+    old = shown(answer.old_text) + ("" if answer.old_start is None else f" at {answer.old_start}")
     if answer.start is None:
         return Change(row, example.id, f"answer {old}: {answer.done}")
     new = f"{shown(answer.text)} at {answer.start}"
@@ -282,13 +272,12 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
-    suffix = path.suffix.lower()
-    if suffix not in COPY_ENDINGS:
+    if path.suffix.lower() not in COPY_ENDINGS:
         needed = f"must end in {' or '.join(COPY_ENDINGS)}, got {shown(path.suffix)}"
         raise UserError(f"{path}: {needed}: rename it")
     rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
     whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
-    write_text(path, whole if suffix == ".json" else "\n".join(rows) + "\n")
+    write_text(path, whole if path.suffix.lower() == ".json" else "\n".join(rows) + "\n")
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bertqa.errors import UserError
 from bertqa.files import check_output_file
 from bertqa.settings import COPY_ENDINGS, ENCODER, DataSettings, DecodingSettings
 
-REPORT_ENDINGS = (".html", ".json")
+ENDINGS = {"repair": COPY_ENDINGS, "report": (".html", ".json")}  # by flag
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -80,7 +80,6 @@ def check_output_flags(flags: argparse.Namespace) -> None:
     """
     if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
         raise UserError(f"--repair and --report must name two files, got {flags.repair} for both")
-    if flags.repair:
-        check_output_file(flags.repair, "--repair", COPY_ENDINGS)
-    if flags.report:
-        check_output_file(flags.report, "--report", REPORT_ENDINGS)
+    for flag, endings in ENDINGS.items():
+        if path := getattr(flags, flag):
+            check_output_file(path, f"--{flag}", endings)

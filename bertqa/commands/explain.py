@@ -66,9 +66,7 @@ def main(flags: argparse.Namespace) -> None:
     check_question_flags(flags)
     file = page_file(flags.page)
     if file:
-        check_output_file(
-            file, "", PAGE_ENDINGS, overwrite=flags.overwrite, overwrite_flag="--overwrite"
-        )
+        check_output_file(file, "", PAGE_ENDINGS, flags.overwrite, "--overwrite")
     overrides(flags).check()
     context = read_context(flags)
     explain_one(flags, context, file)

@@ -175,7 +175,5 @@ def check_explain_flags(flags: argparse.Namespace) -> None:
             "--explain requires a file with --json: name one, such as answer.html, or drop --json"
         )
     if page:
-        check_output_file(
-            page, "--explain", PAGE_ENDINGS, overwrite=flags.overwrite_output_dir,
-            overwrite_flag="--overwrite_output_dir",
-        )  # fmt: skip
+        force, force_flag = flags.overwrite_output_dir, "--overwrite_output_dir"
+        check_output_file(page, "--explain", PAGE_ENDINGS, force, force_flag)

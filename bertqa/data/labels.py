@@ -104,12 +104,7 @@ def _first_labelled(
 ) -> tuple[Tensor, Tensor]:
     """Return the gold answer in each example's first labelled window, and whether there is one.
 
-    Args:
-        example, labelled, gold: ``(W,)`` each, for every window.
-        examples: E.
-
-    Returns:
-        ``(E,)`` int64, 0 if there is none, and ``(E,)`` bool.
+    The arguments are ``(W,)``, the results ``(E,)``.
     """
     found, none = labelled.nonzero().flatten(), len(labelled)
     first = torch.full((examples,), none).scatter_reduce(0, example[found], found, "amin")  # (E,)
