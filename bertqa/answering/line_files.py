@@ -14,7 +14,7 @@ from typing import Any
 from bertqa.answering.blocks import digest
 from bertqa.answering.metrics import evaluate_pairs
 from bertqa.data.formats import is_parquet
-from bertqa.data.readers import Lacks, iter_rows
+from bertqa.data.readers import MissingValues, iter_rows
 from bertqa.errors import Say, UserError, ignore, shown
 from bertqa.files import (
     append_json_lines,
@@ -111,15 +111,16 @@ def score_lines(source: Path, folder: Path, *, v2: bool, say: Say = ignore) -> d
     Args:
         say: called with a line about generated ids and questions without gold answers, if any.
     """
-    rows, lacks, unit = iter_rows(source, one_by_one=True), Lacks(str(source)), unit_of(source)
+    rows, unit = iter_rows(source, one_by_one=True), unit_of(source)
+    missing = MissingValues(str(source))
 
     def golds(number: int) -> Sequence[str] | None:
         row = next(row for row in rows if row.number == number)
-        lacks.count(row)
+        missing.count(row)
         return row.example.answers if row.example else None
 
     entries = (entry for _, entry in json_lines(folder / PREDICTIONS, unit, "id", "digest"))
     pairs = ((entry["answer"], golds(entry[unit])) for entry in entries)
     figures = evaluate_pairs(pairs, v2=v2)
-    lacks.tell(say)
+    missing.report(say)
     return figures

@@ -6,7 +6,7 @@ from itertools import pairwise
 from bertqa.audit.causes import Cause
 from bertqa.audit.findings import Audit, WindowFigures
 from bertqa.audit.repair import Change
-from bertqa.audit.text import groups, holdings, verdict, windows
+from bertqa.audit.text import dataset_statistics, groups, verdict, window_statistics
 from bertqa.data.text import NOWHERE
 from bertqa.report.charts import Bar, histogram, ticks
 from bertqa.report.page import render
@@ -27,10 +27,10 @@ def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None)
         all_causes=list(Cause),
         nowhere=NOWHERE,
         groups=lambda audit: list(groups(audit)),
-        holdings=holdings,
+        dataset_statistics=dataset_statistics,
         lengths=_lengths,
         verdict=verdict,
-        windows=windows,
+        window_statistics=window_statistics,
     )
 
 

@@ -80,7 +80,7 @@ def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     return found
 
 
-@lru_cache(maxsize=2)  # neighbouring questions share a context, which may be long
+@lru_cache(maxsize=2)  # neighboring questions share a context, which may be long
 def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """Casefold and normalize a text; return it with the original slice of each character."""
     pieces: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertqa.data.entries import Entries, Entry, flat_rows
 from bertqa.data.formats import entries_of, hub_entries
-from bertqa.data.rows import id_key, listed, row_example, shared_texts, unread_keys
+from bertqa.data.rows import id_key, ignored_keys, listed, row_example, shared_texts
 from bertqa.data.squad import Example, check_examples
 from bertqa.errors import Say, UserError, counted, ignore
 
@@ -25,8 +25,8 @@ class Row:
         raw: bytes of a line; in other formats the parsed row.
         example: the example; None if it cannot be used.
         fault: why it cannot be used; "" if it can.
-        made_up: whether its id was generated, since the file has none.
-        unread: ignored keys of the row.
+        has_generated_id: whether its id was generated, since the file has none.
+        ignored_keys: ignored keys of the row, its paragraph, article and document.
     """
 
     number: int
@@ -34,8 +34,8 @@ class Row:
     raw: Any
     example: Example | None
     fault: str = ""
-    made_up: bool = False
-    unread: tuple[str, ...] = ()
+    has_generated_id: bool = False
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -44,32 +44,32 @@ class Row:
 
 
 @dataclass
-class Lacks:
+class MissingValues:
     """Counts of missing ids and gold answers, and of ignored keys, in a file."""
 
     source: str
     questions: int = 0
-    made_up: int = 0
+    generated_ids: int = 0
     without_gold: int = 0
-    unread: dict[str, None] = field(default_factory=dict)
+    ignored_keys: dict[str, None] = field(default_factory=dict)
 
     def count(self, row: Row) -> None:
         """Count a row, if it has an example."""
         if row.example:
             self.questions += 1
-            self.made_up += row.made_up
+            self.generated_ids += row.has_generated_id
             self.without_gold += row.example.answers is None
-            self.unread |= dict.fromkeys(row.unread)
+            self.ignored_keys |= dict.fromkeys(row.ignored_keys)
 
-    def tell(self, say: Say) -> None:
+    def report(self, say: Say) -> None:
         """Report the counts in one line, if any is not zero."""
         parts = [f"{self.source}: {counted(self.questions, 'question')}"]
-        if self.made_up:
-            parts.append(f"{self.made_up:,} without an id, numbered by row")
+        if self.generated_ids:
+            parts.append(f"{self.generated_ids:,} without an id, numbered by row")
         if self.without_gold:
             parts.append(f"{self.without_gold:,} without gold answers, excluded from EM and F1")
-        if self.unread:
-            parts.append(f"ignored keys: {listed(self.unread)}")
+        if self.ignored_keys:
+            parts.append(f"ignored keys: {listed(self.ignored_keys)}")
         if len(parts) > 1:
             say("; ".join(parts))
 
@@ -106,13 +106,13 @@ def read_rows(path: Path, *, say: Say = ignore) -> list[Row]:
     Raises:
         UserError: the file cannot be opened or read, or its format is not supported.
     """
-    return _together(list(iter_rows(path)), str(path), say)
+    return _with_unique_ids(list(iter_rows(path)), str(path), say)
 
 
 def read_hub_rows(name: str, split: str, *, say: Say = ignore) -> list[Row]:
     """Read all rows of one split of a dataset, as ``read_rows``; see ``load_hub_dataset``."""
     rows, location = hub_entries(name, split)
-    return _together([_usable(row) for row in _rows(flat_rows(rows))], location, say)
+    return _with_unique_ids([_usable(row) for row in _rows(flat_rows(rows))], location, say)
 
 
 def read_examples(path: Path, *, say: Say = ignore, keep_faulty: bool = False) -> list[Example]:
@@ -157,7 +157,7 @@ def _single(entry: Entry) -> list[Entry]:
 
 
 def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
-    for index, (location, row, raw, line, unread) in enumerate(entries):
+    for index, (location, row, raw, line, ignored) in enumerate(entries):
         try:
             if isinstance(row, UserError):
                 raise row
@@ -166,24 +166,24 @@ def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
         except UserError as error:
             yield Row(line or index, location, raw, None, str(error))
         else:
-            made_up = id_key(row) is None
-            unread += unread_keys(row)
-            yield Row(line or index, location, raw, example, "", made_up, unread)
+            is_generated = id_key(row) is None
+            ignored += ignored_keys(row)
+            yield Row(line or index, location, raw, example, "", is_generated, ignored)
 
 
-def _together(rows: list[Row], source: str, say: Say) -> list[Row]:
+def _with_unique_ids(rows: list[Row], source: str, say: Say) -> list[Row]:
     """Make generated ids unique among the rows of a file, and report what is missing."""
     counts = Counter(row.example.id for row in rows if row.example)
     for index, row in enumerate(rows):
-        if row.made_up and row.example and counts[row.example.id] > 1:
+        if row.has_generated_id and row.example and counts[row.example.id] > 1:
             name = f"row {row.example.id}"
             while name in counts:
                 name = f"row {name}"
             rows[index] = replace(row, example=replace(row.example, id=name))
-    lacks = Lacks(source)
+    missing = MissingValues(source)
     for row in rows:
-        lacks.count(row)
-    lacks.tell(say)
+        missing.count(row)
+    missing.report(say)
     return rows
 
 
@@ -194,7 +194,7 @@ def _examples(entries: Entries, source: str, say: Say, keep_faulty: bool) -> lis
             raise UserError(row.fault)
         example = share(row.example) if row.example else None
         rows.append(replace(row, raw=None, example=example))
-    return [row.example or _faulty(row) for row in _together(rows, source, say)]
+    return [row.example or _faulty(row) for row in _with_unique_ids(rows, source, say)]
 
 
 def _faulty(row: Row) -> Example:

@@ -2,7 +2,7 @@
 
 A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``, gold
 answers under ``GOLD_KEYS``, and ``is_impossible``. Gold answers under two keys must agree. Other
-keys are ignored; ``unread_keys`` lists them, except SQuAD v2.0's plausible_answers. Texts are not
+keys are ignored; ``ignored_keys`` lists them, except SQuAD v2.0's plausible_answers. Texts are not
 changed, except that leading blanks of a question are removed.
 
     {"text": ["Ada"], "answer_start": [0]}      gold answers, as in run_qa
@@ -28,7 +28,7 @@ from bertqa.data.squad import Example
 from bertqa.errors import UserError, shown
 
 # Advice for keys that other datasets use instead of question and context.
-CURES = dict.fromkeys(
+_ADVICE = dict.fromkeys(
     ("context_text", "query_text"),
     "use the SQuAD format of CMRC 2018, or rename context_text to context, query_text to question "
     "and query_id to id",
@@ -56,9 +56,9 @@ def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
         raise UserError(f"{location}: must be {needed}, got {found}: correct it")
     missing = [key for key in keys if key not in row]
     if missing:
-        cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
+        advice = next((_ADVICE[key] for key in row if key in _ADVICE), "add or rename it")
         needed = " and ".join(missing)
-        raise UserError(f"{location}: must have {needed}, got {listed(row)}: {cure}")
+        raise UserError(f"{location}: must have {needed}, got {listed(row)}: {advice}")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -142,7 +142,7 @@ def _texts_and_starts(key: str, value: Any, beside: Any, location: str) -> tuple
             require_keys(answer, ["text"], f"{location}: an answer")
         inner = [answer.get("answer_start") for answer in texts]
         texts = [answer["text"] for answer in texts]
-    return texts, _one_of(_as_list(inner), _as_list(beside), location)
+    return texts, _agreed_starts(_as_list(inner), _as_list(beside), location)
 
 
 def _as_list(starts: Any) -> list[Any]:
@@ -151,7 +151,7 @@ def _as_list(starts: Any) -> list[Any]:
     return starts if isinstance(starts, list) else [starts]
 
 
-def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
+def _agreed_starts(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
     """Return the starts in the answers, or else those beside them; both must agree."""
     known = [start for start in inner if not _is_null(start)]
     if not known:
@@ -255,22 +255,22 @@ def id_key(row: dict[str, Any]) -> str | None:
     return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
 
 
-def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
+def ignored_keys(row: dict[str, Any]) -> tuple[str, ...]:
     """Return the keys of a row, and of its answers, that are ignored."""
     golds = _gold_keys(row)
     beside = {"detected_answers", *(GOLD_KEYS[key] for key in golds)} if golds else set()
-    unread = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
+    ignored = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
     for key in golds:
         for answer in row[key] if isinstance(row[key], list) else [row[key]]:
             inner = answer if isinstance(answer, dict) else ()
-            unread += [f"{key}.{each}" for each in inner if each not in _ANSWER_KEYS]
-    return tuple(dict.fromkeys(unread))
+            ignored += [f"{key}.{each}" for each in inner if each not in _ANSWER_KEYS]
+    return tuple(dict.fromkeys(ignored))
 
 
-def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
+def _identifier(row: dict[str, Any], generated_id: str, location: str) -> str:
     key = id_key(row)
     if key is None:
-        return made_up
+        return generated_id
     value = row[key]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -281,13 +281,13 @@ def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
     return checked_text(value, key, location)
 
 
-def row_example(row: Any, made_up: str, location: str) -> Example:
-    """Convert a row to an example; ``made_up`` is its id if it has none."""
+def row_example(row: Any, generated_id: str, location: str) -> Example:
+    """Convert a row to an example; ``generated_id`` is its id if it has none."""
     require_keys(row, ["question", "context"], location)
     answers, starts = _gold(row, location)
     title = row.get("title")
     return Example(
-        id=_identifier(row, made_up, location),
+        id=_identifier(row, generated_id, location),
         # As SQuAD's scripts do: its files have questions with leading blanks.
         question=checked_text(row["question"], "question", location).lstrip(),
         context=checked_text(row["context"], "context", location),

@@ -123,8 +123,8 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
         blank = [example for example in examples if is_blank(getattr(example, key))]
         if blank:
             needed = f"a {key} with a visible character"
-            given, cure = shown(getattr(blank[0], key)), "fill it in or remove the question"
-            raise _fault(blank, f"must have {needed}, got {given}", cure, source)
+            given, advice = shown(getattr(blank[0], key)), "fill it in or remove the question"
+            raise _fault(blank, f"must have {needed}, got {given}", advice, source)
 
 
 def check_version(examples: Sequence[Example], source: str, with_negative: bool) -> None:
@@ -141,10 +141,10 @@ def check_version(examples: Sequence[Example], source: str, with_negative: bool)
         )
 
 
-def _fault(faulty: Sequence[Example], fault: str, cure: str, source: str) -> UserError:
+def _fault(faulty: Sequence[Example], fault: str, advice: str, source: str) -> UserError:
     """Return an error that shows the first faulty example and counts all."""
     return UserError(
-        f"{source}, question {shown(faulty[0].id)}: {fault} ({len(faulty)} such in total): {cure}"
+        f"{source}, question {shown(faulty[0].id)}: {fault} ({len(faulty)} such in total): {advice}"
     )
 
 
@@ -170,11 +170,11 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
     """
     without = [example for example in examples if example.answers is None]
     if without:
-        cure = (
+        advice = (
             "add them, remove the question, or, if it is unanswerable, set is_impossible to true "
         )
-        cure += "and pass --version_2_with_negative"
-        raise _fault(without, "must have gold answers, got none", cure, source)
+        advice += "and pass --version_2_with_negative"
+        raise _fault(without, "must have gold answers, got none", advice, source)
     uneven = [e for e in examples if len(e.answers or ()) != _known_starts(e)]
     if uneven:
         counts = f"{_known_starts(uneven[0])} and {len(uneven[0].answers or ())}"

@@ -176,7 +176,7 @@ def _cut(lengths: Tensor, capacity: Tensor, doc_stride: int) -> tuple[Tensor, Te
     Args:
         lengths: ``(E,)``, context tokens of each example.
         capacity: ``(E,)``, maximum context tokens in a window of the example.
-        doc_stride: overlap of neighbouring windows.
+        doc_stride: overlap of neighboring windows.
     """
     step = (capacity - doc_stride).clamp(min=1)  # below 1 only if the context fits in one window
     # The first window, and as many steps as are needed to cover the rest.
