@@ -1,9 +1,11 @@
-"""The exception for errors that a user can fix, and formatting of its messages."""
+"""The exception for errors that a user can fix, and formatting and reporting of messages."""
 
 import reprlib
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
+
+Say = Callable[[str], object]  # called with each line that a function reports
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 60
@@ -27,6 +29,10 @@ class UserError(ValueError):
 def flag(name: str) -> str:
     """Return the name of a setting for a message: the flag, or in ``pipeline`` the keyword."""
     return SPELLING.get()(name)
+
+
+def ignore(line: str) -> None:
+    """Do nothing with a line: the ``Say`` of functions that report nothing."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

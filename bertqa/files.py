@@ -46,29 +46,36 @@ def os_errors_as_user_errors(path: Path, act: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be {act}: {cause}: {advice}choose another path") from error
 
 
-def check_new_file(path: Path, flag: str, endings: Sequence[str] = ()) -> None:
-    """Check that a new file can be written, before computing its contents.
+def check_output_file(
+    path: Path, flag: str, endings: Sequence[str] = (), force: bool = False, force_flag: str = ""
+) -> None:
+    """Check that a file can be written by ``write_file``, before computing its contents.
 
     Args:
         path: the file.
-        flag: the flag that named it, for the message.
-        endings: allowed suffixes; empty for any.
+        flag: the flag that named it, for messages; "" for a positional argument.
+        endings: allowed suffixes in lower case; empty for any.
+        force: accept an existing file.
+        force_flag: the flag for that, "" if there is none.
 
     Raises:
-        UserError: it has another suffix, exists already, or its folder is not writable.
+        UserError: it is a folder, has another suffix, exists, or cannot be written.
     """
-    if endings and path.suffix not in endings:
-        known, got = " or ".join(endings), shown(path.suffix)
-        raise UserError(f"{flag} {path} must end in {known}, got {got}: rename it")
-    if os.path.lexists(path):
-        raise UserError(f"{flag} {path} must be a new file, got one that exists: rename it")
+    name = f"{flag} {path}".strip()
+    if path.is_dir():
+        raise UserError(f"{name}: must be a file, got a folder: name a file in it")
+    if endings and path.suffix.lower() not in endings:
+        needed = f"must end in {' or '.join(endings)}, got {shown(path.suffix)}"
+        raise UserError(f"{name}: {needed}: rename it")
+    if os.path.lexists(path) and not force:
+        advice = "choose another name" + f", or pass {force_flag}" * bool(force_flag)
+        raise UserError(f"{name}: must be a new file, got an existing one: {advice}")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise UserError(
-            f"{flag} {path} must be in a folder, got the file {folder}: choose another path"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {path} must be in a writable folder, got {folder}: choose another")
+        raise UserError(f"{name}: {folder} must be a folder, got a file: choose another path")
+    for existing in (folder, path):
+        if existing.exists() and not os.access(existing, os.W_OK):
+            raise UserError(f"{name}: no write permission for {existing}: choose another path")
 
 
 def path_exists(path: Path) -> bool:

@@ -29,6 +29,7 @@ SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 DECODERS = ("exact", "top20")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("fp32", "bf16", "fp16")
+COPY_ENDINGS = (".json", ".jsonl")  # of a repaired dataset
 INT8 = "int8"  # 8-bit integer linear layers, for inference on the CPU
 
 

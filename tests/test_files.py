@@ -10,7 +10,7 @@ import pytest
 
 from bertqa.errors import UserError
 from bertqa.files import (
-    check_new_file,
+    check_output_file,
     check_regular,
     new_folder,
     os_errors_as_user_errors,
@@ -164,14 +164,15 @@ def test_paths_that_cannot_be_written(tmp_path):
 def test_a_new_file_is_checked(tmp_path):
     (tmp_path / "note").write_text("mine")
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
-    check_new_file(tmp_path / "a" / "b" / "c.json", "--copy", [".json", ".jsonl"])
+    check_output_file(tmp_path / "a" / "b" / "C.JSON", "--copy", [".json", ".jsonl"])
     for path, words in (
-        (tmp_path / "c.csv", "c.csv must end in .json or .jsonl, got '.csv': rename it"),
-        (tmp_path / "gone.json", "gone.json must be a new file"),
-        (tmp_path / "note" / "a" / "c.json", "must be in a folder, got the file"),
+        (tmp_path / "c.csv", "c.csv: must end in .json or .jsonl, got '.csv': rename it"),
+        (tmp_path / "gone.json", "gone.json: must be a new file"),
+        (tmp_path / "note" / "a" / "c.json", "note must be a folder, got a file"),
+        (tmp_path, f"{tmp_path}: must be a file, got a folder"),
     ):
         with pytest.raises(UserError) as caught:
-            check_new_file(path, "--copy", [".json", ".jsonl"])
+            check_output_file(path, "--copy", [".json", ".jsonl"])
         assert str(caught.value).startswith("--copy ") and words in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.json", "note"]
 
@@ -181,8 +182,8 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refusal(lambda: write_text(tmp_path / "x.txt", "x"))
-        with pytest.raises(UserError, match="must be in a writable folder, got"):
-            check_new_file(tmp_path / "a" / "c.json", "--copy", [".json"])
+        with pytest.raises(UserError, match="no write permission for"):
+            check_output_file(tmp_path / "a" / "c.json", "--copy", [".json"])
         tmp_path.chmod(0o000)
         assert not path_exists(tmp_path / "x.txt")
         assert "check its permissions" in refusal(lambda: check_regular(tmp_path / "x.txt"))

@@ -6,7 +6,7 @@ final, and the rest is done again.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from bertqa.answering.blocks import digest
 from bertqa.answering.metrics import evaluate_pairs
 from bertqa.data.formats import is_parquet
-from bertqa.data.readers import Lacks, iter_rows
-from bertqa.errors import UserError, shown
+from bertqa.data.readers import MissingValues, iter_rows
+from bertqa.errors import Say, UserError, ignore, shown
 from bertqa.files import (
     append_json_lines,
     json_lines,
@@ -107,23 +107,22 @@ class LineFiles:
                 )
 
 
-def score_lines(
-    source: Path, folder: Path, *, v2: bool, say: Callable[[str], object] = lambda line: None
-) -> dict[str, float]:
+def score_lines(source: Path, folder: Path, *, v2: bool, say: Say = ignore) -> dict[str, float]:
     """Compute the metrics of ``evaluate_pairs`` for the answers in a folder, row by row.
 
     Args:
         say: called with a line about generated ids and questions without gold answers, if any.
     """
-    rows, lacks, unit = iter_rows(source, one_by_one=True), Lacks(str(source)), unit_of(source)
+    rows, unit = iter_rows(source, one_by_one=True), unit_of(source)
+    missing = MissingValues(str(source))
 
     def golds(number: int) -> Sequence[str] | None:
         row = next(row for row in rows if row.number == number)
-        lacks.count(row)
+        missing.count(row)
         return row.example.answers if row.example else None
 
     entries = (entry for _, entry in json_lines(folder / PREDICTIONS, unit, "id", "digest"))
     pairs = ((entry["answer"], golds(entry[unit])) for entry in entries)
     figures = evaluate_pairs(pairs, v2=v2)
-    lacks.tell(say)
+    missing.report(say)
     return figures

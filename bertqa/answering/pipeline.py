@@ -26,11 +26,11 @@ from bertqa.answering.pipeline_settings import (
     TASK,
     CallSettings,
     call_names,
-    check_foreign,
     check_names,
+    check_unsupported_arguments,
     keyword_names,
     load_settings,
-    one_of,
+    only_given,
 )
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
@@ -96,8 +96,10 @@ def pipeline(
         check_names(parameters, call_names() | signature(pipeline).parameters.keys())
         others = {"config": config, "feature_extractor": feature_extractor}
         others |= {"image_processor": image_processor, "processor": processor}
-        check_foreign(task, framework, use_fast, others | {"pipeline_class": pipeline_class})
-        dtype = one_of("dtype", dtype, torch_dtype)
+        check_unsupported_arguments(
+            task, framework, use_fast, others | {"pipeline_class": pipeline_class}
+        )
+        dtype = only_given("dtype", dtype, torch_dtype)
         loading = load_settings(scores, device, dtype, device_map, model_kwargs)
         settings = CallSettings().changed(parameters)
         if model is None and tokenizer is not None:

@@ -156,15 +156,15 @@ def load_settings(
     further = dict(model_kwargs or {})
     own = {"dtype", "torch_dtype", "device_map"}
     check_names(further, own | _WITHOUT_EFFECT_ON_LOADING)
-    dtype = one_of("dtype", dtype, further.get("dtype"), further.get("torch_dtype"))
-    device_map = one_of("device_map", device_map, further.get("device_map"))
+    dtype = only_given("dtype", dtype, further.get("dtype"), further.get("torch_dtype"))
+    device_map = only_given("device_map", device_map, further.get("device_map"))
     if isinstance(device_map, Mapping) and len(device_map) == 1:
         (device_map,) = device_map.values()
-    device = one_of("device and device_map", device, device_map)
+    device = only_given("device and device_map", device, device_map)
     return LoadSettings(_device(device), _precision(dtype, scores))
 
 
-def one_of(name: str, *values: Any) -> Any:
+def only_given(name: str, *values: Any) -> Any:
     """Return the value that is not None; None if there is none.
 
     Raises:
@@ -198,8 +198,10 @@ def _precision(dtype: Any, scores: str) -> str:
     return _DTYPES[name]
 
 
-def check_foreign(task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]) -> None:
-    """Check that no argument is given that does not apply to BERT.
+def check_unsupported_arguments(
+    task: Any, framework: Any, use_fast: Any, others: Mapping[str, Any]
+) -> None:
+    """Check that no arguments are given that do not apply to BERT.
 
     Raises:
         UserError: another task, TensorFlow, a slow tokenizer, or a component that BERT lacks.

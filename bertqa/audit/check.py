@@ -1,17 +1,17 @@
 """Implementation of ``bertqa check``: audit, reports and repaired copy."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from bertqa.answering.answerer import check_window_fits
 from bertqa.audit.causes import Cause
 from bertqa.audit.findings import Audit, audit
-from bertqa.audit.page import save_page
+from bertqa.audit.page import audit_page
 from bertqa.audit.repair import repair, save_examples
 from bertqa.audit.text import audit_text, changes_text, save_json
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError
+from bertqa.errors import Say, UserError
+from bertqa.files import write_text
 from bertqa.model.config import load_config
 from bertqa.model.hub import find_folder, is_checkpoint
 from bertqa.settings import DataSettings, WindowSettings
@@ -28,7 +28,7 @@ def check_data(
     allow_bin: bool = False,
     repair_file: Path | None = None,
     report_file: Path | None = None,
-    say: Callable[[str], object],
+    say: Say,
 ) -> bool:
     """Report the faults of a dataset; optionally write a report and a repaired copy.
 
@@ -64,7 +64,7 @@ def check_data(
     if repair_file and audits[0].counts.get(Cause.UNREADABLE):
         raise UserError(
             f"--repair: all rows must be readable, got {audits[0].counts[Cause.UNREADABLE]} that "
-            f"are not and would be missing in {repair_file}; correct them first"
+            f"are not and would be missing in {repair_file}: correct them first"
         )
     if repair_file:
         repaired = repair(parts[0][1], tokenizer)
@@ -74,9 +74,10 @@ def check_data(
         say(f"{changes_text(changes)}\n\n{audit_text(copy)}\n")
         judged = [copy, *audits[1:]]
         audits = [audits[0], copy, *audits[1:]]
-    if report_file:
-        save = save_page if report_file.suffix == ".html" else save_json
-        save(report_file, audits, changes)
+    if report_file and report_file.suffix.lower() == ".html":
+        write_text(report_file, audit_page(audits, changes))
+    elif report_file:
+        save_json(report_file, audits, changes)
     if written := [str(path) for path in (repair_file, report_file) if path]:
         say(f"wrote {', '.join(written)}")
     return not any(found.refused for found in judged)

@@ -339,9 +339,9 @@ def _elsewhere(context: str, text: str) -> tuple[Cause, str]:
     loose = loose_occurrences(context, text)
     if not loose:
         return Cause.ABSENT, "it is not in the context"
-    first, last = loose[0]
+    start, stop = loose[0]
     also = f", and {len(loose) - 1} more" * (len(loose) > 1)
-    return Cause.ABSENT, f"the context has {shown(context[first:last])} at {first}{also}"
+    return Cause.ABSENT, f"the context has {shown(context[start:stop])} at {start}{also}"
 
 
 # --- faults of windows ---------------------------------------------------------------------------
@@ -356,8 +356,8 @@ def _label_faults(
         cause = _OF_OUTCOMES[Outcome(int(windows.outcome[row]))]
         example = examples[row]
         assert example.answers  # else there is no label
-        first, last = windows.of_examples(row, row + 1)
-        window = first + int(labelled[first:last].int().argmax())  # the first with a label
+        own = windows.of_examples(row, row + 1)
+        window = next((window for window in own if labelled[window]), own.start)
         gold = int(windows.gold[window])
         answer, start = example.answers[gold], example.answer_starts[gold]
         end = start + len(answer)

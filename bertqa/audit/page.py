@@ -2,31 +2,23 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from bertqa.audit.causes import Cause
 from bertqa.audit.findings import Audit, WindowFigures
 from bertqa.audit.repair import Change
-from bertqa.audit.text import groups, holdings, verdict, windows
+from bertqa.audit.text import dataset_statistics, groups, verdict, window_statistics
 from bertqa.data.text import NOWHERE
-from bertqa.files import write_text
 from bertqa.report.charts import Bar, histogram, ticks
 from bertqa.report.page import render
 
 _BARS = 32  # approximate number of bars in the histogram of window lengths
 
 
-def save_page(path: Path, audits: Sequence[Audit], changes: Sequence[Change] | None) -> None:
-    """Write the HTML report; ``changes`` is None if no repair was requested.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    write_text(path, audit_page(audits, changes))
-
-
 def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None) -> str:
-    """Return all findings with their context as an HTML document."""
+    """Return all findings with their context as an HTML document.
+
+    ``changes`` is None if no repair was requested.
+    """
     return render(
         "audit/page.jinja",
         title=f"Data audit: {audits[0].source}",
@@ -35,10 +27,10 @@ def audit_page(audits: Sequence[Audit], changes: Sequence[Change] | None = None)
         all_causes=list(Cause),
         nowhere=NOWHERE,
         groups=lambda audit: list(groups(audit)),
-        holdings=holdings,
+        dataset_statistics=dataset_statistics,
         lengths=_lengths,
         verdict=verdict,
-        windows=windows,
+        window_statistics=window_statistics,
     )
 
 

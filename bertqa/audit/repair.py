@@ -1,12 +1,4 @@
-"""Unambiguous repairs of a dataset, and the repaired copy.
-
-    answer elsewhere       moved, if its text occurs exactly once in the context
-    answer absent          replaced by text of the context, if that differs only in case, whitespace
-                           or Unicode normalization and occurs exactly once
-    whitespace at its ends stripped, and the start adjusted
-    one of several blank   removed
-    starts missing         searched, if every answer of the question occurs exactly once
-    duplicate id           an exact duplicate is removed, another question gets a new id
+"""Unambiguous repairs of a dataset, listed in causes.py, and the repaired copy.
 
 An answer is moved only to a position at which its label reproduces it: "art" is not found in
 "party". All other faults remain.
@@ -30,8 +22,7 @@ from bertqa.data.text import NOWHERE, Excerpt, excerpt
 from bertqa.data.tokenization import BertTokenizer
 from bertqa.errors import UserError, shown
 from bertqa.files import write_text
-
-COPY_ENDINGS = (".json", ".jsonl")
+from bertqa.settings import COPY_ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +71,16 @@ def loose_occurrences(context: str, text: str) -> list[tuple[int, int]]:
     folded, origins = _folded(context)
     wanted = _folded(text.strip())[0]
     found = []
-    for first in occurrences(folded, wanted) if wanted else []:
-        last = first + len(wanted)
-        is_whole_start = first == 0 or origins[first - 1] != origins[first]
-        is_whole_end = last == len(folded) or origins[last - 1] != origins[last]
+    for start in occurrences(folded, wanted) if wanted else []:
+        stop = start + len(wanted)
+        is_whole_start = start == 0 or origins[start - 1] != origins[start]
+        is_whole_end = stop == len(folded) or origins[stop - 1] != origins[stop]
         if is_whole_start and is_whole_end:
-            found.append((origins[first][0], origins[last - 1][1]))
+            found.append((origins[start][0], origins[stop - 1][1]))
     return found
 
 
-@lru_cache(maxsize=2)  # neighbouring questions share a context, which may be long
+@lru_cache(maxsize=2)  # neighboring questions share a context, which may be long
 def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """Casefold and normalize a text; return it with the original slice of each character."""
     pieces: list[str] = []
@@ -147,8 +138,8 @@ def _relocated(context: str, text: str, start: int | None) -> _Answer:
         done = "replaced by its only similar text in the context"
     if len(found) != 1:
         return old
-    first, last = found[0]
-    return old._replace(text=context[first:last], start=first, done=done, is_searched=True)
+    start, stop = found[0]
+    return old._replace(text=context[start:stop], start=start, done=done, is_searched=True)
 
 
 def _proposed(example: Example) -> list[_Answer]:
@@ -211,9 +202,7 @@ def _is_faulty(example: Example) -> bool:
 
 
 def _change(row: int, example: Example, answer: _Answer) -> Change:
-    old = f"{shown(answer.old_text)}" + (
-        "" if answer.old_start is None else f" at {answer.old_start}"
-    )
+    old = shown(answer.old_text) + ("" if answer.old_start is None else f" at {answer.old_start}")
     if answer.start is None:
         return Change(row, example.id, f"answer {old}: {answer.done}")
     new = f"{shown(answer.text)} at {answer.start}"
@@ -283,11 +272,12 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
-    if path.suffix not in COPY_ENDINGS:
-        raise UserError(f"{path}: must end in {' or '.join(COPY_ENDINGS)}, got {path.suffix!r}")
+    if path.suffix.lower() not in COPY_ENDINGS:
+        needed = f"must end in {' or '.join(COPY_ENDINGS)}, got {shown(path.suffix)}"
+        raise UserError(f"{path}: {needed}: rename it")
     rows = [json.dumps(_row(example), ensure_ascii=False) for example in examples]
     whole = '{"data": [\n' + ",\n".join(rows) + "\n]}\n"
-    write_text(path, whole if path.suffix == ".json" else "\n".join(rows) + "\n")
+    write_text(path, whole if path.suffix.lower() == ".json" else "\n".join(rows) + "\n")
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -28,13 +28,13 @@ def audit_text(audit: Audit) -> str:
 
 def figures_text(audit: Audit) -> str:
     """Return the statistics of the dataset and its windows."""
-    (count, questions), *figures = [*holdings(audit), *windows(audit)]
+    (count, questions), *figures = [*dataset_statistics(audit), *window_statistics(audit)]
     widest = max(len(number) for number, _ in figures)
     lines = [f"  {number:>{widest}} {what}" for number, what in figures]
     return "\n".join([f"{visible(audit.source)}: {count} {questions}", *lines])
 
 
-def holdings(audit: Audit) -> list[tuple[str, str]]:
+def dataset_statistics(audit: Audit) -> list[tuple[str, str]]:
     """Return the statistics of the dataset, as number and description, without zeros."""
     answered = audit.examples - audit.unanswerable
     figures = [
@@ -55,7 +55,7 @@ def _figure(number: int, noun: str, more: str = "") -> tuple[str, str]:
     return count, what + more
 
 
-def windows(audit: Audit) -> list[tuple[str, str]]:
+def window_statistics(audit: Audit) -> list[tuple[str, str]]:
     """Return the statistics of the windows, as number and description."""
     w, settings = audit.windows, audit.settings
     flags = f"--max_seq_length {settings.max_seq_length} and --doc_stride {settings.doc_stride}"

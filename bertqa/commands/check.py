@@ -23,10 +23,10 @@ from bertqa.commands.flags import (
     settings_from_flags,
 )
 from bertqa.errors import UserError
-from bertqa.files import check_new_file
-from bertqa.settings import ENCODER, DataSettings, DecodingSettings
+from bertqa.files import check_output_file
+from bertqa.settings import COPY_ENDINGS, ENCODER, DataSettings, DecodingSettings
 
-COPY_ENDINGS, REPORT_ENDINGS = (".json", ".jsonl"), (".html", ".json")
+ENDINGS = {"repair": COPY_ENDINGS, "report": (".html", ".json")}  # by flag
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -48,7 +48,7 @@ def add_check_flags(parser: Parser, condition: str = "") -> None:
     # fmt: off
     add = parser.group("output")
     add("--repair", type=Path, metavar="FILE",
-        help=f"{condition}write the training data, repaired where this needs no guess, to .json "
+        help=f"{condition}write the training data with all unambiguous repairs to .json "
         "(run_qa's flat format) or .jsonl; the exit code is then that of the copy")
     add("--report", type=Path, metavar="FILE",
         help=f"{condition}write all findings to .html or .json")
@@ -73,10 +73,13 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def check_output_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for files that cannot be written, before the work."""
+    """Check that the output files can be written, before the work.
+
+    Raises:
+        UserError: one cannot, or both are the same file.
+    """
     if flags.repair and flags.report and flags.repair.absolute() == flags.report.absolute():
         raise UserError(f"--repair and --report must name two files, got {flags.repair} for both")
-    if flags.repair:
-        check_new_file(flags.repair, "--repair", COPY_ENDINGS)
-    if flags.report:
-        check_new_file(flags.report, "--report", REPORT_ENDINGS)
+    for flag, endings in ENDINGS.items():
+        if path := getattr(flags, flag):
+            check_output_file(path, f"--{flag}", endings)

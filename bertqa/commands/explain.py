@@ -9,7 +9,6 @@ each token. It needs neither network nor scripts.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,11 +29,12 @@ from bertqa.commands.question_flags import (
     read_context,
 )
 from bertqa.errors import UserError
-from bertqa.files import write_text
+from bertqa.files import check_output_file, write_text
 from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.settings import DecodingSettings
 
 TERMINAL = Path("-")  # print instead of writing a file
+PAGE_ENDINGS = (".html", ".htm")
 
 
 def parse_flags(arguments: Sequence[str], prog: str | None = None) -> argparse.Namespace:
@@ -65,7 +65,8 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError("--question is required: add it, and --context or --context_file")
     check_question_flags(flags)
     file = page_file(flags.page)
-    check_page(file, "", "--overwrite", flags.overwrite)
+    if file:
+        check_output_file(file, "", PAGE_ENDINGS, flags.overwrite, "--overwrite")
     overrides(flags).check()
     context = read_context(flags)
     explain_one(flags, context, file)
@@ -96,29 +97,3 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
 def page_file(given: Path) -> Path | None:
     """Return the file of an explanation; None for the terminal."""
     return None if given == TERMINAL else given
-
-
-def check_page(file: Path | None, flag: str, overwrite_flag: str, overwrite: bool) -> None:
-    """Check that a page can be written, before the work.
-
-    Args:
-        flag: the flag that named the file, as "--explain "; "" for a positional argument.
-        overwrite_flag: the flag that allows replacing a page.
-
-    Raises:
-        UserError: it exists, is no HTML file, or its folder is missing or not writable.
-    """
-    if file is None:
-        return
-    if file.is_dir():
-        raise UserError(f"{flag}{file} must be a file, got a folder: name a file in it")
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{flag}{file} must end in .html: name another file, such as answer.html")
-    if not file.parent.is_dir():
-        raise UserError(f"{flag}{file} must be in an existing folder: create {file.parent}")
-    if file.exists() and not overwrite:
-        raise UserError(
-            f"{flag}{file} must be a new file, but exists: name another, or pass {overwrite_flag}"
-        )
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(f"{flag}{file}: no write permission: choose another path")

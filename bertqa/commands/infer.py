@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.commands.explain import TERMINAL, check_page, explain_one, page_file
+from bertqa.commands.explain import PAGE_ENDINGS, TERMINAL, explain_one, page_file
 from bertqa.commands.flags import (
     Parser,
     add_decoding_flags,
@@ -35,6 +35,7 @@ from bertqa.commands.question_flags import (
     read_context,
 )
 from bertqa.errors import UserError
+from bertqa.files import check_output_file
 from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.settings import DecodingSettings
 
@@ -185,4 +186,6 @@ def check_explain_flags(flags: argparse.Namespace) -> None:
         raise UserError(
             "--explain requires a file with --json: name one, such as answer.html, or drop --json"
         )
-    check_page(page, "--explain ", "--overwrite_output_dir", flags.overwrite_output_dir)
+    if page:
+        force, force_flag = flags.overwrite_output_dir, "--overwrite_output_dir"
+        check_output_file(page, "--explain", PAGE_ENDINGS, force, force_flag)

@@ -34,13 +34,13 @@ def show(
             print(f"answer    {text!r} at {start}")
         outcome = Outcome(int(windows.outcome[i]))
         print(f"label     {outcome.name.lower().replace('_', ' ')}")
-        first, last = windows.of_examples(i, i + 1)
-        for number_of, window in enumerate(range(first, last), start=1):
+        own = windows.of_examples(i, i + 1)
+        for number_of, window in enumerate(own, start=1):
             shown = windows[window]
             text = label_text(windows, window, example.context)
             label = "{}..{}".format(*windows.label_of(window))
             print(
-                f"window    {number_of} of {last - first}: {len(shown.input_ids)} tokens, label "
+                f"window    {number_of} of {len(own)}: {len(shown.input_ids)} tokens, label "
                 f"{label} = {text!r}"
             )
             print(f"          {visible(' '.join(tokenizer.tokens(shown.input_ids)))}")

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from bertqa.commands.flags import Parser, add_model_flags, add_window_flags, overrides
 from bertqa.errors import UserError
-from bertqa.files import check_new_file, write_text
+from bertqa.files import check_output_file, write_text
 
 BOUND = 5e-5
 
@@ -82,5 +82,5 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.max_samples < 1:
         raise UserError(f"--max_samples must be at least 1, got {flags.max_samples}")
     if flags.markdown:
-        check_new_file(flags.markdown, "--markdown")
+        check_output_file(flags.markdown, "--markdown")
     overrides(flags).check()

@@ -38,22 +38,23 @@ def collate(windows: WindowSet, chosen: Tensor) -> PackedBatch:
     """
     lengths = windows.lengths[chosen]  # (N,), as the next five
     example = windows.example[chosen]
-    context_row = windows.context_of[example]
-    question_first = windows.questions.bounds[example]
-    context_first = windows.contexts.bounds[context_row] + windows.first[chosen]
+    context = windows.context_of[example]
+    first_question_row = windows.questions.bounds[example]
+    first_context_row = windows.contexts.bounds[context] + windows.first[chosen]
     context_start = windows.context_starts[chosen]
 
-    window = torch.arange(len(chosen)).repeat_interleave(lengths)  # (T,), as all below
+    window = torch.arange(len(chosen)).repeat_interleave(lengths)  # (T,), as the next four
     position = torch.arange(len(window)) - (lengths.cumsum(0) - lengths)[window]
     in_context = position - context_start[window]
     is_context = (in_context >= 0) & (position < lengths[window] - 1)
     is_question = (position >= 1) & (in_context < -1)
 
-    input_ids = torch.full_like(position, windows.sep_id)
+    input_ids = torch.full_like(position, windows.sep_id)  # (T,)
     input_ids[position == 0] = windows.cls_id
-    question_row = (question_first[window] + position - 1)[is_question]
-    input_ids[is_question] = windows.questions.ids[question_row].long()
-    context_rows = (context_first[window] + in_context)[is_context]
+    # Rows of the token tables: (question tokens,) and (context tokens,).
+    question_rows = (first_question_row[window] + position - 1)[is_question]
+    input_ids[is_question] = windows.questions.ids[question_rows].long()
+    context_rows = (first_context_row[window] + in_context)[is_context]
     input_ids[is_context] = windows.contexts.ids[context_rows].long()
     return PackedBatch(input_ids, (in_context >= 0).long(), position, tuple(lengths.tolist()))
 

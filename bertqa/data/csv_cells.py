@@ -71,7 +71,7 @@ def _literal_cell(cell: str, name: str, location: str) -> Any:
         return _literal(cell) if cell.strip() else None
     except ValueError as error:
         raise UserError(
-            f"{location}: {name} must be JSON or a Python literal, got {shown(cell)}; "
+            f"{location}: {name} must be JSON or a Python literal, got {shown(cell)}: "
             'write {"text": [...], "answer_start": [...]}'
         ) from error
 
@@ -97,12 +97,8 @@ def _start_cell(cell: str, name: str, location: str) -> Any:
     return _literal_cell(cell, name, location) if cell.lstrip()[:1] == "[" else cell or None
 
 
-def _boolean_cell(cell: str, name: str, location: str) -> Any:
-    return _BOOLEANS.get(cell.lower(), cell or None)
-
-
 _CELLS: dict[str, Callable[[str, str, str], Any]] = {
-    "is_impossible": _boolean_cell,
+    "is_impossible": lambda cell, name, location: _BOOLEANS.get(cell.lower(), cell or None),
     "answers": _literal_cell,
     "answers.text": _literal_cell,
     "answers.answer_start": _literal_cell,

@@ -59,14 +59,14 @@ def read_text(path: Path, what: str) -> str:
             content = file.read(LARGEST_TEXT + 1)  # a device such as /dev/zero is infinite
         if len(content) > LARGEST_TEXT:
             raise UserError(
-                f"{what} must have at most {LARGEST_TEXT >> 20} MiB, got more: pass a text file, "
+                f"{what}: must have at most {LARGEST_TEXT >> 20} MiB, got more: pass a text file, "
                 "or split it"
             )
         return content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"{what} cannot be read: {error.strerror}; check the path") from error
+        raise UserError(f"{what}: must be readable ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} must be UTF-8: convert it") from error
+        raise UserError(f"{what}: must be UTF-8: convert it") from error
 
 
 def _texts(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,14 +20,14 @@ class Entry(NamedTuple):
         value: its unchecked value; a UserError if it cannot be read, so that other entries can be.
         raw: bytes of a line of JSON lines; in other formats the parsed row.
         line: line number in JSON lines, from 1; else 0.
-        unread: ignored keys of its paragraph, article and document.
+        ignored_keys: ignored keys of its paragraph, article and document.
     """
 
     location: str
     value: Any
     raw: Any
     line: int = 0
-    unread: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
 
 Entries = Iterator[Entry]
@@ -49,24 +49,24 @@ def document_entries(document: Any, source: str) -> Entries:
     if not isinstance(document, dict) or not document.keys() & _KNOWN:
         found = listed(document) if isinstance(document, dict) else shown(document)
         raise UserError(
-            f"{source}: must be a dataset, got JSON with {found}; "
+            f"{source}: must be a dataset, got JSON with {found}: "
             'use {"data": [...]}, as in SQuAD, or rows with question and context'
         )
     if "data" in document:
-        unread = _unread(document, "document", "data", "version")
+        ignored = _ignored_keys(document, "document", "data", "version")
         data = checked_list(document["data"], "data", source)
-        return _entries(data, f"{source}, data", unread)
+        return _entries(data, f"{source}, data", ignored)
     return _entries([document], f"{source}, ")
 
 
-def _entries(entries: Iterable[Any], prefix: str, unread: tuple[str, ...] = ()) -> Entries:
+def _entries(entries: Iterable[Any], prefix: str, ignored_keys: tuple[str, ...] = ()) -> Entries:
     numbered = enumerate(entries)
-    return (Entry(f"{prefix}[{n}]", entry, entry, unread=unread) for n, entry in numbered)
+    return (Entry(f"{prefix}[{n}]", entry, entry, 0, ignored_keys) for n, entry in numbered)
 
 
-def _unread(outer: dict[str, Any], name: str, *read: str) -> tuple[str, ...]:
+def _ignored_keys(outer: dict[str, Any], name: str, *known: str) -> tuple[str, ...]:
     """Return the keys of an article, paragraph or document that are not read."""
-    return tuple(f"{name}.{key}" for key in outer if key not in read)
+    return tuple(f"{name}.{key}" for key in outer if key not in known)
 
 
 def flat_rows(entries: Entries) -> Entries:
@@ -90,12 +90,12 @@ def _inner(entry: Entry) -> Entries | None:
         return iter(())
     title = {"title": value.get("title")}
     if "paragraphs" in value:
-        unread = _unread(value, "article", "title", "paragraphs")
-        return _within(entry, "paragraphs", ["qas"], title, unread)
+        ignored = _ignored_keys(value, "article", "title", "paragraphs")
+        return _within(entry, "paragraphs", ["qas"], title, ignored)
     if "qas" in value:
-        unread = _unread(value, "paragraph", "title", "context", "qas")
+        ignored = _ignored_keys(value, "paragraph", "title", "context", "qas")
         context = value_or_fault(_context, value, location)
-        return _within(entry, "qas", [], {"context": context} | title, unread)
+        return _within(entry, "qas", [], {"context": context} | title, ignored)
     return None
 
 
@@ -106,7 +106,7 @@ def _context(paragraph: dict[str, Any], location: str) -> str:
 
 
 def _within(
-    entry: Entry, key: str, needed: list[str], more: dict[str, Any], unread: tuple[str, ...]
+    entry: Entry, key: str, needed: list[str], more: dict[str, Any], ignored_keys: tuple[str, ...]
 ) -> Entries:
     """Return the items of a list in an entry, each with the keys ``more`` that are not null."""
     given = {name: value for name, value in more.items() if value is not None}
@@ -117,14 +117,14 @@ def _within(
             raise fault
         row = {**value, **given}
         if value.get("context") not in (None, row.get("context")):
-            raise UserError(f"{location}: context must be the paragraph's; remove one of them")
+            raise UserError(f"{location}: context must be the paragraph's, got another: remove one")
         return row
 
     def item(number: int, value: Any) -> Entry:
         location = f"{entry.location}.{key}[{number}]"
         raw = entry.raw if entry.line else value
         row = value_or_fault(merged, value, location)
-        return Entry(location, row, raw, entry.line, entry.unread + unread)
+        return Entry(location, row, raw, entry.line, entry.ignored_keys + ignored_keys)
 
     items = enumerate(checked_list(entry.value[key], key, entry.location))
     return (item(number, value) for number, value in items)

@@ -43,24 +43,26 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # such as /dev/zero, which is infinite
-                raise UserError(f"{path}: must be a file or a pipe, got a device; check the path")
+                raise UserError(f"{path}: must be a file or a pipe, got a device: check the path")
             # By content, not by name: browsers and copying tools decompress .gz without renaming.
             compressed = file.peek(2)[:2] == b"\x1f\x8b"
             stream: io.BufferedReader = file
             if compressed:
                 stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
             if not stream.peek(1):
-                raise UserError(f"{path} is empty; download or write it again")
+                raise UserError(
+                    f"{path}: must contain rows, got an empty file: download or write it again"
+                )
             yield stream
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; check the path") from error
+        raise UserError(f"{path}: must be an existing file, got none: check the path") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path} must be a file, got a directory; pass a file in it") from error
+        raise UserError(f"{path}: must be a file, got a directory: pass a file in it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is corrupt gzip ({error}); download it again") from error
+        raise UserError(f"{path}: must be intact gzip ({error}): download it again") from error
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check the path"
+            f"{path}: must be readable ({error.strerror or error}): check the path"
         ) from error
 
 
@@ -72,7 +74,7 @@ def _decoded(raw: bytes, line: int, source: str) -> str:
         line += error.object.count(b"\n", 0, error.start)
         byte = error.object[error.start]
         raise UserError(
-            f"{source}, line {line}: must be UTF-8, got byte 0x{byte:02x}; save the file as UTF-8"
+            f"{source}, line {line}: must be UTF-8, got byte 0x{byte:02x}: save the file as UTF-8"
         ) from error
 
 
@@ -85,15 +87,17 @@ def _parsed(text: str, line: int, source: str) -> Any:
         line += error.lineno - 1
         near = shown(text[error.pos : error.pos + 20])
         raise UserError(
-            f"{source}, line {line}, column {error.colno}: malformed JSON ({error.msg}) "
-            f"near {near}; correct it or download the file again"
+            f"{source}, line {line}, column {error.colno}: must be JSON, got {near} "
+            f"({error.msg}): correct it or download the file again"
         ) from error
     except RecursionError as error:
         raise UserError(
-            f"{source}, line {line}: JSON is nested too deeply; pass a dataset"
+            f"{source}, line {line}: must be a dataset, got JSON nested too deeply: correct it"
         ) from error
     except ValueError as error:  # a repeated key, or a number of thousands of digits
-        raise UserError(f"{source}, line {line}: invalid JSON ({error}); correct it") from error
+        raise UserError(
+            f"{source}, line {line}: must be valid JSON ({error}): correct it"
+        ) from error
 
 
 def _json_lines(stream: Iterable[bytes], source: str) -> Entries:
@@ -137,7 +141,7 @@ def _csv_records(lines: Iterable[str], source: str, delimiter: str) -> Iterator[
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{source}, line {line}: malformed CSV ({error}); correct the quotes or line ends"
+            f"{source}, line {line}: must be valid CSV ({error}): correct the quotes or line ends"
         ) from error
 
 
@@ -168,7 +172,7 @@ def _csv(stream: io.BufferedReader, source: str, delimiter: str = ",") -> Entrie
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise UserError(
-            f"{location}: names in the header must be unique, got {shown(repeated[0])} twice; "
+            f"{location}: names in the header must be unique, got {shown(repeated[0])} twice: "
             "rename one"
         )
     for location, fields in records:
@@ -180,7 +184,7 @@ def _csv_row(header: list[str], fields: list[str], delimiter: str, location: str
     if len(fields) != len(header):
         raise UserError(
             f"{location}: must have {counted(len(header), 'field')} as the header, got "
-            f"{len(fields)} (the first is {shown(fields[0])}); put quotes around fields that "
+            f"{len(fields)} (the first is {shown(fields[0])}): put quotes around fields that "
             f"contain {shown(delimiter)}, quotes or line ends"
         )
     return csv_row(dict(zip(header, fields, strict=True)), location)
@@ -194,15 +198,13 @@ def _table_rows(batches: Iterable[Any], source: str) -> Entries:
 
 def _parquet(stream: io.BufferedReader, source: str) -> Entries:
     if source.lower().endswith(".gz"):
-        raise UserError(f"{source}: parquet must not be compressed; decompress it with gunzip")
+        raise UserError(f"{source}: parquet must not be compressed: decompress it with gunzip")
     from pyarrow import parquet  # late: for parquet only
 
     try:
         yield from _table_rows(parquet.ParquetFile(stream).iter_batches(batch_size=100), source)
     except Exception as error:  # the library's errors have no common class
-        raise UserError(
-            f"{source} cannot be read as parquet ({reason(error)}); write it again"
-        ) from error
+        raise UserError(f"{source}: must be parquet ({reason(error)}): write it again") from error
 
 
 def hub_entries(name: str, split: str) -> tuple[Entries, str]:
@@ -217,8 +219,8 @@ def hub_entries(name: str, split: str) -> tuple[Entries, str]:
         table = load_dataset(path, config or None, split=split)
     except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"--dataset {shown(name)}: its split {shown(split)} cannot be loaded "
-            f"({reason(error)}); check both names and the network, or pass a file instead of "
+            f"--dataset {shown(name)}, split {shown(split)}: must be available "
+            f"({reason(error)}): check both names and the network, or pass a file instead of "
             "--dataset"
         ) from error
     finally:
@@ -282,7 +284,7 @@ def _reader(path: Path) -> _Reader:
     ending = _ending(path)
     if ending not in _READERS:
         raise UserError(
-            f"{path} must end in one of {', '.join(_READERS)} (all except .parquet also with .gz), "
-            f"got {shown(ending)}; rename or convert it"
+            f"{path}: must end in one of {', '.join(_READERS)} (all except .parquet also with .gz),"
+            f" got {shown(ending)}: rename or convert it"
         )
     return _READERS[ending]

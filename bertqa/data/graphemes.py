@@ -30,7 +30,7 @@ _STRETCH = re.compile(f".?[^{_SINGLE}]+(?:[{_SINGLE}][^{_SINGLE}]+)*.?", re.DOTA
 _FLAGS = re.compile("(?:[\U0001f1e6-\U0001f1ff]{2}){32}(?=[\U0001f1e6-\U0001f1ff])")
 
 
-@lru_cache(maxsize=64)  # neighbouring questions ask about the same text
+@lru_cache(maxsize=64)  # neighboring questions ask about the same text
 def joined_clusters(text: str) -> tuple[tuple[int, int], ...]:
     """Return start and end of each grapheme cluster of several code points, in order."""
     # The library rejects lone surrogates; these rules treat them like control characters.

@@ -77,29 +77,41 @@ class LabelledWindows(WindowSet):
 def label_windows(windows: WindowSet, examples: Sequence[Example]) -> LabelledWindows:
     """Label each window of ``examples`` with the first gold answer that it fully contains."""
     contexts, context_of = windows.contexts, windows.context_of.long()
-    start, end, number = torch.zeros(3, len(windows), dtype=torch.int64)
-    golds, tokens = [], []
+    start, end, gold = torch.zeros(3, len(windows), dtype=torch.int64)  # (W,) each
+    golds, tokens = [], []  # of the n-th gold answers: E examples with only it; (2, E) tokens
     for n in range(max((len(_golds(example)) for example in examples), default=0) or 1):
         golds.append([only_gold(example, n) for example in examples])
         tokens.append(torch.stack(answer_tokens(golds[n], contexts, context_of)))
-        first, last = _positions(windows, *tokens[n])
-        new = (start == 0) & (first > 0)
-        start[new], end[new], number[new] = first[new], last[new], n
+        first, last = _positions(windows, *tokens[n])  # (W,) each
+        new = (start == 0) & (first > 0)  # (W,)
+        start[new], end[new], gold[new] = first[new], last[new], n
     # An example's outcome is that of the answer in its first labelled window.
-    labelled = start > 0
-    owner, count = torch.unique_consecutive(windows.example[labelled].long(), return_counts=True)
-    gold, contained = torch.zeros(2, len(examples), dtype=torch.int64)
-    gold[owner], contained[owner] = number[labelled][count.cumsum(0) - count], 1
-    chosen = [golds[n][i] for i, n in enumerate(gold.tolist())]
-    first, last = torch.stack(tokens)[gold, :, torch.arange(len(examples))].T
+    number, contained = _first_labelled(windows.example.long(), start > 0, gold, len(examples))
+    chosen = [golds[n][i] for i, n in enumerate(number.tolist())]
+    first, last = torch.stack(tokens)[number, :, torch.arange(len(examples))].T  # (E,) each
     columns = {field.name: getattr(windows, field.name) for field in fields(WindowSet)}
     return LabelledWindows(
         **columns,
         start_position=start.int(),
         end_position=end.int(),
-        gold=number.int(),
-        outcome=outcomes(chosen, contexts, context_of, (first, last), contained.bool()),
+        gold=gold.int(),
+        outcome=outcomes(chosen, contexts, context_of, (first, last), contained),
     )
+
+
+def _first_labelled(
+    example: Tensor, labelled: Tensor, gold: Tensor, examples: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gold answer in each example's first labelled window, and whether there is one.
+
+    The arguments are ``(W,)``, the results ``(E,)``.
+    """
+    found, none = labelled.nonzero().flatten(), len(labelled)
+    first = torch.full((examples,), none).scatter_reduce(0, example[found], found, "amin")  # (E,)
+    contained = first < none
+    number = torch.zeros(examples, dtype=torch.int64)
+    number[contained] = gold[first[contained]]
+    return number, contained
 
 
 def make_labelled_windows(
@@ -277,21 +289,14 @@ class LabelReport:
         return "\n".join(lines)
 
 
-def label_report(
-    examples: Sequence[Example], outcome: Tensor, cut_questions: Tensor
-) -> LabelReport:
-    """Count and list all labels that are not their answer, by cause.
-
-    Args:
-        examples: the examples.
-        outcome: ``(E,)``, from ``outcomes``.
-        cut_questions: ``(E,)``, tokens removed from each question.
-    """
+def label_report(examples: Sequence[Example], windows: LabelledWindows) -> LabelReport:
+    """Count and list all labels that are not their answer, by cause."""
+    outcome = windows.outcome
     listed: dict[Outcome, list[str]] = {cause: [] for cause in CAUSES}
     for i in (outcome >= Outcome.BLANKS).nonzero().flatten().tolist():
         listed[Outcome(int(outcome[i]))].append(examples[i].id)
     return LabelReport(
         counts=Counter(Outcome(value) for value in outcome.tolist()),
         listed={cause: ids for cause, ids in listed.items() if ids},
-        cut_questions=[examples[i].id for i in cut_questions.nonzero().flatten().tolist()],
+        cut_questions=[examples[i].id for i in windows.cut_questions.nonzero().flatten().tolist()],
     )

@@ -1,7 +1,7 @@
 """Reading of all formats of formats.py into ``Example``s, or into ``Row``s with their faults."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -9,11 +9,9 @@ from typing import Any
 
 from bertqa.data.entries import Entries, Entry, flat_rows
 from bertqa.data.formats import entries_of, hub_entries
-from bertqa.data.rows import id_key, listed, row_example, shared_texts, unread_keys
+from bertqa.data.rows import id_key, ignored_keys, listed, row_example, shared_texts
 from bertqa.data.squad import Example, check_examples
-from bertqa.errors import UserError, counted
-
-_Say = Callable[[str], object]
+from bertqa.errors import Say, UserError, counted, ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,8 @@ class Row:
         raw: bytes of a line; in other formats the parsed row.
         example: the example; None if it cannot be used.
         fault: why it cannot be used; "" if it can.
-        made_up: whether its id was generated, since the file has none.
-        unread: ignored keys of the row.
+        has_generated_id: whether its id was generated, since the file has none.
+        ignored_keys: ignored keys of the row, its paragraph, article and document.
     """
 
     number: int
@@ -36,8 +34,8 @@ class Row:
     raw: Any
     example: Example | None
     fault: str = ""
-    made_up: bool = False
-    unread: tuple[str, ...] = ()
+    has_generated_id: bool = False
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -46,32 +44,32 @@ class Row:
 
 
 @dataclass
-class Lacks:
+class MissingValues:
     """Counts of missing ids and gold answers, and of ignored keys, in a file."""
 
     source: str
     questions: int = 0
-    made_up: int = 0
+    generated_ids: int = 0
     without_gold: int = 0
-    unread: dict[str, None] = field(default_factory=dict)
+    ignored_keys: dict[str, None] = field(default_factory=dict)
 
     def count(self, row: Row) -> None:
         """Count a row, if it has an example."""
         if row.example:
             self.questions += 1
-            self.made_up += row.made_up
+            self.generated_ids += row.has_generated_id
             self.without_gold += row.example.answers is None
-            self.unread |= dict.fromkeys(row.unread)
+            self.ignored_keys |= dict.fromkeys(row.ignored_keys)
 
-    def tell(self, say: _Say) -> None:
+    def report(self, say: Say) -> None:
         """Report the counts in one line, if any is not zero."""
         parts = [f"{self.source}: {counted(self.questions, 'question')}"]
-        if self.made_up:
-            parts.append(f"{self.made_up:,} without an id, numbered by row")
+        if self.generated_ids:
+            parts.append(f"{self.generated_ids:,} without an id, numbered by row")
         if self.without_gold:
             parts.append(f"{self.without_gold:,} without gold answers, excluded from EM and F1")
-        if self.unread:
-            parts.append(f"ignored keys: {listed(self.unread)}")
+        if self.ignored_keys:
+            parts.append(f"ignored keys: {listed(self.ignored_keys)}")
         if len(parts) > 1:
             say("; ".join(parts))
 
@@ -102,24 +100,22 @@ def _usable(row: Row) -> Row:
     return row
 
 
-def read_rows(path: Path, *, say: _Say = lambda line: None) -> list[Row]:
+def read_rows(path: Path, *, say: Say = ignore) -> list[Row]:
     """Read all rows of a file, including faulty ones; ``say`` is as in ``read_examples``.
 
     Raises:
         UserError: the file cannot be opened or read, or its format is not supported.
     """
-    return _together(list(iter_rows(path)), str(path), say)
+    return _with_unique_ids(list(iter_rows(path)), str(path), say)
 
 
-def read_hub_rows(name: str, split: str, *, say: _Say = lambda line: None) -> list[Row]:
+def read_hub_rows(name: str, split: str, *, say: Say = ignore) -> list[Row]:
     """Read all rows of one split of a dataset, as ``read_rows``; see ``load_hub_dataset``."""
     rows, location = hub_entries(name, split)
-    return _together([_usable(row) for row in _rows(flat_rows(rows))], location, say)
+    return _with_unique_ids([_usable(row) for row in _rows(flat_rows(rows))], location, say)
 
 
-def read_examples(
-    path: Path, *, say: _Say = lambda line: None, keep_faulty: bool = False
-) -> list[Example]:
+def read_examples(path: Path, *, say: Say = ignore, keep_faulty: bool = False) -> list[Example]:
     """Read all examples of a file of any supported format; equal texts share memory.
 
     ``check_examples`` and ``check_answers`` check their contents.
@@ -136,7 +132,7 @@ def read_examples(
 
 
 def load_hub_dataset(
-    name: str, split: str, *, say: _Say = lambda line: None, keep_faulty: bool = False
+    name: str, split: str, *, say: Say = ignore, keep_faulty: bool = False
 ) -> list[Example]:
     """Load the examples of one split of a dataset of the Hugging Face hub or a local folder.
 
@@ -156,12 +152,12 @@ def _single(entry: Entry) -> list[Entry]:
     rows = list(flat_rows(iter([entry])))
     if len(rows) == 1:
         return rows
-    fault = f"{entry.location}: must have one question, got {len(rows)}; write a line for each"
+    fault = f"{entry.location}: must have one question, got {len(rows)}: write a line for each"
     return [entry._replace(value=UserError(fault))]
 
 
 def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
-    for index, (location, row, raw, line, unread) in enumerate(entries):
+    for index, (location, row, raw, line, ignored) in enumerate(entries):
         try:
             if isinstance(row, UserError):
                 raise row
@@ -170,35 +166,35 @@ def _rows(entries: Iterable[Entry], one_by_one: bool = False) -> Iterator[Row]:
         except UserError as error:
             yield Row(line or index, location, raw, None, str(error))
         else:
-            made_up = id_key(row) is None
-            unread += unread_keys(row)
-            yield Row(line or index, location, raw, example, "", made_up, unread)
+            is_generated = id_key(row) is None
+            ignored += ignored_keys(row)
+            yield Row(line or index, location, raw, example, "", is_generated, ignored)
 
 
-def _together(rows: list[Row], source: str, say: _Say) -> list[Row]:
+def _with_unique_ids(rows: list[Row], source: str, say: Say) -> list[Row]:
     """Make generated ids unique among the rows of a file, and report what is missing."""
     counts = Counter(row.example.id for row in rows if row.example)
     for index, row in enumerate(rows):
-        if row.made_up and row.example and counts[row.example.id] > 1:
+        if row.has_generated_id and row.example and counts[row.example.id] > 1:
             name = f"row {row.example.id}"
             while name in counts:
                 name = f"row {name}"
             rows[index] = replace(row, example=replace(row.example, id=name))
-    lacks = Lacks(source)
+    missing = MissingValues(source)
     for row in rows:
-        lacks.count(row)
-    lacks.tell(say)
+        missing.count(row)
+    missing.report(say)
     return rows
 
 
-def _examples(entries: Entries, source: str, say: _Say, keep_faulty: bool) -> list[Example]:
+def _examples(entries: Entries, source: str, say: Say, keep_faulty: bool) -> list[Example]:
     share, rows = shared_texts(), []
     for row in _rows(flat_rows(entries)):
         if row.fault and not keep_faulty:
             raise UserError(row.fault)
         example = share(row.example) if row.example else None
         rows.append(replace(row, raw=None, example=example))
-    return [row.example or _faulty(row) for row in _together(rows, source, say)]
+    return [row.example or _faulty(row) for row in _with_unique_ids(rows, source, say)]
 
 
 def _faulty(row: Row) -> Example:

@@ -2,7 +2,7 @@
 
 A row has ``question`` and ``context``, and may have an id under one of ``ID_KEYS``, ``title``, gold
 answers under ``GOLD_KEYS``, and ``is_impossible``. Gold answers under two keys must agree. Other
-keys are ignored; ``unread_keys`` lists them, except SQuAD v2.0's plausible_answers. Texts are not
+keys are ignored; ``ignored_keys`` lists them, except SQuAD v2.0's plausible_answers. Texts are not
 changed, except that leading blanks of a question are removed.
 
     {"text": ["Ada"], "answer_start": [0]}      gold answers, as in run_qa
@@ -28,33 +28,37 @@ from bertqa.data.squad import Example
 from bertqa.errors import UserError, shown
 
 # Advice for keys that other datasets use instead of question and context.
-CURES = dict.fromkeys(
+_ADVICE = dict.fromkeys(
     ("context_text", "query_text"),
-    "this is CMRC 2018's original format: use its SQuAD format, or rename context_text to context, "
-    "query_text to question and query_id to id",
+    "use the SQuAD format of CMRC 2018, or rename context_text to context, query_text to question "
+    "and query_id to id",
 ) | dict.fromkeys(
     ("story", "questions"),
-    "this is CoQA, whose questions depend on earlier ones; write rows with question and context",
+    "write rows with question and context; CoQA's questions depend on earlier ones",
 )
 
 
 def wrong_type(value: Any, key: str, needed: str, location: str) -> UserError:
     """Return the error for a value of the wrong type."""
     kind = type(value).__name__
-    return UserError(f"{location}: {key} must be {needed}, got {shown(value)} ({kind}); correct it")
+    return UserError(f"{location}: {key} must be {needed}, got {shown(value)} ({kind}): correct it")
 
 
 def require_keys(row: Any, keys: Sequence[str], location: str) -> None:
-    """Raise UserError unless the row is an object with these keys."""
+    """Check that the row is an object with these keys.
+
+    Raises:
+        UserError: it is not an object, or lacks a key.
+    """
     if not isinstance(row, dict):
         found = f"{shown(row)} ({type(row).__name__})"
         needed = f"an object with {' and '.join(keys)}"
-        raise UserError(f"{location}: must be {needed}, got {found}; correct it")
+        raise UserError(f"{location}: must be {needed}, got {found}: correct it")
     missing = [key for key in keys if key not in row]
     if missing:
-        cure = next((CURES[key] for key in row if key in CURES), "add or rename it")
+        advice = next((_ADVICE[key] for key in row if key in _ADVICE), "add or rename it")
         needed = " and ".join(missing)
-        raise UserError(f"{location}: must have {needed}, got {listed(row)}; {cure}")
+        raise UserError(f"{location}: must have {needed}, got {listed(row)}: {advice}")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -66,19 +70,27 @@ def listed(names: Iterable[str]) -> str:
 
 
 def checked_text(value: Any, key: str, location: str) -> str:
-    """Return the value; raise UserError unless it is a valid string."""
+    """Check that the value is a string without lone surrogates, and return it.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(value, str):
         raise wrong_type(value, key, "a string", location)
     # JSON can encode a lone surrogate ("\ud83d"), which tokenizers reject.
     if not value.isascii() and SURROGATES.search(value):
         raise UserError(
-            f"{location}: {key} must not contain a lone surrogate, got {shown(value)}; remove it"
+            f"{location}: {key} must not contain a lone surrogate, got {shown(value)}: remove it"
         )
     return value
 
 
 def checked_list(value: Any, key: str, location: str) -> list[Any]:
-    """Return the value; raise UserError unless it is a list."""
+    """Check that the value is a list, and return it.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(value, list):
         raise wrong_type(value, key, "a list", location)
     return value
@@ -130,7 +142,7 @@ def _texts_and_starts(key: str, value: Any, beside: Any, location: str) -> tuple
             require_keys(answer, ["text"], f"{location}: an answer")
         inner = [answer.get("answer_start") for answer in texts]
         texts = [answer["text"] for answer in texts]
-    return texts, _one_of(_as_list(inner), _as_list(beside), location)
+    return texts, _agreed_starts(_as_list(inner), _as_list(beside), location)
 
 
 def _as_list(starts: Any) -> list[Any]:
@@ -139,7 +151,7 @@ def _as_list(starts: Any) -> list[Any]:
     return starts if isinstance(starts, list) else [starts]
 
 
-def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
+def _agreed_starts(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
     """Return the starts in the answers, or else those beside them; both must agree."""
     known = [start for start in inner if not _is_null(start)]
     if not known:
@@ -147,7 +159,7 @@ def _one_of(inner: list[Any], beside: list[Any], location: str) -> list[Any]:
     if any(start not in known for start in beside if not _is_null(start)):
         raise UserError(
             f"{location}: answer_start must agree with the answers, got {shown(beside)} and "
-            f"{shown(known)} in the answers; remove the wrong one"
+            f"{shown(known)} in the answers: remove the wrong one"
         )
     return inner
 
@@ -213,7 +225,7 @@ def _answers(row: dict[str, Any], location: str) -> _Gold:
         if not _is_part(gold, golds[fullest]):
             one, other = (_formatted(golds[each]) for each in (fullest, key))
             raise UserError(
-                f"{location}: {fullest} and {key} must agree, got {one} and {other}; remove the "
+                f"{location}: {fullest} and {key} must agree, got {one} and {other}: remove the "
                 "wrong one"
             )
     return golds[fullest]
@@ -232,7 +244,7 @@ def _gold(row: dict[str, Any], location: str) -> _Gold:
         return answers or None, starts
     if answers:
         raise UserError(
-            f"{location}: answers must be empty if is_impossible is true, got {shown(answers[0])}; "
+            f"{location}: answers must be empty if is_impossible is true, got {shown(answers[0])}: "
             "remove one of the two"
         )
     return (), ()
@@ -243,22 +255,22 @@ def id_key(row: dict[str, Any]) -> str | None:
     return next((key for key in ID_KEYS if not _is_null(row.get(key))), None)
 
 
-def unread_keys(row: dict[str, Any]) -> tuple[str, ...]:
+def ignored_keys(row: dict[str, Any]) -> tuple[str, ...]:
     """Return the keys of a row, and of its answers, that are ignored."""
     golds = _gold_keys(row)
     beside = {"detected_answers", *(GOLD_KEYS[key] for key in golds)} if golds else set()
-    unread = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
+    ignored = [key for key in row if key not in _READ_KEYS | beside and key not in golds]
     for key in golds:
         for answer in row[key] if isinstance(row[key], list) else [row[key]]:
             inner = answer if isinstance(answer, dict) else ()
-            unread += [f"{key}.{each}" for each in inner if each not in _ANSWER_KEYS]
-    return tuple(dict.fromkeys(unread))
+            ignored += [f"{key}.{each}" for each in inner if each not in _ANSWER_KEYS]
+    return tuple(dict.fromkeys(ignored))
 
 
-def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
+def _identifier(row: dict[str, Any], generated_id: str, location: str) -> str:
     key = id_key(row)
     if key is None:
-        return made_up
+        return generated_id
     value = row[key]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -269,13 +281,13 @@ def _identifier(row: dict[str, Any], made_up: str, location: str) -> str:
     return checked_text(value, key, location)
 
 
-def row_example(row: Any, made_up: str, location: str) -> Example:
-    """Convert a row to an example; ``made_up`` is its id if it has none."""
+def row_example(row: Any, generated_id: str, location: str) -> Example:
+    """Convert a row to an example; ``generated_id`` is its id if it has none."""
     require_keys(row, ["question", "context"], location)
     answers, starts = _gold(row, location)
     title = row.get("title")
     return Example(
-        id=_identifier(row, made_up, location),
+        id=_identifier(row, generated_id, location),
         # As SQuAD's scripts do: its files have questions with leading blanks.
         question=checked_text(row["question"], "question", location).lstrip(),
         context=checked_text(row["context"], "context", location),

@@ -111,18 +111,20 @@ def check_examples(examples: Sequence[Example], source: str) -> None:
         UserError: there is no example, an id is repeated, or a question or context is blank.
     """
     if not examples:
-        raise UserError(f"{source}: must contain at least one question, got no examples")
+        raise UserError(f"{source}: must contain at least one question, got none")
     if len({example.id for example in examples}) < len(examples):
         counts = Counter(example.id for example in examples)
         repeated = [name for name, count in counts.items() if count > 1]
         raise UserError(
             f"{source}: ids must be unique, got {shown(repeated[0])} {counts[repeated[0]]} times "
-            f"({counted(len(repeated), 'repeated id')} in total); rename them"
+            f"({counted(len(repeated), 'repeated id')} in total): rename them"
         )
     for key in ("question", "context"):
         blank = [example for example in examples if is_blank(getattr(example, key))]
         if blank:
-            raise _fault(blank, f"has a blank {key}", "fill it in or remove the question", source)
+            needed = f"a {key} with a visible character"
+            given, advice = shown(getattr(blank[0], key)), "fill it in or remove the question"
+            raise _fault(blank, f"must have {needed}, got {given}", advice, source)
 
 
 def check_version(examples: Sequence[Example], source: str, with_negative: bool) -> None:
@@ -134,15 +136,15 @@ def check_version(examples: Sequence[Example], source: str, with_negative: bool)
     impossible = sum(example.is_impossible for example in examples)
     if impossible and not with_negative:
         raise UserError(
-            f"{source} has {counted(impossible, 'unanswerable question')}: pass "
+            f"{source}: must have an answer to every question, got {impossible:,} without: pass "
             "--version_2_with_negative"
         )
 
 
-def _fault(faulty: Sequence[Example], fault: str, cure: str, source: str) -> UserError:
+def _fault(faulty: Sequence[Example], fault: str, advice: str, source: str) -> UserError:
     """Return an error that shows the first faulty example and counts all."""
     return UserError(
-        f"{source}: question {shown(faulty[0].id)} {fault} ({len(faulty)} such in total); {cure}"
+        f"{source}, question {shown(faulty[0].id)}: {fault} ({len(faulty)} such in total): {advice}"
     )
 
 
@@ -163,13 +165,16 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
     """Check that gold answers can be used for training and validation.
 
     Raises:
-        UserError: gold or starts are missing, an answer is blank, or not at its start.
+        UserError: gold answers or answer_starts are missing, or an answer is blank or not at its
+            start.
     """
     without = [example for example in examples if example.answers is None]
     if without:
-        cure = "add them, or remove the question; if it is unanswerable, set is_impossible to true "
-        cure += "and pass --version_2_with_negative"
-        raise _fault(without, "has no gold answers", cure, source)
+        advice = (
+            "add them, remove the question, or, if it is unanswerable, set is_impossible to true "
+        )
+        advice += "and pass --version_2_with_negative"
+        raise _fault(without, "must have gold answers, got none", advice, source)
     uneven = [e for e in examples if len(e.answers or ()) != _known_starts(e)]
     if uneven:
         counts = f"{_known_starts(uneven[0])} and {len(uneven[0].answers or ())}"
@@ -177,7 +182,9 @@ def check_answers(examples: Sequence[Example], source: str) -> None:
         raise _fault(uneven, fault, "give one answer_start for each text", source)
     blank = [e for e in examples if not all(map(str.strip, e.answers or ()))]
     if blank:
-        raise _fault(blank, "has a blank answer text", "fill it in or remove it", source)
+        text = next(text for text in blank[0].answers or () if not text.strip())
+        fault = f"must have no blank answer text, got {shown(text)}"
+        raise _fault(blank, fault, "fill it in or remove it", source)
     misplaced = [example for example in examples if any(_misplaced(example))]
     if misplaced:
         text, start, found = next(_misplaced(misplaced[0]))

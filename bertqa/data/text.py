@@ -48,11 +48,11 @@ def excerpt(text: str, start: int, end: int) -> Excerpt:
     """
     start = min(max(start, 0), len(text))
     end = min(max(end, start), len(text))
-    first, last = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
+    begin, stop = snap_to_graphemes(text, max(0, start - _AROUND), min(len(text), end + _AROUND))
     return Excerpt(
-        before="..." * (first > 0) + shortened(text[first:start], _LONGEST),
+        before="..." * (begin > 0) + shortened(text[begin:start], _LONGEST),
         marked=shortened(text[start:end], _LONGEST),
-        after=shortened(text[end:last], _LONGEST) + "..." * (last < len(text)),
+        after=shortened(text[end:stop], _LONGEST) + "..." * (stop < len(text)),
     )
 
 
@@ -64,13 +64,13 @@ def shortened(text: str, longest: int = 400) -> str:
     if len(text) <= longest:
         return text
     half = longest // 2
-    first = snap_to_graphemes(text, 0, half)[1]
-    last = snap_to_graphemes(text, len(text) - half, len(text))[0]
-    first = first if first <= longest else half
-    last = last if len(text) - last <= longest else len(text) - half
-    if first >= last:  # one grapheme cluster spans the middle
-        first, last = half, len(text) - half
-    return f"{text[:first]}...{text[last:]}"
+    stop = snap_to_graphemes(text, 0, half)[1]
+    start = snap_to_graphemes(text, len(text) - half, len(text))[0]
+    stop = stop if stop <= longest else half
+    start = start if len(text) - start <= longest else len(text) - half
+    if stop >= start:  # one grapheme cluster spans the middle
+        stop, start = half, len(text) - half
+    return f"{text[:stop]}...{text[start:]}"
 
 
 def visible(text: str, form: Callable[[str], str] = str) -> str:

@@ -85,7 +85,7 @@ class BertTokenizer:
         self.source, self.settings = files.source, files.settings
         self._special = {each.token.content for each in files.added if each.is_special}
         self.markers = sum(not each.token.special for each in files.added)
-        self._backend = backend = _published(files)
+        self._backend = backend = _build_backend(files)
         self.cls_id = _special_id(backend, files, "cls_token")
         self.sep_id = _special_id(backend, files, "sep_token")
         if self.cls_id == self.sep_id:
@@ -154,7 +154,7 @@ class BertTokenizer:
         """Convert ids to tokens, such as ``play`` and ``##ing``."""
         return [self._backend.id_to_token(int(i)) or "[?]" for i in ids]
 
-    def gives_the_ids_of(self, other: "BertTokenizer") -> bool:
+    def is_equivalent_to(self, other: "BertTokenizer") -> bool:
         """Return whether both tokenizers give the same ids: vocabulary and rules are equal."""
         return self._identity() == other._identity()
 
@@ -220,7 +220,7 @@ def _special_id(backend: Tokenizer, files: TokenizerFiles, key: str) -> int:
     return int(number)
 
 
-def _published(files: TokenizerFiles) -> Tokenizer:
+def _build_backend(files: TokenizerFiles) -> Tokenizer:
     """Build BERT's tokenizer with the vocabulary, rules and added tokens of a folder."""
     unknown, rules = files.settings["unk_token"], files.settings
     if not isinstance(unknown, str) or unknown not in files.vocabulary:

@@ -255,13 +255,13 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
         lines = read_whole(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} must be UTF-8 text ({reason(error)}): copy it again") from error
+        raise UserError(f"{path}: must be UTF-8 text ({reason(error)}): copy it again") from error
     tokens = [line.rstrip("\r") for line in lines]
     while tokens and not tokens[-1]:
         tokens.pop()
     if len(tokens) > _MOST_TOKENS:
         raise UserError(
-            f"{path} must have at most {_MOST_TOKENS} tokens, got {len(tokens)}: use a BERT "
+            f"{path}: must have at most {_MOST_TOKENS} tokens, got {len(tokens)}: use a BERT "
             "vocabulary"
         )
     return {token: number for number, token in enumerate(tokens)}
@@ -348,4 +348,4 @@ def _errors_of(file: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{file} is not a tokenizer ({reason(error)}): copy it again") from error
+        raise UserError(f"{file}: must be a tokenizer ({reason(error)}): copy it again") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bertqa.data.squad import Example
 from bertqa.data.tokenization import BertTokenizer, TokenTable
-from bertqa.errors import UserError, flag
+from bertqa.errors import UserError, flag, shown
 from bertqa.settings import SPECIAL_TOKENS, WindowSettings
 
 
@@ -47,11 +47,11 @@ class WindowSet:
     Attributes:
         questions: tokens of the E questions, truncated to fit into a window.
         contexts: tokens of the distinct contexts.
-        context_of: ``(E,)``, index of each example's context in ``contexts``.
-        example: ``(W,)``, index of each window's example; windows are ordered by example.
-        first: ``(W,)``, position in the context of the window's first context token.
-        count: ``(W,)``, context tokens in the window.
-        cut_questions: ``(E,)``, tokens of each question removed by ``max_query_length``.
+        context_of: ``(E,)`` int32, index of each example's context in ``contexts``.
+        example: ``(W,)`` int32, index of each window's example; windows are ordered by example.
+        first: ``(W,)`` int32, position in the context of the window's first context token.
+        count: ``(W,)`` int32, context tokens in the window.
+        cut_questions: ``(E,)`` int32, tokens of each question removed by ``max_query_length``.
         cls_id, sep_id: ids of [CLS] and [SEP].
     """
 
@@ -83,10 +83,10 @@ class WindowSet:
         """``(W,)``, position of the first context token in each window."""
         return self.question_lengths + 2
 
-    def of_examples(self, first: int, last: int) -> tuple[int, int]:
-        """Return the range of the windows of examples ``first`` to ``last - 1``."""
-        bounds = torch.searchsorted(self.example, torch.tensor([first, last], dtype=torch.int32))
-        return int(bounds[0]), int(bounds[1])
+    def of_examples(self, start: int, stop: int) -> range:
+        """Return the windows of the examples ``start`` to ``stop - 1``."""
+        bounds = torch.searchsorted(self.example, torch.tensor([start, stop], dtype=torch.int32))
+        return range(*bounds.tolist())
 
     def __getitem__(self, window: int) -> Window:
         """Return one window; for display, not for speed."""
@@ -153,7 +153,7 @@ def _fit_questions(
     if settings.max_query_length is None and not torch.equal(allowed, lengths):
         worst = int((lengths - allowed).argmax())
         raise UserError(
-            f"the question of {examples[worst].id!r} must have at most {settings.longest_question} "
+            f"question {shown(examples[worst].id)}: must have at most {settings.longest_question} "
             f"tokens with a context of several windows ({flag('max_seq_length')} "
             f"{settings.max_seq_length}, {flag('doc_stride')} {settings.doc_stride}), got "
             f"{int(lengths[worst])}: shorten it, lower {flag('doc_stride')}, or pass "
@@ -177,7 +177,7 @@ def _cut(lengths: Tensor, capacity: Tensor, doc_stride: int) -> tuple[Tensor, Te
     Args:
         lengths: ``(E,)``, context tokens of each example.
         capacity: ``(E,)``, maximum context tokens in a window of the example.
-        doc_stride: overlap of neighbouring windows.
+        doc_stride: overlap of neighboring windows.
     """
     step = (capacity - doc_stride).clamp(min=1)  # below 1 only if the context fits in one window
     # The first window, and as many steps as are needed to cover the rest.

@@ -1,7 +1,7 @@
 """Head and layer ablation on a dataset: the implementation of ``bertqa ablate``."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from bertqa.answering.evaluation import Evaluation, Evaluator
 from bertqa.data.labels import make_labelled_windows
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
-from bertqa.errors import counted
+from bertqa.errors import Say, counted
 from bertqa.explain.hooks import intervene
 from bertqa.files import os_errors_as_user_errors, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
@@ -133,7 +133,7 @@ def ablate(
     precision: str = "auto",
     revision: str | None = None,
     allow_bin: bool = False,
-    say: Callable[[str], object],
+    say: Say,
 ) -> Ablation:
     """Evaluate a model on a file without each head and without each layer.
 
@@ -175,7 +175,7 @@ def ablate(
 
 def _measured(
     model: BertForQuestionAnswering, evaluator: Evaluator, how: str, data: str,
-    say: Callable[[str], object],
+    say: Say,
 ) -> Ablation:  # fmt: skip
     """Evaluate the whole model, then the model without each layer and each head."""
     heads = [None, *range(model.config.num_attention_heads)]

@@ -209,7 +209,7 @@ def compare_windows(
         if any(token in texts for token in _special_tokens(their_tokenizer)):
             left_out += 1
         elif not windows.cut_questions[i]:
-            mine = [windows[w] for w in range(*windows.of_examples(i, i + 1))]
+            mine = [windows[w] for w in windows.of_examples(i, i + 1)]
             got = [(w.input_ids, w.token_type_ids, w.offsets) for w in mine]
             if got != list(_their_windows(their_tokenizer, example, settings)):
                 row.note(row.largest + 1, f"question {example.id!r}")
@@ -396,7 +396,7 @@ def compare_answers(
     tie = 2 * bound * max(map(largest, scores.values()))  # a score is the sum of two logits
     for i, (example, prediction) in enumerate(zip(examples, qa.answer(examples), strict=True)):
         spans = [(-math.inf, 0, 0)]
-        for number in range(*windows.of_examples(i, i + 1)):
+        for number in windows.of_examples(i, i + 1):
             spans += _spans(scores[number], windows[number].offsets, qa.decoding)
         score, *offsets = max(spans)
         start, end = snap_to_graphemes(example.context, *offsets)

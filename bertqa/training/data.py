@@ -1,6 +1,6 @@
 """Training and validation data: reading, checking, windowing and labelling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,9 @@ from bertqa.data.squad import (
     split_by_article,
 )
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import UserError, counted
+from bertqa.errors import Say, UserError, counted, ignore
 from bertqa.runtime import Runtime
 from bertqa.settings import DataSettings, WindowSettings
-
-Say = Callable[[object], object]
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,11 @@ def label_part(
 ) -> Part:
     """Cut examples into labelled windows, in every process; takes seconds."""
     windows = runtime.main_first(lambda: make_labelled_windows(examples, tokenizer, settings))
-    return Part(examples, windows, label_report(examples, windows.outcome, windows.cut_questions))
+    return Part(examples, windows, label_report(examples, windows))
 
 
 def load_data(
-    data: DataSettings, *, version_2_with_negative: bool, say: Say = lambda what: None
+    data: DataSettings, *, version_2_with_negative: bool, say: Say = ignore
 ) -> tuple[list[Example], list[Example]]:
     """Load and check training and validation examples; the second list may be empty.
 
@@ -69,7 +67,7 @@ def load_data(
 
 
 def read_data(
-    data: DataSettings, *, say: Callable[[str], object], keep_faulty: bool = False
+    data: DataSettings, *, say: Say, keep_faulty: bool = False
 ) -> list[tuple[str, list[Example]]]:
     """Read the training data and the validation data, if any; return each with its name, unchecked.
 

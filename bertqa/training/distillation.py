@@ -158,7 +158,7 @@ def _load_teacher(
         _, decoding = read_decoding_file(folder)
     except UserError as error:
         raise UserError(f"--teacher: {str(error).removeprefix('model: ')}") from error
-    if not own.gives_the_ids_of(tokenizer):
+    if not own.is_equivalent_to(tokenizer):
         raise UserError(
             f"--teacher {name}: must have the tokenizer of --model, got another vocabulary or "
             f"other rules ({own.source}): use a teacher with the same tokenizer"

@@ -15,14 +15,14 @@ from bertqa.answering.answerer import check_window_fits
 from bertqa.data.labels import label_rule
 from bertqa.data.squad import data_fingerprint
 from bertqa.data.tokenization import BertTokenizer
-from bertqa.errors import counted
+from bertqa.errors import Say, counted, ignore
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import LoadReport
 from bertqa.model.hub import commit_of
 from bertqa.runtime import Runtime, local_runtime
 from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, WindowSettings
 from bertqa.training.checkpoints import Progress, load_for_training
-from bertqa.training.data import Part, Say, label_part, load_data
+from bertqa.training.data import Part, label_part, load_data
 from bertqa.training.distillation import Teacher, load_teachers
 from bertqa.training.evaluations import Observer, evaluation_table
 from bertqa.training.provenance import run_metadata
@@ -78,23 +78,23 @@ def train(
     output_dir = Path(output_dir)
     settings, runtime = settings or TrainingSettings(), runtime or local_runtime()
     windows, decoding = windows or WindowSettings(), decoding or DecodingSettings()
-    tell: Say = say if runtime.is_main else lambda what: None
+    say = say if runtime.is_main else ignore
     check_free(output_dir, resume)
     if resume and not (output_dir / "run.json").exists():
-        tell(f"--resume: no run in {output_dir} yet, starting a new one")
+        say(f"--resume: no run in {output_dir} yet, starting a new one")
 
     negative = decoding.version_2_with_negative
-    parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=tell))
+    parts = runtime.main_first(lambda: load_data(data, version_2_with_negative=negative, say=say))
     check_patience(settings, parts[1])
     loaded = runtime.main_first(
         lambda: _load(model, teachers, settings, windows, negative, revision, allow_bin)
     )
-    tell(loaded.report)
+    say(str(loaded.report))
     training, validation = (label_part(part, loaded.tokenizer, windows, runtime) for part in parts)
-    tell(f"training: {training}")
+    say(f"training: {training}")
     chooses = bool(choose_threshold and data.validation_split_percentage and negative)
     share = None if lacks_unanswerable_share(output_dir) else settings.unanswerable_share
-    evaluator = make_evaluator(validation, decoding, runtime, chooses, share, tell)
+    evaluator = make_evaluator(validation, decoding, runtime, chooses, share, say)
 
     chosen = bool(evaluator and evaluator.chooses_threshold)
     description = _description(
@@ -111,13 +111,13 @@ def train(
     if runtime.is_main:
         folder.keep_labels({"training": training.labels, "validation": validation.labels})
         folder.keep_decoding(decoding, windows)
-    tell(_first_line(run, runtime))
+    say(_first_line(run, runtime))
     progress = run.train()
-    tell(_last_lines(run))
+    say(_last_lines(run))
     del run, loaded  # free the optimizer before calibration loads the best model
     if runtime.is_main and validation.examples:
         observer = observer or Observer()
-        calibrate_best(folder, validation.examples, windows, decoding, runtime, observer, tell)
+        calibrate_best(folder, validation.examples, windows, decoding, runtime, observer, say)
     runtime.wait_for_all()
     return progress
 

@@ -9,10 +9,10 @@ from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.evaluation import Evaluator
 from bertqa.answering.temperature import LIMIT, at_limit
 from bertqa.data.squad import Example, has_both_kinds
-from bertqa.errors import UserError, counted
+from bertqa.errors import Say, UserError, counted
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings, TrainingSettings, WindowSettings
-from bertqa.training.data import Part, Say
+from bertqa.training.data import Part
 from bertqa.training.evaluations import Observer
 from bertqa.training.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ def make_evaluator(
     runtime: Runtime,
     chooses: bool,
     share: float | None,
-    tell: Say,
+    say: Say,
 ) -> Evaluator | None:
     """Make the evaluator of the model; None without validation questions.
 
@@ -46,14 +46,14 @@ def make_evaluator(
     """
     examples = validation.examples
     if chooses and not has_both_kinds(examples):
-        tell("no threshold is chosen: it requires held-out questions with and without an answer")
+        say("no threshold is chosen: it requires held-out questions with and without an answer")
         chooses = False
     if not examples:
         return None
-    tell(f"validation: {validation}")
+    say(f"validation: {validation}")
     if chooses and share is not None:
         own = sum(example.is_impossible for example in examples) / len(examples)
-        tell(
+        say(
             f'the threshold of "no answer" is chosen for {100 * share:g} % unanswerable questions; '
             f"{100 * own:.1f} % of the held-out ones are"
         )
@@ -68,7 +68,7 @@ def calibrate_best(
     decoding: DecodingSettings,
     runtime: Runtime,
     observer: Observer,
-    tell: Say,
+    say: Say,
 ) -> None:
     """Fit the temperature of the best model on the validation questions; answers stay the same."""
     model, tokenizer, _ = load_folder(folder.path, allow_bin=False, require_head=True)
@@ -78,16 +78,16 @@ def calibrate_best(
     try:
         calibration, predictions = calibrate(qa, examples, "the validation data")
     except UserError as error:
-        tell(f"probabilities are not calibrated: {error}")
+        say(f"probabilities are not calibrated: {error}")
         return
     settings = replace(settings, temperature=calibration.temperature)
     folder.keep_calibration(calibration, predictions, settings, windows)
     before, after, number = calibration.before, calibration.after, calibration.fitted_on
-    tell(
+    say(
         f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
         f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
         f"{counted(after.questions, 'question')} about other articles"
     )
     if at_limit(after.temperature):
-        tell(LIMIT)
+        say(LIMIT)
     observer.after_calibration(calibration, examples, settings)

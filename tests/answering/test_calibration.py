@@ -169,7 +169,7 @@ def test_unsuitable_questions_are_rejected(qa):
     one_article = [e for e in examples if e.title == examples[0].title]
     with pytest.raises(UserError, match=r"x must have questions .* two articles.*got one"):
         calibrate(qa, one_article, "x")
-    with pytest.raises(UserError, match="no gold answers"):
+    with pytest.raises(UserError, match="must have gold answers"):
         calibrate(qa, [replace(e, answers=None, answer_starts=()) for e in examples], "x")
     if not qa.decoding.version_2_with_negative:
         with pytest.raises(UserError, match="must have an answer to every question"):

@@ -31,9 +31,9 @@ from tests.helpers import STORIES, STORIES_V2, write_checkpoint
 
 SMALL = WindowSettings(96, doc_stride=16)
 BAD = {
-    "{broken": "malformed JSON",
+    "{broken": "must be JSON, got",
     '{"question": "Who?"}': "must have context",
-    '{"question": "Who?", "context": " "}': "blank context",
+    '{"question": "Who?", "context": " "}': "context with a visible",
     json.dumps({"question": "who " * 90, "context": "Ada."}): "got 90",
 }
 
@@ -276,7 +276,10 @@ def test_questions_without_gold_do_not_count(ask, tmp_path):
 def test_no_answer_requires_its_flag(ask, qa, tmp_path):
     lines = [row(replace(e, answers=(), answer_starts=())) for e in questions(2)]
     write_lines(tmp_path / "in.jsonl", [row(questions(1)[0]), *lines])
-    with pytest.raises(UserError, match=r"line 2 has 1 unanswerable question: pass --version"):
+    with pytest.raises(
+        UserError,
+        match=r"line 2: must have an answer to every question, got 1 without: pass --version",
+    ):
         ask()
     assert ask(skip_bad=True) == (1, 2)
     decoding = DecodingSettings(version_2_with_negative=True)

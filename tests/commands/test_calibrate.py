@@ -129,8 +129,8 @@ def test_unsuitable_data_is_rejected(world: World, capsys: pytest.CaptureFixture
     for file, words in (
         (world.rows("one.json", ROW), "about at least two articles"),
         (STORIES_V2, "must have an answer to every question"),
-        (world.rows("two.json", *without_gold), "no gold answers"),
-        (world.folder / "none.json", "does not exist"),
+        (world.rows("two.json", *without_gold), "must have gold answers"),
+        (world.folder / "none.json", "must be an existing file"),
     ):
         assert call("calibrate", folder, file, *HERE) == 2
         (line,) = capsys.readouterr().err.splitlines()

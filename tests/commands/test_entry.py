@@ -23,8 +23,6 @@ import bertqa
 from bertqa import runtime, settings
 from bertqa.__main__ import COMMANDS, main
 from bertqa.answering import evaluation
-from bertqa.audit import repair
-from bertqa.commands import check
 from bertqa.commands.flags import Parser, overrides, settings_from_flags
 from bertqa.interrupts import imports_end_at_once
 from bertqa.settings import (
@@ -225,7 +223,7 @@ def test_the_return_value_of_a_command_is_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "--train_file", str(tmp_path / "none.json")]) == 2
-    assert f"error: {tmp_path / 'none.json'} does not exist" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'none.json'}: must be an existing file" in capsys.readouterr().err
 
 
 def test_flags_of_one_group_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +291,6 @@ def test_the_overrides_are_the_fields_of_windows_and_decoding() -> None:
 def test_the_choices_of_the_flags_are_implemented() -> None:
     assert tuple(runtime.DTYPES) == settings.PRECISIONS
     assert tuple(evaluation.DECODERS) == settings.DECODERS
-    assert check.COPY_ENDINGS == repair.COPY_ENDINGS
 
 
 # --- the names of the package --------------------------------------------------------------------

@@ -78,7 +78,7 @@ def cut(path: Path) -> bytes:
 
 CASES: list[Case] = [
     # The files of questions.
-    infer_file("missing", lambda w: w.folder / "no.json", "no.json does not exist"),
+    infer_file("missing", lambda w: w.folder / "no.json", "no.json: must be an existing file"),
     infer_file("a folder", lambda w: w.folder, "got a directory"),
     infer_file("another kind", lambda w: w.write("d.docx", "x"), "d.docx", "'.docx'", ".json"),
     infer_file("malformed", lambda w: w.write("m.json", '{"data": [\n{"id" 1}]}'), "m.json, line"),
@@ -146,7 +146,7 @@ CASES: list[Case] = [
     ("a split of a file", "infer", lambda w: w.file(w.row(), "--split", "test"), ["--split test"]),
     (
         "no such split", "infer", lambda w: w.set("--dataset", w.folder, "--split", "dev"),
-        ["--dataset", "split 'dev'", "cannot be loaded"],
+        ["--dataset", "split 'dev': must be available"],
     ),
     infer_flags("--skip_bad", words=["--skip_bad", "--input"]),
     ("go on with a file", "infer", lambda w: w.file(w.row(), "--resume"), ["--resume", ".jsonl"]),
@@ -210,7 +210,7 @@ CASES: list[Case] = [
         for flag in ("--repair", "--report")
         for name, make, words in (
             ("of another kind", lambda w: w.folder / "f.txt", ["f.txt"]),
-            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json must be a new file"]),
+            ("that exists", lambda w: w.write("f.json", "mine"), ["f.json: must be a new file"]),
             ("below a file", lambda w: w.write("note", "mine") / "f.json", ["note must be"]),
         )
     ),
@@ -272,7 +272,7 @@ CASES: list[Case] = [
     model("no tokenizer", lambda w: w.checkpoint("vocab.txt"), "broken: must contain"),
     model(
         "no tokenizer in the file", lambda w: w.checkpoint("tokenizer.json", '{"a": 1}'),
-        "tokenizer.json is not a tokenizer",
+        "tokenizer.json: must be a tokenizer",
     ),
     # A resumed run.
     resumed("another rate", ["--learning_rate", 1e-4], "learning_rate must be 2e-05, got 0.0001"),
@@ -369,7 +369,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert any("FileNotFoundError" in line for line in lines)  # the cause is there too
-    assert lines[-1].startswith(f"error: {tmp_path}/no.json does not exist")
+    assert lines[-1].startswith(f"error: {tmp_path}/no.json: must be an existing file")
 
 
 def test_unexpected_exceptions_are_not_caught() -> None:

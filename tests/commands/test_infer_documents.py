@@ -111,7 +111,7 @@ def test_invalid_paths_of_documents_are_rejected(tmp_path, notes):
         tmp_path / "pipe.jsonl": "must be an existing folder or file, not a pipe",
         tmp_path / "pipe": "must be an existing folder or file, not a pipe",
         notes / "picture.png": "must be a folder, JSON lines",
-        notes: r"latin.txt must be UTF-8",
+        notes: r"latin.txt: must be UTF-8",
     }.items():
         with pytest.raises(UserError, match=words):
             list(iter_documents(path))

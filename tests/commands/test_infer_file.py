@@ -79,7 +79,7 @@ def test_questions_without_gold_answers_are_counted(
 GOOD = [ROW | {"id": name} for name in ("a", "b")]
 BAD_ROWS = {  # words of the message -> invalid row
     "got 60": ROW | {"id": "long", "question": "who " * 60},
-    "blank context": ROW | {"id": "blank", "context": " "},
+    "context with a visible": ROW | {"id": "blank", "context": " "},
     "id must be unique": GOOD[0],
 }
 
@@ -139,7 +139,7 @@ def test_invalid_rows_are_counted_in_any_format(
     """Rows that only the model's windows or settings exclude are counted, too."""
     more = {"is_impossible": True, "answers": []}, {"answer": "Ben"}, {"question": 5}
     rows = [ROW | {"id": str(number)} | fault for number, fault in enumerate(more)]
-    bad = [BAD_ROWS["got 60"], BAD_ROWS["blank context"], *rows]
+    bad = [BAD_ROWS["got 60"], BAD_ROWS["context with a visible"], *rows]
     flags = ["--model", world.good, *WINDOWS, *HERE, "--output_dir", world.out]
     flags += ["--input", world.write(name, form([GOOD[0], *bad]))]
     assert call("infer", *flags) == 2
@@ -214,7 +214,7 @@ def test_a_dataset_is_answered_like_a_file_of_its_rows(
     capsys.readouterr()
     test = [*flags, f"{data_set}:own", *out, "--overwrite_output_dir", "--split", "test"]
     assert call("infer", *test) == 2
-    assert "split 'test', row 2: the question of 'long' must have" in capsys.readouterr().err
+    assert "split 'test', row 2: question 'long': must have" in capsys.readouterr().err
     assert call("infer", *test, "--skip_bad") == 0
     found = contents(world.folder / "set out")
     assert json.loads(found.pop("rejects.jsonl"))["row"] == 2

@@ -442,7 +442,7 @@ def test_bertqa_check_equals_train_check(
     assert len(read_examples(folder / "copy.json")) == 3
     for wrong, words in (
         (["--validation_split_percentage", 99], "from 1 to 50, got 99"),
-        (["--repair", folder / "copy.json"], "copy.json must be a new file"),
+        (["--repair", folder / "copy.json"], "copy.json: must be a new file"),
         (["--doc_stride", -1], "--doc_stride must be in [0, inf), got -1"),
     ):
         capsys.readouterr()
@@ -488,7 +488,7 @@ def test_every_command_treats_no_answer_alike(
     skipped = world.rows("skipped.json", ROW, none | {"is_impossible": False})
     for flag in ([], ["--version_2_with_negative"]):
         assert call("train", *world.train("--train_file", skipped, *flag)) == 2
-        assert "'none' has no gold answers" in capsys.readouterr().err
+        assert "'none': must have gold answers" in capsys.readouterr().err
         assert checked(world, skipped, *flag) == 1
         assert "no answers given: 1" in capsys.readouterr().out
         answer = world.file(skipped, "--output_dir", tmp_path / f"skipped{len(flag)}", *flag)
@@ -541,7 +541,7 @@ def test_a_repaired_copy_can_be_trained_on(
 
 
 def test_check_writes_reports(world: World, bad: Path) -> None:
-    page, report, copy = (world.folder / name for name in ("r.html", "r.json", "copy.json"))
+    page, report, copy = (world.folder / name for name in ("r.HTML", "r.json", "copy.JSON"))
     assert checked(world, bad, "--report", page) == 1
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>") and "Repairs in the copy" not in text

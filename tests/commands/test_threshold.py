@@ -131,7 +131,7 @@ def test_infer_uses_the_saved_threshold(
     assert unanswered("--null_score_diff_threshold", -1e6) == len(held_out())
     assert unanswered("--null_score_diff_threshold", 1e6) == 0
     assert call("infer", *ask, "--output_dir", tmp_path / "p", "--no_version_2_with_negative") == 2
-    assert "unanswerable question" in capsys.readouterr().err
+    assert "must have an answer to every question" in capsys.readouterr().err
 
 
 def test_a_given_threshold_is_saved(checkpoint: Path, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ LINES = "\n".join(vocabulary())
     ("name", "content", "words"),
     [
         *(
-            ("tokenizer.json", content, ["is not a tokenizer"])
+            ("tokenizer.json", content, ["must be a tokenizer"])
             for content in (b"", b"{", b"{}", b"[]", b"\xff\xfe", b'{\n"version": "1.0"\n}')
         ),
         *(

@@ -148,10 +148,10 @@ def test_bounds_of_windows(ours, shapes, doc_stride, more):
     assert windows.lengths.tolist() == [shapes[i][0] + count + 3 for i, _, count in expected]
     assert windows.context_starts.tolist() == [shapes[i][0] + 2 for i, _, _ in expected]
     for i in range(len(shapes)):
-        first, last = windows.of_examples(i, i + 1)
-        assert windows.example[first:last].tolist() == [i] * (last - first)
-        assert last - first == sum(example == i for example, _, _ in expected)
-    assert windows.of_examples(0, len(shapes)) == (0, len(windows))
+        own = windows.of_examples(i, i + 1)
+        assert windows.example[own].tolist() == [i] * len(own)
+        assert len(own) == sum(example == i for example, _, _ in expected)
+    assert windows.of_examples(0, len(shapes)) == range(len(windows))
 
 
 def test_each_text_is_tokenized_once(both, stories, monkeypatch):
@@ -227,7 +227,7 @@ def test_questions_are_truncated(both, max_query_length, kept):
     assert windows.questions.lengths.tolist() == list(kept)
     cut = [length - k for length, k in zip(lengths, kept, strict=True)]
     assert windows.cut_questions.tolist() == cut
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     assert report.cut_questions == [str(i) for i in range(4) if cut[i]]
     # The beginning of the question is kept, and windows are as for that shorter question.
     words = [" ".join(question.split()[:n]) for question, n in zip(questions, kept, strict=True)]
@@ -309,7 +309,7 @@ def test_labels_of_stories(both, stories, sizes):
 
 def test_every_story_is_labelled_exactly(ours, stories):
     windows = make_labelled_windows(stories, ours, WindowSettings())
-    report = label_report(stories, windows.outcome, windows.cut_questions)
+    report = label_report(stories, windows)
     assert report.counts == {Outcome.EXACT: 174}
     assert report.listed == {}
     assert report.cut_questions == []
@@ -503,7 +503,7 @@ def test_a_report_of_every_outcome(ours):
         ]
     )
     windows = make_labelled_windows(examples, ours, WindowSettings(14, 4, max_query_length=5))
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     counts = dict(zip(Outcome, (2, 2, 1, 2, 1, 1, 5, 1, 1), strict=True))
     assert report.counts == counts
     assert report.listed == {
@@ -551,7 +551,7 @@ def example_lists(draw):
 def check_labels(windows, i, e, offsets):
     """Check an example's labels and outcome against every token of its context."""
     outcome = Outcome(int(windows.outcome[i]))
-    rows = range(*windows.of_examples(i, i + 1))
+    rows = windows.of_examples(i, i + 1)
     labels = our_labels(windows)
     texts = [label_text(windows, w, e.context) for w in rows if labels[w] != (0, 0)]
     if not e.answers:
@@ -605,7 +605,7 @@ def test_labels_of_any_text(ours, examples, sizes):
         rows = windows.contexts.rows(int(windows.context_of[i]))
         spans = windows.contexts.starts[rows].tolist(), windows.contexts.ends[rows].tolist()
         check_labels(windows, i, e, list(zip(*spans, strict=True)))
-    report = label_report(examples, windows.outcome, windows.cut_questions)
+    report = label_report(examples, windows)
     assert report.counts.total() == len(examples)
     listed = {outcome: len(ids) for outcome, ids in report.listed.items()}
     assert listed == {o: n for o, n in report.counts.items() if o in CAUSES}

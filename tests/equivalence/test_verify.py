@@ -279,9 +279,9 @@ def test_a_difference_is_relative_to_the_largest_value(ours, theirs, share):
         (["--bound", "nan"], "--bound must be finite and above 0, got nan"),
         (["--max_samples", 0], "--max_samples must be at least 1, got 0"),
         (["--max_seq_length", 385], "384 positions"),
-        (["--input", "absent.json"], "absent.json does not exist"),
-        (["--markdown", Path(__file__).parent], "equivalence must be a new file"),
-        (["--markdown", f"{__file__}/x.md"], "must be in a folder, got the file"),
+        (["--input", "absent.json"], "absent.json: must be an existing file"),
+        (["--markdown", Path(__file__).parent], "equivalence: must be a file, got a folder"),
+        (["--markdown", f"{__file__}/x.md"], "test_verify.py must be a folder, got a file"),
     ],
 )
 def test_bad_flags(checkpoint, flags, printed, capsys):

@@ -50,8 +50,8 @@ def label_positions(
     return (first, last) if first <= last else None
 
 
-def sliding_windows(length: int, room: int, doc_stride: int) -> list[tuple[int, int]]:
-    _, first, count = windows._cut(torch.tensor([length]), torch.tensor([room]), doc_stride)
+def sliding_windows(length: int, capacity: int, doc_stride: int) -> list[tuple[int, int]]:
+    _, first, count = windows._cut(torch.tensor([length]), torch.tensor([capacity]), doc_stride)
     return list(zip(first.tolist(), count.tolist(), strict=True))
 
 

@@ -41,9 +41,9 @@ def label_positions(
     return first, min(i for i, (_, end) in enumerate(offsets) if end >= answer_end)
 
 
-def sliding_windows(length: int, room: int, doc_stride: int) -> list[tuple[int, int]]:
+def sliding_windows(length: int, capacity: int, doc_stride: int) -> list[tuple[int, int]]:
     # doc_stride used as the step.
-    return [(i, min(room, length - i)) for i in range(0, max(1, length), max(1, doc_stride))]
+    return [(i, min(capacity, length - i)) for i in range(0, max(1, length), max(1, doc_stride))]
 
 
 def best_span(start: Tensor, end: Tensor, max_answer_length: int) -> tuple[int, int]:

@@ -220,7 +220,7 @@ def test_bad_flags(folder, tmp_path, flags, message, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bare.json", "gold"), (STORIES_V2, "unanswerable question"), ("absent.json", "exist")],
+    [("bare.json", "gold"), (STORIES_V2, "an answer to every question"), ("absent.json", "exist")],
 )
 def test_bad_data(folder, tmp_path, name, message, capsys):
     bare = {"data": [{"question": "Who?", "context": "Ada."}]}

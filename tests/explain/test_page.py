@@ -274,7 +274,7 @@ def test_infer_writes_the_page_and_prints_the_answer(run, tmp_path, flags):
 
 
 def test_the_command_explains_as_infer_does(run, tmp_path):
-    first, second = tmp_path / "infer.html", tmp_path / "explain.html"
+    first, second = tmp_path / "infer.html", tmp_path / "new" / "folder" / "explain.html"
     _, printed, _ = run("infer", *ASKED, "--explain", first, "--top_k", 2)
     assert run("explain", *ASKED, second, "--top_k", 2) == (0, printed, f"wrote {second}\n")
     assert first.read_bytes() == second.read_bytes()
@@ -282,7 +282,7 @@ def test_the_command_explains_as_infer_does(run, tmp_path):
     assert code == 2 and second.name in message and "--overwrite" in message
     assert run("explain", *ASKED, second, "--overwrite")[0] == 0
     code, _, message = run("explain", *ASKED, tmp_path / "answer.txt")
-    assert code == 2 and "answer.txt must end in .html" in message
+    assert code == 2 and "answer.txt: must end in .html" in message
     in_terminal = run("explain", *ASKED)
     assert in_terminal[1].startswith(QUESTION) and "\x1b" not in in_terminal[1]
     assert (
@@ -321,7 +321,7 @@ def test_colors_in_a_terminal(run, variable, monkeypatch):
     ("flags", "facts"),
     [
         ([*ASKED, "--explain", "there.html"], ["--explain", "there.html"]),
-        ([*ASKED, "--explain", "no/a.html"], ["--explain", "no"]),
+        ([*ASKED, "--explain", "there.html/a.html"], ["--explain", "there.html must be a folder"]),
         ([*ASKED, "--explain", "."], ["--explain", "folder"]),
         ([*ASKED, "--explain", "--json"], ["--explain"]),
         (["--model", "FOLDER", "--demo", "--explain", "new.html"], ["--explain"]),

@@ -200,7 +200,7 @@ def test_json_bombs(folder, name, content, words):
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 1000, b'{"a": ' + b"9" * 10**6])
 def test_tokenizer_bombs(folder, content):
     put(folder / "tokenizer.json", content)
-    refusal(folder, "tokenizer.json", "is not a tokenizer")
+    refusal(folder, "tokenizer.json", "must be a tokenizer")
 
 
 # --- config.json ---------------------------------------------------------------------------------
@@ -462,10 +462,10 @@ TOO_OFTEN = {"type": "TemplateProcessing", "special_tokens": {}} | {
         ("", {"added_tokens": [added(content="ab" * 10**6)]}, "got 2000026"),
         ("", {"added_tokens": [added(id=7)]}, "got 7"),
         ("", {"added_tokens": [added(id=-1)]}, "got -1"),
-        ("", {"added_tokens": [added(content=7)]}, "is not a tokenizer"),
+        ("", {"added_tokens": [added(content=7)]}, "must be a tokenizer"),
         ("", {"added_tokens": [added(novelty=7)]}, f"({len(WORDS)}), got {len(WORDS) + 1}"),
-        ("", {"added_tokens": [{}]}, "is not a tokenizer"),
-        ("", {"added_tokens": {"a": 1}}, "is not a tokenizer"),
+        ("", {"added_tokens": [{}]}, "must be a tokenizer"),
+        ("", {"added_tokens": {"a": 1}}, "must be a tokenizer"),
         ("", {"added_tokens": [added()]}, f"({len(WORDS)}), got {len(WORDS) + 1}"),
         ("", {"model": None}, "no model"),
         ("", {"model": {"type": "WordPiece"}}, "no vocabulary"),
