@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     errors = [line for line in words.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "step-00000009" in errors[0], words
     assert "cannot be written" in errors[0] and "File too large" in errors[0]
-    assert "step-00000006, run the same command with --resume" in errors[0]
+    assert "step-00000006 by the same command with --resume" in errors[0]
     assert "Traceback" not in words
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == before
     assert_all_whole(folder)
