@@ -405,10 +405,7 @@ def make_examples(question: str | Sequence[str], context: str | Sequence[str]) -
             raise UserError(f"{name} must be a text or a list of texts, got {shown(given)}")
     questions = [question] if isinstance(question, str) else list(question)
     contexts = contexts_of(questions, context)
-    for name, given, texts in (
-        ("question", question, questions),
-        ("context", context, contexts),
-    ):
+    for name, given, texts in (("question", question, questions), ("context", context, contexts)):
         for index, text in enumerate(texts):
             if not isinstance(text, str) or is_blank(text):
                 where = "" if isinstance(given, str) else f" at index {index}"

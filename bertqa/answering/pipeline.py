@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bertqa.answering.answerer import QuestionAnswerer, check_window_fits
+from bertqa.answering.answerer import QUESTIONS_PER_BLOCK, QuestionAnswerer, check_window_fits
 from bertqa.answering.answers import AnswerEntry, Prediction, answer_entries
 from bertqa.answering.decoding import WindowScores
 from bertqa.answering.decoding_file import stored_unanswerable_share, write_decoding_file
@@ -42,8 +42,6 @@ from bertqa.model.checkpoint import save_model
 from bertqa.model.hub import SHIPPED_MODEL
 from bertqa.runtime import adapt_to_fork
 from bertqa.settings import DecodingSettings, WindowSettings
-
-_QUESTIONS_PER_BLOCK = 1024  # questions answered together
 
 
 def pipeline(
@@ -196,7 +194,7 @@ class QuestionAnsweringPipeline:
                 return LazyAnswers(
                     lambda rows: self._results(rows, settings, windows, size), examples
                 )
-            results = list(self._results(examples, settings, windows, _QUESTIONS_PER_BLOCK))
+            results = list(self._results(examples, settings, windows, QUESTIONS_PER_BLOCK))
             return results[0] if len(results) == 1 else results
 
     def predict(self, X: Any) -> Any:
