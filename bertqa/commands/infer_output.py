@@ -3,8 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 
 from bertqa.errors import UserError
@@ -35,20 +34,6 @@ def check_outputs(flags: argparse.Namespace, names: Iterable[str], resumable: bo
         )
     if flags.resume and flags.overwrite_output_dir:
         raise UserError("--resume and --overwrite_output_dir exclude each other: pass one")
-
-
-@contextmanager
-def output_folder(path: Path) -> Iterator[None]:
-    """Context that creates --output_dir, and removes it again if it is left empty."""
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with os_errors_as_user_errors(path, "created"):
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # not empty, or removed by the user
-            for folder in created:
-                folder.rmdir()
 
 
 def say(line: str) -> None:

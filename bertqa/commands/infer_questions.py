@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertqa.answering.answerer import QuestionAnswerer
+from bertqa.commands.infer_output import say
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.text import on_one_line, other_offsets
 from bertqa.errors import UserError
@@ -43,6 +44,8 @@ def converse(flags: argparse.Namespace, context: str | None, in_terminal: bool) 
         demonstrate(qa, flags)
     if in_terminal:
         answer_many(qa, flags, ask_context() if context is None else context)
+    elif not flags.demo:
+        say("stdin is not a terminal and was not read: pass --question and --context, or --input")
 
 
 def answer_one(
@@ -107,7 +110,7 @@ def answer_many(qa: QuestionAnswerer, flags: argparse.Namespace, context: str) -
 
 def ask_context() -> str:
     """Read lines up to an empty one."""
-    print("Paste a text and end it with an empty line.")
+    print("Paste a text and end it with an empty line. Ctrl-D quits.")
     lines: list[str] = []
     while line := ask("text> "):
         if line.strip():

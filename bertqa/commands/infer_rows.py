@@ -15,10 +15,11 @@ from bertqa.answering.json_lines import answer_lines
 from bertqa.answering.line_files import PREDICTIONS, REJECTS, SETTINGS, score_lines, unit_of
 from bertqa.answering.parquet_file import PARQUET, from_parquet, to_parquet
 from bertqa.answering.parts import PARTS
-from bertqa.commands.infer_output import check_outputs, output_folder, say, write_metrics
+from bertqa.commands.infer_output import check_outputs, say, write_metrics
 from bertqa.commands.question_flags import load_answerer
 from bertqa.data.formats import is_parquet
 from bertqa.errors import counted
+from bertqa.files import output_folder
 from bertqa.runtime import Runtime, start_runtime, stop_runtime
 
 LINE_FILES = (PREDICTIONS, REJECTS, SETTINGS, PARTS)

@@ -77,6 +77,11 @@ def read_context(flags: argparse.Namespace) -> str:
     """Return the text of --context or --context_file."""
     if flags.context_file is None:
         return str(flags.context)
-    text = read_text(flags.context_file, f"--context_file {flags.context_file}")
+    from bertqa.data.text import is_blank  # late: --help needs no tokenizers
+
+    name = f"--context_file {flags.context_file}"
+    text = read_text(flags.context_file, name)
+    if is_blank(text):
+        raise UserError(f"{name}: must have a visible character, got none: pass another file")
     # A byte order mark is not text, but byte offsets of the file include it.
     return text if flags.all_offsets else text.removeprefix("\ufeff")

@@ -27,10 +27,14 @@ def iter_documents(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: there is no document, or one cannot be read.
     """
+    if not path.exists():
+        raise UserError(
+            f"--documents {path}: must be an existing folder or file, got none: check the path"
+        )
     if not (path.is_dir() or path.is_file()):
         raise UserError(
-            f"--documents {path}: must be an existing folder or file, not a pipe, since it is read "
-            "twice: check the path, or write the documents to a file"
+            f"--documents {path}: must be a folder or file, got a pipe or device, which cannot be "
+            "read twice: write the documents to a file"
         )
     in_lines = path.is_file() and path.suffix.lower() in LINES
     documents = _json_lines(path) if in_lines else _texts(path)

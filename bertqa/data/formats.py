@@ -104,10 +104,14 @@ def _json_lines(stream: Iterable[bytes], source: str) -> Entries:
     def value(raw: bytes, line: int) -> Any:
         return _parsed(_decoded(raw, line, source), line, source)
 
+    is_blank = True
     # Only \n separates lines: U+2028 and such are text.
     for line, raw in enumerate(stream, start=1):
         if raw.decode("utf-8-sig", "replace").strip():
+            is_blank = False
             yield Entry(f"{source}, line {line}", value_or_fault(value, raw, line), raw, line)
+    if is_blank:
+        raise UserError(f"{source}: must contain rows, got only blank lines: write it again")
 
 
 def _has_json_lines(text: str) -> bool:

@@ -15,7 +15,7 @@ from bertqa.data.readers import read_examples
 from bertqa.data.squad import check_answers, check_examples, check_version
 from bertqa.errors import Say, counted
 from bertqa.explain.hooks import intervene
-from bertqa.files import os_errors_as_user_errors, write_json, write_text
+from bertqa.files import output_folder, write_json, write_text
 from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.report.charts import heat_map
 from bertqa.settings import Overrides
@@ -139,7 +139,7 @@ def ablate(
 
     Args:
         model: checkpoint folder or name.
-        figures_file, picture_file: JSON and SVG to write.
+        figures_file, picture_file: JSON and SVG to write, in one folder.
         how: see ``without``.
         max_samples: number of questions, from the start of the file.
         say: called with an estimate of the duration.
@@ -156,20 +156,19 @@ def ablate(
         allow_bin=allow_bin,
     )  # fmt: skip
     check_version(examples, str(data), qa.decoding.version_2_with_negative)
-    with os_errors_as_user_errors(figures_file.parent, "created"):  # before the long computation
-        figures_file.parent.mkdir(parents=True, exist_ok=True)
-    windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
-    evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
-    found = _measured(qa.model, evaluator, how, str(data), say)
-    whole = found.whole
-    entries = {
-        "model": model, "data": str(data), "questions": len(examples), "windows": len(windows),
-        "how": how, "precision": qa.runtime.precision,
-        "whole": {"exact_match": whole.exact_match, "f1": whole.f1, "loss": whole.loss},
-        "ranking": [asdict(effect) for effect in found.effects],
-    }  # fmt: skip
-    write_json(figures_file, entries)
-    write_text(picture_file, found.picture())
+    with output_folder(figures_file.parent):  # before the long computation
+        windows = make_labelled_windows(examples, qa.tokenizer, qa.windows)
+        evaluator = Evaluator(examples, windows, qa.decoding, qa.runtime)
+        found = _measured(qa.model, evaluator, how, str(data), say)
+        whole = found.whole
+        entries = {
+            "model": model, "data": str(data), "questions": len(examples), "windows": len(windows),
+            "how": how, "precision": qa.runtime.precision,
+            "whole": {"exact_match": whole.exact_match, "f1": whole.f1, "loss": whole.loss},
+            "ranking": [asdict(effect) for effect in found.effects],
+        }  # fmt: skip
+        write_json(figures_file, entries)
+        write_text(picture_file, found.picture())
     return found
 
 

@@ -209,7 +209,7 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
             )
         case errors.OfflineModeIsEnabled():
             return (
-                f"model: {name!r} must be complete in {constants.HF_HUB_CACHE} while "
+                f"model: {name!r} must be a folder, or complete in {constants.HF_HUB_CACHE} while "
                 f"HF_HUB_OFFLINE is set: unset HF_HUB_OFFLINE, or {elsewhere}"
             )
         case errors.FileMetadataError() | ValueError() | KeyError() | TypeError():
@@ -225,6 +225,6 @@ def _describe_failure(error: Exception, name: str, revision: str | None) -> str:
             )
         case _:
             return (
-                f"model: {name!r} requires a connection to {hub}, got none ({reason(error)}): "
-                f"{elsewhere}"
+                f"model: {name!r} is not a folder, and as a model on the hub requires a connection "
+                f"to {hub}, got none ({reason(error)}): check the path, {elsewhere}"
             )

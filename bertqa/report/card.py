@@ -23,7 +23,7 @@ from bertqa.answering.decoding_file import read_decoding_file
 from bertqa.answering.metrics import question_scores
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, check_answers, check_examples, data_fingerprint
-from bertqa.data.text import visible
+from bertqa.data.text import is_blank, visible
 from bertqa.errors import UserError, counted
 from bertqa.files import (
     DECODING_FILE,
@@ -114,6 +114,13 @@ def release(
     """
     if output_dir.exists():
         raise UserError(f"--output_dir: must be a new folder, got {output_dir}: name another")
+    if not source.is_dir():
+        raise UserError(f"{source}: must be an existing folder, got none: check the path")
+    for name, text in (("encoder", encoder), ("data", data)):
+        if is_blank(text):
+            raise UserError(
+                f"--{name}: must have a visible character, got {text!r}: name it and its license"
+            )
     names = [file.name for file in eval_files]
     if len(set(names)) < len(names):
         raise UserError(

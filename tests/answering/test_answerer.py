@@ -451,5 +451,5 @@ def test_a_question_longer_than_a_window_is_rejected_or_truncated(folder):
         load(folder, windows=NARROW)(question, CONTEXT)
     cut = load(folder, windows=WindowSettings(96, 24, max_query_length=64))
     assert cut(question, CONTEXT)["answer"] in CONTEXT
-    with pytest.raises(UserError, match=r"'late' must have .* got 200"):
+    with pytest.raises(UserError, match=r"'late': must have .* got 200"):
         list(load(folder, windows=NARROW).answer([Example("late", question, CONTEXT)]))

@@ -133,6 +133,16 @@ CASES: list[Case] = [
         ["--context_file requires --question"],
     ),
     (
+        "a blank context file", "infer",
+        lambda w: ["--question", "Who?", "--context_file", w.write("x.txt", " \n")],
+        ["--context_file", "x.txt: must have a visible character"],
+    ),
+    (
+        "a file as output folder", "infer",
+        lambda w: [*w.file(w.row()), "--output_dir", w.write("x.txt", "x")],
+        ["--output_dir", "x.txt: must be a folder, got a file"],
+    ),
+    (
         "a context file and the demo", "infer", lambda w: ["--context_file", "x.txt", "--demo"],
         ["--context_file and --demo exclude each other"],
     ),

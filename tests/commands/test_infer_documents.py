@@ -106,10 +106,10 @@ def test_invalid_paths_of_documents_are_rejected(tmp_path, notes):
     (notes / "latin.txt").write_bytes(b"caf\xe9")
     for path, words in {
         tmp_path / "empty": "must contain documents",
-        tmp_path / "none": "must be an existing folder or file, not a pipe",
-        tmp_path / "none.jsonl": "must be an existing folder or file, not a pipe",
-        tmp_path / "pipe.jsonl": "must be an existing folder or file, not a pipe",
-        tmp_path / "pipe": "must be an existing folder or file, not a pipe",
+        tmp_path / "none": "must be an existing folder or file, got none",
+        tmp_path / "none.jsonl": "must be an existing folder or file, got none",
+        tmp_path / "pipe.jsonl": "must be a folder or file, got a pipe",
+        tmp_path / "pipe": "must be a folder or file, got a pipe",
         notes / "picture.png": "must be a folder, JSON lines",
         notes: r"latin.txt: must be UTF-8",
     }.items():

@@ -220,6 +220,18 @@ def test_the_card_tells_if_the_eval_file_chose_the_best_step(copied: Path, tmp_p
     assert "which also chose the best step of the run" in card and "cannot be compared" not in card
 
 
+@pytest.mark.parametrize("flag", ["--encoder", "--data"])
+def test_the_texts_of_the_card_are_not_blank(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    output = ["--output_dir", tmp_path / "new", "--eval_file", STORIES]
+    flags = [copied, *TEXTS, *output, flag, " "]
+    assert run_script(release.main, release.parse_flags(list(map(str, flags)))) == 2
+    assert f"{flag}: must have a visible character, got ' '" in capsys.readouterr().err
+    assert released(tmp_path / "none", tmp_path / "new") == 2
+    assert "none: must be an existing folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("output", "eval_files", "words"),
     [

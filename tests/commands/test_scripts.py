@@ -271,8 +271,10 @@ def test_without_arguments_and_terminal_infer_shows_the_demo(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     room = ["--max_seq_length", 384]  # for its long questions
-    shown = asked(capsys, checkpoint, *room)
-    assert asked(capsys, checkpoint, *room, "--demo") == shown
+    shown = asked(capsys, checkpoint, *room, "--demo")
+    assert call("infer", "--model", checkpoint, *HERE, *WINDOWS, *room) == 0
+    out, err = capsys.readouterr()
+    assert out == shown and err.startswith("stdin is not a terminal and was not read")
     lines = shown.splitlines()
     assert infer_questions.DEMO_CONTEXT in lines and infer_questions.DEMO_HISTORY in lines
     for question in infer_questions.DEMO_QUESTIONS:

@@ -719,6 +719,7 @@ FAULTY_FILES = [
     # The file as a whole.
     ("x.json", b"", "got an empty file"),
     ("x.jsonl.gz", gzip.compress(b""), "got an empty file"),
+    ("x.jsonl", b"\xef\xbb\xbf \n\n", "got only blank lines"),
     ("x.txt", b"hello", "'.txt'", ".json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
     ("x.gz", b"{}", "must end in", "got ''"),
     ("cut.json.gz", ZIPPED[:-20], "must be intact gzip"),

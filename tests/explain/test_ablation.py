@@ -206,7 +206,7 @@ def test_questions_without_an_answer(folder, tmp_path):
         (["--max_seq_length", 4], "--max_seq_length must"),
         (["--n_best_size", 0], "--n_best_size must be at least 1, got 0"),
         (["--output_dir", "FULL"], "--output_dir: must not contain ablation.svg yet, got"),
-        (["--output_dir", "FULL/ablation.svg"], "cannot be created"),
+        (["--output_dir", "FULL/ablation.svg"], "must be a folder, got a file"),
     ],
 )
 def test_bad_flags(folder, tmp_path, flags, message, capsys):
@@ -220,11 +220,18 @@ def test_bad_flags(folder, tmp_path, flags, message, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bare.json", "gold"), (STORIES_V2, "an answer to every question"), ("absent.json", "exist")],
+    [
+        ("bare.json", "gold"),
+        (STORIES_V2, "an answer to every question"),
+        ("absent.json", "exist"),
+        ("long.json", "tokens"),
+    ],
 )
 def test_bad_data(folder, tmp_path, name, message, capsys):
     bare = {"data": [{"question": "Who?", "context": "Ada."}]}
     (tmp_path / "bare.json").write_text(json.dumps(bare))
+    long = {"question": "Who? " * 400, "context": "Ada.", "answers": ["Ada"]}
+    (tmp_path / "long.json").write_text(json.dumps([long]))
     assert call(folder, tmp_path / name, "--output_dir", tmp_path / "new", *HERE) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
