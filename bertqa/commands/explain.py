@@ -89,7 +89,7 @@ def explain_one(flags: argparse.Namespace, context: str, file: Path | None) -> N
         width = shutil.get_terminal_size().columns
         print(render(found, width, flags.top_k, color=has_colors()), end="")
         return
-    print_found(flags, context, as_pipeline(found.prediction, flags.top_k))
+    print_found(flags, context, as_pipeline(found.answered, flags.top_k))
     write_text(file, page(found))
     print(f"wrote {file}", file=sys.stderr)
 

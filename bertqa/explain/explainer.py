@@ -1,8 +1,9 @@
 """Computation of an explanation, which the page of ``bertqa explain`` shows.
 
-The answer is the one that ``bertqa infer`` gives. The rest (logits by layer, attention, effects of
-heads and layers, token attributions) is computed in float32 for the window that contains the
-answer; of other windows only the best span is kept.
+The answer is the one that ``bertqa infer`` gives; its scores are those of float32, if float32 gives
+the same answer. The rest (logits by layer, attention, effects of heads and layers, token
+attributions) is computed in float32 for the window that contains the answer; of other windows only
+the best span is kept.
 
 L  tokens of the window      H  attention heads
 """
@@ -21,7 +22,7 @@ from bertqa.answering.answerer import (
     default_window_settings,
     make_examples,
 )
-from bertqa.answering.answers import Prediction
+from bertqa.answering.answers import Prediction, answer_entries
 from bertqa.answering.evaluation import predict
 from bertqa.data.batching import collate
 from bertqa.data.tokenization import BertTokenizer
@@ -88,9 +89,13 @@ def explain(
     check_window_fits(model.config, windows)
     model.eval()
     cut = make_windows(examples, tokenizer, windows)
-    if prediction is None:
+    answered = prediction
+    if prediction is None or answered_in != "fp32":
         runtime = Runtime(next(model.parameters()).device)
-        (prediction,) = predict(model, examples, cut, decoding, runtime)
+        (in_fp32,) = predict(model, examples, cut, decoding, runtime)
+        # All numbers are in one precision, unless the precision changes the answer.
+        if prediction is None or _same_answer(in_fp32, prediction):
+            prediction = in_fp32
     text = ScoredText(context, cut, decoding, *_scores(model, cut))
     candidates = tuple(map(text.find, prediction.answers))
     chosen = next(i for i, c in enumerate(candidates) if c.answer.text == prediction.text)
@@ -101,6 +106,7 @@ def explain(
         question=question,
         context=context,
         model_name=model_name,
+        answered=answered or prediction,
         answered_in=answered_in,
         decoding=decoding,
         prediction=prediction,
@@ -114,6 +120,12 @@ def explain(
         layers=tuple(text.readings(answer, layer_logits)),
         inside=_inside(model, tokenizer, batch, answer, attentions, steps, progress),
     )
+
+
+def _same_answer(a: Prediction, b: Prediction) -> bool:
+    """Return whether two predictions answer with the same characters of the context."""
+    (first,), (second,) = answer_entries(a, top_k=1), answer_entries(b, top_k=1)
+    return (first["start"], first["end"]) == (second["start"], second["end"])
 
 
 @torch.no_grad()

@@ -142,10 +142,12 @@ class Explanation:
     Attributes:
         question, context: the input.
         model_name: name to display.
-        answered_in: the precision of ``prediction`` and ``candidates``; the rest is in float32.
+        answered: the answer as ``bertqa infer`` gives it.
+        answered_in: the precision of ``answered``.
         decoding: decoding settings.
-        prediction: the answer as ``bertqa infer`` gives it.
-        candidates: the n-best list, best first, including "no answer" if that is allowed.
+        prediction: the same answer in float32; ``answered`` if float32 gives another one.
+        candidates: the n-best list of ``prediction``, best first, including "no answer" if that is
+            allowed.
         chosen: index of the answer in ``candidates``.
         best_spans: the best span of each window, in float32; None if it has none.
         null_scores: S.T_CLS + E.T_CLS of each window.
@@ -159,6 +161,7 @@ class Explanation:
     question: str
     context: str
     model_name: str
+    answered: Prediction
     answered_in: str
     decoding: DecodingSettings
     prediction: Prediction
@@ -199,8 +202,13 @@ class Explanation:
 
     @property
     def is_in_fp32(self) -> bool:
-        """Whether the answer was found in float32, like all other numbers."""
-        return self.answered_in == "fp32"
+        """Whether the answer's scores are in float32, like all other numbers."""
+        return self.answered_in == "fp32" or self.prediction is not self.answered
+
+    @property
+    def answered_score(self) -> float:
+        """Score of the answer in the precision ``answered_in``."""
+        return next(a.score for a in self.answered.answers if a.text == self.answered.text)
 
     @property
     def explained_score(self) -> float:

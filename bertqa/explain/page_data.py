@@ -182,12 +182,12 @@ def _matrix(e: Explanation) -> dict[str, Any] | None:
 
 def _lens_chart(e: Explanation) -> str:
     """Return a line chart of the answer's P_start and P_end by layer."""
-    names = ["embedded", *map(str, range(len(e.layers) - 1))]
+    names = ["emb.", *map(str, range(len(e.layers) - 1))]
     lines = [
         Line("start", [(i, 100 * r.start_probability) for i, r in enumerate(e.layers)]),
         Line("end", [(i, 100 * r.end_probability) for i, r in enumerate(e.layers)]),
     ]
-    title = "Probability of the answer's start and end after each layer, %"
+    title = "Probability of the answer's start and end, %"
     return line_chart(title, "layer", lines, x_names=names, y_ticks=(0, 25, 50, 75, 100))
 
 

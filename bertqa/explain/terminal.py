@@ -63,7 +63,10 @@ def shown(candidate: Candidate | None) -> str:
 
 def _answer(e: Explanation) -> list[str]:
     answer = e.answer.answer
-    other = "" if e.is_in_fp32 else f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
+    if not e.is_in_fp32:
+        other = f" (in {e.answered_in}; in fp32 {e.explained_score:+.3f})"
+    else:
+        other = f" (in {e.answered_in} {e.answered_score:+.3f})" * (e.answered_in != "fp32")
     lines = [
         _paint(_BOLD, on_one_line(e.question)),
         f"{_paint(_ANSWER, shown(e.answer))}  probability {answer.probability:.4f}, "

@@ -49,7 +49,7 @@ class LoadReport:
     Attributes:
         source: the file that was read.
         loaded: tensors loaded into the model, by their current names in checkpoints.
-        renamed: old name in the file -> current name.
+        renamed: old name in the file -> current name, of loaded and ignored tensors.
         left_over: ignored tensors, by their current names.
         initialized: parameters missing in the file, randomly initialized.
         unknown_config_keys: unknown keys of config.json.
@@ -64,10 +64,11 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
-        if self.renamed:
-            old, new = next(iter(self.renamed.items()))
-            example = f"{printable(old)} -> {printable(new)}"
-            lines.append(f"  renamed: {len(self.renamed)}, such as {example}")
+        loaded = set(self.loaded)
+        renamed = [(old, new) for old, new in self.renamed.items() if new in loaded]
+        if renamed:
+            example = " -> ".join(map(printable, renamed[0]))
+            lines.append(f"  renamed: {len(renamed)} of these, such as {example}")
         for title, names in (
             ("left over", self.left_over),
             ("newly initialized", self.initialized),

@@ -14,7 +14,7 @@ from bertqa.files import write_text
 
 _WIDTH, _HEIGHT = 680, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 40, 48  # margins; lines are named on the right
-_LINE_HEIGHT = 15
+_LINE_HEIGHT = 20
 _DOTTED = 30  # lines with at most so many points have markers
 
 # Blue, orange, green: distinguishable with color blindness, on white and on black.

@@ -57,7 +57,7 @@ class Progress:
         losses_since_log, losses_since_evaluation: loss of each step since then.
         tokens_since_log, seconds_since_log: of this process, without evaluations.
         grad_norm: gradient norm of the last step.
-        evaluations: a row for each evaluation, see ``evaluation_table``.
+        evaluations: a row for each evaluation, see ``evaluation_lines``.
         best_f1: F1 of the best model; None before the first evaluation.
         scaler: state of the fp16 loss scaler; empty for other precisions.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 from bertqa.answering.calibration import Calibration
 from bertqa.answering.evaluation import Evaluation, Evaluator
@@ -100,7 +101,11 @@ def figures_of(row: Mapping[str, float]) -> list[str]:
     return [style.format(row[key]) if key in row else "-" for key, style in _FORMATS.items()]
 
 
-def evaluation_table(rows: Sequence[Mapping[str, float]]) -> str:
-    """Format the evaluations of a run as a table, one line each."""
+def evaluation_lines(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Format the evaluations of a run as a table: the header, and a line for each.
+
+    Without validation data, the table has no columns for it.
+    """
+    used = [any(key in row for row in rows) for key in _FORMATS]
     lines = [[key.replace("_", " ") for key in _FORMATS], *map(figures_of, rows)]
-    return "\n".join("".join(f"{cell:>17}" for cell in line) for line in lines)
+    return ["".join(f"{cell:>17}" for cell in compress(line, used)) for line in lines]

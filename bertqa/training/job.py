@@ -24,7 +24,7 @@ from bertqa.settings import DataSettings, DecodingSettings, TrainingSettings, Wi
 from bertqa.training.checkpoints import Progress, load_for_training
 from bertqa.training.data import Part, label_part, load_data
 from bertqa.training.distillation import Teacher, load_teachers
-from bertqa.training.evaluations import Observer, evaluation_table
+from bertqa.training.evaluations import Observer
 from bertqa.training.provenance import run_metadata
 from bertqa.training.run import Run
 from bertqa.training.run_folder import RunFolder, check_free, lacks_unanswerable_share
@@ -113,7 +113,8 @@ def train(
         folder.keep_decoding(decoding, windows)
     say(_first_line(run, runtime))
     progress = run.train()
-    say(_last_lines(run))
+    if progress.step < run.loop.plan.total_steps:
+        say(_why_early(run))
     del run, loaded  # free the optimizer before calibration loads the best model
     if runtime.is_main and validation.examples:
         observer = observer or Observer()
@@ -152,16 +153,13 @@ def _first_line(run: Run, runtime: Runtime) -> str:
     return f"{steps} of {windows} on {runtime.device} in {runtime.dtype}, from step {first}"
 
 
-def _last_lines(run: Run) -> str:
-    """Format the evaluations, and the reason for early stopping."""
+def _why_early(run: Run) -> str:
+    """Return the reason for early stopping."""
     progress, total = run.progress, run.loop.plan.total_steps
-    lines = [evaluation_table(progress.evaluations)]
-    if progress.step < total:
-        lines.append(
-            f"stopped early after step {progress.step} of {total}: F1 has not improved in "
-            f"{counted(progress.evaluations_since_best, 'evaluation')}; kept the best model"
-        )
-    return "\n".join(lines)
+    return (
+        f"stopped early after step {progress.step} of {total}: F1 has not improved in "
+        f"{counted(progress.evaluations_since_best, 'evaluation')}; kept the best model"
+    )
 
 
 def _description(

@@ -17,7 +17,7 @@ from bertqa.runtime import Runtime
 from bertqa.settings import TrainingSettings
 from bertqa.training.checkpoints import Checkpoints, Progress
 from bertqa.training.distillation import Teacher
-from bertqa.training.evaluations import Observer, evaluation_table, measure
+from bertqa.training.evaluations import Observer, evaluation_lines, measure
 from bertqa.training.log import Failures, TrainingLog, bar_text
 from bertqa.training.loop import TrainingLoop
 from bertqa.training.run_folder import RunFolder, check_free
@@ -106,6 +106,8 @@ class Run:
             disable=not self.runtime.is_main, dynamic_ncols=True,
         )  # fmt: skip
         with Interrupts() as interrupts, bar:  # errors are printed on a new line after the bar
+            if self.runtime.is_main and progress.evaluations:  # of a resumed run
+                bar.write("\n".join(evaluation_lines(progress.evaluations)))
             self._log.start_clock()
             for step in () if self._stops_early() else self.loop.steps(first=progress.step):
                 progress.step = step.number
@@ -156,7 +158,8 @@ class Run:
         if measured.evaluation:
             self.folder.keep_answers(self.progress.step, measured.evaluation.predictions)
         self.observer.after_evaluation(measured)
-        bar.write(evaluation_table(self.progress.evaluations))
+        lines = evaluation_lines(self.progress.evaluations)
+        bar.write("\n".join(lines if len(lines) == 2 else lines[-1:]))  # the header only once
 
     def _save(self) -> None:
         """Write a checkpoint."""

@@ -68,7 +68,9 @@ def test_train_prints_its_progress(trained: Any, checkpoint: Path) -> None:
     assert "training: 45 windows of 5 examples, 5 answers labelled exactly" in lines
     assert any(line.startswith("validation: 36 windows of 4 examples,") for line in lines)
     assert "8 steps of 4 windows on cpu in torch.float32, from step 0" in lines
-    assert [line.split()[1] for line in lines[-4:-2]] == ["4", "8"]  # the table of evaluations
+    table = lines[-5:-2]  # one header, and a line for each evaluation
+    assert [line.split()[1] for line in table] == ["step", "4", "8"]
+    assert sum("training loss" in line for line in lines) == 1
     assert lines[-2].startswith("probabilities are not calibrated: the validation data must")
     assert lines[-1] == f"saved in {folder}; ask it: bertqa infer --model {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,4 +1,4 @@
-"""Checks of the exercises, which raise AssertionError if a solution is wrong.
+"""Checks of the exercises, which raise AssertionError with input, expected and returned value.
 
 Names, arguments and results of the solutions are those of docs/exercises.md. If possible, the
 expected result comes from PyTorch or from arithmetic by hand, not from bertqa.
@@ -16,13 +16,38 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.model.checkpoint import load_checkpoint
-from bertqa.model.packing import PackedBatch
 from tests.helpers import their_model
 
 Solution = Callable[..., Any]
-close = torch.testing.assert_close
+
+
+def check(given: str, found: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Compare a result with the expected one, numbers up to a tolerance.
+
+    Args:
+        given: describes the input.
+    """
+    __tracebackhide__ = True  # pytest shows the line of the check instead
+    if isinstance(expected, Tensor):
+        expect(isinstance(found, Tensor), given, "a tensor", found)
+        kinds = [f"a tensor of size {tuple(x.shape)}, {x.dtype}" for x in (expected, found)]
+        expect(kinds[0] == kinds[1], given, *kinds)
+        wrong = (~torch.isclose(found, expected, rtol, atol)).nonzero().tolist()
+        if wrong:
+            at = tuple(wrong[0])
+            given = f"{given}, element {list(at)} of {tuple(expected.shape)}" if at else given
+            expect(False, given, f"{expected[at]:.6g}", f"{found[at]:.6g}")
+    else:
+        is_number = isinstance(expected, float) and found is not None
+        near = is_number and math.isclose(found, expected, rel_tol=rtol, abs_tol=1e-12)
+        expect(near or found == expected, given, expected, found)
+
+
+def expect(is_right: bool, given: str, expected: object, found: object) -> None:
+    """Raise an AssertionError unless the result is right."""
+    __tracebackhide__ = True
+    assert is_right, f"{given}: expected {expected}, returned {found}"
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -32,13 +57,15 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def attention(solution: Solution) -> None:
     query, key, value = (random(2, 5, 8, seed=seed) for seed in range(3))
-    close(solution(query, key, value), F.scaled_dot_product_attention(query, key, value))
+    expected = F.scaled_dot_product_attention(query, key, value)
+    check("query, key and value of size (2, 5, 8)", solution(query, key, value), expected)
 
 
 def layer_norm(solution: Solution) -> None:
     x, weight, bias = 3 * random(4, 6) + 1, random(6, seed=1), random(6, seed=2)
     for eps in (1e-12, 0.1):
-        close(solution(x, weight, bias, eps), F.layer_norm(x, (6,), weight, bias, eps))
+        expected = F.layer_norm(x, (6,), weight, bias, eps)
+        check(f"x of size (4, 6), eps {eps}", solution(x, weight, bias, eps), expected)
 
 
 def dropout(solution: Solution) -> None:
@@ -46,13 +73,17 @@ def dropout(solution: Solution) -> None:
     torch.manual_seed(0)
     first, second = solution(x, 0.1), solution(x, 0.1)
     kept = first != 0
-    close(first[kept], x[kept] / 0.9, rtol=1e-4, atol=0)
-    assert abs(kept.double().mean() - 0.9) < 0.005, "one number in ten must be zero"
-    for dim in (0, 1):
-        rates = kept.double().mean(dim=dim)
-        assert rates.min() > 0.75 and rates.max() < 0.99, "numbers must be dropped independently"
-    assert not torch.equal(kept, second != 0), "each call must draw a new mask"
-    close(solution(x, 0.0), x)
+    given = "x of size (400, 500), rate 0.1"
+    check(f"{given}: elements that are not zero", first[kept], x[kept] / 0.9, rtol=1e-4, atol=0)
+    rate = float(kept.double().mean())
+    expect(abs(rate - 0.9) < 0.005, f"{given}: fraction that is not zero", 0.9, rate)
+    for dim, of_each in enumerate(("column", "row")):
+        low, high = (float(rate) for rate in kept.double().mean(dim=dim).aminmax())
+        fractions = f"{given}: fraction that is not zero in each {of_each}"
+        expect(0.75 < low <= high < 0.99, fractions, "0.75 to 0.99", f"{low:.3f} to {high:.3f}")
+    is_new = not torch.equal(kept, second != 0)
+    expect(is_new, f"{given}, second call", "another mask", "the same mask")
+    check("x of size (400, 500), rate 0", solution(x, 0.0), x)
 
 
 def span_loss(solution: Solution) -> None:
@@ -66,7 +97,8 @@ def span_loss(solution: Solution) -> None:
             (end_logits.split(lengths)[window], e),
         )
     ]
-    close(solution(start_logits, end_logits, lengths, start, end), sum(losses) / 2)
+    given = f"lengths {lengths}, start {start.tolist()}, end {end.tolist()}"
+    check(given, solution(start_logits, end_logits, lengths, start, end), sum(losses) / 2)
 
 
 def label_positions(solution: Solution) -> None:
@@ -85,8 +117,7 @@ def label_positions(solution: Solution) -> None:
     ]
     for answer, start, label in cases:
         assert context[start : start + len(answer)] == answer
-        found = solution(offsets, start, answer)
-        assert found == label, f"{answer!r}: must be {label}, got {found}"
+        check(f"answer {answer!r} at {start}", solution(offsets, start, answer), label)
 
 
 def sliding_windows(solution: Solution) -> None:
@@ -100,7 +131,7 @@ def sliding_windows(solution: Solution) -> None:
     ]
     for arguments, windows in cases:
         found = [tuple(window) for window in solution(*arguments)]
-        assert found == windows, f"{arguments}: must be {windows}, got {found}"
+        check("length {}, room {}, doc_stride {}".format(*arguments), found, windows)
 
 
 def best_span(solution: Solution) -> None:
@@ -108,10 +139,12 @@ def best_span(solution: Solution) -> None:
         start, end = random(30, seed=seed), random(30, seed=seed + 100)
         spans = [(i, j) for i in range(30) for j in range(i, min(30, i + longest))]
         best = max(spans, key=lambda span: start[span[0]] + end[span[1]])
-        assert tuple(solution(start, end, longest)) == best
+        given = f"random logits of 30 tokens, max_answer_length {longest}"
+        check(given, tuple(solution(start, end, longest)), best)
     # The 20 best starts all come after the 20 best ends: none of their pairs is a span.
     start = torch.arange(60.0)
-    assert tuple(solution(start, -start / 2, 1)) == (59, 59)
+    given = "start logits i and end logits -j / 2 of 60 tokens, max_answer_length 1"
+    check(given, tuple(solution(start, -start / 2, 1)), (59, 59))
 
 
 def f1(solution: Solution) -> None:
@@ -124,15 +157,15 @@ def f1(solution: Solution) -> None:
         ("Pan-Am", "PanAm", 1.0),  # punctuation is removed before words are split
     ]
     for prediction, gold, right in cases:
-        found = solution(prediction, gold)
-        assert math.isclose(found, right), f"{prediction!r}, {gold!r}: must be {right}, got {found}"
+        check(f"prediction {prediction!r}, gold {gold!r}", solution(prediction, gold), right)
 
 
 def learning_rate(solution: Solution) -> None:
-    rates = [solution(step, 1e-4, 10, 4) for step in range(11)]
-    right = [0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
-    close(torch.tensor(rates), torch.tensor(right) * 1e-4)
-    assert solution(0, 1e-4, 10, 0) == 1e-4, "without warmup the first step has the peak"
+    right = [0.0, 0.25, 0.5, 0.75, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0]
+    for step, share in enumerate(right):
+        given = f"step {step}, peak 1e-4, total_steps 10, warmup_steps 4"
+        check(given, solution(step, 1e-4, 10, 4), share * 1e-4)
+    check("step 0, peak 1e-4, total_steps 10, warmup_steps 0", solution(0, 1e-4, 10, 0), 1e-4)
 
 
 def adamw_step(solution: Solution) -> None:
@@ -143,7 +176,7 @@ def adamw_step(solution: Solution) -> None:
         theirs.grad = random(7, seed=step)
         optimizer.step()
         ours, mean, square = solution(ours, random(7, seed=step), mean, square, step, 0.01, 0.1)
-        close(ours, theirs.detach())
+        check(f"7 parameters, step {step}: the new parameter", ours, theirs.detach())
 
 
 def checkpoint_name(solution: Solution) -> None:
@@ -151,16 +184,17 @@ def checkpoint_name(solution: Solution) -> None:
         their_model().save_pretrained(folder)
         tensors = load_file(Path(folder, "model.safetensors"))
         right, _ = load_checkpoint(Path(folder))
-    ours = BertForQuestionAnswering(right.config)
-    ours.load_state_dict({name: tensors[solution(name)] for name in ours.state_dict()})
-    batch = PackedBatch.from_windows([[5, 6, 7, 8]], [[0, 0, 1, 1]])
-    with torch.no_grad():
-        close(ours.eval()(batch), right.eval()(batch))
+    for name, parameter in right.named_parameters():
+        names = [theirs for theirs, tensor in tensors.items() if torch.equal(tensor, parameter)]
+        found = solution(name)
+        expect(found in names, f"name {name!r}", " or ".join(names), found)
 
 
 def integrated_gradients(solution: Solution) -> None:
     x, baseline = torch.tensor([2.0, -1.0, 3.0]), torch.tensor([0.5, 0.0, 1.0])
+    given = f"x {x.tolist()}, baseline {baseline.tolist()}, 64 steps"
     found = solution(lambda v: (v**2).sum(dim=-1), x, baseline, 64)
-    close(found, x**2 - baseline**2, rtol=1e-3, atol=1e-3)
+    check(f"sum of squares, {given}", found, x**2 - baseline**2, rtol=1e-3, atol=1e-3)
     found = solution(lambda v: v[..., 0] * v[..., 1] * v[..., 2], x, baseline, 64)
-    close(found.sum(), x.prod() - baseline.prod(), rtol=1e-3, atol=1e-3)
+    total = x.prod() - baseline.prod()
+    check(f"sum of the contributions to a product, {given}", found.sum(), total, 1e-3, 1e-3)

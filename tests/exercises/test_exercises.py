@@ -32,7 +32,7 @@ def test_solution(solutions, exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_a_typical_mistake_fails(exercise):
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"^.+: expected .+, returned .+"):
         getattr(checks, exercise)(getattr(wrong, exercise))
 
 

@@ -75,3 +75,9 @@ def rough(model: BertForQuestionAnswering, tokenizer: BertTokenizer) -> Predicti
     qa = QuestionAnswerer(rounded, tokenizer, WINDOWS, DecodingSettings(), CPU)
     (prediction,) = qa.answer(make_examples(QUESTION, CONTEXT))
     return prediction
+
+
+@pytest.fixture(scope="session")
+def other_answer(rough: Prediction) -> Prediction:
+    """A prediction in bf16 whose answer is not the one of float32."""
+    return replace(rough, text=rough.answers[1].text)

@@ -107,20 +107,31 @@ def test_a_span_in_two_windows_is_traced_by_its_logits(explained):
 
 def test_an_answer_in_bf16_is_traced_to_the_same_tokens(explained, found, rough):
     e = explained(prediction=rough, answered_in="bf16")
-    assert e.answer.answer == rough.answers[0]  # the scores in bf16, not in float32
+    assert rough.text == found.prediction.text
+    assert e.answered == rough and e.prediction == found.prediction
+    assert e.answer == found.answer  # its scores are in float32, not in bf16
+    assert e.answered_score == rough.answers[0].score != e.answer.answer.score
+    assert e.is_in_fp32
+
+
+def test_another_answer_than_in_float32_keeps_its_scores(explained, found, other_answer):
+    e = explained(prediction=other_answer, answered_in="bf16")
+    assert e.prediction == e.answered == other_answer != found.prediction
+    assert e.answer.answer.text == other_answer.text != found.prediction.text
     assert e.explained_score != e.answer.answer.score
     assert e.explained_score == pytest.approx(e.answer.answer.score, abs=0.3)
-    assert rough.text == found.prediction.text
-    assert e.window == found.window
-    assert (e.answer.first, e.answer.last) == (found.answer.first, found.answer.last)
+    assert not e.is_in_fp32
 
 
-def test_the_precision_is_named_if_there_are_two(explained, found):
-    text = render(explained(answered_in="bf16"))
+def test_the_precision_is_named_if_there_are_two(explained, found, rough, other_answer):
+    e = explained(prediction=other_answer, answered_in="bf16")
+    text = render(e)
     headings = [part.splitlines()[0] for part in text.split("\n\n")]
     named = [" ".join(re.findall("bf16|fp32", heading)) for heading in headings]
     assert named == ["", "fp32", "bf16", "fp32", "fp32", "fp32"]
-    assert f"(in bf16; in fp32 {found.explained_score:+.3f})" in text
+    assert f"(in bf16; in fp32 {e.explained_score:+.3f})" in text
+    same = render(explained(prediction=rough, answered_in="bf16"))
+    assert same.replace(f" (in bf16 {rough.answers[0].score:+.3f})", "") == render(found) != same
     assert "fp32" not in render(found)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.answers import Prediction
@@ -35,13 +36,14 @@ Pages, Explanations = dict[str, str], dict[str, Explanation]
 
 
 @pytest.fixture(scope="module")
-def explanations(explained: Explain, rough: Prediction) -> Explanations:
+def explanations(explained: Explain, rough: Prediction, other_answer: Prediction) -> Explanations:
     short = WindowSettings(128, 8)
     # Question, text, model and vocabulary contain markup and control characters.
     hostile = explained(HOSTILE, HOSTILE, windows=WindowSettings(384, 128), model_name=HOSTILE)
     tokens = tuple(f"{token}'\"></span><b>\x1b" for token in hostile.tokens)
     return {
         "plain": explained(model_name="tiny", answered_in="bf16", prediction=rough),
+        "other": explained(model_name="tiny", answered_in="bf16", prediction=other_answer),
         "negative": explained(decoding=NEGATIVE),
         "never": explained(decoding=NEVER, windows=short),
         "hostile": replace(hostile, tokens=tokens),
@@ -72,7 +74,8 @@ def section_of(text: str, key: str) -> str:
 
 
 KINDS = [
-    "plain", "negative", "never", "hostile", "no tokens", "no tokens, v2", "top20", "accents",
+    "plain", "other", "negative", "never", "hostile", "no tokens", "no tokens, v2", "top20",
+    "accents",
 ]  # fmt: skip
 
 
@@ -141,9 +144,11 @@ def test_formulas_are_valid_mathml(pages):
 def test_the_page_has_the_numbers(pages, explanations):
     text, e = pages["plain"], explanations["plain"]
     plain, answer = read(text).replace("−", "-"), e.answer.answer
-    assert f"{answer.score:+.3f}" != f"{e.explained_score:+.3f}"
-    for number in (answer.start_logit, answer.end_logit, answer.score, e.explained_score):
-        assert f"{number:+.3f}" in plain
+    start, end = float(e.logits[0, e.answer.first]), float(e.logits[1, e.answer.last])
+    # The numbers at the top are those of the figures below; infer's is named beside them.
+    assert f"{start:+.3f} {end:+.3f} = {start + end:+.3f}" in plain
+    assert f"bf16 gives the same answer with the score {e.answered_score:+.3f}" in plain
+    assert f"{answer.score:+.3f}" != f"{e.answered_score:+.3f}"
     assert re.search(rf"\b{e.window + 1} of {len(e.null_scores)}\b", plain)
     assert len(re.findall(r'<tr id="c(\d+)"', text)) == min(20, len(e.candidates))
     matrix = e.span_matrix()
@@ -167,8 +172,10 @@ def test_the_answer_is_marked_in_its_text(pages, explanations, kind):
 
 NOTES = {
     # The precision is named if there are two.
-    "plain": [
-        "explained in fp32", "best first, in bf16 ", "the other best spans are in bf16",
+    "plain": ["all numbers are in fp32"],
+    "other": [
+        "explained in fp32, which gives another answer", "best first, in bf16 ",
+        "the other best spans are in bf16",
         "including the table of windows, are in fp32.", "(k, l) of all windows: those with",
     ],
     "negative": [
@@ -185,7 +192,7 @@ def test_notes_on_the_numbers(pages, kind):
     found = read(pages[kind])
     assert [text for text in NOTES[kind] if text not in found] == []
     assert ("The null score" in found) == (kind in ("negative", "top20", "flat"))
-    assert ("are in fp32." in found) == (kind == "plain")
+    assert ("are in fp32." in found) == (kind == "other")
     assert not re.search(r"\d{12}\.", found)
 
 
@@ -195,7 +202,7 @@ def test_notes_on_the_numbers(pages, kind):
      (0, 3, True)],
 )  # fmt: skip
 def test_decimals_of_head_effects(explanations, most, decimals, sure):
-    """Small effects have more decimals, and effects that round to zero are "0"."""
+    """Small effects have more decimals; effects that round to zero are "0", without a color."""
     inside = explanations["plain"].inside
     heads = inside.head_effects / inside.head_effects.abs().max() * most
     layers = inside.layer_effects / inside.layer_effects.abs().max() * (0.5 if most else 0)
@@ -203,8 +210,8 @@ def test_decimals_of_head_effects(explanations, most, decimals, sure):
     text = section_of(page(replace(explanations["plain"], inside=changed)), "heads")
     cells = [
         cell
-        for kind, cell in re.findall(r'<td class="effect( minus)?"[^>]*>([^<]*)</td>', text)
-        if bool(kind) == cell.startswith("−") or cell == "0"
+        for kind, cell in re.findall(r'<td class="effect( zero| minus)?"[^>]*>([^<]*)</td>', text)
+        if kind == (" zero" if cell == "0" else " minus" if cell.startswith("−") else "")
     ]
     assert len(cells) == heads.numel()
     assert {len(cell.partition(".")[2]) for cell in cells} <= {0, decimals}
@@ -418,7 +425,23 @@ def test_all_columns_are_reachable_on_a_phone(tab: Page) -> None:
     assert len(tables) > 5
     assert all(ends and shadows == 2 for _, _, ends, shadows in tables)
     overflows = {kind: more for kind, more, _, _ in tables}
-    assert not overflows["numbers readings"]
+    assert not overflows["numbers readings"] and not overflows["numbers spans"]
+    assert overflows["matrix"]  # scrolled to its end by TABLES, with its title in view
+    title = "document.querySelector('.matrix caption span').getBoundingClientRect()"
+    assert tab.run(f"{title}.left") >= 0 and tab.run(f"{title}.right") <= 420
+    texts = "[...document.querySelectorAll('.chart text')].map(t => t.getBoundingClientRect())"
+    assert tab.run(f"Math.min(...{texts}.map(box => box.height))") > 10
+    assert tab.run(f"Math.max(...{texts}.map(box => box.right))") <= 420
+
+
+@in_browser
+def test_the_effects_of_twelve_heads_fit_beside_their_formulas(show: Show, e: Explanation) -> None:
+    effects = torch.full((6, 12), -0.001)
+    effects[0, 0] = 0.008
+    wide = replace(e, inside=replace(e.inside, head_effects=effects, layer_effects=effects[:, 0]))
+    tab = show(page(wide))
+    tab.resize(1100, 900)
+    assert {kind: more for kind, more, _, _ in tab.run(TABLES)}["effects"] is False
 
 
 @in_browser

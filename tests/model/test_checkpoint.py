@@ -661,12 +661,13 @@ def test_missing_keys_have_transformers_defaults(tmp_path):
 def test_a_report_with_everything_in_it(make, tensors, tmp_path):
     changed = {_old_norms(name): tensor for name, tensor in without(tensors, *HEAD).items()}
     changed["cls.predictions.bias"] = torch.ones(101)
+    changed["cls.predictions.transform.LayerNorm.gamma"] = torch.ones(36)
     _, report = load_checkpoint(make(changed, novelty=1), require_head=False)
-    old, new = next(iter(report.renamed.items()))
+    old, new = next((old, new) for old, new in report.renamed.items() if old.startswith("bert."))
     assert str(report).splitlines() == [
         f"{tmp_path / 'model.safetensors'}: 53 tensors loaded",
-        f"  renamed: 14, such as {old} -> {new}",
-        "  left over: cls.predictions.bias",
+        f"  renamed: 14 of these, such as {old} -> {new}",
+        "  left over: cls.predictions.bias, cls.predictions.transform.LayerNorm.weight",
         "  newly initialized: qa_outputs.bias, qa_outputs.weight",
         "  unknown config keys: novelty",
     ]

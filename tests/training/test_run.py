@@ -20,7 +20,7 @@ from bertqa.model.bert import BertForQuestionAnswering
 from bertqa.runtime import Runtime
 from bertqa.settings import DecodingSettings
 from bertqa.training.checkpoints import Progress, load_for_training
-from bertqa.training.evaluations import Measured, Observer, evaluation_table
+from bertqa.training.evaluations import Measured, Observer, evaluation_lines
 from bertqa.training.run import Run
 from tests.training.runs import (
     CPU,
@@ -66,13 +66,28 @@ def test_the_evaluation_table() -> None:
          "exact_match": 81.234, "f1": 88.5678},
         {"epoch": 1.5, "step": 1000, "training_loss": 0.5},
     ]  # fmt: skip
-    title, first, second = evaluation_table(rows).splitlines()
+    title, first, second = evaluation_lines(rows)
     assert title.split("  ") != title  # columns
     names = ["epoch", "step", "training loss", "validation loss", "exact match", "f1"]
     assert [name.strip() for name in title.split("  ") if name.strip()] == names
     assert first.split() == ["1.00", "500", "1.2346", "2.5000", "81.23", "88.57"]
     assert second.split() == ["1.50", "1,000", "0.5000", "-", "-", "-"]
     assert len(title) == len(first) == len(second)
+    title, second = evaluation_lines(rows[1:])  # without validation
+    assert title.split() == ["epoch", "step", "training", "loss"]
+    assert second.split() == ["1.50", "1,000", "0.5000"]
+
+
+def test_each_evaluation_is_printed_once(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resumed run begins with the evaluations so far."""
+    crash(make_run(tmp_path / "run", checkpoint), 10)
+    before = capsys.readouterr().out.splitlines()
+    run = trained(make_run(tmp_path / "run", checkpoint), resume=True)
+    lines = evaluation_lines(run.progress.evaluations)
+    assert before == lines[:2] and len(lines) == 3
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_without_a_validation_set_the_last_model_is_kept(tmp_path: Path, checkpoint: Path) -> None:
