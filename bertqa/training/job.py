@@ -68,7 +68,7 @@ def train(
             distillation.py.
         observer: callbacks for log lines, evaluations and the end; ``RunReport(output_dir)`` of
             report/training_page.py writes report.html, as ``bertqa train`` does.
-        say: called with each line to print.
+        say: called with each line to print, except the evaluations, which the progress bar prints.
 
     Raises:
         UserError: data, model or folder are invalid, a file cannot be written, or a loss is not

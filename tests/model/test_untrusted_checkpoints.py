@@ -229,7 +229,7 @@ def test_a_report_is_printable(folder, tensors):
     save_file(tensors, folder / WEIGHTS)
     report = str(load(folder)[2])
     assert all(line.isprintable() for line in report.splitlines())
-    assert len(report.splitlines()) == 4
+    assert len(report.splitlines()) == 3
     report.encode()
 
 
