@@ -69,6 +69,11 @@ class Reliability:
     bins: list[Bin]
     coverage: list[CoveragePoint]
 
+    @property
+    def ece_by_chance(self) -> float:
+        """ECE to expect of perfectly calibrated probabilities with so few questions."""
+        return chance_error(self.bins)
+
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> "Reliability":
         """Restore an object from the output of ``asdict``.
@@ -151,6 +156,18 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     """Compute the ECE: mean |accuracy - probability| over the bins, weighted by their counts."""
     total = sum(each.count for each in bins)
     return math.fsum(each.count * abs(each.accuracy - each.probability) for each in bins) / total
+
+
+def chance_error(bins: Sequence[Bin]) -> float:
+    """Compute the ECE to expect of perfectly calibrated probabilities in these bins.
+
+    The accuracy of n answers of probability p is about normally distributed around p with a
+    standard deviation of sqrt(p (1 - p) / n), and the mean absolute deviation of a normal
+    distribution is sqrt(2 / pi) of the standard deviation. So it decreases with 1 / sqrt(n).
+    """
+    total = sum(each.count for each in bins)
+    variances = ((each.count, each.probability * (1 - each.probability)) for each in bins)
+    return math.fsum(math.sqrt(2 / math.pi * n * v) for n, v in variances) / total
 
 
 def _coverage(

@@ -79,6 +79,7 @@ def table(columns: Sequence["Reliability"]) -> Iterator[str]:
         ],
         "ECE, any gold answer": [f"{column.ece:.4f}" for column in columns],
         "ECE, the first gold answer": [f"{column.ece_first_gold:.4f}" for column in columns],
+        "ECE of perfect calibration": [f"{column.ece_by_chance:.4f}" for column in columns],
     }
     for name, figures in rows.items():
         yield f"{name:<28}" + "".join(f"{figure:>10}" for figure in figures)

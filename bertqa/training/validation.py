@@ -86,7 +86,8 @@ def calibrate_best(
     say(
         f"temperature {after.temperature:.3f}, fitted on {counted(number, 'question')}: expected "
         f"calibration error {before.ece:.4f} before, {after.ece:.4f} after, on "
-        f"{counted(after.questions, 'question')} about other articles"
+        f"{counted(after.questions, 'question')} about other articles; perfect calibration would "
+        f"have {after.ece_by_chance:.4f} on so many"
     )
     if at_limit(after.temperature):
         say(LIMIT)

@@ -14,7 +14,7 @@ from bertqa.answering.answerer import QuestionAnswerer
 from bertqa.answering.calibration import calibrate, read_calibration, write_calibration
 from bertqa.answering.decoding import log_totals, null_logits
 from bertqa.answering.evaluation import score
-from bertqa.answering.reliability import calibration_error, equal_mass_bins
+from bertqa.answering.reliability import calibration_error, chance_error, equal_mass_bins
 from bertqa.answering.temperature import ScoredQuestions, at_limit, fit_temperature
 from bertqa.data.readers import read_examples
 from bertqa.data.squad import Example, split_by_article
@@ -159,6 +159,18 @@ def test_bins_have_equal_counts(answers):
     assert [each.probability for each in bins] == sorted(each.probability for each in bins)
     overall = sum(right for _, right in answers) / len(answers)
     assert sum(each.count * each.accuracy for each in bins) / len(answers) == pytest.approx(overall)
+
+
+@pytest.mark.parametrize("count", [300, 3000])
+def test_the_calibration_error_by_chance_is_that_of_perfect_calibration(count):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(count, generator=generator, dtype=torch.float64)
+    drawn = []
+    for _ in range(100):
+        right = torch.rand(count, generator=generator, dtype=torch.float64) < probabilities
+        drawn.append(equal_mass_bins(probabilities.tolist(), right.tolist()))
+    expected = sum(map(calibration_error, drawn)) / len(drawn)
+    assert chance_error(drawn[0]) == pytest.approx(expected, rel=0.05)
 
 
 # --- rejected input, and the file ----------------------------------------------------------------
