@@ -223,7 +223,7 @@ def hub_entries(name: str, split: str) -> tuple[Entries, str]:
         table = load_dataset(path, config or None, split=split)
     except Exception as error:  # the library's errors have no common class
         raise UserError(
-            f"--dataset {shown(name)}, split {shown(split)}: must be available "
+            f"--dataset {name!r}, split {split!r}: must be available "
             f"({reason(error)}): check both names and the network, or pass a file instead of "
             "--dataset"
         ) from error
